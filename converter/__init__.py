@@ -1,0 +1,1 @@
+"""PyTorch and Hugging Face BERT checkpoints to MLX, with proof; torch is imported lazily, and here only."""

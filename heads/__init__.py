@@ -1,0 +1,1 @@
+"""Task heads: tensors in, tensors out. Knows neither checkpoints nor tokenizers nor training."""

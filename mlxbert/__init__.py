@@ -1,0 +1,1 @@
+"""mlxbert: BERT encoders on MLX."""
