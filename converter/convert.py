@@ -186,9 +186,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def _to_write(source: Source, items: tuple[Planned, ...], dtype: str) -> list[PlannedTensor]:
-    return [
-        PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype)) for item in items
-    ]
+    return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype)) for item in items]
 
 
 def _notes(source: Source, planned: Plan, dtype: str) -> list[str]:
@@ -201,7 +199,9 @@ def _notes(source: Source, planned: Plan, dtype: str) -> list[str]:
     if not any(item.target.startswith("pooler.") for item in planned.encoder):
         notes.append("the source has no pooler, so neither has the output")
     if not any(name in source.side_files for name in TOKENIZER_FILES):
-        notes.append("the source has no tokenizer (tokenizer.json or vocab.txt): copy one into the output to encode text")
+        notes.append(
+            "the source has no tokenizer (tokenizer.json or vocab.txt): copy one into the output to encode text"
+        )
     return notes
 
 
@@ -227,9 +227,7 @@ def _source_name(source: Source) -> str:
     return source.location if source.revision else Path(source.location).resolve().name
 
 
-def _card_facts(
-    name: str, source: Source, planned: Plan, dtype: str, report: ParityReport | None
-) -> CardFacts:
+def _card_facts(name: str, source: Source, planned: Plan, dtype: str, report: ParityReport | None) -> CardFacts:
     import math
 
     classes = source.config.get("architectures")
@@ -237,7 +235,9 @@ def _card_facts(
         name=name,
         source=_source_name(source),
         revision=source.revision,
-        original_class=str(classes[0]) if isinstance(classes, list) and classes else mapping_for(source.config).base_class,
+        original_class=str(classes[0])
+        if isinstance(classes, list) and classes
+        else mapping_for(source.config).base_class,
         dtype=dtype,
         parameters=sum(math.prod(item.shape) for item in planned.encoder),
         has_pooler=any(item.target.startswith("pooler.") for item in planned.encoder),
