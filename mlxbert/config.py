@@ -88,6 +88,13 @@ def _size(name: str, value: Any) -> int:
     return value
 
 
+def _layers(name: str, value: Any) -> int:
+    # A hostile config with a billion layers must not be answered with a billion names.
+    if _size(name, value) > 1000:
+        raise ConfigError(f"config.json: {name} must be at most 1000, not {value}")
+    return value
+
+
 def _token_id(name: str, value: Any) -> int | None:
     # A negative padding index is legal in torch (it counts from the end), and nobody means it.
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
@@ -131,7 +138,7 @@ def _activation(name: str, value: Any) -> str:
 _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "vocab_size": _size,
     "hidden_size": _size,
-    "num_hidden_layers": _size,
+    "num_hidden_layers": _layers,
     "num_attention_heads": _size,
     "intermediate_size": _size,
     "hidden_act": _activation,
