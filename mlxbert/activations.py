@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import mlx.core as mx
 
@@ -31,8 +32,7 @@ def gelu(x: mx.array) -> mx.array:
     CPU is a scalar call for every element, 25 ns, and would take half of a forward pass. Its error is that of float32
     arithmetic, torch's own being the same, so that it serves every device.
     """
-    y: mx.array = _gelu_float32(x.astype(mx.float32))
-    return y.astype(x.dtype)
+    return cast(mx.array, _gelu_float32(x.astype(mx.float32))).astype(x.dtype)
 
 
 @mx.custom_function
@@ -44,7 +44,7 @@ def _gelu_float32(x: mx.array) -> mx.array:
 def _gelu_vjp(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
     # Φ(x) + x φ(x). By hand: differentiating the fraction would keep some twenty arrays of x's size for every layer.
     cdf, exponent = _cdf_fused(x)
-    bell: mx.array = exp_nonpositive(exponent)
+    bell = cast(mx.array, exp_nonpositive(exponent))
     return cotangent * (cdf + x * ((1 / math.sqrt(2 * math.pi)) * bell))
 
 
