@@ -93,8 +93,7 @@ class Tokenizer:
         side = files.config.get("truncation_side", "right")
         if side not in ("right", "left"):
             raise TokenizerError(
-                f"{files.directory / 'tokenizer_config.json'}: truncation_side must be 'right' or 'left', "
-                f"not {side!r}"
+                f"{files.directory / 'tokenizer_config.json'}: truncation_side must be 'right' or 'left', not {side!r}"
             )
         limits = [limit for limit in (files.model_max_length, max_length) if limit is not None]
         return cls(
@@ -148,9 +147,7 @@ class Tokenizer:
             warn_of_truncation(len(over), len(rows), max(lengths), limit, stacklevel=3)
         longest = max((len(row.ids) for row in rows), default=0)
         if pad_to is not None and pad_to < longest:
-            raise TokenizerError(
-                f"pad_to={pad_to} is less than the longest text's {longest} tokens; fix: raise it"
-            )
+            raise TokenizerError(f"pad_to={pad_to} is less than the longest text's {longest} tokens; fix: raise it")
         shape = (len(rows), longest if pad_to is None else pad_to)
         ids = np.full(shape, self.pad_token_id or 0, np.int32)
         type_ids, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
