@@ -1,4 +1,4 @@
-"""Who imports whom: converter -> mlxbert -> heads, never back; torch and transformers in converter/ only, and lazily."""
+"""Who imports whom: converter -> mlxbert -> heads, never back; torch and transformers in converter/ only, lazily."""
 
 from __future__ import annotations
 
