@@ -63,35 +63,43 @@ def target_lock(target: Path) -> Iterator[None]:
     Raises :class:`WriteError` at once when another process (or thread) holds it.
     """
     path = lock_path(target)
-    descriptor = _acquire(path, target)
+    descriptor = None
+    while descriptor is None:
+        descriptor = _try_lock(path, target)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _acquire(path: Path, target: Path) -> int:
-    while True:
-        with write_errors(path, needed=0):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us unlinks the file as it leaves: a lock on an unlinked file excludes nobody.
-            if _is_at(descriptor, path):
-                return descriptor
+            path.unlink(missing_ok=True)
+        finally:
             os.close(descriptor)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise WriteError(
-                f"{target}: another conversion is writing it right now; "
-                "wait for that to end or give another output with -o"
-            ) from error
-        except OSError as error:
-            os.close(descriptor)
-            raise WriteError(
-                f"{path}: cannot be locked: {error.strerror or error}; give an output on a local disk with -o"
-            ) from error
+
+
+def _try_lock(path: Path, target: Path) -> int | None:
+    """A descriptor that holds the lock; None when the file was unlinked meanwhile, and is to be made anew."""
+    with write_errors(path, needed=0):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The holder before us unlinks the file as it leaves: a lock on an unlinked file excludes nobody.
+        if _is_at(descriptor, path):
+            return descriptor
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise WriteError(
+            f"{target}: another conversion is writing it right now; "
+            "wait for that to end or give another output with -o"
+        ) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise WriteError(
+            f"{path}: cannot be locked: {error.strerror or error}; give an output on a local disk with -o"
+        ) from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -108,6 +116,8 @@ def recover(target: Path) -> None:
     Raises :class:`WriteError` when another run is writing `target` now, or when mending fails.
     """
     target = Path(os.path.realpath(target))
+    if not target.name:  # "/" has nothing beside it
+        return
     with write_errors(target, needed=0):
         left = lock_path(target).exists() or siblings(target, "tmp") or siblings(target, "old")
     if left:
