@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.hub.plugin"]
+
 
 @pytest.fixture(scope="session")
 def minilm_source() -> Path:
