@@ -150,9 +150,7 @@ def _class_name(directory: Path, config: dict[str, Any]) -> str | None:
     return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
-def _legacy_added(
-    directory: Path, names: dict[str, Any], pipeline: dict[str, Any] | None
-) -> dict[int, AddedToken]:
+def _legacy_added(directory: Path, names: dict[str, Any], pipeline: dict[str, Any] | None) -> dict[int, AddedToken]:
     by_id: dict[int, AddedToken] = {}
     path = directory / "added_tokens.json"
     known = {
@@ -173,9 +171,7 @@ def _added_by_id(tokens: Any, path: Path) -> dict[int, AddedToken]:
     try:
         return {int(index): _added_token(fields) for index, fields in tokens.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(
-            f"{path}: an added token cannot be read ({error!r}); fix: fetch the file again"
-        ) from None
+        raise TokenizerError(f"{path}: an added token cannot be read ({error!r}); fix: fetch the file again") from None
 
 
 def _added_token(fields: dict[str, Any]) -> AddedToken:

@@ -60,9 +60,7 @@ def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str
     as_bert = pipeline is None or (files.class_name in (None, *BERT_CLASSES) and kind in (None, "WordPiece"))
     special = _with_defaults(files) if as_bert else dict(files.special)
     try:
-        backend = (
-            _bert_pipeline(files, special) if as_bert else tokenizers.Tokenizer.from_str(json.dumps(pipeline))
-        )
+        backend = _bert_pipeline(files, special) if as_bert else tokenizers.Tokenizer.from_str(json.dumps(pipeline))
     except TokenizerError:
         raise
     except Exception as error:  # tokenizers raises a bare Exception
@@ -144,9 +142,7 @@ def _bert_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -> tok
         if name not in special or special[name].content not in present:
             source = files.directory / ("vocab.txt" if files.pipeline is None else "tokenizer.json")
             token = special[name].content if name in special else name
-            raise TokenizerError(
-                f"{source}: the vocabulary has no {token}; fix: check that it is a BERT vocabulary"
-            )
+            raise TokenizerError(f"{source}: the vocabulary has no {token}; fix: check that it is a BERT vocabulary")
     settings: dict[str, Any] = {
         "lowercase": files.flag("do_lower_case", True),
         "strip_accents": files.flag("strip_accents", None),
@@ -160,9 +156,7 @@ def _bert_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -> tok
     return backend
 
 
-def _add_tokens(
-    backend: tokenizers.Tokenizer, added: tuple[AddedToken, ...], special: dict[str, AddedToken]
-) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, added: tuple[AddedToken, ...], special: dict[str, AddedToken]) -> None:
     tokens = {token.content: token for token in added}
     vocabulary = backend.get_vocab(with_added_tokens=True)
     # transformers appends a special token that the vocabulary lacks; its id would lie outside the embeddings.
@@ -181,13 +175,11 @@ def _warn_of_contradiction(files: TokenizerFiles, settings: dict[str, Any]) -> N
     names["handle_chinese_chars"] = "tokenize_chinese_chars"
     for field, name in names.items():
         if field in stored and stored[field] != settings[field]:
-            origin = (
-                "tokenizer_config.json" if name in files.config else "transformers' default for a missing field"
-            )
+            origin = "tokenizer_config.json" if name in files.config else "transformers' default for a missing field"
             warnings.warn(
                 f"{files.directory}: tokenizer.json says {field}={stored[field]}, {origin} says "
                 f"{settings[field]}, and transformers follows the latter; so do the ids here. "
                 f"fix: set {name} in tokenizer_config.json to what the model was trained with",
                 TokenizerWarning,
-                stacklevel=2,
+                stacklevel=5,  # the caller of `Tokenizer.from_directory`
             )
