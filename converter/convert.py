@@ -18,7 +18,7 @@ from converter.mappings import mapping_for
 from converter.safetensors_writer import PlannedTensor
 from converter.source import Source, open_source
 from converter.staging import OutputDirectory
-from converter.weights import plan_source, read
+from converter.canonical import plan_source, read
 from mlxbert.errors import MLXBertError
 
 if TYPE_CHECKING:
