@@ -22,7 +22,7 @@ from converter.canonical import plan_source, read
 from mlxbert.errors import MLXBertError
 
 if TYPE_CHECKING:
-    from converter.parity import ParityReport
+    from converter.parity_report import ParityReport
 
 FORMAT_VERSION = 1
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
