@@ -34,7 +34,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## Convert the packaged all-MiniLM-L6-v2, prove it equal to PyTorch, embed three sentences
-	@$(BIN)/python -m converter.demo $(MODEL)
+	@source=$$($(BIN)/python -m examples.packaged_minilm) && set -x && \
+	$(BIN)/mlxbert-convert "$$source" -o $(MODEL) --overwrite --verify && \
+	$(BIN)/mlxbert encode $(MODEL) "A cat sits on the mat." "A kitten rests on a rug." "Stock markets fell sharply today."
 
 test: $(READY)  ## All tests, with branch coverage (about 10 minutes on two cores)
 	$(BIN)/python -m pytest --cov --cov-report=term --durations=10

@@ -18,7 +18,7 @@ from converter.mappings import mapping_for
 from converter.safetensors_writer import PlannedTensor
 from converter.source import Source, open_source
 from converter.staging import OutputDirectory
-from converter.weights import plan_source, read
+from converter.canonical import plan_source, read
 from mlxbert.errors import MLXBertError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def convert(
     progress = progress or _silent
     target = Path(out) if out is not None else default_output(str(src))
     source = open_source(str(src), revision=revision, config=None if config is None else Path(config))
-    bert_config, planned = plan_source(source)
+    _, planned = plan_source(source)
     unverified = why_not_verified(source, verify)
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
     notes = [*source.notes, *_notes(source, planned, dtype)]

@@ -1,8 +1,8 @@
 """mlxbert: BERT encoders on MLX, converted from PyTorch and proven equal to it.
 
-Importing it does two things beside defining names, both here: it says what to install where MLX has no backend, and on
-a Linux CPU it gives MLX a real BLAS. The BLAS is a matter of the process, not of a model: a script that imports mlxbert
-and multiplies through `mlx.core` has it too, whatever it imported first.
+Importing it does two things beside defining names, both here: it says what to install where MLX has no backend, and
+on a Linux CPU it gives MLX a real BLAS. The BLAS is a matter of the process, not of a model: a script that imports
+mlxbert and multiplies through `mlx.core` has it too, whatever it imported first.
 """
 
 from mlxbert import backend
