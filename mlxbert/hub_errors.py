@@ -68,6 +68,11 @@ def check_token() -> None:
         token = get_token()
     except OIDCError as error:
         raise HubError(f"HF_OIDC_RESOURCE is set, but no token came of it: {_clean(str(error))}") from None
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8
+        kind = type(error).__name__
+        raise HubError(
+            f"{constants.HF_TOKEN_PATH} cannot be read ({kind}): mend it, or `hf auth login` anew"
+        ) from None
     if token is not None and re.fullmatch(r"[!-~]+", token) is None:
         raise HubError(f"{_token_source()} has a character that no token has: copy it anew, or run `hf auth login`")
 
@@ -81,7 +86,8 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
     if isinstance(error, HfHubHTTPError):
         return HubError(_answered(error, subject))
     if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL)):
-        return HubError(_unreachable(error, subject) + _lacking(subject, missing))
+        named = _lacking(subject, missing) if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) else ""
+        return HubError(_unreachable(error, subject) + named)
     if isinstance(error, (NotAHubError, FileMetadataError)):
         return HubError(
             f"{_host()} does not answer like a Hugging Face Hub: check HF_ENDPOINT, or log in to your network"

@@ -19,6 +19,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,7 +43,7 @@ def list_files(repo_id: str, revision: str | None) -> Listing:
     Raises what the client raises.
     """
     api = _RevisionInfo()
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision is not None and _COMMIT.fullmatch(revision):
         commit = revision
         names = _cached_names(repo_id, commit)
         if names is not None:
@@ -53,6 +55,8 @@ def list_files(repo_id: str, revision: str | None) -> Listing:
         commit = api.resolve_revision(repo_id, revision=revision).resolved
     if api.names is not None:
         return Listing(commit, api.names)
+    if _COMMIT.fullmatch(commit) is None:  # a damaged cache: the caller says so
+        return Listing(commit, (), api.unreachable)
     names = _cached_names(repo_id, commit) or _names_below(cached_folder(repo_id, commit))
     if names is None or api.unreachable is None:
         raise api.unreachable or NotAHubError("no list of files")
@@ -128,7 +132,7 @@ class _RevisionInfo(HfApi):
             names = tuple(sibling.rfilename for sibling in info.siblings or ())
         except (ValueError, TypeError, KeyError) as error:
             raise NotAHubError(f"{type(error).__name__}: {error}") from error
-        if info.sha is None:
-            raise NotAHubError("no commit id")
+        if not isinstance(info.sha, str) or _COMMIT.fullmatch(info.sha) is None:  # the client makes paths of it
+            raise NotAHubError(f"{info.sha!r} is no commit id")
         self.names = names
         return info

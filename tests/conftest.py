@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.hub.plugin"]
+pytest_plugins = ["tests.hub.plugin", "tests.hub.samples"]
 
 
 @pytest.fixture(scope="session")
