@@ -6,6 +6,7 @@ a server's may quote anything, so neither is passed on unless cleaned.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -64,6 +65,8 @@ def check_token() -> None:
 
     Raises HubError.
     """
+    if constants.is_offline_mode():  # then none is sent, and to have one may take the network
+        return
     try:
         token = get_token()
     except OIDCError as error:
@@ -156,7 +159,9 @@ def _unreachable(error: BaseException, subject: Subject) -> str:
             f"No network: {_host()} cannot be connected to: check the connection, or set HTTPS_PROXY if you need one"
         )
     if isinstance(error, httpx2.TimeoutException):
-        return f"{_host()} does not answer in time: try again, with HF_HUB_DOWNLOAD_TIMEOUT=60 on a slow network"
+        return (
+            f"{_host()} does not answer in time: try again, or with HF_HUB_ETAG_TIMEOUT=60 HF_HUB_DOWNLOAD_TIMEOUT=60"
+        )
     return f"The connection was dropped while {subject} was read: run it again, whole files are kept"
 
 
@@ -211,5 +216,6 @@ def _clean(text: str) -> str:
     line = re.sub(r"(https?://)[^/\s@]*@", r"\1", lines[0])
     line = re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", line)
     line = re.sub(r"\bhf_\w+|\bBearer \S+", "<token>", line)
-    token = get_token()
-    return line.replace(token, "<token>") if token else line
+    with contextlib.suppress(OSError, ValueError, OIDCError):  # no token that can be had is none to hide
+        line = line.replace(get_token() or "\n", "<token>")
+    return line

@@ -40,7 +40,7 @@ class NotAHubError(Exception):
 def list_files(repo_id: str, revision: str | None) -> Listing:
     """Resolve the revision and list its files, with one request (none for a commit whose list is cached).
 
-    Raises what the client raises.
+    Raises what the client raises, and NotAHubError.
     """
     api = _RevisionInfo()
     if revision is not None and _COMMIT.fullmatch(revision):
@@ -50,8 +50,7 @@ def list_files(repo_id: str, revision: str | None) -> Listing:
             return Listing(commit, names)
         api.ask(repo_id, commit)
     else:
-        # The client's own way from a name to a commit: it keeps the answer for offline use, and falls back to
-        # it.
+        # The client's own way from a name to a commit: it keeps the answer, and falls back to it offline.
         commit = api.resolve_revision(repo_id, revision=revision).resolved
     if api.names is not None:
         return Listing(commit, api.names)
@@ -60,7 +59,8 @@ def list_files(repo_id: str, revision: str | None) -> Listing:
     names = _cached_names(repo_id, commit) or _names_below(cached_folder(repo_id, commit))
     if names is None or api.unreachable is None:
         raise api.unreachable or NotAHubError("no list of files")
-    logger.warning("Could not reach the Hub; using the cached copy of '%s' at commit %s.", repo_id, commit)
+    if commit == revision:  # otherwise resolve_revision has said so
+        logger.warning("Could not reach the Hub. Using the cached copy of '%s' at %s.", repo_id, commit)
     return Listing(commit, names, api.unreachable)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def test_a_fresh_process_needs_only_hf_endpoint(hub: Hub) -> None:
     assert child.returncode == 0, child.stderr
     report = json.loads(child.stdout)
     assert report["heavy"] == []
+    assert report["xet"] is (importlib.util.find_spec("hf_xet") is not None)  # nothing but the headers rules it out
     assert report["endpoint"] == hub.endpoint
     assert report["revision"] == hub_repo.branches["main"]
     assert (Path(report["path"]) / "model.safetensors").read_bytes() == weights
