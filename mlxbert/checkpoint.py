@@ -85,7 +85,7 @@ def load_core(directory: Path, *, config: dict[str, Any] | None = None, dtype: m
     """The encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or names or shapes are not those that the configuration calls for.
+        CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
     """
     config = read_config(directory) if config is None else config
     if "quantization" in config:

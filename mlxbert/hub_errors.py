@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx2
@@ -117,6 +118,7 @@ def _answered(error: HfHubHTTPError, subject: Subject) -> str:
     """The Hub said no."""
     status = error.response.status_code
     page = f"{_endpoint()}/{subject.repo_id}"
+    host = _asked(error)
     authorized = "authorization" in error.response.request.headers
     if isinstance(error, GatedRepoError):
         return f"{subject} is gated: accept its conditions at {page}, then `hf auth login` with the same account"
@@ -135,33 +137,32 @@ def _answered(error: HfHubHTTPError, subject: Subject) -> str:
             f"{subject} does not exist on {_host()} or is private (nor is there such a path): check the name; {login}"
         )
     if status == 403:
-        return f"{_token_source()} may not read {subject} (403): give it read access at {_endpoint()}/settings/tokens"
+        if authorized:
+            return f"{_token_source()} may not read {subject} (403): give it access at {_endpoint()}/settings/tokens"
+        return f"{host} refused {subject} (403): run it again; if that does not help, `hf auth login`"
     if status == 429:
-        return f"{_host()} allows no more requests for now (429): wait some minutes; `hf auth login` allows more"
+        return f"{host} allows no more requests for now (429): wait some minutes; `hf auth login` allows more"
     if status >= 500:
-        return f"{_host()} failed ({_named(status)}), and again when tried again: try later"
-    return f"{_host()} refused {subject} ({_named(status)}): {_clean(error.server_message or str(error))}"
+        return f"{host} failed ({_named(status)}), and again when tried again: try later"
+    return f"{host} refused {subject} ({_named(status)}): {_clean(error.server_message or str(error))}"
 
 
 def _unreachable(error: BaseException, subject: Subject) -> str:
     """No answer, or none to the end."""
     causes = list(_chain(error))
+    host = _asked(error)
     if isinstance(error, httpx2.ProxyError):
-        return f"The proxy on the way to {_host()} refused: check HTTPS_PROXY and NO_PROXY"
+        return f"The proxy on the way to {host} refused: check HTTPS_PROXY and NO_PROXY"
     if isinstance(error, (httpx2.UnsupportedProtocol, httpx2.InvalidURL)):
         return f"HF_ENDPOINT is not a web address: it should read like {constants.HUGGINGFACE_CO_URL_HOME.rstrip('/')}"
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return f"The certificate of {_host()} is not trusted: set SSL_CERT_FILE to your network's certificates"
+        return f"The certificate of {host} is not trusted: set SSL_CERT_FILE to your network's certificates"
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return f"No network: {_host()} is not found: check the connection, or set HTTPS_PROXY if you need one"
+        return f"No network: {host} is not found: check the connection, or set HTTPS_PROXY if you need one"
     if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
-        return (
-            f"No network: {_host()} cannot be connected to: check the connection, or set HTTPS_PROXY if you need one"
-        )
+        return f"No network: {host} cannot be connected to: check the connection, or set HTTPS_PROXY if you need one"
     if isinstance(error, httpx2.TimeoutException):
-        return (
-            f"{_host()} does not answer in time: try again, or with HF_HUB_ETAG_TIMEOUT=60 HF_HUB_DOWNLOAD_TIMEOUT=60"
-        )
+        return f"{host} does not answer in time: try again, or with HF_HUB_ETAG_TIMEOUT=60 HF_HUB_DOWNLOAD_TIMEOUT=60"
     return f"The connection was dropped while {subject} was read: run it again, whole files are kept"
 
 
@@ -199,6 +200,15 @@ def _endpoint() -> str:
 
 def _host() -> str:
     return urlsplit(_endpoint()).netloc or "HF_ENDPOINT"
+
+
+def _asked(error: Any) -> str:
+    """The host that was asked: the Hub, or where it keeps large files (which a firewall may know nothing of)."""
+    try:
+        request = error.response.request if isinstance(error, HfHubHTTPError) else error.request
+    except (AttributeError, RuntimeError):  # httpx2's way to say that it never came to a request
+        return _host()
+    return str(request.url.netloc, "ascii")
 
 
 def _token_source() -> str:

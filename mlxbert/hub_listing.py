@@ -110,7 +110,7 @@ class _RevisionInfo(HfApi):
             if error.response.status_code < 500:
                 raise
 
-    def repo_info(self, repo_id: str, *, revision: str | None = None, **_: Any) -> ModelInfo:  # type: ignore[override]
+    def repo_info(self, repo_id: str, *, revision: str | None = None, **_: Any) -> ModelInfo:
         url = f"{self.endpoint}/api/models/{repo_id}"
         if revision is not None:
             url += f"/revision/{quote(revision, safe='')}"

@@ -61,7 +61,7 @@ class TestRefusals:
         hub.inject("/api/", status=403, message=f"Forbidden for {hub_token}")
         assert failure(hub) == (
             "the token in HF_TOKEN may not read model 'team/bert' (403): "
-            f"give it read access at {hub.endpoint}/settings/tokens"
+            f"give it access at {hub.endpoint}/settings/tokens"
         )
 
     def test_disabled(self, hub: Hub, hub_repo: Repository) -> None:

@@ -59,8 +59,14 @@ class TestTransport:
     @pytest.mark.parametrize("where", ["/api/models/team/bert$", "/tree/", "HEAD .*safetensors", "GET /storage/"])
     def test_a_failure_that_stays(self, hub: Hub, hub_repo: Repository, where: str) -> None:
         hub.inject(where, times=1000, status=503)
-        host = hub.endpoint.removeprefix("http://")
+        host = (hub.storage if "storage" in where else hub.endpoint).removeprefix("http://")
         assert failure(hub) == f"{host} failed (503 Service Unavailable), and again when tried again: try later"
+
+    def test_a_storage_that_refuses(self, hub: Hub, hub_repo: Repository) -> None:
+        hub.inject("GET /storage/", reply=Reply(403, body=b"Request has expired"))
+        host = hub.storage.removeprefix("http://")
+        message = f"{host} refused model 'team/bert' (403): run it again; if that does not help, `hf auth login`"
+        assert failure(hub) == message
 
     def test_too_many_requests(self, hub: Hub, hub_repo: Repository) -> None:
         hub.inject("/api/", times=1000, status=429)
@@ -90,7 +96,7 @@ class TestTransport:
 CHILD = """
 import json, sys
 from mlxbert.hub import HubError, snapshot
-heavy = {"torch", "transformers", "mlx", "huggingface_hub", "httpx2"} & set(sys.modules)
+heavy = {"torch", "transformers", "huggingface_hub", "httpx2"} & set(sys.modules)
 try:
     found = snapshot("team/bert", select=lambda names: [n for n in names if n.endswith((".json", ".safetensors"))])
     report = {"path": str(found.path), "revision": found.revision}
