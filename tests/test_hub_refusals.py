@@ -135,6 +135,13 @@ class TestHostileAnswers:
         assert hub.downloaded() == []
         assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
 
+    def test_a_name_that_is_not_in_the_second_listing(self, hub: Hub, hub_repo: Repository) -> None:
+        entry = {"type": "file", "oid": "0" * 40, "size": 4, "path": "config.json"}
+        hub.inject("/tree/", reply=Reply.json([entry]))
+        assert failure(hub, select=lambda names: ["config.json", "vocab.txt"]) == (
+            "model 'team/bert' was not downloaded whole; run it again. Missing:\n  vocab.txt"
+        )
+
     def test_a_name_that_appears_in_the_second_listing_only(
         self, hub: Hub, hub_repo: Repository, tmp_path: Path
     ) -> None:
