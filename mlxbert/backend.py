@@ -97,9 +97,7 @@ def _installed_backends() -> list[str]:
     spec = importlib.util.find_spec("mlx")
     folders = {Path(folder).parent for folder in (spec and spec.submodule_search_locations) or ()}
     found = {info.name.split("-")[0] for folder in folders for info in folder.glob("mlx_c*-*.dist-info")}
-    return sorted(
-        name.replace("_", "-") for name in found if name == "mlx_cpu" or name.startswith("mlx_cuda")
-    )
+    return sorted(name.replace("_", "-") for name in found if name == "mlx_cpu" or name.startswith("mlx_cuda"))
 
 
 _lock = threading.Lock()
