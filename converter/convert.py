@@ -18,11 +18,11 @@ from converter.mappings import mapping_for
 from converter.safetensors_writer import PlannedTensor
 from converter.source import Source, open_source
 from converter.staging import OutputDirectory
-from converter.weights import plan_source, read
+from converter.canonical import plan_source, read
 from mlxbert.errors import MLXBertError
 
 if TYPE_CHECKING:
-    from converter.parity import ParityReport
+    from converter.parity_report import ParityReport
 
 FORMAT_VERSION = 1
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")

@@ -181,5 +181,5 @@ def _warn_of_contradiction(files: TokenizerFiles, settings: dict[str, Any]) -> N
                 f"{settings[field]}, and transformers follows the latter; so do the ids here. "
                 f"fix: set {name} in tokenizer_config.json to what the model was trained with",
                 TokenizerWarning,
-                stacklevel=2,
+                stacklevel=5,  # the caller of `Tokenizer.from_directory`
             )
