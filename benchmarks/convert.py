@@ -1,8 +1,8 @@
 """How long a conversion takes and how much memory, against copying and hashing the same file.
 
 Both sides in one run, in turn, warm cache: `cp` + `sync` + `sha256sum` of a bert-base in float32 (438 MB), and
-`mlxbert-convert --no-verify` of it. Both leave the file on the disk and know its hash; the conversion also checks every
-number and renames every tensor.
+`mlxbert-convert --no-verify` of it. Both leave the file on the disk and know its hash; the conversion checks every
+number and renames every tensor besides.
 """
 
 from __future__ import annotations
