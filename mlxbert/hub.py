@@ -60,10 +60,9 @@ def snapshot(
 
     The revision (branch, tag, commit; None: the default branch) is resolved once, and everything after asks
     for that commit, so a push in the meantime cannot mix two versions. `select` gets the names of all files
-    in it (POSIX paths) and
-    returns those that are needed; only those not in the cache yet are downloaded. With HF_HUB_OFFLINE, or when the Hub
-    cannot be reached, the cache alone is used, and one logged line says so; `select` then gets the cached
-    list of names or, where none was kept, the names of the cached files.
+    in it (POSIX paths) and returns those that are needed; only those not in the cache yet are downloaded.
+    With HF_HUB_OFFLINE, or when the Hub cannot be reached, the cache alone is used, and one logged line says
+    so; `select` then gets the cached list of names or, where none was kept, the names of the cached files.
 
     Cache, endpoint and token are huggingface_hub's own settings (HF_HOME, HF_ENDPOINT, `hf auth login` …).
     Its progress bars are shown on a terminal (HF_HUB_DISABLE_PROGRESS_BARS=0: everywhere); `progress=False`
@@ -87,7 +86,7 @@ def snapshot(
         raise explain(error, subject) from None  # its text may quote the URL; __context__ keeps it for debuggers
     commit = listing.commit
     if _COMMIT.fullmatch(commit) is None:
-        raise HubError(f"{subject} is at {commit!r}, which is no commit id: is HF_ENDPOINT a Hugging Face Hub?")
+        raise HubError(f"{subject} is at {commit!r} in the cache, which is no commit id: delete it with `hf cache rm`")
     _refuse_escaping_names(listing.names, subject=str(subject))
     wanted = list(dict.fromkeys(select(listing.names)))
     absent = sorted(set(wanted) - set(listing.names))
@@ -107,6 +106,7 @@ def snapshot(
                 patterns = [glob.escape(name) for name in missing]
                 folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
         except FAILURES as error:
+            missing = _not_in(cached_folder(repo_id, commit), wanted)  # some may have come
             raise explain(error, subject, missing=missing) from None
         missing = _not_in(folder, wanted)
     if missing or folder is None:

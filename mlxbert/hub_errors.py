@@ -6,6 +6,7 @@ a server's may quote anything, so neither is passed on unless cleaned.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -14,6 +15,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx2
@@ -64,10 +66,17 @@ def check_token() -> None:
 
     Raises HubError.
     """
+    if constants.is_offline_mode():  # then none is sent, and to have one may take the network
+        return
     try:
         token = get_token()
     except OIDCError as error:
         raise HubError(f"HF_OIDC_RESOURCE is set, but no token came of it: {_clean(str(error))}") from None
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8
+        kind = type(error).__name__
+        raise HubError(
+            f"{constants.HF_TOKEN_PATH} cannot be read ({kind}): mend it, or `hf auth login` anew"
+        ) from None
     if token is not None and re.fullmatch(r"[!-~]+", token) is None:
         raise HubError(f"{_token_source()} has a character that no token has: copy it anew, or run `hf auth login`")
 
@@ -81,7 +90,8 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
     if isinstance(error, HfHubHTTPError):
         return HubError(_answered(error, subject))
     if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL)):
-        return HubError(_unreachable(error, subject) + _lacking(subject, missing))
+        named = _lacking(subject, missing) if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) else ""
+        return HubError(_unreachable(error, subject) + named)
     if isinstance(error, (NotAHubError, FileMetadataError)):
         return HubError(
             f"{_host()} does not answer like a Hugging Face Hub: check HF_ENDPOINT, or log in to your network"
@@ -108,6 +118,7 @@ def _answered(error: HfHubHTTPError, subject: Subject) -> str:
     """The Hub said no."""
     status = error.response.status_code
     page = f"{_endpoint()}/{subject.repo_id}"
+    host = _asked(error)
     authorized = "authorization" in error.response.request.headers
     if isinstance(error, GatedRepoError):
         return f"{subject} is gated: accept its conditions at {page}, then `hf auth login` with the same account"
@@ -126,31 +137,32 @@ def _answered(error: HfHubHTTPError, subject: Subject) -> str:
             f"{subject} does not exist on {_host()} or is private (nor is there such a path): check the name; {login}"
         )
     if status == 403:
-        return f"{_token_source()} may not read {subject} (403): give it read access at {_endpoint()}/settings/tokens"
+        if authorized:
+            return f"{_token_source()} may not read {subject} (403): give it access at {_endpoint()}/settings/tokens"
+        return f"{host} refused {subject} (403): run it again; if that does not help, `hf auth login`"
     if status == 429:
-        return f"{_host()} allows no more requests for now (429): wait some minutes; `hf auth login` allows more"
+        return f"{host} allows no more requests for now (429): wait some minutes; `hf auth login` allows more"
     if status >= 500:
-        return f"{_host()} failed ({_named(status)}), and again when tried again: try later"
-    return f"{_host()} refused {subject} ({_named(status)}): {_clean(error.server_message or str(error))}"
+        return f"{host} failed ({_named(status)}), and again when tried again: try later"
+    return f"{host} refused {subject} ({_named(status)}): {_clean(error.server_message or str(error))}"
 
 
 def _unreachable(error: BaseException, subject: Subject) -> str:
     """No answer, or none to the end."""
     causes = list(_chain(error))
+    host = _asked(error)
     if isinstance(error, httpx2.ProxyError):
-        return f"The proxy on the way to {_host()} refused: check HTTPS_PROXY and NO_PROXY"
+        return f"The proxy on the way to {host} refused: check HTTPS_PROXY and NO_PROXY"
     if isinstance(error, (httpx2.UnsupportedProtocol, httpx2.InvalidURL)):
         return f"HF_ENDPOINT is not a web address: it should read like {constants.HUGGINGFACE_CO_URL_HOME.rstrip('/')}"
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return f"The certificate of {_host()} is not trusted: set SSL_CERT_FILE to your network's certificates"
+        return f"The certificate of {host} is not trusted: set SSL_CERT_FILE to your network's certificates"
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return f"No network: {_host()} is not found: check the connection, or set HTTPS_PROXY if you need one"
+        return f"No network: {host} is not found: check the connection, or set HTTPS_PROXY if you need one"
     if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
-        return (
-            f"No network: {_host()} cannot be connected to: check the connection, or set HTTPS_PROXY if you need one"
-        )
+        return f"No network: {host} cannot be connected to: check the connection, or set HTTPS_PROXY if you need one"
     if isinstance(error, httpx2.TimeoutException):
-        return f"{_host()} does not answer in time: try again, with HF_HUB_DOWNLOAD_TIMEOUT=60 on a slow network"
+        return f"{host} does not answer in time: try again, or with HF_HUB_ETAG_TIMEOUT=60 HF_HUB_DOWNLOAD_TIMEOUT=60"
     return f"The connection was dropped while {subject} was read: run it again, whole files are kept"
 
 
@@ -190,6 +202,15 @@ def _host() -> str:
     return urlsplit(_endpoint()).netloc or "HF_ENDPOINT"
 
 
+def _asked(error: Any) -> str:
+    """The host that was asked: the Hub, or where it keeps large files (which a firewall may know nothing of)."""
+    try:
+        request = error.response.request if isinstance(error, HfHubHTTPError) else error.request
+    except (AttributeError, RuntimeError):  # httpx2's way to say that it never came to a request
+        return _host()
+    return str(request.url.netloc, "ascii")
+
+
 def _token_source() -> str:
     return "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token that is saved on this machine"
 
@@ -205,5 +226,6 @@ def _clean(text: str) -> str:
     line = re.sub(r"(https?://)[^/\s@]*@", r"\1", lines[0])
     line = re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", line)
     line = re.sub(r"\bhf_\w+|\bBearer \S+", "<token>", line)
-    token = get_token()
-    return line.replace(token, "<token>") if token else line
+    with contextlib.suppress(OSError, ValueError, OIDCError):  # no token that can be had is none to hide
+        line = line.replace(get_token() or "\n", "<token>")
+    return line

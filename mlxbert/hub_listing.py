@@ -19,6 +19,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,25 +40,27 @@ class NotAHubError(Exception):
 def list_files(repo_id: str, revision: str | None) -> Listing:
     """Resolve the revision and list its files, with one request (none for a commit whose list is cached).
 
-    Raises what the client raises.
+    Raises what the client raises, and NotAHubError.
     """
     api = _RevisionInfo()
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision is not None and _COMMIT.fullmatch(revision):
         commit = revision
         names = _cached_names(repo_id, commit)
         if names is not None:
             return Listing(commit, names)
         api.ask(repo_id, commit)
     else:
-        # The client's own way from a name to a commit: it keeps the answer for offline use, and falls back to
-        # it.
+        # The client's own way from a name to a commit: it keeps the answer, and falls back to it offline.
         commit = api.resolve_revision(repo_id, revision=revision).resolved
     if api.names is not None:
         return Listing(commit, api.names)
+    if _COMMIT.fullmatch(commit) is None:  # a damaged cache: the caller says so
+        return Listing(commit, (), api.unreachable)
     names = _cached_names(repo_id, commit) or _names_below(cached_folder(repo_id, commit))
     if names is None or api.unreachable is None:
         raise api.unreachable or NotAHubError("no list of files")
-    logger.warning("Could not reach the Hub; using the cached copy of '%s' at commit %s.", repo_id, commit)
+    if commit == revision:  # otherwise resolve_revision has said so
+        logger.warning("Could not reach the Hub. Using the cached copy of '%s' at %s.", repo_id, commit)
     return Listing(commit, names, api.unreachable)
 
 
@@ -106,7 +110,7 @@ class _RevisionInfo(HfApi):
             if error.response.status_code < 500:
                 raise
 
-    def repo_info(self, repo_id: str, *, revision: str | None = None, **_: Any) -> ModelInfo:  # type: ignore[override]
+    def repo_info(self, repo_id: str, *, revision: str | None = None, **_: Any) -> ModelInfo:
         url = f"{self.endpoint}/api/models/{repo_id}"
         if revision is not None:
             url += f"/revision/{quote(revision, safe='')}"
@@ -128,7 +132,7 @@ class _RevisionInfo(HfApi):
             names = tuple(sibling.rfilename for sibling in info.siblings or ())
         except (ValueError, TypeError, KeyError) as error:
             raise NotAHubError(f"{type(error).__name__}: {error}") from error
-        if info.sha is None:
-            raise NotAHubError("no commit id")
+        if not isinstance(info.sha, str) or _COMMIT.fullmatch(info.sha) is None:  # the client makes paths of it
+            raise NotAHubError(f"{info.sha!r} is no commit id")
         self.names = names
         return info

@@ -79,6 +79,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(server.home / "token"))
         monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(server.home / "stored_tokens"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for module in (constants, sys.modules["huggingface_hub.utils.tqdm"]):
+            monkeypatch.setattr(module, "HF_HUB_DISABLE_PROGRESS_BARS", None)
         clock = SimpleNamespace(**{**vars(time), "sleep": server.waits.append})
         for module in (_http, file_download):
             monkeypatch.setattr(module, "time", clock)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import parse_qs, unquote, urlencode
 
 from tests.hub.exchange import Reply, Request
 from tests.hub.repository import Blob, Repository
@@ -78,7 +78,7 @@ def tree(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
     stop = start + hub.page_size
     headers = {}
     if stop < len(listed):
-        query = "&".join(f"{k}={quote(v)}" for k, v in {**request.query, "cursor": str(stop)}.items())
+        query = urlencode({**request.query, "cursor": stop})
         headers["Link"] = f'<{hub.endpoint}{request.path}?{query}>; rel="next"'
     return Reply.json(listed[start:stop], headers=headers)
 
@@ -172,7 +172,8 @@ def _visible(hub: HubServer, request: Request, match: re.Match[str]) -> Reposito
         return Reply.error(401, "Invalid credentials in Authorization header")
     asked = unquote(match["repo"])
     if (canonical := hub.renamed.get(asked)) is not None:
-        return Reply(307, {"Location": request.path.replace(match["repo"], canonical, 1)})
+        query = f"?{urlencode(request.query)}" if request.query else ""
+        return Reply(307, {"Location": request.path.replace(match["repo"], canonical, 1) + query})
     repo = hub.repositories.get(asked)
     if repo is None or (repo.private and request.token not in repo.readers):
         if request.token is None:

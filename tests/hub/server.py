@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
@@ -35,6 +36,7 @@ class HubServer:
         self.failures: list[str] = []  # tracebacks of this server's own defects
         self.routes = list(read_api.ROUTES)
         self._faults: list[Fault] = []
+        self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.port = self._server.server_address[1]
@@ -55,6 +57,9 @@ class HubServer:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
+            for connection in list(self._open):  # kept alive by the client, and served by threads of their own
+                with contextlib.suppress(OSError):  # gone already
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def add(
         self,
@@ -123,6 +128,14 @@ class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub._open.add(self.connection)
+
+    def finish(self) -> None:
+        self.hub._open.discard(self.connection)
+        super().finish()
 
     def do_GET(self) -> None:  # http.server's name
         url = urlsplit(self.path)
