@@ -23,7 +23,8 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "Mish": nn.mish,
     "ReLU": nn.relu,
     "ReLU6": nn.relu6,
-    "SELU": nn.selu,
+    # MLX's own rounds the two constants of https://arxiv.org/abs/1706.02515 to six digits.
+    "SELU": lambda x: 1.0507009873554805 * nn.elu(x, 1.6732632423543772),
     "SiLU": nn.silu,
     "Sigmoid": mx.sigmoid,
     "Softplus": nn.softplus,

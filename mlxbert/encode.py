@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -140,14 +140,11 @@ class SentenceEncoder:
                 encodings = self.tokenizer.encode(block, max_length=self.max_length)
                 n_cut += sum(e.n_truncated > 0 for e in encodings)
                 longest = max([longest, *(len(e) + e.n_truncated for e in encodings)])
-                order = np.argsort([-len(e) for e in encodings], kind="stable")
-                for first in range(0, len(order), batch_size):
-                    rows = order[first : first + batch_size]
-                    batch = [encodings[i] for i in rows]
+                for rows, length in batches([len(e) for e in encodings], batch_size, self.max_length):
                     inputs = padded(
-                        [e.ids for e in batch],
-                        [e.type_ids for e in batch],
-                        length=min(_rounded(len(batch[0])), self.max_length),
+                        [encodings[i].ids for i in rows],
+                        [encodings[i].type_ids for i in rows],
+                        length=length,
                         pad_id=self.tokenizer.pad_token_id or 0,
                     )
                     out[start + rows] = np.array(self._embed(inputs, skip, normalize))
@@ -217,10 +214,27 @@ def _to_length_1(x: mx.array) -> mx.array:
     return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def _rounded(length: int) -> int:
-    """Up to a multiple of 8, above 64 of 32: each new shape costs MLX a new plan, and fewer are met again."""
-    step = 8 if length <= 64 else 32
-    return -(-length // step) * step
+def batches(lengths: Sequence[int], batch_size: int, limit: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Indices of the texts of each batch and the length to pad it to, longest texts first.
+
+    Lengths are rounded up to multiples of 8, above 64 of 32, so that few shapes occur. A text no longer than half of
+    a batch's padded length waits for the next batch: less than half of a batch is padding.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        step = 8 if longest <= 64 else 32
+        padded_length = min(-(-longest // step) * step, limit)
+        stop = start + 1
+        while (
+            stop < min(start + batch_size, len(order))
+            # At 16 tokens and below, one call more costs more than the padding does.
+            and (padded_length <= 16 or 2 * lengths[order[stop]] > padded_length)
+        ):
+            stop += 1
+        yield order[start:stop], padded_length
+        start = stop
 
 
 @contextmanager
