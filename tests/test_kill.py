@@ -24,6 +24,8 @@ from converter.manifest import manifest_problems
 from converter.recovery import recover
 
 REPOSITORY = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # some fifty processes
+
 SEEDS = range(20)
 MODES = ("fresh", "overwrite")
 
