@@ -245,5 +245,5 @@ def _card_facts(name: str, source: Source, planned: Plan, dtype: str, report: Pa
         heads=tuple(item.target for item in planned.heads),
         dropped=planned.dropped,
         missing_tokenizer=not any(file in source.side_files for file in TOKENIZER_FILES),
-        parity=None if report is None else report.summary(),
+        parity=report,
     )
