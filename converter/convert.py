@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.canonical import plan_source, read
 from converter.card import CardFacts, render_card
 from converter.dtypes import CODES, output_dtype
 from converter.mapping import Plan, Planned
@@ -18,11 +19,10 @@ from converter.mappings import mapping_for
 from converter.safetensors_writer import PlannedTensor
 from converter.source import Source, open_source
 from converter.staging import OutputDirectory
-from converter.weights import plan_source, read
 from mlxbert.errors import MLXBertError
 
 if TYPE_CHECKING:
-    from converter.parity import ParityReport
+    from converter.parity_report import ParityReport
 
 FORMAT_VERSION = 1
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")

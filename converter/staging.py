@@ -98,15 +98,20 @@ class OutputDirectory:
         *,
         metadata: Mapping[str, str] = MLX_METADATA,
         max_shard_size: int = MAX_SHARD_SIZE,
+        always_index: bool = True,
         on_tensor: OnTensor | None = None,
     ) -> None:
-        """Write ``model.safetensors``, or its shards of `max_shard_size` bytes, and always the index."""
+        """Write ``model.safetensors``, or its shards of `max_shard_size` bytes, and the index.
+
+        Without `always_index`, only shards have an index (PyTorch's habit).
+        """
         shards = plan_shards(tensors, max_shard_size=max_shard_size)
         needed = sum(tensor.nbytes for shard in shards.values() for tensor in shard)
         for name, shard in shards.items():
             path = self._new(name)
             self._files[name] = write_safetensors(path, shard, metadata=metadata, needed=needed, on_tensor=on_tensor)
-        self.write_json("model.safetensors.index.json", shard_index(shards))
+        if always_index or len(shards) > 1:
+            self.write_json("model.safetensors.index.json", shard_index(shards))
 
     def write_safetensors(
         self,

@@ -1,77 +1,75 @@
-"""The tensors of a source under their canonical names: planned, cut, cast, checked."""
+"""Reads one weight file, or the shards of an index, whatever its format; names are still the file's own."""
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-
-from converter.dtypes import cast
-from converter.mapping import Plan, Planned, plan
-from converter.mappings import mapping_for
-from converter.source import Source
-from mlxbert.config import BertConfig
-
-if TYPE_CHECKING:
-    from mlxbert.core import BertCore
-
-
-def plan_source(source: Source) -> tuple[BertConfig, Plan]:
-    """What becomes of every tensor of a source; tied copies are settled by comparing their bytes.
-
-    Raises:
-        ConfigError, MappingError, DtypeError: the configuration or a tensor does not fit.
-    """
-    mapping = mapping_for(source.config)
-    config = BertConfig.from_hf(source.config)
-    planned = plan(mapping, config, {key: entry.shape for key, entry in source.entries.items()})
-    return config, _without_tied_copies(source, config, planned)
+from converter.readers.npz import read_npz
+from converter.readers.safetensors import read_safetensors
+from converter.readers.sniff import identify
+from converter.readers.torch_file import TorchFile
+from converter.readers.torch_legacy import read_torch_legacy
+from converter.readers.torch_zip import is_torch_zip, read_torch_zip
+from converter.readers.zip_archive import ZipArchive
+from converter.shards import read_shards
+from converter.source_error import SourceError
+from converter.state_dict import find_state_dict
+from converter.tensor_entry import TensorEntry
 
 
-def read(source: Source, item: Planned, dtype: str) -> np.ndarray[Any, Any]:
-    """One planned tensor, in `dtype`; raises DtypeError where it is not finite or overflows."""
-    array = source.entries[item.source].read()
-    if item.parts > 1:
-        array = np.split(array, item.parts, axis=0)[item.part]
-    return cast(array, dtype, item.source)
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a file or of all shards."""
+
+    format: str  # "safetensors" | "pytorch" | "npz"
+    entries: dict[str, TensorEntry]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+    lightning: bool = False  # a PyTorch Lightning checkpoint, which has hyper-parameters but no config
 
 
-def float32_core(source: Source) -> BertCore:
-    """The source as a float32 MLX encoder, straight through the mapping: what the mapping gate compares."""
-    import mlx.core as mx
-
-    from mlxbert.core import BertCore
-
-    config, planned = plan_source(source)
-    has_pooler = any(item.target.startswith("pooler.") for item in planned.encoder)
-    core = BertCore(config, add_pooling_layer=has_pooler)
-    core.load_weights([(item.target, mx.array(read(source, item, "float32"))) for item in planned.encoder])
-    core.eval()
-    mx.eval(core.parameters())
-    return core
-
-
-def _without_tied_copies(source: Source, config: BertConfig, planned: Plan) -> Plan:
-    """Drop the head tensors that repeat the tensor they are tied to; what differs is untied, and kept.
-
-    transformers (>= 5) decides likewise: with `tie_word_embeddings`, a decoder that the file has, and that differs
-    from the embeddings, stays as it is.
-    """
-    if not config.tie_word_embeddings:
-        return planned
-    by_target = {item.target: item for item in (*planned.encoder, *planned.heads)}
-    kept, dropped = [], dict(planned.dropped)
-    for item in planned.heads:
-        twin = by_target.get(item.tied_to) if item.tied_to else None
-        if twin is not None and twin.shape == item.shape and _digest(source, item) == _digest(source, twin):
-            dropped[item.source] = f"tied: a copy of {twin.target}"
+def read_weights(path: Path) -> Weights:
+    """Parse a weight file by its contents, not its name; SourceError if it cannot be read or is empty."""
+    kind = identify(path)
+    if kind == "safetensors":
+        weights = Weights("safetensors", read_safetensors(path), (path,))
+    elif kind == "pickle":
+        weights = _torch(read_torch_legacy(path))
+    else:
+        archive = ZipArchive(path)
+        if is_torch_zip(archive):
+            weights = _torch(read_torch_zip(archive))
+        elif any(name.endswith(".npy") for name in archive.names):
+            weights = Weights("npz", read_npz(archive), (path,))
         else:
-            kept.append(item)
-    return Plan(planned.encoder, tuple(kept), dropped)
+            raise SourceError(
+                f"{path}: is a zip without a torch pickle or .npy arrays; fix: unpack it and give the "
+                "directory"
+            )
+    if not weights.entries:
+        raise SourceError(f"{path}: holds no tensors; fix: save the model's state_dict() into it")
+    return weights
 
 
-def _digest(source: Source, item: Planned) -> bytes:
-    # Hashed one after the other, so that two 94 MB embeddings are never in memory together.
-    array = np.ascontiguousarray(source.entries[item.source].read())
-    return hashlib.sha256(array.reshape(-1).view(np.uint8)).digest()
+def read_sharded(index: Path) -> Weights:
+    """Parse every shard that an index names."""
+    parts: list[Weights] = []
+
+    def read(shard: Path) -> dict[str, TensorEntry]:
+        parts.append(read_weights(shard))
+        return parts[-1].entries
+
+    entries = read_shards(index, read)
+    formats = {part.format for part in parts}
+    if len(formats) > 1:
+        raise SourceError(
+            f"{index}: names shards of different formats; fix: get the shards and their index again"
+        )
+    files = tuple(file for part in parts for file in part.files)
+    return Weights(formats.pop(), entries, files, tuple(note for part in parts for note in part.notes))
+
+
+def _torch(file: TorchFile) -> Weights:
+    found = find_state_dict(file)
+    return Weights("pytorch", found.entries, (file.path,), found.notes, found.lightning)

@@ -13,6 +13,7 @@ backend.use_fast_blas()
 from mlxbert.checkpoint import load  # noqa: E402
 from mlxbert.config import BertConfig  # noqa: E402
 from mlxbert.core import BertCore  # noqa: E402
+from mlxbert.errors import MLXBertError  # noqa: E402
 from mlxbert.output import BertOutput  # noqa: E402
 
-__all__ = ["BertConfig", "BertCore", "BertOutput", "load"]
+__all__ = ["BertConfig", "BertCore", "BertOutput", "MLXBertError", "load"]

@@ -7,6 +7,7 @@ index, tokenizer files, `manifest.json`. Loading is strict: every tensor the con
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def load_core(directory: Path, *, config: dict[str, Any] | None = None, dtype: m
     return core
 
 
-def _needed(names: list[str]) -> list[str]:
+def _needed(names: Sequence[str]) -> list[str]:
     """Of a converted repository's files, those that loading reads."""
     wanted = {
         "config.json",

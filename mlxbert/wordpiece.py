@@ -19,7 +19,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from mlxbert.tokenizer_files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles, read_text
+from mlxbert.small_files import read_text
+from mlxbert.tokenizer_files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles
 
 # Names that transformers 5 resolves to BertTokenizer itself, or to a subclass that builds the same.
 BERT_CLASSES = (
@@ -90,7 +91,7 @@ def read_vocabulary(path: Path) -> dict[str, int] | None:
     Raises:
         TokenizerError: not UTF-8, empty, or not a list of tokens.
     """
-    text = read_text(path)
+    text = read_text(path, TokenizerError)
     if text is None:
         return None
     text = text.replace("\r\n", "\n")
@@ -181,5 +182,5 @@ def _warn_of_contradiction(files: TokenizerFiles, settings: dict[str, Any]) -> N
                 f"{settings[field]}, and transformers follows the latter; so do the ids here. "
                 f"fix: set {name} in tokenizer_config.json to what the model was trained with",
                 TokenizerWarning,
-                stacklevel=2,
+                stacklevel=5,  # the caller of `Tokenizer.from_directory`
             )

@@ -8,6 +8,8 @@ import pytest
 
 from examples.packaged_minilm import model_directory
 
+pytest_plugins = ["tests.hub.plugin", "tests.hub.samples"]
+
 
 @pytest.fixture(scope="session")
 def minilm_source() -> Path:
