@@ -16,12 +16,12 @@ from converter.card import CardFacts, render_card
 from converter.dtypes import CODES, output_dtype
 from converter.mapping import Plan, Planned
 from converter.mappings import mapping_for
-from converter.recovery import recover
-from converter.safetensors_writer import PlannedTensor
 from converter.source import Source, open_source
-from converter.staging import OutputDirectory
-from converter.target import check_target
 from mlxbert.errors import MLXBertError
+from mlxbert.writer.output_directory import OutputDirectory
+from mlxbert.writer.recovery import recover
+from mlxbert.writer.safetensors_writer import PlannedTensor
+from mlxbert.writer.target import check_target
 
 if TYPE_CHECKING:
     from converter.parity_report import ParityReport

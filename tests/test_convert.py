@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import mlxbert
 from converter.convert import convert
-from converter.manifest import manifest_problems
 from mlxbert.checkpoint import load_core
+from mlxbert.writer.manifest import manifest_problems
 from tests.test_core import LIMIT, batch, error, torch_output
 from tests.tiny import CLASSES, save_tiny, tiny_model, write_vocab
 
