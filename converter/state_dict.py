@@ -54,6 +54,11 @@ def find_state_dict(file: TorchFile) -> StateDict:
             notes.append(f"tensors beside {wrapped[0]!r} ignored: {_listed(stray)}")
         within = wrapped[0]
         level = _mapping(level[within])
+    else:
+        raise SourceError(
+            f"{file.path}: wraps its state dict more than {MAX_DEPTH} deep; "
+            "fix: torch.save(model.state_dict(), FILE)"
+        )
     assert level is not None
     if not any(isinstance(value, TensorRef | UnreadableTensor) for value in level.values()):
         raise _no_state_dict(file, top)

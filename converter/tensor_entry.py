@@ -79,7 +79,7 @@ class StridedTensor:
                 array = flat.reshape(self.shape)
             else:
                 byte_strides = tuple(s * dtype.itemsize for s in self.strides)
-                view = np.lib.stride_tricks.as_strided(flat, self.shape, byte_strides, writeable=False)
+                view = np.lib.stride_tricks.as_strided(flat, self.shape, byte_strides)
                 array = np.ascontiguousarray(view).reshape(self.shape)
         except MemoryError:
             raise SourceError(

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from converter.readers.pickle_objects import Global, MalformedPickle, PickleWindow, Placeholder, safe_key
 
-MAX_OPERATIONS = 3_000_000  # BERT with Adam's state takes some 30,000
+MAX_OPERATIONS = 1_000_000  # some seconds; BERT with Adam's state takes 30,000
 
 # fmt: off
 _PUSHED = frozenset({

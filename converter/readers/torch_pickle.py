@@ -63,13 +63,14 @@ TORCH_DTYPES = {
     "bool": "BOOL",
 }
 
-# Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold harmless
-# classes, or share their name with people's own folders (code.model.Classifier is somebody's model).
+# Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold
+# harmless classes, or share their name with people's own folders (code.model.Classifier is somebody's model).
 _RUNS_CODE = re.compile(
     r"""
-    (os|posix|nt|sys|subprocess|importlib|imp|runpy|socket|shutil|pty|popen2|_?ctypes|cffi|pip
-    |setuptools|distutils|webbrowser|urllib2|httplib|requests|ftplib|smtplib|telnetlib|xmlrpc|asyncio|_?pickle|cPickle|marshal|shelve
-    |pdb|bdb|pkgutil|zipimport|multiprocessing|pydoc|ensurepip)\..+
+    (os|posix|nt|sys|subprocess|importlib|imp|runpy|socket|shutil|pty|popen2|_?ctypes|cffi|pip|setuptools
+    |distutils|webbrowser|urllib2|httplib|requests|ftplib|smtplib|telnetlib|xmlrpc|asyncio|_?pickle|cPickle
+    |marshal|shelve|pdb|bdb|pkgutil|zipimport|multiprocessing|pydoc|ensurepip)\..+
+    |_?io\.(open\w*|FileIO)
     |urllib\.request\..+ | http\.(client|server)\..+ | types\.(Function|Code|Lambda|Method)Type
     |_?operator\.methodcaller | code\.(Interactive\w+|interact) | codeop\..+ | commands\.get(status)?output
     |timeit\.(timeit|repeat|Timer|main) | c?[Pp]rofile\.run(ctx)? | trace\.Trace | doctest\.debug_script
