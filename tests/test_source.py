@@ -28,7 +28,8 @@ from tests.checkpoint_builders import CONFIG, assert_same, random_model, write_c
 ROOT = Path(__file__).parents[1]
 HEADS = [
     "BertModel", "BertForPreTraining", "BertForMaskedLM", "BertForNextSentencePrediction",
-    "BertForSequenceClassification", "BertForMultipleChoice", "BertForTokenClassification", "BertForQuestionAnswering",
+    "BertForSequenceClassification", "BertForMultipleChoice", "BertForTokenClassification",
+    "BertForQuestionAnswering",
 ]  # fmt: skip
 
 
@@ -372,15 +373,16 @@ REPOSITORIES = {
          "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"],
     ),
     "sentence-transformers": (
-        ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin",
-         "config.json", "model.safetensors", "modules.json", "onnx/model.onnx", "openvino/openvino_model.bin",
+        ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors",
+         "2_Dense/pytorch_model.bin", "config.json", "model.safetensors", "modules.json", "onnx/model.onnx", "openvino/openvino_model.bin",
          "sentence_bert_config.json", "train_script.py", "data/1_x/config.json"],
         ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "config.json",
          "model.safetensors", "modules.json", "sentence_bert_config.json"],
     ),
     "npz": (["config.json", "weights.npz"], ["config.json", "weights.npz"]),
     "own output": (
-        ["config.json", "heads.safetensors", "manifest.json", "model.safetensors", "model.safetensors.index.json"],
+        ["config.json", "heads.safetensors", "manifest.json", "model.safetensors",
+         "model.safetensors.index.json"],
         ["config.json", "heads.safetensors", "model.safetensors", "model.safetensors.index.json"],
     ),
 }  # fmt: skip
@@ -394,7 +396,7 @@ def test_only_the_needed_files_are_selected(case: str) -> None:
 
 def test_a_tensorflow_repository_is_refused_before_any_download() -> None:
     with pytest.raises(
-        SourceError, match="^the repository: has TensorFlow/Flax weights only, which are not read; fix"
+        SourceError, match=r"^the repository: has TensorFlow/Flax weights only, which are not read; fix"
     ):
         select_files([*STANDARD, "tf_model.h5", "flax_model.msgpack"])
 
@@ -460,7 +462,8 @@ def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "x.pt")
     write_config(tmp_path)
     code = (
-        "import sys; from converter.source import open_source; s = open_source(sys.argv[1]); s.entries['a'].read(); "
+        "import sys; from converter.source import open_source; "
+        "open_source(sys.argv[1]).entries['a'].read(); "
         "assert not {'torch', 'transformers', 'safetensors', 'mlx', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)

@@ -64,10 +64,10 @@ def identify(path: Path) -> FileKind:
             f"{path}: is a tar archive (torch before 0.2, or a packed folder), which is not read; "
             "fix: unpack it, or torch.load it and torch.save its state_dict() again"
         )
+    if _is_text(head):
+        raise SourceError(f"{path}: is text, not weights; fix: download the file again, or check the path")
     if path.suffix == ".safetensors":
         return "safetensors"  # its reader says what is wrong
-    if head.lstrip()[:1] == b"{" or _is_text(head):
-        raise SourceError(f"{path}: is text, not weights; fix: give the weight file or its directory")
     raise SourceError(
         f"{path}: is no checkpoint that is read here (safetensors, torch.save, .npz), or is damaged; "
         "fix: get the file again"
