@@ -73,9 +73,9 @@ def test_every_pickle_protocol(zipped: bool, protocol: int, tmp_path: Path) -> N
 @FORMATS
 def test_a_tensor_with_python_attributes_is_its_tensor(zipped: bool, tmp_path: Path) -> None:
     tensor = torch.randn(4)
-    tensor.note = "kept by torch as _rebuild_from_type_v2"
+    tensor.__dict__["note"] = "kept by torch as _rebuild_from_type_v2"
     parameter = torch.nn.Parameter(torch.randn(3))
-    parameter.tag = 5
+    parameter.__dict__["tag"] = 5
     state = {"t": tensor, "p": parameter}
     assert_same(read_weights(save(state, tmp_path / "x", zipped)).entries, state)
 
@@ -181,9 +181,10 @@ def test_a_lightning_checkpoint_with_unknown_classes(zipped: bool, tmp_path: Pat
 
 @FORMATS
 def test_values_that_are_no_tensors_are_left_out_with_a_note(zipped: bool, tmp_path: Path) -> None:
-    state = {"a": torch.randn(3), "step": 7, "b._extra_state": None}
+    kept = torch.randn(3)
+    state = {"a": kept, "step": 7, "b._extra_state": None}
     weights = read_weights(save(state, tmp_path / "x", zipped))
-    assert_same(weights.entries, {"a": state["a"]})
+    assert_same(weights.entries, {"a": kept})
     assert weights.notes == ("no tensors, ignored: step, b._extra_state",)
 
 

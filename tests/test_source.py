@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -164,7 +164,7 @@ def test_real_wrappers(tmp_path: Path) -> None:
     model = random_model()
     state = dict(model.state_dict())
     write_config(tmp_path)
-    wrapped = torch.nn.DataParallel(torch.compile(model))
+    wrapped = torch.nn.DataParallel(cast(torch.nn.Module, torch.compile(model)))
     torch.save(wrapped.state_dict(), tmp_path / "x.pt")
     assert_same(open_source(str(tmp_path / "x.pt")).entries, state)
 
@@ -374,7 +374,8 @@ REPOSITORIES = {
     ),
     "sentence-transformers": (
         ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors",
-         "2_Dense/pytorch_model.bin", "config.json", "model.safetensors", "modules.json", "onnx/model.onnx", "openvino/openvino_model.bin",
+         "2_Dense/pytorch_model.bin", "config.json", "model.safetensors", "modules.json",
+         "onnx/model.onnx", "openvino/openvino_model.bin",
          "sentence_bert_config.json", "train_script.py", "data/1_x/config.json"],
         ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "config.json",
          "model.safetensors", "modules.json", "sentence_bert_config.json"],
