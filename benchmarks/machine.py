@@ -1,0 +1,34 @@
+"""What the numbers were measured on, in one line: a figure without its machine says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def machine() -> str:
+    """Processor, cores, system, Python, and the versions of what is measured."""
+    packages = ("mlx", "torch", "transformers", "mlx-embeddings", "scipy-openblas32", "numpy")
+    return f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, " + ", ".join(
+        [f"Python {platform.python_version()}", *filter(None, map(_version, packages))]
+    )
+
+
+def _processor() -> str:
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,63 @@
+"""What the commands show: progress bars while they work, tables and the next step when they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from converter.convert import ConvertResult
+from converter.convert import Progress as ProgressCallback
+from converter.parity_report import ParityReport
+
+_VERBS = {"convert": "Converting", "verify": "Comparing with PyTorch"}
+
+
+@contextmanager
+def progress_bars() -> Iterator[ProgressCallback]:
+    """One bar a stage, on standard error; nothing where that is not a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(_VERBS.get(stage, stage))
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield progress
+
+
+def show_parity(report: ParityReport) -> None:
+    """The parity table, on standard output."""
+    from converter.parity_table import parity_table
+
+    Console().print(parity_table(report))
+
+
+def show_result(result: ConvertResult) -> None:
+    """What a conversion did, whether it is proven, where it is, and what to do next."""
+    console = Console()
+    if result.report is not None:
+        show_parity(result.report)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("Written", str(result.path))
+    table.add_row("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB")
+    if result.heads:
+        table.add_row("Own head", f"{len(result.heads)} tensors in heads.safetensors")
+    for key, why in result.dropped.items():
+        table.add_row("Dropped", f"{key}: {why}")
+    for note in result.notes:
+        table.add_row("Note", note)
+    table.add_row("Parity", "VERIFIED" if result.report else f"NOT VERIFIED: {result.unverified}")
+    table.add_row("Next", f'mlxbert.load("{result.path}")   or   mlxbert encode {result.path} "A sentence."')
+    console.print(table, soft_wrap=True)

@@ -1,0 +1,188 @@
+"""Read a converted checkpoint: the directory that `mlxbert-convert` writes.
+
+The layout is in the README of every converted model: `config.json`, `model*.safetensors` with canonical names, an
+index, tokenizer files, `manifest.json`. Loading is strict: every tensor the configuration calls for, and no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlxbert.config import BertConfig, ConfigError
+from mlxbert.core import BertCore
+from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.tokenization import Tokenizer
+
+# Far above any real one; a hostile file must not be read whole into memory.
+_MAX_JSON = 64 * 2**20
+
+
+class CheckpointError(MLXBertError):
+    """A directory that is not a converted checkpoint, or a damaged one."""
+
+
+def load(
+    path_or_hub_id: str | Path, revision: str | None = None, *, dtype: mx.Dtype | None = None
+) -> tuple[BertCore, Tokenizer]:
+    """Load a converted encoder and its tokenizer, in evaluation mode.
+
+    Args:
+        path_or_hub_id: a converted directory, or the id of a converted repository on the Hub.
+        revision: a branch, tag or commit of that repository.
+        dtype: what to compute in; None: the stored dtype on a GPU, and float32 on a CPU, where MLX multiplies half
+            precision 40 times slower.
+
+    Raises:
+        CheckpointError: never converted (the message has the command to run), or damaged.
+    """
+    directory = resolve(path_or_hub_id, revision)
+    core = load_core(directory, dtype=dtype)
+    return core, Tokenizer.from_directory(directory, max_length=core.config.max_position_embeddings)
+
+
+def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """The local directory of a converted checkpoint; one on the Hub is downloaded into the Hub's cache first."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{path} is a directory: revision={revision!r} is for a Hub id")
+        read_config(path)
+        return path
+    from mlxbert import hub  # imports huggingface_hub, which a local directory does not need
+
+    repo_id = str(path_or_hub_id)
+    if path.exists() or not hub.is_repo_id(repo_id):
+        raise CheckpointError(f"{path_or_hub_id}: no such directory, and not a Hub id such as mlx-community/NAME")
+    # The configuration first: it tells a converted repository from another before half a gigabyte is fetched.
+    peek = hub.snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n == "config.json"])
+    read_config(peek.path, named=repo_id)
+    return hub.snapshot(repo_id, revision=peek.revision, select=_needed).path
+
+
+def read_config(directory: Path, named: str | None = None) -> dict[str, Any]:
+    """The parsed `config.json` of a converted directory.
+
+    Raises:
+        CheckpointError: there is none, it is not JSON, or the directory was never converted.
+    """
+    named = named or str(directory)
+    file = directory / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{named}: no config.json, so not a model; fix: mlxbert-convert SRC -o {named}")
+    config = _read_json(file)
+    if not isinstance(config.get("mlxbert"), dict):
+        output = f"mlx_models/{Path(named).name}"
+        raise CheckpointError(f"{named} was never converted; run: mlxbert-convert {named} -o {output}")
+    return config
+
+
+def load_core(directory: Path, *, config: dict[str, Any] | None = None, dtype: mx.Dtype | None = None) -> BertCore:
+    """The encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
+    """
+    config = read_config(directory) if config is None else config
+    if "quantization" in config:
+        raise CheckpointError(f"{directory}: quantized checkpoints are not supported yet")
+    tensors = _read_tensors(directory)
+    try:
+        core = BertCore(BertConfig.from_hf(config), add_pooling_layer=any(n.startswith("pooler.") for n in tensors))
+    except ConfigError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+    _check_names_and_shapes(directory, core, tensors)
+    if dtype is None and mx.default_device() == mx.Device(mx.cpu):
+        dtype = mx.float32
+    if dtype is not None:
+        tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    core.load_weights(list(tensors.items()))
+    core.eval()
+    mx.eval(core.parameters())
+    return core
+
+
+def _needed(names: Sequence[str]) -> list[str]:
+    """Of a converted repository's files, those that loading reads."""
+    wanted = {
+        "config.json",
+        "manifest.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+        "vocab.txt",
+    }
+    wanted |= {"config_sentence_transformers.json", "special_tokens_map.json", "tokenizer_config.json"}
+    wanted |= {"added_tokens.json", "model.safetensors.index.json", "heads.safetensors"}
+    return [
+        name
+        for name in names
+        if name in wanted
+        or (name.startswith("model") and name.endswith(".safetensors") and "/" not in name)
+        or (name[:1].isdigit() and name.count("/") == 1 and name.endswith(("/config.json", "/model.safetensors")))
+    ]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if file.stat().st_size > _MAX_JSON:
+        raise CheckpointError(f"{file} is larger than {_MAX_JSON >> 20} MiB; fix: convert again")
+    try:
+        parsed = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}); fix: convert again") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{file} is not a JSON object; fix: convert again")
+    return parsed
+
+
+def _read_tensors(directory: Path) -> dict[str, mx.array]:
+    """Every tensor of `model*.safetensors`, by the index."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        raise CheckpointError(f"{directory}: model.safetensors.index.json is missing; fix: convert again")
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no usable weight_map; fix: convert again")
+    tensors: dict[str, mx.array] = {}
+    for shard in sorted(set(weight_map.values())):
+        file = directory / shard
+        if Path(shard).name != shard:
+            raise CheckpointError(
+                f"{index} points outside its directory: {shard!r}; fix: do not trust this checkpoint"
+            )
+        if not file.is_file():
+            raise CheckpointError(f"{directory}: {shard} is missing; fix: convert or download again")
+        try:
+            loaded = mx.load(str(file))
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
+        assert isinstance(loaded, dict)
+        tensors.update(loaded)
+    if set(tensors) != set(weight_map):
+        difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
+        raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")
+    return tensors
+
+
+def _check_names_and_shapes(directory: Path, core: BertCore, tensors: dict[str, mx.array]) -> None:
+    expected = {name: array.shape for name, array in tree_flatten(core.parameters())}
+    problems = [f"missing: {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected: {name}" for name in tensors if name not in expected]
+    problems += [
+        f"{name} is {tensors[name].shape}, config.json calls for {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    problems += [
+        f"{name} has dtype {t.dtype}" for name, t in tensors.items() if not mx.issubdtype(t.dtype, mx.floating)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{directory}: the tensors are not those that config.json calls for; fix: convert again\n"
+            + first_ten(problems)
+        )

@@ -1,0 +1,64 @@
+"""The `mlxbert` command group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands answer a mistake of the caller's with one clear message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from mlxbert.errors import MLXBertError
+
+        try:
+            return super().invoke(ctx)
+        except MLXBertError as error:
+            click.echo(f"mlxbert: error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=OneLineErrors, context_settings=CONTEXT)
+@click.version_option(package_name="mlxbert")
+def main() -> None:
+    """Use converted BERT checkpoints; make one with mlxbert-convert."""
+
+
+@main.command()
+@click.argument("model")
+@click.argument("texts", nargs=-1, required=True)
+@click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Write the embeddings, (texts, width), to a .npy file."
+)
+def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path | None) -> None:
+    """Embed TEXTS with MODEL, a converted directory or Hub id, and show how alike they are.
+
+    \b
+    Example:
+      mlxbert encode mlx_models/minilm "A cat sits." "A kitten rests." "Stocks fell."
+    """
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from mlxbert.encode import SentenceEncoder
+
+    embeddings = SentenceEncoder.from_pretrained(model, revision=revision).encode(list(texts))
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    table = Table(title=f"Cosine similarity, {embeddings.shape[1]} dimensions")
+    table.add_column("")
+    for number in range(1, len(texts) + 1):
+        table.add_column(str(number), justify="right")
+    for number, (text, row) in enumerate(zip(texts, unit @ unit.T, strict=True), start=1):
+        table.add_row(f"{number}  {text}", *(f"{value:.3f}" for value in row))
+    Console().print(table)
+    if out is not None:
+        with out.open("wb") as file:
+            np.save(file, embeddings)
+        click.echo(f"Embeddings {embeddings.shape} written to {out}")

@@ -1,0 +1,90 @@
+"""`BertCore`: the BERT encoder, Devlin et al. 2018, https://arxiv.org/abs/1810.04805."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxbert.config import BertConfig
+from mlxbert.embeddings import BertEmbeddings
+from mlxbert.layers import BertEncoder, BertPooler
+from mlxbert.output import BertOutput
+
+
+class BertCore(nn.Module):
+    """Embeddings, encoder and, if the checkpoint has one, pooler.
+
+    The module tree has the canonical names of a checkpoint (Hugging Face's, without `bert.`), so that loading
+    needs no mapping.
+    """
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        if add_pooling_layer:
+            self.pooler = BertPooler(config)
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> BertOutput:
+        """Encode a batch of token ids.
+
+        Args:
+            input_ids: (B, L) whole numbers below `vocab_size`; an `mx.array`, or what `mx.array` accepts.
+            attention_mask: (B, L), 1 for real tokens and 0 for padding; None: all are real.
+            token_type_ids: (B, L), 0 for the first text and 1 for the second; None: all 0.
+            position_ids: (B, L) or (1, L); None: 0 … L − 1.
+            output_hidden_states: also return the embeddings' and each layer's output.
+            output_attentions: also return each layer's attention weights.
+
+        Raises:
+            ValueError: a shape that does not fit, or L > `max_position_embeddings`.
+        """
+        ids = mx.array(input_ids)
+        if ids.ndim != 2:
+            raise ValueError(f"input_ids has shape {ids.shape}; expected (batch, length)")
+        limit = self.config.max_position_embeddings
+        if ids.shape[1] > limit and position_ids is None:
+            raise ValueError(
+                f"input_ids: {ids.shape[1]} tokens, but this model has {limit} positions; truncate to {limit}"
+            )
+        types, mask = (
+            _same_shape(name, value, ids.shape)
+            for name, value in (("token_type_ids", token_type_ids), ("attention_mask", attention_mask))
+        )
+        positions = None if position_ids is None else mx.array(position_ids)
+        # A boolean mask, never an additive one: a row with no kept key is then uniform instead of NaN.
+        keep = None if mask is None else mask.astype(mx.bool_)[:, None, None, :]  # (B, 1, 1, L)
+
+        x = self.embeddings(ids, types, positions)
+        hidden_states, attentions = [x], []
+        for layer in self.encoder.layer:
+            x, weights = layer(x, keep, output_attentions)
+            hidden_states.append(x)
+            attentions.append(weights)
+        return BertOutput(
+            last_hidden_state=x,
+            pooler_output=self.pooler(x) if "pooler" in self else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+def _same_shape(name: str, value: Any, shape: tuple[int, ...]) -> mx.array | None:
+    if value is None:
+        return None
+    array = mx.array(value)
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected {shape}, that of input_ids")
+    return array
