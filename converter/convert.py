@@ -16,9 +16,11 @@ from converter.card import CardFacts, render_card
 from converter.dtypes import CODES, output_dtype
 from converter.mapping import Plan, Planned
 from converter.mappings import mapping_for
+from converter.recovery import recover
 from converter.safetensors_writer import PlannedTensor
 from converter.source import Source, open_source
 from converter.staging import OutputDirectory
+from converter.target import check_target
 from mlxbert.errors import MLXBertError
 
 if TYPE_CHECKING:
@@ -95,13 +97,17 @@ def convert(
     """
     progress = progress or _silent
     target = Path(out) if out is not None else default_output(str(src))
+    # Before anything else can fail: a model that a killed run had moved aside comes back even if this source is bad.
+    recover(target)
+    check_target(target, overwrite=overwrite)
     source = open_source(str(src), revision=revision, config=None if config is None else Path(config))
     _, planned = plan_source(source)
     unverified = why_not_verified(source, verify)
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
     notes = [*source.notes, *_notes(source, planned, dtype)]
 
-    with OutputDirectory(target, overwrite=overwrite, source=source.directory) as output:
+    given = Path(src) if Path(src).is_file() else source.directory
+    with OutputDirectory(target, overwrite=overwrite, source=given) as output:
         tensors = _to_write(source, planned.encoder, dtype)
         heads = _to_write(source, planned.heads, dtype)
         total = sum(tensor.nbytes for tensor in (*tensors, *heads))
@@ -245,5 +251,5 @@ def _card_facts(name: str, source: Source, planned: Plan, dtype: str, report: Pa
         heads=tuple(item.target for item in planned.heads),
         dropped=planned.dropped,
         missing_tokenizer=not any(file in source.side_files for file in TOKENIZER_FILES),
-        parity=None if report is None else report.summary(),
+        parity=report,
     )

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import mlx.core as mx
 import numpy as np
 
+from mlxbert.backend import use_fast_blas
 from mlxbert.errors import MLXBertError
 
 _PACKAGES = ("mlxbert", "mlx", "torch", "transformers", "tokenizers", "numpy")
@@ -47,8 +48,7 @@ def describe(tf32: str) -> dict[str, str]:
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
-            # Running from a checkout: the version is in no installed metadata.
-            facts[package] = "not installed"
+            facts[package] = "a checkout" if package == "mlxbert" else "not installed"
     facts["platform"] = f"{platform.system()} {platform.machine()}"
     facts["device"] = _device()
     facts["tf32"] = tf32
@@ -65,4 +65,6 @@ def _device() -> str:
 
 
 def _blas() -> str:
-    return "MLX's own"
+    status = use_fast_blas()
+    # The reason names OpenBLAS's version and the threads; a reason why not may name a path, and is left out.
+    return status.reason if status.active else "MLX's own"

@@ -31,7 +31,7 @@ class Point:
         limit: on `max_rel`.
         cosine_limit: on `cosine`; None: not limited.
         max_abs: max |a − b| over unmasked positions; None where there is a problem, as are the next three.
-        max_rel: max |a − b| / max(1, |b|), b the reference.
+        max_rel: max |a − b| / max(1, max |b| over the features of that position), b the reference.
         cosine: the smallest cosine between the two vectors of one position.
         argmax_agreement: the share of positions whose largest feature is the same one.
         probe: the probe with the largest `max_rel`, or with the problem.

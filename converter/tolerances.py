@@ -17,7 +17,7 @@ class UnknownToleranceError(MLXBertError):
 
 @dataclass(frozen=True)
 class MappingLimits:
-    """Float32 MLX against float32 PyTorch; both limits are on |a − b| / max(1, |b|), element by element.
+    """Float32 MLX against float32 PyTorch; both limits are on `converter.deviation.Deviation.max_rel`.
 
     Attributes:
         cumulative: after any number of layers, pooler and logits included.
@@ -33,7 +33,7 @@ class PrecisionLimits:
     """The written checkpoint against its own float32 core, at every hidden state and the pooler.
 
     Attributes:
-        max_rel: on |a − b| / max(1, |b|), element by element.
+        max_rel: on `converter.deviation.Deviation.max_rel`.
         cosine: the smallest cosine that one token's hidden state may have with its float32 self.
     """
 
