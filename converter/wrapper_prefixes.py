@@ -36,8 +36,7 @@ def strip_prefixes(where: Path, keys: Iterable[str]) -> tuple[dict[str, str], tu
         names[name] = key
     if collisions:
         raise SourceError(
-            f"{where}: two tensors have one name once wrapper prefixes are taken off (two models in one "
-            "file?); "
+            f"{where}: two tensors have one name once wrapper prefixes are taken off (two models in one file?); "
             f"fix: save the state_dict() of the one you mean\n{first_ten(collisions)}"
         )
     return names, tuple(f"{part}." for part in stripped)

@@ -62,13 +62,7 @@ def test_mlx_bfloat16(tmp_path: Path) -> None:
 
 def npy(header: str | bytes, data: bytes = b"\0" * 24, version: int = 1) -> bytes:
     text = header.encode() if isinstance(header, str) else header
-    return (
-        b"\x93NUMPY"
-        + bytes([version, 0])
-        + struct.pack("<H" if version == 1 else "<I", len(text))
-        + text
-        + data
-    )
+    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(text)) + text + data
 
 
 def header(descr: Any = "<f4", fortran: Any = False, shape: Any = (2, 3)) -> str:
@@ -119,9 +113,7 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
     at = data.index(b"PK\x01\x02")
     data[at + 24 : at + 28] = struct.pack("<I", 2**30)
     path.write_bytes(data)
-    with pytest.raises(
-        SourceError, match=r"a\.npy claims more bytes than it can hold \(a zip bomb\?\); fix: "
-    ):
+    with pytest.raises(SourceError, match=r"a\.npy claims more bytes than it can hold \(a zip bomb\?\); fix: "):
         read_weights(path)
 
 

@@ -38,8 +38,8 @@ def in_zip(path: Path, payload: bytes) -> Path:
 def in_legacy(path: Path, payload: bytes) -> Path:
     info = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
     parts = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, info)]
-    storage = struct.pack("<q3f", 3, 1, 2, 3)
-    path.write_bytes(b"".join(parts) + payload + pickle.dumps(["0"], 2) + storage)
+    storages = struct.pack("<q3f", 3, 1, 2, 3) if b"Storage" in payload else b""
+    path.write_bytes(b"".join(parts) + payload + pickle.dumps(["0"] if storages else [], 2) + storages)
     return path
 
 
@@ -119,9 +119,7 @@ def test_unknown_callables_are_inert_and_never_imported(tmp_path: Path) -> None:
     folder = tmp_path / "path"
     folder.mkdir()
     mark = tmp_path / "mark"
-    (folder / "a_module_nobody_has.py").write_text(
-        f"open({str(mark)!r}, 'w').close()\ndef f(*a): raise SystemExit"
-    )
+    (folder / "a_module_nobody_has.py").write_text(f"open({str(mark)!r}, 'w').close()\ndef f(*a): raise SystemExit")
     tensor = (
         b"ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nK\x03tQK\x00(K\x03t"
         b"(K\x01tI00\n}tR"
@@ -141,9 +139,7 @@ def test_unknown_callables_are_inert_and_never_imported(tmp_path: Path) -> None:
 
 
 def machine() -> PickleMachine:
-    return PickleMachine(
-        lambda found: None, lambda callee, arguments: Placeholder(str(callee)), lambda value: value
-    )
+    return PickleMachine(lambda found: None, lambda callee, arguments: Placeholder(str(callee)), lambda value: value)
 
 
 VALUES = [
@@ -242,6 +238,79 @@ def test_a_dictionary_nested_in_itself_ends(tmp_path: Path) -> None:
     torch.save(loop, tmp_path / "x.pt")
     with pytest.raises(SourceError, match="wraps its state dict more than 8 deep; fix: "):
         read_weights(tmp_path / "x.pt")
+
+
+FLOATS = b"S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nK\x03"
+
+
+def test_legacy_storage_views(tmp_path: Path) -> None:
+    """torch before 0.4 stored a view of a storage as its root and (view key, offset, size)."""
+    view = b"(" + FLOATS + b"(S'v'\nK\x01K\x02ttQ"
+    tensors = b"(dS'w'\nctorch._utils\n_rebuild_tensor\n(" + view + b"K\x00(K\x02t(K\x01ttRs"
+    tensors += b"S'x'\nctorch._utils\n_rebuild_tensor\n(" + view + b"K\x01(K\x01t(K\x01ttRs."
+    entries = read_weights(in_legacy(tmp_path / "x.pt", tensors)).entries
+    assert {key: entry.read().tolist() for key, entry in entries.items()} == {"w": [2, 3], "x": [3]}
+
+
+def test_a_legacy_module_with_its_source_is_refused(tmp_path: Path) -> None:
+    """torch pickled whole models with their classes' source text, under a persistent id of their own."""
+    payload = b"(S'module'\ncmy.models\nNet\nS'net.py'\nS'class Net: ...'\ntQ)\x81}S'_parameters'\n}sb."
+    with pytest.raises(SourceError, match=r"is a whole pickled model \(my\.models\.Net\), not a state dict"):
+        read_weights(in_legacy(tmp_path / "x.pt", payload))
+
+
+def test_a_parameter_with_state_a_default_dictionary_and_an_unknown_dictionary(tmp_path: Path) -> None:
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((" + FLOATS + b"tQK\x00(K\x03t(K\x01tI00\n}tR"
+    parameter = b"ctorch._utils\n_rebuild_parameter_with_state\n(" + tensor + b"I00\n}}tR"
+    inner = b"ccollections\ndefaultdict\n(cbuiltins\nlist\ntRS'w'\n" + parameter + b"s"
+    outer = b"cmy.framework\nAttributeDict\n)RS'state_dict'\n" + inner + b"s."
+    weights = read_weights(in_zip(tmp_path / "x.pt", outer))
+    assert {key: entry.read().tolist() for key, entry in weights.entries.items()} == {"w": [1, 2, 3]}
+
+
+def refused(kind: bytes, *, metadata: bytes = b"}") -> bytes:
+    rebuild = b"ctorch._utils\n" + kind + b"\n((" + FLOATS + b"tQK\x00(K\x03t(K\x01tI00\n}" + metadata + b"tR"
+    return b"(dS'w'\n" + rebuild + b"s."
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        (refused(b"_rebuild_nested_tensor"), "nested_tensor"),
+        (refused(b"_rebuild_meta_tensor_no_storage"), "meta_tensor_no_storage"),
+        (refused(b"_rebuild_device_tensor_from_numpy"), "device_tensor_from_numpy"),
+        (refused(b"_rebuild_tensor_v2", metadata=b"}S'neg'\nI01\ns"), "tensor with a lazy negation or conjugation"),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused(payload: bytes, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as error:
+        read_weights(in_zip(tmp_path / "x.pt", payload))
+    assert "1 tensor of a kind that is not read (quantized, sparse or a subclass); fix: " in str(error.value)
+    assert str(error.value).endswith(f"\n  w: {kind}")
+
+
+MALFORMED = {
+    "persistent id that is text": b"Pfoo\n.",
+    "persistent id of another kind": b"(S'file'\nS'x'\ntQ.",
+    "storage without a count": b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nS'3'\ntQ.",
+    "storage of two types": b"((" + FLOATS + b"tQ(" + FLOATS.replace(b"Float", b"Half") + b"tQl.",
+    "storage view": b"(" + FLOATS + b"(S'v'\nS'x'\nK\x01ttQ.",
+    "tensor without a shape": b"ctorch._utils\n_rebuild_tensor\n((" + FLOATS + b"tQK\x00K\x03K\x01tR.",
+    "too few arguments": b"ctorch._utils\n_rebuild_tensor\n(K\x01tR.",
+    "no dtype": b"ctorch._utils\n_rebuild_tensor_v3\n((" + FLOATS + b"tQK\x00(K\x03t(K\x01tI00\n}NtR.",
+    "no pairs": b"ccollections\nOrderedDict\n((lK\x01atR.",
+    "no type": b"ctorch._tensor\n_rebuild_from_type_v2\n(NtR.",
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+@pytest.mark.parametrize("container", [in_zip, in_legacy])
+def test_malformed_references_are_refused(container: Container, case: str, tmp_path: Path) -> None:
+    path = container(tmp_path / "x.pt", MALFORMED[case])
+    with pytest.raises(SourceError) as error:
+        read_weights(path)
+    assert str(error.value).startswith(f"{path}: its pickle is damaged or no checkpoint's (it")
+    assert str(error.value).endswith("; fix: get the file again")
 
 
 SHAPES = [  # offset, shape, strides

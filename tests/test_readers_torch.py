@@ -99,9 +99,7 @@ def test_a_flipped_byte_of_a_whole_tensor_is_noticed(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(raw(tensor)) + 17] ^= 1
     path.write_bytes(data)
-    with pytest.raises(
-        SourceError, match=r"x\.bin: x/data/0 is damaged \(its CRC-32 is wrong\); fix: get the file"
-    ):
+    with pytest.raises(SourceError, match=r"x\.bin: x/data/0 is damaged \(its CRC-32 is wrong\); fix: get the file"):
         read_weights(path).entries["a"].read()
 
 
@@ -200,10 +198,7 @@ def refusal(path: Path) -> str:
 @FORMATS
 def test_a_whole_pickled_model_is_refused_and_told_why(zipped: bool, tmp_path: Path) -> None:
     message = refusal(save(random_model(), tmp_path / "x.pt", zipped))
-    assert (
-        "is a whole pickled model (transformers.models.bert.modeling_bert.BertModel), not a state dict"
-        in message
-    )
+    assert "is a whole pickled model (transformers.models.bert.modeling_bert.BertModel), not a state dict" in message
     assert "fix: torch.save(model.state_dict(), FILE)" in message
     message = refusal(save({"epoch": 1, "model": torch.nn.Linear(2, 2)}, tmp_path / "y.pt", zipped))
     assert "has a whole pickled model (torch.nn.modules.linear.Linear) under model" in message

@@ -60,9 +60,7 @@ def test_no_such_path(tmp_path: Path) -> None:
 
 def test_a_link_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    assert (
-        refusal(tmp_path / "link") == f"{tmp_path / 'link'}: is a link to nothing; fix: check where it leads"
-    )
+    assert refusal(tmp_path / "link") == f"{tmp_path / 'link'}: is a link to nothing; fix: check where it leads"
     (model(tmp_path / "m") / "model.safetensors").unlink()
     (tmp_path / "m" / "model.safetensors").symlink_to(tmp_path / "gone")
     assert "model.safetensors: no such file; fix: check the path" in refusal(tmp_path / "m")
@@ -75,9 +73,7 @@ def test_a_revision_of_a_local_path(tmp_path: Path) -> None:
 
 def test_pipes_and_devices_are_refused_before_they_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.bin")
-    assert "pipe.bin: is a pipe, socket or device, not a regular file; fix: " in refusal(
-        tmp_path / "pipe.bin"
-    )
+    assert "pipe.bin: is a pipe, socket or device, not a regular file; fix: " in refusal(tmp_path / "pipe.bin")
     model(tmp_path / "m")
     os.mkfifo(tmp_path / "m" / "tokenizer.json")
     assert "tokenizer.json: is a pipe, socket or device" in refusal(tmp_path / "m")
@@ -142,9 +138,7 @@ def test_files_that_are_something_else(case: str, name: str, tmp_path: Path) -> 
 def test_noise(tmp_path: Path) -> None:
     write_config(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(bytes(range(255, 0, -1)) * 9)
-    assert "is no checkpoint that is read here (safetensors, torch.save, .npz), or is damaged" in refusal(
-        tmp_path
-    )
+    assert "is no checkpoint that is read here (safetensors, torch.save, .npz), or is damaged" in refusal(tmp_path)
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
     assert "is truncated or no safetensors file: its header claims" in refusal(tmp_path)
 
@@ -164,14 +158,11 @@ def test_side_files_that_are_something_else(name: str, data: bytes, tmp_path: Pa
 def test_no_config(tmp_path: Path) -> None:
     save_file(ONE, tmp_path / "model.safetensors")
     expected = (
-        f"{tmp_path}: no config.json beside the weights; fix: put the model's config.json there, "
-        "or pass --config FILE"
+        f"{tmp_path}: no config.json beside the weights; fix: put the model's config.json there, or pass --config FILE"
     )
     assert refusal(tmp_path) == expected
     assert refusal(tmp_path / "model.safetensors") == expected
-    assert "nowhere.json: no such file; fix: check the path" in refusal(
-        tmp_path, config=tmp_path / "nowhere.json"
-    )
+    assert "nowhere.json: no such file; fix: check the path" in refusal(tmp_path, config=tmp_path / "nowhere.json")
 
 
 def test_hyper_parameters_are_no_config(tmp_path: Path) -> None:
@@ -229,9 +220,8 @@ def test_quantized_sources(tmp_path: Path) -> None:
     model(tmp_path)
     packed = {"x.weight": torch.ones(4, dtype=torch.int32).to(torch.uint32), "x.scales": torch.ones(1)}
     save_file(packed, tmp_path / "model.safetensors")
-    assert (
-        "x.weight is packed uint32 beside x.scales: this is an MLX checkpoint quantized already"
-        in refusal(tmp_path)
+    assert "x.weight is packed uint32 beside x.scales: this is an MLX checkpoint quantized already" in refusal(
+        tmp_path
     )
     model(tmp_path, quantization=None, quantization_config={})
     assert list(open_source(str(tmp_path)).entries) == ["a"]
@@ -241,9 +231,8 @@ def test_quantized_sources(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    assert (
-        f"{tmp_path}: has no weights (model.safetensors, pytorch_model.bin, *.npz …; there is: nothing)"
-        in refusal(tmp_path)
+    assert f"{tmp_path}: has no weights (model.safetensors, pytorch_model.bin, *.npz …; there is: nothing)" in refusal(
+        tmp_path
     )
     write_config(tmp_path)
     assert "there is: config.json); fix: check the path, or download the model whole" in refusal(tmp_path)
@@ -259,9 +248,7 @@ def test_several_candidates_are_named(tmp_path: Path) -> None:
     )
 
 
-TENSORFLOW = (
-    "AutoModelForPreTraining.from_pretrained(DIR, from_tf=True).save_pretrained(NEW_DIR), then convert"
-)
+TENSORFLOW = "AutoModelForPreTraining.from_pretrained(DIR, from_tf=True).save_pretrained(NEW_DIR), then convert"
 FOREIGN = {
     "tf_model.h5": ("TensorFlow", f"fix: with transformers<5 (5 dropped TensorFlow): {TENSORFLOW}"),
     "bert_model.ckpt.index": ("TensorFlow", TENSORFLOW),
@@ -290,9 +277,7 @@ def test_several_other_frameworks(tmp_path: Path) -> None:
     write_config(tmp_path)
     for name in ("tf_model.h5", "flax_model.msgpack"):
         (tmp_path / name).write_bytes(b"x")
-    assert "has TensorFlow/Flax weights only, which are not read; fix: with transformers<5" in refusal(
-        tmp_path
-    )
+    assert "has TensorFlow/Flax weights only, which are not read; fix: with transformers<5" in refusal(tmp_path)
 
 
 def test_an_adapter_alone(tmp_path: Path) -> None:
@@ -331,8 +316,7 @@ def sharded(directory: Path) -> Path:
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (sharded(tmp_path) / "model-00002-of-00002.safetensors").unlink()
     assert refusal(tmp_path) == (
-        f"{tmp_path / INDEX}: 1 of 2 shards missing; fix: download them too\n"
-        "  model-00002-of-00002.safetensors"
+        f"{tmp_path / INDEX}: 1 of 2 shards missing; fix: download them too\n  model-00002-of-00002.safetensors"
     )
 
 
@@ -372,9 +356,7 @@ def test_index_and_shards_that_disagree(tmp_path: Path) -> None:
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     write_index(sharded(tmp_path), {"a": names[0], "b": names[1], "c": names[1]})
     message = refusal(tmp_path)
-    assert message.startswith(
-        f"{tmp_path / names[1]}: lacks tensors that {INDEX} promises; fix: get the shards"
-    )
+    assert message.startswith(f"{tmp_path / names[1]}: lacks tensors that {INDEX} promises; fix: get the shards")
     assert message.endswith("\n  c")
     save_file({"b": torch.ones(2), "z": torch.ones(2)}, tmp_path / names[1])
     write_index(tmp_path, {"a": names[0], "b": names[1]})
@@ -392,9 +374,7 @@ def test_shards_of_two_formats(tmp_path: Path) -> None:
 # modules.json
 
 
-@pytest.mark.parametrize(
-    "text", ["{}", "[1]", '[{"path": 1, "type": "x"}]', '[{"path": "1_Pooling"}]', "nonsense"]
-)
+@pytest.mark.parametrize("text", ["{}", "[1]", '[{"path": 1, "type": "x"}]', '[{"path": "1_Pooling"}]', "nonsense"])
 def test_a_malformed_modules_json(text: str, tmp_path: Path) -> None:
     (model(tmp_path) / "modules.json").write_text(text)
     message = refusal(tmp_path)
@@ -411,18 +391,14 @@ def test_modules_json_that_points_outside_its_directory(path: str, tmp_path: Pat
 # reading late
 
 
-@pytest.mark.parametrize(
-    "save", [lambda state, path: save_file(state, path), torch.save], ids=["safetensors", "bin"]
-)
+@pytest.mark.parametrize("save", [lambda state, path: save_file(state, path), torch.save], ids=["safetensors", "bin"])
 def test_a_file_that_shrinks_after_it_was_opened(save: Callable[..., Any], tmp_path: Path) -> None:
     write_config(tmp_path)
     path = tmp_path / "x.bin"
     save({"a": torch.ones(5000)}, path)
     entry = open_source(str(tmp_path)).entries["a"]
     os.truncate(path, 2000)
-    with pytest.raises(
-        SourceError, match=r"x\.bin: ends at byte 2000, .* bytes early; fix: get the file again"
-    ):
+    with pytest.raises(SourceError, match=r"x\.bin: ends at byte 2000, .* bytes early; fix: get the file again"):
         entry.read()
 
 

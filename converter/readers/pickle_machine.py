@@ -43,9 +43,7 @@ class PickleMachine:
     def run(self, file: BinaryIO) -> Any:
         """Interpret the pickle at the file's position, which ends up behind it; give its top-level object."""
         try:
-            for count, (opcode, argument, _) in enumerate(
-                pickletools.genops(cast(BinaryIO, PickleWindow(file)))
-            ):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, PickleWindow(file)))):
                 if count > MAX_OPERATIONS:
                     raise MalformedPickle(f"it has more than {MAX_OPERATIONS} operations")
                 if opcode.name == "STOP":

@@ -31,9 +31,7 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
 def refuse_stand_in(path: Path, head: bytes) -> None:
     """Raise SourceError when `head` is a Git-LFS pointer or a web page in the place of the real file."""
     if head.startswith(b"version https://git-lfs"):
-        raise SourceError(
-            f"{path}: is a Git-LFS pointer, not the file itself; fix: git lfs pull in its repository"
-        )
+        raise SourceError(f"{path}: is a Git-LFS pointer, not the file itself; fix: git lfs pull in its repository")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error", b"<head")):
         raise SourceError(

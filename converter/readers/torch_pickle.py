@@ -138,10 +138,9 @@ def _refuse_code(path: Path, found: Global) -> None:
     builtin = _BUILTIN.fullmatch(str(found))
     if _RUNS_CODE.fullmatch(str(found)) or (builtin and not _HARMLESS_BUILTIN.fullmatch(builtin["name"])):
         raise SourceError(
-            f"{path}: its pickle names {shown(str(found))}, which executes code when loaded (nothing was "
-            "run); "
-            "fix: do not trust this file; get the model as safetensors, or its state_dict() saved anew by "
-            "its author"
+            f"{path}: its pickle names {shown(str(found))}, which executes code when loaded (nothing was run); "
+            "fix: do not trust this file; get the model as safetensors, or its state_dict() saved anew by its "
+            "author"
         )
 
 
@@ -194,6 +193,8 @@ def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> TensorRef | UnreadableTens
 
 
 def _tensor(arguments: tuple[Any, ...], dtype: str | None, metadata: Any) -> TensorRef | UnreadableTensor:
+    if len(arguments) < 4:
+        raise MalformedPickle("it has a tensor without a shape")
     storage, offset, shape, strides = arguments[:4]
     if not isinstance(storage, StorageRef):
         return UnreadableTensor("tensor without a storage")
@@ -215,7 +216,7 @@ def _storage(arguments: tuple[Any, ...]) -> Any:
 
 def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
     """_rebuild_from_type_v2(func, type, args, state): a tensor with Python attributes, or of a subclass."""
-    function, kind, inner = arguments[:3]
+    function, kind, inner = arguments[:3] if len(arguments) >= 3 else (None, None, None)
     if not isinstance(function, Global) or not isinstance(kind, Global) or not isinstance(inner, tuple):
         raise MalformedPickle("it has a tensor without a type")
     if kind.module.split(".")[0] == "torch" and kind.name in ("Tensor", "Parameter", "Buffer"):
