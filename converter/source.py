@@ -152,8 +152,8 @@ def _with_heads(directory: Path, weights: Weights) -> Weights:
     twice = [shown(key) for key in heads.entries if key in weights.entries]
     if twice:
         raise SourceError(
-            f"{path}: has tensors that the model's own files have too; fix: convert the original again\n"
-            f"{first_ten(twice)}"
+            f"{path}: has tensors that the model's own files have too; "
+            f"fix: convert the original again\n{first_ten(twice)}"
         )
     return replace(weights, entries={**weights.entries, **heads.entries}, files=(*weights.files, path))
 
