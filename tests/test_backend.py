@@ -33,14 +33,10 @@ def has_linux_cpu_mlx() -> bool:
 
 
 linux_cpu = pytest.mark.skipif(not has_linux_cpu_mlx(), reason="binds MLX's Linux CPU build")
-needs_openblas = pytest.mark.skipif(
-    openblas.find_library() is None, reason="scipy-openblas32 is not installed"
-)
+needs_openblas = pytest.mark.skipif(openblas.find_library() is None, reason="scipy-openblas32 is not installed")
 
 
-def run(
-    code: str, *options: str, path: Path | None = None, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def run(code: str, *options: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own, `path` in front of the checkout on its import path."""
     environment = {name: value for name, value in os.environ.items() if name != "MLXBERT_BLAS"} | variables
     environment["PYTHONPATH"] = os.pathsep.join(str(entry) for entry in (path, ROOT) if entry)
@@ -110,8 +106,7 @@ def test_on_macos_there_is_one_package_to_install() -> None:
     assert missing_backend_message(absent, "darwin", []) == "MLX is not installed; fix: pip install mlxbert"
     broken = ImportError("Library not loaded: libmlx.dylib")
     assert missing_backend_message(broken, "darwin", []) == (
-        "MLX cannot be imported (Library not loaded: libmlx.dylib); "
-        "fix: pip install --force-reinstall mlxbert"
+        "MLX cannot be imported (Library not loaded: libmlx.dylib); fix: pip install --force-reinstall mlxbert"
     )
 
 
@@ -399,8 +394,7 @@ def test_off_is_quiet(word: str) -> None:
 def test_an_unknown_word_is_an_error() -> None:
     done = run("from mlxbert.backend import use_fast_blas; use_fast_blas()", MLXBERT_BLAS="mkl")
     assert last_line(done) == (
-        "mlxbert.backend.BlasSettingError: MLXBERT_BLAS='mkl' is not known; "
-        "fix: set it to on or off, or unset it"
+        "mlxbert.backend.BlasSettingError: MLXBERT_BLAS='mkl' is not known; fix: set it to on or off, or unset it"
     )
 
 
@@ -451,9 +445,7 @@ def sgemm_in_python(
 ) -> None:
     """``cblas_sgemm`` in plain Python, with one mistake to choose."""
     trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = sizes
-    floats = {
-        name: (ctypes.c_float * 20000).from_address(int(at)) for name, at in (("a", a), ("b", b), ("c", c))
-    }
+    floats = {name: (ctypes.c_float * 20000).from_address(int(at)) for name, at in (("a", a), ("b", b), ("c", c))}
     if swap:
         trans_a, trans_b = trans_b, trans_a
     alpha = 1.0 if ignore == "alpha" else alpha
@@ -514,9 +506,7 @@ GLOB_DAT = {"x86_64": 6, "aarch64": 1025}
 RELATIVE = {"x86_64": 8, "aarch64": 1027}
 
 
-def made_up_library(
-    machine: str, *, relocated: bool
-) -> tuple[elf.LoadedLibrary, Callable[[int, int], bytes]]:
+def made_up_library(machine: str, *, relocated: bool) -> tuple[elf.LoadedLibrary, Callable[[int, int], bytes]]:
     """The tables that the walk reads, loaded at BASE; `relocated`: their addresses as glibc leaves them."""
     names = ["cblas_dgemm", "cblas_sgemm_batch", "my_cblas_sgemm", "cblas_sgemm", "cblas_cgemm"]
     strings = b"\0" + b"".join(name.encode() + b"\0" for name in names)
