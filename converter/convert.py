@@ -217,12 +217,15 @@ def _output_config(source: Source, planned: Plan, dtype: str) -> dict[str, Any]:
     config = {**source.config, "architectures": [mapping.base_class], "dtype": dtype}
     if "torch_dtype" in config:  # what transformers < 4.56 reads
         config["torch_dtype"] = dtype
+    # Our own output as SRC, to change its dtype: its class is "BertModel" now, and the first one is in its block.
+    earlier = source.config.get("mlxbert")
+    classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
     config["mlxbert"] = {
         "format_version": FORMAT_VERSION,
         "source": source.name,
         "revision": source.revision,
         "converter_version": converter_version(),
-        "original_architectures": source.config.get("architectures"),
+        "original_architectures": classes or source.config.get("architectures"),
         "dropped": planned.dropped,
     }
     return config
