@@ -210,8 +210,7 @@ def _alone(probe: Probe) -> Iterator[tuple[Probe, int]]:
         if length == probe.shape[1]:
             continue
         ids, mask, types = (
-            array[row : row + 1, :length]
-            for array in (probe.input_ids, probe.attention_mask, probe.token_type_ids)
+            array[row : row + 1, :length] for array in (probe.input_ids, probe.attention_mask, probe.token_type_ids)
         )
         yield Probe(f"{probe.name}, row {row} alone", ids, mask, types), row
 

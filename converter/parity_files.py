@@ -1,4 +1,4 @@
-"""Where a parity report is written: `parity.json` into the converted directory, and the JUnit and HTML files asked for."""
+"""Write a parity report: `parity.json` into the converted directory, and the JUnit and HTML files asked for."""
 
 from __future__ import annotations
 
