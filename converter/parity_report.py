@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from converter.card import ParityRow, ParitySummary
 from mlxbert.errors import MLXBertError
 
 FORMAT_VERSION = 1
@@ -144,31 +142,6 @@ class ParityReport:
         """Whether one gate compared something and every point of it passes."""
         points = [point for point in self.points if point.gate == gate]
         return bool(points) and all(point.passed for point in points)
-
-    def summary(self) -> ParitySummary:
-        """What the model card says: the largest errors beside their limits."""
-        rows = []
-        for gate, check, what in (
-            (MAPPING, CUMULATIVE, "whole model, at every hidden state and the pooler"),
-            (MAPPING, LOCAL, "each layer alone"),
-            (MAPPING, PADDING, "a text padded in a batch against itself alone (MLX)"),
-            (PRECISION, CUMULATIVE, f"what {self.written_dtype} costs: written weights against float32 MLX"),
-        ):
-            errors = [math.nan if point.max_rel is None else point.max_rel for point in self.select(gate, check)]
-            if errors:
-                # NaN is the worst there is, and max() alone would hide it.
-                largest = math.nan if any(map(math.isnan, errors)) else max(errors)
-                rows.append(ParityRow(what, largest, self.select(gate, check)[0].limit))
-        environment = self.environment
-        return ParitySummary(
-            verdict="Both parity gates pass: it is the same model."
-            if self.passed
-            else "**PARITY FAILED: this is not the same model.**",
-            probes=len(self.probes),
-            rows=tuple(rows),
-            versions=", ".join(f"{name} {environment[name]}" for name in ("mlx", "torch", "transformers"))
-            + f" on {environment['platform']} ({environment['device']})",
-        )
 
     def to_json(self) -> str:
         """`parity.json`: the verdict first, then everything; the same run gives the same bytes."""

@@ -39,11 +39,8 @@ def _module_folders(path: Path) -> list[str]:
     """The folders of every module but the transformer itself, whose files are the checkpoint's own."""
     modules = read_json(path)
     if not isinstance(modules, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("path"), str) and isinstance(m.get("type"), str)
-        for m in modules
+        isinstance(m, dict) and isinstance(m.get("path"), str) and isinstance(m.get("type"), str) for m in modules
     ):
-        raise SourceError(
-            f"{path}: is not a list of modules with a path and a type; fix: repair it or get it again"
-        )
+        raise SourceError(f"{path}: is not a list of modules with a path and a type; fix: repair it or get it again")
     folders = [m["path"].rstrip("/") for m in modules if m["path"] and not m["type"].endswith(".Transformer")]
     return [require_inside(path, folder) for folder in folders]

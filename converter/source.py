@@ -58,6 +58,11 @@ class Source:
     side_files: dict[str, Path]  # relative POSIX name -> file, copied to the output as they are
     notes: tuple[str, ...]  # what the user should be told
 
+    @property
+    def name(self) -> str:
+        """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
+        return self.location if self.revision else shown(Path(self.location).resolve().name)
+
 
 def open_source(src: str, *, revision: str | None = None, config: Path | None = None) -> Source:
     """Find and parse a checkpoint, without reading its tensors.
@@ -152,8 +157,8 @@ def _with_heads(directory: Path, weights: Weights) -> Weights:
     twice = [shown(key) for key in heads.entries if key in weights.entries]
     if twice:
         raise SourceError(
-            f"{path}: has tensors that the model's own files have too; fix: convert the original again\n"
-            f"{first_ten(twice)}"
+            f"{path}: has tensors that the model's own files have too; "
+            f"fix: convert the original again\n{first_ten(twice)}"
         )
     return replace(weights, entries={**weights.entries, **heads.entries}, files=(*weights.files, path))
 

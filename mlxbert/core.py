@@ -72,7 +72,8 @@ class BertCore(nn.Module):
         for layer in self.encoder.layer:
             x, weights = layer(x, keep, output_attentions)
             hidden_states.append(x)
-            attentions.append(weights)
+            if weights is not None:
+                attentions.append(weights)
         return BertOutput(
             last_hidden_state=x,
             pooler_output=self.pooler(x) if "pooler" in self else None,

@@ -76,10 +76,10 @@ def test_half_a_pooler_is_missing_the_other_half(converted: Path) -> None:
     ("file", "content", "message"),
     [
         ("config.json", None, "no config.json, so not a model; fix: mlxbert-convert SRC -o"),
-        ("config.json", b"{", "config.json is not valid JSON"),
-        ("config.json", b"[" * 100_000, "config.json is not valid JSON"),
-        ("config.json", b"[]", "config.json is not a JSON object"),
-        ("config.json", b"\xff\xfe", "config.json is not valid JSON"),
+        ("config.json", b"{", "config.json: not valid JSON"),
+        ("config.json", b"[" * 100_000, "config.json: not valid JSON"),
+        ("config.json", b"[]", "config.json: expected a JSON object, found list"),
+        ("config.json", b"\xff\xfe", "config.json: not UTF-8"),
         ("model.safetensors", None, "model.safetensors is missing; fix: convert or download again"),
         ("model.safetensors", b"garbage" * 99, "model.safetensors is damaged"),
         ("model.safetensors.index.json", None, "model.safetensors.index.json is missing; fix: convert again"),
@@ -136,6 +136,12 @@ def test_a_path_that_is_none_a_revision_of_a_directory_and_a_source_that_was_nev
     save_tiny(tmp_path / "source")
     command = f"mlxbert-convert {tmp_path / 'source'} -o mlx_models/source"
     assert failure(tmp_path / "source") == f"{tmp_path / 'source'} was never converted; run: {command}"
+
+
+def test_a_tokenizer_of_another_model(converted: Path) -> None:
+    with (converted / "vocab.txt").open("a") as file:
+        file.write("one\ntoo\n")
+    assert "the tokenizer has 99 ids and the model 97; fix: put the tokenizer there" in failure(converted)
 
 
 def test_torch_and_transformers_are_not_needed(converted: Path) -> None:

@@ -58,13 +58,10 @@ def _entry(path: Path, key: str, member: ZipMember) -> TensorEntry:
     dtype = _KINDS.get(descr.lstrip("|<>="), descr)
     strides = contiguous_strides(shape[::-1])[::-1] if fortran else contiguous_strides(shape)
     data = member.after(member.read(0, begin + length))
-    entry = tensor_entry(
-        path, key, StridedTensor(data, dtype, shape, strides, big_endian=descr.startswith(">"))
-    )
+    entry = tensor_entry(path, key, StridedTensor(data, dtype, shape, strides, big_endian=descr.startswith(">")))
     if math.prod(shape) * DTYPES[dtype].itemsize != data.nbytes:
         raise SourceError(
-            f"{path}: array {shown(key)}, {dtype} of shape {shape}, does not fit its {data.nbytes} bytes; "
-            f"{AGAIN}"
+            f"{path}: array {shown(key)}, {dtype} of shape {shape}, does not fit its {data.nbytes} bytes; {AGAIN}"
         )
     return entry
 

@@ -52,9 +52,7 @@ def file_size(path: Path) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise SourceError(f"{path}: is a directory where a file is needed; fix: check the path")
     if not stat.S_ISREG(status.st_mode):
-        raise SourceError(
-            f"{path}: is a pipe, socket or device, not a regular file; fix: copy its contents to a file"
-        )
+        raise SourceError(f"{path}: is a pipe, socket or device, not a regular file; fix: copy its contents to a file")
     return status.st_size
 
 

@@ -24,9 +24,7 @@ def read_torch_zip(archive: ZipArchive) -> TorchFile:
     path = archive.path
     pickles = [name for name in archive.names if _is_pickle(name)]
     if len(pickles) != 1:
-        raise SourceError(
-            f"{path}: holds {len(pickles)} pickles (data.pkl) where torch.save writes one; {AGAIN}"
-        )
+        raise SourceError(f"{path}: holds {len(pickles)} pickles (data.pkl) where torch.save writes one; {AGAIN}")
     root = pickles[0].removesuffix("data.pkl")
     if any(name == f"{root}constants.pkl" or name.startswith(f"{root}code/") for name in archive.names):
         raise SourceError(

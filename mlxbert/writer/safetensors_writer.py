@@ -18,8 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from converter.output_file import FileRecord, HashedFile, WriteError
 from mlxbert.errors import first_ten
+from mlxbert.writer.output_file import FileRecord, HashedFile, WriteError
 
 MLX_METADATA = {"format": "mlx"}
 MAX_SHARD_SIZE = 5_000_000_000

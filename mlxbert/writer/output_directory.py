@@ -1,7 +1,7 @@
 """The output directory, whole or not at all.
 
 It is written as a hidden directory beside the target, config.json last (no config.json, no model), synced, and
-renamed into place. What a kill leaves of that, :mod:`converter.recovery` mends.
+renamed into place. What a kill leaves of that, :mod:`mlxbert.writer.recovery` mends.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from converter import manifest
-from converter.output_file import FileRecord, WriteError, copy_file, fsync_directory, write_bytes, write_errors
-from converter.recovery import (
+from mlxbert.writer import manifest
+from mlxbert.writer.output_file import FileRecord, WriteError, copy_file, fsync_directory, write_bytes, write_errors
+from mlxbert.writer.recovery import (
     aside_path,
     is_empty_directory,
     recover,
@@ -24,7 +24,7 @@ from converter.recovery import (
     target_lock,
     temporary_path,
 )
-from converter.safetensors_writer import (
+from mlxbert.writer.safetensors_writer import (
     MAX_SHARD_SIZE,
     MLX_METADATA,
     PlannedTensor,
@@ -32,7 +32,7 @@ from converter.safetensors_writer import (
     shard_index,
     write_safetensors,
 )
-from converter.target import check_target
+from mlxbert.writer.target import check_target
 
 OnTensor = Callable[[PlannedTensor], None]
 
@@ -52,8 +52,9 @@ class OutputDirectory:
     there is moved aside, and deleted after the new one is in its place. First of all, what a killed run left
     at this target is mended.
 
-    Raises :class:`~converter.output_file.WriteError` on entering when the target is refused
-    (:func:`~converter.target.check_target`) or another run is writing it, and from every method when writing fails.
+    Raises :class:`~mlxbert.writer.output_file.WriteError` on entering when the target is refused
+    (:func:`~mlxbert.writer.target.check_target`) or another run is writing it, and from every method when writing
+    fails.
     """
 
     def __init__(self, target: Path, *, overwrite: bool = False, source: Path | None = None) -> None:

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from converter.manifest import is_complete
-from converter.output_file import WriteError, fsync_directory, write_errors
+from mlxbert.writer.manifest import is_complete
+from mlxbert.writer.output_file import WriteError, fsync_directory, write_errors
 
 
 def temporary_path(target: Path) -> Path:

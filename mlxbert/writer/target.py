@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from converter.manifest import NAME, read_manifest, unlisted
-from converter.output_file import WriteError, write_errors
-from converter.recovery import is_empty_directory
 from mlxbert.errors import first_ten
+from mlxbert.writer.manifest import NAME, read_manifest, unlisted
+from mlxbert.writer.output_file import WriteError, write_errors
+from mlxbert.writer.recovery import is_empty_directory
 
 # Beside what the manifest lists: what this project's commands and macOS put into a converted directory later.
 ADDED_LATER = frozenset({"parity.json", ".DS_Store"})
