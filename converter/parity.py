@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
 import numpy as np
@@ -231,5 +231,6 @@ def _numpy(array: mx.array) -> np.ndarray:
 
 def _dtype(core: BertCore) -> str:
     """The floating dtype of the parameters; several are joined by "+"."""
-    names = {str(array.dtype).removeprefix("mlx.core.") for _, array in tree_flatten(core.parameters())}
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
+    names = {str(array.dtype).removeprefix("mlx.core.") for _, array in parameters}
     return "+".join(sorted(names))

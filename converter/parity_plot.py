@@ -65,8 +65,8 @@ def log_plot(names: Sequence[str], lines: Sequence[Line], *, y_label: str, floor
     for column, name in enumerate(names):
         # The ends always; of a deep model's layers, every other.
         if column % every == 0 or column == len(names) - 1:
-            middle = f'x="{x(column):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle"'
-            parts.append(f'<text class="tick" {middle}>{escape(name)}</text>')
+            below = f'x="{x(column):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle"'
+            parts.append(f'<text class="tick" {below}>{escape(name)}</text>')
     centre = LEFT + (WIDTH - LEFT - RIGHT) / 2
     parts.append(f'<text class="axis" x="{centre}" y="{HEIGHT - 6}" text-anchor="middle">module, in order</text>')
     middle = TOP + (HEIGHT - TOP - BOTTOM) / 2

@@ -73,7 +73,8 @@ def core_of(model: Any, config: dict[str, Any]) -> BertCore:
     """The MLX side, filled by name: what a right conversion gives."""
     core = BertCore(BertConfig.from_hf(config))
     core.load_weights([(name, mx.array(tensor.numpy())) for name, tensor in model.state_dict().items()])
-    return core.eval()
+    core.eval()
+    return core
 
 
 @cache
@@ -177,7 +178,7 @@ def set_embeddings_eps(core: BertCore) -> None:
 
 def shift_positions(core: BertCore) -> None:
     table = core.embeddings.position_embeddings
-    table.weight = mx.roll(table.weight, 1, axis=0)
+    table.weight = mx.roll(table.weight, 1, 0)
 
 
 def transpose_pooler(core: BertCore) -> None:
@@ -189,7 +190,7 @@ IN_ONE_LAYER = (
     *(swap_norm_weight_and_bias, swap_the_two_norms, use_tanh_gelu, drop_layer, skip_output_bias),
     *(set_attention_eps, set_output_eps, ignore_mask),
 )
-OUTSIDE_THE_LAYERS = {
+OUTSIDE_THE_LAYERS: dict[Callable[[BertCore], None], str] = {
     swap_token_type_rows: "embeddings",
     set_embeddings_eps: "embeddings",
     shift_positions: "embeddings",

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +18,6 @@ from converter.canonical import float32_core
 from converter.convert import convert
 from converter.deviation import measure, no_comparison, worst
 from converter.environment import InexactFloat32Error, require_exact_float32
-from converter.manifest import manifest_problems
 from converter.parity import ParityError, compare
 from converter.parity_report import CUMULATIVE, MAPPING, PADDING, PRECISION, ParityReport, Provenance
 from converter.probes import ProbeError, make_probes
@@ -27,6 +26,7 @@ from converter.source import open_source
 from converter.tolerances import UnknownToleranceError, precision_limits, tolerances
 from converter.verify import VerifyError, verify, write_reports
 from mlxbert.config import BertConfig
+from mlxbert.writer.manifest import manifest_problems
 from tests.tiny import save_tiny, tiny_model
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
@@ -189,6 +189,7 @@ def test_the_reference_is_what_transformers_computes(tmp_path: Path, architectur
         found = reference.run(probe)
         assert len(found.hidden_states) == model.config.num_hidden_layers + 1
         np.testing.assert_allclose(found.hidden_states[-1], expected.last_hidden_state.numpy(), atol=1e-5)
+        assert found.pooler_output is not None
         np.testing.assert_allclose(found.pooler_output, expected.pooler_output.numpy(), atol=1e-5)
 
 
@@ -354,7 +355,7 @@ def test_half_precision_that_was_kept_is_the_mapping_gates_own_side(tmp_path: Pa
 
 def test_a_weight_that_was_changed_after_conversion_is_found(source: Path, tmp_path: Path) -> None:
     out = convert(source, tmp_path / "out", verify=False).path
-    tensors = dict(mx.load(str(out / "model.safetensors")))
+    tensors = cast(dict[str, mx.array], mx.load(str(out / "model.safetensors")))
     name = "encoder.layer.1.intermediate.dense.bias"
     tensors[name] = tensors[name] + 1e-3
     mx.save_safetensors(str(out / "model.safetensors"), tensors, {"format": "mlx"})
