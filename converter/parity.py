@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
 import numpy as np
@@ -210,8 +210,7 @@ def _alone(probe: Probe) -> Iterator[tuple[Probe, int]]:
         if length == probe.shape[1]:
             continue
         ids, mask, types = (
-            array[row : row + 1, :length]
-            for array in (probe.input_ids, probe.attention_mask, probe.token_type_ids)
+            array[row : row + 1, :length] for array in (probe.input_ids, probe.attention_mask, probe.token_type_ids)
         )
         yield Probe(f"{probe.name}, row {row} alone", ids, mask, types), row
 
@@ -232,5 +231,6 @@ def _numpy(array: mx.array) -> np.ndarray:
 
 def _dtype(core: BertCore) -> str:
     """The floating dtype of the parameters; several are joined by "+"."""
-    names = {str(array.dtype).removeprefix("mlx.core.") for _, array in tree_flatten(core.parameters())}
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
+    names = {str(array.dtype).removeprefix("mlx.core.") for _, array in parameters}
     return "+".join(sorted(names))

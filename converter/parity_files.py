@@ -1,15 +1,15 @@
-"""Where a parity report is written: `parity.json` into the converted directory, and the JUnit and HTML files asked for."""
+"""Write a parity report: `parity.json` into the converted directory, and the JUnit and HTML files asked for."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
-from mlxbert.writer.output_file import FileRecord, WriteError, write_errors
 from converter.parity_html import render_html
 from converter.parity_junit import render_junit
 from converter.parity_report import ParityReport
+from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
+from mlxbert.writer.output_file import FileRecord, WriteError, write_errors
 
 PARITY = "parity.json"
 

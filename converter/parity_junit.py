@@ -18,7 +18,7 @@ def render_junit(report: ParityReport) -> str:
         points = [point for point in report.points if point.gate == gate]
         failed = sum(not point.passed for point in points)
         counts = {"tests": str(len(points)), "failures": str(failed), "errors": "0", "skipped": "0", "time": "0"}
-        suite = ElementTree.SubElement(root, "testsuite", name=f"parity.{gate}", **counts)
+        suite = ElementTree.SubElement(root, "testsuite", {"name": f"parity.{gate}", **counts})
         _properties(suite, report)
         for point in points:
             _case(suite, point)

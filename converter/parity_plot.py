@@ -59,14 +59,14 @@ def log_plot(names: Sequence[str], lines: Sequence[Line], *, y_label: str, floor
     for exponent in range(low, high + 1, max(1, (high - low) // 6)):
         at = y(10.0**exponent)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        text = f'10<tspan dy="-5" font-size="9">{_signed(exponent)}</tspan>'
+        text = f'10<tspan dy="-5" font-size="10">{_signed(exponent)}</tspan>'
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
     every = max(1, math.ceil(len(names) / 16))
     for column, name in enumerate(names):
         # The ends always; of a deep model's layers, every other.
         if column % every == 0 or column == len(names) - 1:
-            middle = f'x="{x(column):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle"'
-            parts.append(f'<text class="tick" {middle}>{escape(name)}</text>')
+            below = f'x="{x(column):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle"'
+            parts.append(f'<text class="tick" {below}>{escape(name)}</text>')
     centre = LEFT + (WIDTH - LEFT - RIGHT) / 2
     parts.append(f'<text class="axis" x="{centre}" y="{HEIGHT - 6}" text-anchor="middle">module, in order</text>')
     middle = TOP + (HEIGHT - TOP - BOTTOM) / 2
@@ -88,7 +88,7 @@ def _limit(line: Line, y: Callable[[float], float]) -> list[str]:
     label = f'x="{WIDTH - RIGHT - 4}" y="{at - 5:.1f}" text-anchor="end"'
     return [
         f'<line class="limit" {ends}/>',
-        f'<text class="limit-label" {label}>limit {line.limit:.0e}</text>',
+        f'<text class="limit-label" {label}>limit {line.limit:.1e}</text>',
     ]
 
 
@@ -97,7 +97,7 @@ def _mark(mark: Mark, style: str, x: float, y: float) -> str:
     if mark.value is None:
         cross = f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"
         return f'<path class="cross" d="{cross}">{title}</path>'
-    shape = f'{style}{"" if mark.passed else " failed"}'
+    shape = f"{style}{'' if mark.passed else ' failed'}"
     return f'<circle class="{shape}" cx="{x:.1f}" cy="{y:.1f}" r="{4 if mark.passed else 6}">{title}</circle>'
 
 

@@ -55,7 +55,7 @@ def _precision(report: ParityReport) -> Table:
     for point in points:
         table.add_row(point.name, *_measures(point), _ok([point]))
     if points:
-        table.caption = f"limits: max-rel {points[0].limit:.0e}, cosine {points[0].cosine_limit}"
+        table.caption = f"limits: max-rel {points[0].limit:.1e}, cosine {points[0].cosine_limit}"
     return table
 
 

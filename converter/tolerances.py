@@ -51,12 +51,14 @@ class Tolerances:
 
 TOLERANCES: dict[str, Tolerances] = {
     "bert": Tolerances(
-        # Noise between MLX and torch: 1.6e-6 cumulative, 6.6e-7 layer-local. One layer's eps 1e-12 -> 1e-5 moves 8e-6.
+        # Measured with benchmarks/parity_errors.py; the limits do not move when a test fails.
         mapping=MappingLimits(cumulative=2e-5, local=5e-6),
         precision={
             "float32": PrecisionLimits(max_rel=1e-6, cosine=0.999999),
-            "float16": PrecisionLimits(max_rel=2e-2, cosine=0.9999),
-            "bfloat16": PrecisionLimits(max_rel=2e-1, cosine=0.999),
+            # Three to five times what rounded weights and arithmetic in that dtype together cost all-MiniLM-L6-v2 and
+            # random models of bert-base's size: float16 8.6e-3 and 1 − 8.7e-6, bfloat16 6.8e-2 and 1 − 6.3e-4.
+            "float16": PrecisionLimits(max_rel=3e-2, cosine=0.99996),
+            "bfloat16": PrecisionLimits(max_rel=2.5e-1, cosine=0.998),
         },
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from converter.parity_files import write_reports
 from mlxbert.errors import MLXBertError
@@ -101,7 +101,7 @@ def verify_staged(
         probes,
         written_dtype=dtype,
         provenance=Provenance(
-            source=source.location if source.revision else Path(source.location).resolve().name,
+            source=_name(source),
             revision=source.revision,
             weights={file.name: _sha256(file) for file in weights},
             float32_core=float32_side,
@@ -113,13 +113,19 @@ def verify_staged(
     )
 
 
+def _name(source: Source) -> str:
+    """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
+    name = source.location if source.revision else Path(source.location).resolve().name
+    return name.encode(errors="replace").decode()  # a file name need not be Unicode; a report must
+
+
 def _written_dtype(directory: Path, weights: list[Path]) -> str:
     """The dtype on disk, whatever `config.json` says."""
     import mlx.core as mx
 
-    dtypes = {
-        str(tensor.dtype).removeprefix("mlx.core.") for file in weights for tensor in mx.load(str(file)).values()
-    }
+    # Lazy: nothing is read but the headers.
+    loaded = [cast(dict[str, mx.array], mx.load(str(file))) for file in weights]
+    dtypes = {str(tensor.dtype).removeprefix("mlx.core.") for tensors in loaded for tensor in tensors.values()}
     if len(dtypes) != 1:
         found = ", ".join(sorted(dtypes)) or "no tensors"
         raise VerifyError(f"{directory}: one dtype expected in model*.safetensors, found {found}; fix: convert again")
