@@ -1,4 +1,4 @@
-"""What the model card says, read off a converted directory: one way, for the conversion and for a later verification."""
+"""What the model card says, read off a converted directory: one way for the conversion and for a verification."""
 
 from __future__ import annotations
 
