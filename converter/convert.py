@@ -25,7 +25,7 @@ from mlxbert.writer.safetensors_writer import PlannedTensor
 from mlxbert.writer.target import check_target
 
 if TYPE_CHECKING:
-    from converter.parity_report import ParityReport
+    from converter.parity.report import ParityReport
 
 FORMAT_VERSION = 1
 

@@ -11,7 +11,7 @@ from converter.mappings import mapping_for
 from converter.readers.safetensors import read_safetensors
 
 if TYPE_CHECKING:
-    from converter.parity_report import ParityReport
+    from converter.parity.report import ParityReport
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converter.side_files import collect_side_files, has_tokenizer
-from converter.source_config import read_config, refuse_quantized
-from converter.source_error import SourceError, os_error, shown
-from converter.tensor_entry import TensorEntry
-from converter.weight_files import (
+from converter.readers.side_files import collect_side_files, has_tokenizer
+from converter.readers.source_config import read_config, refuse_quantized
+from converter.readers.source_error import SourceError, os_error, shown
+from converter.readers.tensor_entry import TensorEntry
+from converter.readers.weight_files import (
     TOKENIZER_SIDE_FILES,
     WEIGHT_SUFFIXES,
     WeightChoice,
@@ -23,8 +23,8 @@ from converter.weight_files import (
     refuse_lone_shard,
     select_files,
 )
-from converter.weights import Weights, read_sharded, read_weights
-from converter.wrapper_prefixes import strip_prefixes
+from converter.readers.weights import Weights, read_sharded, read_weights
+from converter.readers.wrapper_prefixes import strip_prefixes
 from mlxbert.errors import first_ten
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]

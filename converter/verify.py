@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from converter.parity_files import write_reports
+from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError
 
 __all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
 
 if TYPE_CHECKING:
-    from converter.parity_report import ParityReport
-    from converter.probes import Probe
+    from converter.parity.probes import Probe
+    from converter.parity.report import ParityReport
     from converter.source import Source
     from mlxbert.config import BertConfig
 
@@ -78,9 +78,9 @@ def verify_staged(
     import mlx.core as mx
 
     from converter.canonical import float32_core
-    from converter.parity import compare
-    from converter.parity_report import Provenance
-    from converter.reference import build_reference
+    from converter.parity.gates import compare
+    from converter.parity.reference import build_reference
+    from converter.parity.report import Provenance
     from mlxbert.checkpoint import load_core
 
     weights = sorted(directory.glob("model*.safetensors"))
@@ -142,7 +142,7 @@ def _is_lossless(source: Source, dtype: str) -> bool:
 
 def _probes(directory: Path, config: BertConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
     """Probes with sentences where the directory has a tokenizer that fits the model, and otherwise why not."""
-    from converter.probes import ProbeError, make_probes
+    from converter.parity.probes import ProbeError, make_probes
     from mlxbert.tokenization import Tokenizer, TokenizerError
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):

@@ -15,10 +15,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from converter.parity import compare
-from converter.parity_report import LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Provenance
-from converter.probes import Probe, make_probes
-from converter.reference import Reference, ReferenceOutput
+from converter.parity.gates import compare
+from converter.parity.probes import Probe, make_probes
+from converter.parity.reference import Reference, ReferenceOutput
+from converter.parity.report import LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Provenance
 from mlxbert.activations import gelu_tanh
 from mlxbert.attention import BertAttention
 from mlxbert.config import BertConfig

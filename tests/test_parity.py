@@ -11,16 +11,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from converter import environment
+from converter.parity import environment
 from converter.canonical import float32_core
-from converter.deviation import measure, no_comparison, worst
-from converter.environment import InexactFloat32Error, require_exact_float32
-from converter.parity import ParityError, compare
-from converter.parity_report import Provenance
-from converter.probes import ProbeError, make_probes
-from converter.reference import Reference
+from converter.parity.deviation import measure, no_comparison, worst
+from converter.parity.environment import InexactFloat32Error, require_exact_float32
+from converter.parity.gates import ParityError, compare
+from converter.parity.probes import ProbeError, make_probes
+from converter.parity.reference import Reference
+from converter.parity.report import Provenance
+from converter.parity.tolerances import UnknownToleranceError, precision_limits, tolerances
 from converter.source import open_source
-from converter.tolerances import UnknownToleranceError, precision_limits, tolerances
 from mlxbert.config import BertConfig
 from tests.tiny import save_tiny
 

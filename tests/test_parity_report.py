@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from converter.environment import describe
-from converter.parity_html import render_html
-from converter.parity_junit import render_junit
-from converter.parity_report import (
+from converter.parity.environment import describe
+from converter.parity.html import render_html
+from converter.parity.junit import render_junit
+from converter.parity.report import (
     CUMULATIVE,
     LOCAL,
     MAPPING,
@@ -28,7 +28,7 @@ from converter.parity_report import (
     Provenance,
     ReportError,
 )
-from converter.parity_table import parity_table
+from converter.parity.table import parity_table
 
 NAMES = ("embeddings", *(f"encoder.layer.{i}" for i in range(12)), "pooler")
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from converter.readers.npz import read_npz
+from converter.readers.source_error import SourceError
+from converter.readers.tensor_entry import TensorEntry
+from converter.readers.weights import read_weights
 from converter.readers.zip_archive import ZipArchive
-from converter.source_error import SourceError
-from converter.tensor_entry import TensorEntry
-from converter.weights import read_weights
 
 
 def entries(path: Path) -> dict[str, TensorEntry]:

@@ -21,8 +21,8 @@ import torch
 from converter.readers import pickle_machine
 from converter.readers.pickle_machine import PickleMachine
 from converter.readers.pickle_objects import Global, MalformedPickle, Placeholder
-from converter.source_error import SourceError
-from converter.weights import read_weights
+from converter.readers.source_error import SourceError
+from converter.readers.weights import read_weights
 
 Container = Callable[[Path, bytes], Path]
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from converter.readers.safetensors import read_safetensors
-from converter.source_error import SourceError
+from converter.readers.source_error import SourceError
 from tests.checkpoint_builders import assert_same, safetensors_bytes
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]

@@ -15,8 +15,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from converter.source_error import SourceError
-from converter.weights import read_weights
+from converter.readers.source_error import SourceError
+from converter.readers.weights import read_weights
 from tests.checkpoint_builders import assert_same, random_model, raw
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter.probes import make_probes
-from converter.reference import ReferenceModelError, build_reference
+from converter.parity.probes import make_probes
+from converter.parity.reference import ReferenceModelError, build_reference
 from converter.source import open_source
 from mlxbert.config import BertConfig
 from tests.tiny import save_tiny, tiny_model

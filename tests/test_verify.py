@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from converter.convert import convert
-from converter.parity_report import CUMULATIVE, MAPPING, PADDING, PRECISION, ParityReport
+from converter.parity.report import CUMULATIVE, MAPPING, PADDING, PRECISION, ParityReport
 from converter.verify import VerifyError, verify, write_reports
 from mlxbert.writer.manifest import manifest_problems
 from tests.tiny import save_tiny, tiny_model

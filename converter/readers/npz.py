@@ -10,9 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from converter.readers.zip_archive import AGAIN, ZipArchive, ZipMember
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import (
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import (
     DTYPES,
     StridedTensor,
     TensorEntry,
@@ -20,6 +19,7 @@ from converter.tensor_entry import (
     plausible_shape,
     tensor_entry,
 )
+from converter.readers.zip_archive import AGAIN, ZipArchive, ZipMember
 
 MAX_HEADER_BYTES = 10_000  # numpy's own limit
 _KINDS = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in DTYPES.items() if name != "BF16"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from converter.source_error import SourceError, os_error
+from converter.readers.source_error import SourceError, os_error
 
 
 class ByteRange(Protocol):

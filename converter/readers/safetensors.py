@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.readers.regular_file import FileBytes, file_size, read_bytes
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import (
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import (
     DTYPES,
     StridedTensor,
     TensorEntry,

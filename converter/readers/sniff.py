@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from converter.readers.regular_file import file_size, read_bytes
-from converter.source_error import SourceError
+from converter.readers.source_error import SourceError
 
 FileKind = Literal["safetensors", "zip", "pickle"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.readers.regular_file import ByteRange
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import StridedTensor, TensorEntry, tensor_entry
 from converter.readers.torch_pickle import TensorRef
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import StridedTensor, TensorEntry, tensor_entry
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 from converter.readers.pickle_machine import PickleMachine
 from converter.readers.pickle_objects import MalformedPickle, Placeholder
 from converter.readers.regular_file import ByteRange, FileBytes, file_size
+from converter.readers.source_error import SourceError, os_error, shown
+from converter.readers.tensor_entry import DTYPES
 from converter.readers.torch_dtypes import OTHER_ITEM_SIZES
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_pickle import StorageRef, load_torch_pickle
-from converter.source_error import SourceError, os_error, shown
-from converter.tensor_entry import DTYPES
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001

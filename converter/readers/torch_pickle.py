@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from converter.readers.pickle_machine import PickleMachine
 from converter.readers.pickle_objects import Global, MalformedPickle, Placeholder, safe_key
+from converter.readers.source_error import SourceError, shown
 from converter.readers.torch_dtypes import STORAGES, TORCH_DTYPES
-from converter.source_error import SourceError, shown
 
 # Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold
 # harmless classes, or share their name with people's own folders (code.model.Classifier is somebody's model).

@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 
 from converter.readers.pickle_objects import MAX_PICKLE_BYTES
+from converter.readers.source_error import SourceError
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_pickle import load_torch_pickle
 from converter.readers.zip_archive import AGAIN, ZipArchive
-from converter.source_error import SourceError
 
 
 def is_torch_zip(archive: ZipArchive) -> bool:

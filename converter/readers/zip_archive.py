@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from converter.readers.regular_file import file_size, read_bytes, read_into
-from converter.source_error import SourceError, os_error, shown
+from converter.readers.source_error import SourceError, os_error, shown
 
 AGAIN = "fix: get the file again"
 # what the standard library raises on a damaged archive, beside BadZipFile

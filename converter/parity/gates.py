@@ -9,12 +9,12 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from converter.deviation import Deviation, measure, no_comparison, worst
-from converter.environment import describe, require_exact_float32
-from converter.parity_report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point, Provenance
-from converter.probes import Probe
-from converter.reference import ReferenceOutput
-from converter.tolerances import precision_limits, tolerances
+from converter.parity.deviation import Deviation, measure, no_comparison, worst
+from converter.parity.environment import describe, require_exact_float32
+from converter.parity.probes import Probe
+from converter.parity.reference import ReferenceOutput
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point, Provenance
+from converter.parity.tolerances import precision_limits, tolerances
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError
 
@@ -30,7 +30,7 @@ class ParityError(MLXBertError):
 
 
 class RunsProbes(Protocol):
-    """What the gates need of a reference: `converter.reference.Reference`, or recorded tensors."""
+    """What the gates need of a reference: `converter.parity.reference.Reference`, or recorded tensors."""
 
     @property
     def class_name(self) -> str: ...
@@ -58,10 +58,10 @@ def compare(
         reference: the source in PyTorch.
         float32_core: the mapping gate's MLX side; its parameters are float32.
         written_core: the written checkpoint, in whatever it is computed in.
-        probes: from `converter.probes.make_probes`.
+        probes: from `converter.parity.probes.make_probes`.
         written_dtype: the dtype on disk, which decides the precision limits: "float32", "float16", "bfloat16".
         provenance: what the report says about the two sides.
-        model_type: the row of `converter.tolerances`.
+        model_type: the row of `converter.parity.tolerances`.
         progress: called before each probe and once at the end.
 
     Raises:

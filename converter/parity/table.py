@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from converter.parity_report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point
 
 
 def parity_table(report: ParityReport) -> Group:

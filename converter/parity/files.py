@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from converter.parity_html import render_html
-from converter.parity_junit import render_junit
-from converter.parity_report import ParityReport
+from converter.parity.html import render_html
+from converter.parity.junit import render_junit
+from converter.parity.report import ParityReport
 from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
 from mlxbert.writer.output_file import FileRecord, WriteError, write_errors
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.json_file import read_json, require_inside
+from converter.readers.json_file import read_json, require_inside
 from converter.readers.regular_file import file_size, read_bytes
 from converter.readers.sniff import refuse_stand_in
-from converter.source_error import SourceError
-from converter.weight_files import MODULE_FILES, SIDE_FILES, module_files
+from converter.readers.source_error import SourceError
+from converter.readers.weight_files import MODULE_FILES, SIDE_FILES, module_files
 
 
 def collect_side_files(directory: Path) -> dict[str, Path]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from converter.parity_plot import Line, Mark, log_plot
-from converter.parity_report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point
+from converter.parity.plot import Line, Mark, log_plot
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point
 
 
 def render_html(report: ParityReport) -> str:
     """The page; the same report gives the same text."""
     import jinja2
 
-    template = files("converter").joinpath("parity_template.html").read_text(encoding="utf-8")
+    template = files("converter.parity").joinpath("template.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["error"] = lambda value: "–" if value is None else f"{value:.1e}"
     environment.filters["cosine"] = lambda value: "–" if value is None else f"{value:.7f}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.readers.pickle_objects import Placeholder
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import TensorEntry
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_pickle import TensorRef, UnreadableTensor
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import TensorEntry
 from mlxbert.errors import first_ten
 
 # Lightning and most scripts; the PyTorch tutorial; fairseq and many scripts; DeepSpeed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter.probes import Probe
+from converter.parity.probes import Probe
 from mlxbert.errors import MLXBertError, first_ten
 
 if TYPE_CHECKING:

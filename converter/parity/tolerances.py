@@ -17,7 +17,7 @@ class UnknownToleranceError(MLXBertError):
 
 @dataclass(frozen=True)
 class MappingLimits:
-    """Float32 MLX against float32 PyTorch; both limits are on `converter.deviation.Deviation.max_rel`.
+    """Float32 MLX against float32 PyTorch; both limits are on `converter.parity.deviation.Deviation.max_rel`.
 
     Attributes:
         cumulative: after any number of layers, pooler and logits included.
@@ -33,7 +33,7 @@ class PrecisionLimits:
     """The written checkpoint against its own float32 core, at every hidden state and the pooler.
 
     Attributes:
-        max_rel: on `converter.deviation.Deviation.max_rel`.
+        max_rel: on `converter.parity.deviation.Deviation.max_rel`.
         cosine: the smallest cosine that one token's hidden state may have with its float32 self.
     """
 
@@ -72,7 +72,7 @@ def tolerances(model_type: str) -> Tolerances:
     """
     if model_type not in TOLERANCES:
         raise UnknownToleranceError(
-            f"parity: no limits for model_type {model_type!r}; fix: add a row to converter/tolerances.py "
+            f"parity: no limits for model_type {model_type!r}; fix: add a row to converter/parity/tolerances.py "
             f"(it has {', '.join(sorted(TOLERANCES))})"
         )
     return TOLERANCES[model_type]
@@ -88,6 +88,6 @@ def precision_limits(model_type: str, dtype: str) -> PrecisionLimits:
     if dtype not in limits:
         raise UnknownToleranceError(
             f"parity: no precision limits for {model_type} written as {dtype!r}; fix: add them to "
-            f"converter/tolerances.py (it has {', '.join(limits)})"
+            f"converter/parity/tolerances.py (it has {', '.join(limits)})"
         )
     return limits[dtype]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from converter.parity_report import MAPPING, PRECISION, ParityReport, Point
+from converter.parity.report import MAPPING, PRECISION, ParityReport, Point
 
 # What XML 1.0 cannot hold even escaped; a file name may.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.json_file import read_json_object, require_inside
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import TensorEntry
+from converter.readers.json_file import read_json_object, require_inside
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import TensorEntry
 from mlxbert.errors import first_ten
 
 AGAIN = "fix: get the shards and their index again, from one version of the model"

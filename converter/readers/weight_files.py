@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from converter.readers.sniff import TF_FIX
-from converter.source_error import SourceError, shown
+from converter.readers.source_error import SourceError, shown
 from mlxbert.errors import first_ten
 
 INDEX_SUFFIX = ".index.json"

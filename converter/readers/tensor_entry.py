@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from converter.readers.regular_file import ByteRange
-from converter.source_error import SourceError, shown
+from converter.readers.source_error import SourceError, shown
 
 # safetensors' names: the vocabulary of every reader here
 DTYPES: dict[str, np.dtype[Any]] = {

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from converter.readers.npz import read_npz
 from converter.readers.safetensors import read_safetensors
+from converter.readers.shards import read_shards
 from converter.readers.sniff import identify
+from converter.readers.source_error import SourceError
+from converter.readers.state_dict import find_state_dict
+from converter.readers.tensor_entry import TensorEntry
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_legacy import read_torch_legacy
 from converter.readers.torch_zip import is_torch_zip, read_torch_zip
 from converter.readers.zip_archive import ZipArchive
-from converter.shards import read_shards
-from converter.source_error import SourceError
-from converter.state_dict import find_state_dict
-from converter.tensor_entry import TensorEntry
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.json_file import read_json_object
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import TensorEntry
+from converter.readers.json_file import read_json_object
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import TensorEntry
 
 _ORIGINAL = "fix: give the original, unquantized checkpoint as SRC"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from converter.source_error import SourceError, shown
+from converter.readers.source_error import SourceError, shown
 from mlxbert.errors import first_ten
 
 LEADING = ("module", "model")
