@@ -152,7 +152,7 @@ def test_the_mapping_limits_are_those_of_the_design() -> None:
 
 def test_an_architecture_or_dtype_without_limits_is_refused() -> None:
     with pytest.raises(
-        UnknownToleranceError, match=r"no limits for model_type 'gpt2'; fix: add a row to converter/tol"
+        UnknownToleranceError, match=r"no limits for model_type 'gpt2'; fix: add a row to converter/parity/tol"
     ):
         tolerances("gpt2")
     with pytest.raises(UnknownToleranceError, match="no precision limits for bert written as 'float8'; fix: add them"):

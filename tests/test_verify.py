@@ -112,3 +112,17 @@ def test_the_real_model_verifies(minilm_source: Path, tmp_path: Path) -> None:
     assert report.passed, report.failures
     # The limits have room: what another machine's rounding may take.
     assert max(point.max_rel or 1 for point in report.select(MAPPING, CUMULATIVE)) < 2e-5 * 0.75
+
+
+def test_the_card_says_what_was_found_unless_somebody_has_edited_it(source: Path, tmp_path: Path) -> None:
+    out = convert(source, tmp_path / "out", verify=False).path
+    card = out / "README.md"
+    assert "NOT VERIFIED" in card.read_text()
+    report = verify(out, source)
+    write_reports(report, out)
+    assert "Yes: compared element by element" in card.read_text()
+    assert card.read_text().splitlines()[8] == "# out"
+    assert manifest_problems(out) == []
+    card.write_text("# mine\n")
+    write_reports(report, out)
+    assert card.read_text() == "# mine\n"

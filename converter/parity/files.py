@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from converter.card import render_card
+from converter.facts import card_facts
 from converter.parity.html import render_html
 from converter.parity.junit import render_junit
 from converter.parity.report import ParityReport
+from mlxbert.checkpoint import read_config
 from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
 from mlxbert.writer.output_file import FileRecord, WriteError, write_errors
 
 PARITY = "parity.json"
+CARD = "README.md"
 
 
 def write_reports(
@@ -35,27 +39,40 @@ def write_reports(
             lines.append(f"Written: {path}")
     directory = Path(converted)
     try:
-        _update(directory, report.to_json().encode())
+        _update(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
         lines.append(f"Written: {directory / PARITY}")
     except WriteError as error:
         lines.append(f"Not written: {error}")
     return lines
 
 
-def _update(directory: Path, data: bytes) -> None:
-    """Replace `parity.json` and its line in the manifest, if there is one.
+def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
+    """The model card with this report's numbers; none where somebody has edited the one that the conversion wrote."""
+    card = directory / CARD
+    listed = (read_manifest(directory) or {}).get(CARD)
+    if listed is None or not card.is_file() or FileRecord.of(card.read_bytes()) != listed:
+        return {}
+    config = read_config(directory)
+    # The title is the first heading: a directory may have been renamed since, or lie in the Hub's cache.
+    titles = [line[2:] for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    return {CARD: render_card(card_facts(directory, config, report, name=titles[0])).encode()}
 
-    The line is taken out first and put back last: killed in between, the directory has a file too many for its
+
+def _update(directory: Path, files: dict[str, bytes]) -> None:
+    """Replace files and their lines in the manifest, if there is one.
+
+    The lines are taken out first and put back last: killed in between, the directory has files too many for its
     manifest, which is harmless, and never one that the manifest describes wrongly, which looks like damage.
     """
-    with write_errors(directory / PARITY, len(data)):
+    with write_errors(directory / PARITY, sum(map(len, files.values()))):
         listed = read_manifest(directory)
         if listed is not None:
-            listed.pop(PARITY, None)
-            _replace(directory / NAME, manifest_bytes(listed))
-        _replace(directory / PARITY, data)
+            unchanged = {name: record for name, record in listed.items() if name not in files}
+            _replace(directory / NAME, manifest_bytes(unchanged))
+        for name, data in files.items():
+            _replace(directory / name, data)
         if listed is not None:
-            _replace(directory / NAME, manifest_bytes(listed | {PARITY: FileRecord.of(data)}))
+            _replace(directory / NAME, manifest_bytes(unchanged | {n: FileRecord.of(d) for n, d in files.items()}))
 
 
 def _replace(path: Path, data: bytes) -> None:
