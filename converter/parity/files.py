@@ -11,6 +11,7 @@ from converter.parity.html import render_html
 from converter.parity.junit import render_junit
 from converter.parity.report import ParityReport
 from mlxbert.checkpoint import read_config
+from mlxbert.home import expand_home
 from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
 from mlxbert.writer.output_file import FileRecord, WriteError, write_errors
 
@@ -32,12 +33,13 @@ def write_reports(
     lines = []
     for path, render in ((junit, render_junit), (html, render_html)):
         if path is not None:
+            path = expand_home(path)
             data = render(report).encode()
-            with write_errors(path, len(data)):
+            with write_errors(path, len(data), fix="give a path that can be written"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _replace(path, data)
             lines.append(f"Written: {path}")
-    directory = Path(converted)
+    directory = expand_home(converted)
     try:
         _update(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
         lines.append(f"Written: {directory / PARITY}")
@@ -64,7 +66,8 @@ def _update(directory: Path, files: dict[str, bytes]) -> None:
     The lines are taken out first and put back last: killed in between, the directory has files too many for its
     manifest, which is harmless, and never one that the manifest describes wrongly, which looks like damage.
     """
-    with write_errors(directory / PARITY, sum(map(len, files.values()))):
+    size = sum(map(len, files.values()))
+    with write_errors(directory / PARITY, size, fix="keep the report with --html or --junit"):
         listed = read_manifest(directory)
         if listed is not None:
             unchanged = {name: record for name, record in listed.items() if name not in files}
