@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError
+from mlxbert.home import expand_home
 
 __all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
 
@@ -51,11 +52,13 @@ def verify(
     from converter.source import open_source
     from mlxbert.checkpoint import read_config
 
-    directory = Path(converted)
+    directory = expand_home(converted)
+    if directory.exists() and not directory.is_dir():
+        raise VerifyError(f"{converted}: is a file; fix: give the directory that mlxbert-convert wrote")
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
     hf_config = read_config(directory)
-    source = open_source(str(reference), revision=revision, config=None if config is None else Path(config))
+    source = open_source(str(reference), revision=revision, config=None if config is None else expand_home(config))
     return verify_staged(source, directory, hf_config, seed=seed, progress=progress)
 
 
@@ -101,7 +104,7 @@ def verify_staged(
         probes,
         written_dtype=dtype,
         provenance=Provenance(
-            source=_name(source),
+            source=source.name,
             revision=source.revision,
             weights={file.name: _sha256(file) for file in weights},
             float32_core=float32_side,
@@ -113,18 +116,16 @@ def verify_staged(
     )
 
 
-def _name(source: Source) -> str:
-    """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
-    name = source.location if source.revision else Path(source.location).resolve().name
-    return name.encode(errors="replace").decode()  # a file name need not be Unicode; a report must
-
-
 def _written_dtype(directory: Path, weights: list[Path]) -> str:
     """The dtype on disk, whatever `config.json` says."""
     import mlx.core as mx
 
-    # Lazy: nothing is read but the headers.
-    loaded = [cast(dict[str, mx.array], mx.load(str(file))) for file in weights]
+    loaded = []
+    for file in weights:
+        try:  # lazy: nothing is read but the headers
+            loaded.append(cast(dict[str, mx.array], mx.load(str(file))))
+        except (RuntimeError, ValueError) as error:
+            raise VerifyError(f"{file} is damaged ({error}); fix: convert or download again") from error
     dtypes = {str(tensor.dtype).removeprefix("mlx.core.") for tensors in loaded for tensor in tensors.values()}
     if len(dtypes) != 1:
         found = ", ".join(sorted(dtypes)) or "no tensors"
