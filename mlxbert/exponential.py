@@ -45,11 +45,11 @@ def _exp_vjp(_primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.arr
     return cotangent * output
 
 
-@fused
-def _exp_parts(x: mx.array) -> list[mx.array]:
+# At n = −127 the exponent field becomes 0, which is the number 0.
+@fused(-127.0)
+def _exp_parts(x: mx.array, smallest: mx.array) -> list[mx.array]:
     """exp(x) = 2^n · 2^f with a whole n: 2^f, and a number whose lowest bits are n."""
-    # At n = −127 the exponent field becomes 0, which is the number 0.
-    y = mx.maximum(x * math.log2(math.e), -127.0)
+    y = mx.maximum(x * math.log2(math.e), smallest)
     shifted = y + _ROUNDER
     f = y - (shifted - _ROUNDER)
     f2 = f * f
@@ -57,6 +57,6 @@ def _exp_parts(x: mx.array) -> list[mx.array]:
     return [(c0 + c1 * f) + (c2 + c3 * f) * f2 + (c4 + c5 * f) * (f2 * f2), shifted]
 
 
-@fused
+@fused()
 def _scale_by_power(mantissa: mx.array, shifted: mx.array) -> list[mx.array]:
     return [mantissa + (shifted << _EXPONENT_BIT)]
