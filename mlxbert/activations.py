@@ -32,8 +32,7 @@ def gelu(x: mx.array) -> mx.array:
     CPU is a scalar call for every element, 25 ns, and would take half of a forward pass. Its error is that of float32
     arithmetic, torch's own being the same, so that it serves every device.
     """
-    y = cast(mx.array, _gelu_float32(x.astype(mx.float32)))
-    return y.astype(x.dtype)
+    return cast(mx.array, _gelu_float32(x.astype(mx.float32))).astype(x.dtype)
 
 
 @mx.custom_function

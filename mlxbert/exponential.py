@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import mlx.core as mx
 
@@ -25,7 +26,8 @@ def softmax(x: mx.array) -> mx.array:
     """Softmax over the last axis, accumulated in float32; a row of one value throughout is uniform."""
     if not has_fast_softmax(x.dtype):
         return mx.softmax(x, axis=-1, precise=True)
-    e: mx.array = exp_nonpositive(x - mx.stop_gradient(mx.max(x, axis=-1, keepdims=True)))
+    shifted = x - mx.stop_gradient(mx.max(x, axis=-1, keepdims=True))
+    e = cast(mx.array, exp_nonpositive(shifted))
     return e / mx.sum(e, axis=-1, keepdims=True)
 
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 Arithmetic = Callable[..., list[mx.array]]
 
 _log = logging.getLogger("mlxbert")
-_cannot_compile: set[mx.DeviceType] = set()
+_compiles: dict[mx.DeviceType, bool] = {}
 
 
 def fused(*limits: float) -> Callable[[Arithmetic], Arithmetic]:
@@ -33,18 +33,15 @@ def fused(*limits: float) -> Callable[[Arithmetic], Arithmetic]:
         # Not shapeless: that inserts a broadcast at every operation, each counts in the depth, and the loop falls to
         # pieces. Another shape costs another trace, 0.2 ms; the loop itself knows no shape.
         compiled = mx.compile(function)
-        tried: set[tuple[object, ...]] = set()
 
         @wraps(function)
         def run(*arrays: mx.array) -> list[mx.array]:
             # Flattened, because for every other layout MLX compiles another loop, which is not vectorized.
             flat = [*(array.reshape(-1) for array in arrays), *(mx.array(limit) for limit in limits)]
             device = mx.default_device().type
-            key = (device, *(array.dtype for array in arrays))
-            if device not in _cannot_compile and key not in tried:
-                _try(compiled, flat, device)
-                tried.add(key)
-            outputs = (function if device in _cannot_compile else compiled)(*flat)
+            if device not in _compiles:
+                _compiles[device] = _works(compiled, flat)
+            outputs = (compiled if _compiles[device] else function)(*flat)
             return [output.reshape(arrays[0].shape) for output in outputs]
 
         return run
@@ -52,8 +49,8 @@ def fused(*limits: float) -> Callable[[Arithmetic], Arithmetic]:
     return decorate
 
 
-def _try(compiled: Arithmetic, arrays: list[mx.array], device: mx.DeviceType) -> None:
-    """Run the function once on other numbers, to see whether the compiler works and what it wrote can be loaded.
+def _works(compiled: Arithmetic, arrays: list[mx.array]) -> bool:
+    """Run a compiled function on other numbers: does the compiler work, and can what it wrote be loaded?
 
     MLX itself asks only whether there is a g++. The error would come when the numbers are computed: in the caller's
     hands, and too late to do without.
@@ -61,10 +58,11 @@ def _try(compiled: Arithmetic, arrays: list[mx.array], device: mx.DeviceType) ->
     try:
         mx.eval(compiled(*(mx.ones([1] * array.ndim, array.dtype) for array in arrays)))
     except RuntimeError as error:
-        _cannot_compile.add(device)
         reason = str(error).rpartition("the output is:")[2]
         _log.warning(
             "mlxbert: mx.compile fails here (%s); activations and softmax run uncompiled, which is slower; "
             "fix: install g++ with its headers, or set MLX_DISABLE_COMPILE=1 to silence this line",
             " ".join(reason.split())[:200],
         )
+        return False
+    return True
