@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError
 from mlxbert.home import expand_home
+from mlxbert.writer.manifest import manifest_problems
 
 __all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
 
@@ -58,8 +59,15 @@ def verify(
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
     hf_config = read_config(directory)
+    block = hf_config["mlxbert"]
+    if revision is None and reference == block.get("source"):
+        # What it was converted from, not what the branch has become since.
+        revision = block.get("revision")
     source = open_source(str(reference), revision=revision, config=None if config is None else expand_home(config))
-    return verify_staged(source, directory, hf_config, seed=seed, progress=progress)
+    if source.directory.resolve() == directory.resolve():
+        raise VerifyError(f"{converted}: is compared with itself; fix: give --reference what it was converted from")
+    damage = [f"manifest: {problem}" for problem in manifest_problems(directory)]
+    return verify_staged(source, directory, hf_config, seed=seed, notes=damage, progress=progress)
 
 
 def verify_staged(
@@ -68,6 +76,7 @@ def verify_staged(
     hf_config: dict[str, Any],
     *,
     seed: int = 0,
+    notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ParityReport:
     """`verify` for a source that is open already and a directory whose `config.json` is not written yet.
@@ -96,7 +105,7 @@ def verify_staged(
         core = float32_core(source)
         float32_side = f"the source's weights through the mapping in float32, before they became {dtype}"
     reference = build_reference(source)
-    probes, notes = _probes(directory, core.config, seed)
+    probes, probe_notes = _probes(directory, core.config, seed)
     return compare(
         reference,
         core,
@@ -109,7 +118,7 @@ def verify_staged(
             weights={file.name: _sha256(file) for file in weights},
             float32_core=float32_side,
             seed=seed,
-            notes=notes,
+            notes=(*notes, *probe_notes),
         ),
         model_type=hf_config["model_type"],
         progress=None if progress is None else lambda done, total, _: progress("verify", done, total),

@@ -9,7 +9,7 @@ from converter.card import render_card
 from converter.facts import card_facts
 from converter.parity.html import render_html
 from converter.parity.junit import render_junit
-from converter.parity.report import ParityReport
+from converter.parity.report import ParityReport, ReportError
 from mlxbert.checkpoint import read_config
 from mlxbert.home import expand_home
 from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
@@ -40,12 +40,28 @@ def write_reports(
                 _replace(path, data)
             lines.append(f"Written: {path}")
     directory = expand_home(converted)
+    if (proven := _proven_by_another(directory, report)) is not None:
+        found = f"this failure is against {report.provenance.source}"
+        return [*lines, f"Not written: {directory / PARITY}: it passes against {proven}, and {found}; it stays"]
     try:
         _update(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
         lines.append(f"Written: {directory / PARITY}")
     except WriteError as error:
         lines.append(f"Not written: {error}")
     return lines
+
+
+def _proven_by_another(directory: Path, report: ParityReport) -> str | None:
+    """The reference of a report that passes, where this one fails against another: a wrong --reference is no news."""
+    file = directory / PARITY
+    if report.passed or not file.is_file():
+        return None
+    try:
+        earlier = ParityReport.from_json(file.read_text(encoding="utf-8"))
+    except (ReportError, UnicodeDecodeError):  # damaged: nothing that is worth keeping
+        return None
+    same = earlier.provenance.source == report.provenance.source
+    return earlier.provenance.source if earlier.passed and not same else None
 
 
 def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
