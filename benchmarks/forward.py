@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks.machine import load, machine
 
 _BATCH, _LENGTH = 8, 128
 _AT_MOST, _AT_LEAST = 1.5, 20.0
@@ -173,8 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.side:
         measure_here(options.side, options.checkpoint, options.forwards)
         return
-    packages = ("torch", "transformers", "mlx", "mlx-embeddings")
-    print(f"machine   {machine.describe(*packages)}\nbefore    {machine.load()}", flush=True)
+    print(f"machine   {machine()}\nbefore    {load()}", flush=True)
     timings: dict[str, list[Timing]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)

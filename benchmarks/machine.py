@@ -1,11 +1,21 @@
-"""What a benchmark ran on: a number means nothing without it."""
+"""What the numbers were measured on, in one line: a figure without its machine says nothing."""
 
 from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+
+def machine() -> str:
+    """Processor, cores, system, Python, and the versions of what is measured."""
+    packages = ("mlx", "torch", "transformers", "mlx-embeddings", "scipy-openblas32", "numpy")
+    return f"{_processor()}, {cores()} cores, {platform.system()} {platform.machine()}, " + ", ".join(
+        [f"Python {platform.python_version()}", *filter(None, map(_version, packages))]
+    )
 
 
 def cores() -> int:
@@ -13,18 +23,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe(*packages: str) -> str:
-    """The processor, the cores that this process may use, the system, and the versions of `packages`, on one line."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    versions = "".join(f", {package} {version(package)}" for package in packages)
-    return (
-        f"{model or platform.processor() or platform.machine()}, {cores()} cores, {platform.platform()}, "
-        f"Python {platform.python_version()}{versions}"
-    )
-
-
 def load() -> str:
     """How busy the machine is with other things; a benchmark is to be read with it."""
     return f"load average {os.getloadavg()[0]:.1f} on {cores()} cores"
+
+
+def _processor() -> str:
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return None

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-from mlxbert.errors import MLXBertError
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport
 
-
-class CardError(MLXBertError):
-    """A card that cannot be rendered."""
+_CHECKS = {
+    (MAPPING, CUMULATIVE): "every hidden state and the pooler, against PyTorch",
+    (MAPPING, LOCAL): "each layer alone, against PyTorch",
+    (MAPPING, PADDING): "a text alone, against itself in a padded batch",
+    (PRECISION, CUMULATIVE): "these files, against the same model in float32",
+}
 
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One line of the card's parity table."""
+    """One line of the card's parity table: the largest error of its kind, and the limit it passed or failed."""
 
     what: str
     error: float
     limit: float
-
-
-@dataclass(frozen=True)
-class ParitySummary:
-    """What the card says of the parity report."""
-
-    verdict: str
-    probes: int
-    rows: tuple[ParityRow, ...]
-    versions: str
 
 
 @dataclass(frozen=True)
@@ -47,12 +41,25 @@ class CardFacts:
     heads: tuple[str, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
     missing_tokenizer: bool = False
-    parity: ParitySummary | None = None
+    parity: ParityReport | None = None
 
     @property
     def base_model(self) -> str | None:
         """The Hub id of the source: a revision is known of a source on the Hub alone."""
         return self.source if self.revision else None
+
+    @property
+    def parity_rows(self) -> tuple[ParityRow, ...]:
+        """The worst point of each check; a point without a number counts as infinitely wrong."""
+        if self.parity is None:
+            return ()
+        checks = dict.fromkeys((point.gate, point.check) for point in self.parity.points)
+        rows = []
+        for gate, check in checks:
+            errors = {p: math.inf if p.max_rel is None else p.max_rel for p in self.parity.select(gate, check)}
+            worst = max(errors, key=errors.__getitem__)
+            rows.append(ParityRow(_CHECKS[gate, check], errors[worst], worst.limit))
+        return tuple(rows)
 
 
 def render_card(facts: CardFacts) -> str:
@@ -61,5 +68,5 @@ def render_card(facts: CardFacts) -> str:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
-    fields = {name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, "base_model")}
+    fields = {name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, "base_model", "parity_rows")}
     return template.render(**fields)

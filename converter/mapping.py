@@ -177,8 +177,8 @@ class _Rules:
         self._heads: list[tuple[re.Pattern[str], Rename]] = []
         for rename in mapping.encoder:
             self._encoder += [(_compile(source), rename) for source in rename.sources]
-        for rule in (*mapping.splits, *mapping.drops):
-            self._encoder.append((_compile(rule.source), rule))
+        self._encoder += [(_compile(split.source), split) for split in mapping.splits]
+        self._encoder += [(_compile(drop.source), drop) for drop in mapping.drops]
         for rename in mapping.heads:
             self._heads += [(_compile(source), rename) for source in rename.sources]
 

@@ -1,8 +1,8 @@
 """mlxbert: BERT encoders on MLX, converted from PyTorch and proven equal to it.
 
-Importing it does two things beside defining names, both here: it says what to install where MLX has no backend, and on
-a Linux CPU it gives MLX a real BLAS. The BLAS is a matter of the process, not of a model: a script that imports mlxbert
-and multiplies through `mlx.core` has it too, whatever it imported first.
+Importing it does two things beside defining names, both here: it says what to install where MLX has no backend, and
+on a Linux CPU it gives MLX a real BLAS. The BLAS is a matter of the process, not of a model: a script that imports
+mlxbert and multiplies through `mlx.core` has it too, whatever it imported first.
 """
 
 from mlxbert import backend
@@ -13,6 +13,7 @@ backend.use_fast_blas()
 from mlxbert.checkpoint import load  # noqa: E402
 from mlxbert.config import BertConfig  # noqa: E402
 from mlxbert.core import BertCore  # noqa: E402
+from mlxbert.errors import MLXBertError  # noqa: E402
 from mlxbert.output import BertOutput  # noqa: E402
 
-__all__ = ["BertConfig", "BertCore", "BertOutput", "load"]
+__all__ = ["BertConfig", "BertCore", "BertOutput", "MLXBertError", "load"]

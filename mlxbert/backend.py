@@ -97,9 +97,7 @@ def _installed_backends() -> list[str]:
     spec = importlib.util.find_spec("mlx")
     folders = {Path(folder).parent for folder in (spec and spec.submodule_search_locations) or ()}
     found = {info.name.split("-")[0] for folder in folders for info in folder.glob("mlx_c*-*.dist-info")}
-    return sorted(
-        name.replace("_", "-") for name in found if name == "mlx_cpu" or name.startswith("mlx_cuda")
-    )
+    return sorted(name.replace("_", "-") for name in found if name == "mlx_cpu" or name.startswith("mlx_cuda"))
 
 
 _lock = threading.Lock()
@@ -164,7 +162,7 @@ def _bind_openblas() -> openblas.OpenBlas:
         blas = openblas.load(path)
     except (OSError, AttributeError) as error:
         raise _OwnBlasStaysError(f"OpenBLAS does not load ({_one_line(error)})") from error
-    bind_checked(slots, blas.sgemm)
+    bind_checked(slots, blas)
     return blas
 
 
@@ -172,19 +170,19 @@ def _libmlx() -> list[LoadedLibrary]:
     return [library for library in loaded_libraries() if Path(library.path).name == "libmlx.so"]
 
 
-def bind_checked(slots: list[int], sgemm: int) -> None:
-    """Write the address `sgemm` into the slots if it multiplies right; else leave them as they were.
+def bind_checked(slots: list[int], blas: openblas.OpenBlas) -> None:
+    """Write OpenBLAS's address into the slots if it multiplies right; else leave them as they were.
 
     The check comes before the first write, so that no thread ever calls a wrong function; the slots already
     written are restored where a later one cannot be. Raises `_OwnBlasStaysError` with the reason.
     """
-    wrong = openblas.first_wrong_product(openblas.Sgemm(sgemm))
+    wrong = openblas.first_wrong_product(openblas.Sgemm(blas.sgemm))
     if wrong is not None:
-        raise _OwnBlasStaysError(f"OpenBLAS gives a wrong product ({wrong})")
+        raise _OwnBlasStaysError(f"a wrong product ({wrong}) from {blas.config}")
     old = [read_pointer(slot) for slot in slots]
     try:
         for slot in slots:
-            write_pointer(slot, sgemm)
+            write_pointer(slot, blas.sgemm)
     except OSError as error:
         for slot, pointer in zip(slots, old, strict=True):
             if read_pointer(slot) != pointer:

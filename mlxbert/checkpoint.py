@@ -6,9 +6,10 @@ index, tokenizer files, `manifest.json`. Loading is strict: every tensor the con
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -16,10 +17,9 @@ from mlx.utils import tree_flatten
 from mlxbert.config import BertConfig, ConfigError
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.home import expand_home
+from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
-
-# Far above any real one; a hostile file must not be read whole into memory.
-_MAX_JSON = 64 * 2**20
 
 
 class CheckpointError(MLXBertError):
@@ -42,12 +42,19 @@ def load(
     """
     directory = resolve(path_or_hub_id, revision)
     core = load_core(directory, dtype=dtype)
-    return core, Tokenizer.from_directory(directory, max_length=core.config.max_position_embeddings)
+    tokenizer = Tokenizer.from_directory(directory, max_length=core.config.max_position_embeddings)
+    # MLX reads beyond the end of an embedding without a word, so an id that it does not have must never be made.
+    if tokenizer.vocab_size > core.config.vocab_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids and the model {core.config.vocab_size}; "
+            "fix: put the tokenizer there that belongs to this model"
+        )
+    return core, tokenizer
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """The local directory of a converted checkpoint; one on the Hub is downloaded into the Hub's cache first."""
-    path = Path(path_or_hub_id).expanduser()
+    path = expand_home(path_or_hub_id)
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(f"{path} is a directory: revision={revision!r} is for a Hub id")
@@ -71,10 +78,9 @@ def read_config(directory: Path, named: str | None = None) -> dict[str, Any]:
         CheckpointError: there is none, it is not JSON, or the directory was never converted.
     """
     named = named or str(directory)
-    file = directory / "config.json"
-    if not file.is_file():
+    config = read_json(directory / "config.json", CheckpointError)
+    if config is None:
         raise CheckpointError(f"{named}: no config.json, so not a model; fix: mlxbert-convert SRC -o {named}")
-    config = _read_json(file)
     if not isinstance(config.get("mlxbert"), dict):
         output = f"mlx_models/{Path(named).name}"
         raise CheckpointError(f"{named} was never converted; run: mlxbert-convert {named} -o {output}")
@@ -85,7 +91,7 @@ def load_core(directory: Path, *, config: dict[str, Any] | None = None, dtype: m
     """The encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or names or shapes are not those that the configuration calls for.
+        CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
     """
     config = read_config(directory) if config is None else config
     if "quantization" in config:
@@ -106,7 +112,7 @@ def load_core(directory: Path, *, config: dict[str, Any] | None = None, dtype: m
     return core
 
 
-def _needed(names: list[str]) -> list[str]:
+def _needed(names: Sequence[str]) -> list[str]:
     """Of a converted repository's files, those that loading reads."""
     wanted = {
         "config.json",
@@ -122,29 +128,19 @@ def _needed(names: list[str]) -> list[str]:
         name
         for name in names
         if name in wanted
+        or fnmatch(name, "sentence_*_config.json")
         or (name.startswith("model") and name.endswith(".safetensors") and "/" not in name)
         or (name[:1].isdigit() and name.count("/") == 1 and name.endswith(("/config.json", "/model.safetensors")))
     ]
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > _MAX_JSON:
-        raise CheckpointError(f"{file} is larger than {_MAX_JSON >> 20} MiB; fix: convert again")
-    try:
-        parsed = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); fix: convert again") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{file} is not a JSON object; fix: convert again")
-    return parsed
-
-
 def _read_tensors(directory: Path) -> dict[str, mx.array]:
     """Every tensor of `model*.safetensors`, by the index."""
     index = directory / "model.safetensors.index.json"
-    if not index.is_file():
+    parsed = read_json(index, CheckpointError)
+    if parsed is None:
         raise CheckpointError(f"{directory}: model.safetensors.index.json is missing; fix: convert again")
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = parsed.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no usable weight_map; fix: convert again")
     tensors: dict[str, mx.array] = {}
@@ -169,9 +165,10 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
 
 
 def _check_names_and_shapes(directory: Path, core: BertCore, tensors: dict[str, mx.array]) -> None:
-    expected = {name: array.shape for name, array in tree_flatten(core.parameters())}
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
+    expected = {name: array.shape for name, array in parameters}
     problems = [f"missing: {name}" for name in expected if name not in tensors]
-    problems += [f"unexpected: {name}" for name in tensors if name not in expected]
+    problems += [f"unexpected: {name}" for name in sorted(tensors) if name not in expected]
     problems += [
         f"{name} is {tensors[name].shape}, config.json calls for {shape}"
         for name, shape in expected.items()

@@ -80,9 +80,7 @@ def loaded_libraries() -> list[LoadedLibrary]:
     return libraries
 
 
-def import_slots(
-    library: LoadedLibrary, symbol: str, machine: str, read: Reader = ctypes.string_at
-) -> list[int]:
+def import_slots(library: LoadedLibrary, symbol: str, machine: str, read: Reader = ctypes.string_at) -> list[int]:
     """Find the addresses of the slots through which `library` calls the function named `symbol`.
 
     `machine` is `platform.machine()`, a key of `SLOT_TYPES`. Usually one slot (calls through the PLT) or

@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+import platform
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -25,6 +28,7 @@ from math import nan
 from pathlib import Path
 
 _PACKAGE = "scipy_openblas32"
+_CORE_TYPE = "OPENBLAS_CORETYPE"
 _ROW_MAJOR, _NO_TRANS, _TRANS = 101, 111, 112
 
 _int, _float, _pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
@@ -62,12 +66,39 @@ def load(path: Path) -> OpenBlas:
 
     Raises `OSError` where it cannot be loaded and `AttributeError` where it lacks a function, as ctypes does.
     """
-    library = ctypes.CDLL(str(path))  # RTLD_LOCAL: its symbols are nobody else's
+    with _without_sme():
+        library = ctypes.CDLL(str(path))  # RTLD_LOCAL: its symbols are nobody else's
     get_config = library.scipy_openblas_get_config
     get_config.restype = ctypes.c_char_p
     sgemm = ctypes.cast(library.scipy_cblas_sgemm, ctypes.c_void_p).value
     assert sgemm is not None
     return OpenBlas(str(path), sgemm, get_config().decode().strip(), library.scipy_openblas_get_num_threads())
+
+
+@contextmanager
+def _without_sme() -> Iterator[None]:
+    """Let OpenBLAS, while it loads, choose plain Arm kernels where it would choose those for SME.
+
+    The aarch64 wheel of 0.3.34 was built without them: on a processor with SME (Apple's M4 in a Linux
+    container is one) it calls empty stand-ins, whose products are wrong. Seen under qemu's ``-cpu max``.
+    """
+    if _CORE_TYPE in os.environ or not _has_sme():
+        yield
+        return
+    os.environ[_CORE_TYPE] = "NEOVERSEN1"
+    try:
+        yield
+    finally:
+        del os.environ[_CORE_TYPE]
+
+
+def _has_sme() -> bool:
+    """Whether the kernel reports Arm's Scalable Matrix Extension (HWCAP2_SME of <asm/hwcap.h>)."""
+    if platform.machine() != "aarch64":
+        return False
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.argtypes, getauxval.restype = (ctypes.c_ulong,), ctypes.c_ulong
+    return bool(getauxval(26) & 1 << 23)  # AT_HWCAP2
 
 
 # M, N, K: OpenBLAS's blocked kernel; its path for small products; a single row, column and inner index,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
+from mlxbert.encoding import Encoding, padded
 from mlxbert.errors import first_ten
 from mlxbert.text_input import check_texts, refuse_surrogates
 from mlxbert.tokenizer_files import TokenizerError, read_tokenizer_files
@@ -20,28 +20,6 @@ from mlxbert.truncation import TruncationWarning, encode_cut, warn_of_truncation
 from mlxbert.wordpiece import TokenizerWarning, build_backend
 
 __all__ = ["Encoding", "Tokenizer", "TokenizerError", "TokenizerWarning", "TruncationWarning"]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """One text (or pair), not padded.
-
-    Attributes:
-        ids: token ids, special tokens included.
-        type_ids: 0 for the first text, 1 for the second.
-        offsets: start and end of each token in its own text, in characters; (0, 0) for a special token.
-        special_tokens_mask: 1 for tokens that the tokenizer put in ([CLS], [SEP]), 0 for the text's own.
-        n_truncated: tokens cut off because the text was longer than the limit.
-    """
-
-    ids: tuple[int, ...]
-    type_ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
-    special_tokens_mask: tuple[int, ...]
-    n_truncated: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class Tokenizer:
@@ -93,8 +71,7 @@ class Tokenizer:
         side = files.config.get("truncation_side", "right")
         if side not in ("right", "left"):
             raise TokenizerError(
-                f"{files.directory / 'tokenizer_config.json'}: truncation_side must be 'right' or 'left', "
-                f"not {side!r}"
+                f"{files.directory / 'tokenizer_config.json'}: truncation_side must be 'right' or 'left', not {side!r}"
             )
         limits = [limit for limit in (files.model_max_length, max_length) if limit is not None]
         return cls(
@@ -145,23 +122,16 @@ class Tokenizer:
                 + first_ten(f"text {i}: {lengths[i]} tokens" for i in over)
             )
         if over:
-            warn_of_truncation(len(over), len(rows), max(lengths), limit, stacklevel=3)
+            warn_of_truncation(len(over), len(rows), max(lengths), limit, stacklevel=2)
         longest = max((len(row.ids) for row in rows), default=0)
         if pad_to is not None and pad_to < longest:
-            raise TokenizerError(
-                f"pad_to={pad_to} is less than the longest text's {longest} tokens; fix: raise it"
-            )
-        shape = (len(rows), longest if pad_to is None else pad_to)
-        ids = np.full(shape, self.pad_token_id or 0, np.int32)
-        type_ids, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        for i, row in enumerate(rows):
-            n = len(row.ids)
-            ids[i, :n], type_ids[i, :n], mask[i, :n] = row.ids, row.type_ids, 1
-        return {
-            "input_ids": mx.array(ids),
-            "token_type_ids": mx.array(type_ids),
-            "attention_mask": mx.array(mask),
-        }
+            raise TokenizerError(f"pad_to={pad_to} is less than the longest text's {longest} tokens; fix: raise it")
+        return padded(
+            [row.ids for row in rows],
+            [row.type_ids for row in rows],
+            length=longest if pad_to is None else pad_to,
+            pad_id=self.pad_token_id or 0,
+        )
 
     def encode(
         self,

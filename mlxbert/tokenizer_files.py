@@ -9,7 +9,6 @@ https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/tokeniz
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ from typing import Any
 from tokenizers import AddedToken
 
 from mlxbert.errors import MLXBertError
+from mlxbert.small_files import read_json
 
 # The order in which transformers adds those that the vocabulary lacks, so that their ids come out the same.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-# The largest published vocabularies are below 40 MB; anything near this is not a tokenizer.
-_MAX_BYTES = 256 * 2**20
 
 
 class TokenizerError(MLXBertError):
@@ -79,14 +76,14 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     Raises:
         TokenizerError: a file is not valid JSON, not UTF-8, or has a field of the wrong type (named).
     """
-    pipeline = read_json(directory / "tokenizer.json")
-    config = read_json(directory / "tokenizer_config.json") or {}
+    pipeline = read_json(directory / "tokenizer.json", TokenizerError)
+    config = read_json(directory / "tokenizer_config.json", TokenizerError) or {}
     names = dict(config)
     by_id: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
         by_id = _added_by_id(config["added_tokens_decoder"], directory / "tokenizer_config.json")
     else:
-        names |= read_json(directory / "special_tokens_map.json") or {}
+        names |= read_json(directory / "special_tokens_map.json", TokenizerError) or {}
         by_id = _legacy_added(directory, names, pipeline)
     by_content = {token.content: token for token in by_id.values()}
     special = {
@@ -114,51 +111,21 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     )
 
 
-def read_text(path: Path) -> str | None:
-    """The text of one tokenizer file, UTF-8 with or without a byte-order mark; None when there is no such file."""
-    if not path.is_file():
-        return None
-    if (size := path.stat().st_size) > _MAX_BYTES:
-        raise TokenizerError(f"{path}: {size / 2**20:.0f} MB is no tokenizer file; fix: check what was put there")
-    data = path.read_bytes()
-    if data.startswith(b"version https://git-lfs.github.com"):
-        raise TokenizerError(f"{path}: a Git-LFS pointer, not the file itself; fix: git lfs pull")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise TokenizerError(f"{path}: not UTF-8 at line {line}; fix: save it as UTF-8") from None
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """One JSON object; None when there is no such file."""
-    text = read_text(path)
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: not valid JSON ({error}); fix: fetch the file again") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def _class_name(directory: Path, config: dict[str, Any]) -> str | None:
     # Before transformers 4.x the class stood in config.json.
-    name = config.get("tokenizer_class") or (read_json(directory / "config.json") or {}).get("tokenizer_class")
+    name = config.get("tokenizer_class") or (read_json(directory / "config.json", TokenizerError) or {}).get(
+        "tokenizer_class"
+    )
     return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
-def _legacy_added(
-    directory: Path, names: dict[str, Any], pipeline: dict[str, Any] | None
-) -> dict[int, AddedToken]:
+def _legacy_added(directory: Path, names: dict[str, Any], pipeline: dict[str, Any] | None) -> dict[int, AddedToken]:
     by_id: dict[int, AddedToken] = {}
     path = directory / "added_tokens.json"
     known = {
         token.content for name in SPECIAL_TOKENS if (token := _token(names.get(name), name, directory)) is not None
     }
-    for content, index in (read_json(path) or {}).items():
+    for content, index in (read_json(path, TokenizerError) or {}).items():
         if isinstance(index, bool) or not isinstance(index, int):
             raise TokenizerError(f"{path}: the id of {content!r} must be a whole number, not {index!r}")
         special = content in known
@@ -173,9 +140,7 @@ def _added_by_id(tokens: Any, path: Path) -> dict[int, AddedToken]:
     try:
         return {int(index): _added_token(fields) for index, fields in tokens.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(
-            f"{path}: an added token cannot be read ({error!r}); fix: fetch the file again"
-        ) from None
+        raise TokenizerError(f"{path}: an added token cannot be read ({error!r}); fix: fetch the file again") from None
 
 
 def _added_token(fields: dict[str, Any]) -> AddedToken:

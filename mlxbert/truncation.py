@@ -12,7 +12,7 @@ class TruncationWarning(UserWarning):
 
 
 def warn_of_truncation(cut: int, total: int, longest: int, limit: int | None, *, stacklevel: int) -> None:
-    """Say once that texts were cut."""
+    """Say once that texts were cut; `stacklevel` 1 is the function that calls this one, 2 its caller."""
     warnings.warn(
         f"{cut} of {total} texts {'is' if cut == 1 else 'are'} longer than {limit} tokens "
         f"(the longest has {longest}) and {'was' if cut == 1 else 'were'} cut",

@@ -19,7 +19,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from mlxbert.tokenizer_files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles, read_text
+from mlxbert.small_files import read_text
+from mlxbert.tokenizer_files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles
 
 # Names that transformers 5 resolves to BertTokenizer itself, or to a subclass that builds the same.
 BERT_CLASSES = (
@@ -60,9 +61,7 @@ def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str
     as_bert = pipeline is None or (files.class_name in (None, *BERT_CLASSES) and kind in (None, "WordPiece"))
     special = _with_defaults(files) if as_bert else dict(files.special)
     try:
-        backend = (
-            _bert_pipeline(files, special) if as_bert else tokenizers.Tokenizer.from_str(json.dumps(pipeline))
-        )
+        backend = _bert_pipeline(files, special) if as_bert else tokenizers.Tokenizer.from_str(json.dumps(pipeline))
     except TokenizerError:
         raise
     except Exception as error:  # tokenizers raises a bare Exception
@@ -92,7 +91,7 @@ def read_vocabulary(path: Path) -> dict[str, int] | None:
     Raises:
         TokenizerError: not UTF-8, empty, or not a list of tokens.
     """
-    text = read_text(path)
+    text = read_text(path, TokenizerError)
     if text is None:
         return None
     text = text.replace("\r\n", "\n")
@@ -144,9 +143,7 @@ def _bert_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -> tok
         if name not in special or special[name].content not in present:
             source = files.directory / ("vocab.txt" if files.pipeline is None else "tokenizer.json")
             token = special[name].content if name in special else name
-            raise TokenizerError(
-                f"{source}: the vocabulary has no {token}; fix: check that it is a BERT vocabulary"
-            )
+            raise TokenizerError(f"{source}: the vocabulary has no {token}; fix: check that it is a BERT vocabulary")
     settings: dict[str, Any] = {
         "lowercase": files.flag("do_lower_case", True),
         "strip_accents": files.flag("strip_accents", None),
@@ -160,9 +157,7 @@ def _bert_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -> tok
     return backend
 
 
-def _add_tokens(
-    backend: tokenizers.Tokenizer, added: tuple[AddedToken, ...], special: dict[str, AddedToken]
-) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, added: tuple[AddedToken, ...], special: dict[str, AddedToken]) -> None:
     tokens = {token.content: token for token in added}
     vocabulary = backend.get_vocab(with_added_tokens=True)
     # transformers appends a special token that the vocabulary lacks; its id would lie outside the embeddings.
@@ -181,13 +176,11 @@ def _warn_of_contradiction(files: TokenizerFiles, settings: dict[str, Any]) -> N
     names["handle_chinese_chars"] = "tokenize_chinese_chars"
     for field, name in names.items():
         if field in stored and stored[field] != settings[field]:
-            origin = (
-                "tokenizer_config.json" if name in files.config else "transformers' default for a missing field"
-            )
+            origin = "tokenizer_config.json" if name in files.config else "transformers' default for a missing field"
             warnings.warn(
                 f"{files.directory}: tokenizer.json says {field}={stored[field]}, {origin} says "
                 f"{settings[field]}, and transformers follows the latter; so do the ids here. "
                 f"fix: set {name} in tokenizer_config.json to what the model was trained with",
                 TokenizerWarning,
-                stacklevel=2,
+                stacklevel=5,  # the caller of `Tokenizer.from_directory`
             )

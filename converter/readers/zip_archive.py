@@ -1,0 +1,144 @@
+"""Zip containers (torch.save since 1.6, numpy's .npz), read without extracting and without trust."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from converter.readers.regular_file import file_size, read_bytes, read_into
+from converter.readers.source_error import SourceError, os_error, shown
+
+AGAIN = "fix: get the file again"
+# what the standard library raises on a damaged archive, beside BadZipFile
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    IndexError,
+)
+MAX_DEFLATE_RATIO = 1032  # https://zlib.net/zlib_tech.html: deflate cannot do better
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """The contents of one archive member, or what follows its first bytes (`head`): a ByteRange.
+
+    Reading all of it compares the member's CRC-32; a part cannot be compared. torch writes 0 when told not to
+    compute CRCs (torch.serialization.set_crc32_options), so 0 is not compared.
+    """
+
+    path: Path
+    name: str
+    size: int
+    crc: int
+    data_offset: int | None  # None when the member is compressed
+    head: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes behind the head."""
+        return self.size - len(self.head)
+
+    def after(self, head: bytes) -> ZipMember:
+        """The same member without its first bytes, which were read already."""
+        return replace(self, head=head)
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` from `start` bytes behind the head."""
+        if start < 0 or start + len(out) > self.nbytes:
+            raise SourceError(f"{self.path}: a tensor reaches beyond its data in {shown(self.name)}; {AGAIN}")
+        if self.data_offset is None:
+            self._inflate(len(self.head) + start, out)
+            return
+        read_into(self.path, self.data_offset + len(self.head) + start, out)
+        if len(out) == self.nbytes and self.crc and zlib.crc32(out, zlib.crc32(self.head)) != self.crc:
+            raise SourceError(f"{self.path}: {shown(self.name)} is damaged (its CRC-32 is wrong); {AGAIN}")
+
+    def read(self, start: int, count: int) -> bytes:
+        """`count` bytes from `start` on."""
+        out = bytearray(count)
+        self.read_into(start, memoryview(out))
+        return bytes(out)
+
+    def _inflate(self, start: int, out: memoryview) -> None:
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.name) as stream:
+                while start:
+                    start -= len(stream.read(min(start, 1 << 20))) or _early_end()
+                done = 0
+                while done < len(out):
+                    done += cast(zipfile.ZipExtFile, stream).readinto(out[done : done + (1 << 20)]) or _early_end()
+        except OSError as error:
+            raise os_error(self.path, error) from error
+        except DAMAGED as error:
+            raise SourceError(f"{self.path}: {shown(self.name)} is damaged ({error}); {AGAIN}") from error
+
+
+def _early_end() -> int:
+    raise EOFError("it ends early")
+
+
+class ZipArchive:
+    """The table of contents of a zip file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the central directory; SourceError when it is truncated or garbage."""
+        self.path = path
+        self._size = file_size(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except OSError as error:
+            raise os_error(path, error) from error
+        except DAMAGED as error:
+            raise SourceError(f"{path}: is a truncated or damaged zip ({error}); {AGAIN}") from error
+        self._infos = {info.filename: info for info in infos}
+        self._times = Counter(info.filename for info in infos)
+
+    @property
+    def names(self) -> list[str]:
+        """Member names in the archive's order."""
+        return list(self._infos)
+
+    def member(self, name: str) -> ZipMember:
+        """Find a member's bytes; SourceError: missing, twice there, encrypted, or with impossible sizes."""
+        info = self._infos.get(name)
+        if info is None:
+            raise SourceError(f"{self.path}: has no {shown(name)} inside; {AGAIN}")
+        label = f"{self.path}: {shown(name)}"
+        if self._times[name] > 1:
+            raise SourceError(f"{label} is in the archive twice; {AGAIN}")
+        if info.flag_bits & 0x1:
+            raise SourceError(f"{label} is encrypted; fix: unpack it with its password and zip it without one")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise SourceError(f"{label} is compressed by method {info.compress_type}; fix: zip it as stored")
+        local = self._local_data_offset(info, label)
+        if local + info.compress_size > self._size:
+            raise SourceError(f"{label} reaches beyond the end of the file (truncated?); {AGAIN}")
+        stored = info.compress_type == zipfile.ZIP_STORED
+        if stored and info.compress_size != info.file_size:
+            raise SourceError(f"{label} claims two different sizes; {AGAIN}")
+        if info.file_size > MAX_DEFLATE_RATIO * (info.compress_size + 64):
+            raise SourceError(f"{label} claims more bytes than it can hold (a zip bomb?); {AGAIN}")
+        return ZipMember(self.path, name, info.file_size, info.CRC, local if stored else None)
+
+    def _local_data_offset(self, info: zipfile.ZipInfo, label: str) -> int:
+        """Where the member's bytes begin: behind a local header whose lengths the table does not repeat."""
+        if info.header_offset < 0 or info.header_offset + 30 > self._size:
+            raise SourceError(f"{label} lies outside the file (truncated?); {AGAIN}")
+        header = io.BytesIO(read_bytes(self.path, info.header_offset, 30))
+        signature, name_length, extra_length = struct.unpack("<4s22xHH", header.read())
+        if signature != b"PK\x03\x04":
+            raise SourceError(f"{label} has no local header (damaged?); {AGAIN}")
+        return info.header_offset + 30 + name_length + extra_length

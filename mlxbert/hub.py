@@ -1,0 +1,148 @@
+"""Models on the Hugging Face Hub: only the files that are needed, all of one commit, in the Hub's own cache."""
+
+from __future__ import annotations
+
+import glob
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from mlxbert.errors import MLXBertError, first_ten
+
+# huggingface_hub's REPO_ID_REGEX and the rules beside it (utils/_validators.py), without importing it for a
+# local path.
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_REPO_ID = re.compile(rf"(?:{_NAME}/)?{_NAME}")
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".msgpack")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HubError(MLXBertError):
+    """The Hub, or the way to it, did not give what was asked for; the message says what to do, and no token."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of one commit of a repository, where they lie in the Hub's cache.
+
+    `path` may hold other files of the same commit too (what somebody else downloaded).
+    """
+
+    path: Path
+    revision: str  # the commit's 40 hex digits
+    repo_id: str
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether `text` is a Hub id (`bert-base-uncased`, `org/name`) and not a path.
+
+    A path that exists is a path, and so is what looks like one: absolute, `./x`, `~/x`, `x/`, `a/b/c`, or the
+    name of a weight file. Nothing is asked of the Hub.
+    """
+    valid = _REPO_ID.fullmatch(text) is not None and "--" not in text and ".." not in text
+    if not valid or text.endswith((".git", *_WEIGHT_FILES)):
+        return False
+    return not Path(text).exists()
+
+
+def snapshot(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    select: Callable[[Sequence[str]], Sequence[str]],
+    progress: bool = True,
+    what: str = "model",
+) -> Snapshot:
+    """Have the needed files of a repository in the Hub's cache, all of one commit, and say where.
+
+    The revision (branch, tag, commit; None: the default branch) is resolved once, and everything after asks
+    for that commit, so a push in the meantime cannot mix two versions. `select` gets the names of all files
+    in it (POSIX paths) and returns those that are needed; only those not in the cache yet are downloaded.
+    With HF_HUB_OFFLINE, or when the Hub cannot be reached, the cache alone is used, and one logged line says
+    so; `select` then gets the cached list of names or, where none was kept, the names of the cached files.
+
+    Cache, endpoint and token are huggingface_hub's own settings (HF_HOME, HF_ENDPOINT, `hf auth login` …).
+    Its progress bars are shown on a terminal (HF_HUB_DISABLE_PROGRESS_BARS=0: everywhere); `progress=False`
+    shows none. `what` is what error messages call the repository.
+
+    Raises HubError; what `select` raises passes through.
+    """
+    # Here and not above: a command's --help, or a local directory, should not wait for an HTTP client to be
+    # imported.
+    from huggingface_hub import snapshot_download
+
+    from mlxbert.hub_errors import FAILURES, Subject, check_token, explain
+    from mlxbert.hub_listing import cached_folder, list_files
+
+    _check_request(repo_id, revision, what)
+    subject = Subject(repo_id, revision, what)
+    check_token()
+    try:
+        listing = list_files(repo_id, revision)
+    except FAILURES as error:
+        raise explain(error, subject) from None  # its text may quote the URL; __context__ keeps it for debuggers
+    commit = listing.commit
+    if _COMMIT.fullmatch(commit) is None:
+        raise HubError(f"{subject} is at {commit!r} in the cache, which is no commit id: delete it with `hf cache rm`")
+    _refuse_escaping_names(listing.names, subject=str(subject))
+    wanted = list(dict.fromkeys(select(listing.names)))
+    absent = sorted(set(wanted) - set(listing.names))
+    if absent:
+        raise HubError(f"{subject} has no such files at revision {commit}:\n{first_ten(absent)}")
+    if not wanted:
+        raise HubError(f"{subject} holds nothing that is needed; its files are:\n{first_ten(listing.names)}")
+
+    folder = cached_folder(repo_id, commit)
+    missing = _not_in(folder, wanted)
+    if missing and listing.unreachable is not None:
+        raise explain(listing.unreachable, subject, missing=missing)
+    if missing:
+        try:
+            with _progress_bars(progress):
+                # The names are literal; the client takes patterns.
+                patterns = [glob.escape(name) for name in missing]
+                folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
+        except FAILURES as error:
+            missing = _not_in(cached_folder(repo_id, commit), wanted)  # some may have come
+            raise explain(error, subject, missing=missing) from None
+        missing = _not_in(folder, wanted)
+    if missing or folder is None:
+        raise HubError(f"{subject} was not downloaded whole; run it again. Missing:\n{first_ten(missing)}")
+    return Snapshot(folder, commit, repo_id)
+
+
+def _check_request(repo_id: str, revision: str | None, what: str) -> None:
+    if _REPO_ID.fullmatch(repo_id) is None or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git"):
+        raise HubError(f"{repo_id!r} is not the id of a {what} on the Hub: it should read like 'bert-base-uncased'")
+    # The client makes a file of the revision's name in its cache; git allows none of these in one.
+    if revision is not None and (not revision.strip("/") or revision.startswith("/") or ".." in revision):
+        raise HubError(f"{revision!r} is not a revision: give a branch, a tag or a commit of {what} '{repo_id}'")
+
+
+def _refuse_escaping_names(names: Sequence[str], subject: str) -> None:
+    """Refuse a listing with a name that would be written outside of the cache; git makes none, an attacker may."""
+    for name in names:
+        anchored = PurePosixPath(name).root or PureWindowsPath(name).drive or PureWindowsPath(name).root
+        if anchored or not name or "\0" in name or ".." in name.replace("\\", "/").split("/"):
+            raise HubError(f"{subject} lists a file outside of itself, {name!r}: do not trust it, nothing was read")
+
+
+def _not_in(folder: Path | None, names: Sequence[str]) -> list[str]:
+    return [name for name in names if folder is None or not (folder / name).is_file()]
+
+
+@contextmanager
+def _progress_bars(wanted: bool) -> Iterator[None]:
+    """Silence the client's bars where they are not wanted or would fill a log file."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    forced = constants.HF_HUB_DISABLE_PROGRESS_BARS is False  # then the client warns at an attempt to silence it
+    if forced or (wanted and sys.stderr.isatty()):
+        yield
+    else:
+        with disable_progress_bars():
+            yield

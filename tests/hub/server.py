@@ -1,0 +1,183 @@
+"""The test Hub's server: recording, faults and the wire. What it answers is in `read_api`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from tests.hub import read_api
+from tests.hub.exchange import Fault, Reply, Request
+from tests.hub.repository import Repository
+
+
+class HubServer:
+    """A Hub on 127.0.0.1, at a free port, while its `with` block lasts.
+
+    LFS content is served under the name `localhost`: to a client that is another origin, so its token must
+    not go there.
+    """
+
+    page_size = 1000
+    signature = "c2lnbmVk"
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.renamed: dict[str, str] = {}  # old or short id -> the one it redirects to
+        self.tokens: set[str] = set()  # those that the Hub knows
+        self.requests: list[Request] = []
+        self.failures: list[str] = []  # tracebacks of this server's own defects
+        self.routes = list(read_api.ROUTES)
+        self._faults: list[Fault] = []
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.port = self._server.server_address[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.storage = f"http://localhost:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop listening: from now on a connection is refused, as with the network gone."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            for connection in list(self._open):  # kept alive by the client, and served by threads of their own
+                with contextlib.suppress(OSError):  # gone already
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def add(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        *,
+        private: bool = False,
+        gated: Literal[False, "auto", "manual"] = False,
+    ) -> Repository:
+        """Create a repository with `files` on its branch main."""
+        repo = self.repositories[repo_id] = Repository(repo_id, private=private, gated=gated)
+        repo.commit(files)
+        return repo
+
+    def inject(
+        self,
+        pattern: str,
+        *,
+        times: int = 1,
+        status: int | None = None,
+        code: str | None = None,
+        message: str = "Injected",
+        reply: Reply | None = None,
+        before: Callable[[], object] | None = None,
+        drop_after: int | None = None,
+        reset: bool = False,
+        flip: int | None = None,
+    ) -> None:
+        """Make the next `times` requests that `pattern` finds in their "METHOD /path" go wrong: see `Fault`."""
+        if status is not None:
+            reply = Reply.error(status, message, code)
+        fault = Fault(re.compile(pattern), times, reply, before, drop_after, reset, flip)
+        with self._lock:
+            self._faults.append(fault)
+
+    def seen(self, pattern: str) -> list[Request]:
+        """The recorded requests whose "METHOD /path" the pattern finds."""
+        return [request for request in self.requests if re.search(pattern, str(request))]
+
+    def downloaded(self) -> list[str]:
+        """Names of the files that the client went for, sorted (it asks HEAD before it downloads one)."""
+        found = (re.search(r"^HEAD /.+?/resolve/[^/]+/(.+)$", str(request)) for request in self.requests)
+        return sorted({match[1] for match in found if match is not None})
+
+    def answer(self, request: Request) -> tuple[Reply, Fault | None]:
+        """Record the request and say what to send back."""
+        with self._lock:
+            self.requests.append(request)
+            fault = next((fault for fault in self._faults if fault.matches(request)), None)
+            if fault is not None:
+                fault.times -= 1
+                if fault.before is not None:
+                    fault.before()
+        if fault is not None and fault.reply is not None:
+            return fault.reply, fault
+        for methods, pattern, route in self.routes:
+            match = pattern.search(request.path)
+            if match is not None and request.method in methods.split():
+                return route(self, request, match), fault
+        return Reply.error(404, f"The test Hub has no {request}"), fault
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Speaks HTTP/1.1 for one connection."""
+
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub._open.add(self.connection)
+
+    def finish(self) -> None:
+        self.hub._open.discard(self.connection)
+        super().finish()
+
+    def do_GET(self) -> None:  # http.server's name
+        url = urlsplit(self.path)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self.rfile.read(int(headers.get("content-length", 0)))
+        query = dict(parse_qsl(url.query))
+        request = Request(self.command, headers.get("host", ""), url.path, query, headers, body)
+        try:
+            reply, fault = self.hub.answer(request)
+        except Exception:  # a defect of the test Hub: the fixture fails the test with it
+            self.hub.failures.append(f"{request}\n{traceback.format_exc()}")
+            reply, fault = Reply.error(500, "The test Hub failed"), None
+        try:
+            self._send(reply, fault)
+        except ConnectionError:  # the client went away, as it may
+            self.close_connection = True
+
+    do_HEAD = do_POST = do_GET  # noqa: N815 (http.server's names)
+
+    def _send(self, reply: Reply, fault: Fault | None) -> None:
+        body = bytearray(reply.body)
+        if fault is not None and fault.flip is not None:
+            body[fault.flip] ^= 0xFF
+        self.send_response(reply.status)
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        if reply.status != 304:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if fault is not None and fault.drop_after is not None:
+            self.wfile.write(body[: fault.drop_after])
+            self._drop(reset=fault.reset)
+        elif self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _drop(self, *, reset: bool) -> None:
+        """Close in the middle of the body: by FIN, or by RST, as a router that forgot the connection would."""
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()  # the last reference: only then does close() close
+            self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the requests are recorded, not printed."""

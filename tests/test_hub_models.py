@@ -1,0 +1,84 @@
+"""Convert from the Hub, load from the Hub: the real client, a local server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxbert
+from converter.convert import convert
+from mlxbert.checkpoint import CheckpointError
+from mlxbert.encode import SentenceEncoder
+from mlxbert.hub import HubError
+from tests.hub.plugin import Hub
+from tests.test_convert import assert_same_model
+from tests.tiny import save_tiny
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_convert_records_the_commit_and_fetches_only_what_it_needs(hub: Hub, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "source", "BertForMaskedLM")
+    junk = {
+        "tf_model.h5": b"x" * 99,
+        "pytorch_model.bin": b"y" * 99,
+        "onnx/model.onnx": b"z" * 99,
+        "README.md": b"card",
+    }
+    hub.add("team/tiny-bert", {**files_of(tmp_path / "source"), **junk})
+    convert("team/tiny-bert", tmp_path / "out", verify=False)
+    assert_same_model(tmp_path / "out", model)
+    block = mlxbert.checkpoint.read_config(tmp_path / "out")["mlxbert"]
+    assert block["source"] == "team/tiny-bert"
+    assert len(block["revision"]) == 40
+    assert {"config.json", "model.safetensors", "vocab.txt"} <= set(hub.downloaded())
+    assert not set(junk) & set(hub.downloaded())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: team/tiny-bert" in card
+    assert block["revision"] in card
+
+
+def test_load_a_converted_repository_and_again_offline(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "out", verify=False)
+    hub.add("mlx-community/tiny-bert", {**files_of(tmp_path / "out"), "extra.bin": b"not needed"})
+    local, _ = mlxbert.load(tmp_path / "out")
+    model, tokenizer = mlxbert.load("mlx-community/tiny-bert")
+    ids = mx.array([[2, 9, 11, 3]])
+    assert mx.array_equal(model(ids).last_hidden_state, local(ids).last_hidden_state)
+    assert tokenizer.vocab_size == 97
+    assert not {"extra.bin", "README.md", "parity.json"} & set(hub.downloaded())
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = len(hub.downloaded())
+    with pytest.warns(UserWarning, match="mean"):  # no modules.json: said, and the mean is used
+        encoder = SentenceEncoder.from_pretrained("mlx-community/tiny-bert")
+    assert np.isfinite(encoder.encode(["a b c"])).all()
+    assert len(hub.downloaded()) == before
+
+
+def test_a_repository_that_was_never_converted_costs_its_config_alone(hub: Hub, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source")
+    hub.add("google-bert/bert-base-uncased", files_of(tmp_path / "source"))
+    with pytest.raises(CheckpointError) as caught:
+        mlxbert.load("google-bert/bert-base-uncased")
+    assert str(caught.value) == (
+        "google-bert/bert-base-uncased was never converted; "
+        "run: mlxbert-convert google-bert/bert-base-uncased -o mlx_models/bert-base-uncased"
+    )
+    assert set(hub.downloaded()) == {"config.json"}
+
+
+def test_no_such_repository(hub: Hub, tmp_path: Path) -> None:
+    for attempt in (lambda: convert("team/nothing", tmp_path / "out"), lambda: mlxbert.load("team/nothing")):
+        with pytest.raises(HubError, match=r"'team/nothing' does not exist on .* or is private .*hf auth login"):
+            attempt()
+    assert not (tmp_path / "out").exists()

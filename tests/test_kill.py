@@ -1,0 +1,147 @@
+"""kill -9 in the middle of a conversion: no half model, no model lost, and the next run leaves no trace of it.
+
+Where the kill comes is counted in contacts with the file system (:mod:`tests.interruption`), not in time: each of the
+20 seeds picks one of all those that an undisturbed run has.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from converter.convert import convert
+from mlxbert.writer.manifest import manifest_problems
+from mlxbert.writer.recovery import recover
+
+REPOSITORY = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # some fifty processes
+
+SEEDS = range(20)
+MODES = ("fresh", "overwrite")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the kills happen to: the model to convert, what it and its predecessor look like when converted."""
+
+    source: Path
+    old: Path
+    new: Path
+    points: dict[str, list[str]]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+def drive(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.kill_driver", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+
+
+def save_random_model(directory: Path, seed: int) -> Path:
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    model = transformers.BertForPreTraining(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(directory)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(45))]
+    (directory / "vocab.txt").write_text("\n".join(words) + "\n")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    directory = tmp_path_factory.mktemp("stage")
+    old_source = save_random_model(directory / "a/bert", seed=0)
+    source = save_random_model(directory / "b/bert", seed=1)
+    old = convert(old_source, directory / "old/out", verify=False).path
+    new = convert(source, directory / "new/out", verify=False).path
+    assert contents(old) != contents(new)
+    points = {}
+    for mode in MODES:
+        out = prepare(directory / mode, mode, old)
+        run = drive(source, out, *(["--overwrite"] if mode == "overwrite" else []))
+        assert run.returncode == 0, run.stderr
+        assert contents(out) == contents(new)
+        points[mode] = json.loads(run.stdout)
+    return Stage(source, old, new, points)
+
+
+def prepare(work: Path, mode: str, old: Path) -> Path:
+    """The target in a new directory, with the old model there or nothing."""
+    work.mkdir()
+    if mode == "overwrite":
+        shutil.copytree(old, work / "out")
+    return work / "out"
+
+
+def kill_and_check(stage: Stage, work: Path, mode: str, at: int, *, recover_first: bool) -> None:
+    overwrite = mode == "overwrite"
+    place = f"{mode}: {stage.points[mode][at]} ({at} of {len(stage.points[mode])})"
+    old, new = contents(stage.old), contents(stage.new)
+    out = prepare(work, mode, stage.old)
+
+    run = drive(stage.source, out, *(["--overwrite"] if overwrite else []), "--at", at)
+    assert run.returncode == -signal.SIGKILL, f"{place}: {run.stderr}"
+    assert run.stdout == "", place  # it did not get to its end
+
+    models = [path.parent for path in work.glob("*/config.json")]
+    for model in models:
+        assert contents(model) in (old, new), place
+        assert manifest_problems(model) == [], place
+    if out.exists():
+        assert contents(out) in ([old, new] if overwrite else [new]), place
+    if overwrite:
+        assert any(contents(model) in (old, new) for model in models), place
+
+    if recover_first:
+        recover(out)
+        assert [path.name for path in work.iterdir()] == (["out"] if out.exists() else []), place
+        if overwrite:
+            assert contents(out) in (old, new), place
+    convert(stage.source, out, verify=False, overwrite=overwrite or out.exists())
+    assert contents(out) == new, place
+    assert [path.name for path in work.iterdir()] == ["out"], place
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_kill_at_a_seeded_point(stage: Stage, tmp_path: Path, mode: str, seed: int) -> None:
+    at = random.Random(f"{mode} {seed}").randrange(len(stage.points[mode]))
+    kill_and_check(stage, tmp_path / "work", mode, at, recover_first=seed % 2 == 0)
+
+
+@pytest.mark.parametrize("rename", range(3))
+@pytest.mark.parametrize("moment", ["before rename", "after rename"])
+def test_a_kill_around_each_rename_of_an_overwrite(stage: Stage, tmp_path: Path, rename: int, moment: str) -> None:
+    """The old one aside, the new one in, the old one to its deletion: seeds might miss these."""
+    renames = [at for at, name in enumerate(stage.points["overwrite"]) if name == moment]
+    assert len(renames) == 3
+    kill_and_check(stage, tmp_path / "work", "overwrite", renames[rename], recover_first=True)
+
+
+def test_a_kill_in_the_middle_of_a_tensor_file(stage: Stage, tmp_path: Path) -> None:
+    halves = [at for at, name in enumerate(stage.points["fresh"]) if name == "half a write"]
+    assert len(halves) > 20  # a write for each tensor
+    kill_and_check(stage, tmp_path / "work", "fresh", halves[len(halves) // 2], recover_first=False)

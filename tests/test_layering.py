@@ -1,0 +1,73 @@
+"""Who imports whom: converter -> mlxbert -> heads, never back; torch and transformers in converter/ only, lazily."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {"converter": {"converter", "mlxbert", "heads"}, "mlxbert": {"mlxbert", "heads"}, "heads": {"heads"}}
+HEADS_KNOW = {"mlx", "numpy", "sklearn", "scipy", "statsmodels"}
+HEAVY = {"torch", "transformers"}
+
+
+def imports(file: Path) -> Iterator[tuple[str, int, bool]]:
+    """(top-level package, line, at module level?) of every import in a file, `TYPE_CHECKING` blocks left out."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    module_level = {id(node) for node in ast.iter_child_nodes(tree)}
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative imports hide who is imported"
+            names = [node.module or ""]
+        for name in names:
+            yield name.split(".")[0], node.lineno, id(node) in module_level
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_arrows_point_one_way(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        for name, line, _ in imports(file):
+            place = f"{file.relative_to(ROOT)}:{line} imports {name}"
+            assert name not in ALLOWED or name in ALLOWED[package], place
+            assert name != "tests", place
+
+
+def test_torch_and_transformers_are_imported_in_converter_only_and_inside_functions() -> None:
+    for package in ALLOWED:
+        for file in (ROOT / package).rglob("*.py"):
+            for name, line, module_level in imports(file):
+                if name in HEAVY:
+                    place = f"{file.relative_to(ROOT)}:{line} imports {name}"
+                    assert package == "converter", place
+                    assert not module_level, place
+
+
+def test_heads_are_pure() -> None:
+    import sys
+
+    for file in (ROOT / "heads").rglob("*.py"):
+        for name, line, _ in imports(file):
+            assert name in HEADS_KNOW | {"heads"} | set(sys.stdlib_module_names), f"{file}:{line} imports {name}"
+
+
+def test_the_packages_that_the_wheel_lists_are_all_there_are() -> None:
+    import tomllib
+
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(init.parent.relative_to(ROOT).parts)
+        for package in ALLOWED
+        for init in (ROOT / package).rglob("__init__.py")
+    }
+    assert listed == found
