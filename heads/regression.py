@@ -27,12 +27,13 @@ class RegressionHead(Head):
     """One or several numbers for each row, learned on scaled targets and given in the user's own units.
 
     `fit_targets` fits the scaler, on the training fold. `calibrate` fits, on held-out rows, the noise that `interval`
-    and `mc_interval` need: for "gaussian" a factor on the predicted deviation, else one deviation a target.
+    needs: for "gaussian" a factor on the predicted deviation, else one deviation a target; `calibrate_mc` likewise for
+    `mc_interval`.
     """
 
     default_metric = "rmse"
     metrics: ClassVar[tuple[str, ...]] = ("rmse", "mae", "r2", "pearson", "spearman")
-    fitted: ClassVar[tuple[str, ...]] = ("scaler", "noise")
+    fitted: ClassVar[tuple[str, ...]] = ("scaler", "noise", "mc_noise")
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class RegressionHead(Head):
         self.scaling, self.log_targets = scaling, log_targets
         self.scaler: TargetScaler | None = None
         self.noise: tuple[float, ...] | None = None
+        self.mc_noise: tuple[float, ...] | None = None
 
     @classmethod
     def from_targets(cls, hidden_size: int, targets: Any, **arguments: Any) -> Self:
@@ -118,15 +120,19 @@ class RegressionHead(Head):
 
     def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None) -> None:
         """Fit the noise on held-out rows: the deviation of (y − prediction), in units of the predicted deviation."""
-        scaler = self._fitted_scaler()
-        errors = scaler.transform(self._columns(targets), self.title)
-        means = self._means(logits)
-        if len(means) != len(errors):
-            raise HeadError(f"{self.title}: {len(means)} rows of logits, {len(errors)} of targets")
-        if not len(means):
-            raise HeadError(f"{self.title}: no held-out rows to fit the noise on")
-        errors = (errors - means) / self._predicted_deviation(logits)
+        errors = self._errors(self._means(logits), targets) / self._predicted_deviation(logits)
         self.noise = tuple(map(float, np.sqrt((errors**2).mean(axis=0))))
+
+    def calibrate_mc(self, sampled: Any, targets: Any) -> None:
+        """Fit the noise for `mc_interval` on held-out rows: of the squared error, what the passes do not explain.
+
+        Args:
+            sampled: logits (S, N, outputs) of S passes with dropout on.
+            targets: in the user's units.
+        """
+        means, variance, predicted = self._passes(sampled)
+        unexplained = (self._errors(means, targets) ** 2 - variance) / predicted**2
+        self.mc_noise = tuple(map(float, np.sqrt(np.maximum(unexplained.mean(axis=0), 0.0))))
 
     def interval(self, logits: Any, level: float = 0.9) -> Interval:
         """Central prediction intervals from the predicted (or, by `calibrate`, the held-out) deviation.
@@ -139,24 +145,23 @@ class RegressionHead(Head):
                 f"{self.title}: objective={self.objective!r} predicts no deviation; fix: calibrate on held-out rows, "
                 "or objective='gaussian'"
             )
-        return self._interval(self._means(logits), self._deviation(logits), level)
+        deviation = self._predicted_deviation(logits) * (1.0 if self.noise is None else np.asarray(self.noise))
+        return self._interval(self._means(logits), deviation, level)
 
     def mc_interval(self, sampled: Any, level: float = 0.9) -> Interval:
         """Prediction intervals from logits (S, N, outputs) of S passes with dropout on: Monte-Carlo dropout.
 
-        Variances add up: of the means over the passes (what the model does not know), and the mean predicted or
-        held-out variance (noise), Kendall and Gal 2017, https://arxiv.org/abs/1703.04977. Before `calibrate`, only
-        "gaussian" knows the noise, and the others' intervals are too narrow by it: ask for the `coverage`.
+        Variances add up: that of the passes' means (what the model does not know), and the noise; Kendall and Gal
+        2017, https://arxiv.org/abs/1703.04977. Before `calibrate_mc` only "gaussian" knows any noise, and the others'
+        intervals are too narrow by it: look at the `coverage`.
 
         Raises:
             HeadError: fewer than two passes, or another shape.
         """
-        passes = [np.array(one) for one in mx.array(sampled).astype(mx.float32)]
-        if len(passes) < 2:
-            raise HeadError(f"{self.title}: {len(passes)} pass(es) with dropout; fix: sample at least 2, better 30")
-        means = np.stack([self._means(one) for one in passes])  # (S, N, T)
-        noise = np.mean([self._deviation(one) ** 2 for one in passes], axis=0)
-        return self._interval(means.mean(axis=0), np.sqrt(means.var(axis=0, ddof=1) + noise), level)
+        means, variance, predicted = self._passes(sampled)
+        unfitted = 1.0 if self.objective == "gaussian" else 0.0
+        noise = predicted * (unfitted if self.mc_noise is None else np.asarray(self.mc_noise))
+        return self._interval(means, np.sqrt(variance + noise**2), level)
 
     # (N, T), on the scaled scale.
 
@@ -170,10 +175,23 @@ class RegressionHead(Head):
             return np.ones((len(values), self.num_targets))
         return np.asarray(np.sqrt(softplus(values[:, self.num_targets :]) + _LEAST_VARIANCE))
 
-    def _deviation(self, logits: Any) -> Float:
-        """With the calibrated noise; before that 0 for objectives that predict none."""
-        factor = 1.0 if self.objective == "gaussian" else 0.0
-        return self._predicted_deviation(logits) * (factor if self.noise is None else np.asarray(self.noise))
+    def _passes(self, sampled: Any) -> tuple[Float, Float, Float]:
+        """Of S passes (S, N, outputs): their mean, its variance over them, the root of the mean predicted variance."""
+        array = mx.array(sampled)
+        if array.ndim != 3 or len(array) < 2:
+            raise HeadError(
+                f"{self.title}: passes with dropout have shape {tuple(array.shape)}; "
+                f"expected (S, N, {self.num_outputs}) with S of at least 2, better 30"
+            )
+        means = np.stack([self._means(one) for one in array])
+        predicted = np.mean([self._predicted_deviation(one) ** 2 for one in array], axis=0)
+        return means.mean(axis=0), means.var(axis=0, ddof=1), np.sqrt(predicted)
+
+    def _errors(self, means: Float, targets: Any) -> Float:
+        truth = self._fitted_scaler().transform(self._columns(targets), self.title)
+        if len(means) != len(truth) or not len(truth):
+            raise HeadError(f"{self.title}: {len(means)} rows of logits, {len(truth)} of targets to calibrate on")
+        return truth - means
 
     def _interval(self, means: Float, deviation: Float, level: float) -> Interval:
         margin = normal_quantile(level, self.title) * deviation

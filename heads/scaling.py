@@ -93,13 +93,15 @@ class TargetScaler:
 
 def _function(values: Float, log: bool, what: str) -> Float:
     if not np.isfinite(values).all():
-        row = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise HeadError(f"{what}: row {row} has no finite target ({values[row]}); fix: drop rows without a target")
+        row, column = map(int, np.argwhere(~np.isfinite(values))[0])
+        raise HeadError(
+            f"{what}: row {row} has no finite value ({values[row, column]}); fix: drop it, or fill the value in"
+        )
     if not log:
         return values
     if (values <= -1).any():
-        row = int(np.argwhere(values <= -1)[0][0])
+        row, column = map(int, np.argwhere(values <= -1)[0])
         raise HeadError(
-            f"{what}: log_targets needs targets above −1, row {row} has {values[row]}; fix: log_targets=False"
+            f"{what}: log_targets needs values above −1, row {row} has {values[row, column]}; fix: log_targets=False"
         )
     return np.log1p(values)

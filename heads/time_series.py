@@ -33,7 +33,7 @@ class TimeSeriesRegressionHead(RegressionHead):
 
     default_metric = "rmse"
     metrics = ("rmse", "mae", "smape")
-    fitted = ("scaler", "noise", "fitted_until")
+    fitted = ("scaler", "noise", "mc_noise", "fitted_until")
     extra_inputs = ("history", "calendar")
 
     def __init__(
@@ -191,6 +191,13 @@ class TimeSeriesRegressionHead(RegressionHead):
             raise HeadError(f"{self.title}: forward chaining only; fix: calibrate(logits, targets, made_at=times)")
         self.check_forward(made_at)
         super().calibrate(logits, targets, metric=metric)
+
+    def calibrate_mc(self, sampled: Any, targets: Any, *, made_at: Any = None) -> None:
+        """As `RegressionHead.calibrate_mc`; `made_at` as for `calibrate`."""
+        if made_at is None:
+            raise HeadError(f"{self.title}: forward chaining only; fix: calibrate_mc(sampled, targets, made_at=times)")
+        self.check_forward(made_at)
+        super().calibrate_mc(sampled, targets)
 
     def evaluate(
         self,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import mlx.nn as nn
+
 from mlxbert.pooling import STRATEGIES, AttentionPooling, Pooling, PoolingError, WeightedLayerPooling
 
 PoolingModule = Pooling | AttentionPooling | WeightedLayerPooling
@@ -24,7 +26,8 @@ def make_pooling(choice: str | Mapping[str, Any] | PoolingModule, hidden_size: i
     """
     if isinstance(choice, str):
         choice = {"name": choice}
-    if not isinstance(choice, Mapping):
+    # A module first: every nn.Module is a dict too.
+    if isinstance(choice, nn.Module) or not isinstance(choice, Mapping):
         return _checked(choice, layers)
     settings = dict(choice)
     name = settings.pop("name", None)

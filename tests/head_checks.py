@@ -194,8 +194,8 @@ def wrong_widths_are_refused(name: str) -> None:
         head(mx.zeros((N, 15)), **sample_of(name).inputs(head))
     with pytest.raises(HeadError, match=r"logits have shape \(24, 99\); expected"):
         head.predict(mx.zeros((N, 99)))
+    sample = sample_of(name)
     with pytest.raises(HeadError, match="hidden_size must be a positive whole number, not 0"):
-        sample = sample_of(name)
         get_head(name).from_targets(0, sample.targets, **sample.fit)
 
 

@@ -131,7 +131,7 @@ def test_a_name_is_given_once() -> None:
 def test_a_class_that_is_no_head(name: str, types: Any, members: dict[str, Any], message: str) -> None:
     with pytest.raises(HeadError, match=message.replace("(", r"\(")):
         register_head(name, competition_types=types)(define(**members))
-    with pytest.raises(HeadError, match="is not a subclass of heads.base.Head"):
+    with pytest.raises(HeadError, match=r"is not a subclass of heads\.base\.Head"):
         register_head("mine", competition_types="binary")(dict)
     with pytest.raises(HeadError, match="priority must be a whole number, not 'high'"):
         register_head("mine", competition_types="binary", priority="high")(define())  # type: ignore[arg-type]
