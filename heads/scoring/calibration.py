@@ -88,5 +88,5 @@ def _binary_or_columns(
     pos_label: Any,
 ) -> float:
     if y_true.ndim == 1:
-        return score(positives(name, y_true, pos_label), y_pred)
+        return score(positives(name, "y_true", y_true, pos_label), y_pred)
     return column_mean(binary_columns(name, y_true, y_pred, None), score)

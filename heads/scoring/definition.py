@@ -61,11 +61,13 @@ def metric(
     return register
 
 
-def framed(needs: Needs, shapes: Shapes) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+def framed(
+    needs: Needs, shapes: Shapes, *, per_column: bool = False
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Decorator: arrays checked on the way in, `Undefined` turned into nan and one warning on the way out.
 
     Undefinedness that scikit-learn and scipy warn about (UserWarning, RuntimeWarning) is told once, in our words;
-    what else they warn about (deprecations) passes through.
+    what else they warn about (deprecations) passes through. With `per_column`, nan is (L,).
     """
 
     def frame(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -79,7 +81,7 @@ def framed(needs: Needs, shapes: Shapes) -> Callable[[Callable[..., Result]], Ca
                 try:
                     value = function(*checked(name, needs, shapes, y_true, y_pred), **options)
                 except Undefined as undefined:
-                    value = math.nan  # type: ignore[assignment]
+                    value = np.full(np.shape(y_pred)[1], np.nan) if per_column else math.nan  # type: ignore[assignment]
                     reasons.append(f"undefined, {undefined}")
             quiet = [entry for entry in caught if issubclass(entry.category, UserWarning | RuntimeWarning)]
             reasons += [str(entry.message) for entry in quiet if entry.category is MetricUndefinedWarning]

@@ -46,15 +46,17 @@ def checked(name: str, needs: Needs, shapes: Shapes, y_true: Any, y_pred: Any) -
     return y_true, (_probabilities(name, y_true, y_pred) if needs == "probabilities" else y_pred)
 
 
-def positives(name: str, y_true: np.ndarray, pos_label: Any) -> np.ndarray:
-    """Binary targets as 0 and 1. Without a `pos_label` they must be 0 and 1 already."""
+def positives(name: str, what: str, array: np.ndarray, pos_label: Any) -> np.ndarray:
+    """Binary labels as 0 and 1. Without a `pos_label` they must be 0 and 1 already."""
     if pos_label is None:
-        if not np.isin(y_true, (0, 1)).all():
-            raise HeadError(f"{name}: y_true holds other labels than 0 and 1; fix: pos_label=")
-        return y_true
-    if len(found := np.unique(y_true)) > 2:
-        raise HeadError(f"{name}: y_true holds {len(found)} classes, not two; fix: a multiclass metric")
-    return (y_true == pos_label).astype(np.int64)
+        if not np.isin(array, (0, 1)).all():
+            raise HeadError(
+                f"{name}: {what} holds other labels than 0 and 1; fix: pos_label= of two, or a macro metric"
+            )
+        return array
+    if len(found := np.unique(array)) > 2:
+        raise HeadError(f"{name}: {what} holds {len(found)} classes, not two; fix: a macro metric")
+    return (array == pos_label).astype(np.int64)
 
 
 def class_indices(name: str, y_true: np.ndarray, classes: int, labels: Sequence[Any] | None) -> np.ndarray:
@@ -146,9 +148,8 @@ def _probabilities(name: str, y_true: np.ndarray, y_pred: np.ndarray) -> np.ndar
     if y_true.ndim == y_pred.ndim:
         return np.clip(y_pred, 0, 1)
     totals = y_pred.sum(axis=1, keepdims=True)
-    # Half-precision softmax rows miss 1 by up to C times 2^-9; more than that is another kind of array.
-    if np.abs(totals - 1).max() > 2e-2:
-        raise HeadError(
-            f"{name} needs probabilities, and a row of y_pred sums to {totals.max():g}; fix: softmax first"
-        )
+    # A bfloat16 softmax misses 1 by 2^-8 or so; more than that is another kind of array.
+    worst = totals.ravel()[np.abs(totals - 1).argmax()]
+    if abs(worst - 1) > 1e-2:
+        raise HeadError(f"{name} needs probabilities, and a row of y_pred sums to {worst:g}; fix: softmax first")
     return y_pred / totals

@@ -15,7 +15,7 @@ from heads.scoring.inputs import Undefined, binary_columns, positives, refuse_ma
 @metric("scores", "rows", ("binary",), greater_is_better=True)
 def roc_auc(y_true: np.ndarray, y_pred: np.ndarray, *, pos_label: Any = None) -> float:
     """Area under the ROC curve; nan when `y_true` has one class."""
-    return _roc_auc(positives("roc_auc", y_true, pos_label), y_pred)
+    return _roc_auc(positives("roc_auc", "y_true", y_true, pos_label), y_pred)
 
 
 @metric("scores", "classes", ("multiclass", "multilabel"), greater_is_better=True)
@@ -33,7 +33,7 @@ def roc_auc_macro(
     return column_mean(binary_columns("roc_auc_macro", y_true, y_pred, labels), _roc_auc, skip_undefined)
 
 
-@framed("scores", "classes")
+@framed("scores", "classes", per_column=True)
 def roc_auc_per_label(y_true: np.ndarray, y_pred: np.ndarray, *, labels: Sequence[Any] | None = None) -> np.ndarray:
     """ROC-AUC (L,) of every label or class; nan, with one warning for all, in columns of one class."""
     return column_values(binary_columns("roc_auc_per_label", y_true, y_pred, labels), _roc_auc)
@@ -42,7 +42,7 @@ def roc_auc_per_label(y_true: np.ndarray, y_pred: np.ndarray, *, labels: Sequenc
 @metric("scores", "rows", ("binary",), greater_is_better=True)
 def pr_auc(y_true: np.ndarray, y_pred: np.ndarray, *, pos_label: Any = None) -> float:
     """Area under the precision-recall curve as average precision (steps, not trapezes); nan without a positive."""
-    return _pr_auc(positives("pr_auc", y_true, pos_label), y_pred)
+    return _pr_auc(positives("pr_auc", "y_true", y_true, pos_label), y_pred)
 
 
 @metric("scores", "classes", ("multiclass", "multilabel"), greater_is_better=True)
@@ -53,11 +53,11 @@ def pr_auc_macro(
     labels: Sequence[Any] | None = None,
     skip_undefined: bool = True,
 ) -> float:
-    """Mean average precision over labels or classes; a column without a positive is left out, as in `roc_auc_macro`."""
+    """Mean average precision over labels or classes; one without a positive is left out, as in `roc_auc_macro`."""
     return column_mean(binary_columns("pr_auc_macro", y_true, y_pred, labels), _pr_auc, skip_undefined)
 
 
-@framed("scores", "classes")
+@framed("scores", "classes", per_column=True)
 def pr_auc_per_label(y_true: np.ndarray, y_pred: np.ndarray, *, labels: Sequence[Any] | None = None) -> np.ndarray:
     """Average precision (L,) of every label or class; nan, with one warning for all, in columns without a positive."""
     return column_values(binary_columns("pr_auc_per_label", y_true, y_pred, labels), _pr_auc)
