@@ -38,7 +38,8 @@ class MultilabelClassificationHead(Head):
     """
 
     default_metric = "roc_auc_macro"
-    metrics = ("roc_auc_macro", "f1_macro", "f1_micro", "subset_accuracy", "hamming_loss", "label_ranking_ap")
+    # Those that leave unknown entries out; the ones of whole rows (subset_accuracy, …) refuse them.
+    metrics = ("roc_auc_macro", "pr_auc_macro", "f1_macro", "f1_micro", "log_loss")
     fitted = ("thresholds", "fitted_pos_weight")
 
     def __init__(

@@ -34,7 +34,7 @@ class OrdinalRegressionHead(Head):
     """
 
     default_metric = "quadratic_kappa"
-    metrics = ("quadratic_kappa", "accuracy", "ordinal_accuracy", "mae", "kendall_tau")
+    metrics = ("quadratic_kappa", "accuracy", "accuracy_within_one", "mae", "kendall")
 
     def __init__(
         self,
@@ -130,9 +130,7 @@ class OrdinalRegressionHead(Head):
         return decode_labels(self.outputs(logits, "labels"), self.classes)
 
     def outputs(self, logits: Any, needs: str) -> np.ndarray[Any, Any]:
-        """See `Head.outputs`: ranks, probabilities (N, K), or the expected rank for "scores"."""
-        if needs == "probabilities":
+        """See `Head.outputs`: probabilities (N, K) for "probabilities" and "scores", else the median rank."""
+        if needs in ("probabilities", "scores"):
             return self.probabilities(logits)
-        if needs == "scores":
-            return self.expected(logits)
         return (self.exceedance(logits) > 0.5).sum(axis=1).astype(np.int32)

@@ -57,6 +57,8 @@ def poison(logits: mx.array, invalid: mx.array) -> mx.array:
 
 def as_weights(where: str, name: str, value: Weights, shapes: Sequence[tuple[int, ...]]) -> mx.array:
     """Weights as float32, refused unless their shape is one of `shapes`."""
+    if isinstance(value, Sequence):
+        value = mx.array(list(value), dtype=mx.float32)
     weights = value.astype(mx.float32) if isinstance(value, mx.array) else mx.array(value, dtype=mx.float32)
     if weights.shape not in shapes:
         allowed = " or ".join(dict.fromkeys("a number" if shape == () else str(shape) for shape in shapes))
