@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.json_file import read_json_object
 from converter.mapping import hugging_face_names, plan
 from converter.mappings import mapping_for
-from converter.safetensors_writer import PlannedTensor
+from converter.readers.json_file import read_json_object
 from converter.source import Source, open_source
-from converter.staging import OutputDirectory
 from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.writer.output_directory import OutputDirectory
+from mlxbert.writer.safetensors_writer import PlannedTensor
 
 PYTORCH_METADATA = {"format": "pt"}
 # A head that mlxbert trained (its parameters in heads.safetensors): transformers has no class for it.

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 from converter.cli import convert, export, verify
-from converter.manifest import manifest_problems
 from mlxbert.cli import main
+from mlxbert.writer.manifest import manifest_problems
 from tests.tiny import save_tiny
 
 

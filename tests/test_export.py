@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from converter import cli
 from converter.convert import convert
 from converter.export import ExportError, export
-from converter.manifest import manifest_problems
 from mlxbert.errors import MLXBertError
+from mlxbert.writer.manifest import manifest_problems
 from tests.tiny import CLASSES, save_tiny, tiny_model, write_vocab
 
 INPUTS = {

@@ -20,8 +20,8 @@ import torch
 import transformers
 
 from converter.convert import convert
-from converter.manifest import manifest_problems
-from converter.recovery import recover
+from mlxbert.writer.manifest import manifest_problems
+from mlxbert.writer.recovery import recover
 
 REPOSITORY = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow  # some fifty processes

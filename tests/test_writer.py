@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 import safetensors
 
-from converter.manifest import is_complete, manifest_problems, read_manifest
-from converter.output_file import HashedFile, WriteError, format_bytes
-from converter.recovery import aside_path, lock_path, recover, siblings, target_lock, temporary_path
-from converter.safetensors_writer import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
-from converter.staging import OutputDirectory
+from mlxbert.writer.manifest import is_complete, manifest_problems, read_manifest
+from mlxbert.writer.output_directory import OutputDirectory
+from mlxbert.writer.output_file import HashedFile, WriteError, format_bytes
+from mlxbert.writer.recovery import aside_path, lock_path, recover, siblings, target_lock, temporary_path
+from mlxbert.writer.safetensors_writer import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
 from tests.interruption import Points, counted_points
 
 REPOSITORY = Path(__file__).parents[1]

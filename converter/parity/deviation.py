@@ -1,0 +1,106 @@
+"""How far one array is from another: the measures that both parity gates use. NumPy only.
+
+The error of an element is scaled by the largest magnitude in the reference's vector at that position, where that
+exceeds 1. LayerNorm and matrix products round relative to the whole vector, so an element near 0 beside one of 10 has
+the latter's noise: scaled by itself alone it would look wrong in a right model (one layer of all-MiniLM-L6-v2 in torch
+float32 is then 3e-6 from torch float64, and MLX up to 5.2e-6 from torch). Scaled by the whole tensor's maximum, on the
+other hand, one large token would hide errors in all the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far `got` is from `reference` over the positions compared.
+
+    Attributes:
+        max_abs: max |a − b|; None when either side holds a NaN or an infinity anywhere, padding included.
+        max_rel: max |a − b| / max(1, max |b| over the features of that position), b the reference; None likewise.
+        cosine: the smallest cosine between the two vectors of one position; None likewise.
+        argmax_agreement: the share of positions whose largest feature is the same one; None likewise.
+        positions: how many vectors were compared.
+        problem: why there is nothing to compare, or that something is not finite; None when all is well.
+    """
+
+    max_abs: float | None
+    max_rel: float | None
+    cosine: float | None
+    argmax_agreement: float | None
+    positions: int
+    problem: str | None = None
+
+
+def no_comparison(problem: str) -> Deviation:
+    """A deviation that never passes, for the reason given."""
+    return Deviation(None, None, None, None, 0, problem)
+
+
+def measure(reference: np.ndarray, got: np.ndarray, keep: np.ndarray | None = None) -> Deviation:
+    """Compare two arrays of vectors along the last axis.
+
+    Args:
+        reference, got: (..., D), any floating dtype.
+        keep: (...) boolean, the positions to compare; None: all. Everything is checked for NaN and infinity.
+    """
+    if reference.shape != got.shape:
+        return no_comparison(f"shape {got.shape} in MLX, {reference.shape} in the reference")
+    for side, array in (("MLX", got), ("the reference", reference)):
+        if not np.isfinite(array).all():
+            what = "NaN" if np.isnan(array).any() else "infinity"
+            return no_comparison(f"{what} in {side}")
+    a, b = (_vectors(array, keep) for array in (got, reference))
+    if not len(b):
+        return no_comparison("every position is masked")
+    difference = np.abs(a - b)
+    return Deviation(
+        max_abs=float(difference.max()),
+        max_rel=float((difference / np.maximum(1, np.abs(b).max(axis=-1, keepdims=True))).max()),
+        cosine=float(_cosine(a, b).min()),
+        argmax_agreement=float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1))),
+        positions=len(b),
+    )
+
+
+def worst(deviations: Iterable[Deviation]) -> Deviation:
+    """The largest errors, the smallest cosine and the overall agreement of several; a problem in one is a problem."""
+    deviations = list(deviations)
+    if not deviations:
+        return no_comparison("nothing was compared")
+    for deviation in deviations:
+        if deviation.problem is not None:
+            return no_comparison(deviation.problem)
+    positions = sum(deviation.positions for deviation in deviations)
+    agreed = sum(_number(deviation.argmax_agreement) * deviation.positions for deviation in deviations)
+    return Deviation(
+        max_abs=max(_number(deviation.max_abs) for deviation in deviations),
+        max_rel=max(_number(deviation.max_rel) for deviation in deviations),
+        cosine=min(_number(deviation.cosine) for deviation in deviations),
+        argmax_agreement=agreed / positions,
+        positions=positions,
+    )
+
+
+def _vectors(array: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
+    """(N, D) in float64, so that measuring adds no rounding of its own."""
+    picked = array.reshape(-1, array.shape[-1]) if keep is None else array[keep]
+    return picked.astype(np.float64)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Per row, (N, D), (N, D) -> (N,). A zero vector agrees with another zero vector and with nothing else."""
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    both_zero = ~a.any(axis=-1) & ~b.any(axis=-1)
+    cosine = np.einsum("nd,nd->n", a, b) / np.where(norms > 0, norms, 1)
+    return np.where(both_zero, 1.0, np.clip(cosine, -1, 1))
+
+
+def _number(value: float | None) -> float:
+    # Without a problem every measure is a number; were one not, NaN would fail each limit instead of passing it.
+    return math.nan if value is None else value

@@ -1,0 +1,143 @@
+"""The inputs that both sides are run on: seeded, so that the same model is always asked the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlxbert.config import BertConfig
+from mlxbert.errors import MLXBertError
+
+Tokenize = Callable[[str, str | None], tuple[list[int], list[int]]]
+"""A text, or a pair, to (ids, token type ids) with special tokens, without padding."""
+
+LENGTHS = (1, 7, 128)  # and the model's maximum
+SENTENCES: tuple[tuple[str, str | None], ...] = (
+    ("Hi", None),
+    ("The quick brown fox jumps over the lazy dog.", None),
+    ("In 1969, the Apollo 11 crew travelled 384,400 km; it took them three days.", None),
+    ("Zoë's naïve façade cost €12.50 (≈ £10.70) — café, jalapeño, Ærøskøbing.", None),
+    ("東京は日本の首都です。", "Tokyo is the capital of Japan."),
+    ("Who wrote the novel?", "It was written in 1925 by an author whose name nobody at the table could remember."),
+    ("antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis 🙂", None),
+    (
+        "A longer passage, so that the batch is ragged: the encoder reads all tokens at once, and each attends to all "
+        "others, which is why a mistake in one attention head can reach every position of the output.",
+        "A short second text.",
+    ),
+)
+
+
+class ProbeError(MLXBertError):
+    """The tokenizer gives what the model cannot take."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One batch for both sides.
+
+    Attributes:
+        name: what it tests, for the report.
+        input_ids, attention_mask, token_type_ids: (B, L) int64; the mask is 1 for real tokens.
+        padding_invariance: each row is also run alone, without its padding, and must agree with itself in the batch.
+    """
+
+    name: str
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    token_type_ids: np.ndarray
+    padding_invariance: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, L)."""
+        batch, length = self.input_ids.shape
+        return batch, length
+
+    @property
+    def keep(self) -> np.ndarray:
+        """(B, L) boolean: the real tokens."""
+        return self.attention_mask.astype(bool)
+
+
+def make_probes(config: BertConfig, *, seed: int = 0, tokenize: Tokenize | None = None) -> tuple[Probe, ...]:
+    """Random ids at lengths 1, 7, 128 and the model's maximum, ragged and random masks, and real sentences.
+
+    Args:
+        config: gives the vocabulary, the number of token types and the longest input.
+        seed: of the random ids, types and masks.
+        tokenize: the checkpoint's tokenizer; None: no sentences, random ids alone.
+
+    Raises:
+        ProbeError: the tokenizer gives an id or a type that the model has no embedding for.
+    """
+    rng = np.random.default_rng(seed)
+    longest = config.max_position_embeddings
+    probes = [
+        _random(rng, config, length, batch=2 if length < longest else 1)
+        for length in sorted({min(length, longest) for length in (*LENGTHS, longest)})
+    ]
+    probes += [
+        _ragged(rng, config, min(7, longest), batch=4),
+        _ragged(rng, config, longest, batch=2),
+        _holes(rng, config, min(64, longest), batch=2),
+    ]
+    if tokenize is not None:
+        probes.append(_sentences(config, tokenize))
+    return tuple(probes)
+
+
+def _random(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> Probe:
+    ids, types = _draw(rng, config, length, batch)
+    return Probe(f"random ids, length {length}", ids, np.ones_like(ids), types)
+
+
+def _ragged(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> Probe:
+    """Right padding as a tokenizer gives it: row 0 full, the others of random lengths."""
+    ids, types = _draw(rng, config, length, batch)
+    lengths = rng.integers(1, length, size=batch, endpoint=True)
+    lengths[0] = length
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
+    ids = np.where(mask == 1, ids, config.pad_token_id or 0)
+    return Probe(f"ragged batch, length {length}", ids, mask, types * mask, padding_invariance=True)
+
+
+def _holes(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> Probe:
+    """A mask with holes anywhere, position 0 of row 1 included: it must be read element by element."""
+    ids, types = _draw(rng, config, length, batch)
+    mask = rng.integers(0, 2, size=(batch, length))
+    mask[:, 0] = [1] + [0] * (batch - 1)
+    mask[:, -1] = 1
+    return Probe(f"random mask, length {length}", ids, mask, types)
+
+
+def _draw(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = rng.integers(0, config.vocab_size, size=(batch, length))
+    types = rng.integers(0, config.type_vocab_size, size=(batch, length))
+    types[0] = 0  # one text alone, as most inputs are
+    if batch == 1 and length > 1:
+        types[0, length // 2 :] = config.type_vocab_size - 1
+    return ids, types
+
+
+def _sentences(config: BertConfig, tokenize: Tokenize) -> Probe:
+    rows = [tokenize(text, pair) for text, pair in SENTENCES]
+    length = min(max(len(ids) for ids, _ in rows), config.max_position_embeddings)
+    batch = len(rows)
+    ids = np.full((batch, length), config.pad_token_id or 0, dtype=np.int64)
+    mask, types = np.zeros_like(ids), np.zeros_like(ids)
+    for row, (row_ids, row_types) in enumerate(rows):
+        count = min(len(row_ids), length)
+        ids[row, :count] = row_ids[:count]
+        types[row, :count] = row_types[:count]
+        mask[row, :count] = 1
+    # A model with one token type has one embedding for both texts of a pair.
+    types = np.minimum(types, config.type_vocab_size - 1)
+    if (ids >= config.vocab_size).any():
+        raise ProbeError(
+            f"tokenizer: it gives id {ids.max()}, but the model's vocab_size is {config.vocab_size}; "
+            "fix: use the tokenizer that belongs to this checkpoint"
+        )
+    return Probe(f"{batch} sentences and pairs", ids, mask, types, padding_invariance=True)

@@ -1,0 +1,50 @@
+"""A source's config.json, and what in a source says that it is quantized already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from converter.readers.json_file import read_json_object
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import TensorEntry
+
+_ORIGINAL = "fix: give the original, unquantized checkpoint as SRC"
+
+
+def read_config(directory: Path, config: Path | None, *, lightning: bool) -> dict[str, Any]:
+    """Parse `config`, or the directory's config.json; SourceError if it is missing, invalid or quantized."""
+    path = config or directory / "config.json"
+    if config is None and not path.exists():
+        aside = (
+            " (the Lightning checkpoint's hyper_parameters belong to its training script and are no BERT config)"
+            if lightning
+            else ""
+        )
+        raise SourceError(
+            f"{directory}: no config.json beside the weights{aside}; "
+            "fix: put the model's config.json there, or pass --config FILE"
+        )
+    parsed = read_json_object(path)
+    mlx, other = parsed.get("quantization"), parsed.get("quantization_config")
+    if mlx:
+        bits = mlx.get("bits") if isinstance(mlx, dict) else None
+        to = f" to {bits} bits" if type(bits) is int else ""
+        raise SourceError(f'{path}: says "quantization": this is an MLX checkpoint quantized{to} already; {_ORIGINAL}')
+    if other:
+        method = other.get("quant_method") if isinstance(other, dict) else None
+        by = f" by {shown(method)}" if isinstance(method, str) else ""
+        raise SourceError(f'{path}: says "quantization_config": its weights are quantized{by} already; {_ORIGINAL}')
+    return parsed
+
+
+def refuse_quantized(where: Path, entries: Mapping[str, TensorEntry]) -> None:
+    """Raise SourceError for MLX's packed weights: `x.weight` of uint32 beside `x.scales`."""
+    for key, entry in entries.items():
+        stem = key.removesuffix(".weight")
+        if entry.dtype == "U32" and stem != key and f"{stem}.scales" in entries:
+            raise SourceError(
+                f"{where}: {shown(key)} is packed uint32 beside {shown(stem)}.scales: this is an MLX checkpoint "
+                f"quantized already; {_ORIGINAL}"
+            )

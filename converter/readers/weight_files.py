@@ -1,0 +1,189 @@
+"""Which files of a directory or repository hold the model: chosen by name, so that one rule serves both.
+
+safetensors come before pickles, which come before .npz; two formats are never both fetched or read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from converter.readers.sniff import TF_FIX
+from converter.readers.source_error import SourceError, shown
+from mlxbert.errors import first_ten
+
+INDEX_SUFFIX = ".index.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
+SHARD = re.compile(r"(?P<stem>.+)-(\d+)-of-(?P<total>\d+)(?P<suffix>\.[a-z]+)")
+# what training and other tools write beside a model under a weight file's suffix
+_NOT_THE_MODEL = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|adapter_model|openvino|pytorch_lora"
+    r"|heads\.safetensors$|\.)"  # heads: this project's own, read beside model.safetensors
+)
+_STANDARD = (
+    ("model.safetensors",),
+    ("pytorch_model.bin",),
+    ("weights.npz", "model.npz"),
+)
+_TENSORFLOW = TF_FIX.format(label="TensorFlow", flag="from_tf")
+_FLAX = TF_FIX.format(label="Flax", flag="from_flax")
+_ELSEWHERE = "fix: get the model's PyTorch or safetensors weights; these cannot be turned back"
+_FOREIGN: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    (
+        "TensorFlow",
+        re.compile(r"(.*/)?([^/]*\.h5|saved_model\.pb|[^/]*\.ckpt\.(index|meta|data-.*))"),
+        _TENSORFLOW,
+    ),
+    ("Flax", re.compile(r"(.*/)?[^/]*\.msgpack"), _FLAX),
+    ("ONNX", re.compile(r"(.*/)?[^/]*\.onnx"), _ELSEWHERE),
+    ("OpenVINO", re.compile(r"(.*/)?openvino[^/]*\.(xml|bin)"), _ELSEWHERE),
+    ("Rust (rust-bert)", re.compile(r"(.*/)?rust_model\.ot"), _ELSEWHERE),
+    ("GGUF", re.compile(r"(.*/)?[^/]*\.gguf"), _ELSEWHERE),
+    ("Core ML", re.compile(r"(.*/)?[^/]*\.(mlmodel|mlpackage/.*)"), _ELSEWHERE),
+)
+TOKENIZER_SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "added_tokens.json",
+)
+SIDE_FILES = (
+    *TOKENIZER_SIDE_FILES,
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+)
+# what a sentence-transformers module's folder may have: 1_Pooling/config.json, 2_Dense/model.safetensors
+MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
+_MODULE_FOLDER = re.compile(r"\d+_\w+")
+
+
+@dataclass(frozen=True)
+class WeightChoice:
+    """The file to read (a weight file, or the index of several) and what to tell the user about it."""
+
+    name: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it lists shards instead of holding tensors."""
+        return self.name.endswith(INDEX_SUFFIX)
+
+
+def choose_weights(where: str, names: Collection[str]) -> WeightChoice:
+    """Choose among relative POSIX names (folders' files included, which only help to explain a refusal).
+
+    Raises SourceError: no weights (and which other framework's are there), several candidates, shards
+    without their index.
+    """
+    root = {name for name in names if "/" not in name}
+    found: list[str] = []
+    for standard in _STANDARD:
+        # as transformers: the single file comes before the index
+        options = [*standard, *(f"{name}{INDEX_SUFFIX}" for name in standard)]
+        found += [name for name in options if name in root][:1]
+    if not found:
+        return _unusual(where, root, names)
+    chosen, notes = found[0], []
+    if len(found) > 1:
+        notes.append(f"several formats present: {chosen} used, {', '.join(found[1:])} ignored")
+    index = f"{chosen}{INDEX_SUFFIX}"
+    if index in root and any((m := SHARD.fullmatch(n)) and _index_of(m) == index for n in root):
+        notes.append(f"both one file and shards present: {chosen} used, the shards ignored")
+    return WeightChoice(chosen, tuple(notes))
+
+
+def select_files(names: Sequence[str]) -> list[str]:
+    """The files of a Hub repository that a conversion needs, in the repository's order.
+
+    One format of weights alone (safetensors before pickles), config.json, tokenizer and sentence-transformers
+    files. Raises SourceError as `choose_weights` does, before anything is downloaded.
+    """
+    choice = choose_weights("the repository", names)
+    wanted = {choice.name, f"{choice.name}{INDEX_SUFFIX}", "config.json", *SIDE_FILES}
+    if choice.is_index:
+        wanted |= {name for name in names if (m := SHARD.fullmatch(name)) and _index_of(m) == choice.name}
+    if ".safetensors" in choice.name:
+        wanted.add("heads.safetensors")  # of a model that this project converted
+    for folder in {name.split("/")[0] for name in names if name.count("/") == 1}:
+        if _MODULE_FOLDER.fullmatch(folder):
+            wanted |= set(module_files(folder, names))
+    return [name for name in dict.fromkeys(names) if name in wanted]
+
+
+def module_files(folder: str, names: Collection[str]) -> list[str]:
+    """A sentence-transformers module's files among `names`: its config, and one format of its weights."""
+    there = [f"{folder}/{name}" for name in MODULE_FILES if f"{folder}/{name}" in names]
+    if f"{folder}/model.safetensors" in there:
+        there = [name for name in there if not name.endswith(".bin")]
+    return there
+
+
+def refuse_lone_shard(where: str, name: str) -> None:
+    """Raise SourceError when a single file's name says that it is one of several shards."""
+    match = SHARD.fullmatch(name)
+    if match and int(match["total"]) > 1:
+        raise SourceError(
+            f"{where}: is one of {int(match['total'])} shards; fix: give the directory, with {_index_of(match)} in it"
+        )
+
+
+def _index_of(match: re.Match[str]) -> str:
+    return f"{match['stem']}{match['suffix']}{INDEX_SUFFIX}"
+
+
+def _unusual(where: str, root: set[str], names: Collection[str]) -> WeightChoice:
+    """One weight file of any other name, when it is the only one."""
+    indexes = sorted(n for n in root if n.endswith(tuple(f"{suffix}{INDEX_SUFFIX}" for suffix in WEIGHT_SUFFIXES)))
+    files = sorted(n for n in root if n.endswith(WEIGHT_SUFFIXES) and not _NOT_THE_MODEL.match(n))
+    shards = [n for n in files if (m := SHARD.fullmatch(n)) and int(m["total"]) > 1]
+    candidates = indexes + [n for n in files if n not in shards]
+    if len(candidates) > 1:
+        # one model in two formats: model.v2.safetensors beside model.v2.bin
+        stems = {n.removesuffix(INDEX_SUFFIX).rsplit(".", 1)[0] for n in candidates}
+        safe = [n for n in candidates if ".safetensors" in n]
+        if len(stems) == 1 and len(safe) == 1:
+            others = ", ".join(n for n in candidates if n != safe[0])
+            return WeightChoice(safe[0], (f"several formats present: {safe[0]} used, {others} ignored",))
+        raise SourceError(
+            f"{where}: has {len(candidates)} files that could be the model; "
+            f"fix: give the one you mean as SRC\n{first_ten(candidates)}"
+        )
+    if candidates:
+        return WeightChoice(candidates[0])
+    if shards:
+        match = SHARD.fullmatch(shards[0])
+        assert match
+        raise SourceError(
+            f"{where}: has shards but not their index {_index_of(match)}; fix: put it beside them\n{first_ten(shards)}"
+        )
+    raise _no_weights(where, root, names)
+
+
+def _no_weights(where: str, root: set[str], names: Collection[str]) -> SourceError:
+    if any(name.startswith("adapter_model.") for name in root):
+        return SourceError(
+            f"{where}: has a PEFT adapter only, not a whole model; "
+            "fix: merge_and_unload() it into its base model, save_pretrained() that, and convert the result"
+        )
+    below = sorted(name for name in names if name.count("/") == 1 and name.endswith(WEIGHT_SUFFIXES))
+    folders = sorted(
+        {n.split("/")[0] for n in below if n.split("/")[1] in ("model.safetensors", "pytorch_model.bin")}
+        - {n.split("/")[0] for n in names if re.match(r"\d+_(Dense|WeightedLayerPooling|LSTM|CNN)/", n)}
+    )
+    if folders:
+        return SourceError(
+            f"{where}: has no weights itself, but folders in it do; fix: give one of them as SRC\n{first_ten(folders)}"
+        )
+    foreign = [(label, fix) for label, pattern, fix in _FOREIGN if any(pattern.fullmatch(n) for n in names)]
+    if foreign:
+        labels = "/".join(label for label, _ in foreign)
+        return SourceError(f"{where}: has {labels} weights only, which are not read; {foreign[0][1]}")
+    there = ", ".join(shown(name) for name in sorted(root)[:10]) or "nothing"
+    return SourceError(
+        f"{where}: has no weights (model.safetensors, pytorch_model.bin, *.npz …; there is: {there}); "
+        "fix: check the path, or download the model whole"
+    )

@@ -1,0 +1,170 @@
+"""Streaming safetensors: the header is planned, then one tensor at a time is read, written and let go.
+
+Format: https://huggingface.co/docs/safetensors/index#format (8-byte little-endian header length, JSON
+header padded with spaces, then the tensors' bytes without gaps).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mlxbert.errors import first_ten
+from mlxbert.writer.output_file import FileRecord, HashedFile, WriteError
+
+MLX_METADATA = {"format": "mlx"}
+MAX_SHARD_SIZE = 5_000_000_000
+
+# safetensors name -> dtype on disk (always little-endian).
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor that will be written: everything about it but its numbers, which `read` gives when asked.
+
+    `dtype` is safetensors' name (a key of ``NUMPY_DTYPES``); BF16 is read as ``ml_dtypes.bfloat16``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray[Any, Any]]
+
+    @property
+    def parameters(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return self.parameters * NUMPY_DTYPES[self.dtype].itemsize
+
+
+def in_file_order(tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:
+    """Wide dtypes first, otherwise the order given: without padding, every tensor is then aligned to its dtype.
+
+    Raises :class:`WriteError` when a name is there twice or a dtype has no safetensors name.
+    """
+    tensors = list(tensors)
+    twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
+    if twice:
+        raise WriteError(f"{len(twice)} tensor name(s) planned twice\n{first_ten(twice)}")
+    for tensor in tensors:
+        if tensor.dtype not in NUMPY_DTYPES:
+            raise WriteError(
+                f"{tensor.name}: dtype {tensor.dtype} cannot be written; one of {', '.join(NUMPY_DTYPES)} can"
+            )
+    return sorted(tensors, key=lambda tensor: -NUMPY_DTYPES[tensor.dtype].itemsize)
+
+
+def header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    """The file's head, length prefix included: a multiple of 8 bytes, so that the data begins aligned."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.nbytes
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Iterable[PlannedTensor],
+    *,
+    metadata: Mapping[str, str] = MLX_METADATA,
+    needed: int | None = None,
+    on_tensor: Callable[[PlannedTensor], None] | None = None,
+) -> FileRecord:
+    """Write `tensors` to the new file `path`; never more than one of them is held.
+
+    `on_tensor` is called after each one (progress). `needed` is the room the whole write takes in bytes,
+    for the message of a full disk; this file's own size when not given.
+
+    Raises :class:`WriteError` when the disk is full, or a tensor is read with another shape or dtype than planned.
+    """
+    ordered = in_file_order(tensors)
+    head = header(ordered, metadata)
+    size = len(head) + sum(tensor.nbytes for tensor in ordered)
+    with HashedFile(path, needed=size if needed is None else needed) as file:
+        file.write(head)
+        for tensor in ordered:
+            file.write(_bytes_of(tensor))
+            if on_tensor is not None:
+                on_tensor(tensor)
+        return file.record()
+
+
+def plan_shards(
+    tensors: Iterable[PlannedTensor], *, stem: str = "model", max_shard_size: int = MAX_SHARD_SIZE
+) -> dict[str, list[PlannedTensor]]:
+    """File name -> its tensors: one ``model.safetensors``, or ``model-00001-of-0000n.safetensors`` and so on.
+
+    A file holds at most `max_shard_size` bytes of tensors, or one tensor that is larger than that.
+    """
+    shards: list[list[PlannedTensor]] = [[]]
+    filled = 0
+    for tensor in in_file_order(tensors):
+        if shards[-1] and filled + tensor.nbytes > max_shard_size:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    if len(shards) == 1:
+        return {f"{stem}.safetensors": shards[0]}
+    return {
+        f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, start=1)
+    }
+
+
+def shard_index(shards: Mapping[str, Sequence[PlannedTensor]]) -> dict[str, object]:
+    """What ``model.safetensors.index.json`` says: total bytes and elements, and the file of every tensor."""
+    tensors = [tensor for shard in shards.values() for tensor in shard]
+    return {
+        "metadata": {
+            "total_size": sum(tensor.nbytes for tensor in tensors),
+            "total_parameters": sum(tensor.parameters for tensor in tensors),
+        },
+        "weight_map": dict(sorted((tensor.name, name) for name, shard in shards.items() for tensor in shard)),
+    }
+
+
+def _bytes_of(tensor: PlannedTensor) -> memoryview:
+    """Read the tensor and view it as flat bytes, without a copy when it is C-contiguous."""
+    array = tensor.read()
+    dtype = NUMPY_DTYPES[tensor.dtype]
+    if array.shape != tensor.shape or array.dtype != dtype:
+        raise WriteError(f"{tensor.name}: read as {array.dtype} {array.shape}, planned as {dtype} {tensor.shape}")
+    # numpy cannot export bfloat16 through the buffer protocol; its bytes it can.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
