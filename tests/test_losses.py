@@ -686,6 +686,11 @@ def test_configured_losses_apply_their_settings() -> None:
     assert CONFIGURED["gaussian_nll"](logits, targets).item() == pytest.approx(want.item(), abs=1e-5)
 
 
+def test_gaussian_logits_are_two_a_row() -> None:
+    message = refusal(losses.GaussianNLL(), mx.zeros(4), mx.zeros(4))
+    assert message == "gaussian_nll: logits have shape (4,); fix: (N, 2), mean and raw variance"
+
+
 def test_arrays_become_json_able_settings() -> None:
     for weight in (np.ones(3, np.float32), mx.ones(3), [1, 1, 1]):
         loss = losses.CrossEntropy(weight=weight)  # type: ignore[arg-type]

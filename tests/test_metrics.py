@@ -500,6 +500,7 @@ def test_f1_macro_leaves_out_labels_that_are_neither_there_nor_predicted() -> No
     assert value == 1.0
     assert message == "f1_macro: the mean leaves out 1 of 3 columns: column 2 (no positive and none predicted)"
     assert metrics.f1_samples([[0, 0], [1, 0]], [[0, 0], [0, 1]]) == 0.5  # the empty row is right
+    assert metrics.f1_samples([[0, 0]], [[0, 0]]) == 1.0
     assert metrics.precision_macro([0, 1, 2], [0, 0, 0]) == pytest.approx(1 / 9)  # never predicted counts 0
 
 
@@ -588,10 +589,37 @@ def test_kappa_counts_a_rating_that_nobody_gave() -> None:
         metrics.quadratic_kappa(y_true, y_pred, labels=[1, 2, 3, 4])
 
 
+def test_a_probability_on_an_edge_is_in_the_lower_bin() -> None:
+    """Bins are (low, high]: 0.5 shares one with 0.2, and their errors +0.5 and −0.2 cancel in part."""
+    assert metrics.ece([1, 0], [0.5, 0.2], n_bins=2) == pytest.approx(0.15)
+    assert metrics.ece([1, 0, 0], [1.0, 0.0, 0.0], n_bins=2) == 0
+
+
+def test_a_label_that_is_known_in_no_row_is_left_out() -> None:
+    y_true = LABELS.copy()
+    y_true[:, 0] = -1
+    value, message = told("log_loss", y_true, LABEL_PROBABILITIES)
+    assert value == pytest.approx(columns(sk.log_loss)(LABELS[:, 1:], LABEL_PROBABILITIES[:, 1:]))
+    assert message == "log_loss: the mean leaves out 1 of 5 columns: column 0 (there are no rows)"
+
+
 def test_the_warning_points_at_the_caller() -> None:
     with pytest.warns(MetricUndefinedWarning) as caught:
         metrics.roc_auc(ONES, RAMP)
     assert caught[0].filename == __file__
+
+
+def test_a_nan_that_nobody_foresaw_tells_what_the_library_said() -> None:
+    from heads.scoring.definition import framed
+
+    @framed("values", "rows")
+    def odd(y_true: np.ndarray, y_pred: np.ndarray) -> float:
+        warnings.warn("the third moment is zero", RuntimeWarning, stacklevel=1)
+        return math.nan
+
+    with pytest.warns(MetricUndefinedWarning) as caught:
+        assert math.isnan(odd(RAMP, RAMP))
+    assert [str(entry.message) for entry in caught] == ["odd: undefined, the third moment is zero"]
 
 
 def test_deprecations_of_others_are_not_swallowed() -> None:
