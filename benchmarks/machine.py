@@ -13,9 +13,19 @@ from pathlib import Path
 def machine() -> str:
     """Processor, cores, system, Python, and the versions of what is measured."""
     packages = ("mlx", "torch", "transformers", "mlx-embeddings", "scipy-openblas32", "numpy")
-    return f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, " + ", ".join(
+    return f"{_processor()}, {cores()} cores, {platform.system()} {platform.machine()}, " + ", ".join(
         [f"Python {platform.python_version()}", *filter(None, map(_version, packages))]
     )
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load() -> str:
+    """How busy the machine is with other things; a benchmark is to be read with it."""
+    return f"load average {os.getloadavg()[0]:.1f} on {cores()} cores"
 
 
 def _processor() -> str:

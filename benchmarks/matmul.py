@@ -22,26 +22,23 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from benchmarks.machine import machine
 from mlxbert import openblas
 from mlxbert.backend import use_fast_blas
 
 _TARGET = 0.80
-_SAMPLE_FLOPS = (
-    4e9  # work in one timed sample: some 20 ms at 200 GFLOP/s, far above the clock and a thread's start
-)
+_SAMPLE_FLOPS = 4e9  # work in one timed sample: some 20 ms at 200 GFLOP/s, far above the clock and a thread's start
 
 
 @dataclass(frozen=True)
@@ -191,10 +188,10 @@ def measure(shape: Shape, blas: openblas.OpenBlas, repeat: int) -> Speeds:
 
 def measure_as_installed(repeat: int) -> list[float]:
     """GFLOP/s of every shape with MLX's own BLAS, from a process of its own."""
-    command = [sys.executable, __file__, "--as-installed", f"--repeat={min(repeat, 3)}"]
-    path = os.pathsep.join(entry for entry in (str(Path.cwd()), *sys.path) if entry)
-    environment = {**os.environ, "MLXBERT_BLAS": "off", "PYTHONPATH": path}
-    answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "benchmarks.matmul", "--as-installed", f"--repeat={min(repeat, 3)}"]
+    environment = {**os.environ, "MLXBERT_BLAS": "off"}
+    root = Path(__file__).resolve().parent.parent
+    answer = subprocess.run(command, env=environment, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout
     speeds: list[float] = json.loads(answer)
     return speeds
 
@@ -209,23 +206,9 @@ def print_as_installed(repeat: int) -> None:
     print(json.dumps(speeds))
 
 
-def machine() -> str:
-    """The processor, the cores this process may use, and the versions that matter."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (
-        f"{model or platform.processor() or platform.machine()}, {cores} cores, {platform.platform()}, "
-        f"Python {platform.python_version()}, mlx {version('mlx')}, numpy {np.__version__}"
-    )
-
-
 def main() -> None:
     """Measure, print the table and one verdict a shape."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=15, help="samples a side and shape (default 15)")
     parser.add_argument("--as-installed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-from converter.parity_report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport
 
 _CHECKS = {
     (MAPPING, CUMULATIVE): "every hidden state and the pooler, against PyTorch",

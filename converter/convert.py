@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import plan_source, read
-from converter.card import CardFacts, render_card
+from converter.card import render_card
 from converter.dtypes import CODES, output_dtype
+from converter.facts import TOKENIZER_FILES, card_facts
 from converter.mapping import Plan, Planned
 from converter.mappings import mapping_for
 from converter.source import Source, open_source
@@ -24,10 +25,9 @@ from mlxbert.writer.safetensors_writer import PlannedTensor
 from mlxbert.writer.target import check_target
 
 if TYPE_CHECKING:
-    from converter.parity_report import ParityReport
+    from converter.parity.report import ParityReport
 
 FORMAT_VERSION = 1
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -137,7 +137,7 @@ def convert(
                     report,
                 )
             output.write_bytes("parity.json", report.to_json().encode())
-        facts = _card_facts(target.name, source, planned, dtype, report)
+        facts = card_facts(output.path, hf_config, report, name=target.name)
         output.write_bytes("README.md", render_card(facts).encode())
         output.commit(hf_config)
 
@@ -155,7 +155,7 @@ def convert(
 
 
 def default_output(src: str) -> Path:
-    """`mlx_models/NAME`, where NAME is the last part of a Hub id or path, a file's suffix removed."""
+    """`mlx_models/NAME`: the last part of a Hub id or a directory's path; of a file, that of its directory."""
     path = Path(src)
     name = path.parent.resolve().name if path.is_file() else path.resolve().name if path.exists() else path.name
     return Path("mlx_models") / (name or "model")
@@ -217,39 +217,15 @@ def _output_config(source: Source, planned: Plan, dtype: str) -> dict[str, Any]:
     config = {**source.config, "architectures": [mapping.base_class], "dtype": dtype}
     if "torch_dtype" in config:  # what transformers < 4.56 reads
         config["torch_dtype"] = dtype
+    # Our own output as SRC, to change its dtype: its class is "BertModel" now, and the first one is in its block.
+    earlier = source.config.get("mlxbert")
+    classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
     config["mlxbert"] = {
         "format_version": FORMAT_VERSION,
-        "source": _source_name(source),
+        "source": source.name,
         "revision": source.revision,
         "converter_version": converter_version(),
-        "original_architectures": source.config.get("architectures"),
+        "original_architectures": classes or source.config.get("architectures"),
         "dropped": planned.dropped,
     }
     return config
-
-
-def _source_name(source: Source) -> str:
-    """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
-    return source.location if source.revision else Path(source.location).resolve().name
-
-
-def _card_facts(name: str, source: Source, planned: Plan, dtype: str, report: ParityReport | None) -> CardFacts:
-    import math
-
-    classes = source.config.get("architectures")
-    return CardFacts(
-        name=name,
-        source=_source_name(source),
-        revision=source.revision,
-        original_class=str(classes[0])
-        if isinstance(classes, list) and classes
-        else mapping_for(source.config).base_class,
-        dtype=dtype,
-        parameters=sum(math.prod(item.shape) for item in planned.encoder),
-        has_pooler=any(item.target.startswith("pooler.") for item in planned.encoder),
-        converter_version=converter_version(),
-        heads=tuple(item.target for item in planned.heads),
-        dropped=planned.dropped,
-        missing_tokenizer=not any(file in source.side_files for file in TOKENIZER_FILES),
-        parity=report,
-    )

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.json_file import read_json_object
 from converter.mapping import hugging_face_names, plan
 from converter.mappings import mapping_for
+from converter.readers.json_file import read_json_object
 from converter.source import Source, open_source
 from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError, first_ten

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converter.side_files import collect_side_files, has_tokenizer
-from converter.source_config import read_config, refuse_quantized
-from converter.source_error import SourceError, os_error, shown
-from converter.tensor_entry import TensorEntry
-from converter.weight_files import (
+from converter.readers.side_files import collect_side_files, has_tokenizer
+from converter.readers.source_config import read_config, refuse_quantized
+from converter.readers.source_error import SourceError, os_error, shown
+from converter.readers.tensor_entry import TensorEntry
+from converter.readers.weight_files import (
     TOKENIZER_SIDE_FILES,
     WEIGHT_SUFFIXES,
     WeightChoice,
@@ -23,8 +23,8 @@ from converter.weight_files import (
     refuse_lone_shard,
     select_files,
 )
-from converter.weights import Weights, read_sharded, read_weights
-from converter.wrapper_prefixes import strip_prefixes
+from converter.readers.weights import Weights, read_sharded, read_weights
+from converter.readers.wrapper_prefixes import strip_prefixes
 from mlxbert.errors import first_ten
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
@@ -57,6 +57,11 @@ class Source:
     weight_files: tuple[Path, ...]
     side_files: dict[str, Path]  # relative POSIX name -> file, copied to the output as they are
     notes: tuple[str, ...]  # what the user should be told
+
+    @property
+    def name(self) -> str:
+        """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
+        return self.location if self.revision else shown(Path(self.location).resolve().name)
 
 
 def open_source(src: str, *, revision: str | None = None, config: Path | None = None) -> Source:
@@ -152,8 +157,8 @@ def _with_heads(directory: Path, weights: Weights) -> Weights:
     twice = [shown(key) for key in heads.entries if key in weights.entries]
     if twice:
         raise SourceError(
-            f"{path}: has tensors that the model's own files have too; fix: convert the original again\n"
-            f"{first_ten(twice)}"
+            f"{path}: has tensors that the model's own files have too; "
+            f"fix: convert the original again\n{first_ten(twice)}"
         )
     return replace(weights, entries={**weights.entries, **heads.entries}, files=(*weights.files, path))
 

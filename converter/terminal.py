@@ -11,7 +11,7 @@ from rich.table import Table
 
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
-from converter.parity_report import ParityReport
+from converter.parity.report import ParityReport
 
 _VERBS = {"convert": "Converting", "verify": "Comparing with PyTorch"}
 
@@ -39,7 +39,7 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
 def show_parity(report: ParityReport) -> None:
     """The parity table, on standard output."""
-    from converter.parity_table import parity_table
+    from converter.parity.table import parity_table
 
     Console().print(parity_table(report))
 

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxbert.config import BertConfig
+from mlxbert.exponential import has_fast_softmax, softmax
 
 
 class BertSelfAttention(nn.Module):
@@ -30,17 +31,20 @@ class BertSelfAttention(nn.Module):
         """
         B, L, D = x.shape
         q, k, v = (self._split(projection(x)) for projection in (self.query, self.key, self.value))
-        weights = None
-        if output_attentions or (self.training and self._has_dropout):
-            # The fused kernel neither returns its weights nor drops any.
+        drops = self.training and self._has_dropout
+        if output_attentions or drops or has_fast_softmax(x.dtype):
+            # The fused kernel neither returns its weights nor drops any; MLX's CPU backend has none, and composes the
+            # same operations with a softmax that alone would take a fifth of the forward pass.
             scores = (q * self.scale) @ k.swapaxes(-1, -2)  # (B, H, L, L)
             if mask is not None:
                 scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-            weights = mx.softmax(scores, axis=-1, precise=True)
+            weights = softmax(scores)
             context = self.dropout(weights) @ v
         else:
+            weights = None
             context = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
-        return context.swapaxes(1, 2).reshape(B, L, D), weights  # (B, H, L, Dh) -> (B, L, D)
+        context = context.swapaxes(1, 2).reshape(B, L, D)  # (B, H, L, Dh) -> (B, L, D)
+        return context, weights if output_attentions else None
 
     def _split(self, x: mx.array) -> mx.array:
         B, L, _ = x.shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -164,7 +164,8 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
 
 
 def _check_names_and_shapes(directory: Path, core: BertCore, tensors: dict[str, mx.array]) -> None:
-    expected = {name: array.shape for name, array in tree_flatten(core.parameters(), destination={}).items()}
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
+    expected = {name: array.shape for name, array in parameters}
     problems = [f"missing: {name}" for name in expected if name not in tensors]
     problems += [f"unexpected: {name}" for name in tensors if name not in expected]
     problems += [

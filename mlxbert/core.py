@@ -68,10 +68,13 @@ class BertCore(nn.Module):
         keep = None if mask is None else mask.astype(mx.bool_)[:, None, None, :]  # (B, 1, 1, L)
 
         x = self.embeddings(ids, types, positions)
-        hidden_states, attentions = [x], []
+        # Only what was asked for is held on to: the memory of one layer's output then serves a later layer.
+        hidden_states = [x] if output_hidden_states else []
+        attentions = []
         for layer in self.encoder.layer:
             x, weights = layer(x, keep, output_attentions)
-            hidden_states.append(x)
+            if output_hidden_states:
+                hidden_states.append(x)
             if weights is not None:
                 attentions.append(weights)
         return BertOutput(

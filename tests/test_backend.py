@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import mmap
 import os
 import platform
 import shutil
-import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,14 +30,10 @@ def has_linux_cpu_mlx() -> bool:
 
 
 linux_cpu = pytest.mark.skipif(not has_linux_cpu_mlx(), reason="binds MLX's Linux CPU build")
-needs_openblas = pytest.mark.skipif(
-    openblas.find_library() is None, reason="scipy-openblas32 is not installed"
-)
+needs_openblas = pytest.mark.skipif(openblas.find_library() is None, reason="scipy-openblas32 is not installed")
 
 
-def run(
-    code: str, *options: str, path: Path | None = None, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def run(code: str, *options: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own, `path` in front of the checkout on its import path."""
     environment = {name: value for name, value in os.environ.items() if name != "MLXBERT_BLAS"} | variables
     environment["PYTHONPATH"] = os.pathsep.join(str(entry) for entry in (path, ROOT) if entry)
@@ -110,8 +103,7 @@ def test_on_macos_there_is_one_package_to_install() -> None:
     assert missing_backend_message(absent, "darwin", []) == "MLX is not installed; fix: pip install mlxbert"
     broken = ImportError("Library not loaded: libmlx.dylib")
     assert missing_backend_message(broken, "darwin", []) == (
-        "MLX cannot be imported (Library not loaded: libmlx.dylib); "
-        "fix: pip install --force-reinstall mlxbert"
+        "MLX cannot be imported (Library not loaded: libmlx.dylib); fix: pip install --force-reinstall mlxbert"
     )
 
 
@@ -267,30 +259,6 @@ def test_openblas_obeys_its_thread_variable() -> None:
     assert output(report, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="").endswith(", 1 thread\n")
 
 
-@pytest.mark.parametrize(
-    ("has_sme", "users", "seen"),
-    [(False, None, None), (True, None, "NEOVERSEN1"), (True, "ARMV8", "ARMV8")],
-)
-def test_the_kernels_for_sme_are_avoided_while_openblas_loads(
-    has_sme: bool, users: str | None, seen: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    if users is not None:
-        monkeypatch.setenv("OPENBLAS_CORETYPE", users)
-    monkeypatch.setattr(openblas, "_has_sme", lambda: has_sme)
-    choices = []
-
-    def stop(_path: str) -> None:
-        choices.append(os.environ.get("OPENBLAS_CORETYPE"))
-        raise OSError("stopped")
-
-    monkeypatch.setattr(ctypes, "CDLL", stop)
-    with pytest.raises(OSError, match="stopped"):
-        openblas.load(Path("libscipy_openblas.so"))
-    assert choices == [seen]
-    assert os.environ.get("OPENBLAS_CORETYPE") == users
-
-
 # Where MLX's own BLAS stays.
 
 # Decides anew in a process whose import of mlxbert was told to leave MLX alone, and shows what is in the
@@ -399,8 +367,7 @@ def test_off_is_quiet(word: str) -> None:
 def test_an_unknown_word_is_an_error() -> None:
     done = run("from mlxbert.backend import use_fast_blas; use_fast_blas()", MLXBERT_BLAS="mkl")
     assert last_line(done) == (
-        "mlxbert.backend.BlasSettingError: MLXBERT_BLAS='mkl' is not known; "
-        "fix: set it to on or off, or unset it"
+        "mlxbert.backend.BlasSettingError: MLXBERT_BLAS='mkl' is not known; fix: set it to on or off, or unset it"
     )
 
 
@@ -437,162 +404,6 @@ def test_slots_already_written_are_restored_when_a_later_one_cannot_be(
     with pytest.raises(Exception, match="cannot be bound"):
         backend.bind_checked([first, second], openblas.OpenBlas("libscipy_openblas.so", 99, "OpenBLAS", 1))
     assert list(slots) == [11, 22]
-
-
-# The check.
-
-
-def sgemm_in_python(
-    _order: int,
-    *sizes: int | float,
-    swap: bool = False,
-    read_output: bool = False,
-    ignore: str = "",
-) -> None:
-    """``cblas_sgemm`` in plain Python, with one mistake to choose."""
-    trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = sizes
-    floats = {
-        name: (ctypes.c_float * 20000).from_address(int(at)) for name, at in (("a", a), ("b", b), ("c", c))
-    }
-    if swap:
-        trans_a, trans_b = trans_b, trans_a
-    alpha = 1.0 if ignore == "alpha" else alpha
-    for i in range(int(m)):
-        for j in range(int(n)):
-            total = 0.0
-            for x in range(int(k)):
-                left = floats["a"][int(x * lda + i if trans_a == 112 else i * lda + x)]
-                right = floats["b"][int(j * ldb + x if trans_b == 112 else x * ldb + j)]
-                total += left * right
-            at = int(i * ldc + j)
-            kept = beta * floats["c"][at] if (beta or read_output) and ignore != "beta" else 0.0
-            floats["c"][at] = alpha * total + kept
-
-
-@pytest.mark.parametrize(
-    ("mistake", "found"),
-    [
-        ({}, None),
-        ({"read_output": True}, "A·B, 5×4 by 4×3, alpha 1, beta 0"),
-        ({"swap": True}, "A·Bᵀ, 5×4 by 4×3, alpha 1, beta 0"),
-        ({"ignore": "beta"}, "A·B, 5×4 by 4×3, alpha 1, beta 1"),
-        ({"ignore": "alpha"}, "A·B, 5×4 by 4×3, alpha 0.5, beta 2"),
-    ],
-)
-def test_the_check_names_the_first_wrong_product(
-    mistake: dict[str, bool | str], found: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(openblas, "_SHAPES", ((5, 3, 4), (1, 2, 3)))
-    sgemm = functools.partial(sgemm_in_python, **mistake)  # type: ignore[arg-type]
-    assert openblas.first_wrong_product(sgemm) == found
-
-
-def test_the_check_sees_one_wrong_element_in_the_last_block() -> None:
-    calls: list[int] = []
-
-    def nearly(*arguments: int | float) -> None:
-        m, n, c = int(arguments[3]), int(arguments[4]), int(arguments[12])
-        right(*arguments)
-        if (m, n) == (17, 9):
-            calls.append(1)
-            ctypes.c_float.from_address(c + 4 * (m * n - 1)).value += 1.0
-
-    library = openblas.find_library()
-    if library is None or sys.platform != "linux":
-        pytest.skip("scipy-openblas32 is not installed")
-    right = openblas.Sgemm(openblas.load(library).sgemm)
-    assert openblas.first_wrong_product(right) is None
-    assert openblas.first_wrong_product(nearly) == "A·B, 17×23 by 23×9, alpha 1, beta 0"
-    assert len(calls) == 1
-
-
-# The walk over a made-up library, for both processors.
-
-BASE = 0x7F00_0000_0000
-JUMP_SLOT = {"x86_64": 7, "aarch64": 1026}
-GLOB_DAT = {"x86_64": 6, "aarch64": 1025}
-RELATIVE = {"x86_64": 8, "aarch64": 1027}
-
-
-def made_up_library(
-    machine: str, *, relocated: bool
-) -> tuple[elf.LoadedLibrary, Callable[[int, int], bytes]]:
-    """The tables that the walk reads, loaded at BASE; `relocated`: their addresses as glibc leaves them."""
-    names = ["cblas_dgemm", "cblas_sgemm_batch", "my_cblas_sgemm", "cblas_sgemm", "cblas_cgemm"]
-    strings = b"\0" + b"".join(name.encode() + b"\0" for name in names)
-    offsets = [strings.index(b"\0" + name.encode() + b"\0") + 1 for name in names]
-    symbols = b"".join(struct.pack("<IBBHQQ", offset, 0, 0, 0, 0, 0) for offset in (0, *offsets))
-
-    def rela(offset: int, symbol: int, kind: int) -> bytes:
-        return struct.pack("<QQq", offset, symbol << 32 | kind, 0)
-
-    other = next(name for name in JUMP_SLOT if name != machine)
-    jumps = [rela(0x5000 + 8 * i, 1 + i, JUMP_SLOT[machine]) for i in range(len(names))]
-    data = [
-        rela(0x6000, 4, RELATIVE[machine]),
-        rela(0x6008, 4, GLOB_DAT[machine]),
-        rela(0x6010, 1, GLOB_DAT[machine]),
-        rela(0x6018, 4, JUMP_SLOT[other]),  # another processor's number: means something else here
-    ]
-    tables = {5: strings, 6: symbols, 23: b"".join(jumps), 7: b"".join(data)}
-    places = {tag: 0x1000 * (1 + i) for i, tag in enumerate(tables)}
-    sizes = {10: len(strings), 2: len(tables[23]), 8: len(tables[7])}
-    tags = [(1, 1), (1, 9), *sizes.items()]
-    tags += [(tag, place + (BASE if relocated else 0)) for tag, place in places.items()]
-    image = bytearray(0x7000)
-    for place, table in (
-        (0, b"".join(struct.pack("<qQ", *tag) for tag in [*tags, (0, 0)])),
-        *((places[tag], table) for tag, table in tables.items()),
-    ):
-        image[place : place + len(table)] = table
-
-    def read(address: int, size: int) -> bytes:
-        assert 0 <= address - BASE <= len(image) - size, hex(address)
-        return bytes(image[address - BASE : address - BASE + size])
-
-    return elf.LoadedLibrary("libmlx.so", BASE, BASE), read
-
-
-@pytest.mark.parametrize("machine", [*elf.SLOT_TYPES])
-@pytest.mark.parametrize("relocated", [True, False])
-def test_walk_finds_the_slots_of_one_function(machine: str, relocated: bool) -> None:
-    library, read = made_up_library(machine, relocated=relocated)
-    assert elf.import_slots(library, "cblas_sgemm", machine, read) == [BASE + 0x5018, BASE + 0x6008]
-    assert elf.import_slots(library, "cblas_cgemm", machine, read) == [BASE + 0x5020]
-    assert elf.import_slots(library, "cblas_zgemm", machine, read) == []
-
-
-def test_a_library_without_tables_has_no_slots() -> None:
-    library = elf.LoadedLibrary("linux-vdso.so.1", BASE, BASE)
-    assert elf.import_slots(library, "cblas_sgemm", "x86_64", lambda _, size: bytes(size)) == []
-
-
-# Writing.
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps")
-@pytest.mark.parametrize("protection", [mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE])
-def test_writing_leaves_the_pages_protection_as_it_was(protection: int) -> None:
-    page = mmap.mmap(-1, mmap.PAGESIZE)
-    slot = ctypes.addressof(ctypes.c_char.from_buffer(page)) + 64
-    elf._mprotect(slot, protection)
-    elf.write_pointer(slot, 0x1234_5678_9ABC)
-    assert elf.read_pointer(slot) == 0x1234_5678_9ABC
-    assert elf.page_protection(slot) == protection
-    elf._mprotect(slot, mmap.PROT_READ | mmap.PROT_WRITE)
-
-
-def test_an_address_in_no_mapping_is_an_error(tmp_path: Path) -> None:
-    maps = tmp_path / "maps"
-    maps.write_text(
-        "7f0000001000-7f0000002000 r--p 00000000 fe:00 12 /usr/lib/a file.so\n"
-        "7f0000002000-7f0000003000 rw-p 00001000 fe:00 12 /usr/lib/a file.so\n"
-        "7f0000003000-7f0000004000 r-xp 00000000 00:00 0 \n"
-    )
-    found = [elf.page_protection(at, maps) for at in (0x7F0000001000, 0x7F0000002FFF, 0x7F0000003008)]
-    assert found == [mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE, mmap.PROT_READ | mmap.PROT_EXEC]
-    with pytest.raises(OSError, match=r"lists no mapping at 0x7f0000004000"):
-        elf.page_protection(0x7F0000004000, maps)
 
 
 @linux_cpu

@@ -318,3 +318,14 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert seen[0][:2] == ("convert", 0)
     assert seen[-1][1] == seen[-1][2] > 0
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+
+def test_our_own_output_converts_to_another_dtype_and_keeps_its_head_and_class(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source", "BertForSequenceClassification")
+    convert(tmp_path / "source", tmp_path / "first", verify=False)
+    result = convert(tmp_path / "first", tmp_path / "second", dtype="float16", verify=False)
+    assert result.heads == ("classifier.bias", "classifier.weight")
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert config["mlxbert"]["original_architectures"] == ["BertForSequenceClassification"]
+    assert config["dtype"] == "float16"
+    assert manifest_problems(tmp_path / "second") == []

@@ -10,9 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from converter.readers.zip_archive import AGAIN, ZipArchive, ZipMember
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import (
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import (
     DTYPES,
     StridedTensor,
     TensorEntry,
@@ -20,6 +19,7 @@ from converter.tensor_entry import (
     plausible_shape,
     tensor_entry,
 )
+from converter.readers.zip_archive import AGAIN, ZipArchive, ZipMember
 
 MAX_HEADER_BYTES = 10_000  # numpy's own limit
 _KINDS = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in DTYPES.items() if name != "BF16"}
@@ -58,13 +58,10 @@ def _entry(path: Path, key: str, member: ZipMember) -> TensorEntry:
     dtype = _KINDS.get(descr.lstrip("|<>="), descr)
     strides = contiguous_strides(shape[::-1])[::-1] if fortran else contiguous_strides(shape)
     data = member.after(member.read(0, begin + length))
-    entry = tensor_entry(
-        path, key, StridedTensor(data, dtype, shape, strides, big_endian=descr.startswith(">"))
-    )
+    entry = tensor_entry(path, key, StridedTensor(data, dtype, shape, strides, big_endian=descr.startswith(">")))
     if math.prod(shape) * DTYPES[dtype].itemsize != data.nbytes:
         raise SourceError(
-            f"{path}: array {shown(key)}, {dtype} of shape {shape}, does not fit its {data.nbytes} bytes; "
-            f"{AGAIN}"
+            f"{path}: array {shown(key)}, {dtype} of shape {shape}, does not fit its {data.nbytes} bytes; {AGAIN}"
         )
     return entry
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from converter.readers.pickle_objects import Global, MalformedPickle, PickleWindow, Placeholder, safe_key
 
-MAX_OPERATIONS = 3_000_000  # BERT with Adam's state takes some 30,000
+MAX_OPERATIONS = 1_000_000  # some seconds; BERT with Adam's state takes 30,000
 
 # fmt: off
 _PUSHED = frozenset({
@@ -43,9 +43,7 @@ class PickleMachine:
     def run(self, file: BinaryIO) -> Any:
         """Interpret the pickle at the file's position, which ends up behind it; give its top-level object."""
         try:
-            for count, (opcode, argument, _) in enumerate(
-                pickletools.genops(cast(BinaryIO, PickleWindow(file)))
-            ):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, PickleWindow(file)))):
                 if count > MAX_OPERATIONS:
                     raise MalformedPickle(f"it has more than {MAX_OPERATIONS} operations")
                 if opcode.name == "STOP":

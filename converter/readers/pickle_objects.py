@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 MAX_PICKLE_BYTES = 256 << 20
-_MAX_LINE = 1 << 16
+_MAX_LINE = 1 << 20
 
 
 class MalformedPickle(ValueError):  # noqa: N818 - it says what the pickle is
@@ -55,7 +55,7 @@ class PickleWindow:
         return b"".join(parts)
 
     def readline(self) -> bytes:
-        """Read a line of at most 64 KiB."""
+        """Read a line of at most 1 MiB."""
         line = self._file.readline(_MAX_LINE)
         self._left -= len(line)
         return line

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from converter.source_error import SourceError, os_error
+from converter.readers.source_error import SourceError, os_error
 
 
 class ByteRange(Protocol):
@@ -52,9 +52,7 @@ def file_size(path: Path) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise SourceError(f"{path}: is a directory where a file is needed; fix: check the path")
     if not stat.S_ISREG(status.st_mode):
-        raise SourceError(
-            f"{path}: is a pipe, socket or device, not a regular file; fix: copy its contents to a file"
-        )
+        raise SourceError(f"{path}: is a pipe, socket or device, not a regular file; fix: copy its contents to a file")
     return status.st_size
 
 

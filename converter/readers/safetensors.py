@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.readers.regular_file import FileBytes, file_size, read_bytes
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import (
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import (
     DTYPES,
     StridedTensor,
     TensorEntry,
@@ -33,9 +33,8 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
     header_bytes = int.from_bytes(read_bytes(path, 0, 8), "little")
     if header_bytes > size - 8 or header_bytes > MAX_HEADER_BYTES:
         raise SourceError(
-            f"{path}: is truncated or no safetensors file: its header claims {header_bytes} bytes and the "
-            "file "
-            f"has {size}; {AGAIN}"
+            f"{path}: is truncated or no safetensors file: its header claims {header_bytes} bytes and the file has "
+            f"{size}; {AGAIN}"
         )
     header = _parse_header(path, read_bytes(path, 8, header_bytes))
     begin, length = 8 + header_bytes, size - 8 - header_bytes
@@ -49,9 +48,7 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
         at = end
     if at != length:
         short = "is truncated" if at > length else "has trailing bytes"
-        raise SourceError(
-            f"{path}: {short}: its header promises {at} data bytes, there are {length}; {AGAIN}"
-        )
+        raise SourceError(f"{path}: {short}: its header promises {at} data bytes, there are {length}; {AGAIN}")
     return entries
 
 
@@ -91,13 +88,10 @@ def _entry(path: Path, key: str, claim: dict[str, Any], data: FileBytes) -> Tens
     dtype, shape = claim.get("dtype"), claim.get("shape")
     if not isinstance(dtype, str) or not isinstance(shape, list) or not plausible_shape(shape):
         raise SourceError(f"{path}: tensor {shown(key)} has no valid dtype and shape; {AGAIN}")
-    entry = tensor_entry(
-        path, key, StridedTensor(data, dtype, tuple(shape), contiguous_strides(tuple(shape)))
-    )
+    entry = tensor_entry(path, key, StridedTensor(data, dtype, tuple(shape), contiguous_strides(tuple(shape))))
     if math.prod(shape) * DTYPES[dtype].itemsize != data.nbytes:
         raise SourceError(
-            f"{path}: tensor {shown(key)}, {dtype} of shape {tuple(shape)}, does not fit its {data.nbytes} "
-            "bytes; "
+            f"{path}: tensor {shown(key)}, {dtype} of shape {tuple(shape)}, does not fit its {data.nbytes} bytes; "
             f"{AGAIN}"
         )
     return entry

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from converter.readers.regular_file import file_size, read_bytes
-from converter.source_error import SourceError
+from converter.readers.source_error import SourceError
 
 FileKind = Literal["safetensors", "zip", "pickle"]
 
@@ -31,9 +31,7 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
 def refuse_stand_in(path: Path, head: bytes) -> None:
     """Raise SourceError when `head` is a Git-LFS pointer or a web page in the place of the real file."""
     if head.startswith(b"version https://git-lfs"):
-        raise SourceError(
-            f"{path}: is a Git-LFS pointer, not the file itself; fix: git lfs pull in its repository"
-        )
+        raise SourceError(f"{path}: is a Git-LFS pointer, not the file itself; fix: git lfs pull in its repository")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error", b"<head")):
         raise SourceError(
@@ -64,10 +62,10 @@ def identify(path: Path) -> FileKind:
             f"{path}: is a tar archive (torch before 0.2, or a packed folder), which is not read; "
             "fix: unpack it, or torch.load it and torch.save its state_dict() again"
         )
+    if _is_text(head):
+        raise SourceError(f"{path}: is text, not weights; fix: download the file again, or check the path")
     if path.suffix == ".safetensors":
         return "safetensors"  # its reader says what is wrong
-    if head.lstrip()[:1] == b"{" or _is_text(head):
-        raise SourceError(f"{path}: is text, not weights; fix: give the weight file or its directory")
     raise SourceError(
         f"{path}: is no checkpoint that is read here (safetensors, torch.save, .npz), or is damaged; "
         "fix: get the file again"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.readers.regular_file import ByteRange
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import StridedTensor, TensorEntry, tensor_entry
 from converter.readers.torch_pickle import TensorRef
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import StridedTensor, TensorEntry, tensor_entry
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,7 @@ class TorchFile:
         """A tensor of this file, as `key`; SourceError when it claims bytes that are not there."""
         data = self.data.get(ref.storage.key)
         if data is None:
-            raise SourceError(
-                f"{self.path}: tensor {shown(key)} has no data in the file; fix: get the file again"
-            )
+            raise SourceError(f"{self.path}: tensor {shown(key)} has no data in the file; fix: get the file again")
         offset = ref.offset
         if ref.storage.offset and type(offset) is int:
             if ref.dtype != ref.storage.dtype:

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 from converter.readers.pickle_machine import PickleMachine
 from converter.readers.pickle_objects import MalformedPickle, Placeholder
 from converter.readers.regular_file import ByteRange, FileBytes, file_size
+from converter.readers.source_error import SourceError, os_error, shown
+from converter.readers.tensor_entry import DTYPES
+from converter.readers.torch_dtypes import OTHER_ITEM_SIZES
 from converter.readers.torch_file import TorchFile
-from converter.readers.torch_pickle import OTHER_ITEM_SIZES, StorageRef, load_torch_pickle
-from converter.source_error import SourceError, os_error, shown
-from converter.tensor_entry import DTYPES
+from converter.readers.torch_pickle import StorageRef, load_torch_pickle
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -60,19 +61,13 @@ def _magic(path: Path, file: BinaryIO) -> Any:
 def _plain(path: Path, file: BinaryIO, what: str) -> Any:
     """A pickle of plain data."""
     try:
-        machine = PickleMachine(
-            lambda found: None, lambda callee, _: Placeholder(str(callee)), lambda value: None
-        )
+        machine = PickleMachine(lambda found: None, lambda callee, _: Placeholder(str(callee)), lambda value: None)
         return machine.run(file)
     except MalformedPickle as error:
-        raise SourceError(
-            f"{path}: its {what} is damaged or cut off ({shown(str(error))}); {AGAIN}"
-        ) from error
+        raise SourceError(f"{path}: its {what} is damaged or cut off ({shown(str(error))}); {AGAIN}") from error
 
 
-def _locate(
-    path: Path, file: BinaryIO, size: int, keys: Any, storages: dict[str, StorageRef]
-) -> dict[str, ByteRange]:
+def _locate(path: Path, file: BinaryIO, size: int, keys: Any, storages: dict[str, StorageRef]) -> dict[str, ByteRange]:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise SourceError(f"{path}: its list of storages is damaged; {AGAIN}")
     data: dict[str, ByteRange] = {}
@@ -81,13 +76,10 @@ def _locate(
         storage = storages.get(key)
         if storage is None or key in data:
             raise SourceError(f"{path}: its list of storages does not fit its tensors; {AGAIN}")
-        item_size = (
-            DTYPES[storage.dtype].itemsize if storage.dtype in DTYPES else OTHER_ITEM_SIZES.get(storage.dtype)
-        )
+        item_size = DTYPES[storage.dtype].itemsize if storage.dtype in DTYPES else OTHER_ITEM_SIZES.get(storage.dtype)
         if item_size is None:
             raise SourceError(
-                f"{path}: has a {shown(storage.dtype)}, which is not read; fix: cast it to float32 and save "
-                "it again"
+                f"{path}: has a {shown(storage.dtype)}, which is not read; fix: cast it to float32 and save it again"
             )
         file.seek(at)
         count = int.from_bytes(file.read(8), "little")
@@ -95,9 +87,7 @@ def _locate(
         if at + 8 + nbytes > size:
             raise SourceError(f"{path}: is truncated: it ends inside its tensors' data; {AGAIN}")
         if count != storage.numel:
-            raise SourceError(
-                f"{path}: a storage has {count} elements, not the {storage.numel} claimed; {AGAIN}"
-            )
+            raise SourceError(f"{path}: a storage has {count} elements, not the {storage.numel} claimed; {AGAIN}")
         data[key] = FileBytes(path, at + 8, nbytes)
         at += 8 + nbytes
     return data

@@ -15,61 +15,17 @@ from typing import Any, BinaryIO
 
 from converter.readers.pickle_machine import PickleMachine
 from converter.readers.pickle_objects import Global, MalformedPickle, Placeholder, safe_key
-from converter.source_error import SourceError, shown
+from converter.readers.source_error import SourceError, shown
+from converter.readers.torch_dtypes import STORAGES, TORCH_DTYPES
 
-STORAGES = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-    "UntypedStorage": "U8",
-    "_UntypedStorage": "U8",
-}
-# bytes of an element in storages whose tensors are refused, but which may lie before others in a legacy file
-OTHER_ITEM_SIZES = {
-    "ComplexFloatStorage": 8,
-    "ComplexDoubleStorage": 16,
-    "QInt8Storage": 1,
-    "QUInt8Storage": 1,
-    "QInt32Storage": 4,
-    "QUInt4x2Storage": 1,
-    "QUInt2x4Storage": 1,
-}
-TORCH_DTYPES = {
-    "float64": "F64",
-    "double": "F64",
-    "float32": "F32",
-    "float": "F32",
-    "float16": "F16",
-    "half": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "long": "I64",
-    "int32": "I32",
-    "int": "I32",
-    "int16": "I16",
-    "short": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "uint16": "U16",
-    "uint32": "U32",
-    "uint64": "U64",
-    "bool": "BOOL",
-}
-
-# Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold harmless
-# classes, or share their name with people's own folders (code.model.Classifier is somebody's model).
+# Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold
+# harmless classes, or share their name with people's own folders (code.model.Classifier is somebody's model).
 _RUNS_CODE = re.compile(
     r"""
-    (os|posix|nt|sys|subprocess|importlib|imp|runpy|socket|shutil|pty|popen2|_?ctypes|cffi|pip
-    |setuptools|distutils|webbrowser|urllib2|httplib|requests|ftplib|smtplib|telnetlib|xmlrpc|asyncio|_?pickle|cPickle|marshal|shelve
-    |pdb|bdb|pkgutil|zipimport|multiprocessing|pydoc|ensurepip)\..+
+    (os|posix|nt|sys|subprocess|importlib|imp|runpy|socket|shutil|pty|popen2|_?ctypes|cffi|pip|setuptools
+    |distutils|webbrowser|urllib2|httplib|requests|ftplib|smtplib|telnetlib|xmlrpc|asyncio|_?pickle|cPickle
+    |marshal|shelve|pdb|bdb|pkgutil|zipimport|multiprocessing|pydoc|ensurepip)\..+
+    |_?io\.(open\w*|FileIO)
     |urllib\.request\..+ | http\.(client|server)\..+ | types\.(Function|Code|Lambda|Method)Type
     |_?operator\.methodcaller | code\.(Interactive\w+|interact) | codeop\..+ | commands\.get(status)?output
     |timeit\.(timeit|repeat|Timer|main) | c?[Pp]rofile\.run(ctx)? | trace\.Trace | doctest\.debug_script
@@ -137,10 +93,9 @@ def _refuse_code(path: Path, found: Global) -> None:
     builtin = _BUILTIN.fullmatch(str(found))
     if _RUNS_CODE.fullmatch(str(found)) or (builtin and not _HARMLESS_BUILTIN.fullmatch(builtin["name"])):
         raise SourceError(
-            f"{path}: its pickle names {shown(str(found))}, which executes code when loaded (nothing was "
-            "run); "
-            "fix: do not trust this file; get the model as safetensors, or its state_dict() saved anew by "
-            "its author"
+            f"{path}: its pickle names {shown(str(found))}, which executes code when loaded (nothing was run); "
+            "fix: do not trust this file; get the model as safetensors, or its state_dict() saved anew by its "
+            "author"
         )
 
 
@@ -193,6 +148,8 @@ def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> TensorRef | UnreadableTens
 
 
 def _tensor(arguments: tuple[Any, ...], dtype: str | None, metadata: Any) -> TensorRef | UnreadableTensor:
+    if len(arguments) < 4:
+        raise MalformedPickle("it has a tensor without a shape")
     storage, offset, shape, strides = arguments[:4]
     if not isinstance(storage, StorageRef):
         return UnreadableTensor("tensor without a storage")
@@ -214,7 +171,7 @@ def _storage(arguments: tuple[Any, ...]) -> Any:
 
 def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
     """_rebuild_from_type_v2(func, type, args, state): a tensor with Python attributes, or of a subclass."""
-    function, kind, inner = arguments[:3]
+    function, kind, inner = arguments[:3] if len(arguments) >= 3 else (None, None, None)
     if not isinstance(function, Global) or not isinstance(kind, Global) or not isinstance(inner, tuple):
         raise MalformedPickle("it has a tensor without a type")
     if kind.module.split(".")[0] == "torch" and kind.name in ("Tensor", "Parameter", "Buffer"):

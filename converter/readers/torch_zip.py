@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 
 from converter.readers.pickle_objects import MAX_PICKLE_BYTES
+from converter.readers.source_error import SourceError
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_pickle import load_torch_pickle
 from converter.readers.zip_archive import AGAIN, ZipArchive
-from converter.source_error import SourceError
 
 
 def is_torch_zip(archive: ZipArchive) -> bool:
@@ -24,9 +24,7 @@ def read_torch_zip(archive: ZipArchive) -> TorchFile:
     path = archive.path
     pickles = [name for name in archive.names if _is_pickle(name)]
     if len(pickles) != 1:
-        raise SourceError(
-            f"{path}: holds {len(pickles)} pickles (data.pkl) where torch.save writes one; {AGAIN}"
-        )
+        raise SourceError(f"{path}: holds {len(pickles)} pickles (data.pkl) where torch.save writes one; {AGAIN}")
     root = pickles[0].removesuffix("data.pkl")
     if any(name == f"{root}constants.pkl" or name.startswith(f"{root}code/") for name in archive.names):
         raise SourceError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from converter.readers.regular_file import file_size, read_bytes, read_into
-from converter.source_error import SourceError, os_error, shown
+from converter.readers.source_error import SourceError, os_error, shown
 
 AGAIN = "fix: get the file again"
 # what the standard library raises on a damaged archive, beside BadZipFile
@@ -78,10 +78,7 @@ class ZipMember:
                     start -= len(stream.read(min(start, 1 << 20))) or _early_end()
                 done = 0
                 while done < len(out):
-                    done += (
-                        cast(zipfile.ZipExtFile, stream).readinto(out[done : done + (1 << 20)])
-                        or _early_end()
-                    )
+                    done += cast(zipfile.ZipExtFile, stream).readinto(out[done : done + (1 << 20)]) or _early_end()
         except OSError as error:
             raise os_error(self.path, error) from error
         except DAMAGED as error:
@@ -123,9 +120,7 @@ class ZipArchive:
         if self._times[name] > 1:
             raise SourceError(f"{label} is in the archive twice; {AGAIN}")
         if info.flag_bits & 0x1:
-            raise SourceError(
-                f"{label} is encrypted; fix: unpack it with its password and zip it without one"
-            )
+            raise SourceError(f"{label} is encrypted; fix: unpack it with its password and zip it without one")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise SourceError(f"{label} is compressed by method {info.compress_type}; fix: zip it as stored")
         local = self._local_data_offset(info, label)

@@ -50,9 +50,7 @@ def positives(name: str, what: str, array: np.ndarray, pos_label: Any) -> np.nda
     """Binary labels as 0 and 1. Without a `pos_label` they must be 0 and 1 already."""
     if pos_label is None:
         if not np.isin(array, (0, 1)).all():
-            raise HeadError(
-                f"{name}: {what} holds other labels than 0 and 1; fix: pos_label= of two, or a macro metric"
-            )
+            raise HeadError(f"{name}: {what} holds other labels than 0 and 1; fix: pos_label=, or a macro metric")
         return array
     if len(found := np.unique(array)) > 2:
         raise HeadError(f"{name}: {what} holds {len(found)} classes, not two; fix: a macro metric")

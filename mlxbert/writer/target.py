@@ -11,7 +11,7 @@ from mlxbert.writer.output_file import WriteError, write_errors
 from mlxbert.writer.recovery import is_empty_directory
 
 # Beside what the manifest lists: what this project's commands and macOS put into a converted directory later.
-ADDED_LATER = frozenset({"parity.json", ".DS_Store"})
+ADDED_LATER = frozenset({"parity.json", "README.md", ".DS_Store"})
 
 
 def check_target(target: Path, *, overwrite: bool, source: Path | None = None) -> Path:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from converter.deviation import Deviation, measure, no_comparison, worst
-from converter.environment import describe, require_exact_float32
-from converter.parity_report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point, Provenance
-from converter.probes import Probe
-from converter.reference import ReferenceOutput
-from converter.tolerances import precision_limits, tolerances
+from converter.parity.deviation import Deviation, measure, no_comparison, worst
+from converter.parity.environment import describe, require_exact_float32
+from converter.parity.probes import Probe
+from converter.parity.reference import ReferenceOutput
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point, Provenance
+from converter.parity.tolerances import precision_limits, tolerances
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError
 
@@ -30,7 +30,7 @@ class ParityError(MLXBertError):
 
 
 class RunsProbes(Protocol):
-    """What the gates need of a reference: `converter.reference.Reference`, or recorded tensors."""
+    """What the gates need of a reference: `converter.parity.reference.Reference`, or recorded tensors."""
 
     @property
     def class_name(self) -> str: ...
@@ -58,10 +58,10 @@ def compare(
         reference: the source in PyTorch.
         float32_core: the mapping gate's MLX side; its parameters are float32.
         written_core: the written checkpoint, in whatever it is computed in.
-        probes: from `converter.probes.make_probes`.
+        probes: from `converter.parity.probes.make_probes`.
         written_dtype: the dtype on disk, which decides the precision limits: "float32", "float16", "bfloat16".
         provenance: what the report says about the two sides.
-        model_type: the row of `converter.tolerances`.
+        model_type: the row of `converter.parity.tolerances`.
         progress: called before each probe and once at the end.
 
     Raises:
@@ -210,8 +210,7 @@ def _alone(probe: Probe) -> Iterator[tuple[Probe, int]]:
         if length == probe.shape[1]:
             continue
         ids, mask, types = (
-            array[row : row + 1, :length]
-            for array in (probe.input_ids, probe.attention_mask, probe.token_type_ids)
+            array[row : row + 1, :length] for array in (probe.input_ids, probe.attention_mask, probe.token_type_ids)
         )
         yield Probe(f"{probe.name}, row {row} alone", ids, mask, types), row
 
@@ -232,5 +231,6 @@ def _numpy(array: mx.array) -> np.ndarray:
 
 def _dtype(core: BertCore) -> str:
     """The floating dtype of the parameters; several are joined by "+"."""
-    names = {str(array.dtype).removeprefix("mlx.core.") for _, array in tree_flatten(core.parameters())}
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
+    names = {str(array.dtype).removeprefix("mlx.core.") for _, array in parameters}
     return "+".join(sorted(names))

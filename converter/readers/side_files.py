@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.json_file import read_json, require_inside
+from converter.readers.json_file import read_json, require_inside
 from converter.readers.regular_file import file_size, read_bytes
 from converter.readers.sniff import refuse_stand_in
-from converter.source_error import SourceError
-from converter.weight_files import MODULE_FILES, SIDE_FILES, module_files
+from converter.readers.source_error import SourceError
+from converter.readers.weight_files import MODULE_FILES, SIDE_FILES, module_files
 
 
 def collect_side_files(directory: Path) -> dict[str, Path]:
@@ -39,11 +39,8 @@ def _module_folders(path: Path) -> list[str]:
     """The folders of every module but the transformer itself, whose files are the checkpoint's own."""
     modules = read_json(path)
     if not isinstance(modules, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("path"), str) and isinstance(m.get("type"), str)
-        for m in modules
+        isinstance(m, dict) and isinstance(m.get("path"), str) and isinstance(m.get("type"), str) for m in modules
     ):
-        raise SourceError(
-            f"{path}: is not a list of modules with a path and a type; fix: repair it or get it again"
-        )
+        raise SourceError(f"{path}: is not a list of modules with a path and a type; fix: repair it or get it again")
     folders = [m["path"].rstrip("/") for m in modules if m["path"] and not m["type"].endswith(".Transformer")]
     return [require_inside(path, folder) for folder in folders]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.readers.pickle_objects import Placeholder
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import TensorEntry
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_pickle import TensorRef, UnreadableTensor
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import TensorEntry
 from mlxbert.errors import first_ten
 
 # Lightning and most scripts; the PyTorch tutorial; fairseq and many scripts; DeepSpeed
@@ -54,6 +54,10 @@ def find_state_dict(file: TorchFile) -> StateDict:
             notes.append(f"tensors beside {wrapped[0]!r} ignored: {_listed(stray)}")
         within = wrapped[0]
         level = _mapping(level[within])
+    else:
+        raise SourceError(
+            f"{file.path}: wraps its state dict more than {MAX_DEPTH} deep; fix: torch.save(model.state_dict(), FILE)"
+        )
     assert level is not None
     if not any(isinstance(value, TensorRef | UnreadableTensor) for value in level.values()):
         raise _no_state_dict(file, top)
@@ -61,13 +65,10 @@ def find_state_dict(file: TorchFile) -> StateDict:
 
 
 def _collect(file: TorchFile, level: Mapping[Any, Any], notes: list[str], lightning: bool) -> StateDict:
-    unreadable = [
-        f"{_label(k)}: {shown(v.kind)}" for k, v in level.items() if isinstance(v, UnreadableTensor)
-    ]
+    unreadable = [f"{_label(k)}: {shown(v.kind)}" for k, v in level.items() if isinstance(v, UnreadableTensor)]
     if unreadable:
         raise SourceError(
-            f"{file.path}: {_count(unreadable)} of a kind that is not read (quantized, sparse or a "
-            "subclass); "
+            f"{file.path}: {_count(unreadable)} of a kind that is not read (quantized, sparse or a subclass); "
             f"fix: save a plain dense state dict (dequantized)\n{first_ten(unreadable)}"
         )
     entries, other = {}, []
@@ -113,8 +114,7 @@ def _no_state_dict(file: TorchFile, top: Any) -> SourceError:
     save = "fix: torch.save(model.state_dict(), FILE)"
     if isinstance(top, Placeholder):
         return SourceError(
-            f"{file.path}: is a whole pickled model ({shown(top.name)}), not a state dict: loading it would "
-            "run "
+            f"{file.path}: is a whole pickled model ({shown(top.name)}), not a state dict: loading it would run "
             f"code from the file, so nothing was loaded; {save} where the model's class is at hand"
         )
     if isinstance(top, TensorRef | UnreadableTensor):
@@ -123,20 +123,18 @@ def _no_state_dict(file: TorchFile, top: Any) -> SourceError:
         return SourceError(f"{file.path}: holds a {type(top).__name__}, not a state dict; {save}")
     if not top:
         return SourceError(f"{file.path}: holds an empty state dict; {save} after the model is built")
-    dicts = [
-        key for key, v in top.items() if isinstance(key, str) and isinstance(v, dict) and _holds_tensors(v)
-    ]
+    dicts = [key for key, v in top.items() if isinstance(key, str) and isinstance(v, dict) and _holds_tensors(v)]
     if dicts:
         return SourceError(
-            f"{file.path}: has no state dict under {', '.join(WRAPPERS)}, but tensors under "
-            f"{_listed(dicts)}; fix: torch.save(torch.load(FILE)[{shown(dicts[0])!r}], NEW_FILE)"
+            f"{file.path}: has no state dict under {', '.join(WRAPPERS)}, but tensors under {_listed(dicts)}; "
+            f"fix: torch.save(torch.load(FILE)[{shown(dicts[0])!r}], NEW_FILE)"
         )
     whole = [(k, v) for k, v in top.items() if isinstance(v, Placeholder) and isinstance(v.state, dict)]
     for key, value in whole:
         if "_parameters" in value.state or "_modules" in value.state:
             return SourceError(
-                f"{file.path}: has a whole pickled model ({shown(value.name)}) under {_label(key)}, no state "
-                f"dict: loading it would run code from the file, so nothing was loaded; {save}"
+                f"{file.path}: has a whole pickled model ({shown(value.name)}) under {_label(key)}, no state dict: "
+                f"loading it would run code from the file, so nothing was loaded; {save}"
             )
     return SourceError(f"{file.path}: holds no tensors (it has {_listed([_label(k) for k in top])}); {save}")
 

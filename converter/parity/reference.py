@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter.probes import Probe
+from converter.parity.probes import Probe
 from mlxbert.errors import MLXBertError, first_ten
 
 if TYPE_CHECKING:
@@ -103,10 +103,10 @@ def build_reference(source: Source) -> Reference:
         }
         try:
             return _build(source, directory, notes=("PyTorch reference: from_pretrained(directory)",))
-        except ReferenceModelError as error:
-            # A wrapped state dict under a standard name opens as a model without tensors. Said in the report; and the
-            # second way has the same checks.
-            notes.append(f"transformers alone: {str(error).splitlines()[0]}")
+        except ReferenceModelError:
+            # A wrapped state dict under a standard name opens as a model without tensors. The second way has the same
+            # checks, and what is wrong with the tensors themselves fails there too.
+            notes.append("transformers does not open these files itself")
     by_name = {"pretrained_model_name_or_path": None, "state_dict": _state_dict(source)}
     return _build(source, by_name, notes=(*notes, "PyTorch reference: from_pretrained(None, state_dict=…)"))
 

@@ -17,7 +17,7 @@ class UnknownToleranceError(MLXBertError):
 
 @dataclass(frozen=True)
 class MappingLimits:
-    """Float32 MLX against float32 PyTorch; both limits are on `converter.deviation.Deviation.max_rel`.
+    """Float32 MLX against float32 PyTorch; both limits are on `converter.parity.deviation.Deviation.max_rel`.
 
     Attributes:
         cumulative: after any number of layers, pooler and logits included.
@@ -33,7 +33,7 @@ class PrecisionLimits:
     """The written checkpoint against its own float32 core, at every hidden state and the pooler.
 
     Attributes:
-        max_rel: on `converter.deviation.Deviation.max_rel`.
+        max_rel: on `converter.parity.deviation.Deviation.max_rel`.
         cosine: the smallest cosine that one token's hidden state may have with its float32 self.
     """
 
@@ -51,12 +51,14 @@ class Tolerances:
 
 TOLERANCES: dict[str, Tolerances] = {
     "bert": Tolerances(
-        # Noise between MLX and torch: 1.6e-6 cumulative, 6.6e-7 layer-local. One layer's eps 1e-12 -> 1e-5 moves 8e-6.
+        # Measured with benchmarks/parity_errors.py; the limits do not move when a test fails.
         mapping=MappingLimits(cumulative=2e-5, local=5e-6),
         precision={
             "float32": PrecisionLimits(max_rel=1e-6, cosine=0.999999),
-            "float16": PrecisionLimits(max_rel=2e-2, cosine=0.9999),
-            "bfloat16": PrecisionLimits(max_rel=2e-1, cosine=0.999),
+            # Three to five times what rounded weights and arithmetic in that dtype together cost all-MiniLM-L6-v2 and
+            # random models of bert-base's size: float16 8.6e-3 and 1 − 8.7e-6, bfloat16 6.8e-2 and 1 − 6.3e-4.
+            "float16": PrecisionLimits(max_rel=3e-2, cosine=0.99996),
+            "bfloat16": PrecisionLimits(max_rel=2.5e-1, cosine=0.998),
         },
     ),
 }
@@ -70,7 +72,7 @@ def tolerances(model_type: str) -> Tolerances:
     """
     if model_type not in TOLERANCES:
         raise UnknownToleranceError(
-            f"parity: no limits for model_type {model_type!r}; fix: add a row to converter/tolerances.py "
+            f"parity: no limits for model_type {model_type!r}; fix: add a row to converter/parity/tolerances.py "
             f"(it has {', '.join(sorted(TOLERANCES))})"
         )
     return TOLERANCES[model_type]
@@ -86,6 +88,6 @@ def precision_limits(model_type: str, dtype: str) -> PrecisionLimits:
     if dtype not in limits:
         raise UnknownToleranceError(
             f"parity: no precision limits for {model_type} written as {dtype!r}; fix: add them to "
-            f"converter/tolerances.py (it has {', '.join(limits)})"
+            f"converter/parity/tolerances.py (it has {', '.join(limits)})"
         )
     return limits[dtype]

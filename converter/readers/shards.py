@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.json_file import read_json_object, require_inside
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import TensorEntry
+from converter.readers.json_file import read_json_object, require_inside
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import TensorEntry
 from mlxbert.errors import first_ten
 
 AGAIN = "fix: get the shards and their index again, from one version of the model"
@@ -31,8 +31,7 @@ def shard_names(index: Path) -> dict[str, list[str]]:
     missing = [shown(name) for name in shards if not (index.parent / name).exists()]
     if missing:
         raise SourceError(
-            f"{index}: {len(missing)} of {len(shards)} shards missing; fix: download them "
-            f"too\n{first_ten(missing)}"
+            f"{index}: {len(missing)} of {len(shards)} shards missing; fix: download them too\n{first_ten(missing)}"
         )
     return shards
 
@@ -45,13 +44,9 @@ def read_shards(index: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> 
         there = read(shard)
         lacking = [shown(key) for key in promised if key not in there]
         if lacking:
-            raise SourceError(
-                f"{shard}: lacks tensors that {index.name} promises; {AGAIN}\n{first_ten(lacking)}"
-            )
+            raise SourceError(f"{shard}: lacks tensors that {index.name} promises; {AGAIN}\n{first_ten(lacking)}")
         extra = [shown(key) for key in sorted(set(there) - set(promised))]
         if extra:
-            raise SourceError(
-                f"{shard}: has tensors that {index.name} does not list; {AGAIN}\n{first_ten(extra)}"
-            )
+            raise SourceError(f"{shard}: has tensors that {index.name} does not list; {AGAIN}\n{first_ten(extra)}")
         entries.update(there)
     return entries

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from converter.readers.sniff import TF_FIX
-from converter.source_error import SourceError, shown
+from converter.readers.source_error import SourceError, shown
 from mlxbert.errors import first_ten
 
 INDEX_SUFFIX = ".index.json"
@@ -127,8 +127,7 @@ def refuse_lone_shard(where: str, name: str) -> None:
     match = SHARD.fullmatch(name)
     if match and int(match["total"]) > 1:
         raise SourceError(
-            f"{where}: is one of {int(match['total'])} shards; fix: give the directory, with "
-            f"{_index_of(match)} in it"
+            f"{where}: is one of {int(match['total'])} shards; fix: give the directory, with {_index_of(match)} in it"
         )
 
 
@@ -138,9 +137,7 @@ def _index_of(match: re.Match[str]) -> str:
 
 def _unusual(where: str, root: set[str], names: Collection[str]) -> WeightChoice:
     """One weight file of any other name, when it is the only one."""
-    indexes = sorted(
-        n for n in root if n.endswith(tuple(f"{suffix}{INDEX_SUFFIX}" for suffix in WEIGHT_SUFFIXES))
-    )
+    indexes = sorted(n for n in root if n.endswith(tuple(f"{suffix}{INDEX_SUFFIX}" for suffix in WEIGHT_SUFFIXES)))
     files = sorted(n for n in root if n.endswith(WEIGHT_SUFFIXES) and not _NOT_THE_MODEL.match(n))
     shards = [n for n in files if (m := SHARD.fullmatch(n)) and int(m["total"]) > 1]
     candidates = indexes + [n for n in files if n not in shards]
@@ -152,9 +149,8 @@ def _unusual(where: str, root: set[str], names: Collection[str]) -> WeightChoice
             others = ", ".join(n for n in candidates if n != safe[0])
             return WeightChoice(safe[0], (f"several formats present: {safe[0]} used, {others} ignored",))
         raise SourceError(
-            f"{where}: has {len(candidates)} files that could be the model; fix: give the one you mean as "
-            "SRC\n"
-            f"{first_ten(candidates)}"
+            f"{where}: has {len(candidates)} files that could be the model; "
+            f"fix: give the one you mean as SRC\n{first_ten(candidates)}"
         )
     if candidates:
         return WeightChoice(candidates[0])
@@ -162,8 +158,7 @@ def _unusual(where: str, root: set[str], names: Collection[str]) -> WeightChoice
         match = SHARD.fullmatch(shards[0])
         assert match
         raise SourceError(
-            f"{where}: has shards but not their index {_index_of(match)}; fix: put it beside them\n"
-            f"{first_ten(shards)}"
+            f"{where}: has shards but not their index {_index_of(match)}; fix: put it beside them\n{first_ten(shards)}"
         )
     raise _no_weights(where, root, names)
 
@@ -171,9 +166,8 @@ def _unusual(where: str, root: set[str], names: Collection[str]) -> WeightChoice
 def _no_weights(where: str, root: set[str], names: Collection[str]) -> SourceError:
     if any(name.startswith("adapter_model.") for name in root):
         return SourceError(
-            f"{where}: has a PEFT adapter only, not a whole model; fix: merge_and_unload() it into its base "
-            "model, "
-            "save_pretrained() that, and convert the result"
+            f"{where}: has a PEFT adapter only, not a whole model; "
+            "fix: merge_and_unload() it into its base model, save_pretrained() that, and convert the result"
         )
     below = sorted(name for name in names if name.count("/") == 1 and name.endswith(WEIGHT_SUFFIXES))
     folders = sorted(
@@ -182,8 +176,7 @@ def _no_weights(where: str, root: set[str], names: Collection[str]) -> SourceErr
     )
     if folders:
         return SourceError(
-            f"{where}: has no weights itself, but folders in it do; fix: give one of them as SRC\n"
-            f"{first_ten(folders)}"
+            f"{where}: has no weights itself, but folders in it do; fix: give one of them as SRC\n{first_ten(folders)}"
         )
     foreign = [(label, fix) for label, pattern, fix in _FOREIGN if any(pattern.fullmatch(n) for n in names)]
     if foreign:

@@ -164,7 +164,9 @@ class ParityReport:
             data = json.loads(text)
             found = data["format_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ReportError(f"parity.json is not a parity report ({error!r}); fix: run mlxbert-verify again") from error
+            raise ReportError(
+                f"parity.json is not a parity report ({error!r}); fix: run mlxbert-verify again"
+            ) from error
         if found != FORMAT_VERSION:
             raise ReportError(
                 f"parity.json has format version {found!r}, this mlxbert reads {FORMAT_VERSION}; "

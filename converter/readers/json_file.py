@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.readers.regular_file import file_size, read_bytes
 from converter.readers.sniff import refuse_stand_in
-from converter.source_error import SourceError, shown
+from converter.readers.source_error import SourceError, shown
 
 MAX_JSON_BYTES = 64 << 20
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from converter.readers.regular_file import ByteRange
-from converter.source_error import SourceError, shown
+from converter.readers.source_error import SourceError, shown
 
 # safetensors' names: the vocabulary of every reader here
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -79,7 +79,7 @@ class StridedTensor:
                 array = flat.reshape(self.shape)
             else:
                 byte_strides = tuple(s * dtype.itemsize for s in self.strides)
-                view = np.lib.stride_tricks.as_strided(flat, self.shape, byte_strides, writeable=False)
+                view = np.lib.stride_tricks.as_strided(flat, self.shape, byte_strides)
                 array = np.ascontiguousarray(view).reshape(self.shape)
         except MemoryError:
             raise SourceError(
@@ -127,14 +127,12 @@ def tensor_entry(where: Path, key: str, tensor: StridedTensor) -> TensorEntry:
         or len(tensor.strides) != len(tensor.shape)
         or not all(_is_size(n) for n in (*tensor.strides, tensor.offset))
     ):
-        raise SourceError(
-            f"{where}: tensor {name} has an impossible shape, stride or offset; fix: get the file again"
-        )
+        raise SourceError(f"{where}: tensor {name} has an impossible shape, stride or offset; fix: get the file again")
     elements = math.prod(tensor.shape)
     held = tensor.data.nbytes // DTYPES[tensor.dtype].itemsize
     if 0 not in tensor.shape and (tensor.offset + tensor.span() > held or elements > held):
         raise SourceError(
-            f"{where}: tensor {name} of shape {tensor.shape} needs more elements than the {held} its storage "
-            "holds; fix: get the file again, or save the tensor with .contiguous()"
+            f"{where}: tensor {name} of shape {tensor.shape} needs more elements than the {held} its storage holds; "
+            "fix: get the file again, or save the tensor with .contiguous()"
         )
     return TensorEntry(key, tensor.shape, tensor.dtype, tensor)

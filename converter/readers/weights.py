@@ -7,15 +7,15 @@ from pathlib import Path
 
 from converter.readers.npz import read_npz
 from converter.readers.safetensors import read_safetensors
+from converter.readers.shards import read_shards
 from converter.readers.sniff import identify
+from converter.readers.source_error import SourceError
+from converter.readers.state_dict import find_state_dict
+from converter.readers.tensor_entry import TensorEntry
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_legacy import read_torch_legacy
 from converter.readers.torch_zip import is_torch_zip, read_torch_zip
 from converter.readers.zip_archive import ZipArchive
-from converter.shards import read_shards
-from converter.source_error import SourceError
-from converter.state_dict import find_state_dict
-from converter.tensor_entry import TensorEntry
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ def read_weights(path: Path) -> Weights:
             weights = Weights("npz", read_npz(archive), (path,))
         else:
             raise SourceError(
-                f"{path}: is a zip without a torch pickle or .npy arrays; fix: unpack it and give the "
-                "directory"
+                f"{path}: is a zip without a torch pickle or .npy arrays; fix: unpack it and give the directory"
             )
     if not weights.entries:
         raise SourceError(f"{path}: holds no tensors; fix: save the model's state_dict() into it")
@@ -63,9 +62,7 @@ def read_sharded(index: Path) -> Weights:
     entries = read_shards(index, read)
     formats = {part.format for part in parts}
     if len(formats) > 1:
-        raise SourceError(
-            f"{index}: names shards of different formats; fix: get the shards and their index again"
-        )
+        raise SourceError(f"{index}: names shards of different formats; fix: get the shards and their index again")
     files = tuple(file for part in parts for file in part.files)
     return Weights(formats.pop(), entries, files, tuple(note for part in parts for note in part.notes))
 

@@ -23,8 +23,8 @@ SENTENCES: tuple[tuple[str, str | None], ...] = (
     ("Who wrote the novel?", "It was written in 1925 by an author whose name nobody at the table could remember."),
     ("antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis 🙂", None),
     (
-        "A longer passage, so that the batch is ragged: the encoder reads every token at once, and each one attends to "
-        "all the others, which is why a mistake in one attention head can reach every position of the output.",
+        "A longer passage, so that the batch is ragged: the encoder reads all tokens at once, and each attends to all "
+        "others, which is why a mistake in one attention head can reach every position of the output.",
         "A short second text.",
     ),
 )

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.json_file import read_json_object
-from converter.source_error import SourceError, shown
-from converter.tensor_entry import TensorEntry
+from converter.readers.json_file import read_json_object
+from converter.readers.source_error import SourceError, shown
+from converter.readers.tensor_entry import TensorEntry
 
 _ORIGINAL = "fix: give the original, unquantized checkpoint as SRC"
 
@@ -18,29 +18,24 @@ def read_config(directory: Path, config: Path | None, *, lightning: bool) -> dic
     path = config or directory / "config.json"
     if config is None and not path.exists():
         aside = (
-            " (the Lightning checkpoint's hyper_parameters belong to its training script and are no BERT "
-            "config)"
+            " (the Lightning checkpoint's hyper_parameters belong to its training script and are no BERT config)"
             if lightning
             else ""
         )
         raise SourceError(
-            f"{directory}: no config.json beside the weights{aside}; fix: put the model's config.json there, "
-            "or pass --config FILE"
+            f"{directory}: no config.json beside the weights{aside}; "
+            "fix: put the model's config.json there, or pass --config FILE"
         )
     parsed = read_json_object(path)
     mlx, other = parsed.get("quantization"), parsed.get("quantization_config")
     if mlx:
         bits = mlx.get("bits") if isinstance(mlx, dict) else None
         to = f" to {bits} bits" if type(bits) is int else ""
-        raise SourceError(
-            f'{path}: says "quantization": this is an MLX checkpoint quantized{to} already; {_ORIGINAL}'
-        )
+        raise SourceError(f'{path}: says "quantization": this is an MLX checkpoint quantized{to} already; {_ORIGINAL}')
     if other:
         method = other.get("quant_method") if isinstance(other, dict) else None
         by = f" by {shown(method)}" if isinstance(method, str) else ""
-        raise SourceError(
-            f'{path}: says "quantization_config": its weights are quantized{by} already; {_ORIGINAL}'
-        )
+        raise SourceError(f'{path}: says "quantization_config": its weights are quantized{by} already; {_ORIGINAL}')
     return parsed
 
 
@@ -50,7 +45,6 @@ def refuse_quantized(where: Path, entries: Mapping[str, TensorEntry]) -> None:
         stem = key.removesuffix(".weight")
         if entry.dtype == "U32" and stem != key and f"{stem}.scales" in entries:
             raise SourceError(
-                f"{where}: {shown(key)} is packed uint32 beside {shown(stem)}.scales: this is an MLX "
-                "checkpoint "
+                f"{where}: {shown(key)} is packed uint32 beside {shown(stem)}.scales: this is an MLX checkpoint "
                 f"quantized already; {_ORIGINAL}"
             )

@@ -3,7 +3,7 @@
 `module.` is DataParallel's and DistributedDataParallel's, `model.` what people call the attribute of a
 LightningModule, `_orig_mod.` torch.compile's. The rule is for each tensor on its own, not only where all
 share a prefix: a LightningModule holds `model.bert.…` beside `loss.weight`, and the loss must not decide how
-the encoder is named (it keeps its name, and the mapping then says that it has no rule). Two tensors that would
+the encoder is named (it keeps its own, and the mapping then says that it has no rule). Two tensors that would
 get one name are an error, never a silent choice.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from converter.source_error import SourceError, shown
+from converter.readers.source_error import SourceError, shown
 from mlxbert.errors import first_ten
 
 LEADING = ("module", "model")
@@ -36,8 +36,7 @@ def strip_prefixes(where: Path, keys: Iterable[str]) -> tuple[dict[str, str], tu
         names[name] = key
     if collisions:
         raise SourceError(
-            f"{where}: two tensors have one name once wrapper prefixes are taken off (two models in one "
-            "file?); "
+            f"{where}: two tensors have one name once wrapper prefixes are taken off (two models in one file?); "
             f"fix: save the state_dict() of the one you mean\n{first_ten(collisions)}"
         )
     return names, tuple(f"{part}." for part in stripped)

@@ -1,0 +1,51 @@
+"""What the model card says, read off a converted directory: one way for the conversion and for a verification."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.card import CardFacts
+from converter.mappings import mapping_for
+from converter.readers.safetensors import read_safetensors
+
+if TYPE_CHECKING:
+    from converter.parity.report import ParityReport
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+def card_facts(directory: Path, config: dict[str, Any], report: ParityReport | None, *, name: str) -> CardFacts:
+    """The facts of the model in `directory`, whose `config.json` holds, or will hold, `config`.
+
+    Args:
+        directory: with the index, the heads and the tokenizer files written.
+        config: as the conversion writes it, with its "mlxbert" block.
+        report: the parity report; None where nothing was compared.
+        name: of the model.
+    """
+    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    heads = directory / "heads.safetensors"
+    block = config["mlxbert"]
+    return CardFacts(
+        name=name,
+        source=block["source"],
+        revision=block["revision"],
+        original_class=_original_class(config),
+        dtype=config["dtype"],
+        parameters=index["metadata"]["total_parameters"],
+        has_pooler=any(tensor.startswith("pooler.") for tensor in index["weight_map"]),
+        converter_version=block["converter_version"],
+        heads=tuple(read_safetensors(heads)) if heads.is_file() else (),
+        dropped=block["dropped"],
+        missing_tokenizer=not any((directory / file).is_file() for file in TOKENIZER_FILES),
+        parity=report,
+    )
+
+
+def _original_class(config: dict[str, Any]) -> str:
+    """The first of the source's `architectures`, where it can be a class's name; a card must not carry its markup."""
+    classes = config["mlxbert"]["original_architectures"]
+    first = classes[0] if isinstance(classes, list) and classes else None
+    return first if isinstance(first, str) and first.isidentifier() else mapping_for(config).base_class

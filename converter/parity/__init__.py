@@ -1,0 +1,1 @@
+"""The proof: probes, the PyTorch reference, the two gates with their limits, and the reports they end in."""

@@ -1,0 +1,88 @@
+"""Write a parity report: `parity.json` into the converted directory, and the JUnit and HTML files asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from converter.card import render_card
+from converter.facts import card_facts
+from converter.parity.html import render_html
+from converter.parity.junit import render_junit
+from converter.parity.report import ParityReport
+from mlxbert.checkpoint import read_config
+from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
+from mlxbert.writer.output_file import FileRecord, WriteError, write_errors
+
+PARITY = "parity.json"
+CARD = "README.md"
+
+
+def write_reports(
+    report: ParityReport, converted: str | Path, *, junit: Path | None = None, html: Path | None = None
+) -> list[str]:
+    """Write the report, pass or fail; returns a line for each file, for the user.
+
+    A converted directory that cannot be written (a read-only mount) costs a line, since the answer is known and shown;
+    a file that was asked for and cannot be written is an error.
+
+    Raises:
+        WriteError: `junit` or `html` cannot be written.
+    """
+    lines = []
+    for path, render in ((junit, render_junit), (html, render_html)):
+        if path is not None:
+            data = render(report).encode()
+            with write_errors(path, len(data)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _replace(path, data)
+            lines.append(f"Written: {path}")
+    directory = Path(converted)
+    try:
+        _update(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
+        lines.append(f"Written: {directory / PARITY}")
+    except WriteError as error:
+        lines.append(f"Not written: {error}")
+    return lines
+
+
+def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
+    """The model card with this report's numbers; none where somebody has edited the one that the conversion wrote."""
+    card = directory / CARD
+    listed = (read_manifest(directory) or {}).get(CARD)
+    if listed is None or not card.is_file() or FileRecord.of(card.read_bytes()) != listed:
+        return {}
+    config = read_config(directory)
+    # The title is the first heading: a directory may have been renamed since, or lie in the Hub's cache.
+    titles = [line[2:] for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    return {CARD: render_card(card_facts(directory, config, report, name=titles[0])).encode()}
+
+
+def _update(directory: Path, files: dict[str, bytes]) -> None:
+    """Replace files and their lines in the manifest, if there is one.
+
+    The lines are taken out first and put back last: killed in between, the directory has files too many for its
+    manifest, which is harmless, and never one that the manifest describes wrongly, which looks like damage.
+    """
+    with write_errors(directory / PARITY, sum(map(len, files.values()))):
+        listed = read_manifest(directory)
+        if listed is not None:
+            unchanged = {name: record for name, record in listed.items() if name not in files}
+            _replace(directory / NAME, manifest_bytes(unchanged))
+        for name, data in files.items():
+            _replace(directory / name, data)
+        if listed is not None:
+            _replace(directory / NAME, manifest_bytes(unchanged | {n: FileRecord.of(d) for n, d in files.items()}))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside `path`, sync, rename onto it: whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,166 @@
+"""Verify a converted checkpoint against the model that it was made from: the function behind `mlxbert-verify`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from converter.parity.files import write_reports
+from mlxbert.errors import MLXBertError
+
+__all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
+
+if TYPE_CHECKING:
+    from converter.parity.probes import Probe
+    from converter.parity.report import ParityReport
+    from converter.source import Source
+    from mlxbert.config import BertConfig
+
+Progress = Callable[[str, int, int], None]
+"""Called with "verify", probes done, probes in all."""
+
+
+class VerifyError(MLXBertError):
+    """There is nothing to verify."""
+
+
+def verify(
+    converted: str | Path,
+    reference: str | Path,
+    *,
+    revision: str | None = None,
+    config: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Run both parity gates on a converted directory.
+
+    Args:
+        converted: what `mlxbert-convert` wrote.
+        reference: what it was made from: a Hub id, a directory, or one file.
+        revision: a branch, tag or commit, where `reference` is a Hub id.
+        config: a `config.json`, where the reference has none beside it.
+        seed: of the random probes.
+        progress: told how many probes are done.
+
+    Raises:
+        MLXBertError: one of the two cannot be read, or PyTorch is not installed; nothing was compared.
+    """
+    from converter.source import open_source
+    from mlxbert.checkpoint import read_config
+
+    directory = Path(converted)
+    if not directory.is_dir():
+        raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
+    hf_config = read_config(directory)
+    source = open_source(str(reference), revision=revision, config=None if config is None else Path(config))
+    return verify_staged(source, directory, hf_config, seed=seed, progress=progress)
+
+
+def verify_staged(
+    source: Source,
+    directory: Path,
+    hf_config: dict[str, Any],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """`verify` for a source that is open already and a directory whose `config.json` is not written yet.
+
+    The mapping gate's MLX side is the written weights themselves where writing them lost nothing, and the source
+    through the mapping otherwise; what the lossy cast cost is then the precision gate's to say.
+
+    Raises:
+        MLXBertError: as `verify`.
+    """
+    import mlx.core as mx
+
+    from converter.canonical import float32_core
+    from converter.parity.gates import compare
+    from converter.parity.reference import build_reference
+    from converter.parity.report import Provenance
+    from mlxbert.checkpoint import load_core
+
+    weights = sorted(directory.glob("model*.safetensors"))
+    dtype = _written_dtype(directory, weights)
+    written = load_core(directory, config=hf_config)
+    if _is_lossless(source, dtype):
+        core = written if dtype == "float32" else load_core(directory, config=hf_config, dtype=mx.float32)
+        float32_side = f"the written {dtype} weights in float32"
+    else:
+        core = float32_core(source)
+        float32_side = f"the source's weights through the mapping in float32, before they became {dtype}"
+    reference = build_reference(source)
+    probes, notes = _probes(directory, core.config, seed)
+    return compare(
+        reference,
+        core,
+        written,
+        probes,
+        written_dtype=dtype,
+        provenance=Provenance(
+            source=_name(source),
+            revision=source.revision,
+            weights={file.name: _sha256(file) for file in weights},
+            float32_core=float32_side,
+            seed=seed,
+            notes=notes,
+        ),
+        model_type=hf_config["model_type"],
+        progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
+    )
+
+
+def _name(source: Source) -> str:
+    """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
+    name = source.location if source.revision else Path(source.location).resolve().name
+    return name.encode(errors="replace").decode()  # a file name need not be Unicode; a report must
+
+
+def _written_dtype(directory: Path, weights: list[Path]) -> str:
+    """The dtype on disk, whatever `config.json` says."""
+    import mlx.core as mx
+
+    # Lazy: nothing is read but the headers.
+    loaded = [cast(dict[str, mx.array], mx.load(str(file))) for file in weights]
+    dtypes = {str(tensor.dtype).removeprefix("mlx.core.") for tensors in loaded for tensor in tensors.values()}
+    if len(dtypes) != 1:
+        found = ", ".join(sorted(dtypes)) or "no tensors"
+        raise VerifyError(f"{directory}: one dtype expected in model*.safetensors, found {found}; fix: convert again")
+    return dtypes.pop()
+
+
+def _is_lossless(source: Source, dtype: str) -> bool:
+    from converter.canonical import plan_source
+    from converter.dtypes import CODES
+
+    _, planned = plan_source(source)
+    return {source.entries[item.source].dtype for item in planned.encoder} == {CODES[dtype]}
+
+
+def _probes(directory: Path, config: BertConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
+    """Probes with sentences where the directory has a tokenizer that fits the model, and otherwise why not."""
+    from converter.parity.probes import ProbeError, make_probes
+    from mlxbert.tokenization import Tokenizer, TokenizerError
+
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return make_probes(config, seed=seed), ("no tokenizer, so the probes are random ids alone",)
+    try:
+        tokenizer = Tokenizer.from_directory(directory, max_length=config.max_position_embeddings)
+
+        def tokenize(text: str, pair: str | None) -> tuple[list[int], list[int]]:
+            (encoded,) = tokenizer.encode([text], None if pair is None else [pair])
+            return list(encoded.ids), list(encoded.type_ids)
+
+        return make_probes(config, seed=seed, tokenize=tokenize), ()
+    except (TokenizerError, ProbeError) as error:
+        # The weights can be compared all the same; what is wrong with the tokenizer belongs in the report.
+        reason = f"the tokenizer gives no probes ({type(error).__name__}), so they are random ids alone"
+        return make_probes(config, seed=seed), (reason,)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

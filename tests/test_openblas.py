@@ -1,0 +1,99 @@
+"""OpenBLAS is checked before it is trusted, and loaded with kernels that are there."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxbert import openblas
+
+
+def sgemm_in_python(
+    _order: int,
+    *sizes: int | float,
+    swap: bool = False,
+    read_output: bool = False,
+    ignore: str = "",
+) -> None:
+    """``cblas_sgemm`` in plain Python, with one mistake to choose."""
+    trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = sizes
+    floats = {name: (ctypes.c_float * 20000).from_address(int(at)) for name, at in (("a", a), ("b", b), ("c", c))}
+    if swap:
+        trans_a, trans_b = trans_b, trans_a
+    alpha = 1.0 if ignore == "alpha" else alpha
+    for i in range(int(m)):
+        for j in range(int(n)):
+            total = 0.0
+            for x in range(int(k)):
+                left = floats["a"][int(x * lda + i if trans_a == 112 else i * lda + x)]
+                right = floats["b"][int(j * ldb + x if trans_b == 112 else x * ldb + j)]
+                total += left * right
+            at = int(i * ldc + j)
+            kept = beta * floats["c"][at] if (beta or read_output) and ignore != "beta" else 0.0
+            floats["c"][at] = alpha * total + kept
+
+
+@pytest.mark.parametrize(
+    ("mistake", "found"),
+    [
+        ({}, None),
+        ({"read_output": True}, "A·B, 5×4 by 4×3, alpha 1, beta 0"),
+        ({"swap": True}, "A·Bᵀ, 5×4 by 4×3, alpha 1, beta 0"),
+        ({"ignore": "beta"}, "A·B, 5×4 by 4×3, alpha 1, beta 1"),
+        ({"ignore": "alpha"}, "A·B, 5×4 by 4×3, alpha 0.5, beta 2"),
+    ],
+)
+def test_the_check_names_the_first_wrong_product(
+    mistake: dict[str, bool | str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openblas, "_SHAPES", ((5, 3, 4), (1, 2, 3)))
+    sgemm = functools.partial(sgemm_in_python, **mistake)  # type: ignore[arg-type]
+    assert openblas.first_wrong_product(sgemm) == found
+
+
+def test_the_check_sees_one_wrong_element_in_the_last_block() -> None:
+    calls: list[int] = []
+
+    def nearly(*arguments: int | float) -> None:
+        m, n, c = int(arguments[3]), int(arguments[4]), int(arguments[12])
+        right(*arguments)
+        if (m, n) == (17, 9):
+            calls.append(1)
+            ctypes.c_float.from_address(c + 4 * (m * n - 1)).value += 1.0
+
+    library = openblas.find_library()
+    if library is None or sys.platform != "linux":
+        pytest.skip("scipy-openblas32 is not installed")
+    right = openblas.Sgemm(openblas.load(library).sgemm)
+    assert openblas.first_wrong_product(right) is None
+    assert openblas.first_wrong_product(nearly) == "A·B, 17×23 by 23×9, alpha 1, beta 0"
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("has_sme", "users", "seen"),
+    [(False, None, None), (True, None, "NEOVERSEN1"), (True, "ARMV8", "ARMV8")],
+)
+def test_the_kernels_for_sme_are_avoided_while_openblas_loads(
+    has_sme: bool, users: str | None, seen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    if users is not None:
+        monkeypatch.setenv("OPENBLAS_CORETYPE", users)
+    monkeypatch.setattr(openblas, "_has_sme", lambda: has_sme)
+    choices = []
+
+    def stop(_path: str) -> None:
+        choices.append(os.environ.get("OPENBLAS_CORETYPE"))
+        raise OSError("stopped")
+
+    monkeypatch.setattr(ctypes, "CDLL", stop)
+    with pytest.raises(OSError, match="stopped"):
+        openblas.load(Path("libscipy_openblas.so"))
+    assert choices == [seen]
+    assert os.environ.get("OPENBLAS_CORETYPE") == users
