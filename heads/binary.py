@@ -1,0 +1,155 @@
+"""Yes or no: one logit a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+
+from heads.base import Head, check_options, row_weights
+from heads.calibration import binary_nll, check_temperature, fit_temperature
+from heads.errors import HeadError
+from heads.head_registry import register_head
+from heads.host import Float, sigmoid
+from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
+from heads.loss_functions import bce_with_logits, sigmoid_focal
+from heads.thresholds import best_threshold
+
+OBJECTIVES = {"bce": ("pos_weight", "label_smoothing"), "focal": ("alpha", "gamma")}
+_IGNORED = -1
+
+
+@register_head("binary", competition_types="binary")
+class BinaryClassificationHead(Head):
+    """P(positive) for each row.
+
+    `predict` gives probabilities (N,), `decide` the user's labels. `calibrate` fits a temperature and a decision
+    threshold on held-out rows.
+    """
+
+    default_metric = "roc_auc"
+    metrics = ("roc_auc", "accuracy", "f1", "log_loss")
+    fitted = ("temperature", "threshold", "fitted_pos_weight")
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        classes: Sequence[Label] = (0, 1),
+        objective: str = "bce",
+        pos_weight: float | str | None = None,
+        label_smoothing: float | None = None,
+        alpha: float | None = None,
+        gamma: float | None = None,
+        dropout: float = 0.1,
+        dropout_samples: int = 1,
+    ):
+        """Make the head.
+
+        Args:
+            hidden_size: width of the features.
+            classes: the negative label, then the positive one.
+            objective: "bce" or "focal".
+            pos_weight: for "bce": how much a positive row weighs; "balanced": negatives / positives of the training
+                fold.
+            label_smoothing: for "bce", from 0 to below 1.
+            alpha: for "focal": the weight of positives, negatives weigh 1 − alpha; 0.25 by default.
+            gamma: for "focal": how much easy rows fade, 2 by default.
+            dropout: on the features.
+            dropout_samples: dropout masks whose logits are averaged in training.
+        """
+        super().__init__(hidden_size, 1, dropout=dropout, dropout_samples=dropout_samples)
+        options = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "alpha": alpha, "gamma": gamma}
+        check_options(self.title, objective, OBJECTIVES, options)
+        if isinstance(pos_weight, str) and pos_weight != "balanced":
+            raise HeadError(f"{self.title}: pos_weight must be a number or 'balanced', not {pos_weight!r}")
+        self.classes = check_classes(classes, self.title)
+        if len(self.classes) != 2:
+            raise HeadError(
+                f"{self.title}: {len(self.classes)} classes given; fix: two, or the multiclass head for more"
+            )
+        self.objective = objective
+        self.pos_weight, self.label_smoothing, self.alpha, self.gamma = pos_weight, label_smoothing, alpha, gamma
+        self.temperature: float = 1.0
+        self.threshold: float = 0.5
+        self.fitted_pos_weight: float | None = None
+
+    @classmethod
+    def from_targets(cls, hidden_size: int, targets: Any, **arguments: Any) -> Self:
+        """A head for the two labels of `targets` (N,); of the two, the one sorted last is positive."""
+        arguments.setdefault("classes", infer_classes(targets, cls.head_name))
+        return super().from_targets(hidden_size, targets, **arguments)
+
+    def fit_targets(self, targets: Any) -> None:
+        """Learn a balanced `pos_weight` from the training fold, where that was asked for."""
+        if self.pos_weight != "balanced":
+            return
+        encoded = self.encode_targets(targets)
+        positives = int(encoded.sum())
+        if not 0 < positives < len(encoded):
+            raise HeadError(f"{self.title}: pos_weight='balanced' needs rows of both classes in the training fold")
+        self.fitted_pos_weight = (len(encoded) - positives) / positives
+
+    def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
+        """The user's labels (N,) as float32 0 and 1."""
+        return encode_labels(targets, self.classes, self.title).astype(np.float32)
+
+    def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
+        """See `Head.loss`; targets (B,) of 0 and 1."""
+        encoded = mx.array(targets)
+        encoded = mx.where(row_weights(rows, len(logits), self.title) > 0, encoded, _IGNORED)
+        scores = logits[:, 0]
+        if self.objective == "focal":
+            alpha, gamma = 0.25 if self.alpha is None else self.alpha, 2.0 if self.gamma is None else self.gamma
+            return sigmoid_focal(scores, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)
+        return bce_with_logits(
+            scores,
+            encoded,
+            pos_weight=self._pos_weight(),
+            label_smoothing=self.label_smoothing or 0.0,
+            ignore_index=_IGNORED,
+        )
+
+    def predict(self, logits: Any) -> Float:
+        """P(positive), (N,), by the calibrated temperature."""
+        return sigmoid(self.host(logits)[:, 0] / check_temperature(self.temperature, self.title))
+
+    def decide(self, logits: Any) -> np.ndarray[Any, Any]:
+        """The user's labels (N,): positive from `threshold` on."""
+        return decode_labels(self.outputs(logits, "labels"), self.classes)
+
+    def outputs(self, logits: Any, needs: str) -> np.ndarray[Any, Any]:
+        """See `Head.outputs`: probabilities, or 0 and 1 for "labels"."""
+        probabilities = self.predict(logits)
+        return (probabilities >= self.threshold).astype(np.int32) if needs == "labels" else probabilities
+
+    def metric_targets(self, targets: Any) -> np.ndarray[Any, Any]:
+        """The user's labels as 0 and 1."""
+        return encode_labels(targets, self.classes, self.title)
+
+    def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None) -> None:
+        """Fit the temperature on held-out rows and then, for `metric`, the decision threshold.
+
+        Args:
+            logits: (N, 1) of rows that were not trained on.
+            targets: their labels, in the user's own values.
+            metric: a metric of labels, such as "f1"; None: the threshold stays.
+
+        Raises:
+            HeadError: the metric has no threshold, or logits and labels do not fit together.
+        """
+        scores, encoded = self.host(logits)[:, 0], self.metric_targets(targets)
+        if len(scores) != len(encoded):
+            raise HeadError(f"{self.title}: {len(scores)} rows of logits, {len(encoded)} of targets")
+        self.temperature = fit_temperature(scores, lambda z: binary_nll(z, encoded), self.title)
+        if metric is not None:
+            self.threshold = best_threshold(self.predict(logits), encoded, metric, self.title)
+
+    def _pos_weight(self) -> float | None:
+        if self.pos_weight != "balanced":
+            return self.pos_weight  # type: ignore[return-value]
+        if self.fitted_pos_weight is None:
+            raise HeadError(f"{self.title}: pos_weight='balanced' is unknown yet; fix: fit_targets(training labels)")
+        return self.fitted_pos_weight

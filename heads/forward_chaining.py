@@ -1,0 +1,136 @@
+"""Forward chaining: what is learned is known before what it is judged on is forecast.
+
+Every row has two times: `made_at`, when its forecast is made (the last value of its history), and `known_at`, when
+its whole target is known (the last step of the horizon). A fold is fair when the last `known_at` of its training rows
+is not after the first `made_at` of its held-out rows; comparing one time alone would let horizons overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from heads.errors import HeadError
+from heads.host import Float
+
+Times = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Rows cut from one series.
+
+    Attributes:
+        history: (N, window) the values up to and including `made_at`.
+        targets: (N, horizon), or (N,) for a horizon of one step: the values that follow.
+        made_at: (N,).
+        known_at: (N,).
+    """
+
+    history: Float
+    targets: Float
+    made_at: Times
+    known_at: Times
+
+
+def windows(values: Any, *, window: int, horizon: int, times: Any = None) -> Windows:
+    """Every stretch of `window` values and the `horizon` values after it, oldest first.
+
+    Args:
+        values: (T,) of one series, oldest first.
+        window: values of history a row.
+        horizon: values to forecast a row.
+        times: (T,) dates or numbers, increasing; None: 0 … T − 1.
+
+    Raises:
+        HeadError: times that do not increase, or a series shorter than one row.
+    """
+    series = np.asarray(values, np.float64)
+    stamps = as_times(np.arange(len(series)) if times is None else times, "times")
+    if series.ndim != 1 or len(series) != len(stamps):
+        raise HeadError(f"windows: values have shape {series.shape}, times {stamps.shape}; expected one time a value")
+    if (stamps[1:] <= stamps[:-1]).any():
+        row = int(np.flatnonzero(stamps[1:] <= stamps[:-1])[0]) + 1
+        raise HeadError(f"windows: time {stamps[row]} at row {row} is not after {stamps[row - 1]}; fix: sort by time")
+    rows = len(series) - window - horizon + 1
+    if window < 1 or horizon < 1 or rows < 1:
+        raise HeadError(f"windows: {len(series)} values have no row of window={window} and horizon={horizon}")
+    both = np.lib.stride_tricks.sliding_window_view(series, window + horizon)
+    ahead = both[:, window:]
+    return Windows(
+        history=both[:, :window].copy(),
+        targets=(ahead[:, 0] if horizon == 1 else ahead).copy(),
+        made_at=stamps[window - 1 : window - 1 + rows],
+        known_at=stamps[window + horizon - 1 :],
+    )
+
+
+def forward_folds(made_at: Any, known_at: Any, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers (training, held out) of `folds` folds, each held-out block later than the one before.
+
+    The rows' forecast times are cut into folds + 1 blocks; the first is never held out. Training rows of a fold are
+    all that are known when its first forecast is made: rows whose horizon reaches into the block are left out.
+
+    Raises:
+        HeadError: too few distinct times, or a fold without training rows.
+    """
+    made, known = as_times(made_at, "made_at"), as_times(known_at, "known_at")
+    if made.shape != known.shape:
+        raise HeadError(f"forward_folds: made_at has shape {made.shape}, known_at {known.shape}")
+    distinct = np.unique(made)
+    if folds < 1 or len(distinct) < folds + 1:
+        raise HeadError(f"forward_folds: {folds} folds need more than {folds} forecast times, not {len(distinct)}")
+    for block in np.array_split(distinct, folds + 1)[1:]:
+        train = np.flatnonzero(known <= block[0])
+        if not len(train):
+            raise HeadError(
+                f"forward_folds: nothing is known yet at {block[0]}; fix: fewer folds, or a shorter horizon"
+            )
+        yield train, np.flatnonzero((made >= block[0]) & (made <= block[-1]))
+
+
+def check_forward(known_at: Any, made_at: Any, what: str) -> None:
+    """Refuse held-out forecasts (`made_at`) that are made before all training targets are known (`known_at`).
+
+    Raises:
+        HeadError: naming the first such row and both times.
+    """
+    known, made = as_times(known_at, "known_at"), as_times(made_at, "made_at")
+    if known.dtype.kind != made.dtype.kind:
+        raise HeadError(
+            f"{what}: known_at are {known.dtype}, made_at {made.dtype}; fix: give both as dates, or numbers"
+        )
+    end = known.max()
+    early = np.flatnonzero(made < end)
+    if len(early):
+        row = int(early[0])
+        raise HeadError(
+            f"{what}: forward chaining only: held-out row {row} is forecast at {made[row]}, before the training "
+            f"targets are known ({end}); fix: train on rows known by then (heads.forward_chaining.forward_folds)"
+        )
+
+
+def as_times(times: Any, what: str) -> Times:
+    """Dates, ISO strings or numbers as (N,) datetime64, int64 or float64.
+
+    Raises:
+        HeadError: another shape, none, a missing one, or something that is no time.
+    """
+    array = np.asarray(times)
+    if array.dtype.kind in "OUS":
+        try:
+            array = array.astype("datetime64")
+        except (TypeError, ValueError) as error:
+            raise HeadError(f"{what}: not dates ({error}); fix: give ISO dates, datetimes or numbers") from None
+    if array.ndim != 1 or not len(array):
+        raise HeadError(f"{what} has shape {array.shape}; expected one time a row, (N,)")
+    if array.dtype.kind not in "Miuf":
+        raise HeadError(f"{what}: {array.dtype} is no time; fix: give dates or numbers")
+    missing = np.isnat(array) if array.dtype.kind == "M" else ~np.isfinite(array)
+    if missing.any():
+        raise HeadError(f"{what}: row {int(missing.argmax())} has no time; fix: drop it")
+    # Without a copy in one integer type, unsigned times would wrap where they are compared.
+    return array.astype(np.int64) if array.dtype.kind in "iu" else array

@@ -1,0 +1,45 @@
+"""Logits on the host in float64, and the squashing functions there: predictions are made without MLX's rounding.
+
+scipy has these too; they are here so that a trained model predicts where scipy is not installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from heads.errors import HeadError
+
+Float = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def to_host(logits: Any, *, columns: int | None, what: str) -> Float:
+    """`logits` as float64 (N, columns).
+
+    Raises:
+        HeadError: another number of columns or axes; `what` names the head.
+    """
+    array = mx.array(logits)
+    if array.ndim != 2 or (columns is not None and array.shape[1] != columns):
+        width = "C" if columns is None else columns
+        raise HeadError(f"{what}: logits have shape {tuple(array.shape)}; expected (N, {width}), as the head returns")
+    return np.array(array.astype(mx.float32)).astype(np.float64)
+
+
+def sigmoid(x: Float) -> Float:
+    """1 / (1 + e⁻ˣ), without overflow on either side."""
+    e = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1.0, e) / (1.0 + e))
+
+
+def softplus(x: Float) -> Float:
+    """log(1 + eˣ), without overflow."""
+    return np.asarray(np.logaddexp(0.0, x))
+
+
+def softmax(x: Float) -> Float:
+    """Softmax over the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))

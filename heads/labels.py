@@ -1,0 +1,86 @@
+"""Class labels: from the user's own values to indices and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from heads.errors import HeadError
+
+Label = str | int | float | bool
+
+
+def infer_classes(targets: Any, what: str) -> tuple[Label, ...]:
+    """The distinct labels of `targets` (N,), sorted.
+
+    Raises:
+        HeadError: a missing label, fewer than two classes, labels that cannot be sorted, or not one column.
+    """
+    labels = _labels(targets, what)
+    try:
+        classes = tuple(sorted(set(labels)))
+    except TypeError:
+        kinds = sorted({type(label).__name__ for label in labels})
+        raise HeadError(f"{what}: the labels mix {' and '.join(kinds)}; fix: make them one type") from None
+    if len(classes) < 2:
+        raise HeadError(f"{what}: the targets have {len(classes)} class; a classifier needs at least two")
+    return classes
+
+
+def check_classes(classes: Sequence[Label], what: str, *, least: int = 2) -> tuple[Label, ...]:
+    """`classes` as a tuple of plain Python values.
+
+    Raises:
+        HeadError: fewer than `least`, one twice, or one that is not a string or a number.
+    """
+    plain = tuple(_plain(label) for label in classes)
+    wrong = [label for label in plain if not isinstance(label, str | int | float) or label != label]
+    if wrong:
+        raise HeadError(f"{what}: class {wrong[0]!r} is neither a string nor a number")
+    if len(plain) < least:
+        raise HeadError(f"{what}: {len(plain)} class(es) given; at least {least} are needed")
+    if len(set(plain)) < len(plain):
+        twice = next(label for label in plain if plain.count(label) > 1)
+        raise HeadError(f"{what}: class {twice!r} is given twice")
+    return plain
+
+
+def encode_labels(targets: Any, classes: Sequence[Label], what: str) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The index of every label in `classes`: (N,) int32.
+
+    Raises:
+        HeadError: a label that is missing or not one of the classes (its row is named).
+    """
+    index = {label: i for i, label in enumerate(classes)}
+    labels = _labels(targets, what)
+    for row, label in enumerate(labels):
+        if label not in index:
+            known = ", ".join(map(repr, classes[:10])) + (", …" if len(classes) > 10 else "")
+            raise HeadError(
+                f"{what}: row {row} has label {label!r}, which is not one of the classes {known}; "
+                "fix: give every class that can occur as classes=…"
+            )
+    return np.array([index[label] for label in labels], np.int32)
+
+
+def decode_labels(indices: Any, classes: Sequence[Label]) -> np.ndarray[Any, Any]:
+    """Indices (any shape) back to the user's labels."""
+    one_type = len({type(label) for label in classes}) == 1
+    return np.asarray(classes, dtype=None if one_type else object)[np.asarray(indices)]
+
+
+def _labels(targets: Any, what: str) -> list[Any]:
+    array = np.asarray(targets)
+    if array.ndim != 1:
+        raise HeadError(f"{what}: targets have shape {array.shape}; expected one label a row, (N,)")
+    labels = [_plain(label) for label in array.tolist()]
+    for row, label in enumerate(labels):
+        if label is None or label != label:
+            raise HeadError(f"{what}: row {row} has no label ({label!r}); fix: drop rows without a target")
+    return labels
+
+
+def _plain(label: Any) -> Any:
+    return label.item() if isinstance(label, np.generic) else label

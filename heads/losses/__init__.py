@@ -1,0 +1,1 @@
+"""Losses by family; import them from `heads.loss_functions`."""

@@ -1,0 +1,139 @@
+"""One of several classes: one logit a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+
+from heads.base import Head, check_options, row_weights
+from heads.calibration import check_temperature, fit_temperature, multiclass_nll
+from heads.errors import HeadError
+from heads.head_registry import register_head
+from heads.host import Float, softmax
+from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
+from heads.loss_functions import cross_entropy, softmax_focal
+from heads.output_weights import check_output_weights
+
+OBJECTIVES = {"cross_entropy": ("class_weights", "label_smoothing"), "focal": ("class_weights", "gamma")}
+_IGNORED = -100
+
+
+@register_head("multiclass", competition_types="multiclass")
+class MulticlassClassificationHead(Head):
+    """P(class) for each row.
+
+    `predict` gives probabilities (N, C), columns in the order of `classes`; `decide` the user's labels; `top_k` the
+    best few. `calibrate` fits a temperature on held-out rows.
+    """
+
+    default_metric = "accuracy"
+    metrics = ("accuracy", "balanced_accuracy", "f1_macro", "log_loss")
+    fitted = ("temperature", "fitted_class_weights")
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        classes: Sequence[Label],
+        objective: str = "cross_entropy",
+        class_weights: Sequence[float] | str | None = None,
+        label_smoothing: float | None = None,
+        gamma: float | None = None,
+        dropout: float = 0.1,
+        dropout_samples: int = 1,
+    ):
+        """Make the head.
+
+        Args:
+            hidden_size: width of the features.
+            classes: the labels, in the order of the logits.
+            objective: "cross_entropy" or "focal".
+            class_weights: one number a class; "balanced": rows / (classes × rows of the class) of the training fold.
+            label_smoothing: for "cross_entropy", from 0 to 1; with weights divided by Σ w_y, as torch does.
+            gamma: for "focal": how much easy rows fade, 2 by default.
+            dropout: on the features.
+            dropout_samples: dropout masks whose logits are averaged in training.
+        """
+        labels = check_classes(classes, self.title)
+        super().__init__(hidden_size, len(labels), dropout=dropout, dropout_samples=dropout_samples)
+        self.classes = labels
+        options = {"class_weights": class_weights, "label_smoothing": label_smoothing, "gamma": gamma}
+        check_options(self.title, objective, OBJECTIVES, options)
+        self.objective, self.label_smoothing, self.gamma = objective, label_smoothing, gamma
+        self.class_weights = check_output_weights(class_weights, len(self.classes), f"{self.title}: class_weights")
+        self.temperature: float = 1.0
+        self.fitted_class_weights: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_targets(cls, hidden_size: int, targets: Any, **arguments: Any) -> Self:
+        """A head for the labels of `targets` (N,); give `classes` where the training fold may lack one."""
+        arguments.setdefault("classes", infer_classes(targets, cls.head_name))
+        return super().from_targets(hidden_size, targets, **arguments)
+
+    def fit_targets(self, targets: Any) -> None:
+        """Learn balanced class weights from the training fold, where they were asked for."""
+        if self.class_weights != "balanced":
+            return
+        counts = np.bincount(self.encode_targets(targets), minlength=len(self.classes))
+        # A class that the fold lacks never comes up in its loss: any weight does.
+        weights = np.where(counts > 0, counts.sum() / (len(counts) * np.maximum(counts, 1)), 1.0)
+        self.fitted_class_weights = tuple(map(float, weights))
+
+    def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
+        """The user's labels (N,) as int32 indices of `classes`."""
+        return encode_labels(targets, self.classes, self.title)
+
+    def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
+        """See `Head.loss`; targets (B,) of class indices, −100 is left out."""
+        labels = mx.array(targets)
+        labels = mx.where(row_weights(rows, len(logits), self.title) > 0, labels, _IGNORED)
+        weight = self._weights()
+        if self.objective == "focal":
+            gamma = 2.0 if self.gamma is None else self.gamma
+            return softmax_focal(logits, labels, gamma=gamma, weight=weight, ignore_index=_IGNORED)
+        smoothing = self.label_smoothing or 0.0
+        return cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, ignore_index=_IGNORED)
+
+    def predict(self, logits: Any) -> Float:
+        """P(class), (N, C), by the calibrated temperature."""
+        return softmax(self.host(logits) / check_temperature(self.temperature, self.title))
+
+    def decide(self, logits: Any) -> np.ndarray[Any, Any]:
+        """The most probable of the user's labels, (N,)."""
+        return decode_labels(self.outputs(logits, "labels"), self.classes)
+
+    def top_k(self, logits: Any, k: int) -> tuple[np.ndarray[Any, Any], Float]:
+        """The k most probable labels (N, k), best first, and their probabilities (N, k).
+
+        Raises:
+            HeadError: k is below 1 or above the number of classes.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self.classes):
+            raise HeadError(f"{self.title}: top_k with k={k!r}; fix: between 1 and the {len(self.classes)} classes")
+        probabilities = self.predict(logits)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+        return decode_labels(order, self.classes), np.take_along_axis(probabilities, order, axis=1)
+
+    def outputs(self, logits: Any, needs: str) -> np.ndarray[Any, Any]:
+        """See `Head.outputs`: probabilities, or class indices for "labels"."""
+        probabilities = self.predict(logits)
+        return probabilities.argmax(axis=1).astype(np.int32) if needs == "labels" else probabilities
+
+    def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None) -> None:
+        """Fit the temperature on the logits (N, C) and labels of held-out rows; no metric has a say in it."""
+        scores, labels = self.host(logits), self.encode_targets(targets)
+        if len(scores) != len(labels):
+            raise HeadError(f"{self.title}: {len(scores)} rows of logits, {len(labels)} of targets")
+        self.temperature = fit_temperature(scores, lambda z: multiclass_nll(z, labels), self.title)
+
+    def _weights(self) -> Sequence[float] | None:
+        if self.class_weights != "balanced":
+            return self.class_weights  # type: ignore[return-value]
+        if self.fitted_class_weights is None:
+            raise HeadError(
+                f"{self.title}: class_weights='balanced' are unknown yet; fix: fit_targets(training labels)"
+            )
+        return self.fitted_class_weights

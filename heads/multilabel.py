@@ -1,0 +1,199 @@
+"""Several yes-or-no questions at once: one logit a label."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+
+from heads.base import Head, check_options, row_weights
+from heads.errors import HeadError
+from heads.head_registry import register_head
+from heads.host import Float, sigmoid
+from heads.labels import Label, check_classes
+from heads.loss_functions import asymmetric, bce_with_logits, sigmoid_focal
+from heads.output_weights import check_output_weights
+from heads.thresholds import best_threshold
+
+OBJECTIVES = {
+    "bce": ("pos_weight", "label_smoothing"),
+    "focal": ("alpha", "gamma"),
+    "asymmetric": ("gamma_neg", "gamma_pos", "clip"),
+}
+_IGNORED = -1
+
+
+class ThresholdWarning(UserWarning):
+    """A label's threshold could not be learned."""
+
+
+@register_head("multilabel", competition_types="multilabel")
+class MultilabelClassificationHead(Head):
+    """P(label) for each row and label; a target of −1 is unknown and left out.
+
+    `predict` gives probabilities (N, L), `decide` 0 and 1. `calibrate` learns a threshold for each label.
+    """
+
+    default_metric = "roc_auc_macro"
+    # Those that leave unknown entries out; the ones of whole rows (subset_accuracy, …) refuse them.
+    metrics = ("roc_auc_macro", "pr_auc_macro", "f1_macro", "f1_micro", "log_loss")
+    fitted = ("thresholds", "fitted_pos_weight")
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        classes: Sequence[Label],
+        objective: str = "bce",
+        pos_weight: Sequence[float] | str | None = None,
+        label_smoothing: float | None = None,
+        alpha: float | None = None,
+        gamma: float | None = None,
+        gamma_neg: float | None = None,
+        gamma_pos: float | None = None,
+        clip: float | None = None,
+        dropout: float = 0.1,
+        dropout_samples: int = 1,
+    ):
+        """Make the head.
+
+        Args:
+            hidden_size: width of the features.
+            classes: the labels' names, in the order of the target's columns.
+            objective: "bce", "focal" or "asymmetric" (ASL).
+            pos_weight: for "bce": one number a label; "balanced": negatives / positives of the training fold.
+            label_smoothing: for "bce", from 0 to below 1.
+            alpha: for "focal": the weight of positives, negatives weigh 1 − alpha; 0.25 by default.
+            gamma: for "focal": how much easy entries fade, 2 by default.
+            gamma_neg: for "asymmetric": how much easy negatives fade, 4 by default.
+            gamma_pos: for "asymmetric": likewise for positives, 0 by default.
+            clip: for "asymmetric": negatives below this probability count nothing, 0.05 by default.
+            dropout: on the features.
+            dropout_samples: dropout masks whose logits are averaged in training.
+        """
+        names = check_classes(classes, self.title, least=1)
+        super().__init__(hidden_size, len(names), dropout=dropout, dropout_samples=dropout_samples)
+        self.classes = names
+        options = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "alpha": alpha, "gamma": gamma}
+        options |= {"gamma_neg": gamma_neg, "gamma_pos": gamma_pos, "clip": clip}
+        check_options(self.title, objective, OBJECTIVES, options)
+        self.objective = objective
+        self.pos_weight = check_output_weights(pos_weight, len(names), f"{self.title}: pos_weight")
+        self.label_smoothing, self.alpha, self.gamma = label_smoothing, alpha, gamma
+        self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
+        self.thresholds: tuple[float, ...] = (0.5,) * len(names)
+        self.fitted_pos_weight: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_targets(cls, hidden_size: int, targets: Any, **arguments: Any) -> Self:
+        """A head for the columns of `targets` (N, L); a frame's column names become the label names."""
+        shape = np.shape(targets)
+        if len(shape) != 2:
+            raise HeadError(f"{cls.head_name}: targets have shape {shape}; expected (N, labels) of 0, 1 and −1")
+        columns = getattr(targets, "columns", None)
+        arguments.setdefault("classes", tuple(columns) if columns is not None else tuple(range(shape[1])))
+        return super().from_targets(hidden_size, targets, **arguments)
+
+    def fit_targets(self, targets: Any) -> None:
+        """Learn a balanced `pos_weight` from the training fold, where that was asked for."""
+        if self.pos_weight != "balanced":
+            return
+        encoded = self.encode_targets(targets)
+        positives, negatives = (encoded == 1).sum(axis=0), (encoded == 0).sum(axis=0)
+        # A label without positives (or negatives) in the fold has no balance: 1 leaves it as it is.
+        both = (positives > 0) & (negatives > 0)
+        self.fitted_pos_weight = tuple(map(float, np.where(both, negatives / np.maximum(positives, 1), 1.0)))
+
+    def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
+        """The user's (N, L) of 0, 1 and −1 (or missing: NaN) as float32."""
+        array = np.asarray(targets, np.float32)
+        if array.ndim != 2 or array.shape[1] != self.num_outputs:
+            raise HeadError(f"{self.title}: targets have shape {array.shape}; expected (N, {self.num_outputs})")
+        array = np.where(np.isnan(array), np.float32(_IGNORED), array)
+        wrong = np.argwhere(~np.isin(array, (0, 1, _IGNORED)))
+        if len(wrong):
+            row, column = map(int, wrong[0])
+            raise HeadError(
+                f"{self.title}: row {row}, label {self.classes[column]!r} is {array[row, column]}; "
+                "expected 0, 1, or −1 for unknown"
+            )
+        return array
+
+    def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
+        """See `Head.loss`; targets (B, L) of 0, 1 and −1."""
+        keep = row_weights(rows, len(logits), self.title) > 0
+        encoded = mx.where(keep[:, None], mx.array(targets), _IGNORED)
+        if self.objective == "focal":
+            alpha, gamma = _or(self.alpha, 0.25), _or(self.gamma, 2.0)
+            return sigmoid_focal(logits, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)
+        if self.objective == "asymmetric":
+            negatives, positives = _or(self.gamma_neg, 4.0), _or(self.gamma_pos, 0.0)
+            return asymmetric(
+                logits,
+                encoded,
+                gamma_neg=negatives,
+                gamma_pos=positives,
+                clip=_or(self.clip, 0.05),
+                ignore_index=_IGNORED,
+            )
+        smoothing = self.label_smoothing or 0.0
+        weight = self._pos_weight()
+        return bce_with_logits(logits, encoded, pos_weight=weight, label_smoothing=smoothing, ignore_index=_IGNORED)
+
+    def predict(self, logits: Any) -> Float:
+        """P(label), (N, L)."""
+        return sigmoid(self.host(logits))
+
+    def decide(self, logits: Any) -> np.ndarray[Any, Any]:
+        """1 from each label's threshold on, else 0: (N, L) int32."""
+        return (self.predict(logits) >= np.asarray(self.thresholds)).astype(np.int32)
+
+    def outputs(self, logits: Any, needs: str) -> np.ndarray[Any, Any]:
+        """See `Head.outputs`: probabilities, or 0 and 1 for "labels"."""
+        return self.decide(logits) if needs == "labels" else self.predict(logits)
+
+    def metric_targets(self, targets: Any) -> np.ndarray[Any, Any]:
+        """The user's targets as int32; unknown ones stay −1."""
+        return self.encode_targets(targets).astype(np.int32)
+
+    def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None) -> None:
+        """Learn each label's threshold on held-out rows for a metric of labels; None: "f1".
+
+        Warns:
+            ThresholdWarning: labels without both a positive and a negative held-out row keep 0.5 (they are named).
+        """
+        probabilities, encoded = self.predict(logits), self.encode_targets(targets)
+        if len(probabilities) != len(encoded):
+            raise HeadError(f"{self.title}: {len(probabilities)} rows of logits, {len(encoded)} of targets")
+        learned, kept = [], []
+        for column, name in enumerate(self.classes):
+            known = encoded[:, column] != _IGNORED
+            truth = encoded[known, column].astype(np.int32)
+            if len(np.unique(truth)) < 2:
+                learned.append(0.5)
+                kept.append(repr(name))
+                continue
+            learned.append(
+                best_threshold(probabilities[known, column], truth, metric or "f1", f"{self.title} {name!r}")
+            )
+        self.thresholds = tuple(learned)
+        if kept:
+            warnings.warn(
+                f"{self.title}: the held-out rows of {', '.join(kept)} are all of one kind; the threshold stays 0.5",
+                ThresholdWarning,
+                stacklevel=2,
+            )
+
+    def _pos_weight(self) -> Sequence[float] | None:
+        if self.pos_weight != "balanced":
+            return self.pos_weight  # type: ignore[return-value]
+        if self.fitted_pos_weight is None:
+            raise HeadError(f"{self.title}: pos_weight='balanced' is unknown yet; fix: fit_targets(training labels)")
+        return self.fitted_pos_weight
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,136 @@
+"""Ratings: K ordered classes, K − 1 logits of "is it more than this?"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from heads.base import Head, linear, row_weights
+from heads.errors import HeadError
+from heads.head_registry import register_head
+from heads.host import Float, sigmoid
+from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
+from heads.loss_functions import coral, corn, cumulative_logits
+
+OBJECTIVES = ("coral", "corn", "cumulative_link")
+_IGNORED = -100
+# Between two thresholds: softplus of a very negative number is 0 in float32, and the class between would vanish.
+_LEAST_GAP = 1e-4
+
+
+@register_head("ordinal", competition_types="ordinal")
+class OrdinalRegressionHead(Head):
+    """A rating for each row.
+
+    Logit k tells of P(y > k): for "coral" and "cumulative_link" it is score − θ_k with increasing thresholds θ, for
+    "corn" it is that of P(y > k | y > k − 1). `predict` gives ratings in the user's own values, `probabilities` one
+    column a class, which are never negative: P(y > k) cannot rise with k, by construction.
+
+    CORAL https://arxiv.org/abs/1901.07884, CORN https://arxiv.org/abs/2111.08851, cumulative link: McCullagh 1980.
+    """
+
+    default_metric = "quadratic_kappa"
+    metrics = ("quadratic_kappa", "accuracy", "accuracy_within_one", "mae", "kendall")
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        classes: Sequence[Label],
+        objective: str = "corn",
+        dropout: float = 0.1,
+        dropout_samples: int = 1,
+    ):
+        """Make the head.
+
+        Args:
+            hidden_size: width of the features.
+            classes: the ratings, lowest first.
+            objective: "coral", "corn" or "cumulative_link".
+            dropout: on the features.
+            dropout_samples: dropout masks whose logits are averaged in training.
+        """
+        ratings = check_classes(classes, self.title)
+        if objective not in OBJECTIVES:
+            raise HeadError(f"{self.title}: objective {objective!r} is unknown; known: {', '.join(OBJECTIVES)}")
+        super().__init__(hidden_size, len(ratings) - 1, dropout=dropout, dropout_samples=dropout_samples)
+        self.classes = ratings
+        self.objective = objective
+        if objective != "corn":
+            self.output = linear(hidden_size, 1, bias=False)  # the score; where it lies is the thresholds' matter
+            # softplus(0.5413) = 1: thresholds begin one apart and centred on a score of 0.
+            gaps = len(ratings) - 2
+            self.first_threshold = mx.array([-gaps / 2])
+            if gaps:
+                self.raw_gaps = mx.full((gaps,), 0.5413)
+
+    @classmethod
+    def from_targets(cls, hidden_size: int, targets: Any, **arguments: Any) -> Self:
+        """A head for numeric ratings (N,); give `classes` where the fold may lack one, or where they are words."""
+        if "classes" not in arguments:
+            classes = infer_classes(targets, cls.head_name)
+            if isinstance(classes[0], str):
+                raise HeadError(f"{cls.head_name}: the ratings are words; fix: give classes=(…), lowest first")
+            arguments["classes"] = classes
+        return super().from_targets(hidden_size, targets, **arguments)
+
+    @property
+    def thresholds(self) -> mx.array:
+        """θ (K − 1,), strictly increasing whatever the parameters are; float32.
+
+        Raises:
+            HeadError: "corn" has none.
+        """
+        if self.objective == "corn":
+            raise HeadError(f"{self.title}: objective='corn' has no thresholds")
+        first = self.first_threshold.astype(mx.float32)
+        if "raw_gaps" not in self:
+            return first
+        gaps = nn.softplus(self.raw_gaps.astype(mx.float32)) + _LEAST_GAP
+        return mx.cumsum(mx.concatenate([first, gaps]))
+
+    def __call__(self, features: mx.array) -> mx.array:
+        """(B, D) features to (B, K − 1) logits in float32."""
+        logits = self.project(features)
+        return logits if self.objective == "corn" else logits - self.thresholds
+
+    def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
+        """The user's ratings (N,) as int32 ranks 0 … K − 1."""
+        return encode_labels(targets, self.classes, self.title)
+
+    def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
+        """See `Head.loss`; targets (B,) of ranks, −100 is left out."""
+        ranks = mx.array(targets)
+        ranks = mx.where(row_weights(rows, len(logits), self.title) > 0, ranks, _IGNORED)
+        function = {"coral": coral, "corn": corn, "cumulative_link": cumulative_logits}[self.objective]
+        return function(logits, ranks, ignore_index=_IGNORED)
+
+    def exceedance(self, logits: Any) -> Float:
+        """P(y > k) for k = 0 … K − 2: (N, K − 1), never rising along a row."""
+        probabilities = sigmoid(self.host(logits))
+        return np.asarray(np.cumprod(probabilities, axis=1)) if self.objective == "corn" else probabilities
+
+    def probabilities(self, logits: Any) -> Float:
+        """P(y = k), (N, K)."""
+        above = self.exceedance(logits)
+        ends = np.ones((len(above), 1)), np.zeros((len(above), 1))
+        # Logits of score − θ decrease in exact arithmetic; float32 may leave a −1e-9.
+        return np.maximum(-np.diff(np.concatenate([ends[0], above, ends[1]], axis=1), axis=1), 0.0)
+
+    def expected(self, logits: Any) -> Float:
+        """The expected rank, Σ P(y > k), between 0 and K − 1: (N,)."""
+        return np.asarray(self.exceedance(logits).sum(axis=1))
+
+    def predict(self, logits: Any) -> np.ndarray[Any, Any]:
+        """The median rating in the user's own values, (N,): how many P(y > k) are above one half."""
+        return decode_labels(self.outputs(logits, "labels"), self.classes)
+
+    def outputs(self, logits: Any, needs: str) -> np.ndarray[Any, Any]:
+        """See `Head.outputs`: probabilities (N, K) for "probabilities" and "scores", else the median rank."""
+        if needs in ("probabilities", "scores"):
+            return self.probabilities(logits)
+        return (self.exceedance(logits) > 0.5).sum(axis=1).astype(np.int32)

@@ -1,0 +1,1 @@
+"""Metrics by family; import them from `heads.metrics`."""

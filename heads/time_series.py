@@ -1,0 +1,246 @@
+"""The next values of a series: from a text about it, its recent history, and the calendar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from heads.base import linear
+from heads.errors import HeadError
+from heads.forward_chaining import as_times, check_forward
+from heads.head_registry import register_head
+from heads.regression import RegressionHead
+from heads.scaling import TargetScaler
+from heads.seasonality import CALENDAR, calendar_features, check_period, decompose
+
+BASELINES = ("last", "seasonal", "none")
+
+
+@register_head("time_series", competition_types="time_series")
+class TimeSeriesRegressionHead(RegressionHead):
+    """`horizon` values ahead for each row, on one scale shared by all steps and the history.
+
+    The network learns what to add to a naive forecast (`baseline`), so that a series may grow beyond what training
+    saw. `inputs` turns histories and dates into the tensors that `__call__` takes beside the text's features.
+
+    Forward chaining only: `fit_targets` remembers when its last target was known, and `calibrate` and `evaluate`
+    refuse rows that are forecast before that (`heads.forward_chaining` has the rule, and makes the folds).
+    """
+
+    default_metric = "rmse"
+    metrics = ("rmse", "mae", "smape")
+    fitted = ("scaler", "noise", "mc_noise", "fitted_until")
+    extra_inputs = ("history", "calendar")
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        horizon: int = 1,
+        window: int = 0,
+        period: int | None = None,
+        baseline: str | None = None,
+        calendar: Sequence[str] = (),
+        history_size: int = 32,
+        objective: str = "mse",
+        scaling: str = "standard",
+        log_targets: bool = False,
+        delta: float | None = None,
+        dropout: float = 0.1,
+        dropout_samples: int = 1,
+    ):
+        """Make the head.
+
+        Args:
+            hidden_size: width of the text's features.
+            horizon: steps ahead.
+            window: values of history; 0: text (and calendar) alone.
+            period: steps of a season; the history's trend and season (STL) then are features too.
+            baseline: what is added to: "last" value, the value a season ago ("seasonal"), or "none"; None: "seasonal"
+                with a period, "last" with a window, else "none".
+            calendar: cycles that the forecast's date gives features of: "day", "week", "month", "year".
+            history_size: width of the history's own layer.
+            objective: as for `RegressionHead`; likewise `scaling`, `log_targets`, `delta`.
+            dropout: on all features.
+            dropout_samples: dropout masks whose logits are averaged in training.
+        """
+        if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+            raise HeadError(f"{self.title}: window must be a whole number from 0 on, not {window!r}")
+        super().__init__(
+            hidden_size,
+            num_targets=horizon,
+            objective=objective,
+            scaling=scaling,
+            log_targets=log_targets,
+            delta=delta,
+            dropout=dropout,
+            dropout_samples=dropout_samples,
+        )
+        if period is not None:
+            check_period(window, period, self.title)
+        if baseline is None:
+            baseline = "seasonal" if period else "last" if window else "none"
+        needed = {"last": window, "seasonal": period, "none": True}
+        if baseline not in BASELINES or not needed[baseline]:
+            raise HeadError(
+                f"{self.title}: baseline={baseline!r} with window={window}, period={period}; "
+                "fix: 'last' needs a window, 'seasonal' a period, 'none' nothing"
+            )
+        for cycle in calendar:
+            if cycle not in CALENDAR:
+                raise HeadError(f"{self.title}: calendar cycle {cycle!r} is unknown; known: {', '.join(CALENDAR)}")
+        self.horizon, self.window, self.period, self.baseline = horizon, window, period, baseline
+        self.calendar = tuple(calendar)
+        self.history_size = history_size
+        if window:
+            self.history_layer = nn.Linear(self._history_columns, history_size)
+        inputs = hidden_size + (history_size if window else 0) + 2 * len(self.calendar)
+        self.output = linear(inputs, self.num_outputs)
+        self.fitted_until: str | float | None = None
+
+    @classmethod
+    def from_targets(cls, hidden_size: int, targets: Any, *, known_at: Any = None, **arguments: Any) -> Self:
+        """A head for the training fold's targets (N, horizon); `known_at` as for `fit_targets`."""
+        shape = np.shape(targets)
+        arguments.setdefault("horizon", shape[1] if len(shape) == 2 else 1)
+        head = cls(hidden_size, **arguments)
+        head.fit_targets(targets, known_at=known_at)
+        return head
+
+    def fit_targets(self, targets: Any, *, known_at: Any = None) -> None:
+        """Fit the target scaler on the training fold; `known_at` (N,): when each row's whole target is known.
+
+        Raises:
+            HeadError: without `known_at` nobody could tell a fold that looks ahead.
+        """
+        columns = self._columns(targets)
+        if known_at is None:
+            raise HeadError(f"{self.title}: forward chaining only; fix: fit_targets(targets, known_at=times)")
+        times = as_times(known_at, "known_at")
+        if len(times) != len(columns):
+            raise HeadError(f"{self.title}: {len(columns)} rows of targets, {len(times)} times in known_at")
+        scaler = TargetScaler.fit(columns, kind=self.scaling, log=self.log_targets, shared=True, what=self.title)
+        self.scaler = scaler
+        self.fitted_until = str(times.max()) if times.dtype.kind == "M" else float(times.max())
+
+    def inputs(self, *, history: Any = None, made_at: Any = None) -> dict[str, mx.array]:
+        """The keyword inputs of `__call__` for rows with these histories and dates.
+
+        Args:
+            history: (N, window) in the user's units, oldest first; it ends when the forecast is made.
+            made_at: (N,) dates of the forecasts, for calendar features.
+
+        Raises:
+            HeadError: what the head was made for is missing or has another shape, or the scaler is not fitted.
+        """
+        made: dict[str, mx.array] = {}
+        if self.window:
+            values = np.asarray(history, np.float64) if history is not None else np.zeros((0,))
+            if values.ndim != 2 or values.shape[1] != self.window:
+                shape = None if history is None else values.shape
+                raise HeadError(f"{self.title}: history has shape {shape}; expected (N, {self.window})")
+            scaled = self._fitted_scaler().transform(values, self.title)
+            columns = [scaled]
+            if self.period:
+                columns += decompose(scaled, self.period, self.title)[:2]  # the remainder is the rest: no news
+            made["history"] = mx.array(np.concatenate(columns, axis=1).astype(np.float32))
+        elif history is not None:
+            raise HeadError(
+                f"{self.title}: made with window=0, so it reads no history; fix: window={np.shape(history)[-1]}"
+            )
+        if self.calendar:
+            if made_at is None:
+                raise HeadError(f"{self.title}: calendar={self.calendar} needs made_at=dates")
+            made["calendar"] = mx.array(calendar_features(made_at, self.calendar, self.title).astype(np.float32))
+        return made
+
+    def __call__(
+        self, features: mx.array, history: mx.array | None = None, calendar: mx.array | None = None
+    ) -> mx.array:
+        """(B, D) text features and what `inputs` made to float32 logits: (B, horizon), "gaussian" twice that."""
+        parts = [features]
+        naive = mx.zeros((len(features), self.horizon))
+        if self.window:
+            past = self._given("history", history, len(features), self._history_columns)
+            last = past[:, self.window - 1 : self.window]  # (B, 1)
+            naive = self._naive(past, last)
+            # Levels relative to the last value; the seasonal part has no level.
+            levels = past[:, : 2 * self.window] - last if self.period else past - last
+            relative = mx.concatenate([levels, past[:, 2 * self.window :]], axis=1) if self.period else levels
+            parts.append(nn.gelu(self.history_layer(relative.astype(features.dtype))))
+        if self.calendar:
+            parts.append(
+                self._given("calendar", calendar, len(features), 2 * len(self.calendar)).astype(features.dtype)
+            )
+        logits = self.project(mx.concatenate(parts, axis=1))
+        if self.objective == "gaussian":  # the variances have no baseline
+            naive = mx.concatenate([naive, mx.zeros_like(naive)], axis=1)
+        return logits + naive
+
+    def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None, made_at: Any = None) -> None:
+        """As `RegressionHead.calibrate`; `made_at` (N,): when each held-out forecast is made.
+
+        Raises:
+            HeadError: without `made_at`, or a forecast made before the training targets were known.
+        """
+        if made_at is None:
+            raise HeadError(f"{self.title}: forward chaining only; fix: calibrate(logits, targets, made_at=times)")
+        self.check_forward(made_at)
+        super().calibrate(logits, targets, metric=metric)
+
+    def calibrate_mc(self, sampled: Any, targets: Any, *, made_at: Any = None) -> None:
+        """As `RegressionHead.calibrate_mc`; `made_at` as for `calibrate`."""
+        if made_at is None:
+            raise HeadError(f"{self.title}: forward chaining only; fix: calibrate_mc(sampled, targets, made_at=times)")
+        self.check_forward(made_at)
+        super().calibrate_mc(sampled, targets)
+
+    def evaluate(
+        self,
+        logits: Any,
+        targets: Any,
+        metrics: Iterable[str] | None = None,
+        *,
+        made_at: Any = None,
+        **options: Any,
+    ) -> dict[str, float]:
+        """As `Head.evaluate`; with `made_at`, rows that are forecast before training's end are refused."""
+        if made_at is not None:
+            self.check_forward(made_at)
+        return super().evaluate(logits, targets, metrics, **options)
+
+    def check_forward(self, made_at: Any) -> None:
+        """Refuse forecasts made before the targets that the head was fitted on were known.
+
+        Raises:
+            HeadError: naming the first such row; or nothing is fitted yet.
+        """
+        if self.fitted_until is None:
+            raise HeadError(f"{self.title}: not fitted yet; fix: fit_targets(targets, known_at=times)")
+        check_forward([self.fitted_until], made_at, self.title)
+
+    @property
+    def _history_columns(self) -> int:
+        return self.window * (3 if self.period else 1)
+
+    def _naive(self, past: mx.array, last: mx.array) -> mx.array:
+        """(B, horizon), scaled."""
+        if self.baseline == "none":
+            return mx.zeros((len(past), self.horizon))
+        if self.baseline == "last" or not self.period:
+            return mx.broadcast_to(last, (len(past), self.horizon)).astype(mx.float32)
+        # Step h ahead is one season after the value `period` back from it; far steps repeat the last season.
+        steps = self.window - self.period + np.arange(self.horizon) % self.period
+        return past[:, mx.array(steps)].astype(mx.float32)
+
+    def _given(self, name: str, value: mx.array | None, rows: int, columns: int) -> mx.array:
+        if value is None or tuple(value.shape) != (rows, columns):
+            shape = None if value is None else tuple(value.shape)
+            raise HeadError(
+                f"{self.title}: {name} has shape {shape}; expected ({rows}, {columns}); fix: head.inputs(…) makes it"
+            )
+        return value

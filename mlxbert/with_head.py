@@ -1,0 +1,243 @@
+"""`BertWithHead`: an encoder, a pooling and a task head as one model that trains, saves and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from heads.base import Head
+from heads.errors import HeadError
+from heads.head_registry import head_from_settings
+from mlxbert.checkpoint import CheckpointError, load_core, read_config, resolve
+from mlxbert.core import BertCore
+from mlxbert.dropout_mode import one_dropout_mask
+from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.model_tensors import named_parameters, planned_tensors, stored_dtype
+from mlxbert.pooling import PoolingError, WeightedLayerPooling
+from mlxbert.pooling_spec import PoolingModule, make_pooling, pooling_settings
+from mlxbert.writer.output_directory import OutputDirectory
+
+HEADS_FILE = "heads.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "added_tokens.json",
+)
+
+
+class BertWithHead(nn.Module):
+    """Token ids to logits; the parameters are under `core`, `pooling` and `head`.
+
+    Attributes:
+        core: the encoder.
+        pooling: from (B, L, D) to (B, D).
+        head: from (B, D) to logits.
+        source: the converted directory that the encoder came from; `save` takes config and tokenizer from it.
+    """
+
+    def __init__(
+        self,
+        core: BertCore,
+        head: Head,
+        pooling: str | Mapping[str, Any] | PoolingModule = "mean",
+        *,
+        source: Path | None = None,
+    ):
+        """Join the three.
+
+        Args:
+            core: the encoder.
+            head: its `hidden_size` is the encoder's.
+            pooling: a name of `mlxbert.pooling_spec.CHOICES`, or a module of `mlxbert.pooling`.
+            source: the converted directory of the encoder, where it came from one.
+
+        Raises:
+            MLXBertError: the sizes differ, or this encoder cannot be pooled so.
+        """
+        super().__init__()
+        config = core.config
+        if head.hidden_size != config.hidden_size:
+            raise MLXBertError(
+                f"the head takes {head.hidden_size} features and the encoder gives {config.hidden_size}; "
+                f"fix: hidden_size={config.hidden_size}"
+            )
+        self.core = core
+        self.pooling = make_pooling(pooling, config.hidden_size, config.num_hidden_layers)
+        if pooling_settings(self.pooling)["name"] == "pooler" and "pooler" not in core:
+            raise PoolingError("pooling 'pooler': this checkpoint has no pooler; fix: use 'cls' or 'mean'")
+        self.head = head
+        self.source = source
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        head: Head,
+        pooling: str | Mapping[str, Any] | PoolingModule = "mean",
+        *,
+        revision: str | None = None,
+        dtype: mx.Dtype | None = None,
+    ) -> Self:
+        """A new head on a converted encoder; arguments as for `mlxbert.load`. In evaluation mode."""
+        directory = resolve(path_or_hub_id, revision)
+        model = cls(load_core(directory, dtype=dtype), head, pooling, source=directory)
+        model.eval()
+        return model
+
+    def features(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> mx.array:
+        """The pooled (B, D) vectors that the head is given; arguments as for `BertCore`."""
+        mask = None if attention_mask is None else mx.array(attention_mask)
+        every_layer = isinstance(self.pooling, WeightedLayerPooling)
+        output = self.core(input_ids, mask, token_type_ids, output_hidden_states=every_layer)
+        return self.pooling(output, mask)
+
+    def __call__(
+        self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **extra: mx.array
+    ) -> mx.array:
+        """Logits (B, outputs), float32.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L), 1 for real tokens.
+            token_type_ids: (B, L).
+            extra: what the head takes beside the text (`Head.extra_inputs`), such as a history; first axis B.
+
+        Raises:
+            HeadError: an input that this head does not take.
+        """
+        unknown = sorted(set(extra) - set(self.head.extra_inputs))
+        if unknown:
+            takes = ", ".join(self.head.extra_inputs) or "none"
+            raise HeadError(f"{self.head.title}: input {unknown[0]!r} is unknown; extra inputs of this head: {takes}")
+        return self.head(self.features(input_ids, attention_mask, token_type_ids), **extra)
+
+    def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
+        """The head's loss; `targets` as `head.encode_targets` makes them. See `heads.base.Head.loss`."""
+        return self.head.loss(logits, targets, rows=rows)
+
+    def predict(self, logits: Any) -> np.ndarray[Any, Any]:
+        """Probabilities, or values in the user's units. See `heads.base.Head.predict`."""
+        return self.head.predict(logits)
+
+    def sample(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        *,
+        samples: int = 30,
+        **extra: mx.array,
+    ) -> mx.array:
+        """Logits (samples, B, outputs) of passes with dropout on: Monte-Carlo dropout.
+
+        Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142; `RegressionHead.mc_interval` reads them. Every pass
+        is one mask, also where training averages several.
+        """
+        with one_dropout_mask(self, self.head):
+            passes = []
+            for _ in range(samples):
+                passes.append(self(input_ids, attention_mask, token_type_ids, **extra))
+                mx.eval(passes[-1])  # one pass after the other: not the activations of all at once
+            return mx.stack(passes)
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a converted directory with this model in it, whole or not at all; returns its real path.
+
+        Encoder in `model.safetensors` (any other tool loads it as before), `head.*` and `pooling.*` in
+        `heads.safetensors`, their settings in `config.json` under "mlxbert", "head"; every tensor in its own dtype.
+        Tokenizer files are those of `source`.
+
+        Raises:
+            WriteError: the directory exists and `overwrite` is not given, or cannot be written.
+            CheckpointError: `source` is gone.
+        """
+        encoder = planned_tensors(self.core)
+        rest = planned_tensors(self.head, "head.") + planned_tensors(self.pooling, "pooling.")
+        config = self._config()
+        with OutputDirectory(Path(directory), overwrite=overwrite) as output:
+            output.write_model(encoder)
+            if rest:
+                output.write_safetensors(HEADS_FILE, rest)
+            for name in TOKENIZER_FILES:
+                if self.source is not None and (self.source / name).is_file():
+                    output.copy(name, self.source / name)
+            return output.commit(config)
+
+    @classmethod
+    def load(cls, path_or_hub_id: str | Path, revision: str | None = None, *, dtype: mx.Dtype | None = None) -> Self:
+        """What `save` wrote, in evaluation mode; its tokenizer is `mlxbert.load(path)[1]`.
+
+        Args:
+            path_or_hub_id: a directory, or the id of a repository on the Hub.
+            revision: a branch, tag or commit of that repository.
+            dtype: what the encoder computes in, as for `mlxbert.load`; head and pooling keep their stored dtype.
+
+        Raises:
+            CheckpointError: it has no head of this kind, or is damaged.
+        """
+        directory = resolve(path_or_hub_id, revision)
+        config = read_config(directory)
+        settings = config["mlxbert"].get("head")
+        if not isinstance(settings, dict):
+            raise CheckpointError(
+                f"{directory}: a converted encoder without a task head; fix: BertWithHead.from_pretrained(path, head)"
+            )
+        try:
+            head = head_from_settings(settings)
+            core = load_core(directory, config=config, dtype=dtype)
+            model = cls(core, head, settings.get("pooling") or {}, source=directory)
+        except (HeadError, PoolingError) as error:
+            raise CheckpointError(f"{directory}: config.json, mlxbert.head: {error}") from error
+        model._load_rest(directory)
+        model.eval()
+        return model
+
+    def _config(self) -> dict[str, Any]:
+        """`config.json`: the source's, with the dtype of these tensors and the head's settings."""
+        if self.source is not None:
+            config = dict(read_config(self.source))
+        else:
+            config = {"model_type": "bert", "architectures": ["BertModel"], **asdict(self.core.config)}
+            config["mlxbert"] = {"format_version": 1, "source": None, "revision": None}
+        dtype = stored_dtype(self.core)
+        config["dtype"] = dtype
+        if "torch_dtype" in config:
+            config["torch_dtype"] = dtype
+        settings = {**self.head.settings(), "pooling": pooling_settings(self.pooling)}
+        config["mlxbert"] = {**config["mlxbert"], "head": settings}
+        return config
+
+    def _load_rest(self, directory: Path) -> None:
+        """Fill head and pooling from `heads.safetensors`: every tensor, and no other."""
+        expected = {
+            f"{prefix}.{name}": array.shape
+            for prefix in ("head", "pooling")
+            for name, array in named_parameters(self[prefix]).items()
+        }
+        file = directory / HEADS_FILE
+        try:
+            found: Any = mx.load(str(file)) if file.is_file() else {}
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); fix: save or download again") from error
+        problems = [f"missing: {name}" for name in expected if name not in found]
+        problems += [f"unexpected: {name}" for name in found if name not in expected]
+        problems += [
+            f"{name} is {found[name].shape}, config.json calls for {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name].shape != shape
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{file}: not the tensors that config.json calls for; fix: save or download again\n"
+                + first_ten(problems)
+            )
+        self.load_weights(list(found.items()), strict=False)
+        mx.eval(self.parameters())
