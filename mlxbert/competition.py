@@ -1,4 +1,4 @@
-"""`Competition`: everything that turns a competition's files into a model and a submission, as data; and their registry.
+"""`Competition`: all that turns a competition's files into a model and a submission, as data; and their registry.
 
 The ready ones are in `mlxbert.competitions`; `register_competition` adds another, which is all there is to it.
 """
@@ -28,7 +28,7 @@ FOLD_KINDS: Mapping[str, tuple[FoldKind, ...]] = MappingProxyType(
         "time_series": ("forward",),
     }
 )
-"""How rows are dealt into folds, by competition type; the first is the usual one. "binned": stratified by quantiles."""
+"""How rows are dealt into folds, by competition type, the usual one first. "binned": stratified by quantiles."""
 
 
 class CompetitionError(MLXBertError):
@@ -95,7 +95,7 @@ class Competition:
     time: str | None = None
     folds: int = 5
     fold_kind: FoldKind | None = None
-    head: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict, hash=False)
     pooling: str = "mean"
     checkpoint: str = "sentence-transformers/all-MiniLM-L6-v2"
     note: str = ""
@@ -113,7 +113,7 @@ class Competition:
         kinds = FOLD_KINDS[self.task]
         if self.fold_kind is None:
             object.__setattr__(self, "fold_kind", kinds[0])
-        object.__setattr__(self, "head", MappingProxyType(dict(self.head)))
+        object.__setattr__(self, "head", dict(self.head))
         leaked = [name for name in self.target if name in self.text.columns and self.task != "time_series"]
         labels_of_one = self.task in ("binary", "multiclass", "ordinal")
         problems = {

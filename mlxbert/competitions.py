@@ -1,8 +1,8 @@
 """The ready configurations: one `register_competition` each.
 
 The default checkpoint of all is all-MiniLM-L6-v2 (22 million parameters, Apache-2.0): small enough to train on a CPU,
-and what the project's own scores are measured with. `mlxbert-convert sentence-transformers/all-MiniLM-L6-v2` makes it; a
-larger one (bert-base-uncased) is `checkpoint=` away.
+and what the project's own scores are measured with. `mlxbert-convert sentence-transformers/all-MiniLM-L6-v2` makes it;
+a larger one (bert-base-uncased) is `checkpoint=` away.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ register_competition(
         target=("SalePrice",),
         # Twenty-odd of the 79 columns, those that a buyer would ask for: some 100 word pieces.
         text=RowText(
-            "{Neighborhood}, zone {MSZoning}, {BldgType} {HouseStyle}, quality {OverallQual}, condition {OverallCond}, "
-            "built {YearBuilt}, remodeled {YearRemodAdd}, living area {GrLivArea}, first floor {1stFlrSF}, second floor "
-            "{2ndFlrSF}, basement {TotalBsmtSF} {BsmtQual}, lot {LotArea}, {TotRmsAbvGrd} rooms, {BedroomAbvGr} bedrooms, "
-            "{FullBath} baths, kitchen {KitchenQual}, exterior {ExterQual}, {Fireplaces} fireplaces, garage {GarageCars} "
-            "cars {GarageArea}, sold {YrSold} {SaleCondition}"
+            "{Neighborhood}, zone {MSZoning}, {BldgType} {HouseStyle}, quality {OverallQual}, "
+            "condition {OverallCond}, built {YearBuilt}, remodeled {YearRemodAdd}, living area {GrLivArea}, "
+            "first floor {1stFlrSF}, second floor {2ndFlrSF}, basement {TotalBsmtSF} {BsmtQual}, lot {LotArea}, {TotRmsAbvGrd} rooms, "
+            "{BedroomAbvGr} bedrooms, {FullBath} baths, kitchen {KitchenQual}, exterior {ExterQual}, "
+            "{Fireplaces} fireplaces, garage {GarageCars} cars {GarageArea}, sold {YrSold} {SaleCondition}"
         ),
         # The competition's RMSE between the logarithms of predicted and sold price; log(1 + y) differs by 1e-5 here.
         metric="rmsle",
@@ -104,7 +104,7 @@ register_competition(
         id="id",
         url="https://www.kaggle.com/competitions/commonlitreadabilityprize",
         license="the competition's rules; each excerpt has its own in column `license`",
-        note="`standard_error` is of the raters and is absent from test.csv; excerpts have 140 to 200 words: length 256.",
+        note="`standard_error` is of the raters and absent from test.csv; excerpts have some 170 words: length 256.",
     )
 )
 
@@ -122,8 +122,8 @@ register_competition(
         head={"classes": (1, 2, 3, 4, 5)},
         url="https://www.kaggle.com/datasets/sid321axn/amazon-alexa-reviews",
         license="as on the data set's page",
-        note="A TSV with a byte order mark and a padded header. `feedback` is the rating in another form, so never text. "
-        "849 texts come twice and some 80 are empty: the same text must not lie on both sides of a fold.",
+        note="A TSV with a byte order mark and a padded header. `feedback` is the rating in another form, so never "
+        "text. 849 texts are duplicates and some 80 are empty: keep equal texts on one side of a fold.",
     )
 )
 

@@ -119,7 +119,7 @@ def read_column(series: Any, name: str | None = None) -> Column:
 
 
 def plain(value: Any) -> Any:
-    """A cell as a plain Python value: None for what is missing, a tuple for a list, a date in UTC without time zone."""
+    """A cell as plain Python: None for what is missing, a tuple for a list, a date in UTC without time zone."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return None
     if hasattr(value, "to_timestamp"):  # pandas' Period: its first moment

@@ -105,6 +105,8 @@ def infer_task(
 
 def target_columns(target: Any) -> list[Column]:
     """The column, or columns, of what `infer_task` is given."""
+    if isinstance(target, list) and target and all(isinstance(one, Column) for one in target):
+        return target
     if isinstance(target, np.ndarray) and target.ndim == 2:
         target = {str(i): target[:, i] for i in range(target.shape[1])}
     if is_frame(target):

@@ -160,8 +160,8 @@ def refuse_row_numbers(column: Column, counts: Counter[Any]) -> None:
     counted = all(b - a == 1 for a, b in pairwise(values))
     if counted or (_words(column.name) & ID_WORDS and all(float(value).is_integer() for value in values)):
         raise TaskError(
-            f"target {column.name!r} has another whole number in every row ({shown(values[0])}, {shown(values[1])}, …):"
-            " an id, not something to predict; fix: name the column to predict (or task='regression')"
+            f"target {column.name!r} has another number in every row ({shown(values[0])}, {shown(values[1])}, …): "
+            "an id, not something to predict; fix: name the column to predict (or task='regression')"
         )
 
 
