@@ -1,0 +1,176 @@
+"""Columns of a data frame as plain Python values, whoever made the frame: pandas, polars, or a dict of columns.
+
+Nothing here imports pandas or polars: what both offer (`columns`, `frame[name]`, `to_list`) is enough, and a missing
+value is None whatever it was before (NaN, NaT, pd.NA, null).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from mlxbert.errors import MLXBertError
+
+
+class FrameError(MLXBertError):
+    """Not a frame, or one without the rows or columns that are asked for."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: as the frame has it; "target" where it has none.
+        values: plain Python values, None where one is missing.
+        order: the categories of an ordered categorical, lowest first; else None.
+        categorical: whether the frame calls the values categories, not numbers.
+        times: a datetime index of the rows, where there is one (pandas).
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    order: tuple[Any, ...] | None = None
+    categorical: bool = False
+    times: tuple[Any, ...] | None = None
+
+    @property
+    def present(self) -> tuple[Any, ...]:
+        """The values that are not missing."""
+        return tuple(value for value in self.values if value is not None)
+
+
+class Table:
+    """A frame's columns by name; a column is read when it is asked for."""
+
+    def __init__(self, frame: Any, what: str = "the frame"):
+        """Look at a pandas or polars frame, or at a mapping of names to sequences.
+
+        Raises:
+            FrameError: it is none of these, has no rows or no columns, or columns of different lengths.
+        """
+        self.frame, self.what = frame, what
+        if not is_frame(frame):
+            lazy = hasattr(frame, "collect_schema") and hasattr(frame, "collect")
+            fix = "call .collect() on it" if lazy else "give a pandas or polars DataFrame, or a dict of columns"
+            raise FrameError(f"{what} is a {type(frame).__name__}, not a data frame; fix: {fix}")
+        self.names = tuple(frame) if isinstance(frame, Mapping) else tuple(frame.columns)
+        if not self.names:
+            raise FrameError(f"{what} has no columns; fix: is the file empty, or was it read with another separator?")
+        lengths = {len(frame[name]) for name in self.names} if isinstance(frame, Mapping) else {len(frame)}
+        if len(lengths) > 1:
+            raise FrameError(f"{what} has columns of different lengths: {', '.join(map(str, sorted(lengths)))}")
+        (self.rows,) = lengths
+        if not self.rows:
+            raise FrameError(f"{what} has no rows; fix: is the file empty, or was everything filtered out?")
+
+    def find(self, name: str, role: str = "column") -> str:
+        """The frame's own name for `name`: that, or the one that differs by padding or a byte order mark alone.
+
+        Raises:
+            FrameError: there is none (the nearest names are given), or it is there twice.
+        """
+        if self.names.count(name) > 1:
+            raise FrameError(f"{self.what} has {self.names.count(name)} columns named {name!r}; fix: rename them")
+        if name in self.names:
+            return name
+        same = [own for own in self.names if isinstance(own, str) and _bare(own) == _bare(str(name))]
+        if len(same) == 1:
+            return same[0]
+        raise FrameError(f"{self.what} has no {role} {name!r}; {_nearest(str(name), self.names)}")
+
+    def column(self, name: str, role: str = "column") -> Column:
+        """The column of that name; raises as `find` does."""
+        own = self.find(name, role)
+        return read_column(self.frame[own], _bare(own) if isinstance(own, str) else str(own))
+
+
+def is_frame(data: Any) -> bool:
+    """Whether `data` has named columns: a pandas or polars DataFrame, or a mapping of names to columns."""
+    if isinstance(data, Mapping):
+        return True
+    return hasattr(data, "columns") and hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+def read_column(series: Any, name: str | None = None) -> Column:
+    """A column from a pandas or polars series, an array or a list.
+
+    Raises:
+        FrameError: it is not one value a row.
+    """
+    name = str(name if name is not None else getattr(series, "name", None) or "target")
+    if isinstance(series, str | bytes | Mapping) or not isinstance(series, Iterable):
+        raise FrameError(f"column {name!r} is a {type(series).__name__}; fix: give one value a row")
+    if isinstance(series, np.ndarray) and series.ndim > 1:
+        raise FrameError(f"column {name!r} has shape {series.shape}; fix: give one value a row, or a frame of columns")
+    dtype: Any = getattr(series, "dtype", None)
+    order = tuple(map(plain, dtype.categories)) if getattr(dtype, "ordered", False) else None  # pandas
+    index = getattr(series, "index", None)
+    dated = str(getattr(index, "dtype", "")).startswith(("datetime64", "period"))
+    times = tuple(plain(one) for one in index) if dated else None  # type: ignore[union-attr]
+    values = series.to_list() if hasattr(series, "to_list") else list(series)
+    return Column(name, tuple(plain(value) for value in values), order, hasattr(dtype, "categories"), times)
+
+
+def plain(value: Any) -> Any:
+    """A cell as plain Python: None for what is missing, a tuple for a list, a date in UTC without time zone."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if hasattr(value, "to_timestamp"):  # pandas' Period: its first moment
+        value = value.to_timestamp()
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, datetime):
+        if type(value) is not datetime:  # pandas' Timestamp
+            value = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray) or hasattr(value, "to_list"):
+        items = value.to_list() if hasattr(value, "to_list") else list(value)
+        return tuple(plain(item) for item in (sorted(items, key=str) if isinstance(value, set | frozenset) else items))
+    return value
+
+
+def shown(value: Any, missing: str = "unknown") -> str:
+    """A cell as a reader would write it: 22 for 22.0 (pandas makes floats of whole numbers beside a missing one)."""
+    if value is None:
+        return missing
+    if isinstance(value, float):
+        if value.is_integer() and abs(value) < 1e15:
+            return str(int(value))
+        # The shortest digits that mean this number: 7.8292, and not 7.829199790954590 where it came as float32.
+        single = np.float32(value) if abs(value) < 1e38 else None
+        return str(single) if single is not None and float(single) == value else repr(value)
+    if isinstance(value, datetime):
+        midnight = (value.hour, value.minute, value.second, value.microsecond) == (0, 0, 0, 0)
+        return value.date().isoformat() if midnight else value.isoformat(sep=" ")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, tuple):
+        return ", ".join(shown(item, missing) for item in value)
+    return str(value).strip() or missing
+
+
+def _bare(name: str) -> str:
+    return name.strip().strip("\ufeff").strip()
+
+
+def _nearest(name: str, names: Sequence[Any]) -> str:
+    """What to write instead: the nearest names whatever their case, or the first ten there are."""
+    by_folded = {str(one).strip().casefold(): str(one) for one in names}
+    near = difflib.get_close_matches(name.strip().casefold(), by_folded, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(repr(by_folded[one]) for one in near)}?"
+    more = f" … and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"its columns: {', '.join(repr(str(one)) for one in names[:10])}{more}"
