@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +16,7 @@ from heads.errors import HeadError
 from heads.head_registry import head_from_settings
 from mlxbert.checkpoint import CheckpointError, load_core, read_config, resolve
 from mlxbert.core import BertCore
+from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.model_tensors import named_parameters, planned_tensors, stored_dtype
 from mlxbert.pooling import PoolingError, WeightedLayerPooling
@@ -141,7 +141,7 @@ class BertWithHead(nn.Module):
         Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142; `RegressionHead.mc_interval` reads them. Every pass
         is one mask, also where training averages several.
         """
-        with _one_dropout_mask(self):
+        with one_dropout_mask(self, self.head):
             passes = []
             for _ in range(samples):
                 passes.append(self(input_ids, attention_mask, token_type_ids, **extra))
@@ -241,18 +241,3 @@ class BertWithHead(nn.Module):
             )
         self.load_weights(list(found.items()), strict=False)
         mx.eval(self.parameters())
-
-
-@contextmanager
-def _one_dropout_mask(model: BertWithHead) -> Iterator[None]:
-    """Dropout on in every module, one mask a pass; afterwards everything as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    samples = model.head.dropout_samples
-    model.train()
-    model.head.dropout_samples = 1
-    try:
-        yield
-    finally:
-        model.head.dropout_samples = samples
-        for module, training in modes:
-            module._training = training

@@ -10,10 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten
 
 from heads.base import Head
+from heads.errors import HeadError
 from heads.head_registry import get_head, head_from_settings
+from heads.metrics import METRICS
 from tests.head_samples import N, features, make, sample_of
 
 Check = Callable[[str], None]
@@ -44,8 +47,6 @@ def shapes(name: str) -> None:
 
 
 def metrics_are_known_and_fit(name: str) -> None:
-    from heads.metrics import METRICS
-
     head = get_head(name)
     assert head.default_metric in head.metrics
     for metric in head.metrics:
@@ -185,10 +186,6 @@ def dropout_is_for_training_and_its_samples_are_averaged(name: str) -> None:
 
 
 def wrong_widths_are_refused(name: str) -> None:
-    import pytest
-
-    from heads.errors import HeadError
-
     head = make(name)
     with pytest.raises(HeadError, match=r"expected \(batch, \d+\)"):
         head(mx.zeros((N, 15)), **sample_of(name).inputs(head))
