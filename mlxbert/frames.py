@@ -57,8 +57,11 @@ class Table:
         """
         self.frame, self.what = frame, what
         if not is_frame(frame):
-            lazy = hasattr(frame, "collect_schema") and hasattr(frame, "collect")
-            fix = "call .collect() on it" if lazy else "give a pandas or polars DataFrame, or a dict of columns"
+            fix = (
+                "call .collect() on it"
+                if _is_lazy(frame)
+                else "give a pandas or polars DataFrame, or a dict of columns"
+            )
             raise FrameError(f"{what} is a {type(frame).__name__}, not a data frame; fix: {fix}")
         self.names = tuple(frame) if isinstance(frame, Mapping) else tuple(frame.columns)
         if not self.names:
@@ -95,7 +98,9 @@ def is_frame(data: Any) -> bool:
     """Whether `data` has named columns: a pandas or polars DataFrame, or a mapping of names to columns."""
     if isinstance(data, Mapping):
         return True
-    return hasattr(data, "columns") and hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    return (
+        not _is_lazy(data) and hasattr(data, "columns") and hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    )
 
 
 def read_column(series: Any, name: str | None = None) -> Column:
@@ -149,9 +154,11 @@ def shown(value: Any, missing: str = "unknown") -> str:
     if isinstance(value, float):
         if value.is_integer() and abs(value) < 1e15:
             return str(int(value))
-        # The shortest digits that mean this number: 7.8292, and not 7.829199790954590 where it came as float32.
-        single = np.float32(value) if abs(value) < 1e38 else None
-        return str(single) if single is not None and float(single) == value else repr(value)
+        digits = repr(value)
+        # What came as float32 drags a tail: 7.829199790954590 is 7.8292.
+        if len(digits) > 14 and abs(value) < 1e38 and float(np.float32(value)) == value:
+            return str(np.float32(value))
+        return digits
     if isinstance(value, datetime):
         midnight = (value.hour, value.minute, value.second, value.microsecond) == (0, 0, 0, 0)
         return value.date().isoformat() if midnight else value.isoformat(sep=" ")
@@ -160,6 +167,11 @@ def shown(value: Any, missing: str = "unknown") -> str:
     if isinstance(value, tuple):
         return ", ".join(shown(item, missing) for item in value)
     return str(value).strip() or missing
+
+
+def _is_lazy(frame: Any) -> bool:
+    """Whether it is a query still to be run (polars): it has no rows yet."""
+    return hasattr(frame, "collect") and hasattr(frame, "collect_schema") and not hasattr(frame, "height")
 
 
 def _bare(name: str) -> str:

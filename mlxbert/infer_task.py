@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -154,6 +154,13 @@ def _single(column: Column, time: Any, task: str | None, classes: tuple[Label, .
     if task is not None:
         return _asked_for(column, counts, time, task, classes)
     found, why, labels = choose_by_values(column, counts)
+    if classes is not None:
+        if found != "multilabel":  # classes that these rows lack count too
+            known = replace(column, values=(*column.values, *classes))
+            found, why, _ = choose_by_values(known, counts + Counter(classes))
+            if found == "regression":
+                found, why = "multiclass", f"{len(classes)} classes, as given"
+        labels = _covering(column, classes, labels or sorted_labels(counts))
     times = _times(column, time)
     if times is None:
         if found == "regression":
@@ -166,9 +173,18 @@ def _single(column: Column, time: Any, task: str | None, classes: tuple[Label, .
         why += "; its datetime index is not regular, so the rows are not taken for one series (time= says they are)"
     elif time is not None:
         why += "; labels are no series, the times are for forward-chaining folds"
-    if classes is not None and labels is not None:
-        labels = classes
     return found, why, labels
+
+
+def _covering(column: Column, classes: tuple[Label, ...], found: tuple[Label, ...]) -> tuple[Label, ...]:
+    """`classes`, if they have all that was found."""
+    lacking = [label for label in found if label not in classes]
+    if lacking:
+        raise TaskError(
+            f"target {column.name!r} has the value {lacking[0]!r}, which is not one of the {len(classes)} classes "
+            "given; fix: add it, or drop its rows"
+        )
+    return classes
 
 
 def _asked_for(
@@ -183,7 +199,8 @@ def _asked_for(
             rows = [split_labels(value) for value in column.present]
         else:
             raise TaskError(f"{what} is one column of numbers; fix: give a column a label, lists, or 'a|b' strings")
-        return task, "as asked for", classes or multilabel_choice(column, rows, "")[2]
+        found = multilabel_choice(column, rows, "")[2] or ()
+        return task, "as asked for", _covering(column, classes, found) if classes else found
     if isinstance(first, tuple):
         raise TaskError(f"{what} holds lists; fix: task='multilabel'")
     if task in ("regression", "time_series"):
@@ -196,7 +213,8 @@ def _asked_for(
         refuse_ids(column, counts)
         if task == "ordinal" and column.order is None:
             raise TaskError(f"{what} holds words; fix: give classes=(…), lowest first")
-    labels = classes or (column.order if task == "ordinal" else None) or sorted_labels(counts)
+    values = sorted_labels(counts)
+    labels = _covering(column, classes, values) if classes else (task == "ordinal" and column.order) or values
     if task == "binary" and len(labels) != 2:
         raise TaskError(f"{what} has {len(labels)} different values; fix: task='multiclass'")
     return task, "as asked for", labels
