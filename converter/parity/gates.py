@@ -12,17 +12,24 @@ from mlx.utils import tree_flatten
 from converter.parity.deviation import Deviation, measure, no_comparison, worst
 from converter.parity.environment import describe, require_exact_float32
 from converter.parity.probes import Probe
-from converter.parity.reference import ReferenceOutput
+from converter.parity.reference import MULTIPLE_CHOICE, ReferenceOutput, as_vectors, choices_of
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point, Provenance
 from converter.parity.tolerances import precision_limits, tolerances
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError
+from mlxbert.output import BertOutput
+from mlxbert.pretrained import PretrainedBert
+
+LOGITS = "logits."
 
 Progress = Callable[[int, int, str], None]
 """Called with (probes done, probes in all, name of the next one)."""
 
 Outputs = dict[str, np.ndarray]
-"""Module name to its output: (B, L, D), or (B, D) for the pooler."""
+"""Module name to its output: (B, L, D), or (B, D) for the pooler and the logits of a whole text."""
+
+Model = BertCore | PretrainedBert
+"""An encoder, or one with its checkpoint's own head."""
 
 
 class ParityError(MLXBertError):
@@ -43,8 +50,8 @@ class RunsProbes(Protocol):
 
 def compare(
     reference: RunsProbes,
-    float32_core: BertCore,
-    written_core: BertCore,
+    float32_core: Model,
+    written_core: Model,
     probes: Sequence[Probe],
     *,
     written_dtype: str,
@@ -56,7 +63,7 @@ def compare(
 
     Args:
         reference: the source in PyTorch.
-        float32_core: the mapping gate's MLX side; its parameters are float32.
+        float32_core: the mapping gate's MLX side, with the head if the reference has one; its parameters are float32.
         written_core: the written checkpoint, in whatever it is computed in.
         probes: from `converter.parity.probes.make_probes`.
         written_dtype: the dtype on disk, which decides the precision limits: "float32", "float16", "bfloat16".
@@ -96,9 +103,10 @@ def compare(
     if progress is not None:
         progress(len(probes), len(probes), "")
 
-    def limits(gate: str, check: str) -> tuple[float, float | None]:
+    def limits(gate: str, check: str, name: str) -> tuple[float, float | None]:
         if gate == PRECISION:
-            return precision.max_rel, precision.cosine
+            # Logits have no length that LayerNorm gives them: two that are both near 0 may point anywhere.
+            return precision.max_rel, None if name.startswith(LOGITS) else precision.cosine
         return (mapping.local if check == LOCAL else mapping.cumulative), None
 
     return ParityReport(
@@ -136,16 +144,16 @@ class _Results:
             elif name not in reference:
                 deviation = no_comparison("the reference does not have it")
             else:
-                # The pooler reads position 0 alone, so a row that masks it has no pooled output to speak of.
+                # The pooler, and a head on it, read position 0 alone: a row that masks it has nothing to speak of.
                 positions = keep if reference[name].ndim == 3 else keep[:, 0]
                 deviation = measure(reference[name], got[name], positions)
             self._found.setdefault((gate, check, name), []).append((probe.name, deviation))
 
-    def points(self, limits: Callable[[str, str], tuple[float, float | None]]) -> tuple[Point, ...]:
+    def points(self, limits: Callable[[str, str, str], tuple[float, float | None]]) -> tuple[Point, ...]:
         points = []
         for (gate, check, name), found in self._found.items():
             total = worst(deviation for _, deviation in found)
-            limit, cosine_limit = limits(gate, check)
+            limit, cosine_limit = limits(gate, check, name)
             points.append(
                 Point(
                     gate=gate,
@@ -175,21 +183,27 @@ def _named(output: ReferenceOutput) -> Outputs:
     named = {"embeddings": embeddings} | {f"encoder.layer.{i}": layer for i, layer in enumerate(layers)}
     if output.pooler_output is not None:
         named["pooler"] = output.pooler_output
-    return named | {f"logits.{name}": logits for name, logits in output.logits.items()}
+    return named | {f"{LOGITS}{name}": logits for name, logits in output.logits.items()}
 
 
-def _run(core: BertCore, probe: Probe) -> Outputs:
+def _run(model: Model, probe: Probe) -> Outputs:
     """The whole model, from the ids."""
+    core = _core(model)
     output = core(probe.input_ids, probe.attention_mask, probe.token_type_ids, output_hidden_states=True)
     assert output.hidden_states is not None
     pooled = output.pooler_output
     return _named(
-        ReferenceOutput(tuple(map(_numpy, output.hidden_states)), None if pooled is None else _numpy(pooled))
+        ReferenceOutput(
+            tuple(map(_numpy, output.hidden_states)),
+            None if pooled is None else _numpy(pooled),
+            _logits(model, output),
+        )
     )
 
 
-def _run_each_alone(core: BertCore, probe: Probe, reference: ReferenceOutput) -> Outputs:
+def _run_each_alone(model: Model, probe: Probe, reference: ReferenceOutput) -> Outputs:
     """Each module alone, on what the reference gives to it: an error stays where it is made."""
+    core = _core(model)
     states = reference.hidden_states
     keep = mx.array(probe.keep)[:, None, None, :]  # (B, 1, 1, L)
     embedded = core.embeddings(mx.array(probe.input_ids), mx.array(probe.token_type_ids), None)
@@ -201,7 +215,25 @@ def _run_each_alone(core: BertCore, probe: Probe, reference: ReferenceOutput) ->
             outputs[f"encoder.layer.{i}"] = np.zeros(0)  # named as a layer that the reference does not have
     if "pooler" in core:
         outputs["pooler"] = _numpy(core.pooler(mx.array(states[-1])))
-    return outputs
+    pooled = reference.pooler_output
+    output = BertOutput(mx.array(states[-1]), None if pooled is None else mx.array(pooled))
+    return outputs | {f"{LOGITS}{name}": logits for name, logits in _logits(model, output).items()}
+
+
+def _core(model: Model) -> BertCore:
+    return model.core if isinstance(model, PretrainedBert) else model
+
+
+def _logits(model: Model, output: BertOutput) -> dict[str, np.ndarray]:
+    """The head's outputs for an encoder's, as `ReferenceOutput.logits`; none for an encoder alone."""
+    if isinstance(model, BertCore):
+        return {}
+    batch = output.last_hidden_state.shape[0]
+    if model.head.needs_pooler and output.pooler_output is None:
+        return {}  # each is then named as what the MLX model does not have
+    choices = choices_of(batch) if model.architecture == MULTIPLE_CHOICE else None
+    logits = model.apply_head(output, choices=choices)
+    return {name: as_vectors(name, _numpy(array), batch) for name, array in logits.items()}
 
 
 def _alone(probe: Probe) -> Iterator[tuple[Probe, int]]:
@@ -229,7 +261,7 @@ def _numpy(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32))
 
 
-def _dtype(core: BertCore) -> str:
+def _dtype(core: Model) -> str:
     """The floating dtype of the parameters; several are joined by "+"."""
     parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
     names = {str(array.dtype).removeprefix("mlx.core.") for _, array in parameters}
