@@ -8,34 +8,31 @@ that it was saved from; a pooler that this class leaves out (a masked LM's) is b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter.parity.probes import Probe
-from mlxbert.errors import MLXBertError, first_ten
-from mlxbert.head_class import (
-    HEAD_CLASSES,
-    HeadChoice,
-    HeadClassError,
-    choose_head_class,
-    is_head_tensor,
-    original_architectures,
+from converter.parity.own_head import (
+    MULTIPLE_CHOICE,
+    POOLER,
+    WITHOUT_POOLER,
+    as_vectors,
+    choices_of,
+    has_pooler,
+    head_choice,
 )
+from converter.parity.probes import Probe
+from converter.parity.torch_settings import full_float32, quiet_transformers
+from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.head_class import HeadClassError
 
 if TYPE_CHECKING:
     from converter.source import Source
 
-MULTIPLE_CHOICE = "BertForMultipleChoice"
-PRETRAINING = "BertForPreTraining"
-WITHOUT_POOLER = ("BertForMaskedLM", "BertLMHeadModel", "BertForTokenClassification", "BertForQuestionAnswering")
 
 # transformers adds the decoder's bias; `predictions.bias` is what it is tied to, and is not used otherwise.
 _DECODER_BIAS, _UNUSED_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
-_POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
 # The names that `from_pretrained` looks for in a directory.
 _STANDARD_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
 
@@ -94,7 +91,7 @@ class Reference:
         encoded: list[Any] = []  # the head's class does not return the pooler's output
         hook = self.model.base_model.register_forward_hook(lambda _module, _inputs, output: encoded.append(output))
         try:
-            with torch.inference_mode(), _full_float32():
+            with torch.inference_mode(), full_float32():
                 output = self.model(**inputs, output_hidden_states=True, return_dict=True)
         finally:
             hook.remove()
@@ -104,18 +101,6 @@ class Reference:
             pooler_output=None if pooled is None else pooled.numpy(),
             logits={name: as_vectors(name, output[name].numpy(), batch) for name in output if name.endswith("logits")},
         )
-
-
-def choices_of(batch: int) -> int:
-    """How many of a batch's texts a multiple-choice model is given as the choices of one question."""
-    return 2 if batch % 2 == 0 else 1
-
-
-def as_vectors(name: str, logits: np.ndarray, batch: int) -> np.ndarray:
-    """Logits as vectors: of a position, (B, L, F), or a text, (B, F). Spans (B, L) and choices (B / C, C) have F = 1."""
-    if name in ("start_logits", "end_logits"):
-        return logits[..., None]
-    return logits if len(logits) == batch else logits.reshape(batch, 1)
 
 
 def build_reference(source: Source) -> Reference:
@@ -151,33 +136,6 @@ def build_reference(source: Source) -> Reference:
     return _with_head(source, by_name, notes=(*notes, "PyTorch reference: from_pretrained(None, state_dict=…)"))
 
 
-def head_choice(source: Source) -> HeadChoice | None:
-    """The class that the source's head is compared as; None for an encoder alone.
-
-    The source's own class, except that where a masked LM's file holds the next-sentence head too (bert-base-uncased),
-    both are compared.
-
-    Raises:
-        HeadClassError: the head's tensors do not fit the class, or do not tell it.
-    """
-    tensors = [name for name in source.entries if is_head_tensor(name)]
-    if not tensors:
-        return None
-    has_pooler = _has_pooler(source)
-    choice = choose_head_class(
-        original_architectures(source.config), tensors, has_pooler=has_pooler, place=source.name
-    )
-    one, both = HEAD_CLASSES[choice.name], HEAD_CLASSES[PRETRAINING]
-    present = all(any(name.startswith(prefix) for name in tensors) for prefix in both)
-    if has_pooler and present and len(one) == 1 and one[0] in both:
-        return HeadChoice(PRETRAINING, f"it has both of pre-training's heads: compared as {PRETRAINING}")
-    return choice
-
-
-def _has_pooler(source: Source) -> bool:
-    return {name.removeprefix("bert.") for name in source.entries} >= _POOLER
-
-
 def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) -> Reference:
     """The class with the head, and the pooler that it leaves out; the encoder alone where there is no (whole) head."""
     try:
@@ -187,7 +145,7 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
     if choice is None:
         return _build(source, weights, notes)
     pooler = None
-    if choice.name in WITHOUT_POOLER and _has_pooler(source):
+    if choice.name in WITHOUT_POOLER and has_pooler(source):
         # Of this encoder its pooler alone is kept: never two models in memory.
         pooler = _build(source, weights, ()).model.pooler
     try:
@@ -198,7 +156,7 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
     if pooler is None:
         return reference
     reference.model.base_model.pooler = pooler
-    beside = tuple(name for name in reference.unexpected if name.removeprefix("bert.") not in _POOLER)
+    beside = tuple(name for name in reference.unexpected if name.removeprefix("bert.") not in POOLER)
     note = f"{choice.name} has no pooler: the file's own is compared with BertModel's"
     return replace(reference, unexpected=beside, notes=(*reference.notes, note))
 
@@ -251,7 +209,7 @@ def _build(
     import transformers
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, info = getattr(transformers, class_name).from_pretrained(
                 **weights,
                 config=transformers.BertConfig.from_dict(dict(source.config)),
@@ -265,7 +223,7 @@ def _build(
         summary = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ReferenceModelError(f"{source.location}: transformers cannot build it ({summary})") from error
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-    if class_name == "BertModel" and pooler and missing == _POOLER:
+    if class_name == "BertModel" and pooler and missing == POOLER:
         return _build(source, weights, (*notes, "the checkpoint has no pooler; none is compared"), pooler=False)
     if missing == {_DECODER_BIAS}:
         # Untied, transformers < 5 still shared this one with `predictions.bias`, and did not save it.
@@ -278,32 +236,3 @@ def _build(
         )
     model.eval()
     return Reference(model, type(model).__name__, tuple(sorted(unexpected)), notes)
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Torch's own full precision, whatever the process has set: "medium" lets CPUs multiply in bfloat16."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No bars and no load report, which `output_loading_info` gives as data; errors still show."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
