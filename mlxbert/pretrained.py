@@ -162,7 +162,7 @@ def _check(place: str, name: str, tensors: dict[str, mx.array], expected: dict[s
     problems = [f"missing: {parameter}" for parameter in expected if parameter not in tensors]
     problems += [
         f"unexpected: {key}"
-        for key in tensors
+        for key in sorted(tensors)
         # Another class's head beside this one's is no damage: pre-training leaves its own behind.
         if key not in expected and (not is_head_tensor(key) or key.startswith(HEAD_CLASSES[name]))
     ]
