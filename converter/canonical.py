@@ -15,6 +15,8 @@ from mlxbert.config import BertConfig
 
 if TYPE_CHECKING:
     from mlxbert.core import BertCore
+    from mlxbert.head_class import HeadChoice
+    from mlxbert.pretrained import PretrainedBert
 
 
 def plan_source(source: Source) -> tuple[BertConfig, Plan]:
@@ -50,6 +52,21 @@ def float32_core(source: Source) -> BertCore:
     core.eval()
     mx.eval(core.parameters())
     return core
+
+
+def float32_model(source: Source, choice: HeadChoice) -> PretrainedBert:
+    """`float32_core` with the source's own head, as a model of the chosen class.
+
+    Raises:
+        CheckpointError: the head's tensors are not those of the class.
+    """
+    import mlx.core as mx
+
+    from mlxbert.pretrained import attach_head
+
+    _, planned = plan_source(source)
+    tensors = {item.target: mx.array(read(source, item, "float32")) for item in planned.heads}
+    return attach_head(float32_core(source), tensors, choice, source.config, place=source.location, dtype=mx.float32)
 
 
 def _without_tied_copies(source: Source, config: BertConfig, planned: Plan) -> Plan:

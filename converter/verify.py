@@ -15,10 +15,15 @@ from mlxbert.writer.manifest import manifest_problems
 __all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from converter.parity.probes import Probe
     from converter.parity.report import ParityReport
     from converter.source import Source
     from mlxbert.config import BertConfig
+    from mlxbert.core import BertCore
+    from mlxbert.head_class import HeadChoice
+    from mlxbert.pretrained import PretrainedBert
 
 Progress = Callable[[str, int, int], None]
 """Called with "verify", probes done, probes in all."""
@@ -89,26 +94,31 @@ def verify_staged(
     """
     import mlx.core as mx
 
-    from converter.canonical import float32_core
+    from converter.canonical import float32_core, float32_model
     from converter.parity.gates import compare
     from converter.parity.reference import build_reference
     from converter.parity.report import Provenance
-    from mlxbert.checkpoint import load_core
+    from mlxbert.head_class import HEAD_CLASSES, HeadChoice
+    from mlxbert.pretrained import HEADS_FILE
 
     weights = sorted(directory.glob("model*.safetensors"))
     dtype = _written_dtype(directory, weights)
-    written = load_core(directory, config=hf_config)
+    reference = build_reference(source)
+    # What transformers could not build with its head is compared as an encoder, on both sides.
+    head = HeadChoice(reference.class_name) if reference.class_name in HEAD_CLASSES else None
+    written = _written(directory, hf_config, head)
     if _is_lossless(source, dtype):
-        core = written if dtype == "float32" else load_core(directory, config=hf_config, dtype=mx.float32)
+        model = written if dtype == "float32" else _written(directory, hf_config, head, mx.float32)
         float32_side = f"the written {dtype} weights in float32"
     else:
-        core = float32_core(source)
+        model = float32_core(source) if head is None else float32_model(source, head)
         float32_side = f"the source's weights through the mapping in float32, before they became {dtype}"
-    reference = build_reference(source)
-    probes, probe_notes = _probes(directory, core.config, seed)
+    probes, probe_notes = _probes(directory, written.config, seed)
+    if head is not None and (directory / HEADS_FILE).is_file():
+        weights.append(directory / HEADS_FILE)
     return compare(
         reference,
-        core,
+        model,
         written,
         probes,
         written_dtype=dtype,
@@ -123,6 +133,19 @@ def verify_staged(
         model_type=hf_config["model_type"],
         progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
     )
+
+
+def _written(
+    directory: Path, hf_config: dict[str, Any], head: HeadChoice | None, dtype: mx.Dtype | None = None
+) -> BertCore | PretrainedBert:
+    """The written checkpoint with its head; the encoder alone where there is none, which the gates then say."""
+    from mlxbert.checkpoint import load_core
+    from mlxbert.pretrained import HEADS_FILE, attach_head, read_head_tensors
+
+    core = load_core(directory, config=hf_config, dtype=dtype)
+    if head is None or not (directory / HEADS_FILE).is_file():
+        return core
+    return attach_head(core, read_head_tensors(directory), head, hf_config, place=str(directory), dtype=dtype)
 
 
 def _written_dtype(directory: Path, weights: list[Path]) -> str:
@@ -147,7 +170,7 @@ def _is_lossless(source: Source, dtype: str) -> bool:
     from converter.dtypes import CODES
 
     _, planned = plan_source(source)
-    return {source.entries[item.source].dtype for item in planned.encoder} == {CODES[dtype]}
+    return {source.entries[item.source].dtype for item in (*planned.encoder, *planned.heads)} == {CODES[dtype]}
 
 
 def _probes(directory: Path, config: BertConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:

@@ -15,5 +15,6 @@ from mlxbert.config import BertConfig  # noqa: E402
 from mlxbert.core import BertCore  # noqa: E402
 from mlxbert.errors import MLXBertError  # noqa: E402
 from mlxbert.output import BertOutput  # noqa: E402
+from mlxbert.pretrained import load_with_head  # noqa: E402
 
-__all__ = ["BertConfig", "BertCore", "BertOutput", "MLXBertError", "load"]
+__all__ = ["BertConfig", "BertCore", "BertOutput", "MLXBertError", "load", "load_with_head"]

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+_CHUNK = 1 << 22  # elements compared at once
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ def measure(reference: np.ndarray, got: np.ndarray, keep: np.ndarray | None = No
     a, b = (_vectors(array, keep) for array in (got, reference))
     if not len(b):
         return no_comparison("every position is masked")
+    if b.shape[1] == 1:
+        return _one_feature(a.astype(np.float64), b.astype(np.float64))
+    # Scores of a whole vocabulary: all of them in float64 at once would be gigabytes.
+    rows = max(1, _CHUNK // b.shape[1])
+    return worst(_compare(a[i : i + rows], b[i : i + rows]) for i in range(0, len(b), rows))
+
+
+def _compare(a: np.ndarray, b: np.ndarray) -> Deviation:
+    """(N, D) against (N, D), in float64, so that measuring adds no rounding of its own."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
     difference = np.abs(a - b)
     return Deviation(
         max_abs=float(difference.max()),
@@ -66,6 +78,15 @@ def measure(reference: np.ndarray, got: np.ndarray, keep: np.ndarray | None = No
         argmax_agreement=float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1))),
         positions=len(b),
     )
+
+
+def _one_feature(a: np.ndarray, b: np.ndarray) -> Deviation:
+    """(N, 1) against (N, 1): one number has no direction and no largest feature, so all N are taken together."""
+    alone = _compare(a, b)
+    if len(b) == 1:
+        return replace(alone, cosine=1.0, argmax_agreement=1.0)
+    together = _compare(a.T, b.T)
+    return replace(alone, cosine=together.cosine, argmax_agreement=together.argmax_agreement)
 
 
 def worst(deviations: Iterable[Deviation]) -> Deviation:
@@ -88,9 +109,8 @@ def worst(deviations: Iterable[Deviation]) -> Deviation:
 
 
 def _vectors(array: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
-    """(N, D) in float64, so that measuring adds no rounding of its own."""
-    picked = array.reshape(-1, array.shape[-1]) if keep is None else array[keep]
-    return picked.astype(np.float64)
+    """The vectors to compare, (N, D)."""
+    return array.reshape(-1, array.shape[-1]) if keep is None else array[keep]
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import mlx.core as mx
@@ -11,18 +11,15 @@ from mlx.utils import tree_flatten
 
 from converter.parity.deviation import Deviation, measure, no_comparison, worst
 from converter.parity.environment import describe, require_exact_float32
+from converter.parity.outputs import LOGITS, Model, named, row_of, rows_alone, run, run_each_alone
 from converter.parity.probes import Probe
 from converter.parity.reference import ReferenceOutput
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point, Provenance
 from converter.parity.tolerances import precision_limits, tolerances
-from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError
 
 Progress = Callable[[int, int, str], None]
 """Called with (probes done, probes in all, name of the next one)."""
-
-Outputs = dict[str, np.ndarray]
-"""Module name to its output: (B, L, D), or (B, D) for the pooler."""
 
 
 class ParityError(MLXBertError):
@@ -43,8 +40,8 @@ class RunsProbes(Protocol):
 
 def compare(
     reference: RunsProbes,
-    float32_core: BertCore,
-    written_core: BertCore,
+    float32_core: Model,
+    written_core: Model,
     probes: Sequence[Probe],
     *,
     written_dtype: str,
@@ -56,7 +53,7 @@ def compare(
 
     Args:
         reference: the source in PyTorch.
-        float32_core: the mapping gate's MLX side; its parameters are float32.
+        float32_core: the mapping gate's MLX side, with the head if the reference has one; its parameters are float32.
         written_core: the written checkpoint, in whatever it is computed in.
         probes: from `converter.parity.probes.make_probes`.
         written_dtype: the dtype on disk, which decides the precision limits: "float32", "float16", "bfloat16".
@@ -83,22 +80,23 @@ def compare(
         if progress is not None:
             progress(done, len(probes), probe.name)
         expected = reference.run(probe)
-        actual = _run(float32_core, probe)
-        gates.add(MAPPING, CUMULATIVE, probe, _named(expected), actual)
-        gates.add(MAPPING, LOCAL, probe, _named(expected), _run_each_alone(float32_core, probe, expected))
+        actual = run(float32_core, probe)
+        gates.add(MAPPING, CUMULATIVE, probe, named(expected), actual)
+        gates.add(MAPPING, LOCAL, probe, named(expected), run_each_alone(float32_core, probe, expected))
         if probe.padding_invariance:
-            for alone, row in _alone(probe):
-                gates.add(MAPPING, PADDING, probe, _run(float32_core, alone), _row(actual, row, alone), alone.keep)
+            for alone, row in rows_alone(probe):
+                gates.add(MAPPING, PADDING, probe, run(float32_core, alone), row_of(actual, row, alone), alone.keep)
         # Float32 weights as they are written are the float32 core itself: running it again would show nothing.
-        written = actual if written_core is float32_core else _run(written_core, probe)
+        written = actual if written_core is float32_core else run(written_core, probe)
         gates.add(PRECISION, CUMULATIVE, probe, actual, written)
         mx.clear_cache()
     if progress is not None:
         progress(len(probes), len(probes), "")
 
-    def limits(gate: str, check: str) -> tuple[float, float | None]:
+    def limits(gate: str, check: str, name: str) -> tuple[float, float | None]:
         if gate == PRECISION:
-            return precision.max_rel, precision.cosine
+            # Logits have no length that LayerNorm gives them: two that are both near 0 may point anywhere.
+            return precision.max_rel, None if name.startswith(LOGITS) else precision.cosine
         return (mapping.local if check == LOCAL else mapping.cumulative), None
 
     return ParityReport(
@@ -136,16 +134,16 @@ class _Results:
             elif name not in reference:
                 deviation = no_comparison("the reference does not have it")
             else:
-                # The pooler reads position 0 alone, so a row that masks it has no pooled output to speak of.
+                # The pooler, and a head on it, read position 0 alone: a row that masks it has nothing to speak of.
                 positions = keep if reference[name].ndim == 3 else keep[:, 0]
                 deviation = measure(reference[name], got[name], positions)
             self._found.setdefault((gate, check, name), []).append((probe.name, deviation))
 
-    def points(self, limits: Callable[[str, str], tuple[float, float | None]]) -> tuple[Point, ...]:
+    def points(self, limits: Callable[[str, str, str], tuple[float, float | None]]) -> tuple[Point, ...]:
         points = []
         for (gate, check, name), found in self._found.items():
             total = worst(deviation for _, deviation in found)
-            limit, cosine_limit = limits(gate, check)
+            limit, cosine_limit = limits(gate, check, name)
             points.append(
                 Point(
                     gate=gate,
@@ -169,67 +167,7 @@ def _badness(deviation: Deviation) -> float:
     return float("inf") if deviation.max_rel is None else deviation.max_rel
 
 
-def _named(output: ReferenceOutput) -> Outputs:
-    """The reference's outputs under our module names, in the order of the model."""
-    embeddings, *layers = output.hidden_states
-    named = {"embeddings": embeddings} | {f"encoder.layer.{i}": layer for i, layer in enumerate(layers)}
-    if output.pooler_output is not None:
-        named["pooler"] = output.pooler_output
-    return named | {f"logits.{name}": logits for name, logits in output.logits.items()}
-
-
-def _run(core: BertCore, probe: Probe) -> Outputs:
-    """The whole model, from the ids."""
-    output = core(probe.input_ids, probe.attention_mask, probe.token_type_ids, output_hidden_states=True)
-    assert output.hidden_states is not None
-    pooled = output.pooler_output
-    return _named(
-        ReferenceOutput(tuple(map(_numpy, output.hidden_states)), None if pooled is None else _numpy(pooled))
-    )
-
-
-def _run_each_alone(core: BertCore, probe: Probe, reference: ReferenceOutput) -> Outputs:
-    """Each module alone, on what the reference gives to it: an error stays where it is made."""
-    states = reference.hidden_states
-    keep = mx.array(probe.keep)[:, None, None, :]  # (B, 1, 1, L)
-    embedded = core.embeddings(mx.array(probe.input_ids), mx.array(probe.token_type_ids), None)
-    outputs = {"embeddings": _numpy(embedded)}
-    for i, layer in enumerate(core.encoder.layer):
-        if i + 1 < len(states):
-            outputs[f"encoder.layer.{i}"] = _numpy(layer(mx.array(states[i]), keep)[0])
-        else:
-            outputs[f"encoder.layer.{i}"] = np.zeros(0)  # named as a layer that the reference does not have
-    if "pooler" in core:
-        outputs["pooler"] = _numpy(core.pooler(mx.array(states[-1])))
-    return outputs
-
-
-def _alone(probe: Probe) -> Iterator[tuple[Probe, int]]:
-    """Each padded row of a right-padded batch as a batch of its own, without its padding."""
-    for row, length in enumerate(probe.keep.sum(axis=1)):
-        if length == probe.shape[1]:
-            continue
-        ids, mask, types = (
-            array[row : row + 1, :length] for array in (probe.input_ids, probe.attention_mask, probe.token_type_ids)
-        )
-        yield Probe(f"{probe.name}, row {row} alone", ids, mask, types), row
-
-
-def _row(outputs: Outputs, row: int, alone: Probe) -> Outputs:
-    """One row of a batch's outputs, cut to the length that it has alone."""
-    length = alone.shape[1]
-    return {
-        name: array[row : row + 1, :length] if array.ndim == 3 else array[row : row + 1]
-        for name, array in outputs.items()
-    }
-
-
-def _numpy(array: mx.array) -> np.ndarray:
-    """To float32 on the host; exact from float16 and bfloat16."""
-    return np.array(array.astype(mx.float32))
-
-
-def _dtype(core: BertCore) -> str:
+def _dtype(core: Model) -> str:
     """The floating dtype of the parameters; several are joined by "+"."""
     parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
     names = {str(array.dtype).removeprefix("mlx.core.") for _, array in parameters}

@@ -1,26 +1,38 @@
 """The reference: the source as transformers alone reads it, in float32 PyTorch on the CPU.
 
 The only place that builds a torch model. Names go to modules by transformers' own rules (`bert.` prefix, `gamma` and
-`beta`), never by our mapping, which is what the comparison is about.
+`beta`), never by our mapping, which is what the comparison is about. A checkpoint with a head is built as the class
+that it was saved from; a pooler that this class leaves out (a masked LM's) is built by `BertModel` and compared too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from converter.parity.own_head import (
+    MULTIPLE_CHOICE,
+    POOLER,
+    WITHOUT_POOLER,
+    as_vectors,
+    choices_of,
+    has_pooler,
+    head_choice,
+)
 from converter.parity.probes import Probe
+from converter.parity.torch_settings import full_float32, quiet_transformers
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.head_class import HeadClassError
 
 if TYPE_CHECKING:
     from converter.source import Source
 
-_POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
+
+# transformers adds the decoder's bias; `predictions.bias` is what it is tied to, and is not used otherwise.
+_DECODER_BIAS, _UNUSED_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
 # The names that `from_pretrained` looks for in a directory.
 _STANDARD_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
 
@@ -36,7 +48,8 @@ class ReferenceOutput:
     Attributes:
         hidden_states: the embeddings' output and each layer's, (B, L, D) each.
         pooler_output: (B, D); None for a checkpoint without a pooler.
-        logits: heads' outputs under transformers' field names.
+        logits: the head's outputs under transformers' field names, a vector a position or a text: (B, L, F) or (B, F);
+            one score a position (`start_logits`) or a choice has F = 1.
     """
 
     hidden_states: tuple[np.ndarray, ...]
@@ -46,12 +59,12 @@ class ReferenceOutput:
 
 @dataclass(frozen=True)
 class Reference:
-    """A float32 PyTorch encoder in evaluation mode.
+    """A float32 PyTorch model in evaluation mode: an encoder, or one with its head.
 
     Attributes:
         model: the transformers model.
         class_name: its class.
-        unexpected: the source's tensors that this class has no use for (heads).
+        unexpected: the source's tensors that this class has no use for.
         notes: what the report should say about how it was built.
     """
 
@@ -61,29 +74,41 @@ class Reference:
     notes: tuple[str, ...] = ()
 
     def run(self, probe: Probe) -> ReferenceOutput:
-        """Every hidden state and the pooler's output for one batch."""
+        """Every hidden state, the pooler's output and the logits for one batch."""
         import torch
 
-        with torch.inference_mode(), _full_float32():
-            output = self.model(
-                input_ids=torch.from_numpy(probe.input_ids),
-                attention_mask=torch.from_numpy(probe.attention_mask),
-                token_type_ids=torch.from_numpy(probe.token_type_ids),
-                output_hidden_states=True,
-                return_dict=True,
+        batch = probe.shape[0]
+        inputs = {
+            name: torch.from_numpy(array)
+            for name, array in (
+                ("input_ids", probe.input_ids),
+                ("attention_mask", probe.attention_mask),
+                ("token_type_ids", probe.token_type_ids),
             )
-        pooled = output.pooler_output
+        }
+        if self.class_name == MULTIPLE_CHOICE:
+            inputs = {name: tensor.view(-1, choices_of(batch), tensor.shape[-1]) for name, tensor in inputs.items()}
+        encoded: list[Any] = []  # the head's class does not return the pooler's output
+        hook = self.model.base_model.register_forward_hook(lambda _module, _inputs, output: encoded.append(output))
+        try:
+            with torch.inference_mode(), full_float32():
+                output = self.model(**inputs, output_hidden_states=True, return_dict=True)
+        finally:
+            hook.remove()
+        pooled = encoded[0].pooler_output
         return ReferenceOutput(
             hidden_states=tuple(state.numpy() for state in output.hidden_states),
             pooler_output=None if pooled is None else pooled.numpy(),
+            logits={name: as_vectors(name, output[name].numpy(), batch) for name in output if name.endswith("logits")},
         )
 
 
 def build_reference(source: Source) -> Reference:
-    """The source's encoder as transformers builds it: float32, eager attention, evaluation mode.
+    """The source as transformers builds it: float32, eager attention, evaluation mode; its head too, if it has one.
 
-    A directory in a standard layout is opened by `BertModel.from_pretrained(directory)`. For the forms that
-    transformers does not open itself (a wrapped state dict, a bare `.pt` file), the tensors are handed to it by name.
+    A directory in a standard layout is opened by `from_pretrained(directory)`. For the forms that transformers does
+    not open itself (a wrapped state dict, a bare `.pt` file), the tensors are handed to it by name. A head that
+    transformers cannot build whole is left out, and a note says why.
 
     Raises:
         ReferenceModelError: torch is not installed, transformers does not read this form, or a parameter would be
@@ -102,13 +127,38 @@ def build_reference(source: Source) -> Reference:
             "use_safetensors": source.format == "safetensors",
         }
         try:
-            return _build(source, directory, notes=("PyTorch reference: from_pretrained(directory)",))
+            return _with_head(source, directory, notes=("PyTorch reference: from_pretrained(directory)",))
         except ReferenceModelError:
             # A wrapped state dict under a standard name opens as a model without tensors. The second way has the same
             # checks, and what is wrong with the tensors themselves fails there too.
             notes.append("transformers does not open these files itself")
     by_name = {"pretrained_model_name_or_path": None, "state_dict": _state_dict(source)}
-    return _build(source, by_name, notes=(*notes, "PyTorch reference: from_pretrained(None, state_dict=…)"))
+    return _with_head(source, by_name, notes=(*notes, "PyTorch reference: from_pretrained(None, state_dict=…)"))
+
+
+def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) -> Reference:
+    """The class with the head, and the pooler that it leaves out; the encoder alone where there is no (whole) head."""
+    try:
+        choice = head_choice(source)
+    except HeadClassError as error:
+        return _build(source, weights, (*notes, f"the head is not compared: {error}"))
+    if choice is None:
+        return _build(source, weights, notes)
+    pooler = None
+    if choice.name in WITHOUT_POOLER and has_pooler(source):
+        # Of this encoder its pooler alone is kept: never two models in memory.
+        pooler = _build(source, weights, ()).model.pooler
+    try:
+        reference = _build(source, weights, (*notes, *filter(None, [choice.note])), class_name=choice.name)
+    except ReferenceModelError as error:
+        reason = str(error).replace("\n  ", ", ").removeprefix(f"{source.location}: ")
+        return _build(source, weights, (*notes, f"the head is not compared: as {choice.name}, {reason}"))
+    if pooler is None:
+        return reference
+    reference.model.base_model.pooler = pooler
+    beside = tuple(name for name in reference.unexpected if name.removeprefix("bert.") not in POOLER)
+    note = f"{choice.name} has no pooler: the file's own is compared with BertModel's"
+    return replace(reference, unexpected=beside, notes=(*reference.notes, note))
 
 
 def _require_torch() -> None:
@@ -153,60 +203,42 @@ def _state_dict(source: Source) -> dict[str, Any]:
     return tensors
 
 
-def _build(source: Source, weights: dict[str, Any], notes: tuple[str, ...], *, pooler: bool = True) -> Reference:
+def _build(
+    source: Source,
+    weights: dict[str, Any],
+    notes: tuple[str, ...],
+    *,
+    class_name: str = "BertModel",
+    pooler: bool = True,
+) -> Reference:
     import torch
-    from transformers import BertConfig, BertModel
+    import transformers
 
     try:
-        with _quiet_transformers():
-            model, info = BertModel.from_pretrained(
+        with quiet_transformers():
+            model, info = getattr(transformers, class_name).from_pretrained(
                 **weights,
-                config=BertConfig.from_dict(dict(source.config)),
+                config=transformers.BertConfig.from_dict(dict(source.config)),
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
                 output_loading_info=True,
-                add_pooling_layer=pooler,
+                **({"add_pooling_layer": pooler} if class_name == "BertModel" else {}),
             )
     except Exception as error:  # whatever transformers raises, verifying could not run; the cause stays attached
         summary = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ReferenceModelError(f"{source.location}: transformers cannot build it ({summary})") from error
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-    if pooler and missing == _POOLER:
+    if class_name == "BertModel" and pooler and missing == POOLER:
         return _build(source, weights, (*notes, "the checkpoint has no pooler; none is compared"), pooler=False)
-    if missing:
+    if missing == {_DECODER_BIAS}:
+        # Untied, transformers < 5 still shared this one with `predictions.bias`, and did not save it.
+        model.cls.predictions.decoder.bias = model.cls.predictions.bias
+        notes = (*notes, f"{_DECODER_BIAS} is not in the file: cls.predictions.bias, as transformers before 5 has it")
+    elif missing and missing != {_UNUSED_BIAS}:
         raise ReferenceModelError(
             f"{source.location}: transformers finds no tensor for {len(missing)} parameters and would fill them at "
             f"random; fix: verify against the complete checkpoint\n{first_ten(sorted(missing))}"
         )
     model.eval()
     return Reference(model, type(model).__name__, tuple(sorted(unexpected)), notes)
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Torch's own full precision, whatever the process has set: "medium" lets CPUs multiply in bfloat16."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No bars and no load report, which `output_loading_info` gives as data; errors still show."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

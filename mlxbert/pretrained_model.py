@@ -1,0 +1,94 @@
+"""`PretrainedBert`: an encoder with its checkpoint's own head, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from heads.pretrained import MultipleChoiceHead, PretrainedHead
+from mlxbert.config import BertConfig
+from mlxbert.core import BertCore
+from mlxbert.labels import Labels
+from mlxbert.output import BertOutput
+
+
+@dataclass(frozen=True)
+class PretrainedOutput:
+    """What a `PretrainedBert` returns; the field names are transformers' own, and None where the class has no such.
+
+    Attributes:
+        logits: masked LM (B, L, V), next sentence (B, 2), sequence (B, K), token (B, L, K), choice (B, C).
+        prediction_logits, seq_relationship_logits: pre-training, (B, L, V) and (B, 2).
+        start_logits, end_logits: question answering, (B, L) each.
+        hidden_states, attentions: on request, as in `BertOutput`; of B · C texts for multiple choice.
+    """
+
+    logits: mx.array | None = None
+    prediction_logits: mx.array | None = None
+    seq_relationship_logits: mx.array | None = None
+    start_logits: mx.array | None = None
+    end_logits: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+class PretrainedBert(nn.Module):
+    """An encoder and its checkpoint's own head.
+
+    Attributes:
+        core: the encoder.
+        head: the head.
+        config: the encoder's configuration.
+        architecture: the transformers class that this computes, such as "BertForMaskedLM".
+        labels: names and kind of a classifier's outputs.
+    """
+
+    def __init__(self, core: BertCore, head: PretrainedHead, architecture: str, labels: Labels):
+        super().__init__()
+        self.core = core
+        self.head = head
+        self.config: BertConfig = core.config
+        self.architecture = architecture
+        self.labels = labels
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> PretrainedOutput:
+        """Encode a batch and apply the head; arguments as `BertCore`'s, (B, C, L) each for multiple choice.
+
+        Raises:
+            ValueError: a shape that does not fit.
+        """
+        inputs = [input_ids, attention_mask, token_type_ids, position_ids]
+        choices = None
+        if isinstance(self.head, MultipleChoiceHead):
+            ids = mx.array(input_ids)
+            if ids.ndim != 3:
+                raise ValueError(f"input_ids has shape {ids.shape}; multiple choice takes (batch, choices, length)")
+            choices = ids.shape[1]
+            # (B, C, L) -> (B · C, L)
+            arrays = [None if value is None else mx.array(value) for value in inputs]
+            inputs = [None if array is None else array.reshape(-1, array.shape[-1]) for array in arrays]
+        output = self.core(*inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        return PretrainedOutput(
+            **self.apply_head(output, choices=choices),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    def apply_head(self, output: BertOutput, *, choices: int | None = None) -> dict[str, mx.array]:
+        """The logits for what the encoder computed; `choices` texts, one after the other, belong to one question."""
+        pooled = output.pooler_output
+        if choices is not None and pooled is not None:
+            pooled = pooled.reshape(-1, choices, pooled.shape[-1])  # (B · C, D) -> (B, C, D)
+        return self.head(output.last_hidden_state, pooled, self.core.embeddings.word_embeddings.as_linear)
