@@ -15,7 +15,7 @@ from heads.errors import HeadError
 from heads.forward_chaining import Windows, windows
 from heads.head_registry import COMPETITION_TYPES
 from heads.labels import Label
-from mlxbert.factory import Choice, FactoryError, fitted_model, head_for
+from mlxbert.create import Choice, FactoryError, fitted_model, head_for
 from mlxbert.frames import Column, Table
 from mlxbert.infer_task import InferredTask, infer_task
 from mlxbert.target_values import target_values

@@ -21,14 +21,21 @@ from heads.binary import BinaryClassificationHead
 from heads.head_registry import get_head, register_head, unregister_head
 from heads.ordinal import OrdinalRegressionHead
 from heads.regression import RegressionHead
-from mlxbert.competition import get_competition, registered_competitions
 from mlxbert.errors import MLXBertError
-from mlxbert.factory import FactoryError, create_for_competition, create_model, head_for
-from mlxbert.frame_model import FrameModel, from_dataframe
-from mlxbert.frames import FrameError
-from mlxbert.infer_task import infer_task
+from mlxbert.factory import (
+    FactoryError,
+    FrameError,
+    FrameModel,
+    TaskError,
+    create_for_competition,
+    create_model,
+    from_dataframe,
+    get_competition,
+    head_for,
+    infer_task,
+    registered_competitions,
+)
 from mlxbert.pooling_spec import CHOICES, pooling_settings
-from mlxbert.target_rules import TaskError
 from mlxbert.with_head import BertWithHead
 from tests.competition_files import read, real_file
 from tests.head_samples import NAMES
@@ -405,8 +412,8 @@ def test_real_frames_make_the_configured_model(converted: Path, name: str, libra
 def test_importing_mlxbert_and_its_factory_imports_no_data_frames() -> None:
     code = (
         "import sys, mlxbert; print(sorted({'pandas', 'polars', 'narwhals', 'pyarrow'} & set(sys.modules)));"
-        "import mlxbert.frame_model, mlxbert.competition as c; c.get_competition('titanic');"
-        "mlxbert.frame_model.infer_task([0, 1]);"
+        "import mlxbert.factory as f; f.get_competition('titanic');"
+        "f.infer_task([0, 1]);"
         "print(sorted({'pandas', 'polars', 'narwhals', 'pyarrow', 'sklearn', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
