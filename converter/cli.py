@@ -6,6 +6,8 @@ Every flag is a keyword of the Python function that the command calls. Heavy imp
 
 from __future__ import annotations
 
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +15,38 @@ import click
 
 EXIT_PARITY_FAILED = 1
 EXIT_COULD_NOT_RUN = 2
+EXIT_INTERRUPTED = 130
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class OneLineErrors(click.Command):
-    """A command whose mistakes of the caller's cost one clear message and exit code 2, never a traceback."""
+    """A command whose mistakes of the caller's cost one clear message and exit code 2, never a traceback.
+
+    A mistake of ours shows its traceback, and exits with 2 too: 1 would say that two models differ.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
-        from mlxbert.errors import MLXBertError
-
         try:
             return super().invoke(ctx)
-        except MLXBertError as error:
-            click.echo(f"{ctx.command_path}: error: {error}", err=True)
-            ctx.exit(EXIT_COULD_NOT_RUN)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except KeyboardInterrupt:
             click.echo(f"\n{ctx.command_path}: interrupted; nothing half-written was left", err=True)
-            ctx.exit(130)
+            ctx.exit(EXIT_INTERRUPTED)
+        except Exception as error:
+            if _is_ours(error):
+                click.echo(f"{ctx.command_path}: error: {error}", err=True)
+            else:
+                traceback.print_exc()
+                click.echo(f"{ctx.command_path}: could not run: the lines above show a bug; fix: report it", err=True)
+            ctx.exit(EXIT_COULD_NOT_RUN)
+
+
+def _is_ours(error: Exception) -> bool:
+    """An MLXBertError. Not imported for that: importing mlxbert is what raises one where MLX has no backend."""
+    errors = sys.modules.get("mlxbert.errors")
+    return errors is not None and isinstance(error, errors.MLXBertError)
 
 
 @click.command(cls=OneLineErrors, context_settings=CONTEXT, epilog="Docs and examples: README.md")
@@ -75,7 +91,7 @@ def convert(src: str, **options: Any) -> None:
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, where the reference has none beside it."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the random probes.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random probes.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit XML file, for CI.")
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page with plots."
@@ -91,12 +107,15 @@ def verify(converted: Path, reference: str, junit: Path | None, html: Path | Non
     from converter.terminal import progress_bars, show_parity
     from converter.verify import verify as run
     from converter.verify import write_reports
+    from mlxbert.terminal import show
 
     with progress_bars() as progress:
         report = run(converted, reference, **options, progress=progress)
-    show_parity(report)
-    for written in write_reports(report, converted, junit=junit, html=html):
-        click.echo(written)
+    try:  # before the table: whoever pipes that into `head` wants the reports all the same
+        written = write_reports(report, converted, junit=junit, html=html)
+    finally:
+        show_parity(report)
+    show("\n".join(written))
     if not report.passed:
         raise SystemExit(EXIT_PARITY_FAILED)
 
@@ -113,7 +132,7 @@ def export(converted: Path, **options: Any) -> None:
       mlxbert-export mlx_models/bert-base-uncased -o hf_models/bert-base-uncased
     """
     from converter.export import export as run
+    from mlxbert.terminal import show
 
     path = run(converted, **options)
-    click.echo(f"Exported to {path}")
-    click.echo(f'Next: transformers.AutoModel.from_pretrained("{path}")')
+    show(f"Exported to {path}", f'Next: transformers.AutoModel.from_pretrained("{path}")')

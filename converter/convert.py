@@ -19,6 +19,7 @@ from converter.mapping import Plan, Planned
 from converter.mappings import mapping_for
 from converter.source import Source, open_source
 from mlxbert.errors import MLXBertError
+from mlxbert.home import expand_home
 from mlxbert.writer.output_directory import OutputDirectory
 from mlxbert.writer.recovery import recover
 from mlxbert.writer.safetensors_writer import PlannedTensor
@@ -96,17 +97,17 @@ def convert(
         MLXBertError: the source, the configuration, or the output is at fault; nothing was written, nothing lost.
     """
     progress = progress or _silent
-    target = Path(out) if out is not None else default_output(str(src))
+    target = expand_home(out) if out is not None else default_output(str(src))
     # Before anything else can fail: a model that a killed run had moved aside comes back even if this source is bad.
     recover(target)
     check_target(target, overwrite=overwrite)
-    source = open_source(str(src), revision=revision, config=None if config is None else Path(config))
+    source = open_source(str(src), revision=revision, config=None if config is None else expand_home(config))
     _, planned = plan_source(source)
     unverified = why_not_verified(source, verify)
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
     notes = [*source.notes, *_notes(source, planned, dtype)]
 
-    given = Path(src) if Path(src).is_file() else source.directory
+    given = expand_home(src) if expand_home(src).is_file() else source.directory
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
         tensors = _to_write(source, planned.encoder, dtype)
         heads = _to_write(source, planned.heads, dtype)
@@ -156,7 +157,7 @@ def convert(
 
 def default_output(src: str) -> Path:
     """`mlx_models/NAME`: the last part of a Hub id or a directory's path; of a file, that of its directory."""
-    path = Path(src)
+    path = expand_home(src)
     name = path.parent.resolve().name if path.is_file() else path.resolve().name if path.exists() else path.name
     return Path("mlx_models") / (name or "model")
 

@@ -12,6 +12,7 @@ from converter.readers.json_file import read_json_object
 from converter.source import Source, open_source
 from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.home import expand_home
 from mlxbert.writer.output_directory import OutputDirectory
 from mlxbert.writer.safetensors_writer import PlannedTensor
 
@@ -34,7 +35,7 @@ def export(converted: str | Path, out: str | Path, *, overwrite: bool = False) -
         ExportError: `converted` was not written by mlxbert-convert, is quantized, or has a head of mlxbert's own.
         MLXBertError: it is damaged, or `out` cannot be written; nothing was written, nothing lost.
     """
-    converted, out = Path(converted), Path(out)
+    converted, out = expand_home(converted), expand_home(out)
     config = _converted_config(converted)
     source = open_source(str(converted))
     with OutputDirectory(out, overwrite=overwrite, source=converted) as output:

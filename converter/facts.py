@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from converter.card import CardFacts
 from converter.mappings import mapping_for
 from converter.readers.safetensors import read_safetensors
+from converter.readers.source_error import shown
+from mlxbert.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from converter.parity.report import ParityReport
@@ -23,13 +25,20 @@ def card_facts(directory: Path, config: dict[str, Any], report: ParityReport | N
         directory: with the index, the heads and the tokenizer files written.
         config: as the conversion writes it, with its "mlxbert" block.
         report: the parity report; None where nothing was compared.
-        name: of the model.
+        name: of the model; what cannot be printed, a directory's bytes that are no text, is escaped.
+
+    Raises:
+        CheckpointError: the "mlxbert" block is not as the conversion writes it.
     """
     index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
     heads = directory / "heads.safetensors"
     block = config["mlxbert"]
+    if absent := sorted({"source", "revision", "converter_version", "original_architectures", "dropped"} - set(block)):
+        raise CheckpointError(
+            f'{directory}: the "mlxbert" block of config.json lacks {", ".join(absent)}; fix: convert again'
+        )
     return CardFacts(
-        name=name,
+        name=shown(name),
         source=block["source"],
         revision=block["revision"],
         original_class=_original_class(config),

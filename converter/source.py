@@ -26,6 +26,7 @@ from converter.readers.weight_files import (
 from converter.readers.weights import Weights, read_sharded, read_weights
 from converter.readers.wrapper_prefixes import strip_prefixes
 from mlxbert.errors import first_ten
+from mlxbert.home import expand_home
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
 
@@ -71,7 +72,7 @@ def open_source(src: str, *, revision: str | None = None, config: Path | None = 
     downloaded at `revision`; `config` is used in the place of config.json. Raises SourceError, one line with
     the fix, for everything that cannot be read, and mlxbert.hub's errors for what the Hub answers.
     """
-    path = Path(src).expanduser()
+    path = expand_home(src)
     try:
         if not src:
             raise SourceError("SRC is empty; fix: give a directory, a file or a Hub id")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
 from converter.parity.report import ParityReport
+from mlxbert.terminal import show
 
 _VERBS = {"convert": "Converting", "verify": "Comparing with PyTorch"}
 
@@ -41,23 +43,23 @@ def show_parity(report: ParityReport) -> None:
     """The parity table, on standard output."""
     from converter.parity.table import parity_table
 
-    Console().print(parity_table(report))
+    show(parity_table(report))
 
 
 def show_result(result: ConvertResult) -> None:
     """What a conversion did, whether it is proven, where it is, and what to do next."""
-    console = Console()
     if result.report is not None:
         show_parity(result.report)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("Written", str(result.path))
-    table.add_row("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB")
+    rows = [
+        ("Written", str(result.path)),
+        ("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB"),
+    ]
     if result.heads:
-        table.add_row("Own head", f"{len(result.heads)} tensors in heads.safetensors")
-    for key, why in result.dropped.items():
-        table.add_row("Dropped", f"{key}: {why}")
-    for note in result.notes:
-        table.add_row("Note", note)
-    table.add_row("Parity", "VERIFIED" if result.report else f"NOT VERIFIED: {result.unverified}")
-    table.add_row("Next", f'mlxbert.load("{result.path}")   or   mlxbert encode {result.path} "A sentence."')
-    console.print(table, soft_wrap=True)
+        rows.append(("Own head", f"{len(result.heads)} tensors in heads.safetensors"))
+    rows += [("Dropped", f"{key}: {why}") for key, why in result.dropped.items()]
+    rows += [("Note", note) for note in result.notes]
+    rows.append(("Parity", "VERIFIED" if result.report else f"NOT VERIFIED: {result.unverified}"))
+    path = str(result.path)
+    rows.append(("Next", f"mlxbert.load({json.dumps(path, ensure_ascii=False)})"))
+    rows.append(("", f'mlxbert encode {shlex.quote(path)} "A sentence."'))
+    show("\n".join(f"{label:<10}{text}" for label, text in rows))

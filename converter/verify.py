@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError
+from mlxbert.home import expand_home
+from mlxbert.writer.manifest import manifest_problems
 
 __all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
 
@@ -56,12 +58,21 @@ def verify(
     from converter.source import open_source
     from mlxbert.checkpoint import read_config
 
-    directory = Path(converted)
+    directory = expand_home(converted)
+    if directory.exists() and not directory.is_dir():
+        raise VerifyError(f"{converted}: is a file; fix: give the directory that mlxbert-convert wrote")
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
     hf_config = read_config(directory)
-    source = open_source(str(reference), revision=revision, config=None if config is None else Path(config))
-    return verify_staged(source, directory, hf_config, seed=seed, progress=progress)
+    block = hf_config["mlxbert"]
+    if revision is None and reference == block.get("source"):
+        # What it was converted from, not what the branch has become since.
+        revision = block.get("revision")
+    source = open_source(str(reference), revision=revision, config=None if config is None else expand_home(config))
+    if source.directory.resolve() == directory.resolve():
+        raise VerifyError(f"{converted}: is compared with itself; fix: give --reference what it was converted from")
+    damage = [f"manifest: {problem}" for problem in manifest_problems(directory)]
+    return verify_staged(source, directory, hf_config, seed=seed, notes=damage, progress=progress)
 
 
 def verify_staged(
@@ -70,6 +81,7 @@ def verify_staged(
     hf_config: dict[str, Any],
     *,
     seed: int = 0,
+    notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ParityReport:
     """`verify` for a source that is open already and a directory whose `config.json` is not written yet.
@@ -101,7 +113,7 @@ def verify_staged(
     else:
         model = float32_core(source) if head is None else float32_model(source, head)
         float32_side = f"the source's weights through the mapping in float32, before they became {dtype}"
-    probes, notes = _probes(directory, written.config, seed)
+    probes, probe_notes = _probes(directory, written.config, seed)
     if head is not None and (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
     return compare(
@@ -111,12 +123,12 @@ def verify_staged(
         probes,
         written_dtype=dtype,
         provenance=Provenance(
-            source=_name(source),
+            source=source.name,
             revision=source.revision,
             weights={file.name: _sha256(file) for file in weights},
             float32_core=float32_side,
             seed=seed,
-            notes=notes,
+            notes=(*notes, *probe_notes),
         ),
         model_type=hf_config["model_type"],
         progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
@@ -136,18 +148,16 @@ def _written(
     return attach_head(core, read_head_tensors(directory), head, hf_config, place=str(directory), dtype=dtype)
 
 
-def _name(source: Source) -> str:
-    """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
-    name = source.location if source.revision else Path(source.location).resolve().name
-    return name.encode(errors="replace").decode()  # a file name need not be Unicode; a report must
-
-
 def _written_dtype(directory: Path, weights: list[Path]) -> str:
     """The dtype on disk, whatever `config.json` says."""
     import mlx.core as mx
 
-    # Lazy: nothing is read but the headers.
-    loaded = [cast(dict[str, mx.array], mx.load(str(file))) for file in weights]
+    loaded = []
+    for file in weights:
+        try:  # lazy: nothing is read but the headers
+            loaded.append(cast(dict[str, mx.array], mx.load(str(file))))
+        except (RuntimeError, ValueError) as error:
+            raise VerifyError(f"{file} is damaged ({error}); fix: convert or download again") from error
     dtypes = {str(tensor.dtype).removeprefix("mlx.core.") for tensors in loaded for tensor in tensors.values()}
     if len(dtypes) != 1:
         found = ", ".join(sorted(dtypes)) or "no tensors"

@@ -32,8 +32,7 @@ def gelu(x: mx.array) -> mx.array:
     CPU is a scalar call for every element, 25 ns, and would take half of a forward pass. Its error is that of float32
     arithmetic, torch's own being the same, so that it serves every device.
     """
-    y = cast(mx.array, _gelu_float32(x.astype(mx.float32)))
-    return y.astype(x.dtype)
+    return cast(mx.array, _gelu_float32(x.astype(mx.float32))).astype(x.dtype)
 
 
 @mx.custom_function
@@ -49,17 +48,18 @@ def _gelu_vjp(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
     return cotangent * (cdf + x * ((1 / math.sqrt(2 * math.pi)) * bell))
 
 
-@fused
-def _gelu_fused(x: mx.array) -> list[mx.array]:
+@fused(_CDF_LIMIT)
+def _gelu_fused(x: mx.array, limit: mx.array) -> list[mx.array]:
     size = mx.abs(x)
-    z = mx.minimum(size, _CDF_LIMIT)
+    z = mx.minimum(size, limit)
     p, q = _cdf_fraction(z)
-    return [0.5 * x + size * z * p / q]
+    # z over 256, because p reaches 18 and the product is not to overflow before the division.
+    return [0.5 * x + size * (z * 2**-8) * p / (q * 2**-8)]
 
 
-@fused
-def _cdf_fused(x: mx.array) -> list[mx.array]:
-    z = mx.clip(x, -_CDF_LIMIT, _CDF_LIMIT)
+@fused(_CDF_LIMIT)
+def _cdf_fused(x: mx.array, limit: mx.array) -> list[mx.array]:
+    z = mx.clip(x, -limit, limit)
     p, q = _cdf_fraction(z)
     return [0.5 + z * p / q, -0.5 * (x * x)]
 

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from mlxbert.config import BertConfig, ConfigError
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.home import expand_home
 from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
 
@@ -53,7 +54,7 @@ def load(
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """The local directory of a converted checkpoint; one on the Hub is downloaded into the Hub's cache first."""
-    path = Path(path_or_hub_id).expanduser()
+    path = expand_home(path_or_hub_id)
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(f"{path} is a directory: revision={revision!r} is for a Hub id")
@@ -167,7 +168,7 @@ def _check_names_and_shapes(directory: Path, core: BertCore, tensors: dict[str, 
     parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
     expected = {name: array.shape for name, array in parameters}
     problems = [f"missing: {name}" for name in expected if name not in tensors]
-    problems += [f"unexpected: {name}" for name in tensors if name not in expected]
+    problems += [f"unexpected: {name}" for name in sorted(tensors) if name not in expected]
     problems += [
         f"{name} is {tensors[name].shape}, config.json calls for {shape}"
         for name, shape in expected.items()

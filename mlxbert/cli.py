@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
+
+from mlxbert.errors import MLXBertError
+from mlxbert.home import expand_home
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -14,13 +18,21 @@ class OneLineErrors(click.Group):
     """A group whose commands answer a mistake of the caller's with one clear message and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from mlxbert.errors import MLXBertError
-
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                return super().invoke(ctx)
         except MLXBertError as error:
             click.echo(f"mlxbert: error: {error}", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\nmlxbert: interrupted", err=True)
+            ctx.exit(130)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line, without the place in the code, which is of no use to whoever typed a command."""
+    click.echo(f"mlxbert: warning: {message}", err=True)
 
 
 @click.group(cls=OneLineErrors, context_settings=CONTEXT)
@@ -44,21 +56,24 @@ def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path |
       mlxbert encode mlx_models/minilm "A cat sits." "A kitten rests." "Stocks fell."
     """
     import numpy as np
-    from rich.console import Console
     from rich.table import Table
 
     from mlxbert.encode import SentenceEncoder
+    from mlxbert.terminal import show
+    from mlxbert.writer.output_file import write_errors
 
     embeddings = SentenceEncoder.from_pretrained(model, revision=revision).encode(list(texts))
+    if out is not None:
+        out = expand_home(out)
+        with write_errors(out, needed=embeddings.nbytes), out.open("wb") as file:
+            np.save(file, embeddings)
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     table = Table(title=f"Cosine similarity, {embeddings.shape[1]} dimensions")
-    table.add_column("")
+    table.add_column("", no_wrap=True, min_width=12)
     for number in range(1, len(texts) + 1):
-        table.add_column(str(number), justify="right")
+        table.add_column(str(number), justify="right", no_wrap=True)
     for number, (text, row) in enumerate(zip(texts, unit @ unit.T, strict=True), start=1):
         table.add_row(f"{number}  {text}", *(f"{value:.3f}" for value in row))
-    Console().print(table)
+    show(table)
     if out is not None:
-        with out.open("wb") as file:
-            np.save(file, embeddings)
-        click.echo(f"Embeddings {embeddings.shape} written to {out}")
+        show(f"Embeddings {embeddings.shape} written to {out}")

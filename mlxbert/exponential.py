@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import mlx.core as mx
 
@@ -25,7 +26,8 @@ def softmax(x: mx.array) -> mx.array:
     """Softmax over the last axis, accumulated in float32; a row of one value throughout is uniform."""
     if not has_fast_softmax(x.dtype):
         return mx.softmax(x, axis=-1, precise=True)
-    e: mx.array = exp_nonpositive(x - mx.stop_gradient(mx.max(x, axis=-1, keepdims=True)))
+    shifted = x - mx.stop_gradient(mx.max(x, axis=-1, keepdims=True))
+    e = cast(mx.array, exp_nonpositive(shifted))
     return e / mx.sum(e, axis=-1, keepdims=True)
 
 
@@ -45,11 +47,11 @@ def _exp_vjp(_primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.arr
     return cotangent * output
 
 
-@fused
-def _exp_parts(x: mx.array) -> list[mx.array]:
+# At n = −127 the exponent field becomes 0, which is the number 0.
+@fused(-127.0)
+def _exp_parts(x: mx.array, smallest: mx.array) -> list[mx.array]:
     """exp(x) = 2^n · 2^f with a whole n: 2^f, and a number whose lowest bits are n."""
-    # At n = −127 the exponent field becomes 0, which is the number 0.
-    y = mx.maximum(x * math.log2(math.e), -127.0)
+    y = mx.maximum(x * math.log2(math.e), smallest)
     shifted = y + _ROUNDER
     f = y - (shifted - _ROUNDER)
     f2 = f * f
@@ -57,6 +59,6 @@ def _exp_parts(x: mx.array) -> list[mx.array]:
     return [(c0 + c1 * f) + (c2 + c3 * f) * f2 + (c4 + c5 * f) * (f2 * f2), shifted]
 
 
-@fused
+@fused()
 def _scale_by_power(mantissa: mx.array, shifted: mx.array) -> list[mx.array]:
     return [mantissa + (shifted << _EXPONENT_BIT)]

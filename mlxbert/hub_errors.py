@@ -81,6 +81,10 @@ def check_token() -> None:
         raise HubError(f"{_token_source()} has a character that no token has: copy it anew, or run `hf auth login`")
 
 
+# Most often a mistyped path is what brought the user to the Hub.
+_NO_PATH = "; if a path was meant: there is no '{}' here"
+
+
 def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = ()) -> HubError:
     """The HubError for what the client raised; `missing` are the files that were still to be downloaded."""
     if isinstance(error, (RevisionResolutionError, LocalEntryNotFoundError)) and error.__cause__ is not None:
@@ -90,8 +94,11 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
     if isinstance(error, HfHubHTTPError):
         return HubError(_answered(error, subject))
     if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL)):
-        named = _lacking(subject, missing) if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) else ""
-        return HubError(_unreachable(error, subject) + named)
+        if not isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
+            return HubError(_unreachable(error, subject))
+        message = _unreachable(error, subject)
+        hint = _NO_PATH.format(subject.repo_id) if message.startswith("No network") else ""
+        return HubError(message + (_lacking(subject, missing) or hint))
     if isinstance(error, (NotAHubError, FileMetadataError)):
         return HubError(
             f"{_host()} does not answer like a Hugging Face Hub: check HF_ENDPOINT, or log in to your network"

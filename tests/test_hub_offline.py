@@ -123,7 +123,8 @@ class TestOffline:
         hub.stop()
         host = hub.endpoint.removeprefix("http://")
         expected = (
-            f"No network: {host} cannot be connected to: check the connection, or set HTTPS_PROXY if you need one"
+            f"No network: {host} cannot be connected to: check the connection, or set HTTPS_PROXY if you need one; "
+            "if a path was meant: there is no 'team/bert' here"
         )
         assert failure(hub) == expected
         assert failure(hub, revision="0" * 40) == expected
@@ -141,7 +142,8 @@ class TestNoWay:
         monkeypatch.setattr(socket, "getaddrinfo", nowhere)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"https://me:{TOKEN}@hub.invalid")
         assert failure(hub) == (
-            "No network: hub.invalid is not found: check the connection, or set HTTPS_PROXY if you need one"
+            "No network: hub.invalid is not found: check the connection, or set HTTPS_PROXY if you need one; "
+            "if a path was meant: there is no 'team/bert' here"
         )
 
     @pytest.mark.parametrize("endpoint", ["hub.example", "ftp://hub.example"])

@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from converter.parity import environment
 from converter.canonical import float32_core
+from converter.parity import environment
 from converter.parity.deviation import measure, no_comparison, worst
 from converter.parity.environment import InexactFloat32Error, require_exact_float32
 from converter.parity.gates import ParityError, compare

@@ -48,9 +48,14 @@ def test_commands_and_flags_exist(line: str) -> None:
     COMMANDS[name].make_context(name, shlex.split(line.removeprefix(name)))  # raises what a wrong call would
 
 
+def test_no_number_was_left_to_fill_in() -> None:
+    assert not re.findall(r"@[A-Z]+@|TODO|TBD", README)
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE))
+    documents = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", documents, re.MULTILINE))
     assert {"demo", "test"} <= named
     for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target

@@ -13,6 +13,7 @@ from converter.convert import convert
 from converter.parity.report import CUMULATIVE, MAPPING, PADDING, PRECISION, ParityReport
 from converter.verify import VerifyError, verify, write_reports
 from mlxbert.writer.manifest import manifest_problems
+from tests.hub.plugin import Hub
 from tests.tiny import save_tiny, tiny_model
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
@@ -126,3 +127,40 @@ def test_the_card_says_what_was_found_unless_somebody_has_edited_it(source: Path
     card.write_text("# mine\n")
     write_reports(report, out)
     assert card.read_text() == "# mine\n"
+
+
+def test_itself_is_no_reference(source: Path, tmp_path: Path) -> None:
+    out = convert(source, tmp_path / "out", verify=False).path
+    with pytest.raises(VerifyError, match="is compared with itself; fix: give --reference what it was converted from"):
+        verify(out, out)
+
+
+def test_a_wrong_reference_does_not_replace_a_proof(source: Path, tmp_path: Path) -> None:
+    out = convert(source, tmp_path / "out", verify=True).path
+    proof, card = (out / "parity.json").read_bytes(), (out / "README.md").read_bytes()
+    save_tiny(tmp_path / "other", "BertForPreTraining", seed=1)
+    report = verify(out, tmp_path / "other")
+    assert not report.passed
+    (line,) = write_reports(report, out)
+    assert "it passes against source, and this failure is against other; it stays" in line
+    assert (out / "parity.json").read_bytes() == proof
+    assert (out / "README.md").read_bytes() == card
+    assert manifest_problems(out) == []
+
+
+def test_a_file_that_differs_from_the_manifest_is_noted(source: Path, tmp_path: Path) -> None:
+    out = convert(source, tmp_path / "out", verify=False).path
+    (out / "vocab.txt").write_text((out / "vocab.txt").read_text() + "\n")
+    assert any("manifest: vocab.txt: " in note for note in verify(out, source).provenance.notes)
+
+
+def test_the_recorded_commit_is_compared_not_what_the_branch_has_become(
+    source: Path, tmp_path: Path, hub: Hub
+) -> None:
+    files = {file.name: file.read_bytes() for file in source.iterdir()}
+    repository = hub.add("team/bert", files)
+    out = convert("team/bert", tmp_path / "out", verify=False).path
+    save_tiny(tmp_path / "other", "BertForPreTraining", seed=1)
+    repository.commit({file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()})
+    assert verify(out, "team/bert").passed
+    assert not verify(out, "team/bert", revision="main").passed

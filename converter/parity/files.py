@@ -9,8 +9,9 @@ from converter.card import render_card
 from converter.facts import card_facts
 from converter.parity.html import render_html
 from converter.parity.junit import render_junit
-from converter.parity.report import ParityReport
+from converter.parity.report import ParityReport, ReportError
 from mlxbert.checkpoint import read_config
+from mlxbert.home import expand_home
 from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
 from mlxbert.writer.output_file import FileRecord, WriteError, write_errors
 
@@ -32,18 +33,35 @@ def write_reports(
     lines = []
     for path, render in ((junit, render_junit), (html, render_html)):
         if path is not None:
+            path = expand_home(path)
             data = render(report).encode()
-            with write_errors(path, len(data)):
+            with write_errors(path, len(data), fix="give a path that can be written"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _replace(path, data)
             lines.append(f"Written: {path}")
-    directory = Path(converted)
+    directory = expand_home(converted)
+    if (proven := _proven_by_another(directory, report)) is not None:
+        found = f"this failure is against {report.provenance.source}"
+        return [*lines, f"Not written: {directory / PARITY}: it passes against {proven}, and {found}; it stays"]
     try:
         _update(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
         lines.append(f"Written: {directory / PARITY}")
     except WriteError as error:
         lines.append(f"Not written: {error}")
     return lines
+
+
+def _proven_by_another(directory: Path, report: ParityReport) -> str | None:
+    """The reference of a report that passes, where this one fails against another: a wrong --reference is no news."""
+    file = directory / PARITY
+    if report.passed or not file.is_file():
+        return None
+    try:
+        earlier = ParityReport.from_json(file.read_text(encoding="utf-8"))
+    except (ReportError, UnicodeDecodeError):  # damaged: nothing that is worth keeping
+        return None
+    same = earlier.provenance.source == report.provenance.source
+    return earlier.provenance.source if earlier.passed and not same else None
 
 
 def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
@@ -64,7 +82,8 @@ def _update(directory: Path, files: dict[str, bytes]) -> None:
     The lines are taken out first and put back last: killed in between, the directory has files too many for its
     manifest, which is harmless, and never one that the manifest describes wrongly, which looks like damage.
     """
-    with write_errors(directory / PARITY, sum(map(len, files.values()))):
+    size = sum(map(len, files.values()))
+    with write_errors(directory / PARITY, size, fix="keep the report with --html or --junit"):
         listed = read_manifest(directory)
         if listed is not None:
             unchanged = {name: record for name, record in listed.items() if name not in files}

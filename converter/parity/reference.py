@@ -170,6 +170,12 @@ def _require_torch() -> None:
             f"verifying needs PyTorch and transformers, and {error.name} is not installed; "
             "fix: pip install 'mlxbert[torch]'"
         ) from error
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+        reason = str(error).splitlines()[0]
+        raise ReferenceModelError(
+            f"verifying needs PyTorch and transformers, and they are damaged here ({reason}); "
+            "fix: pip install --force-reinstall 'mlxbert[torch]', or convert with --no-verify"
+        ) from error
 
 
 def _opens_itself(source: Source) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -60,14 +59,14 @@ def _precision(report: ParityReport) -> Table:
 
 
 def _table(title: str, *extra: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", caption_justify="left", box=None, padding=(0, 1))
+    table = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1))
     table.add_column("module", no_wrap=True)
     for column in ("max-abs", "max-rel", "cosine", "argmax", *extra, ""):
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _measures(point: Point | None) -> tuple[str, str, str, str]:
+def _measures(point: Point | None) -> tuple[str, Text, str, str]:
     """max-abs, max-rel, cosine and argmax agreement as text; a dash where there is no number."""
     if point is None or point.max_abs is None or point.cosine is None or point.argmax_agreement is None:
         return "–", _error(point), "–", "–"
@@ -75,15 +74,16 @@ def _measures(point: Point | None) -> tuple[str, str, str, str]:
     return f"{point.max_abs:.1e}", _error(point), f"{point.cosine:.7f}", agreement
 
 
-def _error(point: Point | None) -> str:
+def _error(point: Point | None) -> Text:
     if point is None:
-        return "–"
+        return Text("–")
     text = "–" if point.max_rel is None else f"{point.max_rel:.1e}"
-    return text if point.passed else f"[bold red]{text}[/]"
+    return Text(text, style="" if point.passed else "bold red")
 
 
-def _ok(points: list[Point]) -> str:
-    return "[green]ok[/]" if points and all(point.passed for point in points) else "[bold red]FAIL[/]"
+def _ok(points: list[Point]) -> Text:
+    passed = points and all(point.passed for point in points)
+    return Text("ok", style="green") if passed else Text("FAIL", style="bold red")
 
 
 def _badness(point: Point) -> float:

@@ -50,8 +50,8 @@ def format_bytes(count: int) -> str:
 
 
 @contextmanager
-def write_errors(path: Path, needed: int) -> Iterator[None]:
-    """Turn an ``OSError`` of writing `path` into a one-line :class:`WriteError`.
+def write_errors(path: Path, needed: int, *, fix: str = "give another output with -o") -> Iterator[None]:
+    """Turn an ``OSError`` of writing `path` into a one-line :class:`WriteError`, which ends in `fix`.
 
     `needed` is what the whole write takes, in bytes; a full disk (or quota, or file-size limit) names it.
     """
@@ -62,9 +62,9 @@ def write_errors(path: Path, needed: int) -> Iterator[None]:
         if error.errno in NO_SPACE:
             raise WriteError(
                 f"{path.parent}: no room for {path.name} ({reason}): {format_bytes(needed)} needed there; "
-                "free some space or give another output with -o"
+                f"free some space or {fix}"
             ) from error
-        raise WriteError(f"{path}: cannot be written: {reason}; give another output with -o") from error
+        raise WriteError(f"{path}: cannot be written: {reason}; {fix}") from error
 
 
 class HashedFile:
