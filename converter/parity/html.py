@@ -77,4 +77,6 @@ def _tooltip(point: Point) -> str:
 
 
 def _short(name: str) -> str:
+    if name.startswith("logits."):
+        return name.removeprefix("logits.").removesuffix("_logits")
     return {"embeddings": "emb", "pooler": "pool"}.get(name, name.removeprefix("encoder.layer."))

@@ -27,7 +27,7 @@ class Point:
         check: "cumulative" (the whole model up to here), "layer-local" (this layer alone, fed the reference's input
             to it) or "padding" (a text alone against itself in a padded batch).
         name: the module whose output it is: "embeddings", "encoder.layer.3" (counted from 0, as in the checkpoint),
-            "pooler", "logits" …
+            "pooler", "logits.start_logits" (a head's output under transformers' name for it) …
         limit: on `max_rel`.
         cosine_limit: on `cosine`; None: not limited.
         max_abs: max |a − b| over unmasked positions; None where there is a problem, as are the next three.
@@ -99,7 +99,7 @@ class ParityReport:
     Attributes:
         model_type: the architecture whose limits were applied.
         written_dtype: the written checkpoint's; `compute_dtype`: what the precision gate computed it in.
-        reference_class: the transformers class; `unexpected`: the source's tensors that it had no use for (heads).
+        reference_class: the transformers class; `unexpected`: the source's tensors that it had no use for.
         probes: name and shape of each.
         environment: versions, device, TF32, BLAS, platform.
         points: in the order of the model, gate by gate.

@@ -30,11 +30,12 @@ class MappingLimits:
 
 @dataclass(frozen=True)
 class PrecisionLimits:
-    """The written checkpoint against its own float32 core, at every hidden state and the pooler.
+    """The written checkpoint against its own float32 core, at every hidden state, the pooler and the logits.
 
     Attributes:
         max_rel: on `converter.parity.deviation.Deviation.max_rel`.
-        cosine: the smallest cosine that one token's hidden state may have with its float32 self.
+        cosine: the smallest cosine that one token's hidden state may have with its float32 self; the pooler's
+            vector likewise. Not for logits, whose length LayerNorm does not set: two near 0 may point anywhere.
     """
 
     max_rel: float
