@@ -15,8 +15,8 @@ from mlxbert.config import BertConfig
 
 if TYPE_CHECKING:
     from mlxbert.core import BertCore
-    from mlxbert.head_class import HeadChoice
     from mlxbert.pretrained import PretrainedBert
+    from mlxbert.pretrained.head_class import HeadChoice
 
 
 def plan_source(source: Source) -> tuple[BertConfig, Plan]:

@@ -10,8 +10,8 @@ from importlib.resources import files
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport
 
 _CHECKS = {
-    (MAPPING, CUMULATIVE): "every hidden state and the pooler, against PyTorch",
-    (MAPPING, LOCAL): "each layer alone, against PyTorch",
+    (MAPPING, CUMULATIVE): "every hidden state, the pooler and the logits of its own head, against PyTorch",
+    (MAPPING, LOCAL): "each layer and head alone, against PyTorch",
     (MAPPING, PADDING): "a text alone, against itself in a padded batch",
     (PRECISION, CUMULATIVE): "these files, against the same model in float32",
 }

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from converter.source import Source
     from mlxbert.config import BertConfig
     from mlxbert.core import BertCore
-    from mlxbert.head_class import HeadChoice
     from mlxbert.pretrained import PretrainedBert
+    from mlxbert.pretrained.head_class import HeadChoice
 
 Progress = Callable[[str, int, int], None]
 """Called with "verify", probes done, probes in all."""
@@ -98,8 +98,8 @@ def verify_staged(
     from converter.parity.gates import compare
     from converter.parity.reference import build_reference
     from converter.parity.report import Provenance
-    from mlxbert.head_class import HEAD_CLASSES, HeadChoice
     from mlxbert.pretrained import HEADS_FILE
+    from mlxbert.pretrained.head_class import HEAD_CLASSES, HeadChoice
 
     weights = sorted(directory.glob("model*.safetensors"))
     dtype = _written_dtype(directory, weights)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxbert.activations.exponential import has_fast_softmax, softmax
 from mlxbert.config import BertConfig
-from mlxbert.exponential import has_fast_softmax, softmax
 
 
 class BertSelfAttention(nn.Module):

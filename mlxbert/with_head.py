@@ -20,7 +20,7 @@ from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.model_tensors import named_parameters, planned_tensors, stored_dtype
 from mlxbert.pooling import PoolingError, WeightedLayerPooling
-from mlxbert.pooling_spec import PoolingModule, make_pooling, pooling_settings
+from mlxbert.pooling.spec import PoolingModule, make_pooling, pooling_settings
 from mlxbert.writer.output_directory import OutputDirectory
 
 HEADS_FILE = "heads.safetensors"
@@ -56,7 +56,7 @@ class BertWithHead(nn.Module):
         Args:
             core: the encoder.
             head: its `hidden_size` is the encoder's.
-            pooling: a name of `mlxbert.pooling_spec.CHOICES`, or a module of `mlxbert.pooling`.
+            pooling: a name of `mlxbert.pooling.spec.CHOICES`, or a module of `mlxbert.pooling`.
             source: the converted directory of the encoder, where it came from one.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.competition import Competition
+from mlxbert.factory.competition import Competition
 
 FOLDERS = {"alexa-stars": "alexa-reviews"}  # the others lie under their own names
 LIBRARIES = ("pandas", "polars", "dict")

@@ -193,7 +193,7 @@ assert batch == [(101, 111, 111, 4, 6, 5, 1.0, 5, 6, 0.0, 6)] * 3, batch
 assert linear == (101, 111, 112, 4, 6, 5, 1.0, 5, 5, 1.0, 6), linear
 elf.write_pointer(slot, ctypes.cast(real, ctypes.c_void_p).value)
 """
-    output(BIND + "from mlxbert import openblas" + code)
+    output(BIND + "from mlxbert.backend import openblas" + code)
 
 
 @linux_cpu
@@ -233,7 +233,7 @@ def test_forked_workers_multiply() -> None:
 
 FORK = """
 from array import array
-from mlxbert import openblas
+from mlxbert.backend import openblas
 n = 256
 ones, out = array("f", [1.0]) * (n * n), array("f", [0.0]) * (n * n)
 def large_product():

@@ -13,7 +13,7 @@ import pytest
 
 from heads.head_registry import COMPETITION_TYPES, best_head
 from heads.metrics import get_metric
-from mlxbert.competition import (
+from mlxbert.factory.competition import (
     FOLD_KINDS,
     Competition,
     CompetitionError,
@@ -23,9 +23,9 @@ from mlxbert.competition import (
     registered_competitions,
     unregister_competition,
 )
-from mlxbert.frames import Table
-from mlxbert.infer_task import infer_task
-from mlxbert.text_columns import RowText
+from mlxbert.factory.frames import Table
+from mlxbert.factory.infer_task import infer_task
+from mlxbert.factory.text_columns import RowText
 from tests.competition_files import LIBRARIES, read, real_file
 
 COMPETITIONS = registered_competitions()

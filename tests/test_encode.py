@@ -23,10 +23,10 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel
 
-from mlxbert.dense import ACTIVATIONS, Dense, SentenceModuleError
 from mlxbert.encode import SentenceEncoder, SentenceEncoderWarning, batches
+from mlxbert.encode.dense import ACTIVATIONS, Dense, SentenceModuleError
+from mlxbert.encode.sentence_modules import read_pooling
 from mlxbert.pooling import PoolingError
-from mlxbert.sentence_modules import read_pooling
 from mlxbert.tokenization import TokenizerError, TruncationWarning
 
 NASTY: list[str] = json.loads((Path(__file__).parent / "data" / "nasty_texts.json").read_text("utf-8"))

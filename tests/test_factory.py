@@ -35,7 +35,7 @@ from mlxbert.factory import (
     infer_task,
     registered_competitions,
 )
-from mlxbert.pooling_spec import CHOICES, pooling_settings
+from mlxbert.pooling.spec import CHOICES, pooling_settings
 from mlxbert.with_head import BertWithHead
 from tests.competition_files import read, real_file
 from tests.head_samples import NAMES

@@ -28,9 +28,9 @@ from heads.metrics import METRICS
 from mlxbert.checkpoint import load
 from mlxbert.core import BertCore
 from mlxbert.encode import batches
-from mlxbert.encoding import padded
 from mlxbert.pooling import pool
 from mlxbert.tokenization import Tokenizer
+from mlxbert.tokenization.encoding import padded
 
 pytestmark = pytest.mark.slow
 

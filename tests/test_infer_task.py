@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxbert.frames import FrameError
-from mlxbert.infer_task import InferredTask, infer_task
-from mlxbert.target_rules import TaskError
-from mlxbert.target_values import target_values
+from mlxbert.factory.frames import FrameError
+from mlxbert.factory.infer_task import InferredTask, infer_task
+from mlxbert.factory.target_rules import TaskError
+from mlxbert.factory.target_values import target_values
 
 NAN = float("nan")
 FORTY = list(range(40))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxbert import openblas
+from mlxbert.backend import openblas
 
 
 def sgemm_in_python(

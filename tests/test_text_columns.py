@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxbert.frames import FrameError, Table, plain, shown
-from mlxbert.text_columns import RowText, TextError, every_column
+from mlxbert.factory.frames import FrameError, Table, plain, shown
+from mlxbert.factory.text_columns import RowText, TextError, every_column
 
 FRAME: dict[str, list[Any]] = {
     "Sex": ["male", "female", None],

@@ -25,7 +25,7 @@ from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError
 from mlxbert.pooling import AttentionPooling, PoolingError, WeightedLayerPooling
-from mlxbert.pooling_spec import CHOICES, make_pooling, pooling_settings
+from mlxbert.pooling.spec import CHOICES, make_pooling, pooling_settings
 from mlxbert.with_head import BertWithHead
 from mlxbert.writer.manifest import manifest_problems
 from mlxbert.writer.output_file import WriteError

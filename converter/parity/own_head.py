@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxbert.head_class import (
+from mlxbert.pretrained.head_class import (
     HEAD_CLASSES,
     HeadChoice,
     choose_head_class,

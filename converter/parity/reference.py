@@ -25,7 +25,7 @@ from converter.parity.own_head import (
 from converter.parity.probes import Probe
 from converter.parity.torch_settings import full_float32, quiet_transformers
 from mlxbert.errors import MLXBertError, first_ten
-from mlxbert.head_class import HeadClassError
+from mlxbert.pretrained.head_class import HeadClassError
 
 if TYPE_CHECKING:
     from converter.source import Source

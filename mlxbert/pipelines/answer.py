@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from mlxbert.encoding import Encoding
 from mlxbert.pipelines.batches import (
     PipelineError,
     check_top_k,
@@ -24,8 +23,9 @@ from mlxbert.pipelines.batches import (
     without_limit,
 )
 from mlxbert.pipelines.word_groups import CONTINUES
-from mlxbert.pretrained_model import PretrainedBert
+from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization import Tokenizer
+from mlxbert.tokenization.encoding import Encoding
 
 Answer = dict[str, Any]
 

@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxbert.encoding import Encoding, padded
 from mlxbert.errors import MLXBertError
-from mlxbert.pretrained_model import PretrainedBert
+from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization import Tokenizer
-from mlxbert.truncation import warn_of_truncation
+from mlxbert.tokenization.encoding import Encoding, padded
+from mlxbert.tokenization.truncation import warn_of_truncation
 
 
 class PipelineError(MLXBertError):

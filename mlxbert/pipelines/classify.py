@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mlxbert.labels import Labels
 from mlxbert.pipelines.batches import (
     PipelineError,
     check_top_k,
@@ -18,7 +17,8 @@ from mlxbert.pipelines.batches import (
     to_numpy,
     warn_of_cut,
 )
-from mlxbert.pretrained_model import PretrainedBert
+from mlxbert.pretrained.labels import Labels
+from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization import Tokenizer
 
 FUNCTIONS = ("sigmoid", "softmax", "none")

@@ -8,10 +8,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxbert.encoding import Encoding
 from mlxbert.pipelines.batches import PipelineError, check_top_k, padded_batches, require_class, softmax, to_numpy
-from mlxbert.pretrained_model import PretrainedBert
+from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization import Tokenizer
+from mlxbert.tokenization.encoding import Encoding
 
 CLASSES = ("BertForMaskedLM", "BertForPreTraining", "BertLMHeadModel")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from mlxbert.encoding import Encoding
 from mlxbert.pipelines.batches import (
     PipelineError,
     cut_out,
@@ -18,8 +17,9 @@ from mlxbert.pipelines.batches import (
     without_limit,
 )
 from mlxbert.pipelines.word_groups import CONTINUES, STRATEGIES, Piece, aggregate, without_overlaps
-from mlxbert.pretrained_model import PretrainedBert
+from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization import Tokenizer
+from mlxbert.tokenization.encoding import Encoding
 
 Entities = list[dict[str, Any]]
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from mlxbert.checkpoint import load, resolve
 from mlxbert.core import BertCore
-from mlxbert.dense import Dense, SentenceModuleError
-from mlxbert.encoding import padded
+from mlxbert.encode.dense import Dense, SentenceModuleError
+from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
 from mlxbert.output import BertOutput
 from mlxbert.pooling import pool
-from mlxbert.sentence_modules import SentencePlan, read_sentence_plan
-from mlxbert.text_input import check_texts
 from mlxbert.tokenization import Tokenizer
-from mlxbert.truncation import warn_of_truncation
+from mlxbert.tokenization.encoding import padded
+from mlxbert.tokenization.text_input import check_texts
+from mlxbert.tokenization.truncation import warn_of_truncation
 
 # Texts are tokenized and sorted this many at a time: millions of them do not all lie in memory as token ids.
 _BLOCK = 8192

@@ -1,6 +1,6 @@
 """`Competition`: all that turns a competition's files into a model and a submission, as data; and their registry.
 
-The ready ones are in `mlxbert.competitions`; `register_competition` adds another, which is all there is to it.
+The ready ones are in `mlxbert.factory.competitions`; `register_competition` adds another, which is all there is to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from heads.errors import HeadError, unknown_name
 from heads.head_registry import COMPETITION_TYPES
 from heads.metrics import get_metric
 from mlxbert.errors import MLXBertError
-from mlxbert.text_columns import RowText
+from mlxbert.factory.text_columns import RowText
 
 FoldKind = Literal["plain", "stratified", "binned", "multilabel_stratified", "group", "forward"]
 FOLD_KINDS: Mapping[str, tuple[FoldKind, ...]] = MappingProxyType(
@@ -72,7 +72,7 @@ class Competition:
         folds: how many.
         fold_kind: how; None: the usual for the competition type (`FOLD_KINDS`).
         head: options of the head: classes, horizon, log_targets, …: the target's transform is one of them.
-        pooling: of `mlxbert.pooling_spec.CHOICES`.
+        pooling: of `mlxbert.pooling.spec.CHOICES`.
         checkpoint: the default encoder's id on the Hub, to be converted once.
         url: where the data come from.
         license: of the data, as their page has it.
@@ -190,6 +190,6 @@ def get_competition(name: str) -> Competition:
 
 def registered_competitions() -> Mapping[str, Competition]:
     """Every configuration by name, in the order of registration; a copy."""
-    from mlxbert import competitions  # noqa: F401 - importing it registers the ready ones
+    from mlxbert.factory import competitions  # noqa: F401 - importing it registers the ready ones
 
     return dict(_COMPETITIONS)

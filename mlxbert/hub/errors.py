@@ -35,7 +35,7 @@ from huggingface_hub.errors import (
 
 from mlxbert.errors import first_ten
 from mlxbert.hub import HubError
-from mlxbert.hub_listing import NotAHubError
+from mlxbert.hub.listing import NotAHubError
 
 FAILURES = (
     httpx2.HTTPError,

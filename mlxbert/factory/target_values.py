@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxbert.infer_task import InferredTask, target_columns
-from mlxbert.target_rules import TaskError, split_labels
+from mlxbert.factory.infer_task import InferredTask, target_columns
+from mlxbert.factory.target_rules import TaskError, split_labels
 
 UNKNOWN = -1
 

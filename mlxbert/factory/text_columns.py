@@ -12,7 +12,7 @@ from string import Formatter
 from typing import Any, Self
 
 from mlxbert.errors import MLXBertError
-from mlxbert.frames import Column, Table, shown
+from mlxbert.factory.frames import Column, Table, shown
 
 Part = str | tuple[str, ...]
 

@@ -27,8 +27,8 @@ from heads.errors import HeadError, unknown_name
 from heads.forward_chaining import as_times
 from heads.head_registry import COMPETITION_TYPES
 from heads.labels import Label
-from mlxbert.frames import Column, Table, is_frame, plain, read_column, shown
-from mlxbert.target_rules import (
+from mlxbert.factory.frames import Column, Table, is_frame, plain, read_column, shown
+from mlxbert.factory.target_rules import (
     Choice,
     TaskError,
     choose_by_values,

@@ -74,8 +74,8 @@ def snapshot(
     # imported.
     from huggingface_hub import snapshot_download
 
-    from mlxbert.hub_errors import FAILURES, Subject, check_token, explain
-    from mlxbert.hub_listing import cached_folder, list_files
+    from mlxbert.hub.errors import FAILURES, Subject, check_token, explain
+    from mlxbert.hub.listing import cached_folder, list_files
 
     _check_request(repo_id, revision, what)
     subject = Subject(repo_id, revision, what)

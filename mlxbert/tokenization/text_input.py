@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlxbert.tokenizer_files import TokenizerError
+from mlxbert.tokenization.files import TokenizerError
 
 
 def check_texts(texts: str | Iterable[str], what: str = "text") -> list[str]:

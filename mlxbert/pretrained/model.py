@@ -11,8 +11,8 @@ import mlx.nn as nn
 from heads.pretrained import MultipleChoiceHead, PretrainedHead
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
-from mlxbert.labels import Labels
 from mlxbert.output import BertOutput
+from mlxbert.pretrained.labels import Labels
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ print(infer_task(train["Survived"]))        # binary: two values, 0 and 1; the p
 made = from_dataframe(train, target="Survived", text="{Sex}, age {Age}", checkpoint="mlx_models/minilm")
 """
 
-from mlxbert.competition import (
+from mlxbert.factory.competition import (
     Competition,
     CompetitionError,
     Submission,
@@ -15,12 +15,12 @@ from mlxbert.competition import (
     registered_competitions,
     unregister_competition,
 )
-from mlxbert.create import FactoryError, create_for_competition, create_model, default_checkpoint, head_for
-from mlxbert.frame_model import FrameModel, from_dataframe
-from mlxbert.frames import FrameError
-from mlxbert.infer_task import InferredTask, infer_task
-from mlxbert.target_rules import TaskError
-from mlxbert.text_columns import RowText, TextError
+from mlxbert.factory.create import FactoryError, create_for_competition, create_model, default_checkpoint, head_for
+from mlxbert.factory.frame_model import FrameModel, from_dataframe
+from mlxbert.factory.frames import FrameError
+from mlxbert.factory.infer_task import InferredTask, infer_task
+from mlxbert.factory.target_rules import TaskError
+from mlxbert.factory.text_columns import RowText, TextError
 
 __all__ = [
     "Competition",

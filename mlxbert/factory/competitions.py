@@ -7,8 +7,8 @@ a larger one (bert-base-uncased) is `checkpoint=` away.
 
 from __future__ import annotations
 
-from mlxbert.competition import Competition, Submission, register_competition
-from mlxbert.text_columns import RowText
+from mlxbert.factory.competition import Competition, Submission, register_competition
+from mlxbert.factory.text_columns import RowText
 
 register_competition(
     Competition(

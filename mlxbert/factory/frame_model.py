@@ -15,11 +15,11 @@ from heads.errors import HeadError
 from heads.forward_chaining import Windows, windows
 from heads.head_registry import COMPETITION_TYPES
 from heads.labels import Label
-from mlxbert.create import Choice, FactoryError, fitted_model, head_for
-from mlxbert.frames import Column, Table
-from mlxbert.infer_task import InferredTask, infer_task
-from mlxbert.target_values import target_values
-from mlxbert.text_columns import Rendered, RowText, every_column
+from mlxbert.factory.create import Choice, FactoryError, fitted_model, head_for
+from mlxbert.factory.frames import Column, Table
+from mlxbert.factory.infer_task import InferredTask, infer_task
+from mlxbert.factory.target_values import target_values
+from mlxbert.factory.text_columns import Rendered, RowText, every_column
 from mlxbert.tokenization import Tokenizer
 from mlxbert.with_head import BertWithHead
 

@@ -2,8 +2,8 @@
 
 The Linux CPU wheel of MLX links the reference BLAS, which multiplies float32 matrices some 50 times slower
 than the processor can. `use_fast_blas` points its calls of ``cblas_sgemm`` at OpenBLAS, whatever was
-imported or multiplied before, in about 5 ms: see `mlxbert.elf` for how and `mlxbert.openblas` for whose,
-and for its threads.
+imported or multiplied before, in about 5 ms: see `mlxbert.backend.elf` for how and `mlxbert.backend.openblas` for
+whose, and for its threads.
 
 Only ``cblas_sgemm`` is bound: every float32 matmul, ``mx.addmm``, linear layer and convolution ends there,
 forward and backward. libmlx also imports ``cblas_dgemm``, ``cblas_cgemm`` and LAPACK routines (float64,
@@ -21,8 +21,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxbert import openblas
-from mlxbert.elf import SLOT_TYPES, LoadedLibrary, import_slots, loaded_libraries, read_pointer, write_pointer
+from mlxbert.backend import openblas
+from mlxbert.backend.elf import SLOT_TYPES, LoadedLibrary, import_slots, loaded_libraries, read_pointer, write_pointer
 from mlxbert.errors import MLXBertError
 
 _SWITCH = "MLXBERT_BLAS"

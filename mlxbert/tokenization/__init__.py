@@ -12,12 +12,12 @@ import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
-from mlxbert.encoding import Encoding, padded
 from mlxbert.errors import first_ten
-from mlxbert.text_input import check_texts, refuse_surrogates
-from mlxbert.tokenizer_files import TokenizerError, read_tokenizer_files
-from mlxbert.truncation import TruncationWarning, encode_cut, warn_of_truncation
-from mlxbert.wordpiece import TokenizerWarning, build_backend
+from mlxbert.tokenization.encoding import Encoding, padded
+from mlxbert.tokenization.files import TokenizerError, read_tokenizer_files
+from mlxbert.tokenization.text_input import check_texts, refuse_surrogates
+from mlxbert.tokenization.truncation import TruncationWarning, encode_cut, warn_of_truncation
+from mlxbert.tokenization.wordpiece import TokenizerWarning, build_backend
 
 __all__ = ["Encoding", "Tokenizer", "TokenizerError", "TokenizerWarning", "TruncationWarning"]
 

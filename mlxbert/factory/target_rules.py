@@ -1,4 +1,4 @@
-"""What a target's values alone say about its competition type; `mlxbert.infer_task` has the rules in words."""
+"""What a target's values alone say about its competition type; `mlxbert.factory.infer_task` has the rules in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from heads.labels import Label
 from mlxbert.errors import MLXBertError
-from mlxbert.frames import Column, shown
+from mlxbert.factory.frames import Column, shown
 
 SEPARATOR = "|"
 MOST_RATINGS = 11  # 0 … 10

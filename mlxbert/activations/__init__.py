@@ -12,8 +12,8 @@ from typing import cast
 
 import mlx.core as mx
 
-from mlxbert.exponential import exp_nonpositive
-from mlxbert.fused import fused
+from mlxbert.activations.exponential import exp_nonpositive
+from mlxbert.activations.fused import fused
 
 Activation = Callable[[mx.array], mx.array]
 

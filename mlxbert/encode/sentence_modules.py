@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlxbert.dense import Dense, SentenceModuleError
+from mlxbert.encode.dense import Dense, SentenceModuleError
 from mlxbert.small_files import parse_json, read_json
 
 # sentence-transformers' name -> ours, in the order in which several are concatenated.

@@ -18,9 +18,9 @@ from heads.errors import HeadError, unknown_name
 from heads.head_registry import COMPETITION_TYPES, best_head, get_head, registered_heads
 from heads.labels import Label
 from mlxbert.checkpoint import load, resolve
-from mlxbert.competition import Competition, get_competition
 from mlxbert.errors import MLXBertError
-from mlxbert.pooling_spec import PoolingModule
+from mlxbert.factory.competition import Competition, get_competition
+from mlxbert.pooling.spec import PoolingModule
 from mlxbert.tokenization import Tokenizer
 from mlxbert.with_head import BertWithHead
 
@@ -51,7 +51,7 @@ def create_model(
         num_labels: how many classes, labels or target columns; classes are then 0, 1, ….
         classes: the labels, in the order of the logits; of ratings the lowest first, of two the positive one last.
         horizon: steps ahead, of a time series.
-        pooling: of `mlxbert.pooling_spec.CHOICES`, or a module of `mlxbert.pooling`.
+        pooling: of `mlxbert.pooling.spec.CHOICES`, or a module of `mlxbert.pooling`.
         revision: a branch, tag or commit of the Hub repository.
         dtype: what the encoder computes in; as for `mlxbert.load`.
         head_options: arguments of the head, such as `objective="focal"` or `dropout=0.2`.
@@ -74,7 +74,7 @@ def create_for_competition(
     dtype: mx.Dtype | None = None,
     **head_options: Any,
 ) -> tuple[BertWithHead, Tokenizer]:
-    """The model for a ready configuration (`mlxbert.competition.get_competition` has the rest of it).
+    """The model for a ready configuration (`mlxbert.factory.competition.get_competition` has the rest of it).
 
     Args:
         name: of a registered configuration, or one itself.

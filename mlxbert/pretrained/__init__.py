@@ -26,9 +26,15 @@ from mlxbert.checkpoint import CheckpointError, load, read_config, resolve
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.errors import first_ten
-from mlxbert.head_class import HEAD_CLASSES, HeadChoice, choose_head_class, is_head_tensor, original_architectures
-from mlxbert.labels import Labels
-from mlxbert.pretrained_model import PretrainedBert, PretrainedOutput
+from mlxbert.pretrained.head_class import (
+    HEAD_CLASSES,
+    HeadChoice,
+    choose_head_class,
+    is_head_tensor,
+    original_architectures,
+)
+from mlxbert.pretrained.labels import Labels
+from mlxbert.pretrained.model import PretrainedBert, PretrainedOutput
 from mlxbert.tokenization import Tokenizer
 
 __all__ = ["HEADS_FILE", "PretrainedBert", "PretrainedOutput", "attach_head", "load_with_head", "read_head_tensors"]

@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from mlxbert.small_files import read_text
-from mlxbert.tokenizer_files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles
+from mlxbert.tokenization.files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles
 
 # Names that transformers 5 resolves to BertTokenizer itself, or to a subclass that builds the same.
 BERT_CLASSES = (

@@ -7,7 +7,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from mlxbert.fused import fused
+from mlxbert.activations.fused import fused
 
 # 2^f for |f| ≤ 1/2: minimax in relative error (9e-8) among polynomials with 2^0 = 1 exactly.
 _EXP2 = (1.0, 0.693146978, 0.240222421, 0.0555073376, 0.009671513, 0.0013264722)
