@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxbert import backend, elf, openblas
+from mlxbert import backend
+from mlxbert.backend import elf, openblas
 from mlxbert.backend import BackendError, BlasSettingError, BlasStatus, missing_backend_message
 from mlxbert.errors import MLXBertError
 
@@ -265,7 +266,8 @@ def test_openblas_obeys_its_thread_variable() -> None:
 # slot.
 AGAIN = """
 import os, platform
-from mlxbert import backend, elf, openblas
+from mlxbert import backend
+from mlxbert.backend import elf, openblas
 import mlx.core
 (libmlx,) = (library for library in elf.loaded_libraries() if library.path.endswith("/libmlx.so"))
 (slot,) = elf.import_slots(libmlx, "cblas_sgemm", platform.machine())

@@ -100,9 +100,7 @@ def test_fill_mask_refuses_what_it_cannot_do(make: Make) -> None:
     with pytest.raises(PipelineError, match="top_k must be a positive whole number, not 0"):
         fill_mask(model, tokenizer, "a [MASK]", 0)
     other = make("BertForQuestionAnswering")[1]
-    with pytest.raises(
-        PipelineError, match=r"fill_mask needs BertForMaskedLM .*, and this model is BertForQ"
-    ):
+    with pytest.raises(PipelineError, match=r"fill_mask needs BertForMaskedLM .*, and this model is BertForQ"):
         fill_mask(other, tokenizer, "a [MASK]")
 
 
