@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlxbert import backend
-from mlxbert.backend import elf, openblas
-from mlxbert.backend import BackendError, BlasSettingError, BlasStatus, missing_backend_message
+from mlxbert.backend import BackendError, BlasSettingError, BlasStatus, elf, missing_backend_message, openblas
 from mlxbert.errors import MLXBertError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,7 +140,7 @@ assert [p.tolist() for p in products] == [dots, dots, dots, [[0.5 * d + 2 for d 
 
 BIND = """
 import ctypes, platform
-from mlxbert import backend, elf
+from mlxbert import backend; from mlxbert.backend import elf
 status = backend.use_fast_blas()
 (libmlx,) = (library for library in elf.loaded_libraries() if library.path.endswith("/libmlx.so"))
 (slot,) = elf.import_slots(libmlx, "cblas_sgemm", platform.machine())
