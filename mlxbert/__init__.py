@@ -16,5 +16,6 @@ from mlxbert.core import BertCore  # noqa: E402
 from mlxbert.errors import MLXBertError  # noqa: E402
 from mlxbert.output import BertOutput  # noqa: E402
 from mlxbert.pretrained import load_with_head  # noqa: E402
+from mlxbert.with_head import BertWithHead  # noqa: E402
 
-__all__ = ["BertConfig", "BertCore", "BertOutput", "MLXBertError", "load", "load_with_head"]
+__all__ = ["BertConfig", "BertCore", "BertOutput", "BertWithHead", "MLXBertError", "load", "load_with_head"]

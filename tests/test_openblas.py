@@ -97,3 +97,24 @@ def test_the_kernels_for_sme_are_avoided_while_openblas_loads(
         openblas.load(Path("libscipy_openblas.so"))
     assert choices == [seen]
     assert os.environ.get("OPENBLAS_CORETYPE") == users
+
+
+@pytest.mark.parametrize(("users", "seen"), [(None, "20"), ("26", "26")])
+def test_idle_threads_sleep_soon_unless_the_user_has_said_when(
+    users: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    if users is not None:
+        monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", users)
+    found = []
+
+    def stop(_path: str) -> None:
+        found.append(os.environ.get("OPENBLAS_THREAD_TIMEOUT"))
+        raise OSError("stopped")
+
+    monkeypatch.setattr(openblas, "_has_sme", lambda: False)
+    monkeypatch.setattr(ctypes, "CDLL", stop)
+    with pytest.raises(OSError, match="stopped"):
+        openblas.load(Path("libscipy_openblas.so"))
+    assert found == [seen]
+    assert os.environ.get("OPENBLAS_THREAD_TIMEOUT") == users

@@ -31,8 +31,8 @@ _PACKAGE = "scipy_openblas32"
 # The aarch64 wheel of 0.3.34 was built without kernels for SME: on a processor that has it (Apple's M4 in a Linux
 # container) it calls empty stand-ins, whose products are wrong. Seen under qemu's `-cpu max`; plain Arm's are right.
 _CORE_TYPE = "OPENBLAS_CORETYPE"
-# Log2 of the cycles that an idle thread spins before it sleeps; 26 by default, 25 ms. A forward pass has work for MLX's
-# own thread between any two products: sleeping after 0.4 ms leaves it the core, for 15 to 25 % less processor time.
+# Log2 of the cycles that an idle thread spins before it sleeps; 26 by default, 25 ms. A forward pass has work for
+# MLX's own thread between any two products: sleeping after 0.4 ms leaves it the core.
 _THREAD_TIMEOUT = "20"
 _ROW_MAJOR, _NO_TRANS, _TRANS = 101, 111, 112
 
