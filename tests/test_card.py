@@ -1,0 +1,100 @@
+"""The model card by itself: every branch of the template, from facts alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from converter.card import CardFacts, render_card
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION, ParityReport, Point, Provenance
+
+LOCAL_SOURCE = CardFacts(
+    name="minilm",
+    source="model",
+    revision=None,
+    original_class="BertModel",
+    dtype="float32",
+    parameters=22_713_216,
+    has_pooler=True,
+    converter_version="0.1.0",
+)
+
+
+def point(gate: str, check: str, name: str, error: float | None, limit: float) -> Point:
+    problem = None if error is not None else "NaN in MLX"
+    return Point(gate, check, name, limit, None, error, error, 1.0, 1.0, "a probe", problem)
+
+
+def report(worst: float | None) -> ParityReport:
+    return ParityReport(
+        model_type="bert",
+        written_dtype="float32",
+        compute_dtype="float32",
+        reference_class="BertModel",
+        unexpected=(),
+        provenance=Provenance("model", None, {}, "the written weights", 0),
+        probes=("one (1 × 2)", "two (3 × 4)"),
+        environment={"mlx": "0.32.4", "torch": "2.13.0", "transformers": "5.23.0"},
+        points=(
+            point(MAPPING, CUMULATIVE, "embeddings", 1e-7, 2e-5),
+            point(MAPPING, CUMULATIVE, "encoder.layer.0", worst, 2e-5),
+            point(MAPPING, LOCAL, "encoder.layer.0", 3e-7, 5e-6),
+            point(PRECISION, CUMULATIVE, "encoder.layer.0", 0.0, 1e-6),
+        ),
+    )
+
+
+def front_matter(card: str) -> dict:
+    assert card.startswith("---\n")
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_local_source_that_nobody_compared() -> None:
+    card = render_card(LOCAL_SOURCE)
+    assert front_matter(card) == {"library_name": "mlx", "tags": ["mlx", "mlxbert", "bert"]}
+    assert "# minilm\n\nBertModel in float32" in card
+    assert "22,713,216 parameters" in card
+    assert "**NOT VERIFIED.**" in card
+    assert "Yes" not in card
+    for absent in ("Not carried over", "has no pooler", "no tokenizer files", "heads.safetensors"):
+        assert absent not in card
+
+
+def test_a_source_on_the_hub_is_linked_at_its_commit() -> None:
+    card = render_card(replace(LOCAL_SOURCE, source="google-bert/bert-base-uncased", revision="a" * 40))
+    assert front_matter(card)["base_model"] == "google-bert/bert-base-uncased"
+    assert "[google-bert/bert-base-uncased](https://huggingface.co/google-bert/bert-base-uncased)" in card
+    assert "a" * 40 in card
+
+
+def test_what_cannot_load_elsewhere_what_was_dropped_and_what_is_missing_are_said() -> None:
+    facts = replace(
+        LOCAL_SOURCE,
+        has_pooler=False,
+        heads=("classifier.bias", "classifier.weight"),
+        dropped={"embeddings.position_ids": "a constant"},
+        missing_tokenizer=True,
+    )
+    card = render_card(facts)
+    assert "has no pooler, as its source has none" in card
+    assert "2 tensors of the checkpoint's own head in `heads.safetensors`" in card
+    assert "- `embeddings.position_ids`: a constant" in card
+    assert "no tokenizer files" in card
+
+
+def test_the_worst_error_of_each_check_stands_beside_its_limit() -> None:
+    card = render_card(replace(LOCAL_SOURCE, parity=report(1.5e-6)))
+    assert "Yes" in card
+    assert "against PyTorch | 1.5e-06 | 2e-05 |" in card
+    assert "mlx 0.32.4, torch 2.13.0, transformers 5.23.0" in card
+    assert "NOT VERIFIED" not in card
+
+
+@pytest.mark.parametrize(("worst", "shown"), [(3e-3, "3.0e-03"), (None, "inf")])
+def test_a_comparison_that_failed_is_never_a_yes(worst: float | None, shown: str) -> None:
+    card = render_card(replace(LOCAL_SOURCE, parity=report(worst)))
+    assert "**NO: the comparison failed**" in card
+    assert "Yes" not in card
+    assert f"against PyTorch | {shown} | 2e-05 |" in card
