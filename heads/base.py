@@ -202,6 +202,24 @@ def row_weights(rows: Any, count: int, what: str) -> mx.array:
     return weights
 
 
+def row_targets(targets: Any, rows: Any, logits: mx.array, ignored: int, what: str) -> mx.array:
+    """`targets` (B, …) with `ignored` in the rows of weight 0.
+
+    Raises:
+        HeadError: not one row of targets for each of logits: a single one would be broadcast to all.
+    """
+    encoded = mx.array(targets)
+    if encoded.ndim == 0 or len(encoded) != len(logits):
+        raise HeadError(
+            f"{what}: {len(logits)} rows of logits, and targets have shape {tuple(encoded.shape)}; "
+            "fix: one row of targets for each, nothing is broadcast"
+        )
+    if not mx.issubdtype(encoded.dtype, mx.floating):
+        encoded = encoded.astype(mx.int32)  # uint8 and bool cannot hold what is ignored
+    keep = row_weights(rows, len(logits), what) > 0
+    return mx.where(keep.reshape(-1, *[1] * (encoded.ndim - 1)), encoded, ignored)
+
+
 def masked_mean(values: mx.array, weights: mx.array) -> mx.array:
     """Mean of `values` (B,) or (B, C) over the rows of weight 1; 0 where there is none, and garbage rows stay out."""
     weights = weights.reshape(-1, *[1] * (values.ndim - 1))

@@ -8,7 +8,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, check_options, row_weights
+from heads.base import Head, check_options, row_targets
 from heads.calibration import binary_nll, check_temperature, fit_temperature
 from heads.errors import HeadError
 from heads.head_registry import register_head
@@ -98,8 +98,7 @@ class BinaryClassificationHead(Head):
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of 0 and 1."""
-        encoded = mx.array(targets)
-        encoded = mx.where(row_weights(rows, len(logits), self.title) > 0, encoded, _IGNORED)
+        encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         scores = logits[:, 0]
         if self.objective == "focal":
             alpha, gamma = 0.25 if self.alpha is None else self.alpha, 2.0 if self.gamma is None else self.gamma

@@ -8,7 +8,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, check_options, row_weights
+from heads.base import Head, check_options, row_targets
 from heads.calibration import check_temperature, fit_temperature, multiclass_nll
 from heads.errors import HeadError
 from heads.head_registry import register_head
@@ -88,8 +88,7 @@ class MulticlassClassificationHead(Head):
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of class indices, −100 is left out."""
-        labels = mx.array(targets)
-        labels = mx.where(row_weights(rows, len(logits), self.title) > 0, labels, _IGNORED)
+        labels = row_targets(targets, rows, logits, _IGNORED, self.title)
         weight = self._weights()
         if self.objective == "focal":
             gamma = 2.0 if self.gamma is None else self.gamma

@@ -9,7 +9,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, check_options, row_weights
+from heads.base import Head, check_options, row_targets
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, sigmoid
@@ -124,8 +124,7 @@ class MultilabelClassificationHead(Head):
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B, L) of 0, 1 and −1."""
-        keep = row_weights(rows, len(logits), self.title) > 0
-        encoded = mx.where(keep[:, None], mx.array(targets), _IGNORED)
+        encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         if self.objective == "focal":
             alpha, gamma = _or(self.alpha, 0.25), _or(self.gamma, 2.0)
             return sigmoid_focal(logits, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)

@@ -124,6 +124,26 @@ def padding_rows_change_nothing(name: str) -> None:
     assert all(mx.abs(gradient).max().item() == 0 for _, gradient in tree_flatten(nothing[1]))
 
 
+def targets_are_never_broadcast(name: str) -> None:
+    head = make(name).eval()
+    logits, encoded = _run(head, name, features()), _targets(head, name)
+    wrong = (encoded[:1], encoded[:-1], encoded[..., None], encoded[0] if encoded.ndim > 1 else np.float32(1))
+    for rows in (None, np.ones(N)):
+        for one in wrong:
+            with pytest.raises(HeadError, match=r"nothing is broadcast|need targets of shape"):
+                head.loss(logits, one, rows=rows)
+
+
+def targets_of_any_dtype_are_taken(name: str) -> None:
+    head = make(name).eval()
+    logits, encoded = _run(head, name, features()), _targets(head, name)
+    if not np.isin(encoded, range(256)).all():
+        return  # values, or −1 for unknown: no small integers
+    expected = head.loss(logits, encoded).item()
+    for dtype in (np.uint8, np.int64, *([bool] if encoded.max() <= 1 else [])):
+        assert head.loss(logits, encoded.astype(dtype)).item() == expected, dtype
+
+
 def half_precision(name: str) -> None:
     wide = make(name, dropout=0.0)
     expected = _run(wide, name, features())
@@ -203,6 +223,8 @@ CHECKS: tuple[Check, ...] = (
     gradients_reach_every_parameter_and_the_loss_falls,
     trains_compiled,
     padding_rows_change_nothing,
+    targets_are_never_broadcast,
+    targets_of_any_dtype_are_taken,
     half_precision,
     settings_round_trip_through_json_and_predictions_stay,
     dropout_is_for_training_and_its_samples_are_averaged,
