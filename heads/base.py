@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from heads.checks import check_number
 from heads.errors import HeadError, unknown_name
 from heads.host import Float, to_host
 
@@ -160,7 +161,8 @@ class Head(nn.Module):
         """A head as `settings` describes it, its weights still to be loaded.
 
         Raises:
-            HeadError: the settings are another head's, or have arguments or fitted values that this one does not know.
+            HeadError: the settings are another head's, or have arguments or fitted values that this one does not know
+                or cannot be.
         """
         name, arguments, fitted = settings.get("name"), settings.get("arguments"), settings.get("fitted")
         if name != cls.head_name:
@@ -173,12 +175,25 @@ class Head(nn.Module):
             raise HeadError(
                 f"{name}: the settings have {unknown[0]!r}, which this version does not know; fix: update mlxbert"
             )
-        head = cls(**arguments)
-        head.restore({key: _frozen(value) for key, value in fitted.items()})
+        try:
+            head = cls(**arguments)
+            head.restore({key: _frozen(value) for key, value in fitted.items()})
+        except HeadError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            # A file that somebody else wrote: an argument is missing, or of a type or size that makes nothing.
+            reason = str(error).split("\n", 1)[0]
+            raise HeadError(f"{name}: the settings cannot be used ({reason}); fix: save the model again") from error
         return head
 
     def restore(self, fitted: Mapping[str, Any]) -> None:
-        """Take over what `settings` has under "fitted", lists made tuples."""
+        """Take over what `settings` has under "fitted", lists made tuples.
+
+        Subclasses check it too: it comes from a file.
+
+        Raises:
+            HeadError: a value that `fitted` cannot have.
+        """
         for key, value in fitted.items():
             setattr(self, key, value)
 
@@ -227,13 +242,25 @@ def masked_mean(values: mx.array, weights: mx.array) -> mx.array:
     return total / mx.maximum((weights * mx.ones_like(values)).sum(), 1)
 
 
+OPTION_RANGES = {
+    "label_smoothing": (0.0, 1.0),
+    "alpha": (0.0, 1.0),
+    "gamma": (0.0, math.inf),
+    "gamma_neg": (0.0, math.inf),
+    "gamma_pos": (0.0, math.inf),
+    "clip": (0.0, 0.5),
+    "delta": (0.0, math.inf),
+}
+"""What the losses take: a wrong number is refused when the head is made, not in the first step of training."""
+
+
 def check_options(what: str, objective: str, allowed: Mapping[str, tuple[str, ...]], given: Mapping[str, Any]) -> None:
-    """Refuse an unknown objective, and options that the chosen one would ignore.
+    """Refuse an unknown objective, options that the chosen one would ignore, and numbers out of their range.
 
     Raises:
-        HeadError: naming the objectives, or the option and the objective it belongs to.
+        HeadError: naming the objectives, or the option and the objective it belongs to, or its range.
     """
-    if objective not in allowed:
+    if not isinstance(objective, str) or objective not in allowed:
         raise HeadError(f"{what}: objective {objective!r} is unknown; known: {', '.join(allowed)}")
     for option, value in given.items():
         if value is not None and option not in allowed[objective]:
@@ -241,6 +268,8 @@ def check_options(what: str, objective: str, allowed: Mapping[str, tuple[str, ..
             raise HeadError(
                 f"{what}: {option} has no effect with objective={objective!r}; fix: use {owners}, or leave it out"
             )
+        if value is not None and option in OPTION_RANGES:
+            check_number(value, f"{what}: {option}", *OPTION_RANGES[option], open_ends=option == "delta")
 
 
 def _jsonable(value: Any, what: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
@@ -10,6 +10,7 @@ import numpy as np
 
 from heads.base import Head, check_options, row_targets
 from heads.calibration import check_temperature, fit_temperature, multiclass_nll
+from heads.checks import check_numbers
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, softmax
@@ -81,6 +82,13 @@ class MulticlassClassificationHead(Head):
         # A class that the fold lacks never comes up in its loss: any weight does.
         weights = np.where(counts > 0, counts.sum() / (len(counts) * np.maximum(counts, 1)), 1.0)
         self.fitted_class_weights = tuple(map(float, weights))
+
+    def restore(self, fitted: Mapping[str, Any]) -> None:
+        """See `Head.restore`."""
+        super().restore(fitted)
+        check_temperature(self.temperature, self.title)
+        if self.fitted_class_weights is not None:
+            check_numbers(self.fitted_class_weights, len(self.classes), f"{self.title}: fitted_class_weights", 0)
 
     def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
         """The user's labels (N,) as int32 indices of `classes`."""

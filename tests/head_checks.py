@@ -185,6 +185,33 @@ def settings_round_trip_through_json_and_predictions_stay(name: str) -> None:
     assert len(before) == N
 
 
+HOSTILE: tuple[Any, ...] = (
+    *(None, True, -1, 0, 5, 10**30, 10**400, 2.5, -0.5, float("nan"), float("inf"), "x", "__import__('os').abort()"),
+    *([], [1], [0.5, 0.5], ["a", "b"], [[1]], {}, {"a": 1}),
+)
+
+
+def settings_of_a_hostile_file_are_refused_by_name(name: str) -> None:
+    settings = make(name).settings()
+    logits, targets = np.zeros((N, make(name).num_outputs), np.float32), make(name).encode_targets
+    changed: list[dict[str, Any]] = [{**settings, "arguments": {}}, {**settings, "arguments": 3}]
+    for part in ("arguments", "fitted"):
+        for key in settings[part]:
+            changed += [{**settings, part: {**settings[part], key: value}} for value in HOSTILE]
+            changed.append({**settings, part: {other: v for other, v in settings[part].items() if other != key}})
+    used = 0
+    for one in changed:
+        try:
+            head = head_from_settings(one)
+            if head.hidden_size == features().shape[1] and head.num_outputs == logits.shape[1]:
+                assert len(head.predict(logits)) == N, one
+                mx.eval(head.loss(mx.array(logits), targets(sample_of(name).targets)))
+                used += 1
+        except HeadError:
+            continue
+    assert 0 < used < len(changed)  # some of the changes are legal
+
+
 def dropout_is_for_training_and_its_samples_are_averaged(name: str) -> None:
     head = make(name, dropout=0.5, dropout_samples=1)
     head.output.weight = mx.random.normal(head.output.weight.shape)
@@ -227,6 +254,7 @@ CHECKS: tuple[Check, ...] = (
     targets_of_any_dtype_are_taken,
     half_precision,
     settings_round_trip_through_json_and_predictions_stay,
+    settings_of_a_hostile_file_are_refused_by_name,
     dropout_is_for_training_and_its_samples_are_averaged,
     wrong_widths_are_refused,
 )
