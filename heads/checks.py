@@ -63,3 +63,33 @@ def as_array(values: Any, dtype: Any, what: str) -> np.ndarray[Any, Any]:
         return np.asarray(values, dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise HeadError(f"{what}: the values cannot be read ({error}); fix: give one kind of value a row") from None
+
+
+OPTION_RANGES = {
+    "label_smoothing": (0.0, 1.0),
+    "alpha": (0.0, 1.0),
+    "gamma": (0.0, math.inf),
+    "gamma_neg": (0.0, math.inf),
+    "gamma_pos": (0.0, math.inf),
+    "clip": (0.0, 0.5),
+    "delta": (0.0, math.inf),
+}
+"""What the losses take: a wrong number is refused when the head is made, not in the first step of training."""
+
+
+def check_options(what: str, objective: str, allowed: Mapping[str, tuple[str, ...]], given: Mapping[str, Any]) -> None:
+    """Refuse an unknown objective, options that the chosen one would ignore, and numbers out of their range.
+
+    Raises:
+        HeadError: naming the objectives, or the option and the objective it belongs to, or its range.
+    """
+    if not isinstance(objective, str) or objective not in allowed:
+        raise HeadError(f"{what}: objective {objective!r} is unknown; known: {', '.join(allowed)}")
+    for option, value in given.items():
+        if value is not None and option not in allowed[objective]:
+            owners = " or ".join(f"objective={name!r}" for name, options in allowed.items() if option in options)
+            raise HeadError(
+                f"{what}: {option} has no effect with objective={objective!r}; fix: use {owners}, or leave it out"
+            )
+        if value is not None and option in OPTION_RANGES:
+            check_number(value, f"{what}: {option}", *OPTION_RANGES[option], open_ends=option == "delta")

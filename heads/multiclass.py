@@ -8,9 +8,9 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, check_options, row_targets
+from heads.base import Head, row_targets
 from heads.calibration import check_temperature, fit_temperature, multiclass_nll
-from heads.checks import check_numbers
+from heads.checks import check_numbers, check_options
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, softmax

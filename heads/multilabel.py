@@ -9,8 +9,8 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, check_options, row_targets
-from heads.checks import as_array, check_numbers
+from heads.base import Head, row_targets
+from heads.checks import as_array, check_numbers, check_options
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, sigmoid

@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.base import Head, check_options, masked_mean, row_weights
-from heads.checks import as_array, check_numbers
+from heads.base import Head, masked_mean, row_weights
+from heads.checks import as_array, check_numbers, check_options
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, softplus
