@@ -71,6 +71,6 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
     for name in _COUNTERS:
         setattr(step, name, int(state[name].item()))
     step.loss_scale = float(state["loss_scale"].item())
-    random: Any = mx.random.state
-    random[0] = mx.array(state[RANDOM])
+    high, low = (int(part) for part in state[RANDOM].tolist())  # type: ignore[arg-type, union-attr]
+    mx.random.seed((high << 32) | low)
     step.show()
