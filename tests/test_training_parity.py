@@ -123,9 +123,7 @@ def train_here(
     step = TrainStep(model, rules, Schedule(STEPS, "linear", WARMUP, first_step_is_zero=True), settings)
     before = numpy_weights(model)
     encoded = model.head.encode_targets(targets)
-    losses = [
-        step([(part(inputs, i), encoded[i * ROWS : (i + 1) * ROWS], None)]).loss for i in range(STEPS)
-    ]
+    losses = [step([(part(inputs, i), encoded[i * ROWS : (i + 1) * ROWS], None)]).loss for i in range(STEPS)]
     return Run(np.array(losses), before, numpy_weights(model))
 
 

@@ -49,7 +49,7 @@ class FGM:
 class AWP:
     """Adversarial weight perturbation: Wu et al. 2020, https://arxiv.org/abs/2004.05884, equation 10, one step.
 
-        w ← w + γ · ‖w‖₂ · g / ‖g‖₂     for every trained matrix; biases and LayerNorms stay
+    w ← w + γ · ‖w‖₂ · g / ‖g‖₂     for every trained matrix; biases and LayerNorms stay
     """
 
     gamma: float = 1e-3

@@ -100,7 +100,9 @@ class TrainStep:
         batches: batches accumulated for the step that is under way.
     """
 
-    def __init__(self, model: Any, rules: Mapping[str, Rule], schedule: Schedule, settings: StepSettings | None = None):
+    def __init__(
+        self, model: Any, rules: Mapping[str, Rule], schedule: Schedule, settings: StepSettings | None = None
+    ):
         """Take over `model`; `rules` as `parameter_rules` makes them.
 
         Raises:

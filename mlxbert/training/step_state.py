@@ -26,9 +26,7 @@ def step_state(step: TrainStep) -> Arrays:
     Keys: "weights.<name>", "frozen.", "means.", "squares.", "average." likewise; "sums.<name>", "sums_loss" and
     "sums_rows" of batches accumulated; "step", "updates", "batches", "good_steps", "loss_scale"; "random", the key.
     """
-    state: Arrays = {
-        f"{kind}.{name}": array for kind in _DICTS for name, array in getattr(step, kind).items()
-    }
+    state: Arrays = {f"{kind}.{name}": array for kind in _DICTS for name, array in getattr(step, kind).items()}
     if step.sums is not None:
         state |= {f"sums.{name}": array for name, array in step.sums["gradients"].items()}
         state |= {"sums_loss": step.sums["loss"], "sums_rows": step.sums["rows"]}
