@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from heads.binary import BinaryClassificationHead
-from heads.ordinal import OrdinalHead
+from heads.ordinal import OrdinalRegressionHead
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
@@ -118,7 +118,7 @@ def test_poolings_and_heads_with_parameters_of_their_own_have_rules() -> None:
         assert own
         assert {rules[name].rate for name in own} == {2.0}
     assert parameter_rules(make_model("weighted_layers"), rate=1.0)["pooling.layer_logits"].weight_decay == 0.0
-    ordinal = BertWithHead(BertCore(CONFIG), OrdinalHead(32, classes=(1, 2, 3)), "mean")
+    ordinal = BertWithHead(BertCore(CONFIG), OrdinalRegressionHead(32, classes=(1, 2, 3)), "mean")
     vectors = {name for name, array in named_parameters(ordinal).items() if array.ndim < 2}
     assert {rule.weight_decay for name, rule in parameter_rules(ordinal, rate=1.0).items() if name in vectors} == {0.0}
 

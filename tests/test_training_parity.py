@@ -1,4 +1,4 @@
-"""Fifty steps of fine-tuning against PyTorch's: the same losses, the same change of every weight; mutations fail it."""
+"""Fifty steps of fine-tuning against PyTorch's: the same losses and the same change of every weight."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Gradient checkpointing of each encoder layer: its activations are computed again instead of kept.
 
 Chen et al. 2016, https://arxiv.org/abs/1604.06174. The second computation must drop what the first one dropped, and
-MLX's `checkpoint` runs the layer's Python again, which draws anew from the global stream: the gradients would be those of
-no network at all. So each layer's dropouts draw from keys of their own, handed to it as an input.
+MLX's `checkpoint` runs the layer's Python again, which draws anew from the global stream: the gradients would be those
+of no network at all. So each layer's dropouts draw from keys of their own, handed to it as an input.
 """
 
 from __future__ import annotations

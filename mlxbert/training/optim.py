@@ -104,7 +104,7 @@ def clip_factor(norm: float, max_norm: float | None) -> float:
 
 
 def ema_decay(decay: float, step: int) -> float:
-    """min(decay, (1 + t) / (10 + t)) at step t ≥ 1: a young average follows the weights (TensorFlow's `num_updates`)."""
+    """min(decay, (1 + t) / (10 + t)) at step t ≥ 1: a young average follows (TensorFlow's `num_updates`)."""
     return min(decay, (1 + step) / (10 + step))
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
@@ -58,7 +58,7 @@ class StepSettings:
         compiled: through `mx.compile`.
     """
 
-    optimizer: AdamW = AdamW()
+    optimizer: AdamW = field(default_factory=AdamW)
     max_norm: float | None = 1.0
     ema_decay: float | None = None
     compute_dtype: str = "float32"
@@ -128,7 +128,7 @@ class TrainStep:
         )
         # The random state is an input and an output: as a constant it would drop the same units at every step.
         compiled = self.settings.compiled
-        random = {"inputs": mx.random.state, "outputs": mx.random.state}
+        random: Any = {"inputs": mx.random.state, "outputs": mx.random.state}
         self._add = mx.compile(self._gradients.add, **random) if compiled else self._gradients.add
         self._apply = mx.compile(self._update) if compiled else self._update
         self._norm = mx.compile(global_norm) if compiled else global_norm
@@ -162,15 +162,15 @@ class TrainStep:
             )
         finally:
             self.show()  # tracing has left its placeholders in the model
-        mx.eval(sums, loss, mx.random.state[0])
+        mx.eval(sums, loss, *cast(Any, mx.random.state))
         self.batches += 1
-        value = float(loss.item())
+        value = _number(loss)
         if math.isfinite(value):
             self.sums = sums
         elif self.settings.on_nonfinite == "stop":
             raise NonFiniteLossError(
-                f"step {self.step + 1}, batch {self.batches} of it: the loss is {value}; the weights are those of before "
-                "this step; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
+                f"step {self.step + 1}, batch {self.batches} of it: the loss is {value}; the weights are those of before this "
+                "step; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
             )
         return value
 
@@ -190,9 +190,9 @@ class TrainStep:
         self.step += 1
         if sums is None:  # every batch of it was left out
             return StepReport(self.step, math.nan, 0, factor, math.nan, skipped=True)
-        count = max(float(sums["rows"].item()), 1.0)
-        loss = float(sums["loss"].item()) / count
-        norm = float(self._norm(sums["gradients"]).item()) / (count * self.loss_scale)
+        count = max(_number(sums["rows"]), 1.0)
+        loss = _number(sums["loss"]) / count
+        norm = _number(self._norm(sums["gradients"])) / (count * self.loss_scale)
         if not math.isfinite(norm):
             self._overflowed(norm, batches)
             return StepReport(self.step, loss, int(count), factor, norm, skipped=True)
@@ -231,11 +231,15 @@ class TrainStep:
             self.loss_scale /= 2
         elif self.settings.on_nonfinite == "stop":
             raise NonFiniteLossError(
-                f"step {self.step}, {batches} batch(es): the gradient's norm is {norm}; the weights are those of before "
-                "this step; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
+                f"step {self.step}, {batches} batch(es): the gradient's norm is {norm}; the weights are those of before this "
+                "step; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
             )
 
     def _grow_scale(self) -> None:
         self.good_steps += 1
         if self.settings.compute_dtype == "float16" and self.good_steps >= _STEPS_TO_GROW:
             self.loss_scale, self.good_steps = min(2 * self.loss_scale, _LARGEST_SCALE), 0
+
+
+def _number(scalar: mx.array) -> float:
+    return float(cast(Any, scalar.item()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -67,8 +67,8 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
         gradients = {name: state[f"sums.{name}"] for name in step.weights}
         step.sums = {"gradients": gradients, "loss": state["sums_loss"], "rows": state["sums_rows"]}
     for name in _COUNTERS:
-        setattr(step, name, int(state[name].item()))
-    step.loss_scale = float(state["loss_scale"].item())
-    high, low = (int(part) for part in state[RANDOM].tolist())  # type: ignore[arg-type, union-attr]
+        setattr(step, name, int(cast(Any, state[name].item())))
+    step.loss_scale = float(cast(Any, state["loss_scale"].item()))
+    high, low = (int(part) for part in cast(Any, state[RANDOM].tolist()))
     mx.random.seed((high << 32) | low)
     step.show()
