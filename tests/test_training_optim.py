@@ -59,7 +59,7 @@ def test_schedules_are_transformers(kind: str, warmup: int) -> None:
         reference = getattr(transformers, f"get_{kind}_schedule_with_warmup")(optimizer, **arguments)
     end = 0.1 if kind == "polynomial" else 0.0
     schedule = Schedule(20, kind, warmup, end=end, power=2.0, first_step_is_zero=True)
-    for step in range(24):
+    for step in range(21):  # beyond its end the cosine of transformers rises again
         assert schedule.factor(step) == pytest.approx(reference.get_last_lr()[0], abs=1e-12), step
         optimizer.step()
         reference.step()

@@ -169,8 +169,8 @@ class TrainStep:
             self.sums = sums
         elif self.settings.on_nonfinite == "stop":
             raise NonFiniteLossError(
-                f"step {self.step + 1}, batch {self.batches} of it: the loss is {value}; the weights are those of before this "
-                "step; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
+                f"step {self.step + 1}, batch {self.batches} of it: the loss is {value}; the weights are "
+                "those of before it; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
             )
         return value
 
@@ -231,8 +231,8 @@ class TrainStep:
             self.loss_scale /= 2
         elif self.settings.on_nonfinite == "stop":
             raise NonFiniteLossError(
-                f"step {self.step}, {batches} batch(es): the gradient's norm is {norm}; the weights are those of before this "
-                "step; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
+                f"step {self.step}, {batches} batch(es): the gradient's norm is {norm}; the weights are "
+                "those of before it; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
             )
 
     def _grow_scale(self) -> None:
