@@ -198,7 +198,7 @@ def deviations(run: Run, reference: Run) -> tuple[float, dict[str, float]]:
     return loss, changes
 
 
-SETTINGS = StepSettings(max_norm=MAX_NORM, compiled=False)
+SETTINGS = StepSettings(max_norm=MAX_NORM)
 
 
 @pytest.mark.parametrize("name", TASKS)

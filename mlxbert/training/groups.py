@@ -45,7 +45,8 @@ def default_learning_rate(config: BertConfig) -> float:
     The reason: Devlin et al. 2018 (A.3) search 2e-5 … 5e-5 for base (768 × 12), and the authors of the small BERTs
     3e-5 … 3e-4 for all down to tiny (Turc et al. 2019, https://github.com/google-research/bert): a smaller model bears
     a larger rate. Large (1024 × 24) fails to train for some seeds, which small rates with bias correction and warm-up
-    mend (Mosbach et al. 2020, https://arxiv.org/abs/2006.04884). The formula gives large 2e-5, base 3e-5, MiniLM-L12 (384) 4e-5, MiniLM-L6 6e-5, mini (256 × 4) 9e-5, tiny (128 × 2) 2e-4.
+    mend (Mosbach et al. 2020, https://arxiv.org/abs/2006.04884). The formula gives large 2e-5,
+    base 3e-5, MiniLM-L12 (384) 4e-5, MiniLM-L6 6e-5, mini (256 × 4) 9e-5, tiny (128 × 2) 2e-4.
     """
     rate = 3e-5 * ((768 * 12) / (config.hidden_size * config.num_hidden_layers)) ** 0.5
     return float(f"{rate:.0e}")

@@ -60,6 +60,7 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
             "the saved state is not one of this model and these settings; fix: resume with those of the run\n"
             + first_ten(problems)
         )
+    mx.eval(dict(state))  # a file is read lazily, and the next save may replace it
     for kind in _DICTS:
         setattr(step, kind, {name: state[f"{kind}.{name}"] for name in getattr(step, kind)})
     step.sums = None
