@@ -287,6 +287,14 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
     assert str(caught.value) == message
 
 
+def test_a_step_of_filling_rows_alone_changes_nothing() -> None:
+    step = make_step()
+    before = as_bytes(step.weights)
+    report = step([(*batch()[:2], np.zeros(ROWS))])
+    assert (report.rows, report.skipped, step.step, step.updates) == (0, True, 1, 0)
+    assert as_bytes(step.weights) == before
+
+
 def test_an_update_needs_a_batch() -> None:
     with pytest.raises(StepError, match=r"^step 1: nothing to update by; fix: accumulate a batch first$"):
         make_step().update()

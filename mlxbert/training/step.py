@@ -188,9 +188,9 @@ class TrainStep:
         batches, self.batches = self.batches, 0
         sums, self.sums = self.sums, None
         self.step += 1
-        if sums is None:  # every batch of it was left out
+        count = 0.0 if sums is None else _number(sums["rows"])
+        if sums is None or count == 0:  # no real row, or every batch left out: no weight decay either
             return StepReport(self.step, math.nan, 0, factor, math.nan, skipped=True)
-        count = max(_number(sums["rows"]), 1.0)
         loss = _number(sums["loss"]) / count
         norm = _number(self._norm(sums["gradients"])) / (count * self.loss_scale)
         if not math.isfinite(norm):
