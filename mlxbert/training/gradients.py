@@ -1,0 +1,90 @@
+"""Gradients of one batch, added to those of the batches before: the part of a step that is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+from mlxbert.training.adversarial import AWP, FGM
+from mlxbert.training.groups import WORD_EMBEDDINGS, padding_row
+from mlxbert.training.layer_checkpointing import checkpointed_layers
+from mlxbert.training.optim import Arrays
+
+COMPUTE_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+Sums = dict[str, Any]
+"""{"gradients": by name, Σ n_i ∇l_i times the loss scale; "loss": Σ n_i l_i; "rows": Σ n_i}, float32."""
+
+
+class Gradients:
+    """`add` is a pure function of its arrays and the random state; model and settings are what is compiled in."""
+
+    def __init__(
+        self,
+        model: Any,
+        names: Sequence[str],
+        compute_dtype: str = "float32",
+        checkpoint_layers: bool = False,
+        adversarial: FGM | AWP | None = None,
+    ):
+        self.model = model
+        self.dtype = COMPUTE_DTYPES[compute_dtype]
+        self.checkpoint_layers, self.adversarial = checkpoint_layers, adversarial
+        self.padding_row = padding_row(model, names)
+
+    def add(
+        self,
+        sums: Sums,
+        weights: Arrays,
+        frozen: Arrays,
+        inputs: Arrays,
+        targets: mx.array,
+        rows: mx.array,
+        loss_scale: mx.array,
+    ) -> tuple[Sums, mx.array]:
+        """`sums` with this batch in them ({}: this is the first), and its mean loss.
+
+        It leaves whatever it was called with in the model: the caller puts the weights back.
+        """
+
+        def objective(at: Arrays) -> tuple[mx.array, mx.array]:
+            self._set({**frozen, **at})
+            self.model.train()
+            layers = checkpointed_layers(self.model.core.encoder) if self.checkpoint_layers else nullcontext()
+            with layers:
+                loss = self.model.loss(self.model(**inputs), targets, rows=rows).astype(mx.float32)
+            return loss * count * loss_scale, loss
+
+        count = rows.sum()
+        differentiate = mx.value_and_grad(objective)
+        (_, loss), gradients = cast(Any, differentiate)(weights)
+        gradients = self._without_padding(gradients)
+        if self.adversarial is not None:
+            moved = self.adversarial.perturb(weights, gradients)
+            _, second = cast(Any, differentiate)(moved)
+            second = self._without_padding(second)
+            gradients = {name: 0.5 * (first + second[name]) for name, first in gradients.items()}
+        new: Sums = {"gradients": gradients, "loss": loss * count, "rows": count}
+        if sums:
+            before = sums["gradients"]
+            new["gradients"] = {name: before[name] + gradient for name, gradient in gradients.items()}
+            new["loss"], new["rows"] = sums["loss"] + new["loss"], sums["rows"] + count
+        return new, loss
+
+    def _set(self, arrays: Arrays) -> None:
+        # The encoder alone computes in the narrow dtype; its master weights get float32 gradients through the cast.
+        cast_arrays = [
+            (name, array.astype(self.dtype) if name.startswith("core.") else array) for name, array in arrays.items()
+        ]
+        self.model.update(tree_unflatten(cast_arrays))
+
+    def _without_padding(self, gradients: Arrays) -> Arrays:
+        """No gradient for the padding token's embedding, as `torch.nn.Embedding(padding_idx=…)` has none."""
+        if self.padding_row is None:
+            return gradients
+        gradient = gradients[WORD_EMBEDDINGS]
+        real = (mx.arange(gradient.shape[0]) != self.padding_row)[:, None]
+        return {**gradients, WORD_EMBEDDINGS: mx.where(real, gradient, 0)}

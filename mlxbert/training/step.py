@@ -1,0 +1,245 @@
+"""The one training step: gradients of as many batches as are accumulated, then one update of the weights.
+
+There is one normalization: with n_i real rows in batch i, and their mean loss l_i (`Head.loss`), the step minimizes
+
+    L = Σ n_i l_i / Σ n_i
+
+so that four batches of 8 are one batch of 32, a short last batch counts by its rows, and workers that add up
+`Sums` are one worker. (Exactly so where a head's mean is over rows; a class-weighted or partly unlabelled mean is
+that within each batch.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+from mlxbert.errors import MLXBertError
+from mlxbert.model_tensors import named_parameters
+from mlxbert.training.adversarial import AWP, FGM
+from mlxbert.training.gradients import COMPUTE_DTYPES, Gradients, Sums
+from mlxbert.training.groups import Rule, trainable
+from mlxbert.training.optim import AdamW, Arrays, clip_factor, ema_decay, ema_update, global_norm
+from mlxbert.training.schedule import Schedule
+
+# float16 gradients below 6e-8 are 0: the loss is scaled up, half as much after an overflow, twice after this many good
+# steps (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2).
+_FIRST_SCALE = 2.0**10
+_LARGEST_SCALE = 2.0**24
+_STEPS_TO_GROW = 1000
+
+
+class StepError(MLXBertError):
+    """A setting of the step that is unknown, or an update with nothing accumulated."""
+
+
+class NonFiniteLossError(MLXBertError):
+    """The loss or its gradient is NaN or infinite; the weights are those of before the step."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Everything about a step but rates and schedule.
+
+    Attributes:
+        optimizer: its numbers.
+        max_norm: of the gradient, over all parameters; None: no clipping.
+        ema_decay: of the moving average of the weights; None: no average.
+        compute_dtype: what the encoder computes in: "float32", "bfloat16" or "float16". Weights, optimizer, head and
+            loss are float32 in any case, and so are the softmax's and the LayerNorms' sums.
+        checkpoint_layers: recompute each layer's activations in the backward pass: less memory, more time.
+        adversarial: gradients are the mean of the clean and the adversarial one; the loss reported is the clean one.
+        on_nonfinite: "stop": raise `NonFiniteLossError`; "skip": leave such a batch, or step, out.
+        compiled: through `mx.compile`.
+    """
+
+    optimizer: AdamW = field(default_factory=AdamW)
+    max_norm: float | None = 1.0
+    ema_decay: float | None = None
+    compute_dtype: str = "float32"
+    checkpoint_layers: bool = False
+    adversarial: FGM | AWP | None = None
+    on_nonfinite: str = "stop"
+    compiled: bool = True
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            known = ", ".join(COMPUTE_DTYPES)
+            raise StepError(f"compute_dtype {self.compute_dtype!r} is unknown; known: {known}")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise StepError(f"on_nonfinite must be 'stop' or 'skip', not {self.on_nonfinite!r}")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise StepError(f"max_norm must be above 0, or None for no clipping, not {self.max_norm}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise StepError(f"ema_decay must be at least 0 and below 1, or None, not {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did: its number (from 1), mean loss, real rows, schedule factor, gradient norm before clipping."""
+
+    step: int
+    loss: float
+    rows: int
+    factor: float
+    norm: float
+    skipped: bool
+
+
+class TrainStep:
+    """Trains `model`, whose parameters are always the current ones, in float32.
+
+    Attributes:
+        step: steps done, skipped ones too; the schedule's position.
+        updates: steps that changed the weights; AdamW's t.
+        batches: batches accumulated for the step that is under way.
+    """
+
+    def __init__(
+        self, model: Any, rules: Mapping[str, Rule], schedule: Schedule, settings: StepSettings | None = None
+    ):
+        """Take over `model`; `rules` as `parameter_rules` makes them.
+
+        Raises:
+            GroupError: everything is frozen.
+        """
+        self.model, self.schedule = model, schedule
+        self.settings = settings or StepSettings()
+        self.rules = dict(rules)
+        names = trainable(self.rules)
+        masters = {name: array.astype(mx.float32) for name, array in named_parameters(model).items()}
+        self.weights: Arrays = {name: masters[name] for name in names}
+        self.frozen: Arrays = {name: array for name, array in masters.items() if name not in self.weights}
+        self.means: Arrays = {name: mx.zeros_like(array) for name, array in self.weights.items()}
+        self.squares: Arrays = {name: mx.zeros_like(array) for name, array in self.weights.items()}
+        # + 0: arrays of its own, because an update may take over the weights' memory.
+        keeps_average = self.settings.ema_decay is not None
+        self.average: Arrays = {name: array + 0 for name, array in self.weights.items()} if keeps_average else {}
+        self.sums: Sums | None = None
+        self.step, self.updates, self.batches, self.good_steps = 0, 0, 0, 0
+        self.loss_scale = _FIRST_SCALE if self.settings.compute_dtype == "float16" else 1.0
+        self._gradients = Gradients(
+            model, names, self.settings.compute_dtype, self.settings.checkpoint_layers, self.settings.adversarial
+        )
+        # The random state is an input and an output: as a constant it would drop the same units at every step.
+        compiled = self.settings.compiled
+        random: Any = {"inputs": mx.random.state, "outputs": mx.random.state}
+        self._add = mx.compile(self._gradients.add, **random) if compiled else self._gradients.add
+        self._apply = mx.compile(self._update) if compiled else self._update
+        self._norm = mx.compile(global_norm) if compiled else global_norm
+        self.show()
+        mx.eval(self.weights, self.frozen, self.means, self.squares, self.average)
+
+    def __call__(self, batches: Iterable[tuple[Mapping[str, Any], Any, Any]]) -> StepReport:
+        """One step on batches of (inputs, targets, rows), as for `accumulate`."""
+        for inputs, targets, rows in batches:
+            self.accumulate(inputs, targets, rows)
+        return self.update()
+
+    def accumulate(self, inputs: Mapping[str, Any], targets: Any, rows: Any = None) -> float:
+        """Add one batch's gradients; returns its mean loss.
+
+        Args:
+            inputs: keyword arguments of the model: input_ids, attention_mask, …; first axis B.
+            targets: as `head.encode_targets` makes them.
+            rows: (B,), 1 for real rows and 0 for filling; None: all are real.
+
+        Raises:
+            NonFiniteLossError: with on_nonfinite="stop"; names step and batch.
+        """
+        arrays = {name: mx.array(value) for name, value in inputs.items() if value is not None}
+        targets = mx.array(targets)
+        real = mx.ones((len(targets),)) if rows is None else mx.array(rows).astype(mx.float32)
+        previous = {} if self.sums is None else self.sums
+        try:
+            sums, loss = self._add(
+                previous, self.weights, self.frozen, arrays, targets, real, mx.array(self.loss_scale, mx.float32)
+            )
+        finally:
+            self.show()  # tracing has left its placeholders in the model
+        mx.eval(sums, loss, *cast(Any, mx.random.state))
+        self.batches += 1
+        value = _number(loss)
+        if math.isfinite(value):
+            self.sums = sums
+        elif self.settings.on_nonfinite == "stop":
+            raise NonFiniteLossError(
+                f"step {self.step + 1}, batch {self.batches} of it: the loss is {value}; the weights are "
+                "those of before it; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
+            )
+        return value
+
+    def update(self) -> StepReport:
+        """Change the weights by what was accumulated since the last update.
+
+        Raises:
+            StepError: nothing was accumulated.
+            NonFiniteLossError: the gradient is not finite, with on_nonfinite="stop" (in float16 the loss scale is
+                halved first, as long as it can be).
+        """
+        if self.batches == 0:
+            raise StepError(f"step {self.step + 1}: nothing to update by; fix: accumulate a batch first")
+        factor = self.schedule.factor(self.step)
+        batches, self.batches = self.batches, 0
+        sums, self.sums = self.sums, None
+        self.step += 1
+        count = 0.0 if sums is None else _number(sums["rows"])
+        if sums is None or count == 0:  # no real row, or every batch left out: no weight decay either
+            return StepReport(self.step, math.nan, 0, factor, math.nan, skipped=True)
+        loss = _number(sums["loss"]) / count
+        norm = _number(self._norm(sums["gradients"])) / (count * self.loss_scale)
+        if not math.isfinite(norm):
+            self._overflowed(norm, batches)
+            return StepReport(self.step, loss, int(count), factor, norm, skipped=True)
+        self.updates += 1
+        scalars = self.settings.optimizer.scalars(self.rules, factor, self.updates)
+        scale = clip_factor(norm, self.settings.max_norm) / (count * self.loss_scale)
+        scalars["gradient"] = mx.array(scale, mx.float32)
+        if self.settings.ema_decay is not None:
+            scalars["average"] = mx.array(ema_decay(self.settings.ema_decay, self.updates), mx.float32)
+        # No name may hold on to the old arrays: their memory serves the new ones.
+        gradients = sums.pop("gradients")
+        self.weights, self.means, self.squares, self.average = self._apply(
+            self.weights, self.means, self.squares, self.average, gradients, scalars
+        )
+        del gradients
+        self.show()
+        mx.eval(self.weights, self.means, self.squares, self.average)
+        self._grow_scale()
+        return StepReport(self.step, loss, int(count), factor, norm, skipped=False)
+
+    def show(self, weights: Arrays | None = None) -> None:
+        """Put the current weights into the model, or others such as `average`; frozen ones stay."""
+        shown = {**self.frozen, **self.weights, **(weights or {})}
+        self.model.update(tree_unflatten(list(shown.items())))
+
+    def _update(
+        self, weights: Arrays, means: Arrays, squares: Arrays, average: Arrays, gradients: Arrays, scalars: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays, Arrays]:
+        scaled = {name: gradient * scalars["gradient"] for name, gradient in gradients.items()}
+        new = self.settings.optimizer.apply(weights, means, squares, scaled, self.rules, scalars)
+        return *new, ema_update(average, new[0], scalars["average"]) if average else {}
+
+    def _overflowed(self, norm: float, batches: int) -> None:
+        self.good_steps = 0
+        if self.settings.compute_dtype == "float16" and self.loss_scale > 2.0**-10:
+            self.loss_scale /= 2
+        elif self.settings.on_nonfinite == "stop":
+            raise NonFiniteLossError(
+                f"step {self.step}, {batches} batch(es): the gradient's norm is {norm}; the weights are "
+                "those of before it; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
+            )
+
+    def _grow_scale(self) -> None:
+        self.good_steps += 1
+        if self.settings.compute_dtype == "float16" and self.good_steps >= _STEPS_TO_GROW:
+            self.loss_scale, self.good_steps = min(2 * self.loss_scale, _LARGEST_SCALE), 0
+
+
+def _number(scalar: mx.array) -> float:
+    return float(cast(Any, scalar.item()))
