@@ -41,8 +41,8 @@ def class_strata(targets: Iterable[Any], row_groups: np.ndarray, folds: int) -> 
             rare.append(f"{shown(value)}: {len(mine)} rows in {len(np.unique(mine))} groups")
     if rare:
         raise FoldError(
-            f"{len(rare)} of {len(numbers)} classes: too rare for {folds} folds, equal texts and groups being kept together; "
-            f"fix: fewer folds, or merge or drop the class\n" + first_ten(rare)
+            f"{len(rare)} of {len(numbers)} classes: too rare for {folds} folds, equal texts and groups being kept "
+            f"together; fix: fewer folds, or merge or drop the class\n" + first_ten(rare)
         )
     return strata
 
