@@ -225,6 +225,15 @@ def test_a_broken_file_is_said_in_a_line(tmp_path: Path, name: str, content: str
     assert refusal(write(tmp_path / name, content)) == message
 
 
+def test_cells_that_a_short_row_lacks_are_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "id,text,n,flag\n1,a,1,True\n2\n3,b\n")
+    data = read_data(path)
+    assert values(data.frame, "text") == ["a", None, "b"]
+    assert values(data.frame, "n") == [1, None, None]
+    assert values(data.frame, "flag") == [True, None, None]
+    assert [values(part, "n") for part in read_chunks(path, data.kinds, rows=2)] == [[1, None], [None]]
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "FILE is a directory; fix: name the file in it"
     assert refusal(tmp_path / "a.csv") == "FILE is not there; fix: check the path"

@@ -278,6 +278,11 @@ TEXTS = [f"t{i}" for i in range(10)]
         ("group", {}, "fold_kind 'group' needs groups=; fix: name the column"),
         ("binned", {}, "fold_kind 'binned' needs targets=; fix: give them, or fold_kind='plain'"),
         ("forward", {}, "fold_kind 'forward' needs times=; fix: name the column"),
+        (
+            "forward",
+            {"groups": [1] * 10},
+            "fold_kind 'forward' takes no groups=: a group has rows early and late; fix",
+        ),
         ("forward", {"times": [1] * 10}, "forward_folds: 5 folds need more than 5 forecast times, not 1"),
         ("forward", {"times": [1] * 10, "folds": 1}, "fold 0 has no row to learn from; "),
         ("forward", {"times": ["x"] * 10}, "times: not dates ("),

@@ -167,7 +167,7 @@ class PredictionBatches:
             rows: their numbers, in the order that `restore` gives.
             batch_size: rows a batch.
             lengths: to pad to, increasing, where they are known already (training's: no new shapes are compiled);
-                longer rows are padded to the longest of these batches.
+                longer rows get one length more.
             shapes: how many lengths otherwise.
 
         Raises:
@@ -178,9 +178,12 @@ class PredictionBatches:
         _whole("batch_size", batch_size)
         own = tokens.lengths[self._rows]
         self.batch_size = batch_size if lengths is not None else min(batch_size, len(self._rows))
-        self.lengths = padded_lengths(own, shapes) if lengths is None else tuple(sorted({*lengths, int(own.max())}))
-        if lengths is not None and own.max() <= max(lengths):
-            self.lengths = tuple(sorted(set(lengths)))
+        if lengths is None:
+            self.lengths = padded_lengths(own, shapes)
+        else:
+            longest = int(own.max())
+            beyond = {min(-(-longest // _STEP) * _STEP, tokens.limit)} if longest > max(lengths) else set()
+            self.lengths = tuple(sorted({*lengths, *beyond}))
         self._order = np.argsort(-own, kind="stable")
 
     def __len__(self) -> int:

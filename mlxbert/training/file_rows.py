@@ -46,7 +46,7 @@ def _csv_frames(pandas: Any, file: DataFile, rows: int | None) -> Iterator[Any]:
     if rows is None:
         with _parse_errors(pandas, file):
             frame = pandas.read_csv(file.path, **common)
-        yield frame
+        yield frame.fillna("")
         return
     with _parse_errors(pandas, file):
         reader = pandas.read_csv(file.path, chunksize=rows, **common)
@@ -58,7 +58,7 @@ def _csv_frames(pandas: Any, file: DataFile, rows: int | None) -> Iterator[Any]:
             if frame is None:
                 break
             empty = False
-            yield frame
+            yield frame.fillna("")  # cells that a short row lacks
     if empty:
         yield pandas.DataFrame({name: pandas.Series([], dtype=str) for name in names})
 

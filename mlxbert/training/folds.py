@@ -59,7 +59,7 @@ def make_folds(
         texts: N; rows whose texts are equal but for case and white space stay on one side.
         pairs: N second texts.
         targets: for the stratified kinds and "binned".
-        groups: N values; rows of one value stay on one side, with every kind but "forward". A missing one joins none.
+        groups: N values; rows of one value stay on one side; a missing one joins none. Not with "forward".
         times: N dates or numbers, when a row's prediction is made.
         known_at: N, when its target is known: later than `times`; None: before the next distinct time.
         folds: how many; 1: one held-out part of `valid_size`.
@@ -82,6 +82,8 @@ def make_folds(
             raise FoldError(f"{name} has {len(values)} values for {rows} rows; fix: one a row")
     keys = text_keys(texts, pairs)
     if kind == "forward":
+        if groups is not None:
+            raise FoldError("fold_kind 'forward' takes no groups=: a group has rows early and late; fix: leave it out")
         return _forward(times, known_at, keys, folds, share)
     if kind == "group" and groups is None:
         raise FoldError("fold_kind 'group' needs groups=; fix: name the column")

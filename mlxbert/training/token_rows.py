@@ -197,7 +197,7 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as held:
+        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as held:
             ids, types, starts = held["ids"], held["type_ids"], held["starts"]
             cut, longest = (int(number) for number in held["counts"])
             own = str(held["key"])
