@@ -153,6 +153,8 @@ def test_utf_16_and_an_encoding_that_is_given(tmp_path: Path) -> None:
     other = write(tmp_path / "b.csv", "text,y\nпривет,1\n".encode("cp1251"))
     assert values(read_data(other, encoding="cp1251").frame, "text") == ["привет"]
     assert refusal(other, encoding="utf-8") == "FILE: line 2 is not utf-8; fix: another encoding"
+    broken = write(tmp_path / "c.csv", "text,y\na,1\n".encode("utf-16") + b"\x00")
+    assert refusal(broken) == "FILE: starts as UTF-16, but line 3 is not; fix: save it as UTF-8"
     assert refusal(other, encoding="utf8x").startswith("encoding 'utf8x' is not known; fix: utf-8")
 
 
@@ -242,6 +244,25 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     assert refusal(damaged).startswith("FILE is damaged (")
     with pytest.raises(DataError, match="rows must be a positive whole number, not 0"):
         next(read_chunks(damaged, {}, rows=0))
+
+
+def test_chunks_of_a_file_without_rows(tmp_path: Path) -> None:
+    header = write(tmp_path / "a.csv", "id,text\n")
+    with pytest.raises(FrameError, match=r"has no rows; fix: is the file empty, or was everything filtered out\?$"):
+        next(read_chunks(header, {}))
+    pytest.importorskip("pyarrow")
+    pandas.DataFrame({"id": pandas.Series([], dtype=int)}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(FrameError, match="has no rows"):
+        next(read_chunks(tmp_path / "a.parquet", {}))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path / "a.csv", "a\n1\n")
+    monkeypatch.setattr(Path, "open", refuse)
+    assert refusal(path) == "FILE cannot be read: Permission denied"
 
 
 def test_a_missing_column_gives_the_nearest_names(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ TEXTS = [f"t{i}" for i in range(10)]
         (
             "forward",
             {"groups": [1] * 10},
-            "fold_kind 'forward' takes no groups=: a group has rows early and late; fix",
+            "fold_kind 'forward' takes no groups=: a group has rows early and late",
         ),
         ("forward", {"times": [1] * 10}, "forward_folds: 5 folds need more than 5 forecast times, not 1"),
         ("forward", {"times": [1] * 10, "folds": 1}, "fold 0 has no row to learn from; "),
@@ -312,13 +312,16 @@ def test_what_is_refused(kind: FoldKind, options: dict[str, Any], message: str) 
 
 
 def test_a_fold_that_lacks_a_class_is_refused() -> None:
-    # Two groups hold nearly everything; class b lies in one of them and in a single row beside.
-    targets = ["a"] * 6 + ["b"] * 6
-    groups = [0] * 6 + [1] * 5 + [0]
-    made = make_folds("stratified", [f"t{i}" for i in range(12)], targets=[*"aabbaabbaabb"], groups=groups, folds=2)
-    check_once(made, 12)
-    with pytest.raises(FoldError, match="classes: too rare for 2 folds"):
-        make_folds("stratified", [f"t{i}" for i in range(12)], targets=targets, groups=groups, folds=2)
+    groups = [3, 5, 0, 2, 5, 4, 2, 2, 2, 3, 1, 4, 0]  # class b is in four, two of which hold most of it
+    with pytest.raises(FoldError) as caught:
+        make_folds("stratified", [f"t{i}" for i in range(13)], targets=[*"aabaabbabbbab"], groups=groups, folds=3)
+    assert str(caught.value) == "fold 1 lacks a class among the rows held out; fix: fewer folds, another seed"
+    # Too rare by groups, though not by rows.
+    with pytest.raises(FoldError, match="classes: too rare for 2 folds") as rare:
+        make_folds(
+            "stratified", [f"t{i}" for i in range(12)], targets=[*"aaaaaabbbbbb"], groups=[0] * 6 + [1] * 6, folds=2
+        )
+    assert str(rare.value).endswith("\n  a: 5 rows in 1 groups\n  b: 5 rows in 1 groups")
 
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

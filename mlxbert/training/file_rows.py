@@ -46,21 +46,17 @@ def _csv_frames(pandas: Any, file: DataFile, rows: int | None) -> Iterator[Any]:
     if rows is None:
         with _parse_errors(pandas, file):
             frame = pandas.read_csv(file.path, **common)
-        yield frame.fillna("")
-        return
-    with _parse_errors(pandas, file):
-        reader = pandas.read_csv(file.path, chunksize=rows, **common)
-    with reader:
-        empty = True
-        while True:
-            with _parse_errors(pandas, file):
-                frame = next(reader, None)
-            if frame is None:
-                break
-            empty = False
-            yield frame.fillna("")  # cells that a short row lacks
-    if empty:
-        yield pandas.DataFrame({name: pandas.Series([], dtype=str) for name in names})
+        yield frame.fillna("")  # cells that a short row lacks
+    else:
+        with _parse_errors(pandas, file):
+            reader = pandas.read_csv(file.path, chunksize=rows, **common)
+        with reader:
+            while True:
+                with _parse_errors(pandas, file):
+                    frame = next(reader, None)
+                if frame is None:
+                    break
+                yield frame.fillna("")
 
 
 def _names(file: DataFile, cells: Sequence[str]) -> list[str]:
