@@ -160,7 +160,8 @@ class Head(nn.Module):
         """A head as `settings` describes it, its weights still to be loaded.
 
         Raises:
-            HeadError: the settings are another head's, or have arguments or fitted values that this one does not know.
+            HeadError: the settings are another head's, or have arguments or fitted values that this one does not know
+                or cannot be.
         """
         name, arguments, fitted = settings.get("name"), settings.get("arguments"), settings.get("fitted")
         if name != cls.head_name:
@@ -173,12 +174,25 @@ class Head(nn.Module):
             raise HeadError(
                 f"{name}: the settings have {unknown[0]!r}, which this version does not know; fix: update mlxbert"
             )
-        head = cls(**arguments)
-        head.restore({key: _frozen(value) for key, value in fitted.items()})
+        try:
+            head = cls(**arguments)
+            head.restore({key: _frozen(value) for key, value in fitted.items()})
+        except HeadError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            # A file that somebody else wrote: an argument is missing, or of a type or size that makes nothing.
+            reason = str(error).split("\n", 1)[0]
+            raise HeadError(f"{name}: the settings cannot be used ({reason}); fix: save the model again") from error
         return head
 
     def restore(self, fitted: Mapping[str, Any]) -> None:
-        """Take over what `settings` has under "fitted", lists made tuples."""
+        """Take over what `settings` has under "fitted", lists made tuples.
+
+        Subclasses check it too: it comes from a file.
+
+        Raises:
+            HeadError: a value that `fitted` cannot have.
+        """
         for key, value in fitted.items():
             setattr(self, key, value)
 
@@ -202,27 +216,29 @@ def row_weights(rows: Any, count: int, what: str) -> mx.array:
     return weights
 
 
+def row_targets(targets: Any, rows: Any, logits: mx.array, ignored: int, what: str) -> mx.array:
+    """`targets` (B, …) with `ignored` in the rows of weight 0.
+
+    Raises:
+        HeadError: not one row of targets for each of logits: a single one would be broadcast to all.
+    """
+    encoded = mx.array(targets)
+    if encoded.ndim == 0 or len(encoded) != len(logits):
+        raise HeadError(
+            f"{what}: {len(logits)} rows of logits, and targets have shape {tuple(encoded.shape)}; "
+            "fix: one row of targets for each, nothing is broadcast"
+        )
+    if not mx.issubdtype(encoded.dtype, mx.floating):
+        encoded = encoded.astype(mx.int32)  # uint8 and bool cannot hold what is ignored
+    keep = row_weights(rows, len(logits), what) > 0
+    return mx.where(keep.reshape(-1, *[1] * (encoded.ndim - 1)), encoded, ignored)
+
+
 def masked_mean(values: mx.array, weights: mx.array) -> mx.array:
     """Mean of `values` (B,) or (B, C) over the rows of weight 1; 0 where there is none, and garbage rows stay out."""
     weights = weights.reshape(-1, *[1] * (values.ndim - 1))
     total = mx.where(weights > 0, values * weights, 0).sum()
     return total / mx.maximum((weights * mx.ones_like(values)).sum(), 1)
-
-
-def check_options(what: str, objective: str, allowed: Mapping[str, tuple[str, ...]], given: Mapping[str, Any]) -> None:
-    """Refuse an unknown objective, and options that the chosen one would ignore.
-
-    Raises:
-        HeadError: naming the objectives, or the option and the objective it belongs to.
-    """
-    if objective not in allowed:
-        raise HeadError(f"{what}: objective {objective!r} is unknown; known: {', '.join(allowed)}")
-    for option, value in given.items():
-        if value is not None and option not in allowed[objective]:
-            owners = " or ".join(f"objective={name!r}" for name, options in allowed.items() if option in options)
-            raise HeadError(
-                f"{what}: {option} has no effect with objective={objective!r}; fix: use {owners}, or leave it out"
-            )
 
 
 def _jsonable(value: Any, what: str) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, check_options, row_weights
+from heads.base import Head, row_targets
 from heads.calibration import binary_nll, check_temperature, fit_temperature
+from heads.checks import check_number, check_options
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, sigmoid
@@ -54,7 +55,7 @@ class BinaryClassificationHead(Head):
             objective: "bce" or "focal".
             pos_weight: for "bce": how much a positive row weighs; "balanced": negatives / positives of the training
                 fold.
-            label_smoothing: for "bce", from 0 to below 1.
+            label_smoothing: for "bce", from 0 to 1.
             alpha: for "focal": the weight of positives, negatives weigh 1 − alpha; 0.25 by default.
             gamma: for "focal": how much easy rows fade, 2 by default.
             dropout: on the features.
@@ -65,6 +66,8 @@ class BinaryClassificationHead(Head):
         check_options(self.title, objective, OBJECTIVES, options)
         if isinstance(pos_weight, str) and pos_weight != "balanced":
             raise HeadError(f"{self.title}: pos_weight must be a number or 'balanced', not {pos_weight!r}")
+        if pos_weight is not None and not isinstance(pos_weight, str):
+            pos_weight = check_number(pos_weight, f"{self.title}: pos_weight", 0)
         self.classes = check_classes(classes, self.title)
         if len(self.classes) != 2:
             raise HeadError(
@@ -92,14 +95,21 @@ class BinaryClassificationHead(Head):
             raise HeadError(f"{self.title}: pos_weight='balanced' needs rows of both classes in the training fold")
         self.fitted_pos_weight = (len(encoded) - positives) / positives
 
+    def restore(self, fitted: Mapping[str, Any]) -> None:
+        """See `Head.restore`."""
+        super().restore(fitted)
+        check_temperature(self.temperature, self.title)
+        check_number(self.threshold, f"{self.title}: threshold", 0, 1)
+        if self.fitted_pos_weight is not None:
+            check_number(self.fitted_pos_weight, f"{self.title}: fitted_pos_weight", 0)
+
     def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
         """The user's labels (N,) as float32 0 and 1."""
         return encode_labels(targets, self.classes, self.title).astype(np.float32)
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of 0 and 1."""
-        encoded = mx.array(targets)
-        encoded = mx.where(row_weights(rows, len(logits), self.title) > 0, encoded, _IGNORED)
+        encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         scores = logits[:, 0]
         if self.objective == "focal":
             alpha, gamma = 0.25 if self.alpha is None else self.alpha, 2.0 if self.gamma is None else self.gamma

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from heads.checks import as_array
 from heads.errors import HeadError
 from heads.host import Float
 
@@ -53,7 +54,7 @@ class Interval:
         Raises:
             HeadError: another shape.
         """
-        truth = np.asarray(targets, np.float64)
+        truth = as_array(targets, np.float64, "coverage")
         if truth.shape != self.value.shape:
             raise HeadError(f"coverage: targets have shape {truth.shape}, predictions {self.value.shape}")
         if not truth.size:

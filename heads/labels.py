@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from heads.checks import as_array, listed
 from heads.errors import HeadError
 
 Label = str | int | float | bool
@@ -35,7 +36,7 @@ def check_classes(classes: Sequence[Label], what: str, *, least: int = 2) -> tup
     Raises:
         HeadError: fewer than `least`, one twice, or one that is not a string or a number.
     """
-    plain = tuple(_plain(label) for label in classes)
+    plain = tuple(_plain(label) for label in label_list(classes, what))
     wrong = [label for label in plain if not isinstance(label, str | int | float) or label != label]
     if wrong:
         raise HeadError(f"{what}: class {wrong[0]!r} is neither a string nor a number")
@@ -45,6 +46,15 @@ def check_classes(classes: Sequence[Label], what: str, *, least: int = 2) -> tup
         twice = next(label for label in plain if plain.count(label) > 1)
         raise HeadError(f"{what}: class {twice!r} is given twice")
     return plain
+
+
+def label_list(classes: Any, what: str) -> tuple[Any, ...]:
+    """`classes` as a tuple; a string is a sequence of one-letter labels.
+
+    Raises:
+        HeadError: no sequence.
+    """
+    return tuple(classes) if isinstance(classes, str) else listed(classes, f"{what}: classes")
 
 
 def encode_labels(targets: Any, classes: Sequence[Label], what: str) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -72,11 +82,13 @@ def decode_labels(indices: Any, classes: Sequence[Label]) -> np.ndarray[Any, Any
 
 
 def _labels(targets: Any, what: str) -> list[Any]:
-    array = np.asarray(targets)
+    array = as_array(targets, None, what)
     if array.ndim != 1:
         raise HeadError(f"{what}: targets have shape {array.shape}; expected one label a row, (N,)")
     labels = [_plain(label) for label in array.tolist()]
     for row, label in enumerate(labels):
+        if isinstance(label, list | dict | set):
+            raise HeadError(f"{what}: row {row} has {label!r:.60}, which is no label; fix: one string or number a row")
         if label is None or label != label:
             raise HeadError(f"{what}: row {row} has no label ({label!r}); fix: drop rows without a target")
     return labels

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, check_options, row_weights
+from heads.base import Head, row_targets
 from heads.calibration import check_temperature, fit_temperature, multiclass_nll
+from heads.checks import check_numbers, check_options
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, softmax
@@ -82,14 +83,20 @@ class MulticlassClassificationHead(Head):
         weights = np.where(counts > 0, counts.sum() / (len(counts) * np.maximum(counts, 1)), 1.0)
         self.fitted_class_weights = tuple(map(float, weights))
 
+    def restore(self, fitted: Mapping[str, Any]) -> None:
+        """See `Head.restore`."""
+        super().restore(fitted)
+        check_temperature(self.temperature, self.title)
+        if self.fitted_class_weights is not None:
+            check_numbers(self.fitted_class_weights, len(self.classes), f"{self.title}: fitted_class_weights", 0)
+
     def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
         """The user's labels (N,) as int32 indices of `classes`."""
         return encode_labels(targets, self.classes, self.title)
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of class indices, −100 is left out."""
-        labels = mx.array(targets)
-        labels = mx.where(row_weights(rows, len(logits), self.title) > 0, labels, _IGNORED)
+        labels = row_targets(targets, rows, logits, _IGNORED, self.title)
         weight = self._weights()
         if self.objective == "focal":
             gamma = 2.0 if self.gamma is None else self.gamma

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, check_options, row_weights
+from heads.base import Head, row_targets
+from heads.checks import as_array, check_numbers, check_options
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, sigmoid
@@ -65,7 +66,7 @@ class MultilabelClassificationHead(Head):
             classes: the labels' names, in the order of the target's columns.
             objective: "bce", "focal" or "asymmetric" (ASL).
             pos_weight: for "bce": one number a label; "balanced": negatives / positives of the training fold.
-            label_smoothing: for "bce", from 0 to below 1.
+            label_smoothing: for "bce", from 0 to 1.
             alpha: for "focal": the weight of positives, negatives weigh 1 − alpha; 0.25 by default.
             gamma: for "focal": how much easy entries fade, 2 by default.
             gamma_neg: for "asymmetric": how much easy negatives fade, 4 by default.
@@ -107,9 +108,16 @@ class MultilabelClassificationHead(Head):
         both = (positives > 0) & (negatives > 0)
         self.fitted_pos_weight = tuple(map(float, np.where(both, negatives / np.maximum(positives, 1), 1.0)))
 
+    def restore(self, fitted: Mapping[str, Any]) -> None:
+        """See `Head.restore`."""
+        super().restore(fitted)
+        check_numbers(self.thresholds, self.num_outputs, f"{self.title}: thresholds", 0, 1)
+        if self.fitted_pos_weight is not None:
+            check_numbers(self.fitted_pos_weight, self.num_outputs, f"{self.title}: fitted_pos_weight", 0)
+
     def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
         """The user's (N, L) of 0, 1 and −1 (or missing: NaN) as float32."""
-        array = np.asarray(targets, np.float32)
+        array = as_array(targets, np.float32, self.title)
         if array.ndim != 2 or array.shape[1] != self.num_outputs:
             raise HeadError(f"{self.title}: targets have shape {array.shape}; expected (N, {self.num_outputs})")
         array = np.where(np.isnan(array), np.float32(_IGNORED), array)
@@ -124,8 +132,7 @@ class MultilabelClassificationHead(Head):
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B, L) of 0, 1 and −1."""
-        keep = row_weights(rows, len(logits), self.title) > 0
-        encoded = mx.where(keep[:, None], mx.array(targets), _IGNORED)
+        encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         if self.objective == "focal":
             alpha, gamma = _or(self.alpha, 0.25), _or(self.gamma, 2.0)
             return sigmoid_focal(logits, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.base import Head, linear, row_weights
+from heads.base import Head, linear, row_targets
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, sigmoid
@@ -104,8 +104,7 @@ class OrdinalRegressionHead(Head):
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of ranks, −100 is left out."""
-        ranks = mx.array(targets)
-        ranks = mx.where(row_weights(rows, len(logits), self.title) > 0, ranks, _IGNORED)
+        ranks = row_targets(targets, rows, logits, _IGNORED, self.title)
         function = {"coral": coral, "corn": corn, "cumulative_link": cumulative_logits}[self.objective]
         return function(logits, ranks, ignore_index=_IGNORED)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from heads.checks import check_number, listed
 from heads.errors import HeadError
 
 
@@ -20,9 +20,7 @@ def check_output_weights(
         return weights
     if isinstance(weights, str):
         raise HeadError(f"{what} must be numbers or 'balanced', not {weights!r}")
-    numbers = tuple(float(weight) for weight in weights)
+    numbers = listed(weights, what)
     if len(numbers) != count:
         raise HeadError(f"{what} has {len(numbers)} numbers for {count} outputs; fix: one for each, in their order")
-    if not all(0 <= number < math.inf for number in numbers):
-        raise HeadError(f"{what} must be finite and not negative, not {numbers}")
-    return numbers
+    return tuple(check_number(number, what, 0) for number in numbers)

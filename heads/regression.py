@@ -9,7 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.base import Head, check_options, masked_mean, row_weights
+from heads.base import Head, masked_mean, row_weights
+from heads.checks import as_array, check_numbers, check_options
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.host import Float, softplus
@@ -89,6 +90,14 @@ class RegressionHead(Head):
         """See `Head.restore`; the scaler becomes a `TargetScaler`."""
         scaler = fitted.get("scaler")
         super().restore({**fitted, "scaler": None if scaler is None else TargetScaler.from_dict(scaler, self.title)})
+        if self.scaler is not None and len(self.scaler.center) not in (1, self.num_targets):
+            raise HeadError(
+                f"{self.title}: the saved target scaler is for {len(self.scaler.center)} targets, "
+                f"not {self.num_targets}; fix: save again"
+            )
+        for name in ("noise", "mc_noise"):
+            if (noise := getattr(self, name)) is not None:
+                check_numbers(noise, self.num_targets, f"{self.title}: {name}", 0)
 
     def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
         """The user's values as float32 on the scaled scale: (N,) for one target, else (N, T)."""
@@ -205,7 +214,7 @@ class RegressionHead(Head):
 
     def _columns(self, targets: Any) -> Float:
         """The user's targets as float64 (N, T)."""
-        array = np.asarray(targets, np.float64)
+        array = as_array(targets, np.float64, self.title)
         expected = "(N,)" if self.num_targets == 1 else f"(N, {self.num_targets})"
         if array.ndim != (1 if self.num_targets == 1 else 2) or (
             array.ndim == 2 and array.shape[1] != self.num_targets

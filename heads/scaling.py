@@ -86,7 +86,12 @@ class TargetScaler:
             log = fields["log"]
         except (KeyError, TypeError, ValueError) as error:
             raise HeadError(f"{what}: the saved target scaler cannot be read ({error!r}); fix: save again") from None
-        if len(center) != len(scale) or not all(s > 0 for s in scale) or not isinstance(log, bool):
+        if (
+            len(center) != len(scale)
+            or not np.isfinite(center).all()
+            or not all(0 < s < np.inf for s in scale)
+            or not isinstance(log, bool)
+        ):
             raise HeadError(f"{what}: the saved target scaler is not one: {dict(fields)!r}; fix: save again")
         return cls(center, scale, log)
 

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from heads.base import linear
+from heads.checks import as_array, listed
 from heads.errors import HeadError
 from heads.forward_chaining import as_times, check_forward
 from heads.head_registry import register_head
@@ -90,9 +91,11 @@ class TimeSeriesRegressionHead(RegressionHead):
                 f"{self.title}: baseline={baseline!r} with window={window}, period={period}; "
                 "fix: 'last' needs a window, 'seasonal' a period, 'none' nothing"
             )
-        for cycle in calendar:
+        for cycle in listed(calendar, f"{self.title}: calendar"):
             if cycle not in CALENDAR:
                 raise HeadError(f"{self.title}: calendar cycle {cycle!r} is unknown; known: {', '.join(CALENDAR)}")
+        if isinstance(history_size, bool) or not isinstance(history_size, int) or history_size < 1:
+            raise HeadError(f"{self.title}: history_size must be a positive whole number, not {history_size!r}")
         self.horizon, self.window, self.period, self.baseline = horizon, window, period, baseline
         self.calendar = tuple(calendar)
         self.history_size = history_size
@@ -139,9 +142,9 @@ class TimeSeriesRegressionHead(RegressionHead):
         """
         made: dict[str, mx.array] = {}
         if self.window:
-            values = np.asarray(history, np.float64) if history is not None else np.zeros((0,))
-            if values.ndim != 2 or values.shape[1] != self.window:
-                shape = None if history is None else values.shape
+            values = None if history is None else as_array(history, np.float64, f"{self.title}: history")
+            if values is None or values.ndim != 2 or values.shape[1] != self.window:
+                shape = None if values is None else values.shape
                 raise HeadError(f"{self.title}: history has shape {shape}; expected (N, {self.window})")
             scaled = self._fitted_scaler().transform(values, self.title)
             columns = [scaled]

@@ -1,14 +1,15 @@
 """mlxbert: BERT encoders on MLX, converted from PyTorch and proven equal to it.
 
 Importing it does two things beside defining names, both here: it says what to install where MLX has no backend, and
-on a Linux CPU it gives MLX a real BLAS. The BLAS is a matter of the process, not of a model: a script that imports
-mlxbert and multiplies through `mlx.core` has it too, whatever it imported first.
+on a Linux CPU it gives MLX a real BLAS and a larger buffer cache. These are a matter of the process, not of a model: a
+script that imports mlxbert and multiplies through `mlx.core` has them too, whatever it imported first.
 """
 
 from mlxbert import backend
 
 backend.require_backend()
 backend.use_fast_blas()
+backend.reuse_buffers()
 
 from mlxbert.checkpoint import load  # noqa: E402
 from mlxbert.config import BertConfig  # noqa: E402

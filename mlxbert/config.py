@@ -117,7 +117,10 @@ def _optional_probability(name: str, value: Any) -> float | None:
 
 
 def _epsilon(name: str, value: Any) -> float:
-    return _number(name, value, 0, 1)
+    epsilon = _number(name, value, 0, 1)
+    if epsilon == 0:  # MLX takes none, and a constant row would be divided by 0
+        raise ConfigError(f"config.json: {name} must be above 0, not {value!r}")
+    return epsilon
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -124,6 +124,26 @@ def padding_rows_change_nothing(name: str) -> None:
     assert all(mx.abs(gradient).max().item() == 0 for _, gradient in tree_flatten(nothing[1]))
 
 
+def targets_are_never_broadcast(name: str) -> None:
+    head = make(name).eval()
+    logits, encoded = _run(head, name, features()), _targets(head, name)
+    wrong = (encoded[:1], encoded[:-1], encoded[..., None], encoded[0] if encoded.ndim > 1 else np.float32(1))
+    for rows in (None, np.ones(N)):
+        for one in wrong:
+            with pytest.raises(HeadError, match=r"nothing is broadcast|need targets of shape"):
+                head.loss(logits, one, rows=rows)
+
+
+def targets_of_any_dtype_are_taken(name: str) -> None:
+    head = make(name).eval()
+    logits, encoded = _run(head, name, features()), _targets(head, name)
+    if not np.isin(encoded, range(256)).all():
+        return  # values, or −1 for unknown: no small integers
+    expected = head.loss(logits, encoded).item()
+    for dtype in (np.uint8, np.int64, *([bool] if encoded.max() <= 1 else [])):
+        assert head.loss(logits, encoded.astype(dtype)).item() == expected, dtype
+
+
 def half_precision(name: str) -> None:
     wide = make(name, dropout=0.0)
     expected = _run(wide, name, features())
@@ -165,6 +185,33 @@ def settings_round_trip_through_json_and_predictions_stay(name: str) -> None:
     assert len(before) == N
 
 
+HOSTILE: tuple[Any, ...] = (
+    *(None, True, -1, 0, 5, 10**30, 10**400, 2.5, -0.5, float("nan"), float("inf"), "x", "__import__('os').abort()"),
+    *([], [1], [0.5, 0.5], ["a", "b"], [[1]], {}, {"a": 1}),
+)
+
+
+def settings_of_a_hostile_file_are_refused_by_name(name: str) -> None:
+    settings = make(name).settings()
+    logits, targets = np.zeros((N, make(name).num_outputs), np.float32), make(name).encode_targets
+    changed: list[dict[str, Any]] = [{**settings, "arguments": {}}, {**settings, "arguments": 3}]
+    for part in ("arguments", "fitted"):
+        for key in settings[part]:
+            changed += [{**settings, part: {**settings[part], key: value}} for value in HOSTILE]
+            changed.append({**settings, part: {other: v for other, v in settings[part].items() if other != key}})
+    used = 0
+    for one in changed:
+        try:
+            head = head_from_settings(one)
+            if head.hidden_size == features().shape[1] and head.num_outputs == logits.shape[1]:
+                assert len(head.predict(logits)) == N, one
+                mx.eval(head.loss(mx.array(logits), targets(sample_of(name).targets)))
+                used += 1
+        except HeadError:
+            continue
+    assert 0 < used < len(changed)  # some of the changes are legal
+
+
 def dropout_is_for_training_and_its_samples_are_averaged(name: str) -> None:
     head = make(name, dropout=0.5, dropout_samples=1)
     head.output.weight = mx.random.normal(head.output.weight.shape)
@@ -203,8 +250,11 @@ CHECKS: tuple[Check, ...] = (
     gradients_reach_every_parameter_and_the_loss_falls,
     trains_compiled,
     padding_rows_change_nothing,
+    targets_are_never_broadcast,
+    targets_of_any_dtype_are_taken,
     half_precision,
     settings_round_trip_through_json_and_predictions_stay,
+    settings_of_a_hostile_file_are_refused_by_name,
     dropout_is_for_training_and_its_samples_are_averaged,
     wrong_widths_are_refused,
 )

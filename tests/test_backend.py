@@ -415,3 +415,12 @@ def test_loaded_libraries_lists_libmlx_with_its_real_slot() -> None:
     (slot,) = elf.import_slots(libmlx, "cblas_sgemm", platform.machine())
     assert elf.page_protection(slot) & mmap.PROT_READ
     assert elf.page_protection(elf.read_pointer(slot)) & mmap.PROT_EXEC
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the Linux CPU's cache")
+@pytest.mark.parametrize(("before", "after"), [("", 128 * 2**20), ("mx.set_cache_limit(7 * 2**20);", 7 * 2**20)])
+def test_freed_memory_is_kept_unless_the_caller_has_said_how_much(before: str, after: int) -> None:
+    code = f"import mlx.core as mx; {before} import mlxbert; print(mlxbert.backend.use_fast_blas().active)"
+    active, limit = output(f"{code}; print(mx.set_cache_limit(0))").split()
+    if active == "True":
+        assert int(limit) == after

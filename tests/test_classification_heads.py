@@ -208,7 +208,11 @@ def test_every_objective_has_an_effect_of_its_own(head: type[Any], options: dict
             {"classes": "ab", "class_weights": (1, 2, 3)},
             "class_weights has 3 numbers for 2 outputs; fix: one for each, in their order",
         ),
-        (MulticlassClassificationHead, {"classes": "ab", "class_weights": (1, -2)}, "must be finite and not negative"),
+        (
+            MulticlassClassificationHead,
+            {"classes": "ab", "class_weights": (1, -2)},
+            r"is -2; fix: a number in \[0, inf\]",
+        ),
         (MultilabelClassificationHead, {"classes": "ab", "clip": 0.1}, "use objective='asymmetric', or leave it out"),
     ],
 )

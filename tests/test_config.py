@@ -68,6 +68,7 @@ def test_activation_names_are_those_that_are_computed_and_those_of_transformers_
         ({"vocab_size": True}, "vocab_size must be a positive whole number, not True"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers must be at most 1000"),
         ({"layer_norm_eps": "1e-12"}, "layer_norm_eps must be a number between 0 and 1, not '1e-12'"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps must be above 0, not 0"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be a number"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob must be a number between 0 and 1, not 1.5"),
         ({"pad_token_id": 40000}, "pad_token_id 40000 is outside vocab_size 30522"),

@@ -716,3 +716,13 @@ def test_unknown_losses_and_settings_are_refused() -> None:
 
         class Another(Loss, name="mse"):
             pass
+
+
+@pytest.mark.parametrize("loss", [losses.bce_with_logits, losses.sigmoid_focal, losses.asymmetric])
+@pytest.mark.parametrize("target", [5.0, -1.0])
+def test_a_target_that_is_no_probability_is_nan_and_never_a_number(
+    loss: Callable[..., mx.array], target: float
+) -> None:
+    values = loss(mx.zeros(2), mx.array([1.0, target]), reduction="none")
+    assert mx.isfinite(values[0])
+    assert mx.isnan(values[1])

@@ -724,3 +724,8 @@ def test_the_table_is_read_without_importing_scikit_learn() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "metrics need scikit-learn and scipy; fix: pip install 'mlxbert[kaggle]'\n"
+
+
+def test_labels_of_two_kinds_are_refused() -> None:
+    with pytest.raises(HeadError, match=r"accuracy: y_true holds <U1 and y_pred int64; fix: labels of one kind"):
+        METRICS["accuracy"](["a", "b"], [1, 0])

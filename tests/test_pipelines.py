@@ -295,6 +295,8 @@ def test_spans_that_cannot_be_an_answer_are_never_returned() -> None:
 
 def test_answer_refuses_what_leaves_no_room(make: Make) -> None:
     _, model, tokenizer = make("BertForQuestionAnswering")
+    with pytest.raises(PipelineError, match="answer: the question is empty; fix: ask something"):
+        answer(model, tokenizer, " ", "some context")
     with pytest.raises(PipelineError, match="answer: the context is empty; fix: pass the text to search"):
         answer(model, tokenizer, "a", "")
     with pytest.raises(PipelineError, match="the question takes 103 tokens of a window of 64; fix: shorten it"):

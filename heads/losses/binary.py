@@ -100,10 +100,15 @@ def asymmetric(
 def _prepare(
     where: str, logits: mx.array, targets: mx.array, ignore_index: float | None
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Logits and targets in float32, ignored entries set to 0 so that no gradient sees them, and the kept entries."""
+    """Logits and targets in float32, ignored entries set to 0 so that no gradient sees them, and the kept entries.
+
+    A target outside [0, 1] that is not ignored becomes NaN.
+    """
     check_same_shape(where, logits=logits, targets=targets)
     logits, targets = logits.astype(mx.float32), targets.astype(mx.float32)
     keep = mx.ones_like(targets, dtype=mx.bool_) if ignore_index is None else targets != ignore_index
+    # As an impossible class does elsewhere: NaN, since a value cannot be refused inside a compiled step.
+    targets = mx.where((targets < 0) | (targets > 1), mx.nan, targets)
     return mx.where(keep, logits, 0), mx.where(keep, targets, 0), keep
 
 

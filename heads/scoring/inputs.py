@@ -41,7 +41,10 @@ def checked(name: str, needs: Needs, shapes: Shapes, y_true: Any, y_pred: Any) -
     if y_true.ndim == 2 and not np.isin(y_true, (0, 1, MASKED)).all():
         raise HeadError(f"{name}: y_true {y_true.shape} holds other labels than 0 and 1 ({MASKED} where unknown)")
     if needs == "labels":
-        return y_true, _labels(name, "y_pred", y_pred)
+        y_pred = _labels(name, "y_pred", y_pred)
+        if (y_true.dtype.kind in "iub") != (y_pred.dtype.kind in "iub"):
+            raise HeadError(f"{name}: y_true holds {y_true.dtype} and y_pred {y_pred.dtype}; fix: labels of one kind")
+        return y_true, y_pred
     y_pred = _numbers(name, "y_pred", y_pred)
     return y_true, (_probabilities(name, y_true, y_pred) if needs == "probabilities" else y_pred)
 

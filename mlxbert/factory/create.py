@@ -16,7 +16,7 @@ import mlx.core as mx
 from heads.base import Head
 from heads.errors import HeadError, unknown_name
 from heads.head_registry import COMPETITION_TYPES, best_head, get_head, registered_heads
-from heads.labels import Label
+from heads.labels import Label, label_list
 from mlxbert.checkpoint import load, resolve
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.competition import Competition, get_competition
@@ -195,7 +195,10 @@ def _options(
     parameters = inspect.signature(head_class.__init__).parameters
     options = dict(head_options)
     if classes is not None:
-        options["classes"] = tuple(classes)
+        try:
+            classes = options["classes"] = label_list(classes, name)
+        except HeadError as error:
+            raise FactoryError(str(error)) from error
     if horizon is not None:
         options["horizon"] = horizon
     if num_labels is not None:

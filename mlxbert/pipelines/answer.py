@@ -69,6 +69,8 @@ def answer(
     check_top_k(top_k)
     if isinstance(max_answer_len, bool) or not isinstance(max_answer_len, int) or max_answer_len < 1:
         raise PipelineError(f"max_answer_len must be a positive whole number, not {max_answer_len!r}")
+    if isinstance(question, str) and not question.strip():
+        raise PipelineError("answer: the question is empty; fix: ask something")
     limit = _window_length(tokenizer, max_seq_len)
     (row,) = without_limit(tokenizer).encode([question], [context])
     body = [i for i, kind in enumerate(row.type_ids) if kind == 1 and not row.special_tokens_mask[i]]

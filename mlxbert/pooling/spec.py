@@ -36,6 +36,7 @@ def make_pooling(choice: str | Mapping[str, Any] | PoolingModule, hidden_size: i
         _refuse(settings, name)
         if isinstance(mixed, bool) or not isinstance(mixed, int) or mixed < 1:
             raise PoolingError(f"pooling 'weighted_layers': layers must be a positive whole number, not {mixed!r}")
+        _check_layers(mixed, layers)
         return _checked(WeightedLayerPooling(mixed, strategy), layers)
     _refuse(settings, name)
     if name == "attention":
@@ -58,14 +59,18 @@ def _checked(module: Any, layers: int) -> PoolingModule:
     if not isinstance(module, Pooling | AttentionPooling | WeightedLayerPooling):
         raise PoolingError(f"pooling: {module!r} is neither a name, nor settings, nor a module of mlxbert.pooling")
     if isinstance(module, WeightedLayerPooling):
-        if module.layer_logits.shape[0] > layers + 1:
-            raise PoolingError(
-                f"pooling 'weighted_layers': {module.layer_logits.shape[0]} layers asked for, and an encoder of "
-                f"{layers} layers has {layers + 1} hidden states"
-            )
+        _check_layers(module.layer_logits.shape[0], layers)
         if module.strategy not in STRATEGIES or module.strategy == "pooler":
             raise PoolingError(f"pooling 'weighted_layers': strategy {module.strategy!r} cannot pool a mix of layers")
     return module
+
+
+def _check_layers(mixed: int, layers: int) -> None:
+    if mixed > layers + 1:
+        raise PoolingError(
+            f"pooling 'weighted_layers': {mixed} layers asked for, and an encoder of "
+            f"{layers} layers has {layers + 1} hidden states"
+        )
 
 
 def _refuse(settings: Mapping[str, Any], name: Any) -> None:
