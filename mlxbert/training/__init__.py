@@ -1,1 +1,1 @@
-"""Fine-tuning: data, folds, batches, optimizer, one training step, runs that resume to the bit."""
+"""Fine-tuning on competition data: reading it, folds, batches, the optimizer, and one training step."""

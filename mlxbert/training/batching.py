@@ -1,0 +1,240 @@
+"""Batches of token rows: of similar length, padded to few shapes, no row dropped, each a pure function of its place.
+
+Batch k of epoch e depends on the rows, the seed, e and k alone: a run that goes on at (e, k) sees what an
+uninterrupted one sees, and nothing of the shuffling needs to be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlxbert.errors import MLXBertError
+from mlxbert.training.token_rows import TokenRows
+
+# Lengths are padded to multiples of this at least: a compiled step is made anew for every length.
+_STEP = 8
+# Rows of this many batches at most, and of a quarter of an epoch, are sorted by length together: little padding is
+# left, and batches stay random.
+_POOL = 32
+
+
+class BatchError(MLXBertError):
+    """Batches that cannot be made."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the model is given at once.
+
+    Attributes:
+        rows: (B,) int64 numbers of the rows in `TokenRows`; a filler repeats the first.
+        weights: (B,) float32: 1 for a row, 0 for a filler, which must not count.
+        input_ids, token_type_ids, attention_mask: (B, L) int32.
+    """
+
+    rows: np.ndarray
+    weights: np.ndarray
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    attention_mask: np.ndarray
+
+    @property
+    def real(self) -> int:
+        """Rows that are no fillers; they come first."""
+        return int(self.weights.sum())
+
+    def inputs(self) -> dict[str, mx.array]:
+        """As the model is called: `model(**batch.inputs())`."""
+        return {
+            "input_ids": mx.array(self.input_ids),
+            "token_type_ids": mx.array(self.token_type_ids),
+            "attention_mask": mx.array(self.attention_mask),
+        }
+
+
+def padded_lengths(lengths: np.ndarray, shapes: int = 6) -> tuple[int, ...]:
+    """At most `shapes` lengths to pad to, increasing, the last one holding the longest row: those with least padding.
+
+    Each is a multiple of 8, but for the last where the longest row is cut to an odd limit.
+
+    Raises:
+        BatchError: no rows, or `shapes` below 1.
+    """
+    _whole("shapes", shapes)
+    if not len(lengths):
+        raise BatchError("there are no rows to make batches of")
+    longest = int(lengths.max())
+    ends = [int(end) for end in np.unique(np.minimum(-(-lengths // _STEP) * _STEP, longest))]
+    # rows[i]: how many are at most ends[i] long.
+    rows = np.searchsorted(np.sort(lengths), ends, side="right")
+    # cost[j]: padded tokens of all rows up to ends[j], with one more shape each round; before[k][j]: the shape below.
+    cost = rows * np.array(ends)
+    before: list[list[int]] = []
+    for _ in range(min(shapes, len(ends)) - 1):
+        choices = [[cost[i] + (rows[j] - rows[i]) * ends[j] for i in range(j)] + [cost[j]] for j in range(len(ends))]
+        before.append([int(np.argmin(row)) for row in choices])
+        cost = np.array([min(row) for row in choices])
+    chosen = [len(ends) - 1]
+    for table in reversed(before):
+        chosen.append(table[chosen[-1]])
+    return tuple(ends[i] for i in sorted(set(chosen)))
+
+
+class TrainingBatches:
+    """The batches of every epoch.
+
+    Attributes:
+        batch_size: rows a batch, fillers included.
+        lengths: that batches are padded to.
+    """
+
+    def __init__(
+        self, tokens: TokenRows, rows: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, shapes: int = 6
+    ):
+        """Batches of `tokens`' rows with these numbers (a fold's), shuffled anew each epoch.
+
+        Raises:
+            BatchError: no rows, a number that is no row, or an impossible size or seed.
+        """
+        self._tokens, self._rows = tokens, _numbers(tokens, rows)
+        _whole("batch_size", batch_size)
+        _whole("seed", seed, 0)
+        self.batch_size = min(batch_size, len(self._rows))
+        self._seed = seed
+        self.lengths = padded_lengths(tokens.lengths[self._rows], shapes)
+        self._plan: tuple[int, list[np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        """Batches an epoch; the last rows make one that is filled up."""
+        return -(-len(self._rows) // self.batch_size)
+
+    def batch(self, epoch: int, k: int) -> Batch:
+        """Batch `k` of `epoch`, both from 0.
+
+        Raises:
+            BatchError: there is none.
+        """
+        if not 0 <= k < len(self) or epoch < 0:
+            raise BatchError(f"there is no batch {k} of epoch {epoch}; an epoch has {len(self)}, from 0")
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, self._epoch(epoch))
+        return _batch(self._tokens, self._plan[1][k], self.batch_size, self.lengths)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `start` on."""
+        for k in range(start, len(self)):
+            yield self.batch(epoch, k)
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        """The row numbers of each batch of an epoch."""
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, epoch])))
+        order = rng.permutation(self._rows)
+        lengths = self._tokens.lengths
+        pool = self.batch_size * max(1, min(_POOL, len(self) // 4))
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), pool):
+            part = order[start : start + pool]
+            part = part[np.argsort(lengths[part], kind="stable")]
+            batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class PredictionBatches:
+    """Each row once, the longest first, so that what does not fit in memory shows at once; `restore` puts them back.
+
+    Attributes:
+        batch_size: rows a batch, fillers included.
+        lengths: that batches are padded to.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenRows,
+        rows: Sequence[int] | np.ndarray | None = None,
+        *,
+        batch_size: int,
+        lengths: Sequence[int] | None = None,
+        shapes: int = 6,
+    ):
+        """Batches of `tokens`' rows with these numbers, all by default.
+
+        Args:
+            tokens: the data.
+            rows: their numbers, in the order that `restore` gives.
+            batch_size: rows a batch.
+            lengths: to pad to, increasing, where they are known already (training's: no new shapes are compiled);
+                longer rows get one length more.
+            shapes: how many lengths otherwise.
+
+        Raises:
+            BatchError: no rows, a number that is no row, or an impossible size.
+        """
+        self._tokens = tokens
+        self._rows = _numbers(tokens, np.arange(len(tokens)) if rows is None else rows)
+        _whole("batch_size", batch_size)
+        own = tokens.lengths[self._rows]
+        self.batch_size = batch_size if lengths is not None else min(batch_size, len(self._rows))
+        if lengths is None:
+            self.lengths = padded_lengths(own, shapes)
+        else:
+            longest = int(own.max())
+            beyond = {min(-(-longest // _STEP) * _STEP, tokens.limit)} if longest > max(lengths) else set()
+            self.lengths = tuple(sorted({*lengths, *beyond}))
+        self._order = np.argsort(-own, kind="stable")
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self._rows), self.batch_size):
+            rows = self._rows[self._order[start : start + self.batch_size]]
+            yield _batch(self._tokens, rows, self.batch_size, self.lengths)
+
+    def restore(self, outputs: Iterable[np.ndarray]) -> np.ndarray:
+        """The batches' outputs, (B, …) each, fillers included, as one (N, …) array in the order of the rows given.
+
+        Raises:
+            BatchError: more or fewer outputs than batches, or one of another length.
+        """
+        parts = list(outputs)
+        if [len(part) for part in parts] != [self.batch_size] * len(self):
+            raise BatchError(
+                f"{len(parts)} outputs of {', '.join(map(str, sorted({len(part) for part in parts})))} rows for "
+                f"{len(self)} batches of {self.batch_size}; fix: one output a batch, fillers included"
+            )
+        made = np.concatenate(parts)[: len(self._rows)]
+        restored = np.empty_like(made)
+        restored[self._order] = made
+        return restored
+
+
+def _batch(tokens: TokenRows, rows: np.ndarray, batch_size: int, lengths: Sequence[int]) -> Batch:
+    own = tokens.lengths[rows]
+    L = lengths[int(np.searchsorted(lengths, own.max()))]
+    rows = np.concatenate([rows, np.full(batch_size - len(rows), rows[0])])
+    ids = np.full((batch_size, L), tokens.pad_id, np.int32)
+    types, mask = np.zeros((batch_size, L), np.int32), np.zeros((batch_size, L), np.int32)
+    for i, row in enumerate(rows):
+        start, stop = tokens.starts[row], tokens.starts[row + 1]
+        n = stop - start
+        ids[i, :n], types[i, :n], mask[i, :n] = tokens.ids[start:stop], tokens.type_ids[start:stop], 1
+    weights = (np.arange(batch_size) < len(own)).astype(np.float32)
+    return Batch(rows, weights, ids, types, mask)
+
+
+def _numbers(tokens: TokenRows, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    numbers = np.asarray(rows, np.int64)
+    if numbers.ndim != 1 or not len(numbers):
+        raise BatchError("there are no rows to make batches of")
+    if numbers.min() < 0 or numbers.max() >= len(tokens):
+        raise BatchError(f"rows {numbers.min()} to {numbers.max()} are asked for; there are 0 to {len(tokens) - 1}")
+    return numbers
+
+
+def _whole(name: str, value: int, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BatchError(f"{name} must be a whole number from {least} on, not {value!r}")

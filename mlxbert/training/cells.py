@@ -1,0 +1,69 @@
+"""Cells of a CSV, read as text, become numbers, truth values or stay text: a column at a time, by one rule.
+
+pandas' own rule takes the review "None" for a missing value, the id 007 for 7, and gives a column another type when a
+test file happens to hold digits only. Here a column's kind is found once, on the training file, and applied to others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from mlxbert.factory.frames import plain, shown
+
+Kind = Literal["text", "number", "boolean", "native"]
+"""Of a column; "native": the file itself has types (Parquet, JSONL), and they are left alone."""
+
+MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN")
+"""What stands for a missing value in any column of a CSV."""
+
+# In a column that otherwise holds numbers or truth values these are no words.
+_MISSING_NUMBERS = frozenset((*MISSING, "nan", "None", "none", "NULL", "null"))
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|Inf|INF|Infinity)"
+# 007 is a code, and a whole number of 16 digits and more an id that a float would round.
+_CODE = r"[+-]?0[0-9].*|[+-]?[0-9]{16,}"
+_TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
+
+
+def infer_kind(cells: Any) -> Kind:
+    """What a column of text cells (a pandas series) holds; "text" where nothing is present."""
+    bare = cells.str.strip()
+    present = bare[~bare.isin(_MISSING_NUMBERS)].drop_duplicates()
+    if not len(present):
+        return "text"
+    if present.isin(_TRUTH).all():
+        return "boolean"
+    if present.str.fullmatch(_NUMBER).all() and not present.str.fullmatch(_CODE).any():
+        return "number"
+    return "text"
+
+
+def convert(cells: Any, kind: Kind) -> Any:
+    """The column with its values: missing ones as pandas has them; what does not fit the kind stays text.
+
+    A test file may have a word where the training file had numbers only: that is its value, not an error.
+    """
+    import pandas
+
+    if kind == "text":
+        return cells.mask(cells.isin(MISSING))
+    bare = cells.str.strip()
+    missing = bare.isin(_MISSING_NUMBERS)
+    if kind == "boolean":
+        fits = bare.isin(_TRUTH)
+        made = bare.map(_TRUTH).astype(object)
+        typed = fits.all()
+        values = made.astype(bool) if typed else made
+    else:
+        fits = bare.str.fullmatch(_NUMBER)
+        values = pandas.to_numeric(bare.where(fits), errors="coerce")
+    strange = ~fits & ~missing
+    if not strange.any():
+        return values if kind == "number" or fits.all() else values.where(fits, None)
+    return values.astype(object).where(~strange, cells.astype(object)).where(~missing, None)
+
+
+def as_text(values: Iterable[Any]) -> list[str | None]:
+    """Ids and texts of a typed file as a person would write them (7 for 7.0); None for a missing one."""
+    plains = [plain(value) for value in values]
+    return [value if value is None or isinstance(value, str) else shown(value, "") for value in plains]

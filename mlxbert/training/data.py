@@ -1,0 +1,165 @@
+"""Reading a competition's data: CSV, TSV, JSONL and Parquet into pandas frames, whole or in pieces.
+
+Column names come without padding and byte order marks, ids and texts as text, and only what is written as missing is
+missing (`mlxbert.training.cells`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxbert.errors import first_ten
+from mlxbert.factory.frames import Table
+from mlxbert.factory.text_columns import Rendered, RowText
+from mlxbert.training.cells import Kind, as_text, convert, infer_kind
+from mlxbert.training.file_format import DataError, DataFile, DataWarning, inspect_file
+from mlxbert.training.file_rows import raw_frames
+
+__all__ = ["Data", "DataError", "DataFile", "DataWarning", "id_values", "read_chunks", "read_data", "render_texts"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A file's rows.
+
+    Attributes:
+        frame: a pandas frame.
+        kinds: what each column holds; given to `read_data` and `read_chunks`, a test file is read alike.
+        file: what was read.
+    """
+
+    frame: Any
+    kinds: dict[str, Kind]
+    file: DataFile
+
+
+def read_data(
+    path: str | Path,
+    *,
+    text_columns: Iterable[str] = (),
+    required: Iterable[str] = (),
+    kinds: Mapping[str, Kind] | None = None,
+    encoding: str | None = None,
+) -> Data:
+    """Read a whole file.
+
+    Args:
+        path: CSV, TSV, JSONL (one object a line) or Parquet.
+        text_columns: those to keep as text whatever they hold: ids and texts.
+        required: columns that must be there (`text_columns` need not).
+        kinds: those of the training file, for a file that is to be read alike.
+        encoding: of the text; None: found out.
+
+    Raises:
+        DataError: the file cannot be read; the line is named where there is one.
+        FrameError: a required column is missing (the nearest names are given), or there are no rows.
+
+    Warns:
+        DataWarning: the file is not UTF-8, and what it is read as.
+    """
+    file = inspect_file(path, encoding=encoding)
+    frame = next(raw_frames(file, None))
+    found = dict(kinds or {})
+    _check(frame, file, required)
+    text = set(text_columns)
+    for name in frame.columns:
+        if name in text:
+            found[name] = "text"
+        elif name not in found or (found[name] == "native") != (file.format != "csv"):
+            found[name] = infer_kind(frame[name]) if file.format == "csv" else "native"
+    return Data(_typed(frame, found, file), {name: found[name] for name in frame.columns}, file)
+
+
+def read_chunks(
+    path: str | Path,
+    kinds: Mapping[str, Kind],
+    *,
+    rows: int = 2048,
+    required: Iterable[str] = (),
+    encoding: str | None = None,
+) -> Iterator[Any]:
+    """The same values as `read_data` with these kinds, `rows` rows at a time: memory does not grow with the file.
+
+    A column that the kinds lack is text.
+
+    Raises:
+        DataError, FrameError: as `read_data`.
+    """
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise DataError(f"rows must be a positive whole number, not {rows!r}")
+    file = inspect_file(path, encoding=encoding)
+    start = 0
+    for frame in raw_frames(file, rows):
+        if not start:
+            _check(frame, file, required)
+        frame.index = range(start, start + len(frame))
+        start += len(frame)
+        native: Kind = "text" if file.format == "csv" else "native"
+        yield _typed(frame, {name: kinds.get(name, native) for name in frame.columns}, file)
+
+
+def render_texts(frame: Any, text: RowText, what: str = "the data") -> Rendered:
+    """`text.render`, with a warning that counts the rows without any text.
+
+    Raises:
+        FrameError, TextError: as `RowText.render`.
+
+    Warns:
+        DataWarning: there are rows without text; they are encoded as an empty one.
+    """
+    made = text.render(frame, what)
+    if made.empty:
+        rows = len(made.texts)
+        warnings.warn(
+            f"{what}: {made.empty} of {rows} rows have no text; they are encoded as an empty one",
+            DataWarning,
+            stacklevel=2,
+        )
+    return made
+
+
+def id_values(frame: Any, column: str, what: str = "the data") -> list[str]:
+    """A column of ids as text, each there once.
+
+    Raises:
+        DataError: an id is missing, or comes twice (the first ten are named).
+        FrameError: there is no such column; the nearest names are given.
+    """
+    values = as_text(Table(frame, what).column(column, "id column").values)
+    for row, value in enumerate(values):
+        if value is None:
+            raise DataError(f"{what}: row {row} has no id in column {column!r}; fix: fill it, or leave the id out")
+    ids = [value for value in values if value is not None]
+    repeated = [value for value, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{what}: {len(repeated)} ids of column {column!r} come more than once; fix: drop the repeated rows\n"
+            + first_ten(repeated)
+        )
+    return ids
+
+
+def _check(frame: Any, file: DataFile, required: Iterable[str]) -> None:
+    table = Table(frame, str(file.path))
+    for name in required:
+        table.find(name)
+
+
+def _typed(frame: Any, kinds: Mapping[str, Kind], file: DataFile) -> Any:
+    import pandas
+
+    columns: dict[str, Any] = {}
+    for name in frame.columns:
+        kind, column = kinds[name], frame[name]
+        if file.format == "csv":
+            columns[name] = convert(column, "text" if kind == "native" else kind)
+        elif kind == "text":
+            columns[name] = pandas.Series(as_text(column), index=frame.index, dtype=object)
+        else:
+            columns[name] = column.infer_objects()
+    return pandas.DataFrame(columns, index=frame.index)

@@ -1,0 +1,247 @@
+"""Folds: which rows are learned from and which are held out, each row held out once.
+
+Rows with equal texts, or of one group, never lie on both sides. scikit-learn deals single-label folds;
+`mlxbert.training.dealing` those it has nothing for: many labels, and one held-out part of a given size with groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from heads.errors import HeadError
+from heads.forward_chaining import as_times, forward_folds
+from mlxbert.factory.competition import FoldKind
+from mlxbert.training.dealing import deal_groups
+from mlxbert.training.row_groups import join_rows, text_keys
+from mlxbert.training.strata import FoldError, FoldWarning, bin_strata, class_strata, label_strata
+
+__all__ = ["Fold", "FoldError", "FoldWarning", "fold_numbers", "folds_sha256", "make_folds", "validation_fold"]
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Row numbers, increasing, int64.
+
+    Attributes:
+        train: to learn from.
+        valid: held out.
+    """
+
+    train: np.ndarray
+    valid: np.ndarray
+
+
+def make_folds(
+    kind: FoldKind,
+    texts: Sequence[str],
+    *,
+    pairs: Sequence[str] | None = None,
+    targets: Any = None,
+    groups: Sequence[Any] | None = None,
+    times: Any = None,
+    known_at: Any = None,
+    folds: int = 5,
+    valid_size: float | None = None,
+    seed: int = 0,
+    label_names: Sequence[str] | None = None,
+) -> tuple[Fold, ...]:
+    """Deal N rows into folds; the same arguments give the same folds.
+
+    Args:
+        kind: "plain", "stratified" (by class), "multilabel_stratified" (targets (N, L)), "binned" (by a number),
+            "group" (needs `groups`), or "forward" (needs `times`; training rows are all earlier than held-out ones).
+        texts: N; rows whose texts are equal but for case and white space stay on one side.
+        pairs: N second texts.
+        targets: for the stratified kinds and "binned".
+        groups: N values; rows of one value stay on one side; a missing one joins none. Not with "forward".
+        times: N dates or numbers, when a row's prediction is made.
+        known_at: N, when its target is known: later than `times`; None: before the next distinct time.
+        folds: how many; 1: one held-out part of `valid_size`.
+        valid_size: a share of the rows (below 1), or their number; only with `folds=1`, where 0.2 is the default.
+        seed: from 0 to 2³² − 1; "forward" does not use it.
+        label_names: L, for the warning about rare labels.
+
+    Raises:
+        FoldError: an argument is missing, wrong, or of another length; there are fewer groups of rows than folds; a
+            class is too rare for the folds, or lacking in one (single labels only).
+
+    Warns:
+        FoldWarning: a label is too rare for the folds (many labels); training rows are left out of forward-chaining
+            folds because their text comes again in the held-out part.
+    """
+    rows = len(texts)
+    share = _checked(kind, rows, folds, valid_size, seed)
+    for name, values in (("pairs", pairs), ("targets", targets), ("groups", groups), ("times", times)):
+        if values is not None and len(values) != rows:
+            raise FoldError(f"{name} has {len(values)} values for {rows} rows; fix: one a row")
+    keys = text_keys(texts, pairs)
+    if kind == "forward":
+        if groups is not None:
+            raise FoldError("fold_kind 'forward' takes no groups=: a group has rows early and late; fix: leave it out")
+        return _forward(times, known_at, keys, folds, share)
+    if kind == "group" and groups is None:
+        raise FoldError("fold_kind 'group' needs groups=; fix: name the column")
+    together = join_rows(rows, keys, groups)
+    parts = max(folds, 2)
+    count = int(together.max()) + 1
+    if count < parts:
+        raise FoldError(f"{count} groups of rows are too few for {parts} parts; fix: fewer folds, or other groups")
+    if kind not in ("plain", "group") and targets is None:
+        raise FoldError(f"fold_kind {kind!r} needs targets=; fix: give them, or fold_kind='plain'")
+    if kind == "multilabel_stratified":
+        labels = label_strata(targets, together, parts, label_names)
+    else:
+        strata = np.zeros(rows, np.int64)
+        if kind == "stratified":
+            strata = class_strata(targets, together, parts)
+        elif kind == "binned":
+            strata = bin_strata(targets, parts)
+        labels = strata[:, None] == np.unique(strata)
+    if folds == 1 or kind == "multilabel_stratified":
+        shares = [1 - share, share] if folds == 1 else [1 / folds] * folds
+        number = deal_groups(together, labels, shares, np.random.default_rng(seed))
+    else:
+        number = _by_scikit_learn(strata, together, folds, seed)
+    held_out = [1] if folds == 1 else range(folds)
+    made = tuple(Fold(np.flatnonzero(number != part), np.flatnonzero(number == part)) for part in held_out)
+    _check(made, strata if kind == "stratified" else None)
+    return made
+
+
+def validation_fold(
+    train_texts: Sequence[str],
+    valid_texts: Sequence[str],
+    *,
+    train_pairs: Sequence[str] | None = None,
+    valid_pairs: Sequence[str] | None = None,
+) -> Fold:
+    """The one fold of a training and a validation file, whose rows are numbered on, training first.
+
+    Raises:
+        FoldError: no training row is left.
+
+    Warns:
+        FoldWarning: training rows are left out because their text is in the validation file.
+    """
+    if (train_pairs is None) != (valid_pairs is None):
+        raise FoldError("only one of training and validation rows has second texts; fix: the same columns in both")
+    held_out = set(text_keys(valid_texts, valid_pairs))
+    keep = np.array([key not in held_out for key in text_keys(train_texts, train_pairs)], bool)
+    if not keep.all():
+        _warn_of_repeats(int((~keep).sum()), len(keep), 3)
+    fold = Fold(np.flatnonzero(keep), np.arange(len(keep), len(keep) + len(valid_texts)))
+    _check((fold,), None)
+    return fold
+
+
+def fold_numbers(folds: Sequence[Fold], rows: int) -> np.ndarray:
+    """The fold that holds out each row, (N,) int64; −1 for a row that none does."""
+    numbers = np.full(rows, -1, np.int64)
+    for number, fold in enumerate(folds):
+        numbers[fold.valid] = number
+    return numbers
+
+
+def folds_sha256(folds: Sequence[Fold]) -> str:
+    """Of all row numbers, in hex: a resumed run compares it before it goes on."""
+    digest = hashlib.sha256()
+    for fold in folds:
+        for part in (fold.train, fold.valid):
+            digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _checked(kind: str, rows: int, folds: int, valid_size: float | None, seed: int) -> float:
+    """The held-out share for one fold; 0 for several."""
+    if kind not in get_args(FoldKind):
+        raise FoldError(f"fold_kind {kind!r} is not known; known: {', '.join(get_args(FoldKind))}")
+    for name, value, least in (("folds", folds, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+            raise FoldError(f"{name} must be a whole number from {least} on, not {value!r}")
+    if rows < max(folds, 2):
+        raise FoldError(f"{rows} rows are too few for {max(folds, 2)} parts; fix: fewer folds, or more data")
+    if folds > 1:
+        if valid_size is not None:
+            raise FoldError(f"valid_size={valid_size} goes with folds=1, not with {folds} folds; fix: leave one out")
+        return 0.0
+    size = 0.2 if valid_size is None else valid_size
+    share = size / rows if isinstance(size, int) else size
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < share < 1:
+        raise FoldError(f"valid_size must be a share between 0 and 1, or fewer than {rows} rows, not {size!r}")
+    return share
+
+
+def _by_scikit_learn(strata: np.ndarray, together: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    try:
+        from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+    except ModuleNotFoundError as error:
+        raise FoldError("folds need scikit-learn; fix: pip install 'mlxbert[kaggle]'") from error
+    shuffled = {"n_splits": folds, "shuffle": True, "random_state": seed}
+    alone = int(together.max()) + 1 == len(together)
+    if strata.any():
+        splitter = StratifiedKFold(**shuffled) if alone else StratifiedGroupKFold(**shuffled)
+    elif alone:
+        splitter = KFold(**shuffled)
+    else:
+        # It deals the largest group first and equals by their number: new numbers are its shuffling.
+        splitter = GroupKFold(folds)
+        together = np.random.default_rng(seed).permutation(int(together.max()) + 1)[together]
+    number = np.full(len(strata), -1, np.int64)
+    for part, (_, valid) in enumerate(splitter.split(strata, strata, None if alone else together)):
+        number[valid] = part
+    return number
+
+
+def _forward(times: Any, known_at: Any, keys: Sequence[Any], folds: int, share: float) -> tuple[Fold, ...]:
+    if times is None:
+        raise FoldError("fold_kind 'forward' needs times=; fix: name the column")
+    try:
+        made, known = as_times(times, "times"), None if known_at is None else as_times(known_at, "known_at")
+        if known is None:
+            # Without a horizon: known after its own time, before the next one.
+            made = 2 * np.unique(made, return_inverse=True)[1].reshape(-1)
+            known = made + 1
+        elif known.shape != made.shape or (known <= made).any():
+            raise FoldError("known_at must have one time a row, each later than in times; fix: the horizon's end")
+        if folds > 1:
+            parts = list(forward_folds(made, known, folds))
+        else:
+            distinct = np.unique(made)
+            first = distinct[-max(1, round(share * len(distinct)))]
+            parts = [(np.flatnonzero(known <= first), np.flatnonzero(made >= first))]
+    except HeadError as error:
+        raise FoldError(str(error)) from error
+    result = []
+    for train, valid in parts:
+        held_out = {keys[row] for row in valid}
+        keep = np.array([keys[row] not in held_out for row in train], bool)
+        if not keep.all():
+            _warn_of_repeats(int((~keep).sum()), len(keep), 4)
+        result.append(Fold(train[keep], valid))
+    _check(result, None)
+    return tuple(result)
+
+
+def _warn_of_repeats(count: int, rows: int, stacklevel: int) -> None:
+    warnings.warn(
+        f"{count} of {rows} training rows are left out: their texts come again in the held-out part",
+        FoldWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def _check(folds: Sequence[Fold], strata: np.ndarray | None) -> None:
+    """Raises FoldError for a side without rows, or (with strata) without one of the classes."""
+    classes = 0 if strata is None else len(np.unique(strata))
+    for number, fold in enumerate(folds):
+        for side, rows in (("to learn from", fold.train), ("held out", fold.valid)):
+            if not len(rows):
+                raise FoldError(f"fold {number} has no row {side}; fix: fewer folds, or smaller groups")
+            if strata is not None and len(np.unique(strata[rows])) < classes:
+                raise FoldError(f"fold {number} lacks a class among the rows {side}; fix: fewer folds, another seed")

@@ -1,0 +1,244 @@
+"""`TokenRows`: a data set's texts as token ids, made once and kept in a cache file.
+
+The cache's key is what the ids depend on: the texts, the tokenizer's files, the length they are cut to, and the
+versions of what cuts them. A file that is damaged, or of another key, is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from mlxbert.errors import MLXBertError
+from mlxbert.small_files import read_json
+from mlxbert.tokenization import Tokenizer, TokenizerError
+from mlxbert.tokenization.truncation import warn_of_truncation
+
+# Raised when the same texts and files would give other arrays.
+_FORMAT = b"mlxbert token rows 1"
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+_PART = 1024
+# What zipfile and NumPy raise for an archive with a flipped byte; a flag bit can ask for a password, too.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class TokenRowsError(MLXBertError):
+    """Texts that cannot be made rows of tokens."""
+
+
+class CacheWarning(UserWarning):
+    """The token cache could not be used; the texts were tokenized all the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """N rows of ids, one after the other.
+
+    Attributes:
+        ids: (T,) int32, special tokens included.
+        type_ids: (T,) uint8.
+        starts: (N + 1,) int64: row i is `ids[starts[i]:starts[i + 1]]`.
+        cut: rows that were longer than the limit.
+        longest: tokens of the longest row before it was cut.
+        limit: tokens that rows are cut to.
+        pad_id: what a row is padded with.
+    """
+
+    ids: np.ndarray
+    type_ids: np.ndarray
+    starts: np.ndarray
+    cut: int
+    longest: int
+    limit: int
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, (N,) int64."""
+        return np.diff(self.starts)
+
+
+def token_rows(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    max_length: int,
+    directory: str | Path | None = None,
+    cache: str | Path | None = None,
+) -> TokenRows:
+    """Tokenize, or take what the cache has.
+
+    Args:
+        tokenizer: as loaded from `directory`.
+        texts: N of them.
+        pairs: N second texts.
+        max_length: tokens that a row is cut to, special ones included; the model's own limit is kept to as well.
+        directory: the tokenizer's files, part of the cache's key.
+        cache: a folder, made where it is not there; None: no cache.
+
+    Raises:
+        TokenRowsError: a cache without `directory`.
+        TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`.
+
+    Warns:
+        TruncationWarning: rows were cut: how many, the longest, the limit.
+        CacheWarning: the cache file is damaged, or cannot be written.
+    """
+    limit = max_length if tokenizer.max_length is None else min(max_length, tokenizer.max_length)
+    rows, file = None, None
+    if cache is not None:
+        if directory is None:
+            raise TokenRowsError("a token cache needs the tokenizer's directory for its key; fix: give directory=")
+        key = _key(texts, pairs, tokenizer_sha256(directory), limit)
+        file = Path(cache) / f"tokens-{key[:32]}.npz"
+        rows = _read(file, key, len(texts), limit, tokenizer)
+    if rows is None:
+        rows = _tokenized(tokenizer, texts, pairs, limit)
+        if file is not None:
+            _write(file, key, rows)
+    if rows.cut:
+        warn_of_truncation(rows.cut, len(rows), rows.longest, limit, stacklevel=2)
+    return rows
+
+
+def tokenizer_sha256(directory: str | Path) -> str:
+    """Of the tokenizer's files by name, and of the tokenizer class that config.json names.
+
+    Raises:
+        TokenizerError: there are no tokenizer files.
+    """
+    directory = Path(directory)
+    digest = hashlib.sha256()
+    found = [name for name in _FILES if (directory / name).is_file()]
+    if not {"tokenizer.json", "vocab.txt"} & set(found):
+        raise TokenizerError(f"{directory} has neither tokenizer.json nor vocab.txt; fix: convert it again")
+    for name in found:
+        _add(digest, name.encode(), (directory / name).read_bytes())
+    config = read_json(directory / "config.json", TokenizerError) or {}
+    _add(digest, str(config.get("tokenizer_class")).encode())
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, *parts: bytes) -> None:
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+
+
+def _key(texts: Sequence[str], pairs: Sequence[str] | None, files: str, limit: int) -> str:
+    digest = hashlib.sha256(_FORMAT)
+    _add(digest, tokenizers.__version__.encode(), files.encode(), str(limit).encode())
+    for part in (texts, pairs):
+        digest.update(b"-" if part is None else len(part).to_bytes(8, "little"))
+        for text in part or ():
+            # What is not text is refused by the tokenizer, by its row.
+            _add(digest, text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b"")
+    return digest.hexdigest()
+
+
+def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> TokenRows:
+    if pairs is not None and len(pairs) != len(texts):
+        raise TokenRowsError(f"{len(pairs)} second texts for {len(texts)} texts; fix: one a row")
+    ids, types, lengths, cut, longest = [], [], [], 0, 0
+    for start in range(0, len(texts), _PART):
+        part = slice(start, start + _PART)
+        try:
+            rows = tokenizer.encode(list(texts[part]), None if pairs is None else list(pairs[part]), max_length=limit)
+        except TokenizerError as error:
+            raise TokenizerError(f"rows {start} to {min(start + _PART, len(texts)) - 1}: {error}") from None
+        ids.append(np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32))
+        types.append(np.fromiter(chain.from_iterable(row.type_ids for row in rows), np.uint8))
+        lengths += [len(row) for row in rows]
+        cut += sum(row.n_truncated > 0 for row in rows)
+        longest = max(longest, *(len(row) + row.n_truncated for row in rows))
+    return TokenRows(
+        np.concatenate([np.zeros(0, np.int32), *ids]),
+        np.concatenate([np.zeros(0, np.uint8), *types]),
+        np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+        cut,
+        longest,
+        limit,
+        tokenizer.pad_token_id or 0,
+    )
+
+
+def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> TokenRows | None:
+    """What the cache file has; None where there is none, or one that does not hold what it should."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as held:
+            ids, types, starts = held["ids"], held["type_ids"], held["starts"]
+            cut, longest = (int(number) for number in held["counts"])
+            own = str(held["key"])
+        # The ZIP's checksums are of accidents; an id beyond the embedding would read memory that is not its own.
+        good = (
+            own == key
+            and (ids.dtype, types.dtype, starts.dtype) == (np.int32, np.uint8, np.int64)
+            and ids.shape == types.shape == (int(starts[-1]),)
+            and starts.shape == (rows + 1,)
+            and starts[0] == 0
+            and (not rows or 0 < np.diff(starts).min() <= np.diff(starts).max() <= limit)
+            and (not len(ids) or 0 <= ids.min() <= ids.max() < tokenizer.vocab_size)
+            and (not len(types) or types.max() <= 1)
+        )
+    except _DAMAGE as error:
+        good, reason = False, str(error)
+    else:
+        reason = "its content is not what its name says"
+    if not good:
+        _warn(f"{file} is damaged ({reason}); it is made again")
+        return None
+    return TokenRows(ids, types, starts, cut, longest, limit, tokenizer.pad_token_id or 0)
+
+
+def _write(file: Path, key: str, rows: TokenRows) -> None:
+    """Write the cache file whole or not at all; without it the run goes on."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as out:
+                counts = np.array([rows.cut, rows.longest])
+                np.savez(out, ids=rows.ids, type_ids=rows.type_ids, starts=rows.starts, counts=counts, key=key)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        _warn(f"{file} cannot be written ({error.strerror or error}); the next run tokenizes again")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CacheWarning, stacklevel=4)
