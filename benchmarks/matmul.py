@@ -205,12 +205,12 @@ def print_as_installed(repeat: int) -> None:
     print(json.dumps(speeds))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print the table and one verdict a shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=15, help="samples a side and shape (default 15)")
     parser.add_argument("--as-installed", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.repeat < 1:
         parser.error("--repeat must be at least 1")
     if options.as_installed:

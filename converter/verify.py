@@ -113,7 +113,7 @@ def verify_staged(
     else:
         model = float32_core(source) if head is None else float32_model(source, head)
         float32_side = f"the source's weights through the mapping in float32, before they became {dtype}"
-    probes, probe_notes = _probes(directory, written.config, seed)
+    probes, probe_notes = directory_probes(directory, written.config, seed)
     if head is not None and (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
     return compare(
@@ -173,7 +173,7 @@ def _is_lossless(source: Source, dtype: str) -> bool:
     return {source.entries[item.source].dtype for item in (*planned.encoder, *planned.heads)} == {CODES[dtype]}
 
 
-def _probes(directory: Path, config: BertConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
+def directory_probes(directory: Path, config: BertConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
     """Probes with sentences where the directory has a tokenizer that fits the model, and otherwise why not."""
     from converter.parity.probes import ProbeError, make_probes
     from mlxbert.tokenization import Tokenizer, TokenizerError

@@ -25,6 +25,12 @@ class OneLineErrors(click.Group):
         except MLXBertError as error:
             click.echo(f"mlxbert: error: {error}", err=True)
             ctx.exit(2)
+        except click.exceptions.NoArgsIsHelpError:
+            raise  # a bare `mlxbert` shows its help
+        except click.UsageError as error:
+            asked = (error.ctx or ctx).command_path
+            click.echo(f"{asked}: error: {error.format_message()}; fix: see {asked} --help", err=True)
+            ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("\nmlxbert: interrupted", err=True)
             ctx.exit(130)

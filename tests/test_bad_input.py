@@ -224,7 +224,8 @@ def test_wrong_options_cost_one_line(tmp_path: Path) -> None:
     ):
         result = runner.invoke(command, arguments)
         assert result.exit_code == 2
-        assert "Traceback" not in result.output
+        assert len(result.stderr.splitlines()) == 1
+        assert "--help" in result.stderr
 
 
 def test_loading_what_was_never_converted_answers_with_the_command_to_run(tmp_path: Path) -> None:
