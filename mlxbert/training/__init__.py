@@ -1,1 +1,1 @@
-"""Fine-tuning on competition data: reading it, folds, batches, the optimizer, and one training step."""
+"""Fine-tuning: the optimizer, one training step, and the loop around it."""

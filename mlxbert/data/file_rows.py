@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from mlxbert.training.file_format import DataError, DataFile, os_errors
+from mlxbert.data.file_format import DataError, DataFile, os_errors
 
 
 def raw_frames(file: DataFile, rows: int | None) -> Iterator[Any]:

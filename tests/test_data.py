@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mlxbert.data.reading import Data, DataError, DataWarning, id_values, read_chunks, read_data, render_texts
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.competition import get_competition
 from mlxbert.factory.frames import FrameError, Table
 from mlxbert.factory.infer_task import infer_task
 from mlxbert.factory.text_columns import RowText
-from mlxbert.training.data import Data, DataError, DataWarning, id_values, read_chunks, read_data, render_texts
 from tests.competition_files import real_file
 
 pandas = pytest.importorskip("pandas")

@@ -1,7 +1,7 @@
 """Folds: which rows are learned from and which are held out, each row held out once.
 
 Rows with equal texts, or of one group, never lie on both sides. scikit-learn deals single-label folds;
-`mlxbert.training.dealing` those it has nothing for: many labels, and one held-out part of a given size with groups.
+`mlxbert.folds.dealing` those it has nothing for: many labels, and one held-out part of a given size with groups.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from heads.errors import HeadError
 from heads.forward_chaining import as_times, forward_folds
 from mlxbert.factory.competition import FoldKind
-from mlxbert.training.dealing import deal_groups
-from mlxbert.training.row_groups import join_rows, text_keys
-from mlxbert.training.strata import FoldError, FoldWarning, bin_strata, class_strata, label_strata
+from mlxbert.folds.dealing import deal_groups
+from mlxbert.folds.row_groups import join_rows, text_keys
+from mlxbert.folds.strata import FoldError, FoldWarning, bin_strata, class_strata, label_strata
 
 __all__ = ["Fold", "FoldError", "FoldWarning", "fold_numbers", "folds_sha256", "make_folds", "validation_fold"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from mlxbert.data.token_rows import TokenRows
 from mlxbert.errors import MLXBertError
-from mlxbert.training.token_rows import TokenRows
 
 # Lengths are padded to multiples of this at least: a compiled step is made anew for every length.
 _STEP = 8

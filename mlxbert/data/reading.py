@@ -1,7 +1,7 @@
 """Reading a competition's data: CSV, TSV, JSONL and Parquet into pandas frames, whole or in pieces.
 
 Column names come without padding and byte order marks, ids and texts as text, and only what is written as missing is
-missing (`mlxbert.training.cells`).
+missing (`mlxbert.data.cells`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxbert.data.cells import Kind, as_text, convert, infer_kind
+from mlxbert.data.file_format import DataError, DataFile, DataWarning, inspect_file
+from mlxbert.data.file_rows import raw_frames
 from mlxbert.errors import first_ten
 from mlxbert.factory.frames import Table
 from mlxbert.factory.text_columns import Rendered, RowText
-from mlxbert.training.cells import Kind, as_text, convert, infer_kind
-from mlxbert.training.file_format import DataError, DataFile, DataWarning, inspect_file
-from mlxbert.training.file_rows import raw_frames
 
 __all__ = ["Data", "DataError", "DataFile", "DataWarning", "id_values", "read_chunks", "read_data", "render_texts"]
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from heads.forward_chaining import as_times, check_forward, windows
+from mlxbert.data.reading import read_data
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.competition import FOLD_KINDS, FoldKind, get_competition
 from mlxbert.factory.frames import Table
-from mlxbert.training.data import read_data
-from mlxbert.training.folds import (
+from mlxbert.folds import (
     Fold,
     FoldError,
     FoldWarning,
@@ -24,7 +24,7 @@ from mlxbert.training.folds import (
     make_folds,
     validation_fold,
 )
-from mlxbert.training.row_groups import join_rows, normalized, text_keys
+from mlxbert.folds.row_groups import join_rows, normalized, text_keys
 from tests.competition_files import real_file
 
 pytest.importorskip("sklearn")

@@ -1,0 +1,1 @@
+"""Competition data: files read into frames, texts into tokens, tokens into batches."""
