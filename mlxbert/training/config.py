@@ -1,0 +1,160 @@
+"""`TrainingConfig`: every number and choice that a fine-tuning depends on, with the defaults that work unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from heads.errors import unknown_name
+from mlxbert.errors import MLXBertError
+from mlxbert.training.adversarial import AWP, FGM
+from mlxbert.training.schedule import SHAPES
+from mlxbert.training.step import StepSettings
+
+ADVERSARIAL = {"fgm": FGM, "awp": AWP}
+
+
+class ConfigurationError(MLXBertError):
+    """A setting that is unknown, of the wrong type, or out of its range."""
+
+
+def _setting(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How models are trained and cross-validated; the flags of `mlxbert train` are these fields.
+
+    Each field's `metadata["help"]` says what it is. The defaults: three epochs of batches of 32, AdamW with a linear
+    schedule after 10 % warm-up and gradients clipped at 1 are what BERT is fine-tuned with (Devlin et al. 2018, A.3;
+    Mosbach et al. 2020, https://arxiv.org/abs/2006.04884, for warm-up and bias correction); the rate depends on the
+    encoder's size (`mlxbert.training.groups.default_learning_rate` has the formula and its reason).
+
+    Raises:
+        ConfigurationError: on construction; names the setting, its value and what it may be.
+    """
+
+    epochs: int = _setting(3, "Passes over the training rows.", least=1)
+    batch_size: int = _setting(32, "Rows a batch.", least=1)
+    accumulation: int = _setting(1, "Batches whose gradients make one step.", least=1)
+    max_length: int = _setting(256, "Tokens that a text is cut to.", least=2)
+    pooling: str = _setting("mean", "How tokens become one vector: mean, cls, max, pooler, attention, ….")
+    rate: float | None = _setting(None, "Peak learning rate.  [default: by the encoder's size]", least=0)
+    head_rate: float | None = _setting(None, "Peak rate of head and pooling.  [default: the encoder's]", least=0)
+    weight_decay: float = _setting(0.01, "Of matrices; biases and LayerNorms never decay.", least=0)
+    layer_decay: float = _setting(1.0, "Each layer's rate is this times that of the layer above.", least=0, most=1)
+    schedule: str = _setting("linear", "Of the rate after the warm-up: linear, cosine, constant, polynomial.")
+    warmup: float = _setting(0.1, "Share of the steps in which the rate rises.", least=0, most=1)
+    schedule_end: float = _setting(0.0, "The rate at the end, as a share of the peak.", least=0, most=1)
+    schedule_power: float = _setting(2.0, "Of the polynomial schedule.", least=0)
+    max_norm: float | None = _setting(1.0, "Gradients are clipped to this norm; 0: not.", least=0)
+    dropout: float | None = _setting(None, "In encoder and head.  [default: the checkpoint's]", least=0, most=1)
+    ema: float | None = _setting(None, "Decay of a moving average of the weights, such as 0.999.", least=0, most=1)
+    freeze_embeddings: bool = _setting(False, "Leave the embeddings as they are.")
+    freeze_layers: int = _setting(0, "Leave the embeddings and this many lowest layers as they are.", least=0)
+    reinitialize_layers: int = _setting(0, "Train this many top layers from random weights.", least=0)
+    adversarial: str | None = _setting(None, "Adversarial training: fgm (embeddings) or awp (weights).")
+    adversarial_size: float | None = _setting(None, "How far it moves: fgm's epsilon (1), awp's gamma (0.001).")
+    compute_dtype: str = _setting("float32", "What the encoder computes in: float32, bfloat16, float16.")
+    checkpoint_layers: bool = _setting(False, "Recompute each layer in the backward pass: less memory, more time.")
+    compiled: bool = _setting(True, "Compile the training step.")
+    on_nonfinite: str = _setting("stop", "At a loss that is not finite: stop, or skip the batch.")
+    metric: str | None = _setting(None, "What is optimized, of heads.metrics.  [default: the task's]")
+    evaluations: int = _setting(1, "Evaluations an epoch, evenly spaced.", least=1)
+    patience: int | None = _setting(None, "Stop after this many evaluations without a better one.", least=1)
+    keep: str = _setting("best", "The weights kept of a fold: best (by the metric), or last.")
+    calibrate: bool = _setting(True, "Fit temperature and thresholds on each fold's held-out rows.")
+    folds: int = _setting(5, "Folds; 1: one held-out part.", least=1)
+    fold_kind: str | None = _setting(None, "plain, stratified, multilabel_stratified, binned, group, forward.")
+    valid_size: float | None = _setting(None, "With one fold: the share (below 1) or number of rows held out.")
+    fold_seed: int = _setting(0, "Of the folds.", least=0)
+    seeds: tuple[int, ...] = _setting((0,), "A model for each seed and fold; their predictions are averaged.")
+    evaluation_batch_size: int = _setting(64, "Rows a batch where nothing is trained.", least=1)
+    save_every: int | None = _setting(None, "Save after this many batches.  [default: every 5 minutes]", least=1)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be: see `ConfigurationError`."""
+        object.__setattr__(self, "seeds", _seeds(self.seeds))
+        for one in dataclasses.fields(self):
+            _check(one, getattr(self, one.name))
+        choices = {
+            "schedule": tuple(SHAPES),
+            "adversarial": (None, *ADVERSARIAL),
+            "keep": ("best", "last"),
+            "on_nonfinite": ("stop", "skip"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                known = ", ".join(str(one) for one in allowed if one is not None)
+                raise ConfigurationError(f"{name} {getattr(self, name)!r} is unknown; known: {known}")
+        if self.adversarial_size is not None and self.adversarial is None:
+            raise ConfigurationError("adversarial_size goes with adversarial; fix: adversarial='fgm' or 'awp'")
+        if self.valid_size is not None and self.folds != 1:
+            raise ConfigurationError(f"valid_size goes with folds=1, not with {self.folds} folds; fix: leave one out")
+        self.step_settings()  # what it refuses is refused here
+
+    @classmethod
+    def make(cls, settings: Mapping[str, Any]) -> Self:
+        """From settings by name, such as those of a run's `run.json`.
+
+        Raises:
+            ConfigurationError: one that there is not; the nearest names are given.
+        """
+        known = {one.name for one in dataclasses.fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise ConfigurationError(str(unknown_name("setting", name, known)))
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `make` reads it."""
+        return {**dataclasses.asdict(self), "seeds": list(self.seeds)}
+
+    def step_settings(self) -> StepSettings:
+        """What `TrainStep` is told."""
+        adversarial: Any = None
+        if self.adversarial is not None:
+            size = () if self.adversarial_size is None else (self.adversarial_size,)
+            adversarial = ADVERSARIAL[self.adversarial](*size)
+        return StepSettings(
+            max_norm=self.max_norm or None,
+            ema_decay=self.ema,
+            compute_dtype=self.compute_dtype,
+            checkpoint_layers=self.checkpoint_layers,
+            adversarial=adversarial,
+            on_nonfinite=self.on_nonfinite,
+            compiled=self.compiled,
+        )
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    made = (seeds,) if isinstance(seeds, int) and not isinstance(seeds, bool) else tuple(seeds)
+    whole = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in made)
+    if not made or not whole or len(set(made)) < len(made):
+        raise ConfigurationError(f"seeds must be different whole numbers from 0 on, not {seeds!r}")
+    return made
+
+
+def _check(one: dataclasses.Field[Any], value: Any) -> None:
+    """Type and range of one setting, by its annotation and metadata."""
+    kind, _, optional = str(one.type).partition(" | ")
+    if value is None and optional:
+        return
+    if kind == "tuple[int, ...]":
+        return
+    wanted = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}[kind]
+    fits = {
+        "int": isinstance(value, int) and not isinstance(value, bool),
+        "float": isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+        "str": isinstance(value, str),
+        "bool": isinstance(value, bool),
+    }[kind]
+    least, most = one.metadata["least"], one.metadata["most"]
+    if fits and (least is None or value >= least) and (most is None or value <= most):
+        return
+    limits = (f" from {least}" if least is not None else "") + (f" to {most}" if most is not None else "")
+    raise ConfigurationError(f"{one.name} must be {wanted}{limits}, not {value!r}")

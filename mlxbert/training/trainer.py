@@ -1,0 +1,305 @@
+"""`Trainer`: one model trained on one fold, from the first step to the weights that are kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from heads.metrics import get_metric
+from mlxbert.data.batching import Batch, TrainingBatches
+from mlxbert.errors import MLXBertError
+from mlxbert.folds import Fold
+from mlxbert.training.callbacks import Callback, Callbacks, EvaluationEvent, StepEvent
+from mlxbert.training.config import TrainingConfig
+from mlxbert.training.examples import Examples
+from mlxbert.training.groups import default_learning_rate, parameter_rules, reinitialize_top
+from mlxbert.training.held_out import HeldOut
+from mlxbert.training.interruption import interruptible
+from mlxbert.training.optim import Arrays
+from mlxbert.training.position import Kept, Position
+from mlxbert.training.save import STATE, delete_others, kept_file, read_arrays, write_arrays
+from mlxbert.training.schedule import Schedule
+from mlxbert.training.step import NonFiniteLossError, TrainStep
+from mlxbert.training.step_state import restore_step, step_state
+from mlxbert.with_head import BertWithHead
+
+_SAVE_SECONDS = 300.0
+
+
+class TrainingError(MLXBertError):
+    """A training that cannot go on; what was saved stays."""
+
+
+class TrainingInterrupted(TrainingError):  # noqa: N818 - an answer to Ctrl-C, not a fault
+    """Ctrl-C: the state is saved, and the training can go on from there."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a run: the seed it begins with and the fold that it does not see."""
+
+    seed: int = 0
+    fold: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"seed{self.seed}-fold{self.fold}"
+
+    def entropy(self) -> int:
+        """What its random streams begin with: one number for each seed and fold."""
+        return int(np.random.SeedSequence([self.seed, self.fold]).generate_state(1)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a training ended in; the model has the weights that are kept, and its head is calibrated.
+
+    Attributes:
+        logits: (n, outputs) of the fold's held-out rows.
+        metrics: of these, cross-fitted.
+        step: whose weights they are; likewise `epoch`.
+        note: why temperature and thresholds could not be learned; None: they were.
+    """
+
+    logits: np.ndarray
+    metrics: dict[str, float]
+    step: int
+    epoch: float
+    note: str | None
+
+
+class Trainer:
+    """Trains `model` on `fold.train`, judges it on `fold.valid`, keeps what was best.
+
+    Everything it depends on is saved, in `directory`, at each evaluation and every few minutes; a trainer made with
+    the same arguments goes on there and ends in the same bytes (CPU, same number of threads).
+
+    Attributes:
+        model: encoder, pooling and a head that is fitted to the fold's training targets.
+        step: the training step, with weights and optimizer.
+        position: where the training is.
+    """
+
+    def __init__(
+        self,
+        model: BertWithHead,
+        examples: Examples,
+        fold: Fold,
+        config: TrainingConfig | None = None,
+        *,
+        task: str,
+        metric: str | None = None,
+        member: Member | None = None,
+        directory: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ):
+        """Take over `model`.
+
+        Args:
+            model: to train; `mx.random` must be seeded before it is made, if the run is to be repeated.
+            examples: rows, of which the fold names some.
+            fold: rows to learn from and rows to be judged on.
+            config: None: the defaults.
+            task: the competition type.
+            metric: that is optimized; None: the config's, else the head's own.
+            member: for names, logs and random streams.
+            directory: where the state is saved, and taken from if there is one; None: nothing is saved.
+            callbacks: told of steps and evaluations.
+
+        Raises:
+            MLXBertError: the settings do not fit this model, or the saved state is not one of this training.
+        """
+        self.model, self.examples, self.fold, self.task = model, examples, fold, task
+        self.config = config or TrainingConfig()
+        self.member = member or Member()
+        self.directory = None if directory is None else Path(directory)
+        self.metric = get_metric(metric or self.config.metric or model.head.default_metric)
+        self.callbacks = Callbacks(callbacks)
+        entropy = self.member.entropy()
+        self.batches = TrainingBatches(examples.tokens, fold.train, batch_size=self.config.batch_size, seed=entropy)
+        self.steps_per_epoch = -(-len(self.batches) // self.config.accumulation)
+        self.steps = self.steps_per_epoch * self.config.epochs
+        self._evaluate_after = _evenly(self.steps_per_epoch, self.config.evaluations)
+        self._targets = model.head.encode_targets(examples.targets)
+        self._extra = examples.extra_inputs(model.head)
+        self.held_out = HeldOut(
+            model,
+            examples,
+            fold.valid,
+            task=task,
+            metric=self.metric.name,
+            metrics=tuple(dict.fromkeys((self.metric.name, *model.head.metrics))),
+            calibrated=self.config.calibrate,
+            batch_size=self.config.evaluation_batch_size,
+            lengths=self.batches.lengths,
+            extra=self._extra,
+        )
+        reinitialize_top(model, self.config.reinitialize_layers, entropy)
+        self.step = self._make_step()
+        self.position = Position()
+        self._kept: Arrays = {}  # only where there is no directory to put it in
+        if self.directory is not None and (self.directory / STATE).is_file():
+            self._restore(self.directory)
+
+    def fit(self) -> Outcome:
+        """Train to the end, or on from where the state was saved.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C; the state is saved.
+            TrainingError: a loss that is not finite, by member, epoch, step and rows.
+            WriteError: the disk is full.
+        """
+        member = self.member
+        self.callbacks.on_member_start(member.name, member.seed, member.fold, self.steps, self.step.step)
+        saved = self._clock = time.monotonic()
+        with interruptible() as interrupt:
+            while not self._over():
+                evaluated = self._train_batch()
+                due = self.config.save_every and self.position.batches_done % self.config.save_every == 0
+                waited = time.monotonic() - saved > _SAVE_SECONDS
+                if evaluated or due or waited or interrupt:
+                    self.save()
+                    saved = time.monotonic()
+                if interrupt and not self._over():
+                    raise TrainingInterrupted(f"{member.name}: interrupted at step {self.step.step} of {self.steps}")
+        return self._finish()
+
+    def save(self) -> None:
+        """Write the state to `directory`, whole or not at all; without one do nothing."""
+        if self.directory is None:
+            return
+        about = {"member": self.member.name, **self.position.to_dict()}
+        write_arrays(self.directory / STATE, step_state(self.step), about)
+        delete_others(self.directory, self.position.kept.step if self.position.kept else None)
+
+    def show_kept(self) -> Kept | None:
+        """Put the weights that are kept so far into the model, in evaluation mode; None where there are none yet."""
+        kept = self.position.kept
+        if kept is not None:
+            weights = self._kept if self.directory is None else read_arrays(kept_file(self.directory, kept.step))[0]
+            self.step.show(weights)
+            self.model.eval()
+        return kept
+
+    def evaluate(self) -> EvaluationEvent:
+        """Judge the current weights (their moving average, where one is kept) on the held-out rows."""
+        self.step.show(self.step.average or None)
+        logits = self.held_out.logits()
+        loss, metrics = self.held_out.loss(logits), self.held_out.scores(logits)
+        self.step.show()
+        member, top = self.member, self.position.top
+        value = metrics[self.metric.name]
+        better = self.position.kept is None or self.metric.is_better(value, math.nan if top is None else top)
+        return EvaluationEvent(
+            member.name, member.seed, member.fold, self._epoch(), self.step.step, loss, metrics, better
+        )
+
+    def _train_batch(self) -> bool:
+        """One batch; after the last of a step, the update; whether the held-out rows were judged."""
+        at = self.position
+        batch = self.batches.batch(at.epoch, at.batch)
+        extra = {name: array[mx.array(batch.rows)] for name, array in self._extra.items()}
+        try:
+            self.step.accumulate({**batch.inputs(), **extra}, self._targets[batch.rows], batch.weights)
+            at.batch += 1
+            at.batches_done += 1
+            if at.batch % self.config.accumulation and at.batch < len(self.batches):
+                return False
+            report = self.step.update()
+        except NonFiniteLossError as error:
+            raise TrainingError(self._nonfinite(batch, error)) from error
+        done = -(-at.batch // self.config.accumulation)  # steps of this epoch
+        if at.batch == len(self.batches):
+            at.epoch, at.batch = at.epoch + 1, 0
+        member, rate = self.member, self._peak * report.factor
+        self.callbacks.on_step(
+            StepEvent(
+                *(member.name, member.seed, member.fold, self._epoch(), report.step, self.steps),
+                *(report.loss, rate, report.norm, self._throughput(report.rows), report.skipped),
+            )
+        )
+        if done not in self._evaluate_after:
+            return False
+        self._keep(self.evaluate())
+        return True
+
+    def _keep(self, event: EvaluationEvent) -> None:
+        """Take note of an evaluation; write the weights down if they are the best, or the ones that are kept."""
+        at = self.position
+        at.stale = 0 if event.best else at.stale + 1
+        if event.best:
+            value = event.metrics[self.metric.name]
+            at.top = None if math.isnan(value) else value
+        if event.best or self.config.keep == "last":
+            weights = self.step.average or self.step.weights
+            if self.directory is None:
+                self._kept = {name: array + 0 for name, array in weights.items()}
+                mx.eval(self._kept)
+            else:
+                write_arrays(kept_file(self.directory, event.step), weights)
+            at.kept = Kept(event.step, event.epoch)
+        at.stopped = self.config.patience is not None and at.stale >= self.config.patience
+        self.callbacks.on_evaluation(event)
+
+    def _over(self) -> bool:
+        return self.position.stopped or self.position.epoch >= self.config.epochs
+
+    def _finish(self) -> Outcome:
+        kept = self.show_kept()
+        assert kept is not None, "the last step of an epoch is always evaluated"
+        logits = self.held_out.logits()
+        metrics = self.held_out.scores(logits)
+        note = self.held_out.calibrate(logits)
+        return Outcome(logits, metrics, kept.step, kept.epoch, note)
+
+    def _make_step(self) -> TrainStep:
+        config = self.config
+        rate = default_learning_rate(self.model.core.config) if config.rate is None else config.rate
+        self._peak = rate
+        rules = parameter_rules(
+            self.model,
+            rate=rate,
+            head_rate=config.head_rate,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            freeze_embeddings=config.freeze_embeddings,
+            freeze_layers=config.freeze_layers,
+        )
+        warmup = round(config.warmup * self.steps)
+        schedule = Schedule(self.steps, config.schedule, warmup, config.schedule_end, config.schedule_power)
+        return TrainStep(self.model, rules, schedule, config.step_settings())
+
+    def _restore(self, directory: Path) -> None:
+        arrays, about = read_arrays(directory / STATE)
+        if about.pop("member", None) != self.member.name:
+            raise TrainingError(f"{directory / STATE} is not of {self.member.name}; fix: resume the run that it is of")
+        restore_step(self.step, arrays)
+        self.position = Position.from_dict(about)
+
+    def _epoch(self) -> float:
+        return self.position.epoch + self.position.batch / len(self.batches)
+
+    def _throughput(self, rows: int) -> float:
+        """Rows a second since the last step."""
+        now, before = time.monotonic(), self._clock
+        self._clock = now
+        return rows / max(now - before, 1e-9)
+
+    def _nonfinite(self, batch: Batch, error: Exception) -> str:
+        rows = ", ".join(map(str, batch.rows[: min(batch.real, 10)].tolist()))
+        more = f", … ({batch.real} in all)" if batch.real > 10 else ""
+        at = self.position
+        return f"{self.member.name}, epoch {at.epoch + 1}, batch {at.batch + 1}: {error}; rows {rows}{more}"
+
+
+def _evenly(steps: int, evaluations: int) -> frozenset[int]:
+    """After which steps of an epoch to evaluate: the last one is always among them."""
+    count = min(steps, evaluations)
+    return frozenset(round(steps * (i + 1) / count) for i in range(count))
