@@ -1,53 +1,15 @@
-"""The `mlxbert` command group."""
+"""`mlxbert encode`: sentence embeddings, and how alike they are."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 import click
 
-from mlxbert.errors import MLXBertError
 from mlxbert.home import expand_home
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
-
-class OneLineErrors(click.Group):
-    """A group whose commands answer a mistake of the caller's with one clear message and exit code 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _warn
-                return super().invoke(ctx)
-        except MLXBertError as error:
-            click.echo(f"mlxbert: error: {error}", err=True)
-            ctx.exit(2)
-        except click.exceptions.NoArgsIsHelpError:
-            raise  # a bare `mlxbert` shows its help
-        except click.UsageError as error:
-            asked = (error.ctx or ctx).command_path
-            click.echo(f"{asked}: error: {error.format_message()}; fix: see {asked} --help", err=True)
-            ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\nmlxbert: interrupted", err=True)
-            ctx.exit(130)
-
-
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """One line, without the place in the code, which is of no use to whoever typed a command."""
-    click.echo(f"mlxbert: warning: {message}", err=True)
-
-
-@click.group(cls=OneLineErrors, context_settings=CONTEXT)
-@click.version_option(package_name="mlxbert")
-def main() -> None:
-    """Use converted BERT checkpoints; make one with mlxbert-convert."""
-
-
-@main.command()
+@click.command()
 @click.argument("model")
 @click.argument("texts", nargs=-1, required=True)
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")

@@ -1,0 +1,53 @@
+"""The `mlxbert` command group: one file a command, registered below.
+
+A command's file imports what is heavy inside its function, so that `mlxbert --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import click
+
+from mlxbert.cli import encode
+from mlxbert.errors import MLXBertError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands answer a mistake of the caller's with one clear message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                return super().invoke(ctx)
+        except MLXBertError as error:
+            click.echo(f"mlxbert: error: {error}", err=True)
+            ctx.exit(2)
+        except click.exceptions.NoArgsIsHelpError:
+            raise  # a bare `mlxbert` shows its help
+        except click.UsageError as error:
+            asked = (error.ctx or ctx).command_path
+            click.echo(f"{asked}: error: {error.format_message()}; fix: see {asked} --help", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\nmlxbert: interrupted", err=True)
+            ctx.exit(130)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line, without the place in the code, which is of no use to whoever typed a command."""
+    click.echo(f"mlxbert: warning: {message}", err=True)
+
+
+@click.group(cls=OneLineErrors, context_settings=CONTEXT)
+@click.version_option(package_name="mlxbert")
+def main() -> None:
+    """Use converted BERT checkpoints; make one with mlxbert-convert."""
+
+
+for command in (encode.encode,):
+    main.add_command(command)
