@@ -7,7 +7,7 @@ Each is also a plain function `f(y_true, y_pred, **options) -> float`. An undefi
 
 from __future__ import annotations
 
-from heads.errors import MetricUndefinedWarning, unknown_name
+from heads.errors import HeadError, MetricUndefinedWarning, unknown_name
 from heads.scoring.calibration import brier, ece, log_loss
 from heads.scoring.classification import (
     accuracy,
@@ -73,6 +73,27 @@ def get_metric(name: str) -> Metric:
     return METRICS[name]
 
 
+_SHORT: dict[str, dict[str, str]] = {
+    "auc": {"binary": "roc_auc", "multilabel": "roc_auc_macro"},
+    "kappa": {"ordinal": "quadratic_kappa", "multiclass": "quadratic_kappa"},
+    "f1": {"multiclass": "f1_macro", "multilabel": "f1_macro"},
+}
+"""What is meant by a short name, by competition type."""
+
+
+def metric_of(name: str, competition_type: str) -> Metric:
+    """The metric of that name, or short name ("auc", "kappa"), for a type of competition.
+
+    Raises:
+        HeadError: there is none, or it is not for that type (those that are, are given).
+    """
+    metric = get_metric(_SHORT.get(name, {}).get(competition_type, name))
+    if competition_type not in metric.competition_types:
+        fitting = ", ".join(one.name for one in METRICS.values() if competition_type in one.competition_types)
+        raise HeadError(f"metric {name!r} is not for {competition_type}; fix: one of {fitting}")
+    return metric
+
+
 def metrics_for(competition_type: CompetitionType) -> tuple[Metric, ...]:
     """The metrics that fit a type of competition, by name."""
     return tuple(metric for metric in METRICS.values() if competition_type in metric.competition_types)
@@ -105,6 +126,7 @@ __all__ = [
     "mase",
     "mcc",
     "mcrmse",
+    "metric_of",
     "metrics_for",
     "mse",
     "pearson",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import mlx.core as mx
 import numpy as np
 
-from mlxbert.backend import use_fast_blas
+from mlxbert.environment import blas_name, device_name, package_versions
 from mlxbert.errors import MLXBertError
 
 _PACKAGES = ("mlxbert", "mlx", "torch", "transformers", "tokenizers", "numpy")
@@ -43,28 +42,9 @@ def require_exact_float32() -> str:
 
 def describe(tf32: str) -> dict[str, str]:
     """Name to value, for the report; `tf32` is what `require_exact_float32` returned."""
-    facts = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "a checkout" if package == "mlxbert" else "not installed"
+    facts = {"python": platform.python_version(), **package_versions(_PACKAGES)}
     facts["platform"] = f"{platform.system()} {platform.machine()}"
-    facts["device"] = _device()
+    facts["device"] = device_name()
     facts["tf32"] = tf32
-    facts["blas"] = _blas()
+    facts["blas"] = blas_name()
     return facts
-
-
-def _device() -> str:
-    device = mx.default_device()
-    if device.type == mx.DeviceType.cpu:
-        return "cpu"
-    name = mx.device_info().get("device_name", "")
-    return f"gpu ({name})" if name else "gpu"
-
-
-def _blas() -> str:
-    status = use_fast_blas()
-    # The reason names OpenBLAS's version and the threads; a reason why not may name a path, and is left out.
-    return status.reason if status.active else "MLX's own"

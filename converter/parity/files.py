@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from converter.card import render_card
@@ -13,7 +12,7 @@ from converter.parity.report import ParityReport, ReportError
 from mlxbert.checkpoint import read_config
 from mlxbert.home import expand_home
 from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
-from mlxbert.writer.output_file import FileRecord, WriteError, write_errors
+from mlxbert.writer.output_file import FileRecord, WriteError, replace_file, write_errors
 
 PARITY = "parity.json"
 CARD = "README.md"
@@ -37,7 +36,7 @@ def write_reports(
             data = render(report).encode()
             with write_errors(path, len(data), fix="give a path that can be written"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _replace(path, data)
+                replace_file(path, data)
             lines.append(f"Written: {path}")
     directory = expand_home(converted)
     if (proven := _proven_by_another(directory, report)) is not None:
@@ -87,21 +86,8 @@ def _update(directory: Path, files: dict[str, bytes]) -> None:
         listed = read_manifest(directory)
         if listed is not None:
             unchanged = {name: record for name, record in listed.items() if name not in files}
-            _replace(directory / NAME, manifest_bytes(unchanged))
+            replace_file(directory / NAME, manifest_bytes(unchanged))
         for name, data in files.items():
-            _replace(directory / name, data)
+            replace_file(directory / name, data)
         if listed is not None:
-            _replace(directory / NAME, manifest_bytes(unchanged | {n: FileRecord.of(d) for n, d in files.items()}))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside `path`, sync, rename onto it: whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            replace_file(directory / NAME, manifest_bytes(unchanged | {n: FileRecord.of(d) for n, d in files.items()}))

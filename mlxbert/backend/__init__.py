@@ -40,11 +40,12 @@ class BlasSettingError(MLXBertError, ValueError):
 
 @dataclass(frozen=True)
 class BlasStatus:
-    """What multiplies MLX's float32 matrices: OpenBLAS, loaded from `library`, if `active`; the line why."""
+    """What multiplies MLX's float32 matrices: OpenBLAS, loaded from `library`, if `active`; the line why; threads."""
 
     active: bool
     library: str | None
     reason: str
+    threads: int = 1
 
 
 class _OwnBlasStaysError(Exception):
@@ -144,7 +145,7 @@ def _decide() -> BlasStatus:
         _warn(f"MLX keeps its own slow BLAS: {reason} ({_SWITCH}=off silences this line)")
         return BlasStatus(False, None, str(reason))
     threads = "1 thread" if blas.threads == 1 else f"{blas.threads} threads"
-    return BlasStatus(True, blas.path, f"{blas.config}, {threads}")
+    return BlasStatus(True, blas.path, f"{blas.config}, {threads}", blas.threads)
 
 
 def _bind_openblas() -> openblas.OpenBlas:

@@ -56,7 +56,7 @@ class Problem:
             FactoryError: the task is another, the series is too short, or its times do not increase.
         """
         if self.task.task != "time_series":
-            raise FactoryError(f"windows are of time series; the task is {self.task.task!r}")
+            raise FactoryError(f"windows are of time series; this model's task is {self.task.task!r}")
         table = Table(frame)
         (column,) = target_of(table, self.task.target)
         times = column.times if self.time is None else table.column(self.time, "time column").values

@@ -52,7 +52,7 @@ class TrainingConfig:
     schedule_end: float = _setting(0.0, "The rate at the end, as a share of the peak.", least=0, most=1)
     schedule_power: float = _setting(2.0, "Of the polynomial schedule.", least=0)
     max_norm: float | None = _setting(1.0, "Gradients are clipped to this norm; 0: not.", least=0)
-    dropout: float | None = _setting(None, "In encoder and head.  [default: the checkpoint's]", least=0, most=1)
+    dropout: float | None = _setting(None, "In encoder and head.  [default: the checkpoint's]", least=0, most=0.9)
     ema: float | None = _setting(None, "Decay of a moving average of the weights, such as 0.999.", least=0, most=1)
     freeze_embeddings: bool = _setting(False, "Leave the embeddings as they are.")
     freeze_layers: int = _setting(0, "Leave the embeddings and this many lowest layers as they are.", least=0)

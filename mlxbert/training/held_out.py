@@ -10,6 +10,7 @@ import numpy as np
 from mlxbert.training.examples import Examples
 from mlxbert.training.forward import predict_logits
 from mlxbert.training.judging import calibrate, cross_fitted, scores
+from mlxbert.training.predictions import Predictions
 from mlxbert.with_head import BertWithHead
 
 
@@ -66,11 +67,12 @@ class HeldOut:
         """The mean over all rows."""
         return float(np.array(self.model.loss(mx.array(logits), self._encoded)))
 
-    def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """Metric name -> value; predictions are cross-fitted (`mlxbert.training.judging`)."""
-        predictions = cross_fitted(
-            self.task, self.model.head, logits, self._targets, self.metric, calibrated=self.calibrated
-        )
+    def predictions(self, logits: np.ndarray) -> Predictions:
+        """Cross-fitted: `mlxbert.training.judging` says why."""
+        return cross_fitted(self.task, self.model.head, logits, self._targets, self.metric, calibrated=self.calibrated)
+
+    def scores(self, predictions: Predictions) -> dict[str, float]:
+        """Metric name -> value."""
         return scores(self._truth, predictions, self.metrics)
 
     def calibrate(self, logits: np.ndarray) -> str | None:

@@ -23,6 +23,7 @@ from mlxbert.training.held_out import HeldOut
 from mlxbert.training.interruption import interruptible
 from mlxbert.training.optim import Arrays
 from mlxbert.training.position import Kept, Position
+from mlxbert.training.predictions import Predictions
 from mlxbert.training.save import STATE, delete_others, kept_file, read_arrays, write_arrays
 from mlxbert.training.schedule import Schedule
 from mlxbert.training.step import NonFiniteLossError, TrainStep
@@ -63,12 +64,14 @@ class Outcome:
 
     Attributes:
         logits: (n, outputs) of the fold's held-out rows.
-        metrics: of these, cross-fitted.
+        predictions: of these, cross-fitted (`mlxbert.training.judging`).
+        metrics: of the predictions.
         step: whose weights they are; likewise `epoch`.
         note: why temperature and thresholds could not be learned; None: they were.
     """
 
     logits: np.ndarray
+    predictions: Predictions
     metrics: dict[str, float]
     step: int
     epoch: float
@@ -192,7 +195,7 @@ class Trainer:
         """Judge the current weights (their moving average, where one is kept) on the held-out rows."""
         self.step.show(self.step.average or None)
         logits = self.held_out.logits()
-        loss, metrics = self.held_out.loss(logits), self.held_out.scores(logits)
+        loss, metrics = self.held_out.loss(logits), self.held_out.scores(self.held_out.predictions(logits))
         self.step.show()
         member, top = self.member, self.position.top
         value = metrics[self.metric.name]
@@ -255,9 +258,10 @@ class Trainer:
         kept = self.show_kept()
         assert kept is not None, "the last step of an epoch is always evaluated"
         logits = self.held_out.logits()
-        metrics = self.held_out.scores(logits)
+        predictions = self.held_out.predictions(logits)
+        metrics = self.held_out.scores(predictions)
         note = self.held_out.calibrate(logits)
-        return Outcome(logits, metrics, kept.step, kept.epoch, note)
+        return Outcome(logits, predictions, metrics, kept.step, kept.epoch, note)
 
     def _make_step(self) -> TrainStep:
         config = self.config

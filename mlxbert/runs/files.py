@@ -1,0 +1,126 @@
+"""Where the parts of a run lie in its directory, and reading and writing its JSON files."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxbert.errors import MLXBertError
+from mlxbert.small_files import read_json
+from mlxbert.writer.output_file import replace_file, write_errors
+
+FORMAT, VERSION = "mlxbert-run", 1
+
+
+class RunError(MLXBertError):
+    """A directory that is no run, an unfinished or changed one, or one that cannot be made."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths of a run.
+
+    Attributes:
+        root: its directory.
+    """
+
+    root: Path
+
+    @property
+    def info(self) -> Path:
+        """run.json: everything needed to repeat the run; written first."""
+        return self.root / "run.json"
+
+    @property
+    def log(self) -> Path:
+        """metrics.jsonl: an event a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """scores.json: written last."""
+        return self.root / "scores.json"
+
+    @property
+    def oof(self) -> Path:
+        """oof.csv: out-of-fold predictions."""
+        return self.root / "oof.csv"
+
+    @property
+    def worst(self) -> Path:
+        """worst_rows.csv: those that went most wrong."""
+        return self.root / "worst_rows.csv"
+
+    @property
+    def submission(self) -> Path:
+        """submission.csv: predictions for the test file, or for the rows held out of everything."""
+        return self.root / "submission.csv"
+
+    @property
+    def hold_out(self) -> Path:
+        """hold_out.csv: truths and predictions of the rows held out of everything."""
+        return self.root / "hold_out.csv"
+
+    @property
+    def resume(self) -> Path:
+        """resume/: what an unfinished run goes on from."""
+        return self.root / "resume"
+
+    @property
+    def best_so_far(self) -> Path:
+        """best-so-far/: the kept weights of the model in training, as a model, after Ctrl-C."""
+        return self.root / "best-so-far"
+
+    def member(self, name: str) -> Path:
+        """A finished model."""
+        return self.root / "members" / name
+
+    def logits(self, name: str) -> Path:
+        """Its held-out rows: logits and cross-fitted predictions."""
+        return self.root / "logits" / f"{name}.npz"
+
+    def is_done(self, name: str) -> bool:
+        """Whether a model is finished: its directory is the last thing of it to be written."""
+        return (self.member(name) / "config.json").is_file() and self.logits(name).is_file()
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all; NaN becomes null.
+
+    Raises:
+        WriteError: the disk is full, or cannot be written.
+    """
+    data = (json.dumps(without_nan(value), indent=2, ensure_ascii=False) + "\n").encode()
+    with write_errors(file, len(data), fix="free some space and resume the run"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, data)
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """run.json.
+
+    Raises:
+        RunError: there is none, it is damaged, or of a newer version.
+    """
+    if not root.is_dir():
+        raise RunError(f"{root}: no such directory; fix: give a run that `mlxbert train -o` made")
+    info = read_json(root / "run.json", RunError)
+    if info is None or info.get("format") != FORMAT:
+        raise RunError(f"{root} is not a run (no run.json of mlxbert in it); fix: give what `mlxbert train -o` made")
+    if info.get("version") != VERSION:
+        raise RunError(f"{root / 'run.json'} has version {info.get('version')!r}; fix: update mlxbert")
+    return info
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return value

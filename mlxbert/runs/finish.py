@@ -1,0 +1,75 @@
+"""The end of a run: out-of-fold table, predictions for what was held out or for the test file, and the scores."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+
+from mlxbert.runs.files import RunFiles, write_json
+from mlxbert.runs.out_of_fold import fitted_head, prediction_columns, write_out_of_fold
+from mlxbert.runs.predict import forecast, predict_frame, write_submission
+from mlxbert.runs.prepare import Prepared
+from mlxbert.runs.run import Run
+from mlxbert.runs.settings import RunSettings
+from mlxbert.runs.submission import columns_of
+from mlxbert.runs.tables import write_csv
+from mlxbert.training.config import TrainingConfig
+from mlxbert.training.judging import scores as score
+
+
+def finish(
+    files: RunFiles, prepared: Prepared, settings: RunSettings, config: TrainingConfig, seconds: float
+) -> dict[str, Any]:
+    """Write what a run ends in, scores.json last; returns its content."""
+    scores = write_out_of_fold(files, prepared, config)
+    run = Run.open(files.root)
+    scores["hold_out"] = None
+    if prepared.held_out is not None:
+        scores["hold_out"] = _hold_out(run, prepared, list(scores["pooled"]))
+    elif settings.test is not None:
+        write_submission(
+            run,
+            settings.test,
+            out=files.submission,
+            sample_submission=settings.sample_submission,
+            values=settings.values,
+            encoding=settings.encoding,
+        )
+    scores["seconds"] = seconds
+    shutil.rmtree(files.resume, ignore_errors=True)
+    write_json(files.scores, scores)
+    return scores
+
+
+def _hold_out(run: Run, prepared: Prepared, metrics: list[str]) -> dict[str, Any]:
+    """Predict the rows held out of everything, write them as submission and beside their truth; their scores."""
+    import pandas
+
+    frame, form = prepared.held_out, run.submission(run.settings.values)
+    task = prepared.problem.task
+    ids = list(frame[run.id]) if run.id is not None else list(range(len(frame)))
+    if task.task == "time_series":
+        _, forecasts = forecast(run, prepared.history)
+        values = forecasts.values[0][: len(frame)]
+        truth = prepared.problem.targets(frame)
+        name = task.target[0]
+        columns = {form.columns[0]: values}
+        told = {f"target:{name}": truth, f"prediction:{name}": values}
+        measured = _series_scores(np.asarray(truth, np.float64), values, metrics)
+    else:
+        predictions = predict_frame(run, frame)
+        truth = fitted_head(run.files, run.info["members"][0]).metric_targets(prepared.problem.targets(frame))
+        columns = columns_of(form, task, predictions)
+        told = prediction_columns(task, truth, predictions)
+        measured = score(truth, predictions, metrics)
+    write_csv(run.files.submission, pandas.DataFrame({form.id_column: ids, **columns}))
+    write_csv(run.files.hold_out, pandas.DataFrame({form.id_column: ids, **told}))
+    return {"rows": len(frame), "metrics": measured}
+
+
+def _series_scores(truth: np.ndarray, values: np.ndarray, metrics: list[str]) -> dict[str, float]:
+    from mlxbert.training.predictions import Predictions
+
+    return score(truth, Predictions("time_series", values), metrics)

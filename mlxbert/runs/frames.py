@@ -1,0 +1,65 @@
+"""The data that a run is given, file or frame, as a pandas frame and what must be known to read another alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxbert.data.cells import Kind
+from mlxbert.data.reading import read_data
+from mlxbert.factory.frames import Table
+from mlxbert.factory.text_columns import RowText
+from mlxbert.runs.files import RunError
+from mlxbert.runs.prepare import frame_sha256
+
+
+def read_frame(
+    data: Any, *, text: RowText | None, id_column: str | None, encoding: str | None, kinds: Mapping[str, Kind] | None
+) -> tuple[Any, dict[str, Kind], dict[str, Any]]:
+    """A pandas frame, what its columns hold, and the record of it for run.json.
+
+    Args:
+        data: a path; or a pandas or polars frame, or a dict of columns.
+        text: how rows become texts, where that is known: a column that is a text by itself is not made numbers of.
+        id_column: kept as text.
+        encoding: of a file's text.
+        kinds: of the training file, for another one that is to be read alike.
+
+    Raises:
+        DataError, FrameError: it cannot be read.
+    """
+    if isinstance(data, str | Path):
+        columns = [id_column] if id_column is not None else []
+        if text is not None:
+            columns += [part for part in (text.first, text.second) if isinstance(part, str) and "{" not in part]
+        read = read_data(data, text_columns=columns, kinds=kinds, encoding=encoding)
+        file = read.file
+        record = {"path": str(data), "sha256": file.sha256, "size": file.size, "rows": len(read.frame)}
+        return read.frame, read.kinds, record
+    table = Table(data)
+    frame = _as_pandas(data, table)
+    return frame, _kinds(frame), {"path": None, "sha256": frame_sha256(frame), "size": None, "rows": len(frame)}
+
+
+def _as_pandas(data: Any, table: Table) -> Any:
+    try:
+        import pandas
+    except ModuleNotFoundError as error:
+        raise RunError("training on data needs pandas; fix: pip install 'mlxbert[kaggle]'") from error
+    if isinstance(data, pandas.DataFrame):
+        # An index that has a name was a column, such as the months of a series.
+        return data.reset_index(drop=all(name is None for name in data.index.names))
+    return pandas.DataFrame({str(name): list(table.column(name).values) for name in table.names})
+
+
+def _kinds(frame: Any) -> dict[str, Kind]:
+    """What a frame's columns hold, in the words of `mlxbert.data.cells`, for the files that will be predicted."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    def kind(column: Any) -> Kind:
+        if is_bool_dtype(column):
+            return "boolean"
+        return "number" if is_numeric_dtype(column) else "text"
+
+    return {str(name): kind(frame[name]) for name in frame.columns}

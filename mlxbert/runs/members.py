@@ -1,0 +1,163 @@
+"""The models of a run, trained one after the other, each finished and on disk before the next begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from heads.base import Head
+from mlxbert.checkpoint import load_core
+from mlxbert.dropout_mode import set_dropout
+from mlxbert.runs.files import RunError, RunFiles
+from mlxbert.runs.prepare import Prepared
+from mlxbert.runs.settings import RunSettings
+from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
+from mlxbert.training.config import TrainingConfig
+from mlxbert.training.predictions import Predictions
+from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted
+from mlxbert.with_head import BertWithHead
+from mlxbert.writer.output_file import fsync_directory, write_errors
+
+
+def members_of(config: TrainingConfig, folds: int) -> tuple[Member, ...]:
+    """Every seed and fold, in the order of training."""
+    return tuple(Member(seed, fold) for seed in config.seeds for fold in range(folds))
+
+
+def train_members(
+    files: RunFiles,
+    prepared: Prepared,
+    settings: RunSettings,
+    config: TrainingConfig,
+    callbacks: Sequence[Callback],
+) -> None:
+    """Train what is not finished yet.
+
+    Raises:
+        TrainingInterrupted: Ctrl-C; what is trained so far is in `files.best_so_far`.
+        MLXBertError: as `Trainer` raises.
+    """
+    for member in members_of(config, len(prepared.folds)):
+        state = files.resume / member.name
+        if not files.is_done(member.name):
+            _train(files, member, state, prepared, settings, config, callbacks)
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member) -> BertWithHead:
+    """The model of a member before its first step: the encoder, and a head fitted to the fold's training targets."""
+    mx.random.seed(member.entropy())
+    core = load_core(prepared.directory, dtype=mx.float32)
+    if config.dropout is not None:
+        set_dropout(core, config.dropout)
+    train = prepared.folds[member.fold].train
+    options: dict[str, Any] = dict(settings.head)
+    if prepared.problem.task.classes is not None:
+        options["classes"] = prepared.problem.task.classes
+    if config.dropout is not None:
+        options.setdefault("dropout", config.dropout)
+    targets = prepared.examples.targets[train]
+    head: Head = prepared.problem.head_class.from_targets(
+        core.config.hidden_size, targets, **options, **prepared.examples.fitting(train)
+    )
+    return BertWithHead(core, head, config.pooling, source=prepared.directory)
+
+
+def _train(
+    files: RunFiles,
+    member: Member,
+    state: Path,
+    prepared: Prepared,
+    settings: RunSettings,
+    config: TrainingConfig,
+    callbacks: Sequence[Callback],
+) -> None:
+    started = time.monotonic()
+    model = new_model(prepared, settings, config, member)
+    trainer = Trainer(
+        model,
+        prepared.examples,
+        prepared.folds[member.fold],
+        config,
+        task=prepared.task,
+        metric=prepared.metric.name,
+        member=member,
+        directory=state,
+        callbacks=callbacks,
+    )
+    try:
+        outcome = trainer.fit()
+    except TrainingInterrupted:
+        if trainer.show_kept():
+            model.save(files.best_so_far, overwrite=True)
+        raise
+    _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome)
+    model.save(files.member(member.name), overwrite=True)
+    Callbacks(callbacks).on_member_end(
+        MemberEvent(
+            *(member.name, member.seed, member.fold, outcome.epoch, outcome.step),
+            *(outcome.metrics, time.monotonic() - started, outcome.note),
+        )
+    )
+
+
+def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:
+    arrays = {"rows": rows, "logits": outcome.logits, "values": outcome.predictions.values}
+    arrays |= {"step": np.array(outcome.step), "epoch": np.array(outcome.epoch)}
+    if outcome.predictions.thresholds is not None:
+        arrays["thresholds"] = outcome.predictions.thresholds
+    temporary = file.with_name(f".{file.name}")
+    with write_errors(file, sum(array.nbytes for array in arrays.values()), fix="free some space and resume the run"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as out:
+                np.savez(out, **arrays)  # type: ignore[arg-type]
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_directory(file.parent)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutRows:
+    """What a finished model says of the rows that it did not see.
+
+    Attributes:
+        rows: (n,) their numbers among the examples.
+        predictions: cross-fitted.
+        step: whose weights the model kept; likewise `epoch`.
+    """
+
+    rows: np.ndarray
+    predictions: Predictions
+    step: int
+    epoch: float
+
+
+def held_out(files: RunFiles, member: Member, task: str) -> HeldOutRows:
+    """Read what `train_members` left.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    file = files.logits(member.name)
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            thresholds = held["thresholds"] if "thresholds" in held.files else None
+            predictions = Predictions(task, held["values"], thresholds)
+            return HeldOutRows(held["rows"], predictions, int(held["step"]), float(held["epoch"]))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"{file} is damaged ({error}); fix: delete {files.member(member.name)} and resume the run"
+        ) from error

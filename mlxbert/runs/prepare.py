@@ -1,0 +1,222 @@
+"""From a frame and settings to everything that the models of a run share: rows, folds, and how they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from heads.metrics import Metric, metric_of
+from mlxbert.checkpoint import resolve
+from mlxbert.config import BertConfig
+from mlxbert.data.reading import DataWarning, id_values, render_texts
+from mlxbert.data.token_rows import token_rows
+from mlxbert.factory.competition import FOLD_KINDS, FoldKind
+from mlxbert.factory.create import check_options
+from mlxbert.factory.frames import Table, plain
+from mlxbert.factory.problem import Problem, make_problem, target_of
+from mlxbert.folds import Fold, make_folds, validation_fold
+from mlxbert.runs.cache import token_cache
+from mlxbert.runs.files import RunError
+from mlxbert.runs.settings import RunSettings
+from mlxbert.small_files import read_json
+from mlxbert.tokenization import Tokenizer
+from mlxbert.training.config import TrainingConfig
+from mlxbert.training.examples import Examples
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the models of a run share.
+
+    Attributes:
+        directory: of the converted encoder.
+        tokenizer: its own.
+        problem: how a frame is read.
+        metric: what is optimized.
+        examples: N rows.
+        folds: of them.
+        fold_kind: how they were dealt.
+        rows: (N,) the number of each row in the data (the validation file's go on after the training file's).
+        id_column: the column that names a row; None: there is none.
+        ids: of each row, in that column.
+        texts: of each row, for those who read the worst ones; a pair's second ones in `pairs`.
+        pairs: likewise; None: no pairs.
+        held_out: a frame of the rows held out of everything; None: there are none.
+        history: of a time series with rows held out: what comes before them.
+    """
+
+    directory: Path
+    tokenizer: Tokenizer
+    problem: Problem
+    metric: Metric
+    examples: Examples
+    folds: tuple[Fold, ...]
+    fold_kind: str
+    rows: np.ndarray
+    id_column: str | None
+    ids: list[str] | None
+    texts: list[str]
+    pairs: list[str] | None
+    held_out: Any = None
+    history: Any = None
+
+    @property
+    def task(self) -> str:
+        """The competition type."""
+        return self.problem.task.task
+
+    @property
+    def limit(self) -> int:
+        """Tokens that a text is cut to."""
+        return self.examples.tokens.limit
+
+
+def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: Any = None) -> Prepared:
+    """Read a pandas frame (and one of validation rows) by `settings`; the same arguments give the same.
+
+    Raises:
+        MLXBertError: a column is missing, nothing can be learned from the target, ids repeat, folds cannot be made,
+            the checkpoint was never converted, … (each in a line with the fix).
+    """
+    directory = resolve(settings.model, settings.revision)
+    rows = np.arange(len(frame))
+    frame, rows = _with_targets(frame, rows, settings)
+    problem = make_problem(
+        frame,
+        target=settings.target,
+        text=settings.text,
+        task=settings.task,
+        time=settings.time,
+        classes=settings.classes,
+        ignore=_named(settings.id, settings.group, *settings.ignore),
+    )
+    task = problem.task.task
+    check_options(problem.head_class, settings.head)
+    metric = metric_of(config.metric or problem.head_class.default_metric, task)
+    held_out = history = None
+    if settings.hold_out is not None:
+        frame, rows, held_out, history = _hold_out(frame, rows, problem, settings, config)
+    if valid is not None:
+        valid, numbers = _with_targets(valid, np.arange(len(valid)) + len(rows), settings)
+        frame, rows = _joined(frame, valid), np.concatenate([rows, numbers])
+    ids = None if settings.id is None else id_values(frame, settings.id)
+    hidden = read_json(directory / "config.json", RunError) or {}
+    tokenizer = Tokenizer.from_directory(directory, max_length=BertConfig.from_hf(hidden).max_position_embeddings)
+    rendered = render_texts(frame, problem.text)
+    if task == "time_series":
+        options = {"window": settings.head.get("window", 0), "horizon": settings.head.get("horizon", 1)}
+        windows = problem.cut_windows(frame, **options)
+        first = max(options["window"], 1) - 1
+        chosen = slice(first, first + len(windows.made_at))
+        texts, pairs = rendered.texts[chosen], rendered.pairs and rendered.pairs[chosen]
+        targets, rows = windows.targets, rows[chosen]
+        ids = ids and ids[chosen]
+    else:
+        windows, texts, pairs = None, rendered.texts, rendered.pairs
+        targets = problem.targets(frame)
+    tokens = token_rows(
+        tokenizer, texts, pairs, max_length=config.max_length, directory=directory, cache=token_cache()
+    )
+    examples = Examples(tokens, targets, windows)
+    kind = cast(FoldKind, config.fold_kind or FOLD_KINDS[task][0])
+    if valid is not None:
+        split = len(texts) - len(valid)
+        seconds = (None, None) if pairs is None else (pairs[:split], pairs[split:])
+        folds: tuple[Fold, ...] = (
+            validation_fold(texts[:split], texts[split:], train_pairs=seconds[0], valid_pairs=seconds[1]),
+        )
+        kind = cast(FoldKind, "file")
+    else:
+        folds = make_folds(
+            kind,
+            texts,
+            pairs=pairs,
+            targets=targets if kind in ("stratified", "multilabel_stratified", "binned") else None,
+            groups=_column(frame, settings.group, "group column"),
+            times=windows.made_at if windows else _column(frame, settings.time, "time column"),
+            known_at=None if windows is None else windows.known_at,
+            folds=config.folds,
+            valid_size=config.valid_size,
+            seed=config.fold_seed,
+            label_names=[str(one) for one in problem.task.classes or ()] or None,
+        )
+    return Prepared(
+        *(directory, tokenizer, problem, metric, examples, folds, kind, rows),
+        *(settings.id, ids, texts, pairs, held_out, history),
+    )
+
+
+def frame_sha256(frame: Any) -> str:
+    """Of a pandas frame's columns and cells, where there is no file to hash."""
+    digest = hashlib.sha256()
+    for name in frame.columns:
+        digest.update(repr((str(name), [plain(cell) for cell in frame[name]])).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings) -> tuple[Any, np.ndarray]:
+    """Without the rows that have no target, where they are to be dropped."""
+    if not settings.drop_missing:
+        return frame, rows
+    columns = target_of(Table(frame), settings.target)
+    keep = np.array(
+        [any(value is not None for value in cells) for cells in zip(*(c.values for c in columns), strict=True)]
+    )
+    if keep.all() or not keep.any():
+        return frame, rows
+    warnings.warn(f"{(~keep).sum()} of {len(keep)} rows have no target and are left out", DataWarning, stacklevel=2)
+    return frame[keep].reset_index(drop=True), rows[keep]
+
+
+def _hold_out(
+    frame: Any, rows: np.ndarray, problem: Problem, settings: RunSettings, config: TrainingConfig
+) -> tuple[Any, np.ndarray, Any, Any]:
+    """Frame and row numbers to learn from, those held out of everything, and a series' history before them."""
+    size = settings.hold_out
+    assert size is not None
+    if problem.task.task == "time_series":
+        horizon = int(settings.head.get("horizon", 1))
+        count = round(size * len(frame)) if isinstance(size, float) and size < 1 else int(size)
+        if not 0 < count <= horizon:
+            raise RunError(
+                f"hold_out is {count} steps of a series; fix: from 1 to the {horizon} of the forecast (horizon)"
+            )
+        return frame.iloc[:-count], rows[:-count], frame.iloc[-count:], frame.iloc[:-count]
+    rendered = problem.text.render(frame)
+    kind = cast(FoldKind, config.fold_kind or FOLD_KINDS[problem.task.task][0])
+    (fold,) = make_folds(
+        "plain" if kind == "group" else kind,
+        rendered.texts,
+        pairs=rendered.pairs,
+        targets=problem.targets(frame),
+        groups=_column(frame, settings.group, "group column"),
+        times=_column(frame, settings.time, "time column"),
+        folds=1,
+        valid_size=size if size < 1 else int(size),
+        seed=config.fold_seed,
+    )
+    learn, out = frame.iloc[fold.train].reset_index(drop=True), frame.iloc[fold.valid].reset_index(drop=True)
+    return learn, rows[fold.train], out, None
+
+
+def _joined(frame: Any, valid: Any) -> Any:
+    import pandas
+
+    missing = [name for name in frame.columns if name not in valid.columns]
+    if missing:
+        raise RunError(f"the validation file has no column {missing[0]!r}; fix: the same columns as the training file")
+    return pandas.concat([frame, valid[list(frame.columns)]], ignore_index=True)
+
+
+def _column(frame: Any, name: str | None, role: str) -> list[Any] | None:
+    return None if name is None else list(Table(frame).column(name, role).values)
+
+
+def _named(*names: str | None) -> Sequence[str]:
+    return tuple(dict.fromkeys(name for name in names if name is not None))
