@@ -723,7 +723,7 @@ class TestRecovery:
         with OutputDirectory(target) as out:
             out.write_model(some_tensors())
             expected = (
-                f"{target}: another conversion is writing it right now; "
+                f"{target}: another process is writing it right now; "
                 "wait for that to end or give another output with -o"
             )
             assert message(lambda: write_model(target)) == expected

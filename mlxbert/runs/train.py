@@ -31,6 +31,7 @@ from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
+from mlxbert.writer.output_file import write_errors
 from mlxbert.writer.recovery import target_lock
 
 
@@ -144,6 +145,8 @@ def train(
         raise RunError("valid goes with folds=1; fix: leave one out")
     files = RunFiles(_new_directory(out, overwrite))
     trained = TrainingConfig.make(numbers)
+    with write_errors(files.root, 0):
+        files.root.parent.mkdir(parents=True, exist_ok=True)
     with target_lock(files.root):
         return _run(files, data, chosen, trained, None, overwrite, trackers, callbacks, progress)
 

@@ -87,8 +87,7 @@ def _try_lock(path: Path, target: Path) -> int | None:
     except BlockingIOError as error:
         os.close(descriptor)
         raise WriteError(
-            f"{target}: another conversion is writing it right now; "
-            "wait for that to end or give another output with -o"
+            f"{target}: another process is writing it right now; wait for that to end or give another output with -o"
         ) from error
     except OSError as error:
         os.close(descriptor)
