@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from examples.packaged_minilm import model_directory
 
-pytest_plugins = ["tests.hub.plugin", "tests.hub.samples"]
+pytest_plugins = ["tests.hub.plugin", "tests.hub.samples", "tests.run_samples"]
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +19,11 @@ def minilm_source() -> Path:
         return model_directory()
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokens are cached below a temporary folder, not in the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLXBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -47,7 +47,7 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str]) -> dict[str, Any
     """Predict the rows held out of everything, write them as submission and beside their truth; their scores."""
     import pandas
 
-    frame, form = prepared.held_out, run.submission(run.settings.values)
+    frame, form = prepared.held_out, run.submission()
     task = prepared.problem.task
     ids = list(frame[run.id]) if run.id is not None else list(range(len(frame)))
     if task.task == "time_series":

@@ -180,8 +180,9 @@ def _table(form: Submission, ids: Sequence[str], columns: dict[str, np.ndarray])
 
 
 def _times_ahead(times: np.ndarray, horizon: int) -> list[Any]:
-    """The next times, as far apart as the last two are."""
+    """The next times, as far apart as the last two are; dates as the data write them: 1961-01 after 1960-12."""
     if len(times) < 2:
         raise DataError("the series has one row, which tells no step from one time to the next; fix: give more rows")
     step = times[-1] - times[-2]
-    return [times[-1] + step * (i + 1) for i in range(horizon)]
+    ahead = [times[-1] + step * (i + 1) for i in range(horizon)]
+    return [str(time) if times.dtype.kind == "M" else time.item() for time in ahead]

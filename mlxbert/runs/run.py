@@ -15,7 +15,7 @@ from mlxbert.factory.text_columns import RowText
 from mlxbert.home import expand_home
 from mlxbert.runs.files import RunError, RunFiles, read_info
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import default_submission
+from mlxbert.runs.submission import submission_form
 from mlxbert.small_files import read_json
 
 
@@ -121,16 +121,8 @@ class Run:
         Raises:
             RunError: that does not fit the task.
         """
-        form = self.settings.submission
-        if form is not None and values in (None, form.values):
-            return form
-        needs = get_metric(self.info["metric"]).needs
-        made = default_submission(self.task, needs, self.id or (form.id_column if form else None), values)
-        return (
-            made
-            if form is None or len(made.columns) != len(form.columns)
-            else Submission(form.id_column, form.columns, made.values)
-        )
+        settings, task = self.settings, self.task
+        return submission_form(settings, task, get_metric(self.info["metric"]).needs, values)
 
     def oof(self) -> Any:
         """The out-of-fold predictions as a pandas frame.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mlxbert.errors import first_ten
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.runs.files import RunError
+from mlxbert.runs.settings import RunSettings
 from mlxbert.training.predictions import NUMBERS, Predictions
 
 VALUES = ("labels", "probabilities", "values")
@@ -71,6 +72,21 @@ def default_submission(task: InferredTask, metric_needs: str, id_column: str | N
     if task.task == "multilabel" or (task.task in ("multiclass", "ordinal") and chosen == "probabilities"):
         columns = tuple(str(one) for one in task.classes or ())
     return Submission(id_column or "id", columns, chosen)  # type: ignore[arg-type]
+
+
+def submission_form(settings: RunSettings, task: InferredTask, metric_needs: str, values: str | None) -> Submission:
+    """The competition's format, or the default one; `values` asks for another kind of values in it.
+
+    Raises:
+        RunError: as `default_submission` raises.
+    """
+    form, values = settings.submission, values or settings.values
+    if form is not None and values in (None, form.values):
+        return form
+    # A row of a series is named by its time.
+    id_column = settings.id or (settings.time if task.task == "time_series" else None)
+    made = default_submission(task, metric_needs, form.id_column if form else id_column, values)
+    return made if form is None or len(made.columns) != len(form.columns) else replace(made, columns=form.columns)
 
 
 def check_sample(sample: Sample, form: Submission, ids: Sequence[str], what: str) -> None:

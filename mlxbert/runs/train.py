@@ -28,6 +28,7 @@ from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings, as_columns
+from mlxbert.runs.submission import submission_form
 from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
@@ -276,17 +277,9 @@ def _info(
             "sha256": folds_sha256(prepared.folds),
         },
         "members": [member.name for member in members],
-        "submission": _submission(settings, prepared),
+        "submission": asdict(submission_form(settings, problem.task, prepared.metric.needs, None)),
         "environment": environment(),
     }
-
-
-def _submission(settings: RunSettings, prepared: Prepared) -> dict[str, Any]:
-    from mlxbert.runs.submission import default_submission
-
-    if settings.submission is not None and settings.values in (None, settings.submission.values):
-        return asdict(settings.submission)
-    return asdict(default_submission(prepared.problem.task, prepared.metric.needs, settings.id, settings.values))
 
 
 def _check_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:

@@ -45,16 +45,18 @@ class Predictions:
         if task in NUMBERS:
             return cls(task, np.asarray(head.predict(logits)))
         values = np.asarray(head.outputs(logits, "probabilities"))
-        own = getattr(head, "threshold" if task == "binary" else "thresholds", None)
-        thresholds = None if own is None or task in ("multiclass", "ordinal") else np.broadcast_to(own, values.shape)
-        return cls(task, values, thresholds)
+        # Classes are decided by the most probable or the median one; ordinal heads call something else a threshold.
+        own = {"binary": "threshold", "multilabel": "thresholds"}.get(task)
+        decided = None if own is None else getattr(head, own, None)
+        return cls(task, values, None if decided is None else np.broadcast_to(decided, values.shape))
 
     def __len__(self) -> int:
         return len(self.values)
 
     def outputs(self, needs: str) -> np.ndarray:
         """What a metric compares with the truth: see `heads.base.Head.outputs`."""
-        return self.labels() if needs == "labels" else self.values
+        ranks = self.task == "ordinal" and needs == "values"  # how far off a rating is
+        return self.labels() if needs == "labels" or ranks else self.values
 
     def labels(self) -> np.ndarray:
         """Decided ones: indices of the classes (N,), 0 and 1 (N, L) of "multilabel".

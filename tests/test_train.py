@@ -1,0 +1,140 @@
+"""Runs of every task, from a frame to predictions; what is in their directory; what they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from heads.errors import HeadError
+from mlxbert.errors import MLXBertError
+from mlxbert.runs import Run, RunError, train
+from mlxbert.with_head import BertWithHead
+from tests.run_samples import QUICK, TASKS, options, sample
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Run]:
+    root = tmp_path_factory.mktemp("runs")
+    return {
+        task: train(sample(task), model=tiny_checkpoint, out=root / task, **options(task), **QUICK) for task in TASKS
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_of_every_task_leaves_what_it_should(runs: dict[str, Run], task: str) -> None:
+    run = runs[task]
+    info = json.loads((run.path / "run.json").read_text())
+    assert info["task"]["task"] == task
+    assert info["members"] == ["seed0-fold0", "seed0-fold1"]
+    assert [member.name for member in run.members] == info["members"]
+    assert not (run.path / "resume").exists()
+    for member in run.members:
+        BertWithHead.load(member)
+    scores = run.scores
+    assert scores is not None
+    assert set(scores["spread"]) == set(scores["pooled"]) == set(scores["members"][0]["metrics"])
+    assert scores["metric"] in scores["pooled"]
+    assert len(pd.read_csv(run.path / "worst_rows.csv")) <= 100
+    events = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {event["event"] for event in events} == {"step", "evaluation", "member"}
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "time_series"])
+def test_out_of_fold_rows_are_each_there_once_and_score_what_is_said(runs: dict[str, Run], task: str) -> None:
+    run, frame = runs[task], sample(task)
+    oof = run.oof()
+    assert list(oof["row"]) == list(range(len(frame)))
+    assert list(oof["id"]) == list(frame["id"])
+    target = options(task)["target"]
+    for name in (target,) if isinstance(target, str) else target:
+        np.testing.assert_array_equal(oof[f"target:{name}"], frame[name])
+    if task in ("binary", "multiclass", "ordinal"):
+        expected = (oof["label"] == oof["target:y"]).mean()
+        assert run.scores is not None
+        assert run.scores["pooled"]["accuracy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_predicts_new_rows(runs: dict[str, Run], task: str) -> None:
+    run, frame = runs[task], sample(task, rows=20, seed=5)
+    predicted = run.predict(frame)
+    if task == "time_series":
+        assert list(predicted["month"].astype(str)) == ["2002-09", "2002-10", "2002-11", "2002-12"]
+        assert predicted["y"].between(80, 200).all()
+        return
+    assert len(predicted) == 20
+    assert list(predicted["id"]) == list(frame["id"])
+    assert not predicted.isna().any().any()
+
+
+def test_the_target_is_learned_from_the_text(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    settings = {**QUICK, "epochs": 8}
+    run = train(sample("binary", 120), model=tiny_checkpoint, out=tmp_path / "run", **options("binary"), **settings)
+    assert run.scores is not None
+    assert run.scores["pooled"]["roc_auc"] > 0.8
+
+
+def test_seeds_are_averaged(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    settings = {**options("regression"), **QUICK, "seeds": (1, 2)}
+    run = train(sample("regression"), model=tiny_checkpoint, out=tmp_path / "run", **settings)
+    assert run.info["members"] == ["seed1-fold0", "seed1-fold1", "seed2-fold0", "seed2-fold1"]
+    oof = run.oof()
+    for fold in (0, 1):
+        held = [np.load(run.path / "logits" / f"seed{seed}-fold{fold}.npz") for seed in (1, 2)]
+        mean = (held[0]["values"] + held[1]["values"]) / 2
+        np.testing.assert_allclose(oof.loc[oof["fold"] == fold, "prediction:y"], mean, rtol=1e-12)
+
+
+def refused(message: str, data: Any, out: Path, **changes: Any) -> None:
+    with pytest.raises((MLXBertError, HeadError), match=re.escape(message)) as caught:
+        train(data, out=out, **{**options("binary"), **QUICK, **changes})
+    assert "Traceback" not in str(caught.value)
+
+
+def test_what_cannot_be_trained_is_refused_in_a_line(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    frame, out = sample("binary"), tmp_path / "run"
+    model: dict[str, Any] = {"model": tiny_checkpoint}
+    refused("has no target column 'yy'; did you mean 'y'?", frame, out, **model, target="yy")
+    refused("has no text column 'txt'; did you mean 'text'?", frame, out, **model, text="txt")
+    one = frame.assign(y="yes")
+    refused("one value", one, out, **model, task=None)
+    missing = frame.assign(y=frame["y"].where(frame.index > 3))
+    refused("4 of 48 rows have no value", missing, out, **model)
+    twice = frame.assign(id="r1")
+    refused("1 ids of column 'id' come more than once", twice, out, **model)
+    rare = frame.assign(y=["odd", *frame["y"][1:]])
+    refused("too rare for 2 folds", rare, out, **model, task="multiclass")
+    refused("there is no setting named 'epoch'", frame, out, **model, epoch=3)
+    refused("epochs must be a whole number from 1, not 0", frame, out, **model, epochs=0)
+    refused("metric 'rmse' is not for binary", frame, out, **model, metric="rmse")
+    refused("head 'binary' has no option 'objectiv'; did you mean", frame, out, **model, head={"objectiv": 1})
+    refused("was never converted; run: mlxbert-convert", frame, out, model=unconverted(tmp_path))
+    assert not out.exists(), "nothing is left of what was refused"
+
+
+def unconverted(root: Path) -> Path:
+    directory = root / "hf"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"model_type": "bert"}')
+    return directory
+
+
+def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    out = tmp_path / "run"
+    settings = {**options("binary"), **QUICK, "folds": 1, "epochs": 1}
+    train(sample("binary"), model=tiny_checkpoint, out=out, **settings)
+    with pytest.raises(RunError, match="has a run in it; fix: --resume"):
+        train(sample("binary"), model=tiny_checkpoint, out=out, **settings)
+    train(sample("binary"), model=tiny_checkpoint, out=out, **settings, overwrite=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty, and no run"):
+        train(sample("binary"), model=tiny_checkpoint, out=other, **settings, overwrite=True)
+    assert (other / "notes.txt").read_text() == "mine"
