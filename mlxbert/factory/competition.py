@@ -73,6 +73,7 @@ class Competition:
         fold_kind: how; None: the usual for the competition type (`FOLD_KINDS`).
         head: options of the head: classes, horizon, log_targets, …: the target's transform is one of them.
         pooling: of `mlxbert.pooling.spec.CHOICES`.
+        training: settings of `mlxbert.training.config.TrainingConfig` that these data need, in place of its defaults.
         checkpoint: the default encoder's id on the Hub, to be converted once.
         url: where the data come from.
         license: of the data, as their page has it.
@@ -97,6 +98,7 @@ class Competition:
     fold_kind: FoldKind | None = None
     head: Mapping[str, Any] = field(default_factory=dict, hash=False)
     pooling: str = "mean"
+    training: Mapping[str, Any] = field(default_factory=dict, hash=False)
     checkpoint: str = "sentence-transformers/all-MiniLM-L6-v2"
     note: str = ""
 
@@ -114,6 +116,7 @@ class Competition:
         if self.fold_kind is None:
             object.__setattr__(self, "fold_kind", kinds[0])
         object.__setattr__(self, "head", dict(self.head))
+        object.__setattr__(self, "training", dict(self.training))
         leaked = [name for name in self.target if name in self.text.columns and self.task != "time_series"]
         labels_of_one = self.task in ("binary", "multiclass", "ordinal")
         problems = {

@@ -25,6 +25,8 @@ register_competition(
         submission=Submission("PassengerId", ("Survived",), "labels"),
         id="PassengerId",
         head={"classes": (0, 1)},
+        # 891 rows: three epochs are some sixty steps, too few to leave the majority's answer behind.
+        training={"epochs": 8, "batch_size": 16},
         url="https://www.kaggle.com/competitions/titanic",
         license="the competition's rules",
     )
@@ -51,6 +53,7 @@ register_competition(
         test=None,
         id="Id",
         head={"log_targets": True},
+        training={"epochs": 4, "batch_size": 16},
         url="https://www.kaggle.com/competitions/house-prices-advanced-regression-techniques",
         license="the competition's rules; Ames data by Dean De Cock, 2011",
         note="Where the competition's test.csv is at hand, it has the same columns but the target.",
@@ -87,6 +90,7 @@ register_competition(
         ),
         test=None,
         id="id",
+        training={"batch_size": 16},
         url="https://www.kaggle.com/competitions/jigsaw-toxic-comment-classification-challenge",
         license="CC0 (comments: CC BY-SA 3.0, Wikipedia)",
         note="In test_labels.csv −1 means not scored. A sample may have a label with fewer positives than folds.",
@@ -143,6 +147,8 @@ register_competition(
         time="Month",
         folds=4,
         # Growth and season multiply: on the logarithm they add up.
+        # A hundred windows, and a head that starts from the seasonal naive forecast: small steps, many of them.
+        training={"epochs": 30, "batch_size": 16, "head_rate": 1e-3},
         head={"horizon": 12, "window": 24, "period": 12, "calendar": ("year",), "log_targets": True},
         url="https://github.com/jbrownlee/Datasets",
         license="public domain facts; Box and Jenkins, Time Series Analysis, 1976, series G",

@@ -299,6 +299,7 @@ def _numbers_of(competition: Competition) -> dict[str, Any]:
         "folds": competition.folds,
         "fold_kind": competition.fold_kind,
         "pooling": competition.pooling,
+        **competition.training,
     }
 
 
