@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mlxbert.cli import encode
+from mlxbert.cli import encode, report
 from mlxbert.errors import MLXBertError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -49,5 +49,5 @@ def main() -> None:
     """Use converted BERT checkpoints; make one with mlxbert-convert."""
 
 
-for command in (encode.encode,):
+for command in (encode.encode, report.report):
     main.add_command(command)
