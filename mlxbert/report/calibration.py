@@ -41,7 +41,7 @@ def reliability(made: ClassPredictions | LabelPredictions) -> Reliability:
         what = f"All {known.sum():,} known entries of the {len(made.names)} labels together."
         return _binned(truth, probability, what, "entries")
     if len(made.names) == 2:
-        what = f"The probability of {made.names[1]}."
+        what = f"The predicted probability of class {made.names[1]}."
         return _binned(made.truth, made.probability[:, 1], what, "rows")
     best = made.probability.argmax(axis=1)
     what = "The probability of the likeliest class, against how often that is the true one."

@@ -12,6 +12,8 @@ from mlxbert.report.event_log import History
 from mlxbert.report.figures import LEGEND_LINES, Plot, Theme, legend_below, panels
 from mlxbert.report.run_files import RunFiles
 
+OTHERS_A_ROW = 3
+
 
 def curve_plots(run: RunFiles) -> list[Plot]:
     """The curves that there is something to draw of."""
@@ -23,10 +25,12 @@ def curve_plots(run: RunFiles) -> list[Plot]:
         plots.append(
             Plot(
                 "loss",
-                "Loss",
-                "Thin: training loss, a running mean over a fiftieth of the steps. Dotted: loss of the held-out "
-                f"rows at each evaluation; where it rises, the member learns its rows by heart.{one_each}",
+                "Loss and learning rate",
+                "Thin: training loss, a running mean over a fiftieth of the steps. Dotted: loss of the held-out rows "
+                "at each evaluation; where it rises, the member learns its own rows by heart. Below: the schedule's "
+                f"base rate, of which layers and head have their multiples.{one_each}",
                 lambda figure, theme: _draw_loss(figure, theme, run.histories),
+                size=(5.2, 4.6),
             )
         )
     if judged:
@@ -36,27 +40,19 @@ def curve_plots(run: RunFiles) -> list[Plot]:
                 f"{run.metric}, the run's metric",
                 f"Of the held-out rows; {direction(run.metric)}. A ring marks the weights that were kept.{one_each}",
                 lambda figure, theme: _draw_metrics(figure, theme, judged, [run.metric]),
-            )
-        )
-    if stepped:
-        plots.append(
-            Plot(
-                "learning-rate",
-                "Learning rate",
-                "The schedule's base rate at every step; layers and head have their own multiples of it.",
-                lambda figure, theme: _draw_rate(figure, theme, stepped),
+                size=(5.2, 4.6),
             )
         )
     others = [name for name in run.metrics if name != run.metric and any(map(_has(name), judged))]
     if others:
-        rows = -(-len(others) // 2)
+        rows = -(-len(others) // OTHERS_A_ROW)
         plots.append(
             Plot(
                 "other-metrics",
                 "The other metrics",
                 "Of the held-out rows. ↑ more is better, ↓ less is better.",
                 lambda figure, theme: _draw_metrics(figure, theme, judged, others),
-                size=(10.4, 0.7 + 2.6 * rows),
+                size=(10.4, 0.7 + 2.7 * rows),
                 wide=True,
             )
         )
@@ -92,7 +88,7 @@ def _color(theme: Theme, histories: Sequence[History], history: History) -> str:
 
 
 def _draw_loss(figure: Any, theme: Theme, histories: Sequence[History]) -> None:
-    axes = figure.subplots()
+    axes, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for history in histories:
         color = _color(theme, histories, history)
         steps = [history.steps[step] for step in sorted(history.steps)]
@@ -100,25 +96,22 @@ def _draw_loss(figure: Any, theme: Theme, histories: Sequence[History]) -> None:
             epochs = np.array([step.epoch for step in steps])
             losses = smoothed(np.array([step.loss for step in steps]), max(1, len(steps) // 50))
             axes.plot(epochs, losses, color=color, linewidth=0.9, alpha=0.75)
+            rates.plot(epochs, [step.rate * 1e5 for step in steps], color=color, linewidth=1.2)
         held_out = [history.evaluations[step] for step in sorted(history.evaluations)]
-        axes.plot(
-            [one.epoch for one in held_out],
-            [one.loss for one in held_out],
-            color=color,
-            linestyle=":",
-            linewidth=2,
-            marker="o",
-            markersize=4,
-            label=history.label,
-        )
-    axes.set(xlabel="epochs", ylabel="loss (mean of the rows)")
-    axes.set_xlim(left=0)
+        epochs_of, losses_of = [one.epoch for one in held_out], [one.loss for one in held_out]
+        dotted = {"linestyle": ":", "linewidth": 2, "marker": "o", "markersize": 4}
+        axes.plot(epochs_of, losses_of, color=color, label=history.label, **dotted)
+    axes.set(ylabel="loss (mean of the rows)")
+    rates.set(xlabel="epochs", ylabel="rate (× 1e-5)")
+    rates.set_xlim(left=0)
+    rates.set_ylim(bottom=0)
+    rates.locator_params(axis="y", nbins=3)
     if len(histories) <= LEGEND_LINES:
         legend_below(figure, axes, columns=3)
 
 
 def _draw_metrics(figure: Any, theme: Theme, histories: Sequence[History], names: Sequence[str]) -> None:
-    grid = panels(figure, len(names), 2)
+    grid = panels(figure, len(names), OTHERS_A_ROW)
     for axes, name in zip(grid, names, strict=True):
         for history in filter(_has(name), histories):
             color = _color(theme, histories, history)
@@ -141,24 +134,6 @@ def _draw_metrics(figure: Any, theme: Theme, histories: Sequence[History], names
         axes.margins(y=0.15)
     if len(histories) <= LEGEND_LINES:
         legend_below(figure, grid[0], columns=3 if len(names) == 1 else LEGEND_LINES)
-
-
-def _draw_rate(figure: Any, theme: Theme, histories: Sequence[History]) -> None:
-    axes = figure.subplots()
-    for history in histories:
-        steps = [history.steps[step] for step in sorted(history.steps)]
-        axes.plot(
-            [step.epoch for step in steps],
-            [step.rate * 1e5 for step in steps],
-            color=_color(theme, histories, history),
-            linewidth=1.2,
-            label=history.label,
-        )
-    axes.set(xlabel="epochs", ylabel="learning rate (× 1e-5)")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    if len(histories) <= LEGEND_LINES:
-        legend_below(figure, axes, columns=3)
 
 
 def _has(name: str) -> Any:

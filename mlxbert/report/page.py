@@ -76,6 +76,7 @@ def make_page(run: RunFiles) -> Page:
         title=run.path.resolve().name,
         mark=MARK,
         trained=len(run.finished),
+        unit="forecasts" if run.task == "time_series" else "rows",
         tiles=_tiles(run),
         scores=score_table(run),
         curves=curves,
@@ -114,7 +115,8 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
     own = [member.metrics[run.metric] for member in run.finished if run.metric in member.metrics]
     scores = run.scores
     if scores is not None and run.metric in scores.pooled:
-        rows = f"{len(run.oof.lines):,} rows" if run.oof is not None else "all rows"
+        unit = "forecasts" if run.task == "time_series" else "rows"
+        rows = f"{len(run.oof.lines):,} {unit}" if run.oof is not None else f"all {unit}"
         tiles.append((name, column([scores.pooled[run.metric]])[0], f"pooled: {rows}, out of fold"))
     spread = {} if scores is None else scores.spread.get(run.metric, {})
     if "mean" in spread and "std" in spread:

@@ -19,7 +19,7 @@ DrawColumn = Callable[[Any, Theme, np.ndarray, np.ndarray, str], None]
 def number_plots(made: NumberPredictions) -> list[Plot]:
     """Predicted against true, residuals, and their distribution; a panel for each target, for at most six."""
     if made.origins is not None:  # the steps of a forecast are one quantity
-        columns = {"the series, all steps ahead": (made.truth.ravel(), made.prediction.ravel())}
+        columns = {"value, in the series' own unit": (made.truth.ravel(), made.prediction.ravel())}
     else:
         shown = evenly(len(made.names), MOST_COLUMNS)
         columns = {made.names[i]: (made.truth[:, i], made.prediction[:, i]) for i in shown}
@@ -53,7 +53,7 @@ def _plot(
 ) -> Plot:
     def draw_all(figure: Any, theme: Theme) -> None:
         for axes, (column, (truth, prediction)) in zip(panels(figure, len(columns), 2), columns.items(), strict=True):
-            draw(axes, theme, truth, prediction, short(column, 30))
+            draw(axes, theme, truth, prediction, short(column, 32))
 
     if len(columns) == 1:
         return Plot(name, title, caption, draw_all)
@@ -91,7 +91,7 @@ def _distribution(axes: Any, theme: Theme, truth: np.ndarray, prediction: np.nda
     axes.hist(inside, bins=bins, color=theme.series[0], alpha=0.85, edgecolor=theme.card, linewidth=0.5)
     axes.axvline(0, color=theme.limit, linestyle="--", linewidth=1)
     axes.axvline(float(np.median(residuals)), color=theme.text, linewidth=1)
-    axes.set(xlabel=f"true − predicted {name}", ylabel="rows")
+    axes.set(xlabel=f"true − predicted {name}", ylabel="how many")
     _few_ticks(axes)
 
 

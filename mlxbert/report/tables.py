@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,12 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text cells; a row whose name is in `strong` is a summary of others."""
+    """A table of text cells; from row `summary` on, rows sum up those above; rows in `strong` are the ones to read."""
 
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    strong: frozenset[str] = frozenset()
+    summary: int | None = None
+    strong: frozenset[int] = frozenset()
 
 
 def digits_of(values: Sequence[float | None]) -> int:
@@ -57,37 +58,41 @@ def score_table(run: RunFiles) -> Table | None:
     members = run.finished
     if not members:
         return None
-    scores = run.scores
     names = [member.member for member in members]
-    rows: list[dict[str, float]] = [member.metrics for member in members]
+    rows = [member.metrics for member in members]
     counts: list[int | None] = [member.rows for member in members]
-    strong: list[str] = []
-    if scores is not None:
-        for name, key in (("mean", "mean"), ("standard deviation", "std"), ("lowest", "low"), ("highest", "high")):
-            if any(key in spread for spread in scores.spread.values()):
-                strong.append(name)
-                rows.append({metric: spread[key] for metric, spread in scores.spread.items() if key in spread})
-        strong.append("pooled")
-        rows.append(scores.pooled)
-        if scores.hold_out is not None:
-            strong.append("hold-out")
-            rows.append(scores.hold_out)
-    counts += [None] * len(strong)
-    if scores is not None and run.oof is not None:
-        counts[len(names) + strong.index("pooled")] = len(run.oof.lines)
-    if scores is not None and scores.hold_out is not None:
-        counts[-1] = scores.hold_out_rows
-    own = [member.epoch for member in members]
+    strong: list[int] = []
+    for name, values, count in _summaries(run):
+        if name in ("pooled", "hold-out"):
+            strong.append(len(names))
+        names.append(name)
+        rows.append(values)
+        counts.append(count)
+    blank = [ABSENT] * (len(rows) - len(members))
     table = _table(
-        names + strong,
+        names,
         {
             "rows": [ABSENT if count is None else f"{count:,}" for count in counts],
-            "best epoch": [f"{epoch:.2f}" for epoch in own] + [ABSENT] * len(strong),
+            "best epoch": [f"{member.epoch:.2f}" for member in members] + blank,
             **{f"{metric} {arrow(metric)}".strip(): [row.get(metric) for row in rows] for metric in run.metrics},
         },
         "member",
     )
-    return Table(table.header, table.rows, frozenset(strong))
+    return Table(table.header, table.rows, len(members), frozenset(strong))
+
+
+def _summaries(run: RunFiles) -> Iterator[tuple[str, dict[str, float], int | None]]:
+    """(name, metrics, rows) of what scores.json says of all members together."""
+    scores = run.scores
+    if scores is None:
+        return
+    for name, key in (("mean", "mean"), ("standard deviation", "std"), ("lowest", "low"), ("highest", "high")):
+        values = {metric: spread[key] for metric, spread in scores.spread.items() if key in spread}
+        if values:
+            yield name, values, None
+    yield "pooled", scores.pooled, None if run.oof is None else len(run.oof.lines)
+    if scores.hold_out is not None:
+        yield "hold-out", scores.hold_out, scores.hold_out_rows
 
 
 def prediction_table(made: Predictions, task: str) -> tuple[str, Table]:
