@@ -66,7 +66,7 @@ def _draw_confusion(figure: Any, theme: Theme, matrix: np.ndarray, support: np.n
     bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), label="share of the true class")
     bar.outline.set_visible(False)
     axes.grid(visible=False)
-    length = 14 if len(names) <= MOST_NUMBERS else 10
+    length = 14 if len(names) <= MOST_NUMBERS else 18
     ticks, labels = range(len(names)), [short(name, length) for name in names]
     turn = 90 if len(names) > MOST_NUMBERS else 35 if max(map(len, labels)) > 5 else 0
     axes.set_xticks(ticks, labels, rotation=turn, ha="right" if turn == 35 else "center")

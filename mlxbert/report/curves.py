@@ -9,7 +9,7 @@ import numpy as np
 
 from heads.metrics import METRICS
 from mlxbert.report.event_log import History
-from mlxbert.report.figures import LEGEND_LINES, Plot, Theme, legend_below, panels
+from mlxbert.report.figures import LEGEND_LINES, Plot, Theme, legend_below, panels, short
 from mlxbert.report.run_files import RunFiles
 
 OTHERS_A_ROW = 3
@@ -129,7 +129,7 @@ def _draw_metrics(figure: Any, theme: Theme, histories: Sequence[History], names
                 markerfacecolor="none",
                 markeredgecolor=color,
             )
-        axes.set(xlabel="epochs", ylabel=f"{name} {arrow(name)}".strip())
+        axes.set(xlabel="epochs", ylabel=f"{short(name, 30)} {arrow(name)}".strip())
         axes.set_xlim(left=0)
         axes.margins(y=0.15)
     if len(histories) <= LEGEND_LINES:

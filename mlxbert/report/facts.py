@@ -18,7 +18,7 @@ SECTIONS = {
     "environment": "Environment",
 }
 # Said in the page's head or in its own table.
-SAID = {"format", "metric", "metrics", "members"}
+SAID = {"format", "version", "metric", "metrics", "members"}
 
 
 def sections(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -29,17 +29,17 @@ def sections(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(title, facts) for title, facts in made if facts]
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _flat(part, f"{name}.{key}" if name else str(key))
-    elif value is not None and value != []:
-        yield name, _words(value)
+def _flat(values: Any) -> Iterator[tuple[str, str]]:
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if value not in (None, [], {}):
+            yield name, _words(value)
 
 
 def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_words(part)}" for name, part in value.items() if part is not None)
     if isinstance(value, list):
         return ", ".join(map(_words, value))
     return str(value)

@@ -79,10 +79,10 @@ def _draw_single(figure: Any, theme: Theme, made: NumberPredictions) -> None:
 
 def _draw_steps(figure: Any, theme: Theme, made: NumberPredictions) -> None:
     axes = figure.subplots()
-    errors = np.abs(made.prediction - made.truth)  # (N, H)
+    errors = np.ma.masked_invalid(np.abs(made.prediction - made.truth))  # (N, H); what is not known yet, left out
     steps = np.arange(1, errors.shape[1] + 1)
-    axes.plot(steps, np.nanmean(errors, axis=0), color=theme.series[0], marker="o", markersize=4, label="mean")
-    axes.plot(steps, np.nanmedian(errors, axis=0), color=theme.series[1], marker="s", markersize=3.5, label="median")
+    axes.plot(steps, errors.mean(axis=0), color=theme.series[0], marker="o", markersize=4, label="mean")
+    axes.plot(steps, np.ma.median(errors, axis=0), color=theme.series[1], marker="s", markersize=3.5, label="median")
     axes.set(xlabel="steps ahead", ylabel="absolute error, in the series' own unit")
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="x", integer=True)

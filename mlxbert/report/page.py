@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -76,6 +77,7 @@ def make_page(run: RunFiles) -> Page:
         title=run.path.resolve().name,
         mark=MARK,
         trained=len(run.finished),
+        quoted=shlex.quote(str(run.path)),
         unit="forecasts" if run.task == "time_series" else "rows",
         tiles=_tiles(run),
         scores=score_table(run),

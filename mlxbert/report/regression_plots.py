@@ -51,13 +51,17 @@ def number_plots(made: NumberPredictions) -> list[Plot]:
 def _plot(
     name: str, title: str, caption: str, draw: DrawColumn, columns: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> Plot:
+    wide = 2 if len(columns) in (1, 2, 4) else 3
+
     def draw_all(figure: Any, theme: Theme) -> None:
-        for axes, (column, (truth, prediction)) in zip(panels(figure, len(columns), 2), columns.items(), strict=True):
+        grid = panels(figure, len(columns), wide)
+        for axes, (column, (truth, prediction)) in zip(grid, columns.items(), strict=True):
             draw(axes, theme, truth, prediction, short(column, 32))
+            axes.locator_params(axis="x", nbins=5 if wide == 2 else 3)
 
     if len(columns) == 1:
         return Plot(name, title, caption, draw_all)
-    rows = -(-len(columns) // 2)
+    rows = -(-len(columns) // wide)
     return Plot(name, title, caption, draw_all, size=(10.4, 3.6 * rows), wide=True)
 
 
@@ -88,6 +92,8 @@ def _distribution(axes: Any, theme: Theme, truth: np.ndarray, prediction: np.nda
     low, high = np.quantile(residuals, [0.002, 0.998])
     # Far outliers would leave one bar and an empty axis: they count in the bars at the ends.
     inside = np.clip(residuals, low, high) if high > low else residuals
+    if np.ptp(inside) <= 1e-9 * np.abs(inside).max():
+        bins = 1  # numpy refuses bins narrower than a float's own steps
     axes.hist(inside, bins=bins, color=theme.series[0], alpha=0.85, edgecolor=theme.card, linewidth=0.5)
     axes.axvline(0, color=theme.limit, linestyle="--", linewidth=1)
     axes.axvline(float(np.median(residuals)), color=theme.text, linewidth=1)
@@ -100,7 +106,6 @@ def _few_ticks(axes: Any) -> None:
 
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.locator_params(axis="x", nbins=5)
     axes.locator_params(axis="y", nbins=6)
 
 
