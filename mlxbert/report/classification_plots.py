@@ -39,7 +39,8 @@ def _confusion(made: ClassPredictions) -> Plot:
     matrix = confusion_matrix(made)
     support = matrix.sum(axis=1)
     shown = np.sort(np.argsort(-support, kind="stable")[:MOST_CLASSES])
-    caption = "Rows of each true class by what they were given. Color: share of the true class; numbers: rows."
+    numbers = "; numbers: rows" if len(shown) <= MOST_NUMBERS else ""
+    caption = f"Rows of each true class by what they were given. Color: share of the true class{numbers}."
     if len(shown) < len(matrix):
         caption += f" The {MOST_CLASSES} most frequent of {len(matrix)} classes."
     names = [made.names[i] for i in shown]

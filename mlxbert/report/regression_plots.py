@@ -33,10 +33,15 @@ def number_plots(made: NumberPredictions) -> list[Plot]:
         return []
     note = "" if made.origins is not None or len(columns) == len(made.names) else f" {len(columns)} of the targets."
     sampled = max(len(truth) for truth, _ in columns.values()) > MOST_POINTS
-    points = f" {MOST_POINTS:,} rows, evenly chosen." if sampled else ""
+    points = f" {MOST_POINTS:,} of the rows are drawn, evenly chosen." if sampled else ""
     above = "above the dashed line too little was predicted"
     words = [
-        ("predicted-against-true", "Predicted against true", f"On the dashed line, right.{points}", _against),
+        (
+            "predicted-against-true",
+            "Predicted against true",
+            f"On the dashed line, the prediction is right.{points}",
+            _against,
+        ),
         ("residuals", "Residuals", f"True − predicted, by what was predicted: {above}.{points}", _residuals),
         (
             "residual-distribution",
