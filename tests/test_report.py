@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlxbert.cli import main
-from tests.run_samples import HOSTILE, METRICS, TARGETS, TASKS, write_csv, write_run
+from tests.report_samples import HOSTILE, METRICS, TARGETS, TASKS, write_csv, write_run
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")

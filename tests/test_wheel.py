@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.run_samples import write_run
+from tests.report_samples import write_run
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
