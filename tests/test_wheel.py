@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.report_samples import write_run
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -85,3 +86,12 @@ def test_convert_verify_encode_export(unpacked: Path, tmp_path: Path) -> None:
     done = run(unpacked, tmp_path, "mlxbert-export", "mlx_models/source", "-o", "back")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "back" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_report(unpacked: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    write_run(tmp_path / "run", "binary", finished=1)
+    done = run(unpacked, tmp_path, "mlxbert", "report", "run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from mlxbert.cli import encode, predict, train
+from heads.errors import HeadError
+from mlxbert.cli import encode, predict, report, train
 from mlxbert.errors import MLXBertError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -24,7 +25,7 @@ class OneLineErrors(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _warn
                 return super().invoke(ctx)
-        except MLXBertError as error:
+        except (MLXBertError, HeadError) as error:
             click.echo(f"mlxbert: error: {error}", err=True)
             ctx.exit(2)
         except click.exceptions.NoArgsIsHelpError:
@@ -49,5 +50,5 @@ def main() -> None:
     """Use converted BERT checkpoints; make one with mlxbert-convert."""
 
 
-for command in (encode.encode, train.train, predict.predict):
+for command in (encode.encode, train.train, predict.predict, report.report):
     main.add_command(command)

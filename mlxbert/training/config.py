@@ -74,7 +74,7 @@ class TrainingConfig:
     fold_seed: int = _setting(0, "Of the folds.", least=0)
     seeds: tuple[int, ...] = _setting((0,), "A model for each seed and fold; their predictions are averaged.")
     evaluation_batch_size: int = _setting(64, "Rows a batch where nothing is trained.", least=1)
-    save_every: int | None = _setting(None, "Save after this many batches.  [default: every 5 minutes]", least=1)
+    save_every: int | None = _setting(None, "Save after this many batches.  [default: every few minutes]", least=1)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be: see `ConfigurationError`."""

@@ -30,7 +30,8 @@ from mlxbert.training.step import NonFiniteLossError, TrainStep
 from mlxbert.training.step_state import restore_step, step_state
 from mlxbert.with_head import BertWithHead
 
-_SAVE_SECONDS = 300.0
+# A state is some four times the weights: written every few seconds it would cost more than the training.
+_SAVE_SECONDS, _SAVE_SECONDS_AFTER_EVALUATION = 300.0, 60.0
 
 
 class TrainingError(MLXBertError):
@@ -81,7 +82,7 @@ class Outcome:
 class Trainer:
     """Trains `model` on `fold.train`, judges it on `fold.valid`, keeps what was best.
 
-    Everything it depends on is saved, in `directory`, at each evaluation and every few minutes; a trainer made with
+    Everything it depends on is saved, in `directory`, every few minutes; a trainer made with
     the same arguments goes on there and ends in the same bytes (CPU, same number of threads).
 
     Attributes:
@@ -147,7 +148,7 @@ class Trainer:
         reinitialize_top(model, self.config.reinitialize_layers, entropy)
         self.step = self._make_step()
         self.position = Position()
-        self._kept: Arrays = {}  # only where there is no directory to put it in
+        self._kept: Arrays = {}
         if self.directory is not None and (self.directory / STATE).is_file():
             self._restore(self.directory)
 
@@ -166,8 +167,9 @@ class Trainer:
             while not self._over():
                 evaluated = self._train_batch()
                 due = self.config.save_every and self.position.batches_done % self.config.save_every == 0
-                waited = time.monotonic() - saved > _SAVE_SECONDS
-                if evaluated or due or waited or interrupt:
+                waited = time.monotonic() - saved
+                late = waited > (_SAVE_SECONDS_AFTER_EVALUATION if evaluated else _SAVE_SECONDS)
+                if due or late or interrupt:
                     self.save()
                     saved = time.monotonic()
                 if interrupt and not self._over():
@@ -178,16 +180,18 @@ class Trainer:
         """Write the state to `directory`, whole or not at all; without one do nothing."""
         if self.directory is None:
             return
+        kept = self.position.kept
+        if kept is not None and not (file := kept_file(self.directory, kept.step)).is_file():
+            write_arrays(file, self._kept)
         about = {"member": self.member.name, **self.position.to_dict()}
         write_arrays(self.directory / STATE, step_state(self.step), about)
-        delete_others(self.directory, self.position.kept.step if self.position.kept else None)
+        delete_others(self.directory, kept.step if kept else None)
 
     def show_kept(self) -> Kept | None:
         """Put the weights that are kept so far into the model, in evaluation mode; None where there are none yet."""
         kept = self.position.kept
         if kept is not None:
-            weights = self._kept if self.directory is None else read_arrays(kept_file(self.directory, kept.step))[0]
-            self.step.show(weights)
+            self.step.show(self._kept)
             self.model.eval()
         return kept
 
@@ -242,11 +246,9 @@ class Trainer:
             at.top = None if math.isnan(value) else value
         if event.best or self.config.keep == "last":
             weights = self.step.average or self.step.weights
-            if self.directory is None:
-                self._kept = {name: array + 0 for name, array in weights.items()}
-                mx.eval(self._kept)
-            else:
-                write_arrays(kept_file(self.directory, event.step), weights)
+            # + 0: arrays of its own, because an update may take over the weights' memory.
+            self._kept = {name: array + 0 for name, array in weights.items()}
+            mx.eval(self._kept)
             at.kept = Kept(event.step, event.epoch)
         at.stopped = self.config.patience is not None and at.stale >= self.config.patience
         self.callbacks.on_evaluation(event)
@@ -286,6 +288,8 @@ class Trainer:
             raise TrainingError(f"{directory / STATE} is not of {self.member.name}; fix: resume the run that it is of")
         restore_step(self.step, arrays)
         self.position = Position.from_dict(about)
+        if self.position.kept is not None:
+            self._kept = read_arrays(kept_file(directory, self.position.kept.step))[0]
 
     def _epoch(self) -> float:
         return self.position.epoch + self.position.batch / len(self.batches)

@@ -1,0 +1,166 @@
+"""Plots of classes, ratings and labels: confusion, ROC and precision-recall, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlxbert.report.calibration import Reliability, reliability
+from mlxbert.report.figures import Plot, Theme, legend_below, short
+from mlxbert.report.predictions import ClassPredictions, LabelPredictions
+from mlxbert.report.ranked import Ranked, ranked_columns
+
+MOST_CLASSES = 40  # of a confusion matrix: beyond, nobody sees a cell
+MOST_NUMBERS = 12  # beyond, a cell has no room for a number
+
+
+def class_plots(made: ClassPredictions, task: str) -> list[Plot]:
+    """The plots of a binary, multiclass or ordinal run."""
+    plots = [_confusion(made)]
+    if task == "ordinal":
+        plots.append(_distances(made))
+    return [*plots, *_ranked(ranked_columns(made, task)), _calibration(reliability(made))]
+
+
+def label_plots(made: LabelPredictions) -> list[Plot]:
+    """The plots of a multilabel run."""
+    return [*_ranked(ranked_columns(made, "multilabel")), _calibration(reliability(made))]
+
+
+def confusion_matrix(made: ClassPredictions) -> np.ndarray:
+    """(C, C) how many rows of each class (first axis) are given each label."""
+    count = len(made.names)
+    return np.bincount(made.truth * count + made.label, minlength=count * count).reshape(count, count)
+
+
+def _confusion(made: ClassPredictions) -> Plot:
+    matrix = confusion_matrix(made)
+    support = matrix.sum(axis=1)
+    shown = np.sort(np.argsort(-support, kind="stable")[:MOST_CLASSES])
+    numbers = "; numbers: rows" if len(shown) <= MOST_NUMBERS else ""
+    caption = f"Rows of each true class by what they were given. Color: share of the true class{numbers}."
+    if len(shown) < len(matrix):
+        caption += f" The {MOST_CLASSES} most frequent of {len(matrix)} classes."
+    names = [made.names[i] for i in shown]
+    part = matrix[np.ix_(shown, shown)]
+    size = 3.9 if len(shown) <= 6 else min(8.0, 2.6 + 0.34 * len(shown))
+    return Plot(
+        "confusion",
+        "Confusion matrix",
+        caption,
+        lambda figure, theme: _draw_confusion(figure, theme, part, support[shown], names),
+        size=(max(5.2, size * 1.2), size),
+        wide=size > 6,
+    )
+
+
+def _draw_confusion(figure: Any, theme: Theme, matrix: np.ndarray, support: np.ndarray, names: Sequence[str]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import PercentFormatter
+
+    axes = figure.subplots()
+    share = matrix / np.maximum(support, 1)[:, None]  # (C, C)
+    colors = LinearSegmentedColormap.from_list("share", [theme.card, theme.series[0]])
+    image = axes.imshow(share, cmap=colors, vmin=0, vmax=1, aspect="auto")
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), label="share of the true class")
+    bar.outline.set_visible(False)
+    axes.grid(visible=False)
+    length = 14 if len(names) <= MOST_NUMBERS else 18
+    ticks, labels = range(len(names)), [short(name, length) for name in names]
+    turn = 90 if len(names) > MOST_NUMBERS else 35 if max(map(len, labels)) > 5 else 0
+    axes.set_xticks(ticks, labels, rotation=turn, ha="right" if turn == 35 else "center")
+    axes.set_yticks(ticks, labels)
+    if len(names) > MOST_NUMBERS:
+        axes.tick_params(labelsize=7)
+    else:
+        for (i, j), value in np.ndenumerate(share):
+            color = theme.card if value > 0.55 else theme.text
+            axes.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", color=color, fontsize=9)
+    axes.set(xlabel="predicted", ylabel="true")
+
+
+def _distances(made: ClassPredictions) -> Plot:
+    steps = made.label - made.truth
+    reach = max(1, int(np.abs(steps).max()))
+    shares = np.bincount(steps + reach, minlength=2 * reach + 1) / len(steps)
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axes = figure.subplots()
+        places = np.arange(-reach, reach + 1)
+        colors = [theme.series[1] if place == 0 else theme.series[0] for place in places]
+        bars = axes.bar(places, 100 * shares, color=colors, width=0.75)
+        axes.bar_label(bars, [f"{100 * share:.1f}" for share in shares], color=theme.muted, fontsize=8.5, padding=2)
+        axes.set_xticks(places, [f"{place:+d}" if place else "0" for place in places])
+        axes.grid(visible=False, axis="x")
+        axes.set(xlabel="predicted − true (ratings)", ylabel="rows (%)")
+
+    caption = f"How many ratings off; {100 * shares[reach - 1 : reach + 2].sum():.1f} % of the rows are within one."
+    return Plot("distance", "Distance from the true rating", caption, draw)
+
+
+def _ranked(ranked: Ranked) -> list[Plot]:
+    if not ranked.curves:
+        return []
+    return [
+        Plot(
+            "roc",
+            "ROC",
+            f"How many positives are found at each rate of false alarms. {ranked.note}",
+            lambda figure, theme: _draw_roc(figure, theme, ranked),
+        ),
+        Plot(
+            "precision-recall",
+            "Precision and recall",
+            "How pure the found ones are as more are found; AP is the average precision. Dashed: guessing, the share "
+            f"of positives. {ranked.note}",
+            lambda figure, theme: _draw_precision_recall(figure, theme, ranked),
+        ),
+    ]
+
+
+def _draw_roc(figure: Any, theme: Theme, ranked: Ranked) -> None:
+    axes = figure.subplots()
+    for curve in ranked.thin:
+        axes.plot(*curve.roc, color=theme.muted, linewidth=0.7, alpha=0.7)
+    for curve, color in zip(ranked.curves, theme.series, strict=False):
+        axes.plot(*curve.roc, color=color, label=f"{short(curve.name)}: AUC {curve.auc:.3f}")
+    axes.plot([0, 1], [0, 1], color=theme.limit, linestyle="--", linewidth=1)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    legend_below(figure, axes)
+
+
+def _draw_precision_recall(figure: Any, theme: Theme, ranked: Ranked) -> None:
+    axes = figure.subplots()
+    for curve in ranked.thin:
+        axes.plot(*curve.precision_recall, color=theme.muted, linewidth=0.7, alpha=0.7, drawstyle="steps-post")
+    for curve, color in zip(ranked.curves, theme.series, strict=False):
+        label = f"{short(curve.name)}: AP {curve.average_precision:.3f}"
+        axes.plot(*curve.precision_recall, color=color, label=label, drawstyle="steps-post")
+        axes.axhline(curve.share, color=color, linestyle="--", linewidth=0.9, alpha=0.8)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    legend_below(figure, axes)
+
+
+def _calibration(found: Reliability) -> Plot:
+    return Plot(
+        "calibration",
+        f"Calibration: ECE {found.ece:.4f}",
+        f"{found.what} On the diagonal, 70 % means 70 %; below it, the model is too sure. Bars: how many rows each "
+        "bin of probabilities has.",
+        lambda figure, theme: _draw_calibration(figure, theme, found),
+    )
+
+
+def _draw_calibration(figure: Any, theme: Theme, found: Reliability) -> None:
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color=theme.limit, linestyle="--", linewidth=1)
+    filled = found.rows > 0
+    above.plot(found.probability[filled], found.happened[filled], color=theme.series[0], marker="o", markersize=4)
+    above.set(ylabel="how often it is so", xlim=(-0.01, 1.01), ylim=(-0.02, 1.02))
+    edges = np.linspace(0, 1, len(found.rows) + 1)
+    below.bar(edges[:-1], found.rows, width=np.diff(edges) * 0.9, align="edge", color=theme.series[0], alpha=0.75)
+    below.set(xlabel="predicted probability", ylabel=found.unit)
+    below.grid(visible=False, axis="x")
+    below.locator_params(axis="y", nbins=3)

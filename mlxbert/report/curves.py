@@ -1,0 +1,140 @@
+"""How the members trained: loss, metrics and learning rate over the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from heads.metrics import METRICS
+from mlxbert.report.event_log import History
+from mlxbert.report.figures import LEGEND_LINES, Plot, Theme, legend_below, panels, short
+from mlxbert.report.run_files import RunFiles
+
+OTHERS_A_ROW = 3
+
+
+def curve_plots(run: RunFiles) -> list[Plot]:
+    """The curves that there is something to draw of."""
+    stepped = [history for history in run.histories if history.steps]
+    judged = [history for history in run.histories if history.evaluations]
+    plots: list[Plot] = []
+    one_each = "" if len(run.histories) <= LEGEND_LINES else " One line a member; those of a color share a fold."
+    if stepped or judged:
+        plots.append(
+            Plot(
+                "loss",
+                "Loss and learning rate",
+                "Thin: training loss, a running mean over a fiftieth of the steps. Dotted: loss of the held-out rows "
+                "at each evaluation; where it rises, the member learns its own rows by heart. Below: the schedule's "
+                f"base rate, of which layers and head have their multiples.{one_each}",
+                lambda figure, theme: _draw_loss(figure, theme, run.histories),
+                size=(5.2, 4.6),
+            )
+        )
+    if judged:
+        plots.append(
+            Plot(
+                "metric",
+                f"{run.metric}, the run's metric",
+                f"Of the held-out rows; {direction(run.metric)}. A ring marks the weights that were kept.{one_each}",
+                lambda figure, theme: _draw_metrics(figure, theme, judged, [run.metric]),
+                size=(5.2, 4.6),
+            )
+        )
+    others = [name for name in run.metrics if name != run.metric and any(map(_has(name), judged))]
+    if others:
+        rows = -(-len(others) // OTHERS_A_ROW)
+        plots.append(
+            Plot(
+                "other-metrics",
+                "The other metrics",
+                "Of the held-out rows. ↑ more is better, ↓ less is better.",
+                lambda figure, theme: _draw_metrics(figure, theme, judged, others),
+                size=(10.4, 0.7 + 2.7 * rows),
+                wide=True,
+            )
+        )
+    return plots
+
+
+def direction(metric: str) -> str:
+    """Which way is up, in words."""
+    if metric not in METRICS:
+        return "as the run defines it"
+    return "more is better" if METRICS[metric].greater_is_better else "less is better"
+
+
+def arrow(metric: str) -> str:
+    """↑ where more is better, ↓ where less is, nothing where the metric is not known."""
+    return "" if metric not in METRICS else "↑" if METRICS[metric].greater_is_better else "↓"
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Running mean over the last `window` values (fewer at the start), NaN left out; (N,) as `values`."""
+    present = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(present, values, 0))])
+    counts = np.concatenate([[0], np.cumsum(present)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    found = counts[ends] - counts[starts]
+    return np.where(found > 0, (sums[ends] - sums[starts]) / np.maximum(found, 1), np.nan)
+
+
+def _color(theme: Theme, histories: Sequence[History], history: History) -> str:
+    number = histories.index(history) if len(histories) <= LEGEND_LINES else history.fold
+    return theme.series[number % len(theme.series)]
+
+
+def _draw_loss(figure: Any, theme: Theme, histories: Sequence[History]) -> None:
+    axes, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for history in histories:
+        color = _color(theme, histories, history)
+        steps = [history.steps[step] for step in sorted(history.steps)]
+        if steps:
+            epochs = np.array([step.epoch for step in steps])
+            losses = smoothed(np.array([step.loss for step in steps]), max(1, len(steps) // 50))
+            axes.plot(epochs, losses, color=color, linewidth=0.9, alpha=0.75)
+            rates.plot(epochs, [step.rate * 1e5 for step in steps], color=color, linewidth=1.2)
+        held_out = [history.evaluations[step] for step in sorted(history.evaluations)]
+        epochs_of, losses_of = [one.epoch for one in held_out], [one.loss for one in held_out]
+        dotted = {"linestyle": ":", "linewidth": 2, "marker": "o", "markersize": 4}
+        axes.plot(epochs_of, losses_of, color=color, label=history.label, **dotted)
+    axes.set(ylabel="loss (mean of the rows)")
+    rates.set(xlabel="epochs", ylabel="rate (× 1e-5)")
+    rates.set_xlim(left=0)
+    rates.set_ylim(bottom=0)
+    rates.locator_params(axis="y", nbins=3)
+    if len(histories) <= LEGEND_LINES:
+        legend_below(figure, axes, columns=3)
+
+
+def _draw_metrics(figure: Any, theme: Theme, histories: Sequence[History], names: Sequence[str]) -> None:
+    grid = panels(figure, len(names), OTHERS_A_ROW)
+    for axes, name in zip(grid, names, strict=True):
+        for history in filter(_has(name), histories):
+            color = _color(theme, histories, history)
+            found = [history.evaluations[step] for step in sorted(history.evaluations)]
+            found = [one for one in found if name in one.metrics]
+            epochs, values = [one.epoch for one in found], [one.metrics[name] for one in found]
+            axes.plot(epochs, values, color=color, marker="o", markersize=3.5, label=history.label)
+            kept = [i for i, one in enumerate(found) if one.best][-1:]
+            axes.plot(
+                [epochs[i] for i in kept],
+                [values[i] for i in kept],
+                linestyle="",
+                marker="o",
+                markersize=9,
+                markerfacecolor="none",
+                markeredgecolor=color,
+            )
+        axes.set(xlabel="epochs", ylabel=f"{short(name, 30)} {arrow(name)}".strip())
+        axes.set_xlim(left=0)
+        axes.margins(y=0.15)
+    if len(histories) <= LEGEND_LINES:
+        legend_below(figure, grid[0], columns=3 if len(names) == 1 else LEGEND_LINES)
+
+
+def _has(name: str) -> Any:
+    return lambda history: any(name in one.metrics for one in history.evaluations.values())
