@@ -253,6 +253,7 @@ def _info(
         "competition": settings.competition,
         "task": asdict(problem.task),
         "metric": prepared.metric.name,
+        "metrics": list(dict.fromkeys((prepared.metric.name, *problem.head_class.metrics))),
         "data": {
             **record,
             "kinds": dict(kinds),
