@@ -720,8 +720,8 @@ def write_submission(
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(header)
-                bar = tqdm(zip(ids, cells(), strict=True), total=len(ids), unit="row", desc="Predicting")
-                for name, row in bar:
+                rows = zip(ids, cells(), strict=True)
+                for name, row in tqdm(rows, "Predicting", total=len(ids), unit="row", mininterval=0.5):
                     writer.writerow([name, *(row[place] for place in places)])
             temporary.replace(out)
         finally:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from converter.export import PYTORCH_METADATA, ExportError
@@ -21,6 +22,7 @@ from mlxbert.writer.safetensors_writer import PlannedTensor, plan_shards, shard_
 
 SEQUENCE, ENCODER = "BertForSequenceClassification", "BertModel"
 HEADS = ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series")
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 PROBLEM_TYPES = {
     # One logit: transformers' pipelines read it by a sigmoid, as ours.
     "binary": "multi_label_classification",
@@ -60,7 +62,8 @@ def read_member(directory: Path) -> MemberExport:
         CheckpointError: it is damaged, or quantized.
         ExportError: its head is none of the six that inference.py knows.
     """
-    model = BertWithHead.load(directory)
+    stored = str(read_config(directory).get("dtype"))
+    model = BertWithHead.load(directory, dtype=DTYPES.get(stored))  # as it is, not as a CPU computes
     head: Any = model.head
     if head.head_name not in HEADS or not type(head).__module__.startswith("heads."):
         raise ExportError(
@@ -202,8 +205,6 @@ def _scaler(head: Any) -> TargetScaler:
 
 
 def _float64(array: Any) -> np.ndarray:
-    import mlx.core as mx
-
     return np.array(array.astype(mx.float32)).astype(np.float64)
 
 
