@@ -260,6 +260,9 @@ class RowText:
             ]
             for i, row in enumerate(rows)
         ]
+        for i, texts in enumerate(made):
+            if any(re.search("[\ud800-\udfff]", text) for text in texts):
+                raise InferenceError(f"{what}: row {start + i} holds an unpaired surrogate, no text; fix: drop it")
         first = [texts[0] for texts in made]
         return first, [texts[1] for texts in made] if len(self.parts) > 1 else None
 
@@ -589,11 +592,6 @@ class Predictor:
         self, texts: list[str], pairs: list[str] | None, extra: Mapping[str, Array], batch_size: int
     ) -> Array:
         """(N, …) float64; batches are of similar length, and the rows' order is restored."""
-        for i, text in enumerate([*texts, *(pairs or [])]):
-            if re.search("[\ud800-\udfff]", text):
-                raise InferenceError(
-                    f"row {i % len(texts)} holds an unpaired surrogate, which is no text; fix: drop it"
-                )
         encoded = self.tokenizer(
             texts,
             pairs,
