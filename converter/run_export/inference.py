@@ -560,13 +560,16 @@ class Predictor:
         with _quiet():
             return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
-    def predict(self, rows: Any, *, batch_size: int = 32, start: int = 0) -> Predictions:
+    def predict(
+        self, rows: Any, *, batch_size: int = 32, start: int = 0, progress: Callable[[int], object] | None = None
+    ) -> Predictions:
         """Predictions in the order of the rows; of a time series one forecast for each row that has its history.
 
         Args:
             rows: dicts by column, a pandas frame, or texts alone where one column is read.
             batch_size: rows the models are given at once.
             start: what the first row's number is, for messages.
+            progress: called after each batch with its number of rows.
 
         Raises:
             InferenceError: a column is missing, a text is no text, or a series is too short.
@@ -585,11 +588,16 @@ class Predictor:
         texts, pairs = self.text.render(rows, start=start)
         head = self.members[0].head
         thresholds = np.mean([member.head.get("thresholds", [0.5]) for member in self.members], axis=0)
-        return decide(head, self._mean_outcome(texts, pairs, extra, batch_size), thresholds)
+        return decide(head, self._mean_outcome(texts, pairs, extra, batch_size, progress), thresholds)
 
     @torch.inference_mode()
     def _mean_outcome(
-        self, texts: list[str], pairs: list[str] | None, extra: Mapping[str, Array], batch_size: int
+        self,
+        texts: list[str],
+        pairs: list[str] | None,
+        extra: Mapping[str, Array],
+        batch_size: int,
+        progress: Callable[[int], object] | None,
     ) -> Array:
         """(N, …) float64; batches are of similar length, and the rows' order is restored."""
         encoded = self.tokenizer(
@@ -608,6 +616,8 @@ class Predictor:
             batch = self._padded([ids[row] for row in rows], [types[row] for row in rows])
             some = {name: array[rows] for name, array in extra.items()}
             parts.append(np.mean([member(batch, some) for member in self.members], axis=0))
+            if progress is not None:
+                progress(len(rows))
         found = np.concatenate(parts)
         restored = np.empty_like(found)
         restored[order] = found
@@ -698,28 +708,31 @@ def write_submission(
     ours = submission["columns"]
     places = [ours.index(name) if name in ours else i for i, name in enumerate(header[1:])]
 
-    def cells() -> Iterator[list[Any]]:
+    def cells(progress: Callable[[int], object]) -> Iterator[list[Any]]:
         if series:
             rows = [row for chunk in read_rows(test, kinds) for row in chunk]
             window = max(predictor.members[0].head["window"], 1)
             values = predictor.predict(rows[-window:], batch_size=batch_size).values
             assert values is not None
+            progress(values.shape[1])
             yield from ([value] for value in values[-1].tolist())
             return
         at = 0
         for chunk in read_rows(test, kinds):
-            found = predictor.predict(chunk, batch_size=batch_size, start=at)
+            found = predictor.predict(chunk, batch_size=batch_size, start=at, progress=progress)
             at += len(chunk)
             yield from columns_of(settings, found)
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
+            with (
+                temporary.open("w", encoding="utf-8", newline="") as file,
+                tqdm(desc="Predicting", total=len(ids), unit="row", mininterval=0.5) as bar,
+            ):
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(header)
-                rows = zip(ids, cells(), strict=True)
-                for name, row in tqdm(rows, "Predicting", total=len(ids), unit="row", mininterval=0.5):
+                for name, row in zip(ids, cells(bar.update), strict=True):
                     writer.writerow([name, *(row[place] for place in places)])
             temporary.replace(out)
         finally:
