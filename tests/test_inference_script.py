@@ -21,7 +21,7 @@ from mlxbert.data.reading import DataWarning, read_chunks, read_data
 from mlxbert.factory import get_competition
 from mlxbert.factory.frames import Table
 from mlxbert.factory.text_columns import RowText
-from tests.run_samples import months, run_json, series, texts, trained, write_run
+from tests.exported_samples import months, run_json, series, texts, trained, write_run
 from tests.tiny import save_tiny
 
 FILES = {
@@ -199,11 +199,12 @@ def test_steps_ahead_are_named_by_the_times_that_go_on(forecaster: Path, tmp_pat
     assert every is not None
     assert every.shape == (13, 3)
     assert np.abs(np.array([row[1] for row in written[1:]], float) - every[-1]).max() < 1e-3
-    sample = write_csv(tmp_path / "sample.csv", "Month,target", ["Sep,0", "Oct,0", "Nov,0"])
+    sample = write_csv(tmp_path / "sample.csv", "target,Month", ["0,1950-11", "0,1950-09", "0,1950-10"])
     write_submission(predictor, test, tmp_path / "out.csv", sample=sample)
-    assert [row[0] for row in read_csv(tmp_path / "out.csv")] == ["Month", "Sep", "Oct", "Nov"]
-    write_csv(sample, "Month,target", ["Sep,0"])
-    with pytest.raises(InferenceError, match="has 1 rows, the model forecasts 3 steps"):
+    again = read_csv(tmp_path / "out.csv")
+    assert again == [["target", "Month"], *(written[row][::-1] for row in (3, 1, 2))]
+    write_csv(sample, "Month,target", ["1951-01,0"])
+    with pytest.raises(InferenceError, match=r"1 ids are not in the data \(first: '1951-01'\)"):
         write_submission(predictor, test, tmp_path / "out.csv", sample=sample)
 
 
@@ -212,7 +213,7 @@ def test_steps_ahead_are_named_by_the_times_that_go_on(forecaster: Path, tmp_pat
     [
         (["2020-01-01", "2020-02-01", "2020-03-01"], ["2020-04-01", "2020-05-01", "2020-06-01"]),
         (["2020-01-01", "2020-01-08", "2020-01-15"], ["2020-01-22", "2020-01-29", "2020-02-05"]),
-        (["2020-01-01", "2020-01-02", "2020-01-09"], ["+1", "+2", "+3"]),
+        (["2020-01-01", "2020-01-02", "2020-01-09"], ["2020-01-16", "2020-01-23", "2020-01-30"]),
         (["1", "3", "5"], ["7", "9", "11"]),
     ],
 )

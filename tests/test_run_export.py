@@ -28,7 +28,7 @@ from heads.seasonality import decompose
 from mlxbert.factory.text_columns import RowText
 from mlxbert.pooling.spec import CHOICES
 from mlxbert.writer.manifest import manifest_problems
-from tests.run_samples import logits_of, months, run_json, series, texts, trained, write_run
+from tests.exported_samples import logits_of, months, run_json, series, texts, trained, write_run
 from tests.tiny import save_tiny
 
 DRIVER = Path(__file__).with_name("exported_driver.py")
@@ -284,10 +284,10 @@ class TestARunOfTwoMembers:
             f"Exported to {out}: 2 models, each as BertModel and head.safetensors: transformers has no class for "
             "head 'multilabel' on pooling 'attention'"
         )
-        assert lines[1] == f'Next: python "{out}/inference.py" test.csv -o submission.csv'
+        assert lines[1] == f"Next: python '{out}/inference.py' test.csv -o submission.csv"
         assert lines[2] == (
-            f'Next: import sys; sys.path.insert(0, "{out}"); from inference import Predictor; '
-            f'Predictor("{out}").predict(rows)'
+            "Next: upload the folder as a Kaggle dataset; in the notebook, without internet: "
+            "!python /kaggle/input/NAME/inference.py test.csv -o submission.csv"
         )
         assert len(lines) == 3
         return out
@@ -314,7 +314,7 @@ class TestARunOfTwoMembers:
         assert "8/8" in done.stderr
         rows = list(csv.reader((tmp_path / "sub.csv").read_text().splitlines()))
         assert rows[0] == ["id", "1", "0", "2", "3"]
-        assert [row[0] for row in rows[1:]] == [f"00{i}" for i in range(8)]
+        assert [row[0] for row in rows[1:]] == [f"00{i}" for i in reversed(range(8))]  # the sample's order
         # As mlxbert writes such numbers, and cuts nothing off the texts but what the tokenizer does.
         ages = ["22", "38", "unknown", "4.5", "unknown", "61", "7", "10"]
         rendered = [f"{word} is {age}" for word, age in zip(texts(9)[1:], ages, strict=True)]
@@ -322,7 +322,7 @@ class TestARunOfTwoMembers:
         probabilities = np.mean([head.predict(logits) for head, logits in pairs], axis=0)
         thresholds = np.mean([head.thresholds for head, _ in pairs], axis=0)
         assert (thresholds != 0.5).any()
-        expected = (probabilities >= thresholds).astype(int)[:, [1, 0, 2, 3]]
+        expected = (probabilities >= thresholds).astype(int)[::-1, [1, 0, 2, 3]]
         assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == expected.tolist()
         assert len(np.unique(expected)) == 2
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.export import ExportError, export
-from converter.run_export.member import MemberExport, read_member, write_member
+from converter.run_export.member import SEQUENCE, MemberExport, read_member, write_member
 from converter.run_export.run_settings import RUN_FILE, RunInfo, inference_settings, read_run, run_of
 from mlxbert.errors import first_ten
 from mlxbert.home import expand_home
@@ -59,7 +61,9 @@ def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = F
         return _export_models(source, out, run_of(source), {source.name: source}, overwrite=overwrite)
     path = export(source, out, overwrite=overwrite)
     return Exported(
-        path, "the checkpoint it was converted from", (f'transformers.AutoModel.from_pretrained("{path}")',)
+        path,
+        "the checkpoint it was converted from",
+        (f"transformers.AutoModel.from_pretrained({json.dumps(str(path))})",),
     )
 
 
@@ -128,13 +132,12 @@ def _what(member: MemberExport, count: int) -> str:
 
 
 def _use(path: Path, settings: Mapping[str, Any], member: MemberExport) -> tuple[str, ...]:
-    text = "" if settings["text"] is not None else " --text COLUMN"
-    given = "" if settings["text"] is not None else ', text="COLUMN"'
+    column = "" if settings["text"] is not None else " --text COLUMN"
     lines = [
-        f'python "{path / SCRIPT}" test.csv -o submission.csv{text}',
-        f'import sys; sys.path.insert(0, "{path}"); from inference import Predictor; '
-        f'Predictor("{path}"{given}).predict(rows)',
+        f"python {shlex.quote(str(path / SCRIPT))} test.csv -o submission.csv{column}",
+        "upload the folder as a Kaggle dataset; in the notebook, without internet: "
+        f"!python /kaggle/input/NAME/{SCRIPT} test.csv -o submission.csv{column}",
     ]
-    if len(settings["members"]) == 1 and member.class_name != "BertModel":
-        lines.append(f'transformers.AutoModelForSequenceClassification.from_pretrained("{path}")')
+    if member.class_name == SEQUENCE and len(settings["members"]) == 1:
+        lines.append(f"transformers.AutoModelForSequenceClassification.from_pretrained({json.dumps(str(path))})")
     return tuple(lines)

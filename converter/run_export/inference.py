@@ -701,12 +701,12 @@ def write_submission(
     series = settings["task"] == "time_series"
     ids = _future(predictor, test, kinds) if series else _ids(predictor, test, kinds)
     header = [submission["id_column"], *submission["columns"]]
+    columns, order = header, None
     if sample is not None:
-        known = settings["known_columns"]
-        header, ids = _check_sample(sample, header, ids, known=known, ordered=series)
-    # The order of the prediction's columns in the file: a sample may have another.
-    ours = submission["columns"]
-    places = [ours.index(name) if name in ours else i for i, name in enumerate(header[1:])]
+        columns, order = _sample_order(sample, header, ids, known=settings["known_columns"])
+        # Without the run's own columns the sample's stand for them, one for one.
+        header = header if settings["known_columns"] else columns
+    places = [header.index(name) for name in columns]
 
     def cells(progress: Callable[[int], object]) -> Iterator[list[Any]]:
         if series:
@@ -731,9 +731,13 @@ def write_submission(
                 tqdm(desc="Predicting", total=len(ids), unit="row", mininterval=0.5) as bar,
             ):
                 writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(header)
-                for name, row in zip(ids, cells(bar.update), strict=True):
-                    writer.writerow([name, *(row[place] for place in places)])
+                writer.writerow(columns)
+                lines = ([name, *row] for name, row in zip(ids, cells(bar.update), strict=True))
+                made = ([line[place] for place in places] for line in lines)
+                if order is not None:  # the sample's
+                    by_id = dict(zip(ids, made, strict=True))
+                    made = (by_id[name] for name in order)
+                writer.writerows(made)
             temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
@@ -750,6 +754,8 @@ def columns_of(settings: Mapping[str, Any], found: Predictions) -> list[list[Any
         return [list(one) if isinstance(one, list) else [one] for one in found.labels]
     array = found.values if submission["values"] == "values" else found.probabilities
     assert array is not None
+    if settings["task"] == "ordinal" and len(submission["columns"]) == 1:
+        array = array @ np.arange(array.shape[1])  # the expected rank
     table = array[:, None] if array.ndim == 1 else array
     names = [str(name) for name in settings["classes"] or ()]
     if table.shape[1] > 1 and set(names) == set(submission["columns"]):
@@ -784,37 +790,35 @@ def _ids(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str
 
 
 def _future(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str]:
-    """Names of the steps ahead: the times that go on evenly, else +1, +2, …"""
-    steps = [f"+{step}" for step in range(1, predictor.members[0].head["horizon"] + 1)]
+    """Names of the steps ahead: the series' times going on."""
+    ahead = np.arange(1, predictor.members[0].head["horizon"] + 1)
     rows = [row for chunk in read_rows(test, kinds) for row in chunk]
     time = predictor.settings["time"]
-    if time is None or len(rows) < 2:
-        return steps
+    if time is None:
+        return [str(len(rows) - 1 + step) for step in ahead]
+    if len(rows) < 2:
+        raise InferenceError(
+            f"{test} has one row, which tells no step from one time to the next; fix: a longer series"
+        )
     name = find(rows[0], time, str(test))
     times = as_times([row[name] for row in rows], name)
-    ahead = np.arange(1, len(steps) + 1)
     gaps = np.diff(times)
-    if (gaps == gaps[0]).all():
-        return [str(one) if times.dtype.kind == "M" else shown(plain(one)) for one in times[-1] + gaps[0] * ahead]
-    if times.dtype.kind == "M":  # months are of unequal length: the same day of each
+    if times.dtype.kind == "M" and (gaps != gaps[0]).any():  # months are of unequal length: the same day of each
         months = times.astype("datetime64[M]")
-        days, gaps = times - months, np.diff(months)
-        if (gaps == gaps[0]).all() and (days == days[0]).all():
-            return [str(one) for one in months[-1] + gaps[0] * ahead + days[0]]
-    return steps
+        days, between = times - months, np.diff(months)
+        if (between == between[0]).all() and (days == days[0]).all():
+            return [str(one) for one in months[-1] + between[0] * ahead + days[0]]
+    return [str(one) if times.dtype.kind == "M" else shown(plain(one)) for one in times[-1] + gaps[-1] * ahead]
 
 
-def _check_sample(
-    sample: Path, header: list[str], ids: list[str], *, known: bool, ordered: bool
-) -> tuple[list[str], list[str]]:
-    """The header to write and the ids, those of the sample submission.
+def _sample_order(sample: Path, header: list[str], ids: list[str], *, known: bool) -> tuple[list[str], list[str]]:
+    """Columns (the id's first) and ids as the sample submission has them.
 
     Args:
         sample: the file.
-        header: what is to be written.
-        ids: likewise.
-        known: whether the header is the run's own; else the sample's is taken.
-        ordered: the rows are steps ahead, which the sample names in its own way.
+        header: the columns that are to be written, the id's first.
+        ids: of the rows that are to be written.
+        known: whether the columns are the run's own; else the sample's are taken for them.
 
     Raises:
         InferenceError: other columns, or ids that are missing, too many, or there twice.
@@ -823,25 +827,19 @@ def _check_sample(
     names: list[str] = []
     for chunk in read_rows(sample, {}):
         names = list(chunk[0])
-        theirs += [as_text(plain(row[names[0]])) or "" for row in chunk]
-    same = sorted(names) == sorted(header) and names[0] == header[0]
-    if not (same if known else len(names) == len(header)):
+        key = header[0] if known and header[0] in names else names[0]
+        theirs += [as_text(plain(row[key])) or "" for row in chunk]
+    if not (sorted(names) == sorted(header) if known else len(names) == len(header)):
         raise InferenceError(f"{sample} has the columns {names}, the model gives {header}; fix: the right sample file")
-    if ordered:
-        if len(theirs) != len(ids):
-            raise InferenceError(f"{sample} has {len(theirs)} rows, the model forecasts {len(ids)} steps")
-        return names, theirs
     twice = [value for value, count in Counter(theirs).items() if count > 1]
     ours, others = set(ids), set(theirs)
     missing = [one for one in theirs if one not in ours]
     extra = [one for one in ids if one not in others]
     for what, wrong in (("twice", twice), ("not in the data", missing), ("lacking, though in the data", extra)):
         if wrong:
-            shown_ids = ", ".join(map(repr, wrong[:3]))
-            raise InferenceError(
-                f"{sample}: {len(wrong)} ids are {what} (first: {shown_ids}); fix: the right test file"
-            )
-    return names, ids
+            first = ", ".join(map(repr, wrong[:3]))
+            raise InferenceError(f"{sample}: {len(wrong)} ids are {what} (first: {first}); fix: the right test file")
+    return names, theirs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

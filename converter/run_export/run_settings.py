@@ -42,13 +42,21 @@ def read_run(directory: Path) -> RunInfo:
         raise ExportError(f"{directory / RUN_FILE}: version {info.get('version')!r} is unknown; fix: update mlxbert")
     if not (directory / "scores.json").is_file():
         raise ExportError(f"{directory}: the run is not finished; fix: mlxbert train --resume {directory}")
-    names = [str(name) for name in info.get("members") or []]
+    names = _predicting([str(name) for name in info.get("members") or []], info.get("folds") or {})
     members = {name: directory / "members" / name for name in names if Path(name).name == name}
     missing = [name for name in names if not (directory / "members" / name / "config.json").is_file()]
     if missing or len(members) < max(1, len(names)):
         what = f"member {missing[0]!r} is missing" if missing else "run.json names no members"
         raise ExportError(f"{directory}: {what}; fix: train again")
     return RunInfo(directory, info, members)
+
+
+def _predicting(names: list[str], folds: dict[str, Any]) -> list[str]:
+    """The members that predict: all; of forward-chaining folds those of the last, which have seen the most."""
+    if folds.get("kind") != "forward":
+        return names
+    last = f"-fold{folds['count'] - 1}"
+    return [name for name in names if name.endswith(last)]
 
 
 def run_of(member: Path) -> RunInfo | None:
@@ -74,7 +82,7 @@ def inference_settings(run: RunInfo | None, members: list[str], head: Head, limi
     """
     info: dict[str, Any] = {} if run is None else run.info
     data, task = info.get("data") or {}, info.get("task") or {}
-    longest = (info.get("config") or {}).get("max_length")
+    longest = data.get("max_length")
     classes = getattr(head, "classes", None)
     submission = info.get("submission") or _usual_submission(head)
     _check_submission(submission, head)
@@ -107,7 +115,7 @@ def _usual_submission(head: Head) -> dict[str, Any]:
     return {"id_column": "id", "columns": columns, "values": values.get(name, "values")}
 
 
-def _check_submission(submission: dict[str, Any], head: Head) -> None:
+def _check_submission(submission: dict[str, Any], head: Any) -> None:
     """The run's format has a column for everything that inference.py will write, and nothing else."""
     name, values, columns = head.head_name, submission.get("values"), submission.get("columns") or []
     widths = {
@@ -123,6 +131,8 @@ def _check_submission(submission: dict[str, Any], head: Head) -> None:
         ("time_series", "values"): 1,
     }
     width = widths.get((name, str(values)))
+    if (name, values) == ("ordinal", "probabilities") and len(columns) == 1:
+        width = 1  # the expected rank
     if width is None:
         raise ExportError(f"run.json: a submission of {values!r} does not fit the head {name!r}; fix: train again")
     if len(columns) != width:

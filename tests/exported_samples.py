@@ -96,8 +96,9 @@ def run_json(task: str, text: RowText, members: list[str], submission: dict[str,
         "format": "mlxbert-run",
         "version": 1,
         "task": {"task": task, "target": target},
-        "data": {"text": text.to_dict(), "kinds": {}, "id": None, "group": None, "time": None, **data},
-        "config": {"max_length": 16},
+        "data": {"text": text.to_dict(), "kinds": {}, "id": None, "group": None, "time": None, "max_length": 16}
+        | data,
+        "folds": {"kind": "plain", "count": len(members)},
         "members": members,
         "submission": submission,
     }
