@@ -180,6 +180,19 @@ def test_probabilities_of_classes_go_to_their_columns(classifier: Path, tmp_path
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
 
 
+def test_a_single_column_of_ordinal_probabilities_is_the_expected_rank(converted: Path, tmp_path: Path) -> None:
+    trained(converted, tmp_path / "run/members/a", "ordinal", "mean")
+    submission = {"id_column": "id", "columns": ["rating"], "values": "probabilities"}
+    run = write_run(tmp_path / "run", run_json("ordinal", RowText("words"), ["a"], submission))
+    predictor = Predictor(export_directory(run, tmp_path / "out").path, device="cpu")
+    test = write_csv(tmp_path / "test.csv", "words", ["cab", "dab zebra"])
+    write_submission(predictor, test, tmp_path / "sub.csv")
+    probabilities = predictor.predict(["cab", "dab zebra"]).probabilities
+    assert probabilities is not None
+    written = np.array([row[1] for row in read_csv(tmp_path / "sub.csv")[1:]], float)
+    assert np.abs(written - probabilities @ np.arange(5)).max() < 1e-9
+
+
 def test_rows_without_text_are_counted(classifier: Path, tmp_path: Path, capsys: Any) -> None:
     test = write_csv(tmp_path / "test.csv", "words,id", ["cab,1", ",2", "NA,3"])
     write_submission(Predictor(classifier, device="cpu"), test, tmp_path / "out.csv")

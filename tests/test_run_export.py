@@ -370,6 +370,18 @@ def test_one_member_of_a_run_and_a_model_alone(converted: Path, tmp_path: Path) 
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
 
 
+def test_of_forward_chaining_folds_the_last_predict(converted: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        trained(converted, tmp_path / f"run/members/seed{seed}-fold1", "time_series", window=0, horizon=2)
+    members = [f"seed{seed}-fold{fold}" for seed in (0, 1) for fold in (0, 1)]
+    submission = {"id_column": "id", "columns": ["target"], "values": "values"}
+    info = run_json("time_series", RowText("words"), members, submission)
+    info["folds"] = {"kind": "forward", "count": 2}
+    out = export_directory(write_run(tmp_path / "run", info), tmp_path / "out").path
+    settings = json.loads((out / "inference.json").read_text())
+    assert settings["members"] == ["members/seed0-fold1/", "members/seed1-fold1/"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_config_names_the_dtype_of_the_files(dtype: str, converted: Path, tmp_path: Path) -> None:
     import mlx.core as mx
