@@ -177,6 +177,7 @@ def read(member: Path) -> dict[str, Any]:
     return json.loads((member / "config.json").read_text())["mlxbert"]["head"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_predictions_are_those_of_mlxbert(name: str, exported: Any) -> None:
     _, found, expected = exported
@@ -189,6 +190,7 @@ def test_predictions_are_those_of_mlxbert(name: str, exported: Any) -> None:
     assert np.ptp(own.values if own.probabilities is None else own.probabilities, axis=0).max() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_what_transformers_can_express_is_its_class(name: str, exported: Any) -> None:
     out, _, expected = exported
@@ -236,6 +238,7 @@ def test_what_transformers_can_express_is_its_class(name: str, exported: Any) ->
     assert config["problem_type"] == ("single_label_classification" if single else "multi_label_classification")
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_transformers_reads_the_labels(exported: Any) -> None:
     out, _, expected = exported
     rows = rows_of(CASES["binary-pooler"])
@@ -257,6 +260,7 @@ def test_stl_of_a_fixed_length_is_two_matrices(window: int, period: int) -> None
     assert np.abs(history @ matrices[1] - seasonal).max() < 1e-9
 
 
+@pytest.mark.slow
 class TestARunOfTwoMembers:
     """The command: a CSV with quoted newlines in, a submission out, averaged over the members."""
 
