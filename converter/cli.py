@@ -132,14 +132,21 @@ def verify(converted: Path, reference: str, junit: Path | None, html: Path | Non
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an exported model that is there already.")
 def export(converted: Path, **options: Any) -> None:
-    """Turn CONVERTED back into a Hugging Face PyTorch directory, its head included.
+    """Turn CONVERTED into PyTorch, for places without MLX such as a Kaggle notebook.
+
+    CONVERTED is a run of `mlxbert train`, one trained model of it, or what mlxbert-convert wrote. A checkpoint becomes
+    the Hugging Face directory that it came from. A trained model becomes BertForSequenceClassification where that
+    computes the same, else its encoder and its head's tensors; inference.py beside it predicts with torch and
+    transformers alone.
 
     \b
-    Example:
+    Examples:
+      mlxbert-export runs/tweets -o kaggle/tweets
+      mlxbert-export runs/tweets/members/seed0-fold0 -o hf_models/tweets
       mlxbert-export mlx_models/bert-base-uncased -o hf_models/bert-base-uncased
     """
-    from converter.export import export as run
+    from converter.run_export.directory import export_directory
     from mlxbert.terminal import show
 
-    path = run(converted, **options)
-    show(f"Exported to {path}", f'Next: transformers.AutoModel.from_pretrained("{path}")')
+    done = export_directory(converted, **options)
+    show(f"Exported to {done.path}: {done.what}", *(f"Next: {line}" for line in done.use))

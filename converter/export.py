@@ -66,8 +66,8 @@ def _tensors(source: Source) -> list[PlannedTensor]:
     own = [key for key in source.entries if key.startswith(OWN_HEADS)]
     if own:
         raise ExportError(
-            f"{source.directory}: heads.safetensors has a head that mlxbert trained, which no transformers class "
-            f"has; fix: export the encoder it was trained from\n{first_ten(own)}"
+            f"{source.directory}: heads.safetensors has a head that mlxbert trained, {_trained_head(source.config)}\n"
+            + first_ten(own)
         )
     mapping = mapping_for(source.config)
     shapes = {key: entry.shape for key, entry in source.entries.items()}
@@ -86,6 +86,13 @@ def _tensors(source: Source) -> list[PlannedTensor]:
         for item in (*planned.encoder, *planned.heads)
         for entry in [source.entries[item.source]]
     ]
+
+
+def _trained_head(config: Mapping[str, Any]) -> str:
+    """Why it is not written here, and who does."""
+    if "head" in config["mlxbert"]:
+        return "which this function does not write; fix: mlxbert-export, or export_directory(…)"
+    return "and config.json lacks its settings; fix: save the model again"
 
 
 def _hugging_face_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -201,8 +201,13 @@ class TestRefusals:
     def test_a_head_that_mlxbert_trained(self, converted: Path, tmp_path: Path) -> None:
         save_file({"head.linear.weight": torch.ones(2, 2)}, converted / "heads.safetensors")
         assert self.message(converted, tmp_path / "out") == (
-            f"{converted}: heads.safetensors has a head that mlxbert trained, which no transformers class has; "
-            "fix: export the encoder it was trained from\n  head.linear.weight"
+            f"{converted}: heads.safetensors has a head that mlxbert trained, and config.json lacks its settings; "
+            "fix: save the model again\n  head.linear.weight"
+        )
+        self.edit_config(converted, lambda config: config["mlxbert"].update(head={"name": "binary"}))
+        assert self.message(converted, tmp_path / "out") == (
+            f"{converted}: heads.safetensors has a head that mlxbert trained, which this function does not write; "
+            "fix: mlxbert-export, or export_directory(…)\n  head.linear.weight"
         )
 
     def test_a_truncated_one(self, converted: Path, tmp_path: Path) -> None:

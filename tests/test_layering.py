@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {"converter": {"converter", "mlxbert", "heads"}, "mlxbert": {"mlxbert", "heads"}, "heads": {"heads"}}
 HEADS_KNOW = {"mlx", "numpy", "sklearn", "scipy", "statsmodels"}
 HEAVY = {"torch", "transformers"}
+# Copied beside exported weights and run there; nothing here imports it.
+STANDALONE = ROOT / "converter/run_export/inference.py"
 
 
 def imports(file: Path) -> Iterator[tuple[str, int, bool]]:
@@ -50,12 +53,19 @@ def test_torch_and_transformers_are_imported_in_converter_only_and_inside_functi
                 if name in HEAVY:
                     place = f"{file.relative_to(ROOT)}:{line} imports {name}"
                     assert package == "converter", place
-                    assert not module_level, place
+                    assert not module_level or file == STANDALONE, place
+
+
+def test_what_is_shipped_alone_knows_no_package_of_ours_and_none_of_ours_knows_it() -> None:
+    known = {"torch", "transformers", "numpy", "safetensors", "tqdm"}
+    for name, line, _ in imports(STANDALONE):
+        assert name in known | set(sys.stdlib_module_names), f"{STANDALONE}:{line} imports {name}"
+    for package in ALLOWED:
+        for file in (ROOT / package).rglob("*.py"):
+            assert "run_export.inference" not in file.read_text(encoding="utf-8"), file
 
 
 def test_heads_are_pure() -> None:
-    import sys
-
     for file in (ROOT / "heads").rglob("*.py"):
         for name, line, _ in imports(file):
             assert name in HEADS_KNOW | {"heads"} | set(sys.stdlib_module_names), f"{file}:{line} imports {name}"

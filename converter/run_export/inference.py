@@ -1,0 +1,873 @@
+"""Predict with a model that mlxbert-export wrote: torch and transformers alone, no mlx, no mlxbert, no internet.
+
+    python inference.py test.csv -o submission.csv --sample-submission sample_submission.csv
+
+    from inference import Predictor
+    found = Predictor("/kaggle/input/my-export").predict([{"text": "Forest fire near La Ronge"}])
+    found.labels, found.probabilities, found.values        # what the task has; None for what it has not
+
+`inference.json` beside this file says how a row becomes a text and what the submission looks like; each member (a seed
+and fold) is a Hugging Face directory with a `head.json`, which says how its vectors become predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import csv
+import difflib
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch.nn import functional
+from tqdm import tqdm
+
+Row = Mapping[str, Any]
+Array = np.ndarray[Any, Any]
+
+CHUNK = 2048
+"""Rows that are read, tokenized and written at once: memory does not grow with the file."""
+
+
+class InferenceError(Exception):
+    """Something the caller can mend: the message names the thing and the fix, in one line."""
+
+
+# Reading: cells as the training file's kinds have them (mlxbert.data.cells has the rule and its reasons).
+
+MISSING = frozenset(("", "NA", "N/A", "#N/A", "<NA>", "NaN"))
+MISSING_NUMBERS = MISSING | {"nan", "None", "none", "NULL", "null"}
+WHOLE = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|Inf|INF|Infinity)")
+TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
+TABLES, LINES = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson", ".json")
+
+
+def read_rows(path: Path, kinds: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a CSV, TSV or JSONL file, at most `CHUNK` at a time, None where a value is missing.
+
+    Raises:
+        InferenceError: no such file, one of another format, or a broken line (it is named).
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir() or not path.exists():
+        raise InferenceError(f"{path} is {'a directory' if path.is_dir() else 'not there'}; fix: check the path")
+    if suffix not in TABLES + LINES:
+        raise InferenceError(
+            f"{path}: {suffix or 'no extension'!r} is not read; fix: give {', '.join(TABLES + LINES)}, or a pandas "
+            "frame to Predictor.predict"
+        )
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding=_encoding(path), newline="" if suffix in TABLES else None) as file:
+        chunks = _table(path, file, kinds) if suffix in TABLES else _lines(path, file, kinds)
+        first = True
+        for chunk in chunks:
+            first = False
+            yield chunk
+        if first:
+            raise InferenceError(f"{path} has no rows; fix: is it the right file?")
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    for name in ("utf-8-sig", "cp1252"):
+        decoder = codecs.getincrementaldecoder(name)()
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    if b"\0" in chunk:
+                        raise InferenceError(f"{path} is not text: it has zero bytes; fix: unpack it, or convert it")
+                    decoder.decode(chunk)
+                decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            continue
+        if name != "utf-8-sig":
+            print(f"{path} is not UTF-8; it is read as {name}", file=sys.stderr)
+        return name
+    print(f"{path} is not UTF-8; it is read as latin-1", file=sys.stderr)
+    return "latin-1"
+
+
+def _separator(path: Path, file: Any) -> str:
+    head = file.read(1 << 20).lstrip("\ufeff\r\n").splitlines()
+    file.seek(0)
+    own, other = ("\t", ",") if path.suffix.lower() in (".tsv", ".tab") else (",", "\t")
+    return next((mark for mark in (own, other, ";") if head and mark in head[0]), own)
+
+
+def _table(path: Path, file: Any, kinds: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
+    reader = csv.reader(file, delimiter=_separator(path, file))
+    header = next((row for row in reader if row), [])
+    names = [_bare(cell) or f"Unnamed: {i}" for i, cell in enumerate(header)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not names or twice:
+        reason = f"column {twice[0]!r} comes twice; fix: rename one" if twice else "no header; fix: is it empty?"
+        raise InferenceError(f"{path}: {reason}")
+    rows = _complete(path, reader, len(names))
+    while part := list(islice(rows, CHUNK)):
+        cells = zip(names, zip(*part, strict=True), strict=True)
+        columns = [convert(column, kinds.get(name, "text")) for name, column in cells]
+        yield [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _complete(path: Path, reader: Any, width: int) -> Iterator[list[str]]:
+    """Rows of `width` cells: short ones filled up, blank lines left out where there are several columns."""
+    for row in reader:
+        if width > 1 and (not row or (len(row) == 1 and row[0].isspace())):
+            continue
+        if len(row) > width:
+            raise InferenceError(
+                f"{path}: line {reader.line_num} has {len(row)} cells, the header {width}; fix: mend quotes or commas"
+            )
+        yield row + [""] * (width - len(row))
+
+
+def _lines(path: Path, file: Iterable[str], kinds: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
+    def records() -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InferenceError(f"{path}: line {number} is not JSON ({error}); fix: one object a line") from None
+            if not isinstance(record, dict):
+                raise InferenceError(f"{path}: line {number} is no object; fix: one object a line")
+            record = {name.strip(): plain(value) for name, value in record.items()}
+            yield {name: as_text(value) if kinds.get(name) == "text" else value for name, value in record.items()}
+
+    rows = records()
+    seen: dict[str, None] = {}
+    while part := list(islice(rows, CHUNK)):
+        seen |= dict.fromkeys(name for row in part for name in row)
+        yield [{**seen, **row} for row in part]  # a key that only some lines have is a column all the same
+
+
+def convert(cells: Sequence[str], kind: str) -> list[Any]:
+    """A column's text cells as values of its kind; what does not fit it stays text."""
+    if kind not in ("number", "boolean"):
+        return [None if cell in MISSING else cell for cell in cells]
+    bare = [cell.strip() for cell in cells]
+    if kind == "boolean":
+        return [
+            TRUTH.get(one, None if one in MISSING_NUMBERS else cell) for one, cell in zip(bare, cells, strict=True)
+        ]
+    # As pandas has it: one value that is no whole number makes floats of the column.
+    number: Any = int if all(WHOLE.fullmatch(one) and abs(int(one)) < 2**63 for one in bare) else float
+    return [
+        number(one) if NUMBER.fullmatch(one) else None if one in MISSING_NUMBERS else cell
+        for one, cell in zip(bare, cells, strict=True)
+    ]
+
+
+def plain(value: Any) -> Any:
+    """A cell as plain Python: None for what is missing, a tuple for a list, a time in UTC without time zone."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
+def shown(value: Any, missing: str = "unknown") -> str:
+    """A cell as a reader would write it: 22 for 22.0."""
+    if value is None:
+        return missing
+    if isinstance(value, float):
+        if value.is_integer() and abs(value) < 1e15:
+            return str(int(value))
+        digits = repr(value)
+        single = len(digits) > 14 and abs(value) < 1e38 and float(np.float32(value)) == value
+        return str(np.float32(value)) if single else digits
+    if isinstance(value, datetime):
+        midnight = (value.hour, value.minute, value.second, value.microsecond) == (0, 0, 0, 0)
+        return value.date().isoformat() if midnight else value.isoformat(sep=" ")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, tuple):
+        return ", ".join(shown(item, missing) for item in value)
+    return str(value).strip() or missing
+
+
+def as_text(value: Any) -> str | None:
+    """An id or text as a person would write it; None for a missing one."""
+    return value if value is None or isinstance(value, str) else shown(value, "")
+
+
+def find(names: Iterable[str], name: str, what: str = "the data") -> str:
+    """`name` as `names` has it: that, or the one that differs by padding or a byte order mark alone.
+
+    Raises:
+        InferenceError: there is none; the nearest names are given.
+    """
+    known = [str(one) for one in names]
+    same = [one for one in known if one == name] or [one for one in known if _bare(one) == _bare(name)]
+    if len(same) == 1:
+        return same[0]
+    folded = {one.strip().casefold(): one for one in known}
+    near = [repr(folded[one]) for one in difflib.get_close_matches(name.strip().casefold(), folded, n=3)]
+    more = f" … and {len(known) - 10} more" if len(known) > 10 else ""
+    hint = f"did you mean {' or '.join(near)}?" if near else f"its columns: {', '.join(map(repr, known[:10]))}{more}"
+    raise InferenceError(f"{what} has no column {name!r}; {hint}")
+
+
+def _bare(name: str) -> str:
+    return name.strip().strip("\ufeff").strip()
+
+
+# Row texts: mlxbert.factory.text_columns.
+
+
+class RowText:
+    """How a row becomes a text: a column, several ("column: value, …"), a template "{Sex}, age {Age}", or a pair."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self.parts = [part for part in (settings["first"], settings.get("second")) if part is not None]
+        self.missing: str = settings.get("missing", "unknown")
+        self.columns = tuple(dict.fromkeys(name for part in self.parts for name in self._names(part)))
+
+    def render(
+        self, rows: Sequence[Row], what: str = "the data", start: int = 0
+    ) -> tuple[list[str], list[str] | None]:
+        """Texts and second texts (None where the rows are no pairs); `start` numbers the rows in messages."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        own = {name: find(names, name, what) for name in self.columns}
+        made = [
+            [
+                self._text(part, {name: plain(row.get(own[name])) for name in own}, own, start + i)
+                for part in self.parts
+            ]
+            for i, row in enumerate(rows)
+        ]
+        for i, texts in enumerate(made):
+            if any(re.search("[\ud800-\udfff]", text) for text in texts):
+                raise InferenceError(f"{what}: row {start + i} holds an unpaired surrogate, no text; fix: drop it")
+        first = [texts[0] for texts in made]
+        return first, [texts[1] for texts in made] if len(self.parts) > 1 else None
+
+    def _text(self, part: Any, row: Row, own: Mapping[str, str], number: int) -> str:
+        if not isinstance(part, str):
+            return ", ".join(f"{_bare(own[name])}: {shown(row[name], self.missing)}" for name in part)
+        if "{" not in part:
+            return "" if row[part] is None else row[part] if isinstance(row[part], str) else shown(row[part])
+        pieces = []
+        for literal, name, spec, _ in Formatter().parse(part):
+            pieces.append(literal)
+            if name is None:
+                continue
+            value = row[name]
+            try:
+                pieces.append(shown(value, self.missing) if not spec or value is None else format(value, spec))
+            except (TypeError, ValueError) as error:
+                raise InferenceError(
+                    f"row {number}: column {name!r} is {value!r}, which {{{name}:{spec}}} cannot format ({error})"
+                ) from None
+        return "".join(pieces)
+
+    @staticmethod
+    def _names(part: Any) -> list[str]:
+        if not isinstance(part, str):
+            return list(part)
+        return [name for _, name, _, _ in Formatter().parse(part) if name] if "{" in part else [part]
+
+
+# Pooling, (B, L, D) and a boolean mask (B, L) to (B, D): mlxbert.pooling.
+
+
+def _first(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden[:, 0]
+
+
+def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def _max(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden.masked_fill(~mask[..., None], -torch.inf).amax(1)
+
+
+def _mean_sqrt_len(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).sqrt()
+
+
+def _weighted_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    weights = torch.arange(1, hidden.shape[1] + 1, device=hidden.device) * mask
+    return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
+
+def _last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]  # padding is on the right
+
+
+POOLING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cls": _first,
+    "mean": _mean,
+    "max": _max,
+    "mean_sqrt_len": _mean_sqrt_len,
+    "weighted_mean": _weighted_mean,
+    "last_token": _last_token,
+}
+
+
+def pool(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], output: Any, mask: Any) -> torch.Tensor:
+    """An encoder's output to (B, D), by a member's pooling settings and tensors."""
+    name, hidden = settings["name"], output.last_hidden_state
+    if name == "pooler":
+        return output.pooler_output
+    if name == "attention":
+        inner = functional.linear(hidden, tensors["pooling.dense.weight"], tensors["pooling.dense.bias"]).tanh()
+        scores = functional.linear(inner, tensors["pooling.score.weight"])[..., 0]  # (B, L)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(1)
+        return (hidden * weights[..., None]).sum(1)
+    if name == "weighted_layers":
+        weights = tensors["pooling.layer_logits"].softmax(0)  # (layers,)
+        mixed = torch.stack(output.hidden_states[-len(weights) :]).mul(weights[:, None, None, None]).sum(0)
+        return POOLING[settings["strategy"]](mixed, mask)
+    return POOLING[name](hidden, mask)
+
+
+# Heads: logits to what is averaged over members, in float64 (heads/).
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e⁻ˣ), without overflow on either side."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def outcome(head: Mapping[str, Any], logits: Array) -> Array:
+    """(B, outputs) logits to P(positive), P(class), P(label), P(y > k), or values in the user's units."""
+    name = head["name"]
+    if name in ("binary", "multilabel"):
+        return sigmoid(logits / head["temperature"])
+    if name == "multiclass":
+        return softmax(logits / head["temperature"])
+    if name == "ordinal":
+        above = sigmoid(logits)
+        return np.cumprod(above, axis=1) if head["objective"] == "corn" else above
+    values = logits[:, : head["targets"]]  # "gaussian" has the variances behind the means
+    scaler = head["scaler"]
+    if scaler is None:
+        return values
+    values = values * scaler["scale"] + scaler["center"]
+    return np.expm1(values) if scaler["log"] else values
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Averaged over the members.
+
+    Attributes:
+        probabilities: P(positive) (N,); P(class) (N, C) of multiclass and ordinal; P(label) (N, L). None for numbers.
+        labels: (N,) in the user's own values, or 0 and 1 (N, L) of multilabel. None for numbers.
+        values: numbers in the user's units, (N, targets); of a time series (forecasts, horizon). None for classes.
+    """
+
+    probabilities: Array | None = None
+    labels: list[Any] | None = None
+    values: Array | None = None
+
+
+def decide(head: Mapping[str, Any], mean: Array, thresholds: Array) -> Predictions:
+    """Of the members' mean outcome (N, …) and mean thresholds."""
+    name, classes = head["name"], head.get("classes", [])
+    if name == "binary":
+        return Predictions(mean[:, 0], [classes[int(one)] for one in mean[:, 0] >= thresholds[0]])
+    if name == "multilabel":
+        return Predictions(mean, (mean >= thresholds).astype(int).tolist())
+    if name == "multiclass":
+        return Predictions(mean, [classes[i] for i in mean.argmax(axis=1)])
+    if name == "ordinal":
+        edges = np.concatenate([np.ones((len(mean), 1)), mean, np.zeros((len(mean), 1))], axis=1)
+        median = (mean > 0.5).sum(axis=1)
+        return Predictions(np.maximum(-np.diff(edges, axis=1), 0.0), [classes[i] for i in median])
+    return Predictions(values=mean)
+
+
+# Time series: heads.time_series and heads.seasonality.
+
+
+def scaled_history(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], history: Array) -> Array:
+    """(B, window) in the user's units to (B, columns): scaled, then its trend and season (STL as two matrices)."""
+    scaler = head["scaler"]
+    if not np.isfinite(history).all() or (scaler["log"] and (history <= -1).any()):
+        raise InferenceError("the history has a value that is missing, or that has no logarithm; fix: fill it in")
+    scaled = ((np.log1p(history) if scaler["log"] else history) - scaler["center"]) / scaler["scale"]
+    if not head["period"]:
+        return scaled
+    trend, season = (tensors[f"history.{name}"].double().cpu().numpy() for name in ("trend", "seasonal"))
+    return np.concatenate([scaled, scaled @ trend, scaled @ season], axis=1)
+
+
+def calendar_features(cycles: Sequence[str], times: Array) -> Array:
+    """Sine and cosine of how far each date is into each cycle: (B, 2 · cycles)."""
+    if times.dtype.kind != "M":
+        raise InferenceError(f"calendar features need dates, and the times are {times.dtype}; fix: give ISO dates")
+    seconds = times.astype("datetime64[s]")
+    day = (seconds - seconds.astype("datetime64[D]")) / np.timedelta64(1, "D")
+    found = {"day": day, "week": ((seconds.astype("datetime64[D]").astype(np.int64) + 3) % 7 + day) / 7}
+    for name, unit in (("month", "M"), ("year", "Y")):
+        start = seconds.astype(f"datetime64[{unit}]")
+        length = (start + 1).astype("datetime64[s]") - start.astype("datetime64[s]")
+        found[name] = (seconds - start.astype("datetime64[s]")) / length
+    angles = [2 * np.pi * found[cycle] for cycle in cycles]
+    return np.stack([function(angle) for angle in angles for function in (np.sin, np.cos)], axis=1)
+
+
+def time_series_logits(
+    head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], features: torch.Tensor, extra: Mapping[str, Array]
+) -> torch.Tensor:
+    """Text features (B, D), histories and times to logits: what the network adds to a naive forecast."""
+    window, period, horizon = head["window"], head["period"], head["horizon"]
+    parts, naive = [features], features.new_zeros(len(features), horizon)
+    if window:
+        past = torch.from_numpy(scaled_history(head, tensors, extra["history"]).astype(np.float32)).to(features.device)
+        last = past[:, window - 1 : window]
+        if head["baseline"] == "last":
+            naive = last.expand(-1, horizon)
+        elif head["baseline"] == "seasonal":
+            naive = past[:, window - period + torch.arange(horizon) % period]
+        levels = 2 * window if period else window  # the seasonal part has no level
+        relative = torch.cat([past[:, :levels] - last, past[:, levels:]], dim=1)
+        layer = functional.linear(relative, tensors["head.history_layer.weight"], tensors["head.history_layer.bias"])
+        parts.append(functional.gelu(layer))
+    if head["calendar"]:
+        made = calendar_features(head["calendar"], extra["made_at"]).astype(np.float32)
+        parts.append(torch.from_numpy(made).to(features.device))
+    logits = functional.linear(torch.cat(parts, dim=1), tensors["head.output.weight"], tensors["head.output.bias"])
+    return logits[:, :horizon] + naive
+
+
+def as_times(values: Sequence[Any], name: str) -> Array:
+    """Dates, ISO strings or numbers as datetime64 or numbers, none missing, increasing."""
+    array = np.asarray(values)
+    try:
+        array = array.astype("datetime64") if array.dtype.kind in "OUS" else array
+        wrong = np.isnat(array) if array.dtype.kind == "M" else ~np.isfinite(array)
+    except (TypeError, ValueError) as error:
+        raise InferenceError(f"column {name!r} has no times ({error}); fix: give ISO dates or numbers") from None
+    if wrong.any() or (array[1:] <= array[:-1]).any():
+        raise InferenceError(f"column {name!r} must have a time in every row, each after the last; fix: sort by it")
+    return array
+
+
+# Members and their average.
+
+
+class Member:
+    """One fine-tuned model: a Hugging Face directory and its head."""
+
+    def __init__(self, directory: Path, device: torch.device):
+        self.head = _read_json(directory / "head.json")
+        whole = self.head["class"] == "BertForSequenceClassification"
+        options = {} if whole else {"add_pooling_layer": self.head["pooler"]}
+        with _quiet():
+            self.model, report = getattr(transformers, self.head["class"]).from_pretrained(
+                directory, local_files_only=True, output_loading_info=True, **options
+            )
+        wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+        if wrong:
+            raise InferenceError(f"{directory}: {wrong[0]} is missing, or one too many; fix: export again")
+        self.model = self.model.float().to(device).eval()  # float32 computes anywhere, whatever the files hold
+        tensors = {} if whole else load_file(directory / "head.safetensors", device=str(device))
+        # STL's matrices stay float64.
+        self.tensors = {key: value if key.startswith("history.") else value.float() for key, value in tensors.items()}
+
+    def __call__(self, batch: Mapping[str, torch.Tensor], extra: Mapping[str, Array]) -> Array:
+        """A padded batch, and histories and times of a time series, to its outcome (B, …) in float64."""
+        return outcome(self.head, self._logits(batch, extra).double().cpu().numpy())
+
+    def _logits(self, batch: Mapping[str, torch.Tensor], extra: Mapping[str, Array]) -> torch.Tensor:
+        if self.head["class"] == "BertForSequenceClassification":
+            return self.model(**batch).logits
+        pooling = self.head["pooling"]
+        output = self.model(**batch, output_hidden_states=pooling["name"] == "weighted_layers")
+        features = pool(pooling, self.tensors, output, batch["attention_mask"].bool())
+        if self.head["name"] == "time_series":
+            return time_series_logits(self.head, self.tensors, features, extra)
+        logits = functional.linear(features, self.tensors["head.output.weight"], self.tensors.get("head.output.bias"))
+        return logits - self.tensors["head.thresholds"] if "head.thresholds" in self.tensors else logits
+
+
+class Predictor:
+    """Rows to predictions, averaged over the members.
+
+    Attributes:
+        settings: `inference.json`.
+        members: loaded at the first use.
+        tokenizer: likewise.
+    """
+
+    def __init__(self, directory: str | Path | None = None, *, device: str | None = None, text: str | None = None):
+        """Look at an exported directory.
+
+        Args:
+            directory: that; None: where this file lies.
+            device: "cpu", "cuda", …; None: cuda where there is one.
+            text: the column to read, for a model that was exported without its run.
+
+        Raises:
+            InferenceError: no such directory, or no such device.
+        """
+        self.directory = Path(__file__).parent if directory is None else Path(directory)
+        self.settings = _read_json(self.directory / "inference.json")
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InferenceError(f"device {device!r}: {str(error).splitlines()[0]}; fix: --device cpu") from None
+        if text is not None and self.settings["text"] is not None:
+            raise InferenceError("the export knows its text already; fix: leave --text out")
+        row_text = self.settings["text"] if text is None else {"first": text}
+        self.text = None if row_text is None else RowText(row_text)
+
+    @cached_property
+    def members(self) -> list[Member]:
+        """Every seed and fold."""
+        return [Member(self.directory / name, self.device) for name in self.settings["members"]]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The encoder's, the same for all members."""
+        directory = self.directory / self.settings["members"][0]
+        with _quiet():
+            return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+    def predict(
+        self, rows: Any, *, batch_size: int = 32, start: int = 0, progress: Callable[[int], object] | None = None
+    ) -> Predictions:
+        """Predictions in the order of the rows; of a time series one forecast for each row that has its history.
+
+        Args:
+            rows: dicts by column, a pandas frame, or texts alone where one column is read.
+            batch_size: rows the models are given at once.
+            start: what the first row's number is, for messages.
+            progress: called after each batch with its number of rows.
+
+        Raises:
+            InferenceError: a column is missing, a text is no text, or a series is too short.
+        """
+        if self.text is None:
+            raise InferenceError("a model exported without its run knows no column; fix: Predictor(…, text='column')")
+        if hasattr(rows, "to_dict"):
+            rows = rows.to_dict("records")
+        if not rows:
+            raise InferenceError("there are no rows")
+        if all(isinstance(row, str) for row in rows):
+            rows = [{self.text.columns[0]: row} for row in rows]
+        extra: dict[str, Array] = {}
+        if self.settings["task"] == "time_series":
+            rows, extra = self._series(rows)
+        texts, pairs = self.text.render(rows, start=start)
+        head = self.members[0].head
+        thresholds = np.mean([member.head.get("thresholds", [0.5]) for member in self.members], axis=0)
+        return decide(head, self._mean_outcome(texts, pairs, extra, batch_size, progress), thresholds)
+
+    @torch.inference_mode()
+    def _mean_outcome(
+        self,
+        texts: list[str],
+        pairs: list[str] | None,
+        extra: Mapping[str, Array],
+        batch_size: int,
+        progress: Callable[[int], object] | None,
+    ) -> Array:
+        """(N, …) float64; batches are of similar length, and the rows' order is restored."""
+        encoded = self.tokenizer(
+            texts,
+            pairs,
+            truncation=True,
+            max_length=self.settings["max_length"],
+            padding=False,
+            return_token_type_ids=True,
+        )
+        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        parts = []
+        for at in range(0, len(order), batch_size):
+            rows = order[at : at + batch_size]
+            batch = self._padded([ids[row] for row in rows], [types[row] for row in rows])
+            some = {name: array[rows] for name, array in extra.items()}
+            parts.append(np.mean([member(batch, some) for member in self.members], axis=0))
+            if progress is not None:
+                progress(len(rows))
+        found = np.concatenate(parts)
+        restored = np.empty_like(found)
+        restored[order] = found
+        return restored
+
+    def _padded(self, ids: list[list[int]], types: list[list[int]]) -> dict[str, torch.Tensor]:
+        """(B, L) tensors, padded on the right: BERT's positions count from the left."""
+        longest = max(map(len, ids))
+
+        def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
+            return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], device=self.device)
+
+        return {
+            "input_ids": padded(ids, self.tokenizer.pad_token_id or 0),
+            "token_type_ids": padded(types, 0),
+            "attention_mask": padded([[1] * len(row) for row in ids], 0),
+        }
+
+    def _series(self, rows: Sequence[Row]) -> tuple[Sequence[Row], dict[str, Array]]:
+        """The rows that a forecast is made at, with their histories and times."""
+        head = self.members[0].head
+        window, target, time = max(head["window"], 1), self.settings["target"], self.settings["time"]
+        if len(rows) < window:
+            raise InferenceError(
+                f"a forecast reads {window} values, and the series has {len(rows)}; fix: a longer one"
+            )
+        extra: dict[str, Array] = {}
+        if head["window"]:
+            name = find(rows[0], target[0])
+            try:
+                values = np.array([np.nan if plain(row.get(name)) is None else row[name] for row in rows], np.float64)
+            except (TypeError, ValueError):
+                raise InferenceError(f"column {name!r} has a value that is no number; fix: mend it") from None
+            extra["history"] = np.lib.stride_tricks.sliding_window_view(values, window)
+        if head["calendar"]:
+            name = find(rows[0], time)
+            extra["made_at"] = as_times([plain(row.get(name)) for row in rows], name)[window - 1 :]
+        return rows[window - 1 :], extra
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no remarks of transformers: what matters is checked here."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise InferenceError(f"{file} is not there; fix: give a directory that mlxbert-export wrote") from None
+
+
+# The submission.
+
+
+def write_submission(
+    predictor: Predictor, test: Path, out: Path, *, sample: Path | None = None, batch_size: int = 32
+) -> int:
+    """Read `test`, write the submission to `out`, whole or not at all; returns its number of rows.
+
+    Raises:
+        InferenceError: the file cannot be read or written, or ids and columns are not the sample submission's;
+            nothing was written.
+    """
+    if predictor.text is None:
+        raise InferenceError("a model exported without its run knows no column; fix: --text COLUMN")
+    settings = predictor.settings
+    submission, kinds = settings["submission"], {**settings["kinds"]}
+    if settings["id"] is not None:
+        kinds[settings["id"]] = "text"
+    series = settings["task"] == "time_series"
+    ids = _future(predictor, test, kinds) if series else _ids(predictor, test, kinds)
+    header = [submission["id_column"], *submission["columns"]]
+    columns, order = header, None
+    if sample is not None:
+        columns, order = _sample_order(sample, header, ids, known=settings["known_columns"])
+        # Without the run's own columns the sample's stand for them, one for one.
+        header = header if settings["known_columns"] else columns
+    places = [header.index(name) for name in columns]
+
+    def cells(progress: Callable[[int], object]) -> Iterator[list[Any]]:
+        if series:
+            rows = [row for chunk in read_rows(test, kinds) for row in chunk]
+            window = max(predictor.members[0].head["window"], 1)
+            values = predictor.predict(rows[-window:], batch_size=batch_size).values
+            assert values is not None
+            progress(values.shape[1])
+            yield from ([value] for value in values[-1].tolist())
+            return
+        at = 0
+        for chunk in read_rows(test, kinds):
+            found = predictor.predict(chunk, batch_size=batch_size, start=at, progress=progress)
+            at += len(chunk)
+            yield from columns_of(settings, found)
+
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        try:
+            with (
+                temporary.open("w", encoding="utf-8", newline="") as file,
+                tqdm(desc="Predicting", total=len(ids), unit="row", mininterval=0.5) as bar,
+            ):
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(columns)
+                lines = ([name, *row] for name, row in zip(ids, cells(bar.update), strict=True))
+                made = ([line[place] for place in places] for line in lines)
+                if order is not None:  # the sample's
+                    by_id = dict(zip(ids, made, strict=True))
+                    made = (by_id[name] for name in order)
+                writer.writerows(made)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InferenceError(f"{out} cannot be written: {error.strerror or error}; fix: another place") from None
+    return len(ids)
+
+
+def columns_of(settings: Mapping[str, Any], found: Predictions) -> list[list[Any]]:
+    """The submission's cells of each row, in the order of its columns."""
+    submission = settings["submission"]
+    if submission["values"] == "labels":
+        assert found.labels is not None
+        return [list(one) if isinstance(one, list) else [one] for one in found.labels]
+    array = found.values if submission["values"] == "values" else found.probabilities
+    assert array is not None
+    if settings["task"] == "ordinal" and len(submission["columns"]) == 1:
+        array = array @ np.arange(array.shape[1])  # the expected rank
+    table = array[:, None] if array.ndim == 1 else array
+    names = [str(name) for name in settings["classes"] or ()]
+    if table.shape[1] > 1 and set(names) == set(submission["columns"]):
+        table = table[:, [names.index(name) for name in submission["columns"]]]
+    return table.tolist()
+
+
+def _ids(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str]:
+    """Every row's id, checked; row numbers where the data have none. The text's columns are checked on the way."""
+    ids: list[str] = []
+    column, empty = predictor.settings["id"], 0
+    text = predictor.text
+    assert text is not None
+    for chunk in read_rows(test, kinds):
+        first, second = text.render(chunk, str(test), len(ids))
+        empty += sum(not one.strip() and not two.strip() for one, two in zip(first, second or first, strict=True))
+        if column is None:
+            ids += [str(len(ids) + i) for i in range(len(chunk))]
+            continue
+        name = find(chunk[0], column, str(test))
+        for row in chunk:
+            value = as_text(plain(row.get(name)))
+            if value is None:
+                raise InferenceError(f"{test}: row {len(ids)} has no id in column {name!r}; fix: fill it in")
+            ids.append(value)
+    twice = [value for value, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise InferenceError(f"{test}: {len(twice)} ids come twice (first: {twice[0]!r}); fix: drop repeated rows")
+    if empty:
+        print(f"{test}: {empty} of {len(ids)} rows have no text; they are encoded as an empty one", file=sys.stderr)
+    return ids
+
+
+def _future(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str]:
+    """Names of the steps ahead: the series' times going on."""
+    ahead = np.arange(1, predictor.members[0].head["horizon"] + 1)
+    rows = [row for chunk in read_rows(test, kinds) for row in chunk]
+    time = predictor.settings["time"]
+    if time is None:
+        return [str(len(rows) - 1 + step) for step in ahead]
+    if len(rows) < 2:
+        raise InferenceError(
+            f"{test} has one row, which tells no step from one time to the next; fix: a longer series"
+        )
+    name = find(rows[0], time, str(test))
+    times = as_times([row[name] for row in rows], name)
+    gaps = np.diff(times)
+    if times.dtype.kind == "M" and (gaps != gaps[0]).any():  # months are of unequal length: the same day of each
+        months = times.astype("datetime64[M]")
+        days, between = times - months, np.diff(months)
+        if (between == between[0]).all() and (days == days[0]).all():
+            return [str(one) for one in months[-1] + between[0] * ahead + days[0]]
+    return [str(one) if times.dtype.kind == "M" else shown(plain(one)) for one in times[-1] + gaps[-1] * ahead]
+
+
+def _sample_order(sample: Path, header: list[str], ids: list[str], *, known: bool) -> tuple[list[str], list[str]]:
+    """Columns (the id's first) and ids as the sample submission has them.
+
+    Args:
+        sample: the file.
+        header: the columns that are to be written, the id's first.
+        ids: of the rows that are to be written.
+        known: whether the columns are the run's own; else the sample's are taken for them.
+
+    Raises:
+        InferenceError: other columns, or ids that are missing, too many, or there twice.
+    """
+    theirs: list[str] = []
+    names: list[str] = []
+    for chunk in read_rows(sample, {}):
+        names = list(chunk[0])
+        key = header[0] if known and header[0] in names else names[0]
+        theirs += [as_text(plain(row[key])) or "" for row in chunk]
+    if not (sorted(names) == sorted(header) if known else len(names) == len(header)):
+        raise InferenceError(f"{sample} has the columns {names}, the model gives {header}; fix: the right sample file")
+    twice = [value for value, count in Counter(theirs).items() if count > 1]
+    ours, others = set(ids), set(theirs)
+    missing = [one for one in theirs if one not in ours]
+    extra = [one for one in ids if one not in others]
+    for what, wrong in (("twice", twice), ("not in the data", missing), ("lacking, though in the data", extra)):
+        if wrong:
+            first = ", ".join(map(repr, wrong[:3]))
+            raise InferenceError(f"{sample}: {len(wrong)} ids are {what} (first: {first}); fix: the right test file")
+    return names, theirs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0 written, 2 could not, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="inference.py", description="Predict a file and write the submission.")
+    parser.add_argument("test", type=Path, help="CSV, TSV or JSONL; of a time series its history")
+    parser.add_argument("-o", "--out", type=Path, default=Path("submission.csv"), help="[default: submission.csv]")
+    parser.add_argument("--sample-submission", type=Path, help="ids and columns are checked against it first")
+    parser.add_argument("--batch-size", type=int, default=32, help="[default: 32]")
+    parser.add_argument("--device", help="cpu or cuda  [default: cuda where there is one]")
+    parser.add_argument("--text", help="the column to read, for a model exported without its run")
+    given = parser.parse_args(arguments)
+    if given.batch_size < 1:
+        parser.error(f"--batch-size must be 1 or more, not {given.batch_size}")
+    try:
+        predictor = Predictor(device=given.device, text=given.text)
+        rows = write_submission(
+            predictor, given.test, given.out, sample=given.sample_submission, batch_size=given.batch_size
+        )
+    except InferenceError as error:
+        print(f"inference.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("inference.py: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(f"Written   {given.out}: {rows} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
