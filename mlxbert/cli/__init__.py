@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from heads.errors import HeadError
-from mlxbert.cli import encode, predict, report, train
+from mlxbert.cli import blend, encode, predict, report, train
 from mlxbert.errors import MLXBertError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -50,5 +50,5 @@ def main() -> None:
     """Use converted BERT checkpoints; make one with mlxbert-convert."""
 
 
-for command in (encode.encode, train.train, predict.predict, report.report):
+for command in (encode.encode, train.train, predict.predict, report.report, blend.blend):
     main.add_command(command)

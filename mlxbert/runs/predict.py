@@ -14,9 +14,13 @@ from mlxbert.data.token_rows import token_rows
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
 from mlxbert.factory.target_values import target_values
+from mlxbert.home import expand_home
+from mlxbert.runs.blend import NAME as BLEND
+from mlxbert.runs.blend import Blend
 from mlxbert.runs.files import RunError
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import check_sample, columns_of, in_sample_order, read_sample
+from mlxbert.runs.tables import write_csv
 from mlxbert.tokenization import Tokenizer
 from mlxbert.training.forward import predict_logits
 from mlxbert.training.predictions import Predictions, average, concatenate, ranks
@@ -118,8 +122,18 @@ def forecast(run: Run, history: Any) -> tuple[list[Any], Predictions]:
     return _times_ahead(times, horizon), average(parts)
 
 
+def open_predictor(path: str | Path) -> Run | Blend:
+    """A run or a blend, whichever lies there.
+
+    Raises:
+        RunError: neither does.
+    """
+    root = expand_home(path)
+    return Blend.open(root) if (root / BLEND).is_file() else Run.open(root)
+
+
 def write_submission(
-    run: Run,
+    run: Run | Blend,
     data: str | Path,
     *,
     out: str | Path,
@@ -135,18 +149,17 @@ def write_submission(
         RunError: ids or columns do not fit the sample.
         MLXBertError: the file cannot be read, a column is missing, ids repeat.
     """
-    from mlxbert.runs.tables import write_csv
-
     form = run.submission(values)
     sample = None if sample_submission is None else read_sample(sample_submission, form.id_column)
     if run.task.task == "time_series":
         frame = read_data(data, kinds=run.kinds, required=[*run.task.target], encoding=encoding).frame
-        times, predictions = forecast(run, frame)
-        made = _table(form, [str(time) for time in times], {form.columns[0]: predictions.values[0]})
+        times, predictions = _forecast(run, frame)
+        ids = [str(time) for time in times]
         if sample is not None:
-            check_sample(sample, form, list(made[form.id_column]), str(data))
+            check_sample(sample, form, ids, str(data))
+        made = _table(form, ids, {form.columns[0]: predictions.values[0]})
     else:
-        required = [*run.text.columns, *([run.id] if run.id else [])]
+        required = [*run.columns, *([run.id] if run.id else [])]
 
         def pieces() -> Iterator[Any]:
             return read_chunks(data, run.kinds, rows=_ROWS, required=required, encoding=encoding)
@@ -154,17 +167,32 @@ def write_submission(
         ids = _ids(run, pieces(), str(data))
         if sample is not None:
             check_sample(sample, form, ids, str(data))
-        predictions = predict_pieces(run, pieces(), how=how, progress=_of(len(ids), progress))
+        predictions = _predicted(run, pieces, how, _of(len(ids), progress))
         made = _table(form, ids, columns_of(form, run.task, predictions))
-    write_csv(Path(out), in_sample_order(made, sample, form))
+    write_csv(expand_home(out), in_sample_order(made, sample, form))
     return len(made)
+
+
+def _predicted(
+    run: Run | Blend, pieces: Callable[[], Iterator[Any]], how: str, progress: Progress | None
+) -> Predictions:
+    if isinstance(run, Run):
+        return predict_pieces(run, pieces(), how=how, progress=progress)
+    return run.combine([predict_pieces(one, pieces(), how=how, progress=progress) for one in run.runs])
+
+
+def _forecast(run: Run | Blend, history: Any) -> tuple[list[Any], Predictions]:
+    if isinstance(run, Run):
+        return forecast(run, history)
+    made = [forecast(one, history) for one in run.runs]
+    return made[0][0], run.combine([predictions for _, predictions in made])
 
 
 def _of(total: int, progress: Progress | None) -> Progress | None:
     return None if progress is None else lambda done, _: progress(done, total)
 
 
-def _ids(run: Run, pieces: Iterator[Any], what: str) -> list[str]:
+def _ids(run: Run | Blend, pieces: Iterator[Any], what: str) -> list[str]:
     """The ids of all rows, or their numbers from 0; the first look at the file."""
     if run.id is None:
         return [str(row) for row in range(sum(len(frame) for frame in pieces))]

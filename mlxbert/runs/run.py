@@ -89,6 +89,11 @@ class Run:
         return RowText.from_dict(self.info["data"]["text"])
 
     @property
+    def columns(self) -> list[str]:
+        """Those that the texts are made of."""
+        return list(self.text.columns)
+
+    @property
     def kinds(self) -> dict[str, Kind]:
         """What the training file's columns hold; test files are read alike."""
         return dict(self.info["data"]["kinds"])
