@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from heads.errors import HeadError
+from heads.forward_chaining import times_ahead
 from mlxbert.errors import MLXBertError
 from mlxbert.runs import Run, RunError, train
 from mlxbert.with_head import BertWithHead
@@ -138,3 +139,29 @@ def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path, tiny_checkpoint: 
     with pytest.raises(RunError, match="is not empty, and no run"):
         train(sample("binary"), model=tiny_checkpoint, out=other, **settings, overwrite=True)
     assert (other / "notes.txt").read_text() == "mine"
+
+
+def test_the_names_that_a_notebook_wants_are_at_the_top() -> None:
+    import mlxbert
+    from mlxbert.training.trainer import Trainer
+
+    assert mlxbert.train is train
+    assert mlxbert.Run is Run
+    assert mlxbert.Trainer is Trainer
+    assert mlxbert.TrainingConfig().epochs == 3
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        mlxbert.trian  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (["1960-11", "1960-12"], ["1961-01", "1961-02"]),
+        (["2020-01-01", "2020-02-01", "2020-03-01"], ["2020-04-01", "2020-05-01"]),
+        (["2020-01-01", "2020-01-08"], ["2020-01-15", "2020-01-22"]),
+        ([3, 5], [7, 9]),
+    ],
+)
+def test_times_go_on_as_the_data_write_them(times: list[Any], expected: list[Any]) -> None:
+    made = times_ahead(times, 2)
+    assert [str(time) for time in made] == [str(time) for time in expected]

@@ -51,8 +51,8 @@ def train(data: str | None, out: Path | None, resume: Path | None, allow_changes
       mlxbert train --resume runs/tweets
     """
     from mlxbert.runs import train as run
+    from mlxbert.runs.cross_validate import resume as go_on
     from mlxbert.runs.head_options import head_options, labels
-    from mlxbert.runs.train import resume as go_on
 
     settings = given_settings(options)
     if resume is not None:

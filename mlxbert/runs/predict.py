@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from heads.forward_chaining import as_times
-from mlxbert.data.reading import DataError, id_values, read_chunks, read_data, render_texts
+from heads.forward_chaining import as_times, times_ahead
+from mlxbert.data.reading import id_values, read_chunks, read_data, render_texts
 from mlxbert.data.token_rows import token_rows
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
@@ -119,7 +119,7 @@ def forecast(run: Run, history: Any) -> tuple[list[Any], Predictions]:
         logits = predict_logits(model, tokens, batch_size=1, extra=extra)
         values = np.asarray(head.predict(logits)).reshape(1, horizon)
         parts.append(Predictions(run.task.task, values))
-    return _times_ahead(times, horizon), average(parts)
+    return _names(times_ahead(times, horizon)), average(parts)
 
 
 def open_predictor(path: str | Path) -> Run | Blend:
@@ -207,10 +207,6 @@ def _table(form: Submission, ids: Sequence[str], columns: dict[str, np.ndarray])
     return pandas.DataFrame({form.id_column: list(ids), **columns})
 
 
-def _times_ahead(times: np.ndarray, horizon: int) -> list[Any]:
-    """The next times, as far apart as the last two are; dates as the data write them: 1961-01 after 1960-12."""
-    if len(times) < 2:
-        raise DataError("the series has one row, which tells no step from one time to the next; fix: give more rows")
-    step = times[-1] - times[-2]
-    ahead = [times[-1] + step * (i + 1) for i in range(horizon)]
-    return [str(time) if times.dtype.kind == "M" else time.item() for time in ahead]
+def _names(times: np.ndarray) -> list[Any]:
+    """Dates as the data write them (1961-01 after 1960-12), numbers as numbers."""
+    return [str(time) if times.dtype.kind == "M" else time.item() for time in times]
