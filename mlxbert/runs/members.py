@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -22,8 +23,10 @@ from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.member import Member
+from mlxbert.training.outcome import Outcome, TrainingInterrupted
 from mlxbert.training.predictions import Predictions
-from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted
+from mlxbert.training.trainer import Trainer
 from mlxbert.with_head import BertWithHead
 from mlxbert.writer.output_file import fsync_directory, write_errors
 
@@ -50,6 +53,8 @@ def train_members(
         state = files.resume / member.name
         if not files.is_done(member.name):
             _train(files, member, state, prepared, settings, config, callbacks)
+            # A trainer and its compiled step refer to each other: without this its weights wait for the next one's.
+            gc.collect()
         shutil.rmtree(state, ignore_errors=True)
 
 
@@ -100,7 +105,6 @@ def _train(
         if trainer.show_kept():
             model.save(files.best_so_far, overwrite=True)
         raise
-    _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome)
     model.save(files.member(member.name), overwrite=True)
     Callbacks(callbacks).on_member_end(
         MemberEvent(
@@ -108,6 +112,8 @@ def _train(
             *(outcome.metrics, time.monotonic() - started, outcome.note),
         )
     )
+    # Last of all: with these the model is finished (`RunFiles.is_done`), and whoever was to be told has been told.
+    _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome)
 
 
 def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:

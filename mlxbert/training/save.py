@@ -68,9 +68,13 @@ def read_arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
         about = json.loads(metadata["mlxbert"])
         mx.eval(arrays)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise SaveError(f"{file} is damaged ({error}); fix: delete it, and this model starts anew") from error
+        raise SaveError(
+            f"{file} is damaged ({error}); fix: delete {file.parent}, and this model starts anew"
+        ) from error
     if not isinstance(about, dict):
-        raise SaveError(f"{file} is damaged (no position in it); fix: delete it, and this model starts anew")
+        raise SaveError(
+            f"{file} is damaged (no position in it); fix: delete {file.parent}, and this model starts anew"
+        )
     return arrays, about
 
 
