@@ -59,10 +59,10 @@ class Fault:
     """Something that goes wrong with the next `times` requests whose `METHOD /path` the pattern finds.
 
     Any number may be given of: `reply` (sent instead of the real answer), `before` (called first: say, a push by
-    somebody else), `drop_after` (bytes of the answer's body sent before the connection is closed; with `reset`, by RST),
-    `flip` (index of the answer's byte inverted), `flip_sent` (index of the request's byte inverted before it is taken
-    in), `cut_sent` (bytes of the request's body taken in before the connection is closed, and nothing done), `lose`
-    (everything done, but nothing answered).
+    somebody else), `drop_after` (bytes of the answer's body sent before the connection is closed; with `reset`, by
+    RST), `flip` (index of the answer's byte inverted), `flip_sent` (index of the request's byte inverted before it
+    is taken in), `cut_sent` (bytes of the request's body taken in before the connection is closed, and nothing done),
+    `lose` (everything done, but nothing answered).
     """
 
     pattern: re.Pattern[str]
