@@ -9,10 +9,10 @@ from typing import Any
 
 from converter.hub_rules import is_language, is_license, is_repo_id
 from converter.readers.source_error import shown
+from converter.readers.weight_files import CARD
 
-NAME = "README.md"
 _MAX_BYTES = 4 * 2**20
-_UNREAD = f"the source's {NAME} cannot be read ({{}}): its license and languages are left out of our card"
+_UNREAD = f"the source's {CARD} cannot be read ({{}}): its license and languages are left out of our card"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read_source_card(directory: Path) -> tuple[SourceCard, list[str]]:
     """
     from huggingface_hub.repocard import metadata_load
 
-    path = directory / NAME
+    path = directory / CARD
     try:
         if not path.is_file():
             return SourceCard(), []

@@ -346,22 +346,22 @@ REPOSITORIES = {
     "bert-base-uncased": (
         [*STANDARD, "coreml/model.mlpackage/x", "flax_model.msgpack", "model.onnx", "model.safetensors",
          "pytorch_model.bin", "rust_model.ot", "tf_model.h5", "LICENSE"],
-        ["config.json", "tokenizer.json", "vocab.txt", "model.safetensors"],
+        ["config.json", "tokenizer.json", "vocab.txt", "README.md", "model.safetensors"],
     ),
     "pickle only": (
         [*STANDARD, "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx"],
-        ["config.json", "tokenizer.json", "vocab.txt", "pytorch_model.bin"],
+        ["config.json", "tokenizer.json", "vocab.txt", "README.md", "pytorch_model.bin"],
     ),
     "sharded": (
         [*STANDARD, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
          "model.safetensors.index.json", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"],
-        ["config.json", "tokenizer.json", "vocab.txt", "model-00001-of-00002.safetensors",
+        ["config.json", "tokenizer.json", "vocab.txt", "README.md", "model-00001-of-00002.safetensors",
          "model-00002-of-00002.safetensors", "model.safetensors.index.json"],
     ),
     "sharded pickles": (
         [*STANDARD, "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin",
          "pytorch_model.bin.index.json", "other-00001-of-00002.bin"],
-        ["config.json", "tokenizer.json", "vocab.txt", "pytorch_model-00001-of-00002.bin",
+        ["config.json", "tokenizer.json", "vocab.txt", "README.md", "pytorch_model-00001-of-00002.bin",
          "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"],
     ),
     "sentence-transformers": (

@@ -18,6 +18,7 @@ COMMANDS = {
     "mlxbert-convert": "converter.cli:convert",
     "mlxbert-verify": "converter.cli:verify",
     "mlxbert-export": "converter.cli:export",
+    "mlxbert-push": "converter.cli:push",
     "mlxbert": "mlxbert.cli:main",
 }
 

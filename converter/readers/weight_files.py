@@ -14,6 +14,7 @@ from converter.readers.source_error import SourceError, shown
 from mlxbert.errors import first_ten
 
 INDEX_SUFFIX = ".index.json"
+CARD = "README.md"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
 SHARD = re.compile(r"(?P<stem>.+)-(\d+)-of-(?P<total>\d+)(?P<suffix>\.[a-z]+)")
 # what training and other tools write beside a model under a weight file's suffix
@@ -100,10 +101,11 @@ def select_files(names: Sequence[str]) -> list[str]:
     """The files of a Hub repository that a conversion needs, in the repository's order.
 
     One format of weights alone (safetensors before pickles), config.json, tokenizer and sentence-transformers
-    files. Raises SourceError as `choose_weights` does, before anything is downloaded.
+    files, and the model card, for its license and languages. Raises SourceError as `choose_weights` does, before
+    anything is downloaded.
     """
     choice = choose_weights("the repository", names)
-    wanted = {choice.name, f"{choice.name}{INDEX_SUFFIX}", "config.json", *SIDE_FILES}
+    wanted = {choice.name, f"{choice.name}{INDEX_SUFFIX}", "config.json", CARD, *SIDE_FILES}
     if choice.is_index:
         wanted |= {name for name in names if (m := SHARD.fullmatch(name)) and _index_of(m) == choice.name}
     if ".safetensors" in choice.name:
