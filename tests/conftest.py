@@ -8,7 +8,7 @@ import pytest
 
 from examples.packaged_minilm import model_directory
 
-pytest_plugins = ["tests.hub.plugin", "tests.hub.samples"]
+pytest_plugins = ["tests.hub.plugin", "tests.hub.samples", "tests.hub.publishing"]
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def explain_push(error: BaseException, repo_id: str) -> PublishError:
     if isinstance(error, httpx2.HTTPError):
         return PublishError(str(explain(error, subject)).replace(_READ, _WRITTEN))
     return PublishError(
-        f"'{repo_id}': the upload failed ({type(error).__name__}): {clean(str(error))}; fix: push again, "
+        f"'{repo_id}': the upload failed ({type(error).__name__}): {clean(str(error))[:120]}; fix: push again, "
         "what has arrived is not sent twice"
     )
 

@@ -14,6 +14,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 
 from converter.publishing.errors import FAILURES, PublishError, explain_push
+from converter.publishing.retry import retried
 from mlxbert.writer.manifest import NAME
 
 _SMALL = 4 * 2**20
@@ -61,19 +62,19 @@ def look_at(api: HfApi, repo_id: str, revision: str | None) -> Remote:
     """
     try:
         try:
-            commit, exists = api.model_info(repo_id, revision=revision).sha, True
+            commit, exists = retried(lambda: api.model_info(repo_id, revision=revision).sha), True
         except RevisionNotFoundError:
-            commit, exists = api.model_info(repo_id).sha, False
-        listed = api.list_repo_tree(repo_id, recursive=True, revision=commit)
-        files = {
-            item.path: RemoteFile(item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
-            for item in listed
-            if isinstance(item, RepoFile)
-        }
+            commit, exists = retried(lambda: api.model_info(repo_id).sha), False
+        listed = retried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit)))
     except RepositoryNotFoundError:
         return Remote()
     except FAILURES as error:
         raise explain_push(error, repo_id) from None
+    files = {
+        item.path: RemoteFile(item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
+        for item in listed
+        if isinstance(item, RepoFile)
+    }
     return Remote(commit, exists, files)
 
 

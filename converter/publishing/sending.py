@@ -44,7 +44,7 @@ class Sending:
             PublishError: as `converter.publish.push`.
         """
         repo_id = self.plan.repo_id
-        remote = retried(lambda: look_at(self.api, repo_id, self.plan.revision))
+        remote = look_at(self.api, repo_id, self.plan.revision)
         if remote.commit is None and self.plan.pull_request:
             raise PublishError(f"'{repo_id}' is not there to propose anything to: push without --pr to make it")
         listed = refuse_another_model(self.api, repo_id, remote, self.config) if remote.commit else frozenset()
@@ -120,7 +120,7 @@ class Sending:
 
     def _checked(self, plan: PushPlan, commit: str, pr_url: str | None) -> PushResult:
         """Compare what the Hub lists at the new commit with what was sent."""
-        differing = self._differences(plan, retried(lambda: look_at(self.api, plan.repo_id, commit)))
+        differing = self._differences(plan, look_at(self.api, plan.repo_id, commit))
         if differing:
             raise PublishError(
                 f"'{plan.repo_id}': what arrived at commit {commit} is not what was sent; do not use it, push again\n"

@@ -88,7 +88,8 @@ def commit(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
     412 where the branch is not at `parentCommit` any more.
     """
     create_pr = "create_pr" in request.query
-    repo = writable(hub, request, match, pull_request=create_pr)
+    into_pr = unquote(match["rev"]).startswith("refs/pr/")  # whoever opened one may write to it
+    repo = writable(hub, request, match, pull_request=create_pr or into_pr)
     if isinstance(repo, Reply):
         return repo
     found = commit_of(hub, request, match, match["rev"])
