@@ -58,7 +58,8 @@ class TestCommit:
     def test_a_failure_that_stays(self, hub: Hub, verified: Path) -> None:
         hub.inject(COMMIT, times=99, status=502)
         assert refusal(verified) == (
-            f"127.0.0.1:{hub.port} failed (502), and again when tried again: push again later, what arrived is not sent twice"
+            f"127.0.0.1:{hub.port} failed (502), and again when tried again: push again later, "
+            "what arrived is not sent twice"
         )
         assert set(hub.repositories[REPO].files) == {".gitattributes"}
 
@@ -146,7 +147,7 @@ class TestBefore:
             f'127.0.0.1:{hub.port} refuses the card\'s metadata: "license" must be one of [mit]; nothing was sent'
         )
 
-    def test_a_name_that_became_another_meanwhile(self, hub: Hub, verified: Path) -> None:
+    def test_a_listing_that_is_refused(self, hub: Hub, verified: Path) -> None:
         pushed(verified)
         hub.inject("/tree/", times=99, status=429)
         assert "allows no more requests for now (429)" in refusal(verified)
