@@ -58,13 +58,15 @@ def push(
     """
     if pr and revision is not None:
         raise PublishError("--pr and --revision: a pull request is always made to the default branch; leave one out")
+    if to is not None:
+        check_repo_id(to)
     from huggingface_hub import HfApi, get_token
 
     from mlxbert.hub.errors import check_token
 
     token = None if dry_run else _token(check_token, get_token)
     evidence = gather_evidence(directory, allow_unverified=allow_unverified, token=token)
-    repo_id = check_repo_id(to) if to is not None else _default_name(evidence)
+    repo_id = to if to is not None else _default_name(evidence)
     files, card = _files(evidence, repo_id, token)
     plan = PushPlan(
         repo_id=repo_id,
