@@ -46,6 +46,22 @@ def test_convert_records_the_commit_and_fetches_only_what_it_needs(hub: Hub, tmp
     assert block["revision"] in card
 
 
+@pytest.mark.parametrize("card", [{"README.md": b"---\nlicense: mit\n---\n"}, {}])
+def test_a_cache_without_the_card_is_enough_offline(
+    card: dict[str, bytes], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, snapshot_download
+
+    save_tiny(tmp_path / "source")
+    hub.add("team/tiny-bert", {**files_of(tmp_path / "source"), **card})
+    snapshot_download("team/tiny-bert", ignore_patterns="README.md")  # as transformers would have left it
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    result = convert("team/tiny-bert", tmp_path / "out", verify=False)
+    note = "the source's README.md could not be fetched: its license and languages are left out of our card"
+    assert (note in result.notes) == bool(card)
+    assert "license:" not in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_load_a_converted_repository_and_again_offline(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

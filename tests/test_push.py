@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 import mlxbert
 from converter.publish import push
-from mlxbert.writer.manifest import manifest_problems
+from mlxbert.writer.manifest import manifest_bytes, manifest_problems, read_manifest
+from mlxbert.writer.output_file import FileRecord
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, assert_published, pushed
 
@@ -159,3 +161,31 @@ def test_the_card_that_goes_with_it(hub: Hub, verified: Path) -> None:
     assert "PATH_OF_THIS_DIRECTORY" not in card
     assert re.search(r"- `model\.safetensors`: sha256 `[0-9a-f]{64}`", card)
     assert str(verified.parent) not in card
+
+
+def test_a_license_that_is_not_known_is_said_in_the_card_and_nowhere_else(
+    hub: Hub, verified: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    config = json.loads((verified / "config.json").read_text())
+    del config["mlxbert"]["source_card"]
+    data = json.dumps(config).encode()
+    (verified / "config.json").write_bytes(data)
+    records = {**(read_manifest(verified) or {}), "config.json": FileRecord.of(data)}
+    (verified / "manifest.json").write_bytes(manifest_bytes(records))
+    pushed(verified)
+    assert not [warning for warning in recwarn if "metadata" in str(warning.message)]
+    card = hub.repositories[REPO].files["README.md"].decode()
+    assert "The license of the source is not known here" in card
+
+
+def test_what_the_card_says_to_do_works(hub: Hub, verified: Path) -> None:
+    pushed(verified)
+    card = hub.repositories[REPO].files["README.md"].decode()
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 1  # it has no pooler, so mlx-embeddings cannot load it
+    namespace: dict[str, object] = {}
+    exec(blocks[0], namespace)
+    assert namespace["output"].last_hidden_state.shape[-1] == 48  # type: ignore[attr-defined]
+    head = re.search(r"`(model, tokenizer = mlxbert\.load_with_head\(.*?\))`", card)
+    assert head is not None
+    exec(head[1], namespace)

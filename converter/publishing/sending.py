@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -161,11 +162,16 @@ def _staged(files: Files) -> Iterator[Path]:
 
 @contextmanager
 def _quiet_client() -> Iterator[None]:
-    """Keep the client's own log of retries out of the terminal: it quotes signed addresses."""
+    """Keep the client's log of retries, which quotes signed addresses, and its warnings out of the terminal.
+
+    What the Hub warns of in a card, that a license is missing, the card says itself.
+    """
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warnings while validating metadata", UserWarning)
+            yield
     finally:
         logger.setLevel(level)

@@ -101,11 +101,10 @@ def select_files(names: Sequence[str]) -> list[str]:
     """The files of a Hub repository that a conversion needs, in the repository's order.
 
     One format of weights alone (safetensors before pickles), config.json, tokenizer and sentence-transformers
-    files, and the model card, for its license and languages. Raises SourceError as `choose_weights` does, before
-    anything is downloaded.
+    files. Raises SourceError as `choose_weights` does, before anything is downloaded.
     """
     choice = choose_weights("the repository", names)
-    wanted = {choice.name, f"{choice.name}{INDEX_SUFFIX}", "config.json", CARD, *SIDE_FILES}
+    wanted = {choice.name, f"{choice.name}{INDEX_SUFFIX}", "config.json", *SIDE_FILES}
     if choice.is_index:
         wanted |= {name for name in names if (m := SHARD.fullmatch(name)) and _index_of(m) == choice.name}
     if ".safetensors" in choice.name:
