@@ -49,7 +49,8 @@ class CardFacts:
     """All that a card says; `parity` is None where nothing was compared.
 
     `place` is what `mlxbert.load` is given: a Hub id, or a stand-in for the directory. `weights` are the names of the
-    weight files and their SHA-256. `unverified` says why a model is published whose comparison did not pass.
+    weight files and their SHA-256. `trained_head` is the name of a head that this project trained, with the encoder.
+    `unverified` says why a model is published whose comparison did not pass.
     """
 
     name: str
@@ -67,12 +68,18 @@ class CardFacts:
     source_card: SourceCard = field(default_factory=SourceCard)
     quantization: Quantization | None = None
     quantized: bool = False
+    trained_head: str | None = None
     scores: Scores | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     sentence_modules: bool = False
     place: str = "PATH_OF_THIS_DIRECTORY"
     unverified: str | None = None
+
+    @property
+    def trained(self) -> str | None:
+        """The task that the model was fine-tuned for by this project; None: it is as its source is."""
+        return self.trained_head or (self.scores.task if self.scores else None)
 
     @property
     def base_model(self) -> str | None:
@@ -82,8 +89,8 @@ class CardFacts:
     @property
     def pipeline_tag(self) -> str | None:
         """The Hub's task, from the head; of an encoder alone, what its vectors are for. None: the Hub has none."""
-        if self.scores is not None:
-            return "text-classification" if self.scores.task in _TRAINED_TASKS else None
+        if self.trained is not None:
+            return "text-classification" if self.trained in _TRAINED_TASKS else None
         if self.heads:
             return _TASKS.get(self.original_class)
         return "sentence-similarity" if self.sentence_modules else "feature-extraction"
@@ -125,7 +132,7 @@ def render_card(facts: CardFacts) -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["code"] = _code
     template = environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
-    computed = ("base_model", "parity_rows", "front_matter")
+    computed = ("base_model", "parity_rows", "front_matter", "trained")
     return template.render({name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, *computed)})
 
 

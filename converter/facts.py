@@ -69,11 +69,19 @@ def card_facts(
         source_card=SourceCard.from_block(block),
         quantization=quantization,
         quantized="quantization" in config,
+        trained_head=_trained_head(block),
         scores=read_scores(block),
         weights={file: record.sha256 for file, record in records.items() if _is_weights(file)},
         max_length=config.get("max_position_embeddings"),
         sentence_modules=(directory / "modules.json").is_file(),
     )
+
+
+def _trained_head(block: Mapping[str, Any]) -> str | None:
+    """The name of a head of ours, which `BertWithHead.save` keeps with its settings."""
+    head = block.get("head")
+    name = head.get("name") if isinstance(head, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _is_weights(file: str) -> bool:

@@ -111,6 +111,7 @@ FINE_TUNED = replace(
     name="disaster-tweets-minilm",
     place="alice/disaster-tweets-minilm",
     heads=("head.weight", "head.bias"),
+    trained_head="binary",
     scores=Scores("binary", "f1", {"f1": 0.8012, "accuracy": 0.8351, "roc_auc": 0.8967}, 5, 7613),
     parity=None,
     unverified="the model was never compared with PyTorch",

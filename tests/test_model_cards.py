@@ -75,6 +75,14 @@ class TestFrontMatter:
     def test_the_task_comes_from_the_head(self, original_class: str, task: str | None) -> None:
         assert replace(WITH_HEAD, original_class=original_class).pipeline_tag == task
 
+    def test_a_trained_head_has_the_task_of_its_kind(self) -> None:
+        assert replace(MINILM, trained_head="ordinal").pipeline_tag == "text-classification"
+        assert replace(MINILM, trained_head="time_series").pipeline_tag is None
+        card = render_card(replace(MINILM, trained_head="ordinal", heads=("head.weight",), parity=None))
+        assert "with a trained `ordinal` head, in float32, fine-tuned in [MLX]" in card
+        assert "NOT VERIFIED" not in card
+        assert "## Scores" not in card
+
     def test_an_encoder_alone(self) -> None:
         assert replace(WITH_HEAD, heads=()).pipeline_tag == "feature-extraction"
         assert MINILM.pipeline_tag == "sentence-similarity"

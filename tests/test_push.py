@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -13,10 +14,20 @@ import mlxbert
 from converter.publish import push
 from mlxbert.writer.manifest import manifest_bytes, manifest_problems, read_manifest
 from mlxbert.writer.output_file import FileRecord
+from tests.card_samples import QUANTIZATION
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, assert_published, pushed
 
 pytestmark = pytest.mark.usefixtures("writer", "transfer")
+
+
+def rewrite(directory: Path, files: dict[str, Any]) -> None:
+    """Change JSON files, and the manifest with them."""
+    records = read_manifest(directory) or {}
+    for name, value in files.items():
+        (directory / name).write_text(json.dumps(value))
+        records[name] = FileRecord.of((directory / name).read_bytes())
+    (directory / "manifest.json").write_bytes(manifest_bytes(records))
 
 
 def test_a_new_repository(hub: Hub, verified: Path) -> None:
@@ -168,14 +179,25 @@ def test_a_license_that_is_not_known_is_said_in_the_card_and_nowhere_else(
 ) -> None:
     config = json.loads((verified / "config.json").read_text())
     del config["mlxbert"]["source_card"]
-    data = json.dumps(config).encode()
-    (verified / "config.json").write_bytes(data)
-    records = {**(read_manifest(verified) or {}), "config.json": FileRecord.of(data)}
-    (verified / "manifest.json").write_bytes(manifest_bytes(records))
+    rewrite(verified, {"config.json": config})
     pushed(verified)
     assert not [warning for warning in recwarn if "metadata" in str(warning.message)]
     card = hub.repositories[REPO].files["README.md"].decode()
     assert "The license of the source is not known here" in card
+
+
+def test_a_quantized_directory(hub: Hub, verified: Path) -> None:
+    """Only what is said of it: the weights in this sample are not really quantized."""
+    config = json.loads((verified / "config.json").read_text())
+    config["quantization"] = {"group_size": 64, "bits": 4, "embeddings.word_embeddings": {"group_size": 64, "bits": 6}}
+    parity = json.loads((verified / "parity.json").read_text())
+    parity["quantization"] = QUANTIZATION
+    rewrite(verified, {"config.json": config, "parity.json": parity})
+    result = push(verified, progress=False)
+    assert result.plan.repo_id == "mlx-community/tiny-mixed-5.0bit"
+    card = hub.repositories[result.plan.repo_id].files["README.md"].decode()
+    assert "## What quantization cost\n\n22,713,216 parameters in 14.2 MB of weights:\n5.00 bits per weight" in card
+    assert "AutoModel" not in card
 
 
 def test_what_the_card_says_to_do_works(hub: Hub, verified: Path) -> None:

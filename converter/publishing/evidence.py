@@ -71,10 +71,12 @@ def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, to
     _refuse_leaks(path, records, token)
     report, unverified = _parity(path, records)
     if unverified and not allow_unverified:
-        reference = config["mlxbert"]["source"]
+        block = config["mlxbert"]
+        verify = f"mlxbert-verify {directory} --reference {block['source']}, or "
+        verify = "" if "head" in block else verify  # fine-tuned: there is no reference any more
         raise PublishError(
-            f"{directory}: {unverified}; fix: mlxbert-verify {directory} --reference {reference}, "
-            "or publish it all the same with --allow-unverified, which the card will say"
+            f"{directory}: {unverified}; fix: {verify}publish it all the same with --allow-unverified, "
+            "which the card will say"
         )
     return Evidence(path, config, records, report, unverified, unlisted)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ def snapshot(
         raise explain(listing.unreachable, subject, missing=missing)
     if missing:
         try:
-            with progress_bars(progress):
+            with progress_bars(progress), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Not enough free disk space")  # our error says so, once
                 # The names are literal; the client takes patterns.
                 patterns = [glob.escape(name) for name in missing]
                 folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
