@@ -22,6 +22,7 @@ from converter.publishing.retry import ATTEMPTS, pause, retried
 from converter.publishing.rights import Writer
 from mlxbert.errors import first_ten
 from mlxbert.hub import progress_bars
+from mlxbert.hub.errors import host_name
 
 Files = Mapping[str, bytes | Path]
 """What is sent under each name: bytes, or a file of the directory."""
@@ -77,6 +78,8 @@ class Sending:
                 retried(lambda: self.api.create_repo(plan.repo_id, private=plan.private or None, exist_ok=True))
             if plan.revision is not None:
                 retried(lambda: self.api.create_branch(plan.repo_id, branch=plan.revision or "", exist_ok=True))
+        except KeyError:  # what the client makes of an answer that lacks its part
+            raise PublishError(f"{host_name()} does not answer like a Hugging Face Hub: check HF_ENDPOINT") from None
         except FAILURES as error:
             raise explain_push(error, plan.repo_id) from None
         return look_at(self.api, plan.repo_id, plan.revision)

@@ -58,13 +58,18 @@ def refusal(directory: Path, to: str | None = REPO, **options: Any) -> str:
     """The message that a push fails with: one line, perhaps with names after it, and no token anywhere."""
     with pytest.raises(MLXBertError) as caught:
         pushed(directory, to, **options)
-    printed = "".join(traceback.format_exception(caught.value))
+    return one_line(caught.value, directory)
+
+
+def one_line(error: MLXBertError, directory: Path) -> str:
+    """The message of an error, if it is one to show to people."""
+    printed = "".join(traceback.format_exception(error))
     assert TOKEN not in printed
     assert "Signature=" not in printed
-    message, *names = str(caught.value).split("\n")
-    assert all(name.startswith("  ") for name in names), str(caught.value)
+    message, *names = str(error).split("\n")
+    assert all(name.startswith("  ") for name in names), str(error)
     assert len(message.replace(str(directory), "DIRECTORY")) < 300
-    return str(caught.value)
+    return str(error)
 
 
 def assert_published(repo: Repository, directory: Path, *, branch: str = "main") -> None:

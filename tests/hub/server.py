@@ -126,6 +126,11 @@ class HubServer:
         with self._lock:
             self._faults.append(fault)
 
+    def heal(self) -> None:
+        """Let nothing go wrong any more."""
+        with self._lock:
+            self._faults.clear()
+
     def seen(self, pattern: str) -> list[Request]:
         """The recorded requests whose "METHOD /path" the pattern finds."""
         return [request for request in self.requests if re.search(pattern, str(request))]
