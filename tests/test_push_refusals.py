@@ -92,6 +92,15 @@ class TestEvidence:
             == f"{verified}: manifest.json is missing or not mlxbert's own; fix: convert the model again"
         )
 
+    @pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "a/../../outside.txt"])
+    def test_a_manifest_that_reaches_outside(self, name: str, verified: Path) -> None:
+        (verified.parent / "outside.txt").write_text("private")
+        records = {**(read_manifest(verified) or {}), name: FileRecord.of(b"private")}
+        (verified / "manifest.json").write_bytes(manifest_bytes(records))
+        assert refusal(verified) == (
+            f"{verified}: manifest.json lists a file outside of it, {name!r}; fix: convert the model again"
+        )
+
     def test_not_converted_and_not_there(self, tmp_path: Path) -> None:
         save_tiny(tmp_path / "source")
         assert "was never converted; run: mlxbert-convert" in refusal(tmp_path / "source")
@@ -222,6 +231,13 @@ class TestAnotherModel:
         message = refusal(verified_once)
         assert message.startswith(f"'{REPO}' {what}")
         assert message.endswith("; choose another name with --to")
+
+    @pytest.mark.parametrize("config", [b"not json", b"[1]", b"{}" + b" " * 5_000_000])
+    def test_a_config_that_says_nothing(self, config: bytes, hub: Hub, verified: Path) -> None:
+        hub.add(REPO, {"config.json": config})
+        assert (
+            refusal(verified) == f"'{REPO}' holds a model that mlxbert did not convert; choose another name with --to"
+        )
 
     def test_weights_without_a_config(self, hub: Hub, verified: Path) -> None:
         hub.add(REPO, {"pytorch_model.bin": b"somebody's"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from converter.parity.files import CARD, PARITY
@@ -58,6 +58,10 @@ def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, to
     if records is None:
         raise PublishError(f"{directory}: {NAME} is missing or not mlxbert's own; fix: convert the model again")
     _require_block(path, config)
+    if outside := [name for name in records if PurePosixPath(name).is_absolute() or ".." in name.split("/")]:
+        raise PublishError(
+            f"{directory}: {NAME} lists a file outside of it, {outside[0]!r}; fix: convert the model again"
+        )
     problems = manifest_problems(path)
     unlisted = tuple(line.partition(": not in")[0] for line in problems if line.endswith(": not in the manifest"))
     changed = [line for line in problems if not line.endswith(": not in the manifest")]
