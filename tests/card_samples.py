@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from converter.parity.report import PRECISION, ParityReport
 from converter.source_card import SourceCard
 
 FOLDER = Path(__file__).parent.parent / "model_cards"
+DATA = Path(__file__).parent / "data"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 # The real conversion of all-MiniLM-L6-v2, with every number that was measured.
-MINILM_PARITY = ParityReport.from_json((Path(__file__).parent / "data" / "minilm_parity.json").read_text("utf-8"))
+MINILM_PARITY = ParityReport.from_json((DATA / "minilm_parity.json").read_text("utf-8"))
 
 
 def parity(source: str, *, revision: str | None = None, limit: float = 1e-6, error: float = 0.0) -> ParityReport:
@@ -76,17 +78,18 @@ QUANTIZATION: dict[str, Any] = {
         }
     ],
 }
+# The real conversion with `--quantize 4bit`, that is, rounded and not calibrated, with every number that was measured.
+_FOUR_BIT = json.loads((DATA / "minilm_4bit_parity.json").read_text("utf-8"))
+FOUR_BIT_PARITY = ParityReport.from_json(json.dumps(_FOUR_BIT))
 QUANTIZED = replace(
     MINILM,
-    name="all-MiniLM-L6-v2-mixed-5.0bit",
-    place="mlx-community/all-MiniLM-L6-v2-mixed-5.0bit",
-    source="sentence-transformers/all-MiniLM-L6-v2",
-    revision=REVISION,
-    parity=parity("sentence-transformers/all-MiniLM-L6-v2", revision=REVISION, limit=1.0, error=0.31),
+    name="all-MiniLM-L6-v2-4bit",
+    place="mlx-community/all-MiniLM-L6-v2-4bit",
     dtype="float16",
+    parity=replace(FOUR_BIT_PARITY, provenance=replace(FOUR_BIT_PARITY.provenance, source="all-MiniLM-L6-v2")),
     quantized=True,
-    quantization=Quantization.from_json(QUANTIZATION),
-    weights={"model.safetensors": "ab" * 32},
+    quantization=Quantization.from_json(_FOUR_BIT["quantization"]),
+    weights=FOUR_BIT_PARITY.provenance.weights,
 )
 WITH_HEAD = replace(
     MINILM,

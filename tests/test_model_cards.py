@@ -17,7 +17,7 @@ from converter.publishing.leaks import leaks
 from converter.publishing.lint import lint_card
 from converter.publishing.names import default_repo_id, precision_suffix
 from converter.source_card import SourceCard, parse_source_card, read_source_card
-from tests.card_samples import FOLDER, MINILM, QUANTIZATION, QUANTIZED, SAMPLES, WITH_HEAD
+from tests.card_samples import FOLDER, MINILM, QUANTIZATION, QUANTIZED, REVISION, SAMPLES, WITH_HEAD
 from tests.hub.yaml_rules import LICENSES as THE_HUBS_LICENSES
 from tests.hub.yaml_rules import check_yaml
 
@@ -57,7 +57,9 @@ class TestFrontMatter:
         assert data["datasets"] == ["2024/x", "null"]
 
     def test_quantized_says_so_and_only_then(self) -> None:
-        assert "base_model_relation: quantized\n" in render_card(QUANTIZED)
+        facts = replace(QUANTIZED, source="a/b", revision=REVISION)
+        assert "base_model: a/b\nbase_model_relation: quantized\n" in render_card(facts)
+        assert "base_model_relation" not in render_card(QUANTIZED)  # its source was a directory
         assert "base_model_relation" not in render_card(WITH_HEAD)
 
     @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ class TestEvidence:
     def test_read_from_a_directory(self, tmp_path: Path) -> None:
         assert read_quantization(tmp_path) is None
         (tmp_path / "parity.json").write_text(json.dumps({"quantization": QUANTIZATION}))
-        assert read_quantization(tmp_path) == QUANTIZED.quantization
+        assert read_quantization(tmp_path) == Quantization.from_json(QUANTIZATION)
         (tmp_path / "parity.json").write_text("{")
         with pytest.raises(ReportError, match="is not JSON"):
             read_quantization(tmp_path)
