@@ -43,7 +43,11 @@ HEADS_FILE = "heads.safetensors"
 
 
 def load_with_head(
-    path_or_hub_id: str | Path, revision: str | None = None, *, dtype: mx.Dtype | None = None
+    path_or_hub_id: str | Path,
+    revision: str | None = None,
+    *,
+    dtype: mx.Dtype | None = None,
+    dequantize: bool | None = None,
 ) -> tuple[PretrainedBert, Tokenizer]:
     """Load a converted checkpoint with the head that its source had, and its tokenizer, in evaluation mode.
 
@@ -51,7 +55,7 @@ def load_with_head(
     the log ("mlxbert", a warning) says what they told.
 
     Args:
-        path_or_hub_id, revision, dtype: as for `mlxbert.load`.
+        path_or_hub_id, revision, dtype, dequantize: as for `mlxbert.load`.
 
     Raises:
         CheckpointError: never converted, damaged, or without a head.
@@ -59,7 +63,7 @@ def load_with_head(
     """
     directory = resolve(path_or_hub_id, revision)
     _require_heads_file(directory)
-    core, tokenizer = load(directory, dtype=dtype)
+    core, tokenizer = load(directory, dtype=dtype, dequantize=dequantize)
     config = read_config(directory)
     tensors = read_head_tensors(directory)
     choice = choose_head_class(
