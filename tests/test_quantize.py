@@ -275,6 +275,37 @@ def test_auto_by_size_bits_and_cosine(source: Path, texts: Path, tmp_path: Path)
     assert near.allotment.measured >= 0.98
 
 
+def test_a_budget_that_cannot_be_met_leaves_nothing(source: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"--target-size 0\.01MB: no allotment is so small; the nearest is 0\.0\dMB"):
+        convert(source, tmp_path / "out", quantize="auto", target_size="10kB", calibration=texts, verify=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_scales_in_another_dtype(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "out", quantize="8bit", dtype="bfloat16", verify=False)
+    core = load_core(tmp_path / "out", dequantize=False)
+    assert core.packed is not None
+    assert core.packed.dtype == "bfloat16"
+    assert core.packed.tensors["pooler.dense.scales"].dtype == mx.bfloat16
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.slow
+def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A quarter of the calibration that the command does: what that costs is within these limits.
+    monkeypatch.setattr("converter.quantize.pipeline.VARIANTS", 2)
+    result = convert(minilm_source, tmp_path / "out", quantize="mixed", verify=False)
+    convert(minilm_source, tmp_path / "float32", verify=False)
+    assert result.size < 14_300_000
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 14_300_000
+    (exact, tokenizer), (quantized, _) = load(tmp_path / "float32"), load(tmp_path / "out")
+    for quality in measure_quality(exact, quantized, tokenizer, ("mean",)):
+        assert quality.cosine_mean >= 0.996
+        assert quality.cosine_min >= 0.992
+        assert quality.rank_correlation is not None
+        assert quality.rank_correlation >= 0.99
+
+
 def test_parity_json_says_what_it_cost(source: Path, tmp_path: Path) -> None:
     result = convert(source, tmp_path / "out", quantize="4bit")
     parity = json.loads((tmp_path / "out" / "parity.json").read_text())

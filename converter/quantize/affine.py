@@ -6,8 +6,11 @@ little-endian stream of bits (`mlx/backend/cpu/quantized.cpp`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +18,11 @@ import numpy as np
 from mlxbert.quantization import LayerQuantization
 
 Array = np.ndarray[Any, Any]
+Result = TypeVar("Result")
+
+# Weights rounded at once: what that needs besides fits a core's cache.
+_CHUNK = 1 << 17
+_THREADS = 2
 
 SCALE_DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype("f4")}
 
@@ -94,11 +102,15 @@ def searched_range(
 
 def rounded(weight: Array, layer: LayerQuantization, *, search: bool = False, dtype: str = "float16") -> AffineWeight:
     """Each weight to its nearest code: `weight` (rows, width) float32."""
-    rows = len(weight)
-    groups = weight.reshape(rows, -1, layer.group_size)
-    find = searched_range if search else full_range
-    scales, biases = find(groups, layer.bits, dtype=dtype)
-    return encode(weight, scales, biases, layer.bits)
+    parts = in_chunks(partial(rounded_rows, layer=layer, search=search, dtype=dtype), weight)
+    return AffineWeight(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
+
+
+def in_chunks(compute: Callable[[Array], Result], weight: Array) -> list[Result]:
+    """`compute` on a few rows after the other, by two threads: NumPy lets go of the interpreter's lock."""
+    step = max(1, _CHUNK // weight.shape[1])
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(compute, (weight[start : start + step] for start in range(0, len(weight), step))))
 
 
 def pack(codes: Array, bits: int) -> Array:
@@ -113,6 +125,20 @@ def pack(codes: Array, bits: int) -> Array:
         words |= eights[..., place].astype(np.uint64) << np.uint64(place * bits)
     stream = words.astype("<u8")[..., None].view(np.uint8)[..., :bits]
     return np.ascontiguousarray(stream).reshape(rows, width * bits // 8).view("<u4")
+
+
+def rounded_rows(
+    weight: Array, layer: LayerQuantization, *, search: bool = False, dtype: str = "float16"
+) -> AffineWeight:
+    """`rounded` for a few rows, in one piece."""
+    groups = weight.reshape(len(weight), -1, layer.group_size)
+    find = searched_range if search else full_range
+    scales, biases = find(groups, layer.bits, dtype=dtype)
+    return encode(weight, scales, biases, layer.bits)
+
+
+def _arrays(weight: AffineWeight) -> tuple[Array, Array, Array]:
+    return weight.codes, weight.scales, weight.biases
 
 
 def _rounded(low: Array, high: Array, bits: int, dtype: str) -> tuple[Array, Array]:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from converter.dtypes import CODES, DtypeError
-from converter.quantize.affine import Array, pack, rounded
+from converter.quantize.affine import Array, in_chunks, pack, rounded_rows
 from converter.quantize.fp4 import round_fp4
 from mlxbert.quantization import LayerQuantization
 from mlxbert.writer.safetensors_writer import PlannedTensor
-
-# Weights rounded at once: what that needs besides fits a core's cache.
-_CHUNK = 1 << 17
-_THREADS = 2
 
 
 def packed_tensors(
@@ -67,12 +62,7 @@ def pack_rows(path: str, weight: Array, layer: LayerQuantization, dtype: str) ->
     Raises:
         DtypeError: a weight is too large for the scales' dtype.
     """
-    rows, width = weight.shape
-    step = max(1, _CHUNK // width)
-    chunks = [weight[start : start + step] for start in range(0, rows, step)]
-    # NumPy lets go of the interpreter's lock while it computes.
-    with ThreadPoolExecutor(_THREADS) as threads:
-        parts: list[dict[str, Array]] = list(threads.map(partial(_pack_chunk, layer=layer, dtype=dtype), chunks))
+    parts = in_chunks(partial(_pack_chunk, layer=layer, dtype=dtype), weight)
     packed: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if layer.has_biases and not (np.isfinite(packed["scales"]).all() and np.isfinite(packed["biases"]).all()):
         raise DtypeError(f"{path}: its weights are too large for {dtype} scales; fix: --dtype bfloat16")
@@ -82,7 +72,7 @@ def pack_rows(path: str, weight: Array, layer: LayerQuantization, dtype: str) ->
 def _pack_chunk(chunk: Array, *, layer: LayerQuantization, dtype: str) -> dict[str, Array]:
     if layer.has_biases:
         with np.errstate(over="ignore", invalid="ignore"):
-            affine = rounded(chunk, layer, dtype=dtype)
+            affine = rounded_rows(chunk, layer, dtype=dtype)
         return {"weight": pack(affine.codes, layer.bits), "scales": affine.scales, "biases": affine.biases}
     if layer.bits == 4:
         codes, scales = round_fp4(chunk, layer.group_size, layer.mode)
