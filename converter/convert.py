@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import plan_source, read
 from converter.card import render_card
 from converter.dtypes import CODES, output_dtype
-from converter.facts import TOKENIZER_FILES, card_facts
-from converter.mapping import Plan, Planned
-from converter.mappings import mapping_for
+from converter.facts import card_facts
+from converter.mapping import Planned
+from converter.output_config import notes_on, output_config
 from converter.quantize.settings import quantize_settings
 from converter.source import Source, open_source
 from mlxbert.errors import MLXBertError
@@ -29,10 +28,7 @@ from mlxbert.writer.target import check_target
 if TYPE_CHECKING:
     from converter.parity.report import ParityReport
     from converter.quantize.allotment import Allotment
-    from converter.quantize.pipeline import Quantized
     from converter.quantize.report import QuantizationReport
-
-FORMAT_VERSION = 1
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -139,7 +135,7 @@ def convert(
     if settings is not None and dtype is None:
         dtype = "float16"
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
-    notes = [*source.notes, *_notes(source, planned, dtype)]
+    notes = [*source.notes, *notes_on(source, planned, dtype)]
 
     given = expand_home(src) if expand_home(src).is_file() else source.directory
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
@@ -172,7 +168,7 @@ def convert(
             output.write_safetensors("heads.safetensors", heads, on_tensor=written)
         for name, file in source.side_files.items():
             output.copy(name, file)
-        hf_config = _output_config(source, planned, dtype, quantized)
+        hf_config = output_config(source, planned, dtype, quantized)
         if quantized is not None and quantized.allotment is not None:
             for name, data in quantized.allotment.files().items():
                 output.write_bytes(name, data)
@@ -238,36 +234,12 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     return reason
 
 
-def converter_version() -> str:
-    """The installed version of mlxbert."""
-    try:
-        return version("mlxbert")
-    except PackageNotFoundError:
-        return "0+uninstalled"
-
-
 def _silent(stage: str, done: int, total: int) -> None:
     pass
 
 
 def _to_write(source: Source, items: tuple[Planned, ...], dtype: str) -> list[PlannedTensor]:
     return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype)) for item in items]
-
-
-def _notes(source: Source, planned: Plan, dtype: str) -> list[str]:
-    notes = []
-    kinds = Counter(source.entries[item.source].dtype for item in planned.encoder)
-    if "F64" in kinds and dtype == "float32":
-        notes.append(f"{kinds['F64']} float64 tensors become float32: MLX has no float64 on a GPU")
-    elif len(kinds) > 1:
-        notes.append(f"the source mixes {', '.join(sorted(kinds))}: all become {dtype}")
-    if not any(item.target.startswith("pooler.") for item in planned.encoder):
-        notes.append("the source has no pooler, so neither has the output")
-    if not any(name in source.side_files for name in TOKENIZER_FILES):
-        notes.append(
-            "the source has no tokenizer (tokenizer.json or vocab.txt): copy one into the output to encode text"
-        )
-    return notes
 
 
 def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> QuantizationReport:
@@ -279,31 +251,3 @@ def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> Qua
     return describe_quantization(
         directory, hf_config, float32_core(source), load_core(directory, config=hf_config, dequantize=True)
     )
-
-
-def _output_config(source: Source, planned: Plan, dtype: str, quantized: Quantized | None) -> dict[str, Any]:
-    """The source's `config.json`, its keys kept, with `dtype` and `architectures` made true."""
-    mapping = mapping_for(source.config)
-    config = {**source.config, "architectures": [mapping.base_class], "dtype": dtype}
-    if "torch_dtype" in config:  # what transformers < 4.56 reads
-        config["torch_dtype"] = dtype
-    # Our own output as SRC, to change its dtype: its class is "BertModel" now, and the first one is in its block.
-    earlier = source.config.get("mlxbert")
-    classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
-    origin = {"source": source.name, "revision": source.revision}
-    if isinstance(earlier, dict) and source.revision is None and earlier.get("revision"):
-        # Converted from the Hub, and now once more from there: it still is what came from the Hub.
-        origin = {"source": earlier.get("source"), "revision": earlier["revision"]}
-    config["mlxbert"] = {
-        "format_version": FORMAT_VERSION,
-        "source": origin["source"],
-        "revision": origin["revision"],
-        "converter_version": converter_version(),
-        "original_architectures": classes or source.config.get("architectures"),
-        "dropped": planned.dropped,
-    }
-    if quantized is not None:
-        config["quantization"] = quantized.config.to_mlx()
-        config["quantization_config"] = quantized.config.to_mlx()
-        config["mlxbert"]["quantization"] = dict(quantized.facts)
-    return config

@@ -24,6 +24,18 @@ from mlxbert.quantization.packed import PackedWeights, split_quantized
 from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
 
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+"""What loading reads beside configuration and weights, at the top of a directory."""
+
 
 class CheckpointError(MLXBertError):
     """A directory that is not a converted checkpoint, or a damaged one."""
@@ -134,16 +146,7 @@ def load_core(
 
 def _needed(names: Sequence[str]) -> list[str]:
     """Of a converted repository's files, those that loading reads."""
-    wanted = {
-        "config.json",
-        "manifest.json",
-        "modules.json",
-        "sentence_bert_config.json",
-        "tokenizer.json",
-        "vocab.txt",
-    }
-    wanted |= {"config_sentence_transformers.json", "special_tokens_map.json", "tokenizer_config.json"}
-    wanted |= {"added_tokens.json", "model.safetensors.index.json", "heads.safetensors"}
+    wanted = {"config.json", "manifest.json", "model.safetensors.index.json", "heads.safetensors", *SIDE_FILES}
     return [
         name
         for name in names
@@ -178,14 +181,14 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
             raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
         assert isinstance(loaded, dict)
         # MLX's dictionary has no order; a quantized model is saved with the bytes that it was read from.
-        tensors.update((name, loaded[name]) for name in _file_order(file))
+        tensors.update((name, loaded[name]) for name in file_order(file))
     if set(tensors) != set(weight_map):
         difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
         raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")
     return tensors
 
 
-def _file_order(file: Path) -> list[str]:
+def file_order(file: Path) -> list[str]:
     """The names in a safetensors file that MLX has read, in the order of their bytes."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))

@@ -20,6 +20,7 @@ _DTYPES = (
     (mx.float16, "F16", "float16"),
     (mx.float32, "F32", "float32"),
 )
+DTYPE_CODES = {dtype: code for dtype, code, _ in _DTYPES}
 
 
 def named_parameters(module: nn.Module) -> dict[str, mx.array]:
@@ -34,7 +35,7 @@ def planned_tensors(module: nn.Module, prefix: str = "") -> list[PlannedTensor]:
     Raises:
         MLXBertError: one that is not float32, float16 or bfloat16.
     """
-    codes = {dtype: code for dtype, code, _ in _DTYPES}
+    codes = DTYPE_CODES
     planned = []
     for path, array in named_parameters(module).items():
         if array.dtype not in codes:

@@ -152,10 +152,8 @@ class BertWithHead(nn.Module):
         """Write a converted directory with this model in it, whole or not at all; returns its real path.
 
         Encoder in `model.safetensors` (any other tool loads it as before), `head.*` and `pooling.*` in
-        `heads.safetensors`, their settings in `config.json` under "mlxbert", "head"; every tensor in its own dtype.
-        Tokenizer files are those of `source`.
-
-        The encoder of a quantized checkpoint is written packed as it was, the same bytes.
+        `heads.safetensors`, their settings in `config.json` under "mlxbert", "head"; every tensor in its own dtype, a
+        quantized encoder packed as it was, the same bytes. Tokenizer files are those of `source`.
 
         Raises:
             WriteError: the directory exists and `overwrite` is not given, or cannot be written.
@@ -214,8 +212,7 @@ class BertWithHead(nn.Module):
             config = {"model_type": "bert", "architectures": ["BertModel"], **asdict(self.core.config)}
         config.setdefault("mlxbert", {"format_version": 1, "source": None, "revision": None})
         packed = self.core.packed
-        dtype = stored_dtype(self.core) if packed is None else packed.dtype
-        config["dtype"] = dtype
+        config["dtype"] = dtype = stored_dtype(self.core) if packed is None else packed.dtype
         if packed is not None:
             config["quantization"] = config["quantization_config"] = dict(packed.block)
         if "torch_dtype" in config:

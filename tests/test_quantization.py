@@ -114,7 +114,15 @@ def test_changed_weights_are_not_saved_as_the_old_ones(packed: Path, tmp_path: P
     assert not (tmp_path / "saved").exists()
 
 
-def test_a_pretrained_head_runs_on_a_packed_encoder(packed: Path) -> None:
+def test_a_pretrained_head_runs_on_a_packed_encoder_and_is_saved_with_it(packed: Path, tmp_path: Path) -> None:
+    unpacked, _ = mlxbert.load_with_head(packed)
+    unpacked.save(tmp_path / "saved")
+    for name in ("model.safetensors", "model.safetensors.index.json", "heads.safetensors", "config.json", "vocab.txt"):
+        assert (tmp_path / "saved" / name).read_bytes() == (packed / name).read_bytes()
+    unpacked.head.cls.predictions.bias = unpacked.head.cls.predictions.bias + 1
+    unpacked.save(tmp_path / "changed")
+    again, _ = mlxbert.load_with_head(tmp_path / "changed")
+    np.testing.assert_array_equal(np.array(again(IDS, MASK).logits), np.array(unpacked(IDS, MASK).logits))
     unpacked, _ = mlxbert.load_with_head(packed)
     layers, _ = mlxbert.load_with_head(packed, dequantize=False)
     a, b = (np.array(model(IDS, MASK).logits) for model in (unpacked, layers))
