@@ -65,7 +65,7 @@ def verify(
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
     hf_config = read_config(directory)
-    block = hf_config["mlxbert"]
+    block = hf_config.get("mlxbert") or {}  # another tool's quantized files have none
     if revision is None and reference == block.get("source"):
         # What it was converted from, not what the branch has become since.
         revision = block.get("revision")

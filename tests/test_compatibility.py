@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import mlxbert
 from converter.convert import convert
+from converter.verify import verify
 from mlxbert.encode import SentenceEncoder
 from tests.test_core import error
 from tests.tiny import save_tiny
@@ -141,15 +142,12 @@ def check_quantized(theirs: Any, packed: Path) -> None:
 def test_what_mlx_embeddings_quantized_loads_and_is_unpacked(mode: str, tmp_path: Path) -> None:
     converter = pytest.importorskip("mlx_embeddings.convert")
     save_tiny(tmp_path / "source", hidden_size=64, intermediate_size=96)
-    group = 64 if mode == "affine" else 32
     save_tokenizer(tmp_path / "source")
-    if mode == "affine":
-        group = 32
     converter.convert(
         str(tmp_path / "source"),
         str(tmp_path / "theirs"),
         quantize=True,
-        q_group_size=group,
+        q_group_size=32,
         q_bits=4,
         q_mode=mode,
     )
@@ -163,6 +161,10 @@ def test_what_mlx_embeddings_quantized_loads_and_is_unpacked(mode: str, tmp_path
     mask = np.array(inputs["attention_mask"]).astype(bool)
     ours = np.array(model(**inputs).last_hidden_state)
     assert np.abs(ours - np.array(expected.astype(mx.float32)))[mask].max() < 0.1
+    report = verify(tmp_path / "theirs", tmp_path / "source")
+    assert report.passed
+    assert report.quantization is not None
+    assert report.quantization.recipe == ("4bit" if mode == "affine" else mode)
     convert(tmp_path / "theirs", tmp_path / "unpacked", dequantize=True)
     unpacked, _ = mlxbert.load(tmp_path / "unpacked")
     np.testing.assert_array_equal(np.array(unpacked(**inputs).last_hidden_state), ours)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from converter.cli import convert as command
 from converter.convert import convert
+from converter.dtypes import DtypeError
 from converter.quantize.affine import encode, full_range, pack, rounded, searched_range
 from converter.quantize.allotment import BudgetError, Option, allot_bits, frontier
 from converter.quantize.calibrated import calibrate
@@ -22,6 +23,7 @@ from converter.quantize.gptq import Moments, compensate, corrected_bias
 from converter.quantize.quality import divergence, embeddings, measure_quality, rank_correlation
 from converter.quantize.recipes import RECIPES, RecipeError, configure, recipe_named
 from converter.quantize.settings import parse_size, quantize_settings
+from converter.quantize.streaming import pack_rows
 from converter.quantize.texts import HELD_OUT, CalibrationError, built_in, token_batches
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
@@ -98,6 +100,16 @@ def test_equal_weights_and_large_ones() -> None:
     scales, biases = full_range(np.array([[[-1.0, 2.0] * 16]], np.float32), 8)
     assert float(biases[0, 0]) == -1.0
     assert encode(np.array([[5.0] * 32], np.float32), scales[0][None], biases[0][None], 8).codes.max() == 255
+
+
+def test_weights_that_float16_scales_cannot_hold() -> None:
+    weight = np.full((2, 64), 1e6, np.float32)
+    weight[:, ::2] = -1e6
+    with pytest.raises(DtypeError, match="x: its weights are too large for float16 scales; fix: --dtype bfloat16"):
+        pack_rows("x", weight, LayerQuantization(4, 64), "float16")
+    words, rest = pack_rows("x", weight, LayerQuantization(4, 64), "bfloat16")
+    assert words.shape == (2, 8)
+    assert np.isfinite(rest["scales"].astype(np.float32)).all()
 
 
 def test_importance_decides_the_range() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mlx.utils import tree_flatten
 
+from converter.quantize.precision import recipe_of
 from converter.quantize.quality import Model, Quality, core_of, measure_quality, pooling_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class QuantizationReport:
     """All that the terminal, `parity.json`, the HTML page and the card say of a quantization.
 
     Attributes:
-        recipe: its name; "unknown" where another tool wrote the files.
+        recipe: its name; where another tool wrote the files, their packing.
         calibrated: whether text chose the codes.
         bytes: of all weight files, headers and heads included.
         parameters: true count, of the encoder.
@@ -99,7 +100,7 @@ def describe_quantization(
         layers.append(LayerReport(path, layer.mode, layer.bits, layer.group_size, size, error))
     encoder_bytes = sum(tensor.nbytes for tensor in packed.tensors.values())
     return QuantizationReport(
-        recipe=facts.get("recipe", "unknown"),
+        recipe=recipe_of(config),
         calibrated=facts.get("calibration") is not None,
         bytes=weight_bytes(directory),
         parameters=packed.parameters,
