@@ -304,7 +304,7 @@ def test_scales_in_another_dtype(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A quarter of the calibration that the command does: what that costs is within these limits.
+    # Half of the calibration that the command does, for the time it takes; the limits are those of all of it.
     monkeypatch.setattr("converter.quantize.pipeline.VARIANTS", 2)
     result = convert(minilm_source, tmp_path / "out", quantize="mixed", verify=False)
     convert(minilm_source, tmp_path / "float32", verify=False)
