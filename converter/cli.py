@@ -64,6 +64,18 @@ def _is_ours(error: Exception) -> bool:
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json, where SRC has none beside it.")
 @click.option("--verify/--no-verify", default=None, help="Compare with PyTorch.  [default: where torch is installed]")
 @click.option("--overwrite", is_flag=True, help="Replace a converted model that is there already.")
+@click.option(
+    "--quantize", metavar="RECIPE", help="2bit to 8bit, mxfp4, mxfp8, nvfp4, mixed, or auto with one --target-…."
+)
+@click.option(
+    "--calibration",
+    metavar="FILE",
+    help='Texts, one a line, that choose the codes; or "built-in", or "none".  [default: built-in for mixed and auto]',
+)
+@click.option("--target-size", metavar="SIZE", help="For auto: bytes of all weight files at most, as in 14MB.")
+@click.option("--target-bits", type=float, help="For auto: bits that a weight takes at most, scales included.")
+@click.option("--target-cosine", type=float, help="For auto: mean cosine with float32 at least, on text held back.")
+@click.option("--dequantize", is_flag=True, help="SRC is a quantized MLX checkpoint: write its numbers unpacked.")
 @click.option("--push-to", metavar="OWNER/NAME", help="Publish it there on the Hub, once it is verified.")
 @click.option("--yes", is_flag=True, help="Publish without asking.")
 def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
@@ -76,6 +88,7 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
       mlxbert-convert bert-base-uncased
       mlxbert-convert sentence-transformers/all-MiniLM-L6-v2 -o mlx_models/minilm --dtype float16
       mlxbert-convert checkpoints/epoch=3.ckpt --config config.json -o mlx_models/mine
+      mlxbert-convert mlx_models/minilm --quantize auto --target-size 14MB -o mlx_models/minilm-14MB
     """
     if push_to is not None:
         from converter.publish import require_pushable

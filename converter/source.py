@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.readers.packed import dequantized
 from converter.readers.side_files import collect_side_files, has_tokenizer
 from converter.readers.source_config import read_config, refuse_quantized
 from converter.readers.source_error import SourceError, os_error, shown
@@ -70,11 +71,14 @@ class Source:
         return self.location if self.revision else shown(Path(self.location).resolve().name)
 
 
-def open_source(src: str, *, revision: str | None = None, config: Path | None = None) -> Source:
+def open_source(
+    src: str, *, revision: str | None = None, config: Path | None = None, dequantize: bool = False
+) -> Source:
     """Find and parse a checkpoint, without reading its tensors.
 
     `src` is a directory, a weight file with its config.json beside it, or a Hub id, whose needed files are
-    downloaded at `revision`; `config` is used in the place of config.json. Raises SourceError, one line with
+    downloaded at `revision`; `config` is used in the place of config.json. With `dequantize` it is a quantized MLX
+    checkpoint, and its entries are the numbers that its packed weights stand for. Raises SourceError, one line with
     the fix, for everything that cannot be read, and mlxbert.hub's errors for what the Hub answers.
     """
     path = expand_home(src)
@@ -87,7 +91,7 @@ def open_source(src: str, *, revision: str | None = None, config: Path | None = 
     if exists and revision is not None:
         raise SourceError(f"{src}: is a local path, which has no --revision; fix: leave --revision out")
     if exists:
-        return _open_local(src, path, None, config)
+        return _open_local(src, path, None, config, dequantize)
     if path.is_symlink():
         raise SourceError(f"{src}: is a link to nothing; fix: check where it leads")
     if not looks_like_repo_id(src):
@@ -96,7 +100,7 @@ def open_source(src: str, *, revision: str | None = None, config: Path | None = 
 
     snapshot = hub.snapshot(src, revision=revision, select=select_files)
     notes = _fetch_card(snapshot)
-    source = _open_local(src, snapshot.path, snapshot.revision, config)
+    source = _open_local(src, snapshot.path, snapshot.revision, config, dequantize)
     return replace(source, notes=(*source.notes, *notes))
 
 
@@ -123,16 +127,19 @@ def looks_like_repo_id(src: str) -> bool:
     return bool(_REPO_ID.fullmatch(src)) and not src.endswith(_FILE_SUFFIXES) and ".." not in src
 
 
-def _open_local(location: str, path: Path, revision: str | None, config: Path | None) -> Source:
+def _open_local(location: str, path: Path, revision: str | None, config: Path | None, dequantize: bool) -> Source:
     choice, directory = _choose(path)
     chosen = directory / choice.name
     weights = read_sharded(chosen) if choice.is_index else read_weights(chosen)
-    parsed = read_config(directory, config, lightning=weights.lightning)
+    parsed = read_config(directory, config, lightning=weights.lightning, dequantize=dequantize)
     if path.is_dir() and "mlxbert" in parsed:
         weights = _with_heads(directory, weights)
     names, prefixes = strip_prefixes(chosen, weights.entries)
     entries = {name: replace(weights.entries[key], key=name) for name, key in names.items()}
-    refuse_quantized(chosen, entries)
+    if dequantize:
+        parsed, entries = dequantized(chosen, parsed, entries)
+    else:
+        refuse_quantized(chosen, entries)
     side_files, side_notes = _side_files(directory, config)
     notes = [*choice.notes, *weights.notes, *side_notes]
     if prefixes:

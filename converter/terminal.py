@@ -18,7 +18,13 @@ from converter.parity.report import ParityReport
 from converter.publishing.plan import PushPlan, PushResult
 from mlxbert.terminal import show
 
-_VERBS = {"convert": "Converting", "verify": "Comparing with PyTorch"}
+_VERBS = {
+    "convert": "Converting",
+    "verify": "Comparing with PyTorch",
+    "measure": "Measuring each layer",
+    "try 4 bits": "Calibrating, 4 bits",
+    "calibrate": "Calibrating",
+}
 
 
 @contextmanager
@@ -36,23 +42,34 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(_VERBS.get(stage, stage))
+                tasks[stage] = bars.add_task(_VERBS.get(stage, stage.capitalize()))
             bars.update(tasks[stage], completed=done, total=total)
 
         yield progress
 
 
 def show_parity(report: ParityReport) -> None:
-    """The parity table, on standard output."""
+    """The parity table, and what a quantization cost, on standard output."""
     from converter.parity.table import parity_table
 
     show(parity_table(report))
+    if report.quantization is not None:
+        from converter.quantize.table import quantization_table
+
+        show("", quantization_table(report.quantization))
 
 
 def show_result(result: ConvertResult) -> None:
     """What a conversion did, whether it is proven, where it is, and what to do next."""
     if result.report is not None:
         show_parity(result.report)
+    if result.allotment is not None or result.quantization is not None:
+        from converter.quantize.table import allotment_table, quantization_table
+
+        if result.allotment is not None:
+            show(allotment_table(result.allotment), "")
+        if result.quantization is not None and result.report is None:
+            show(quantization_table(result.quantization), "")
     rows = [
         ("Written", str(result.path)),
         ("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB"),

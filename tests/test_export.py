@@ -199,7 +199,8 @@ class TestRefusals:
     def test_a_quantized_one(self, converted: Path, tmp_path: Path) -> None:
         self.edit_config(converted, lambda config: config.update(quantization={"bits": 4, "group_size": 64}))
         assert self.message(converted, tmp_path / "out") == (
-            f"{converted}: is quantized, which has no PyTorch form; fix: export the unquantized conversion"
+            f"{converted}: is quantized, which has no PyTorch form; fix: export the unquantized conversion, "
+            "or mlxbert-convert … --dequantize first"
         )
 
     def test_a_head_that_mlxbert_trained(self, converted: Path, tmp_path: Path) -> None:
