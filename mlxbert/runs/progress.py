@@ -60,7 +60,8 @@ class ProgressBar(Callback):
     def on_evaluation(self, event: EvaluationEvent) -> None:
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in list(event.metrics.items())[:3])
         best = "  best" if event.best else ""
-        self.console.print(f"{event.member}  epoch {event.epoch:.2f}  held-out loss {event.loss:.4f}  {metrics}{best}")
+        line = f"{event.member}  epoch {event.epoch:.2f}  held-out loss {event.loss:.4f}  {metrics}{best}"
+        self.console.print(line, soft_wrap=True)
         self._last = time.monotonic()
 
     def on_member_end(self, event: MemberEvent) -> None:
