@@ -80,6 +80,10 @@ def test_float32_comes_back_bit_for_bit(tmp_path: Path, architecture: str, optio
     assert set(state) == set(original.state_dict())
     for name, tensor in original.state_dict().items():
         assert same_bits(state[name], tensor), name
+    # Tensors of a mapped file lie at any address, and torch's sums of a few values depend on their alignment.
+    for model in (original, loaded):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
     expected = outputs(original)
     for name, tensor in outputs(loaded).items():
         assert torch.equal(tensor, expected[name]), name

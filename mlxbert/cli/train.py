@@ -59,8 +59,8 @@ def train(
       mlxbert train --resume runs/tweets
     """
     from mlxbert.runs import train as run
+    from mlxbert.runs.cross_validate import resume as go_on
     from mlxbert.runs.head_options import head_options, labels
-    from mlxbert.runs.train import resume as go_on
     from mlxbert.terminal import show
 
     settings = given_settings(options)
@@ -103,6 +103,7 @@ def show_run(run: Any) -> None:
         lines.append(f"Submission  {files.submission}")
     lines.append(f"Next        mlxbert predict {run.path} test.csv -o submission.csv")
     lines.append(f"            mlxbert report {run.path}")
+    lines.append(f"            mlxbert-export {run.path} -o DIRECTORY   (for a notebook without MLX)")
     show("\n".join(lines))
 
 

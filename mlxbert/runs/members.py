@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -52,6 +53,8 @@ def train_members(
         state = files.resume / member.name
         if not files.is_done(member.name):
             _train(files, member, state, prepared, settings, config, callbacks)
+            # A trainer and its compiled step refer to each other: without this its weights wait for the next one's.
+            gc.collect()
         shutil.rmtree(state, ignore_errors=True)
 
 

@@ -28,6 +28,7 @@ from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.examples import Examples
+from mlxbert.writer.manifest import is_file_of, read_manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,7 @@ def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: An
             the checkpoint was never converted, … (each in a line with the fix).
     """
     directory = resolve(settings.model, settings.revision)
+    check_weights(directory)
     rows = np.arange(len(frame))
     frame, rows = _with_targets(frame, rows, settings)
     problem = make_problem(
@@ -150,6 +152,19 @@ def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: An
         *(directory, tokenizer, problem, metric, examples, folds, kind, rows),
         *(settings.id, ids, texts, pairs, held_out, history),
     )
+
+
+def check_weights(directory: Path) -> None:
+    """Compare the weights with the manifest: a flipped bit is not to be found out after days of training, or never.
+
+    Raises:
+        RunError: they are others.
+    """
+    for name, record in (read_manifest(directory) or {}).items():
+        if name.endswith(".safetensors") and not is_file_of(directory / name, record):
+            raise RunError(
+                f"{directory}: {name} is not the file that manifest.json lists; fix: convert or download it again"
+            )
 
 
 def frame_sha256(frame: Any) -> str:

@@ -17,8 +17,10 @@ from mlxbert.runs.metrics_log import MetricsLog
 from mlxbert.runs.place import empty
 from mlxbert.runs.prepare import prepare
 from mlxbert.runs.progress import ProgressBar
+from mlxbert.runs.rows_to_predict import check_rows_to_predict
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
+from mlxbert.runs.submission import submission_form
 from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
@@ -42,7 +44,7 @@ def run_session(
 
     Raises:
         TrainingInterrupted: Ctrl-C; says what is saved, and how to go on.
-        MLXBertError: as `mlxbert.runs.train` raises.
+        MLXBertError: as `mlxbert.runs.cross_validate` raises.
     """
     started = time.monotonic()
     about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
@@ -54,6 +56,8 @@ def run_session(
     if before is not None:
         check_same(info, before)
         info = dict(before)
+    problem, form = prepared.problem, submission_form(settings, prepared.problem.task, prepared.metric.needs, None)
+    check_rows_to_predict(settings, prepared.task, problem.text.columns, kinds, form)
     bar = ProgressBar(len(info["members"])) if progress else None
     told: list[Callback] = [
         MetricsLog(files.log),
@@ -100,5 +104,5 @@ def _interrupted(files: RunFiles, info: Mapping[str, Any], error: BaseException)
         told.append(f"its best weights in {files.best_so_far}")
     command = f"mlxbert train --resume {files.root}"
     if info["data"]["path"] is None:
-        command = f"mlxbert.runs.resume({str(files.root)!r}, frame)"
+        command = f"mlxbert.resume({str(files.root)!r}, frame)"
     return f"{', '.join(told)}; go on with: {command}"
