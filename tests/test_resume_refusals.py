@@ -56,7 +56,7 @@ def contents(directory: Path) -> dict[Path, bytes]:
 
 
 def command(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["train", *map(str, arguments)])
+    return CliRunner().invoke(main, ["train", *map(str, arguments)], prog_name="mlxbert")
 
 
 def refused(stage: Path, *arguments: object) -> str:
@@ -73,8 +73,8 @@ def test_other_threads_are_refused_and_allowed(stage: Path, monkeypatch: pytest.
     now = environment_module.blas_threads()
     monkeypatch.setattr(environment_module, "blas_threads", lambda: now + 1)
     assert refused(stage) == (
-        f"mlxbert: error: the run was begun elsewhere (threads was {now}, is {now + 1}), and would not end in the same "
-        f"bytes; fix: OPENBLAS_NUM_THREADS={now}, or --allow-changes to go on all the same"
+        f"mlxbert: error: the run was begun elsewhere (threads was {now}, is {now + 1}), "
+        f"and would not end in the same bytes; fix: OPENBLAS_NUM_THREADS={now}, or --allow-changes to go on all the same"
     )
     assert command("--resume", stage / "run", "--allow-changes").exit_code == 0
     assert (stage / "run/scores.json").is_file()
