@@ -74,7 +74,8 @@ def test_other_threads_are_refused_and_allowed(stage: Path, monkeypatch: pytest.
     monkeypatch.setattr(environment_module, "blas_threads", lambda: now + 1)
     assert refused(stage) == (
         f"mlxbert: error: the run was begun elsewhere (threads was {now}, is {now + 1}), "
-        f"and would not end in the same bytes; fix: OPENBLAS_NUM_THREADS={now}, or --allow-changes to go on all the same"
+        "and would not end in the same bytes; "
+        f"fix: OPENBLAS_NUM_THREADS={now}, or --allow-changes to go on all the same"
     )
     assert command("--resume", stage / "run", "--allow-changes").exit_code == 0
     assert (stage / "run/scores.json").is_file()

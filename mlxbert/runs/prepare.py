@@ -22,13 +22,13 @@ from mlxbert.factory.frames import Table, plain
 from mlxbert.factory.problem import Problem, make_problem, target_of
 from mlxbert.folds import Fold, make_folds, validation_fold
 from mlxbert.runs.cache import token_cache
+from mlxbert.runs.checks import check_columns, check_weights
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
 from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.examples import Examples
-from mlxbert.writer.manifest import is_file_of, read_manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +78,12 @@ class Prepared:
         return self.examples.tokens.limit
 
 
-def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: Any = None) -> Prepared:
+def prepare(
+    frame: Any, settings: RunSettings, config: TrainingConfig, valid: Any = None, what: str = "the frame"
+) -> Prepared:
     """Read a pandas frame (and one of validation rows) by `settings`; the same arguments give the same.
+
+    `what` the frame is called in messages.
 
     Raises:
         MLXBertError: a column is missing, nothing can be learned from the target, ids repeat, folds cannot be made,
@@ -87,6 +91,7 @@ def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: An
     """
     directory = resolve(settings.model, settings.revision)
     check_weights(directory)
+    check_columns(frame, settings, what)
     rows = np.arange(len(frame))
     frame, rows = _with_targets(frame, rows, settings)
     problem = make_problem(
@@ -107,10 +112,10 @@ def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: An
     if valid is not None:
         valid, numbers = _with_targets(valid, np.arange(len(valid)) + len(rows), settings)
         frame, rows = _joined(frame, valid), np.concatenate([rows, numbers])
-    ids = None if settings.id is None else id_values(frame, settings.id)
+    ids = None if settings.id is None else id_values(frame, settings.id, what)
     hidden = read_json(directory / "config.json", RunError) or {}
     tokenizer = Tokenizer.from_directory(directory, max_length=BertConfig.from_hf(hidden).max_position_embeddings)
-    rendered = render_texts(frame, problem.text)
+    rendered = render_texts(frame, problem.text, what)
     if task == "time_series":
         options = {"window": settings.head.get("window", 0), "horizon": settings.head.get("horizon", 1)}
         windows = problem.cut_windows(frame, **options)
@@ -154,19 +159,6 @@ def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: An
     )
 
 
-def check_weights(directory: Path) -> None:
-    """Compare the weights with the manifest: a flipped bit is not to be found out after days of training, or never.
-
-    Raises:
-        RunError: they are others.
-    """
-    for name, record in (read_manifest(directory) or {}).items():
-        if name.endswith(".safetensors") and not is_file_of(directory / name, record):
-            raise RunError(
-                f"{directory}: {name} is not the file that manifest.json lists; fix: convert or download it again"
-            )
-
-
 def frame_sha256(frame: Any) -> str:
     """Of a pandas frame's columns and cells, where there is no file to hash."""
     digest = hashlib.sha256()
@@ -203,6 +195,8 @@ def _hold_out(
                 f"hold_out is {count} steps of a series; fix: from 1 to the {horizon} of the forecast (horizon)"
             )
         return frame.iloc[:-count], rows[:-count], frame.iloc[-count:], frame.iloc[:-count]
+    if not 0 < size < 1 and not (size == int(size) and 1 <= size < len(frame)):
+        raise RunError(f"hold_out must be a share between 0 and 1, or fewer than {len(frame)} rows, not {size:g}")
     rendered = problem.text.render(frame)
     kind = cast(FoldKind, config.fold_kind or FOLD_KINDS[problem.task.task][0])
     (fold,) = make_folds(

@@ -12,7 +12,7 @@ from mlxbert.runs.files import RunError, RunFiles, write_json
 from mlxbert.runs.finish import finish
 from mlxbert.runs.frames import read_frame
 from mlxbert.runs.info import check_same, run_info
-from mlxbert.runs.members import train_members
+from mlxbert.runs.members import check_models, train_members
 from mlxbert.runs.metrics_log import MetricsLog
 from mlxbert.runs.place import empty
 from mlxbert.runs.prepare import prepare
@@ -51,7 +51,7 @@ def run_session(
     kinds = None if before is None else before["data"]["kinds"]
     frame, kinds, record = read_frame(data, **about, kinds=kinds)
     valid = None if settings.valid is None else read_frame(settings.valid, **about, kinds=kinds)[0]
-    prepared = prepare(frame, settings, config, valid)
+    prepared = prepare(frame, settings, config, valid, record["path"] or "the frame")
     info = run_info(settings, config, prepared, kinds, record)
     if before is not None:
         check_same(info, before)
@@ -66,6 +66,7 @@ def run_session(
     ]
     everyone = Callbacks([*told, *callbacks])
     if before is None:
+        check_models(prepared, settings, config)
         _begin(
             files, info, overwrite, (data, settings.valid, settings.test, settings.sample_submission, settings.model)
         )
