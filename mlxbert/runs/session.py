@@ -25,6 +25,7 @@ from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.outcome import TrainingInterrupted
+from mlxbert.writer.output_file import WriteError
 
 
 def run_session(
@@ -44,6 +45,7 @@ def run_session(
 
     Raises:
         TrainingInterrupted: Ctrl-C; says what is saved, and how to go on.
+        WriteError: a full disk, likewise.
         MLXBertError: as `mlxbert.runs.cross_validate` raises.
     """
     started = time.monotonic()
@@ -81,6 +83,8 @@ def run_session(
         scores = finish(files, prepared, settings, config, time.monotonic() - started)
     except (TrainingInterrupted, KeyboardInterrupt) as error:
         raise TrainingInterrupted(_interrupted(files, info, error)) from error
+    except WriteError as error:
+        raise WriteError(f"{error}; go on with: {_command(files, info)}") from error
     finally:
         everyone.on_run_end(scores)
     return Run.open(files.root)
@@ -103,7 +107,10 @@ def _interrupted(files: RunFiles, info: Mapping[str, Any], error: BaseException)
     told = [str(error) or "interrupted", f"what is trained so far is saved in {files.root}"]
     if files.best_so_far.is_dir():
         told.append(f"its best weights in {files.best_so_far}")
-    command = f"mlxbert train --resume {files.root}"
+    return f"{', '.join(told)}; go on with: {_command(files, info)}"
+
+
+def _command(files: RunFiles, info: Mapping[str, Any]) -> str:
     if info["data"]["path"] is None:
-        command = f"mlxbert.resume({str(files.root)!r}, frame)"
-    return f"{', '.join(told)}; go on with: {command}"
+        return f"mlxbert.resume({str(files.root)!r}, frame)"
+    return f"mlxbert train --resume {files.root}"
