@@ -12,6 +12,7 @@ import pytest
 from heads.binary import BinaryClassificationHead
 from mlxbert.checkpoint import read_config
 from mlxbert.runs import Run, train
+from mlxbert.training import judging
 from mlxbert.training.judging import cross_fitted
 from tests.run_samples import QUICK, options, sample
 
@@ -40,9 +41,10 @@ def test_shuffled_targets_score_at_chance(tmp_path: Path, tiny_checkpoint: Path)
     assert auc(learned) > 0.5 + 6 * deviation
 
 
+# With what is learned from targets beside the weights.
 HEADS: dict[str, dict[str, Any]] = {
-    "binary": {},
-    "multiclass": {},
+    "binary": {"pos_weight": "balanced"},
+    "multiclass": {"class_weights": "balanced"},
     "multilabel": {},
     "regression": {},
     "ordinal": {},
@@ -63,10 +65,11 @@ def test_held_out_targets_move_nothing_that_is_trained(task: str, tmp_path: Path
     rows = np.load(before.files.logits("seed0-fold0"))["rows"]
     changed = frame.copy()
     for name in names:
-        # A far outlier among numbers; every class becomes another one's.
+        # A far outlier among numbers; other frequencies of classes.
         values = frame.loc[rows, name]
-        changed.loc[rows, name] = values * 1e6 if task == "regression" else np.roll(values, 1)
-    assert not changed.equals(frame)
+        one_class = [value if i % 2 else values.iloc[0] for i, value in enumerate(values)]
+        changed.loc[rows, name] = values * 1e6 if task == "regression" else one_class
+        assert changed[name].value_counts().to_dict() != frame[name].value_counts().to_dict()
     after = train(changed, out=tmp_path / "after", **own)
     assert before.info["folds"]["sha256"] == after.info["folds"]["sha256"]
     one, other = before.members[0], after.members[0]
@@ -96,11 +99,14 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
-def test_a_rows_own_truth_has_no_say_in_its_label() -> None:
+def test_a_rows_own_truth_has_no_say_in_its_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its part, which is dealt by class, given."""
     rng = np.random.default_rng(1)
     targets = rng.integers(0, 2, 60)
     logits = (rng.normal(size=(60, 1)) + 0.8 * targets[:, None] - 1).astype(np.float32)
     head = BinaryClassificationHead(4)
+    parts = judging._parts(targets)
+    monkeypatch.setattr(judging, "_parts", lambda _: parts)
     honest = cross_fitted("binary", head, logits, targets, "f1")
     assert honest.thresholds is not None
     assert len(np.unique(honest.thresholds)) > 1, "thresholds are learned, part by part"

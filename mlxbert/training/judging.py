@@ -46,7 +46,7 @@ def cross_fitted(
     """
     if task in NUMBERS or not head.fitted or not calibrated:
         return Predictions.of(task, head, logits)
-    part = _parts(len(targets))
+    part = _parts(targets)
     made, rows = [], []
     for number in range(_PARTS):
         mine, others = np.flatnonzero(part == number), np.flatnonzero(part != number)
@@ -107,10 +107,19 @@ def row_losses(truth: np.ndarray, predictions: Predictions) -> np.ndarray:
     return losses.sum(axis=1) / np.maximum((truth >= 0).sum(axis=1), 1)
 
 
-def _parts(rows: int) -> np.ndarray:
-    """The part of each row, (N,): by chance alone. Parts dealt by class would let a row's truth choose its judges."""
-    part = np.empty(rows, np.int64)
-    part[np.random.default_rng(rows).permutation(rows)] = np.arange(rows) % _PARTS
+def _parts(targets: np.ndarray) -> np.ndarray:
+    """The part of each row, (N,); classes are spread over them.
+
+    A part with fewer positives than the others would be calibrated by rows that have more, and its probabilities
+    raised: with parts dealt by chance, a model that knows nothing scores an area under the curve far below one half.
+    """
+    rng = np.random.default_rng(len(targets))
+    order = rng.permutation(len(targets))
+    if targets.ndim == 1:
+        _, codes = np.unique(targets.astype(str) if targets.dtype == object else targets, return_inverse=True)
+        order = order[np.argsort(codes[order], kind="stable")]
+    part = np.empty(len(targets), np.int64)
+    part[order] = np.arange(len(targets)) % _PARTS
     return part
 
 
