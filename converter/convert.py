@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import plan_source, read
@@ -18,6 +18,7 @@ from converter.facts import TOKENIZER_FILES, card_facts
 from converter.mapping import Plan, Planned
 from converter.mappings import mapping_for
 from converter.source import Source, open_source
+from converter.source_card import SourceCard, read_source_card
 from mlxbert.errors import MLXBertError
 from mlxbert.home import expand_home
 from mlxbert.writer.output_directory import OutputDirectory
@@ -105,7 +106,8 @@ def convert(
     _, planned = plan_source(source)
     unverified = why_not_verified(source, verify)
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
-    notes = [*source.notes, *_notes(source, planned, dtype)]
+    source_card, card_notes = _source_card(source)
+    notes = [*source.notes, *_notes(source, planned, dtype), *card_notes]
 
     given = expand_home(src) if expand_home(src).is_file() else source.directory
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
@@ -124,7 +126,7 @@ def convert(
             output.write_safetensors("heads.safetensors", heads, on_tensor=written)
         for name, file in source.side_files.items():
             output.copy(name, file)
-        hf_config = _output_config(source, planned, dtype)
+        hf_config = _output_config(source, planned, dtype, source_card)
 
         report = None
         if unverified is None:
@@ -138,7 +140,7 @@ def convert(
                     report,
                 )
             output.write_bytes("parity.json", report.to_json().encode())
-        facts = card_facts(output.path, hf_config, report, name=target.name)
+        facts = card_facts(output.path, hf_config, report, name=target.name, records=output.records)
         output.write_bytes("README.md", render_card(facts).encode())
         output.commit(hf_config)
 
@@ -212,12 +214,21 @@ def _notes(source: Source, planned: Plan, dtype: str) -> list[str]:
     return notes
 
 
-def _output_config(source: Source, planned: Plan, dtype: str) -> dict[str, Any]:
+def _source_card(source: Source) -> tuple[SourceCard, list[str]]:
+    """What the card takes over from the source's; of our own output as SRC, what that took over from its own."""
+    earlier = source.config.get("mlxbert")
+    return (SourceCard.from_block(earlier), []) if isinstance(earlier, dict) else read_source_card(source.directory)
+
+
+def _output_config(source: Source, planned: Plan, dtype: str, card: SourceCard) -> dict[str, Any]:
     """The source's `config.json`, its keys kept, with `dtype` and `architectures` made true."""
     mapping = mapping_for(source.config)
     config = {**source.config, "architectures": [mapping.base_class], "dtype": dtype}
     if "torch_dtype" in config:  # what transformers < 4.56 reads
         config["torch_dtype"] = dtype
+    origin = config.get("_name_or_path")
+    if isinstance(origin, str) and (origin.startswith(("/", "~")) or "\\" in origin):
+        config["_name_or_path"] = PurePath(origin.replace("\\", "/")).name  # a path tells who trained it, and where
     # Our own output as SRC, to change its dtype: its class is "BertModel" now, and the first one is in its block.
     earlier = source.config.get("mlxbert")
     classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
@@ -228,5 +239,6 @@ def _output_config(source: Source, planned: Plan, dtype: str) -> dict[str, Any]:
         "converter_version": converter_version(),
         "original_architectures": classes or source.config.get("architectures"),
         "dropped": planned.dropped,
+        "source_card": card.as_block(),
     }
     return config

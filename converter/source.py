@@ -6,16 +6,18 @@ Nothing here imports torch, and nothing that a file contains is ever run.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.readers.side_files import collect_side_files, has_tokenizer
 from converter.readers.source_config import read_config, refuse_quantized
 from converter.readers.source_error import SourceError, os_error, shown
 from converter.readers.tensor_entry import TensorEntry
 from converter.readers.weight_files import (
+    CARD,
     TOKENIZER_SIDE_FILES,
     WEIGHT_SUFFIXES,
     WeightChoice,
@@ -27,6 +29,9 @@ from converter.readers.weights import Weights, read_sharded, read_weights
 from converter.readers.wrapper_prefixes import strip_prefixes
 from mlxbert.errors import first_ten
 from mlxbert.home import expand_home
+
+if TYPE_CHECKING:
+    from mlxbert.hub import Snapshot
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
 
@@ -90,7 +95,27 @@ def open_source(src: str, *, revision: str | None = None, config: Path | None = 
     from mlxbert import hub  # the client takes a while to import, and a local source needs none
 
     snapshot = hub.snapshot(src, revision=revision, select=select_files)
-    return _open_local(src, snapshot.path, snapshot.revision, config)
+    notes = _fetch_card(snapshot)
+    source = _open_local(src, snapshot.path, snapshot.revision, config)
+    return replace(source, notes=(*source.notes, *notes))
+
+
+def _fetch_card(snapshot: Snapshot) -> list[str]:
+    """Have the source's model card beside its files too; a note where it is not to be had, which stops nothing."""
+    from mlxbert import hub
+
+    listed: list[str] = []
+
+    def card(names: Sequence[str]) -> list[str]:
+        listed.extend(name for name in names if name == CARD)
+        return listed
+
+    try:
+        hub.snapshot(snapshot.repo_id, revision=snapshot.revision, select=card, progress=False)
+    except hub.HubError:  # also where none is listed
+        if listed:
+            return [f"the source's {CARD} could not be fetched: its license and languages are left out of our card"]
+    return []
 
 
 def looks_like_repo_id(src: str) -> bool:

@@ -18,6 +18,7 @@ from mlxbert.config import BertConfig, ConfigError
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.home import expand_home
+from mlxbert.mlx_tools import INDEX, written_by_mlx_tool
 from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
 
@@ -53,26 +54,33 @@ def load(
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The local directory of a converted checkpoint; one on the Hub is downloaded into the Hub's cache first."""
+    """The local directory of a converted checkpoint.
+
+    One on the Hub is downloaded into the Hub's cache first, only what is needed, and compared with its manifest.
+    """
     path = expand_home(path_or_hub_id)
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(f"{path} is a directory: revision={revision!r} is for a Hub id")
-        read_config(path)
+        read_config(path, other_tools=True)
         return path
     from mlxbert import hub  # imports huggingface_hub, which a local directory does not need
+    from mlxbert.hub.manifest_check import check_snapshot
 
     repo_id = str(path_or_hub_id)
     if path.exists() or not hub.is_repo_id(repo_id):
         raise CheckpointError(f"{path_or_hub_id}: no such directory, and not a Hub id such as mlx-community/NAME")
-    # The configuration first: it tells a converted repository from another before half a gigabyte is fetched.
-    peek = hub.snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n == "config.json"])
-    read_config(peek.path, named=repo_id)
-    return hub.snapshot(repo_id, revision=peek.revision, select=_needed).path
+    # The small files first: they tell a converted repository from another before half a gigabyte is fetched.
+    told_by = ("config.json", INDEX)
+    peek = hub.snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n in told_by])
+    read_config(peek.path, named=repo_id, other_tools=True)
+    found = hub.snapshot(repo_id, revision=peek.revision, select=_needed)
+    check_snapshot(found, _needed)
+    return found.path
 
 
-def read_config(directory: Path, named: str | None = None) -> dict[str, Any]:
-    """The parsed `config.json` of a converted directory.
+def read_config(directory: Path, named: str | None = None, *, other_tools: bool = False) -> dict[str, Any]:
+    """The parsed `config.json` of a converted directory; with `other_tools` also of one that mlx-embeddings wrote.
 
     Raises:
         CheckpointError: there is none, it is not JSON, or the directory was never converted.
@@ -81,7 +89,9 @@ def read_config(directory: Path, named: str | None = None) -> dict[str, Any]:
     config = read_json(directory / "config.json", CheckpointError)
     if config is None:
         raise CheckpointError(f"{named}: no config.json, so not a model; fix: mlxbert-convert SRC -o {named}")
-    if not isinstance(config.get("mlxbert"), dict):
+    if isinstance(config.get("mlxbert"), dict):
+        return config
+    if not (other_tools and written_by_mlx_tool(directory, CheckpointError)):
         output = f"mlx_models/{Path(named).name}"
         raise CheckpointError(f"{named} was never converted; run: mlxbert-convert {named} -o {output}")
     return config
@@ -93,7 +103,7 @@ def load_core(directory: Path, *, config: dict[str, Any] | None = None, dtype: m
     Raises:
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
     """
-    config = read_config(directory) if config is None else config
+    config = read_config(directory, other_tools=True) if config is None else config
     if "quantization" in config:
         raise CheckpointError(f"{directory}: quantized checkpoints are not supported yet")
     tensors = _read_tensors(directory)

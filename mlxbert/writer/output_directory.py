@@ -93,6 +93,11 @@ class OutputDirectory:
         finally:
             self._undo.close()
 
+    @property
+    def records(self) -> Mapping[str, FileRecord]:
+        """Sizes and SHA-256 of the files written so far, by name."""
+        return dict(self._files)
+
     def write_model(
         self,
         tensors: Iterable[PlannedTensor],
