@@ -49,7 +49,6 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str]) -> dict[str, Any
 
     frame, form = prepared.held_out, run.submission()
     task = prepared.problem.task
-    task = prepared.problem.task
     # A row of a series is named by its time.
     key = run.id or (run.time if task.task == "time_series" else None)
     ids = list(range(len(frame))) if key is None else list(frame[key])

@@ -12,17 +12,20 @@ from mlxbert.runs.files import RunError, RunFiles, write_json
 from mlxbert.runs.finish import finish
 from mlxbert.runs.frames import read_frame
 from mlxbert.runs.info import check_same, run_info
-from mlxbert.runs.members import train_members
+from mlxbert.runs.members import check_models, train_members
 from mlxbert.runs.metrics_log import MetricsLog
 from mlxbert.runs.place import empty
 from mlxbert.runs.prepare import prepare
 from mlxbert.runs.progress import ProgressBar
+from mlxbert.runs.rows_to_predict import check_rows_to_predict
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
+from mlxbert.runs.submission import submission_form
 from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.outcome import TrainingInterrupted
+from mlxbert.writer.output_file import WriteError
 
 
 def run_session(
@@ -42,6 +45,7 @@ def run_session(
 
     Raises:
         TrainingInterrupted: Ctrl-C; says what is saved, and how to go on.
+        WriteError: a full disk, likewise.
         MLXBertError: as `mlxbert.runs.cross_validate` raises.
     """
     started = time.monotonic()
@@ -49,11 +53,13 @@ def run_session(
     kinds = None if before is None else before["data"]["kinds"]
     frame, kinds, record = read_frame(data, **about, kinds=kinds)
     valid = None if settings.valid is None else read_frame(settings.valid, **about, kinds=kinds)[0]
-    prepared = prepare(frame, settings, config, valid)
+    prepared = prepare(frame, settings, config, valid, record["path"] or "the frame")
     info = run_info(settings, config, prepared, kinds, record)
     if before is not None:
         check_same(info, before)
         info = dict(before)
+    problem, form = prepared.problem, submission_form(settings, prepared.problem.task, prepared.metric.needs, None)
+    check_rows_to_predict(settings, prepared.task, problem.text.columns, kinds, form)
     bar = ProgressBar(len(info["members"])) if progress else None
     told: list[Callback] = [
         MetricsLog(files.log),
@@ -62,6 +68,7 @@ def run_session(
     ]
     everyone = Callbacks([*told, *callbacks])
     if before is None:
+        check_models(prepared, settings, config)
         _begin(
             files, info, overwrite, (data, settings.valid, settings.test, settings.sample_submission, settings.model)
         )
@@ -76,6 +83,8 @@ def run_session(
         scores = finish(files, prepared, settings, config, time.monotonic() - started)
     except (TrainingInterrupted, KeyboardInterrupt) as error:
         raise TrainingInterrupted(_interrupted(files, info, error)) from error
+    except WriteError as error:
+        raise WriteError(f"{error}; go on with: {_command(files, info)}") from error
     finally:
         everyone.on_run_end(scores)
     return Run.open(files.root)
@@ -98,7 +107,10 @@ def _interrupted(files: RunFiles, info: Mapping[str, Any], error: BaseException)
     told = [str(error) or "interrupted", f"what is trained so far is saved in {files.root}"]
     if files.best_so_far.is_dir():
         told.append(f"its best weights in {files.best_so_far}")
-    command = f"mlxbert train --resume {files.root}"
+    return f"{', '.join(told)}; go on with: {_command(files, info)}"
+
+
+def _command(files: RunFiles, info: Mapping[str, Any]) -> str:
     if info["data"]["path"] is None:
-        command = f"mlxbert.runs.resume({str(files.root)!r}, frame)"
-    return f"{', '.join(told)}; go on with: {command}"
+        return f"mlxbert.resume({str(files.root)!r}, frame)"
+    return f"mlxbert train --resume {files.root}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlxbert.data.batching import Batch
 from mlxbert.errors import Interrupted, MLXBertError
 from mlxbert.training.predictions import Predictions
 
@@ -36,3 +37,9 @@ class Outcome:
     step: int
     epoch: float
     note: str | None
+
+
+def named_rows(batch: Batch) -> str:
+    """The numbers of a batch's first ten rows, and how many there are beyond these."""
+    rows = ", ".join(map(str, batch.rows[: min(batch.real, 10)].tolist()))
+    return rows + (f", … ({batch.real} in all)" if batch.real > 10 else "")

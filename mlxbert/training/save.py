@@ -49,7 +49,8 @@ def write_arrays(file: Path, arrays: Arrays, about: Mapping[str, Any] | None = N
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # of a run that was killed here
         try:
-            write_safetensors(temporary, planned, metadata={"format": "mlx", "mlxbert": json.dumps(about or {})})
+            metadata = {"format": "mlx", "mlxbert": json.dumps(about or {})}
+            write_safetensors(temporary, planned, metadata=metadata, fix=_FIX)
             os.replace(temporary, file)  # noqa: PTH105 - the call that tests count
         finally:
             temporary.unlink(missing_ok=True)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from heads.metrics import get_metric
-from mlxbert.data.batching import Batch, TrainingBatches
+from mlxbert.data.batching import TrainingBatches
 from mlxbert.folds import Fold
 from mlxbert.training.callbacks import Callback, Callbacks, EvaluationEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
@@ -21,7 +22,7 @@ from mlxbert.training.interruption import interruptible
 from mlxbert.training.member import Member
 from mlxbert.training.new_step import new_step
 from mlxbert.training.optim import Arrays
-from mlxbert.training.outcome import Outcome, TrainingError, TrainingInterrupted
+from mlxbert.training.outcome import Outcome, TrainingError, TrainingInterrupted, named_rows
 from mlxbert.training.position import Kept, Position
 from mlxbert.training.save import STATE, delete_others, kept_file, read_arrays, write_arrays
 from mlxbert.training.schedule import evaluation_steps
@@ -111,7 +112,7 @@ class Trainer:
 
         Raises:
             TrainingInterrupted: Ctrl-C; the state is saved.
-            TrainingError: a loss that is not finite, by member, epoch, step and rows.
+            TrainingError: a loss that is not finite, by member, epoch, step and rows; or logits of held-out rows.
             WriteError: the disk is full.
         """
         member = self.member
@@ -166,6 +167,7 @@ class Trainer:
         """One batch; after the last of a step, the update; whether the held-out rows were judged."""
         at = self.position
         batch = self.batches.batch(at.epoch, at.batch)
+        where = f"{self.member.name}, epoch {at.epoch + 1}, batch {at.batch + 1}"
         extra = {name: array[mx.array(batch.rows)] for name, array in self._extra.items()}
         try:
             self.step.accumulate({**batch.inputs(), **extra}, self._targets[batch.rows], batch.weights)
@@ -175,7 +177,7 @@ class Trainer:
                 return False
             report = self.step.update()
         except NonFiniteLossError as error:
-            raise TrainingError(self._nonfinite(batch, error)) from error
+            raise TrainingError(f"{where}: {error}; rows {named_rows(batch)}") from error
         done = -(-at.batch // self.config.accumulation)  # steps of this epoch
         if at.batch == len(self.batches):
             at.epoch, at.batch = at.epoch + 1, 0
@@ -214,6 +216,10 @@ class Trainer:
         kept = self.show_kept()
         assert kept is not None, "the last step of an epoch is always evaluated"
         logits = self.held_out.logits()
+        if not np.isfinite(logits).all():
+            raise TrainingError(
+                f"{self.member.name}: the logits after step {kept.step} are not finite; fix: a lower rate"
+            )
         predictions = self.held_out.predictions(logits)
         metrics = self.held_out.scores(predictions)
         note = self.held_out.calibrate(logits)
@@ -242,9 +248,3 @@ class Trainer:
         now, before = time.monotonic(), self._clock
         self._clock = now
         return rows / max(now - before, 1e-9)
-
-    def _nonfinite(self, batch: Batch, error: Exception) -> str:
-        rows = ", ".join(map(str, batch.rows[: min(batch.real, 10)].tolist()))
-        more = f", … ({batch.real} in all)" if batch.real > 10 else ""
-        at = self.position
-        return f"{self.member.name}, epoch {at.epoch + 1}, batch {at.batch + 1}: {error}; rows {rows}{more}"

@@ -111,19 +111,21 @@ def write_safetensors(
     *,
     metadata: Mapping[str, str] = MLX_METADATA,
     needed: int | None = None,
+    fix: str | None = None,
     on_tensor: Callable[[PlannedTensor], None] | None = None,
 ) -> FileRecord:
     """Write `tensors` to the new file `path`; never more than one of them is held.
 
     `on_tensor` is called after each one (progress). `needed` is the room the whole write takes in bytes,
-    for the message of a full disk; this file's own size when not given.
+    for the message of a full disk; this file's own size when not given. `fix` is how it ends.
 
     Raises :class:`WriteError` when the disk is full, or a tensor is read with another shape or dtype than planned.
     """
     ordered = in_file_order(tensors)
     head = header(ordered, metadata)
     size = safetensors_bytes(ordered, metadata)
-    with HashedFile(path, needed=size if needed is None else needed) as file:
+    told = {} if fix is None else {"fix": fix}
+    with HashedFile(path, needed=size if needed is None else needed, **told) as file:
         file.write(head)
         for tensor in ordered:
             file.write(_bytes_of(tensor))
