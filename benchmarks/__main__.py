@@ -20,7 +20,9 @@ def main() -> None:
         if module.name in NOT_BENCHMARKS:
             continue
         long = module.name in LONG
-        print(f"\n== python -m benchmarks.{module.name}" + (" takes an hour: run it alone" if long else ""), flush=True)
+        print(
+            f"\n== python -m benchmarks.{module.name}" + (" takes an hour: run it alone" if long else ""), flush=True
+        )
         if not long:
             importlib.import_module(f"benchmarks.{module.name}").main([])
 
