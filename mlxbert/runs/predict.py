@@ -23,7 +23,8 @@ from mlxbert.training.predictions import Predictions, average, concatenate, rank
 from mlxbert.with_head import BertWithHead
 
 AVERAGES = ("probabilities", "ranks")
-_ROWS = 2048
+# A piece is small beside the process, so that many rows take hardly more memory than few.
+_ROWS = 1024
 Progress = Callable[[int, int | None], None]
 
 
