@@ -106,16 +106,19 @@ def logistic(learn: Rows, ask: Rows) -> np.ndarray:
     known, asked = tfidf(learn, ask)
     weights = None if learn.task == "binary" else "balanced"
 
-    def probabilities(truth: np.ndarray) -> np.ndarray:
-        if len(np.unique(truth)) == 1:  # a label that no row has: the same for all
-            return np.tile([1.0 - truth[0], truth[0]], (len(ask.truth), 1))
-        model = LogisticRegression(max_iter=2000, class_weight=weights).fit(known, truth)
-        return np.asarray(model.predict_proba(asked))
+    def fitted(truth: np.ndarray) -> Any:
+        return LogisticRegression(max_iter=2000, class_weight=weights).fit(known, truth)
+
+    def positive(truth: np.ndarray) -> np.ndarray:
+        if len(np.unique(truth)) == 1:  # a label that all of the rows have, or none: the same for all
+            return np.full(len(ask.truth), float(truth[0]))
+        return np.asarray(fitted(truth).predict_proba(asked)[:, 1])
 
     if learn.task == "multilabel":
-        return np.stack([probabilities(column)[:, 1] for column in learn.truth.T], axis=1)
-    found = probabilities(learn.truth)
-    return found[:, 1] if learn.task == "binary" else one_hot(found.argmax(axis=1), learn.classes)
+        return np.stack([positive(column) for column in learn.truth.T], axis=1)
+    if learn.task == "binary":
+        return positive(learn.truth)
+    return one_hot(fitted(learn.truth).predict(asked).astype(int), learn.classes)
 
 
 def ridge(learn: Rows, ask: Rows) -> np.ndarray:
