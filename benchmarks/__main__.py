@@ -1,4 +1,7 @@
-"""Run every benchmark, one after the other: `python -m benchmarks`, or `make bench`."""
+"""Run the benchmarks, one after the other: `python -m benchmarks`, or `make bench`.
+
+Those that train for an hour are named, and run alone.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,20 @@ import pkgutil
 
 import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "machine"}
+NOT_BENCHMARKS = {"__main__", "child", "inputs", "machine"}
+LONG = {"competitions", "tweets"}
 
 
 def main() -> None:
     """Each module of this folder with a `main`, in alphabetical order, with its defaults."""
     for module in pkgutil.iter_modules(benchmarks.__path__):
-        if module.name not in NOT_BENCHMARKS:
-            print(f"\n== python -m benchmarks.{module.name}", flush=True)
+        if module.name in NOT_BENCHMARKS:
+            continue
+        long = module.name in LONG
+        print(
+            f"\n== python -m benchmarks.{module.name}" + (" takes an hour: run it alone" if long else ""), flush=True
+        )
+        if not long:
             importlib.import_module(f"benchmarks.{module.name}").main([])
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
+from benchmarks.child import timed
 from benchmarks.machine import machine
 from converter.mapping import plan
 from converter.mappings.bert import MAPPING
@@ -53,17 +52,6 @@ def make_bert_base(directory: Path) -> None:
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     hf = {"model_type": "bert", "architectures": ["BertForNextSentencePrediction"]}
     (directory / "config.json").write_text(json.dumps(hf))
-
-
-def timed(command: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak memory in MB of a child process, which must succeed."""
-    begin = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    return time.perf_counter() - begin, usage.ru_maxrss * scale / 1e6
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import benchmarks
+from benchmarks import airline, competitions
 from benchmarks.__main__ import NOT_BENCHMARKS
+from benchmarks.inputs import MissingInputError, training_file
 
 NAMES = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - NOT_BENCHMARKS)
 
@@ -19,3 +25,72 @@ def test_its_main_takes_arguments_and_has_help(name: str, capsys: pytest.Capture
         importlib.import_module(f"benchmarks.{name}").main(["--help"])
     assert caught.value.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def test_missing_data_are_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLXBERT_DATA", raising=False)
+    with pytest.raises(MissingInputError, match="no data; fix: --data or MLXBERT_DATA"):
+        training_file("titanic")
+    with pytest.raises(MissingInputError, match=r"train\.csv is not there; the data come from https"):
+        training_file("titanic", tmp_path)
+
+
+def test_the_naive_forecasts_of_a_series_that_grows_by_a_fifth() -> None:
+    year = np.arange(100.0, 112.0)
+    block = airline.Block("", 1.44 * year[None], np.concatenate([year, 1.2 * year])[None])
+    np.testing.assert_allclose(airline.naive(block), 1.2 * year[None])
+    np.testing.assert_allclose(airline.growing(block), block.truth)
+    assert airline.error([airline.growing(block)], [block]) == pytest.approx(0, abs=1e-9)
+
+
+def test_what_bert_adds_is_said_by_the_numbers() -> None:
+    assert airline.verdict([8.0, 9.0], [10.0, 10.0]).startswith("BERT helps here: ")
+    assert airline.verdict([11.0, 12.0], [10.0, 10.0]).startswith("BERT does harm here: ")
+    assert airline.verdict([9.0, 11.0], [10.0, 10.0]).startswith(
+        "BERT adds nothing here that can be told from chance: "
+    )
+
+
+def rows(task: str) -> competitions.Rows:
+    """A hundred rows whose first word, and first column, tell the truth."""
+    truth: Any = np.tile([0, 1], 50)
+    columns = pd.DataFrame({"x": truth.astype(float), "name": [f"n{row}" for row in range(100)]})
+    texts = np.array([f"{'yes' if one else 'no'} word{row % 3}" for row, one in enumerate(truth)], object)
+    if task == "multilabel":
+        truth = np.stack([truth, 1 - truth], axis=1)
+    if task == "regression":
+        truth = 100.0 + 50.0 * truth
+    if task == "ordinal":
+        truth = 2 * truth
+    return competitions.Rows(task, 3 if task == "ordinal" else 2, texts, columns[["x"]], truth, task == "regression")
+
+
+@pytest.mark.parametrize(
+    ("task", "fit"),
+    [
+        ("binary", competitions.logistic),
+        ("binary", competitions.boosting),
+        ("multilabel", competitions.logistic),
+        ("ordinal", competitions.logistic),
+        ("ordinal", competitions.ridge),
+        ("regression", competitions.ridge),
+        ("regression", competitions.boosting),
+    ],
+)
+def test_a_baseline_learns_what_is_there(task: str, fit: competitions.Fit) -> None:
+    pytest.importorskip("sklearn")
+    known = rows(task)
+    learn, ask = known[np.arange(80)], known[np.arange(80, 100)]
+    found = fit(learn, ask)
+    assert found.shape == competitions.constant(learn, ask).shape
+    truth = np.eye(3)[ask.truth] if task == "ordinal" else ask.truth
+    limit = 10 if task == "regression" else 0.5
+    assert np.abs(found - truth).max() < limit
+    assert np.abs(competitions.constant(learn, ask) - truth).max() >= limit
+
+
+def test_names_and_their_like_are_no_categories() -> None:
+    frame = pd.DataFrame({"id": range(300), "name": [f"n{row}" for row in range(300)], "sex": ["m", "f", None] * 100})
+    made = competitions.raw_columns(frame, drop=["id"])
+    assert list(made.columns) == ["sex"]
+    assert made["sex"].dtype == "category"

@@ -16,7 +16,8 @@ from mlxbert.factory.frames import Table
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import Sample, check_sample, read_sample
 
-ROWS = 2048
+# A piece is small beside the process, so that many rows take hardly more memory than few.
+ROWS = 1024
 
 
 def pieces(

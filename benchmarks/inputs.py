@@ -1,0 +1,45 @@
+"""Real data and real weights for the benchmarks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mlxbert.factory.competition import get_competition
+
+_FOLDERS = {"alexa-stars": "alexa-reviews"}  # the others lie under their own names
+
+
+class MissingInputError(Exception):
+    """Data or weights that are not here; the message says how to get them."""
+
+
+def training_file(competition: str, data: Path | None = None) -> Path:
+    """A competition's training file, in DATA/NAME or in the folder of that name where MLXBERT_DATA points.
+
+    Raises:
+        MissingInputError: it is not there.
+    """
+    root = data or os.environ.get("MLXBERT_DATA")
+    ready = get_competition(competition)
+    if not root:
+        raise MissingInputError(f"no data; fix: --data or MLXBERT_DATA, a folder with {competition}/{ready.train}")
+    file = Path(root) / _FOLDERS.get(competition, competition) / ready.train
+    if not file.is_file():
+        raise MissingInputError(f"{file} is not there; the data come from {ready.url}")
+    return file
+
+
+def converted_minilm(out: Path) -> Path:
+    """all-MiniLM-L6-v2, the packaged weights, converted into `out`.
+
+    Raises:
+        MissingInputError: they are not installed.
+    """
+    from converter.convert import convert
+    from examples.packaged_minilm import model_directory
+
+    try:
+        return convert(model_directory(), out, verify=False).path
+    except FileNotFoundError as error:
+        raise MissingInputError(str(error)) from error

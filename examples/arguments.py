@@ -1,0 +1,40 @@
+"""The command line that the examples of competitions share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+QUICK: dict[str, Any] = {"folds": 2, "epochs": 1, "max_length": 64}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What an example is told.
+
+    Attributes:
+        data: the folder with the competition's files.
+        model: a converted directory; None: the competition's own, where `mlxbert-convert` puts it.
+        out: the run's directory.
+        settings: of `TrainingConfig`, and `overwrite` where it is asked for.
+    """
+
+    data: Path
+    model: str | None
+    out: Path
+    settings: dict[str, Any]
+
+
+def arguments(name: str, about: str | None, argv: list[str] | None) -> Arguments:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder with the competition's files")
+    parser.add_argument("--model", help="a converted directory (default: mlx_models/all-MiniLM-L6-v2)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("runs") / name, help=f"(default: runs/{name})")
+    parser.add_argument("--quick", action="store_true", help="two folds, one epoch, short texts: a look, no score")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that is there already")
+    told = parser.parse_args(argv)
+    settings = {"overwrite": told.overwrite, **(QUICK if told.quick else {})}
+    return Arguments(told.data, told.model, told.out, settings)
