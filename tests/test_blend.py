@@ -67,6 +67,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> lis
 
 def test_a_blend_predicts_like_a_run(pair: list[Path], tmp_path: Path) -> None:
     out, data = tmp_path / "blend", tmp_path / "test.csv"
+    looked = CliRunner().invoke(main, ["blend", *map(str, pair), "--metric", "auc"])
+    assert looked.exit_code == 0, looked.output
+    assert "roc_auc" in looked.output
     result = CliRunner().invoke(main, ["blend", *map(str, pair), "--metric", "auc", "-o", str(out)])
     assert result.exit_code == 0, result.output
     assert "roc_auc" in result.output

@@ -12,7 +12,7 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="The blend's directory.")
+@click.option("-o", "--out", type=PATH, help="The blend's directory, for `mlxbert predict`; else nothing is written.")
 @click.option("--metric", help="To optimize: auc, f1, kappa, rmse, ….  [default: the first run's]")
 @click.option(
     "--average",
@@ -22,11 +22,12 @@ PATH = click.Path(path_type=Path)
     help="What is averaged.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a blend that is there already.")
-def blend(runs: tuple[Path, ...], **options: Any) -> None:
+def blend(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     """Weigh RUNS by their out-of-fold predictions; `mlxbert predict` takes the blend like a run.
 
     \b
     Examples:
+      mlxbert blend runs/a runs/b --metric auc
       mlxbert blend runs/a runs/b --metric auc -o runs/blend
       mlxbert predict runs/blend data/test.csv -o submission.csv
     """
@@ -35,7 +36,7 @@ def blend(runs: tuple[Path, ...], **options: Any) -> None:
     from mlxbert.runs.blend import blend as make
     from mlxbert.terminal import show
 
-    made = make(runs, **options)
+    made = make(runs, out=out, **options)
     info = made.info
     names = list(info["pooled"])[:4]
     direction = "higher" if info["greater_is_better"] else "lower"
@@ -48,7 +49,10 @@ def blend(runs: tuple[Path, ...], **options: Any) -> None:
         table.add_row(run.path.name, f"{weight:.2f}", *(_shown(alone[name]) for name in names))
     table.add_row("blend, weights of the other folds", "", *(_shown(info["pooled"][name]) for name in names))
     show(table)
-    show(f"Blend  {made.path}\nNext   mlxbert predict {made.path} test.csv -o submission.csv")
+    if out is None:
+        show("Next   -o DIRECTORY keeps the blend, and mlxbert predict DIRECTORY test.csv -o submission.csv uses it")
+    else:
+        show(f"Blend  {made.path}\nNext   mlxbert predict {made.path} test.csv -o submission.csv")
 
 
 def _shown(value: float | None) -> str:

@@ -34,7 +34,7 @@ class Blend:
     """Several finished runs and their weights.
 
     Attributes:
-        path: its directory: blend.json, and oof.csv of the blend.
+        path: its directory: blend.json, and oof.csv of the blend; the current one where nothing was written.
         runs: that are blended.
         info: the content of blend.json.
     """
@@ -97,16 +97,16 @@ class Blend:
 def blend(
     runs: Sequence[str | Path],
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     metric: str | None = None,
     average: str = "probabilities",
     overwrite: bool = False,
 ) -> Blend:
-    """Weigh finished runs by their out-of-fold predictions; write blend.json and oof.csv into `out`.
+    """Weigh finished runs by their out-of-fold predictions; write blend.json and oof.csv into `out`, where it is given.
 
     Args:
         runs: two or more directories of runs with the same rows and target.
-        out: the blend's directory.
+        out: the blend's directory, which `mlxbert predict` takes; None: nothing is written.
         metric: to optimize; None: the first run's.
         average: "probabilities" (numbers), or "ranks" (for metrics of order such as auc; no labels then).
         overwrite: replace a blend that is there already.
@@ -117,8 +117,8 @@ def blend(
     opened = [Run.open(one) for one in runs]
     if len(opened) < 2:
         raise RunError("a blend needs two runs or more; fix: name another one")
-    root = expand_home(out)
-    if root.exists() and not (overwrite and (root / NAME).is_file()):
+    root = Path() if out is None else expand_home(out)
+    if out is not None and root.exists() and not (overwrite and (root / NAME).is_file()):
         raise RunError(f"{root} is there already; fix: --overwrite (a blend alone is replaced), or another -o")
     tables = [run.oof() for run in opened]
     _check_same_rows(opened, tables)
@@ -149,6 +149,8 @@ def blend(
         ],
         "pooled": scores(truth, honest, names),
     }
+    if out is None:
+        return Blend(root, tuple(opened), info)
     write_json(root / NAME, info)
     table = first[[name for name in ("row", opened[0].id, "fold", "made_at") if name in first.columns]].copy()
     columns = {"rank": honest.values} if average == "ranks" else prediction_columns(task, truth, honest)
