@@ -14,6 +14,7 @@ from mlxbert.cli import main
 from mlxbert.runs import Run, RunError, train
 from mlxbert.runs.blend import Blend, blend
 from mlxbert.runs.blend_weights import cross_fitted_blend, selected_weights
+from mlxbert.runs.predict import write_submission
 from mlxbert.training.predictions import Predictions
 from tests.run_samples import QUICK, options, sample
 
@@ -102,6 +103,8 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
     with pytest.raises(RunError, match="other out-of-fold rows or targets"):
         blend([pair[0], other.path], out=out)
     assert not out.exists()
-    blend(pair, out=out, metric="auc", average="ranks")
+    ranked = blend(pair, out=out, metric="auc", average="ranks")
+    with pytest.raises(RunError, match="ranks are averaged, and the submission holds labels"):
+        write_submission(ranked, "absent.csv", out=tmp_path / "s.csv")
     with pytest.raises(RunError, match="is there already"):
         blend(pair, out=out)

@@ -102,7 +102,7 @@ def blend(
     average: str = "probabilities",
     overwrite: bool = False,
 ) -> Blend:
-    """Weigh finished runs by their out-of-fold predictions; write blend.json and oof.csv into `out`, where it is given.
+    """Weigh finished runs by their out-of-fold predictions; `out`, where it is given, gets blend.json and oof.csv.
 
     Args:
         runs: two or more directories of runs with the same rows and target.
