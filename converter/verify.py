@@ -64,7 +64,7 @@ def verify(
         raise VerifyError(f"{converted}: is a file; fix: give the directory that mlxbert-convert wrote")
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
-    hf_config = read_config(directory)
+    hf_config = read_config(directory, other_tools=True)
     block = hf_config.get("mlxbert") or {}  # another tool's quantized files have none
     if revision is None and reference == block.get("source"):
         # What it was converted from, not what the branch has become since.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -100,6 +101,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         for number in job["signals"]:
             os.kill(os.getpid(), number)
 
+    # Where the tests run in the background of a script, SIGINT is ignored; here it is a person's Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     points = Phases(stop, job.get("at"))
     try:
         points.watch()

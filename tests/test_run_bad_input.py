@@ -135,6 +135,7 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
         f"{model}: model.safetensors is not the file that manifest.json lists; fix: convert or download it again"
     )
     (model / "config.json").write_text('{"model_type": "bert"}')
+    (model / "model.safetensors.index.json").unlink()  # with it, the directory could be another MLX tool's
     assert place.refused(frame) == f"{model} was never converted; run: mlxbert-convert {model} -o mlx_models/model"
     place.model = place.root / "none"
     assert place.refused(frame) == f"{place.model}: no such directory, and not a Hub id such as mlx-community/NAME"

@@ -122,7 +122,7 @@ def test_the_card_says_what_was_found_unless_somebody_has_edited_it(source: Path
     report = verify(out, source)
     write_reports(report, out)
     assert "Yes: compared element by element" in card.read_text()
-    assert card.read_text().splitlines()[8] == "# out"
+    assert "# out" in card.read_text().splitlines()
     assert manifest_problems(out) == []
     card.write_text("# mine\n")
     write_reports(report, out)

@@ -27,9 +27,13 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Inside, SIGINT sets the flag; outside the main thread it stays as it is, and the flag False."""
+    """Inside, SIGINT sets the flag; outside the main thread it stays as it is, and the flag False.
+
+    Where it is ignored, as a shell has it for what runs in the background of a script, it stays ignored.
+    """
     interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield interrupt
         return
     before: Any = signal.signal(signal.SIGINT, interrupt._handle)
