@@ -4,10 +4,10 @@
     python -m benchmarks.competitions titanic --runs runs      # a finished run in runs/titanic is not trained again
 
 Ours is `mlxbert train --competition NAME DATA --hold-out 0.2`: 20 % of the rows (equal texts on one side) held out of
-everything, five folds of the rest, their mean on the held-out rows. A baseline is fitted on each fold's training rows
+everything, folds of the rest (five, or as many as the run has), their mean on the held-out rows. A baseline is fitted on each fold's training rows
 for the out-of-fold column, and on all rows but the held-out ones for the last. Nothing of a baseline was tuned; ours
 chooses the best of its epochs by the out-of-fold metric, which flatters that column and not the last one. (What is
-constant in a fold is not so over five: the frequency of a label then ranks rows, a little worse than by chance.)
+constant in a fold is not so over several: the frequency of a label then ranks rows, a little worse than by chance.)
 
 The linear models read the same row texts, as TF-IDF of words and pairs of words (numbers are words there). Gradient
 boosting reads the raw columns, but for those of more than 250 different words, such as names.
@@ -30,6 +30,7 @@ from rich.table import Table
 from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import machine
 from mlxbert.errors import MLXBertError
+from mlxbert.folds import folds_sha256
 from mlxbert.runs import Run, train
 from mlxbert.runs.files import read_info
 from mlxbert.runs.frames import read_frame
@@ -176,8 +177,9 @@ def rows_of(run: Run, file: Path) -> tuple[Prepared, Rows, Rows]:
     if record["sha256"] != run.info["data"]["sha256"]:
         raise SystemExit(f"{run.path} was trained on another file than {file}; fix: delete it, or give that file")
     prepared = prepare(frame, settings, config)
-    if prepared.examples.sha256() != run.info["data"]["examples_sha256"] or prepared.held_out is None:
-        raise SystemExit(f"{run.path} learned from other rows than are made now; fix: delete it")
+    rows, folds = run.info["data"]["examples_sha256"], run.info["folds"]["sha256"]
+    if (prepared.examples.sha256(), folds_sha256(prepared.folds)) != (rows, folds) or prepared.held_out is None:
+        raise SystemExit(f"{run.path} learned from other rows or folds than are made now; fix: delete it")
     head = fitted_head(run.files, run.info["members"][0])
     task, log = prepared.problem.task, bool(settings.head.get("log_targets"))
     columns = raw_columns(frame, drop=[*settings.target, *([settings.id] if settings.id else [])])
