@@ -4,10 +4,11 @@
     python -m benchmarks.competitions titanic --runs runs      # a finished run in runs/titanic is not trained again
 
 Ours is `mlxbert train --competition NAME DATA --hold-out 0.2`: 20 % of the rows (equal texts on one side) held out of
-everything, folds of the rest (five, or as many as the run has), their mean on the held-out rows. A baseline is fitted on each fold's training rows
-for the out-of-fold column, and on all rows but the held-out ones for the last. Nothing of a baseline was tuned; ours
-chooses the best of its epochs by the out-of-fold metric, which flatters that column and not the last one. (What is
-constant in a fold is not so over several: the frequency of a label then ranks rows, a little worse than by chance.)
+everything, folds of the rest (five, or as many as the run has), the mean of their models on the held-out rows. A
+baseline is fitted on each fold's training rows for the out-of-fold column, and on all rows but the held-out ones for
+the last. Nothing of a baseline was tuned; ours keeps the best of its epochs by the out-of-fold metric, which flatters
+that column and not the last one. (What is constant in a fold is not so over several: the frequency of a label then
+ranks rows, worse than chance would.)
 
 The linear models read the same row texts, as TF-IDF of words and pairs of words (numbers are words there). Gradient
 boosting reads the raw columns, but for those of more than 250 different words, such as names.
