@@ -1,4 +1,4 @@
-"""The commands `mlxbert-convert`, `mlxbert-verify` and `mlxbert-export`.
+"""The commands `mlxbert-convert`, `mlxbert-verify`, `mlxbert-export` and `mlxbert-push`.
 
 Every flag is a keyword of the Python function that the command calls. Heavy imports stand inside the commands, so that
 `--help` answers at once. Exit codes: 0 done, 1 parity failed, 2 could not run.
@@ -64,7 +64,21 @@ def _is_ours(error: Exception) -> bool:
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json, where SRC has none beside it.")
 @click.option("--verify/--no-verify", default=None, help="Compare with PyTorch.  [default: where torch is installed]")
 @click.option("--overwrite", is_flag=True, help="Replace a converted model that is there already.")
-def convert(src: str, **options: Any) -> None:
+@click.option(
+    "--quantize", metavar="RECIPE", help="2bit to 8bit, mxfp4, mxfp8, nvfp4, mixed, or auto with one --target-…."
+)
+@click.option(
+    "--calibration",
+    metavar="FILE",
+    help='Texts, one a line, that choose the codes; or "built-in", or "none".  [default: built-in for mixed and auto]',
+)
+@click.option("--target-size", metavar="SIZE", help="For auto: bytes of all weight files at most, as in 14MB.")
+@click.option("--target-bits", type=float, help="For auto: bits that a weight takes at most, scales included.")
+@click.option("--target-cosine", type=float, help="For auto: mean cosine with float32 at least, on text held back.")
+@click.option("--dequantize", is_flag=True, help="SRC is a quantized MLX checkpoint: write its numbers unpacked.")
+@click.option("--push-to", metavar="OWNER/NAME", help="Publish it there on the Hub, once it is verified.")
+@click.option("--yes", is_flag=True, help="Publish without asking.")
+def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
     """Convert SRC, a PyTorch or Hugging Face BERT checkpoint, to MLX, and prove that it is the same model.
 
     SRC is a Hub id, a directory, or one file (.safetensors, .bin, .pt, .pth, .ckpt, .npz).
@@ -74,7 +88,12 @@ def convert(src: str, **options: Any) -> None:
       mlxbert-convert bert-base-uncased
       mlxbert-convert sentence-transformers/all-MiniLM-L6-v2 -o mlx_models/minilm --dtype float16
       mlxbert-convert checkpoints/epoch=3.ckpt --config config.json -o mlx_models/mine
+      mlxbert-convert mlx_models/minilm --quantize auto --target-size 14MB -o mlx_models/minilm-14MB
     """
+    if push_to is not None:
+        from converter.publish import require_pushable
+
+        require_pushable(push_to, verify=options["verify"])  # before the work, not after it
     from converter.convert import ParityFailedError
     from converter.convert import convert as run
     from converter.terminal import progress_bars, show_parity, show_result
@@ -87,6 +106,8 @@ def convert(src: str, **options: Any) -> None:
         click.echo(f"mlxbert-convert: {error}", err=True)
         raise SystemExit(EXIT_PARITY_FAILED) from None
     show_result(result)
+    if push_to is not None:
+        _push(result.path, push_to, yes=yes)
 
 
 @click.command(
@@ -150,3 +171,33 @@ def export(converted: Path, **options: Any) -> None:
 
     done = export_directory(converted, **options)
     show(f"Exported to {done.path}: {done.what}", *(f"Next: {line}" for line in done.use))
+
+
+@click.command(cls=OneLineErrors, context_settings=CONTEXT)
+@click.argument("converted", type=click.Path(path_type=Path))
+@click.option("--to", metavar="OWNER/NAME", help="[default: mlx-community/NAME-PRECISION, such as …-4bit or …-bf16]")
+@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
+@click.option("--pr", is_flag=True, help="Propose the files in a pull request.")
+@click.option("--revision", help="Branch to write to; made where it is not there.")
+@click.option("--message", help="Of the commit.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, and its card; ask no network.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--allow-unverified", is_flag=True, help="Publish without a comparison that passed; the card says so.")
+def push(converted: Path, to: str | None, yes: bool, **options: Any) -> None:
+    """Publish CONVERTED, a converted and verified directory, on the Hugging Face Hub, with its evidence.
+
+    The token is that of `hf auth login`, or in HF_TOKEN.
+
+    \b
+    Examples:
+      mlxbert-push mlx_models/bert-base-uncased --dry-run
+      mlxbert-push mlx_models/bert-base-uncased --to mlx-community/bert-base-uncased-fp32
+    """
+    _push(converted, to, yes=yes, **options)
+
+
+def _push(converted: Path, to: str | None, *, yes: bool, **options: Any) -> None:
+    from converter.publish import push as run
+    from converter.terminal import confirm_push, show_push
+
+    show_push(run(converted, to, confirm=lambda plan: confirm_push(plan, converted, yes=yes), **options), converted)

@@ -7,28 +7,30 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import plan_source, read
 from converter.card import render_card
+from converter.card_evidence import Quantization
 from converter.dtypes import CODES, output_dtype
-from converter.facts import TOKENIZER_FILES, card_facts
-from converter.mapping import Plan, Planned
-from converter.mappings import mapping_for
+from converter.facts import card_facts
+from converter.mapping import Planned
+from converter.output_config import notes_on, output_config
+from converter.quantize.settings import quantize_settings
 from converter.source import Source, open_source
+from converter.source_card import SourceCard, read_source_card
 from mlxbert.errors import MLXBertError
 from mlxbert.home import expand_home
 from mlxbert.writer.output_directory import OutputDirectory
 from mlxbert.writer.recovery import recover
-from mlxbert.writer.safetensors_writer import PlannedTensor
+from mlxbert.writer.safetensors_writer import PlannedTensor, safetensors_bytes
 from mlxbert.writer.target import check_target
 
 if TYPE_CHECKING:
     from converter.parity.report import ParityReport
-
-FORMAT_VERSION = 1
+    from converter.quantize.allotment import Allotment
+    from converter.quantize.report import QuantizationReport
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -48,7 +50,7 @@ class ConvertResult:
 
     Attributes:
         path: the converted directory.
-        dtype: of every tensor in it.
+        dtype: of every tensor in it, packed ones aside.
         parameters: how many numbers the encoder has.
         size: bytes of `model*.safetensors`.
         heads: names of the checkpoint's own head tensors, kept in `heads.safetensors`.
@@ -56,6 +58,8 @@ class ConvertResult:
         notes: what the user should know.
         report: the parity report; None where nothing was compared.
         unverified: why not, where nothing was.
+        quantization: what was packed, and what that cost; None where nothing was.
+        allotment: how `auto` came to its bits.
     """
 
     path: Path
@@ -67,6 +71,8 @@ class ConvertResult:
     notes: tuple[str, ...]
     report: ParityReport | None
     unverified: str | None
+    quantization: QuantizationReport | None = None
+    allotment: Allotment | None = None
 
 
 def convert(
@@ -78,6 +84,12 @@ def convert(
     config: str | Path | None = None,
     verify: bool | None = None,
     overwrite: bool = False,
+    quantize: str | None = None,
+    calibration: str | Path | None = None,
+    target_size: str | int | None = None,
+    target_bits: float | None = None,
+    target_cosine: float | None = None,
+    dequantize: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
     """Convert a PyTorch or Hugging Face checkpoint to a directory that MLX loads.
@@ -85,11 +97,16 @@ def convert(
     Args:
         src: a Hub id, a directory, or one file.
         out: the directory to write; None: `mlx_models/` and the last part of `src`.
-        dtype: "float32", "float16" or "bfloat16"; None: the source's own (float64 becomes float32).
+        dtype: "float32", "float16" or "bfloat16"; None: the source's own (float64 becomes float32), or where
+            `quantize` is given float16: then it is that of scales and of what is not packed.
         revision: a branch, tag or commit, where `src` is a Hub id.
         config: a `config.json`, where the source has none beside it.
         verify: compare with PyTorch; None: where torch and transformers are installed.
         overwrite: replace `out` where it is a converted model already.
+        quantize: a recipe of `converter.quantize.recipes`: "4bit", "mixed", "auto", …
+        calibration: a text file, "built-in" or "none"; None: the built-in texts for "mixed" and "auto", else none.
+        target_size, target_bits, target_cosine: what "auto" is to reach, one of them.
+        dequantize: the source is a quantized MLX checkpoint: write its numbers unpacked.
         progress: told how far each step is.
 
     Raises:
@@ -101,16 +118,46 @@ def convert(
     # Before anything else can fail: a model that a killed run had moved aside comes back even if this source is bad.
     recover(target)
     check_target(target, overwrite=overwrite)
-    source = open_source(str(src), revision=revision, config=None if config is None else expand_home(config))
+    settings = quantize_settings(
+        quantize,
+        calibration=calibration,
+        target_size=target_size,
+        target_bits=target_bits,
+        target_cosine=target_cosine,
+        dequantize=dequantize,
+    )
+    source = open_source(
+        str(src),
+        revision=revision,
+        config=None if config is None else expand_home(config),
+        dequantize=dequantize,
+    )
     _, planned = plan_source(source)
-    unverified = why_not_verified(source, verify)
+    unverified = why_not_verified(source, verify, dequantize=dequantize)
+    if settings is not None and dtype is None:
+        dtype = "float16"
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
-    notes = [*source.notes, *_notes(source, planned, dtype)]
+    source_card, card_notes = _source_card(source)
+    notes = [*source.notes, *notes_on(source, planned, dtype), *card_notes]
 
     given = expand_home(src) if expand_home(src).is_file() else source.directory
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
-        tensors = _to_write(source, planned.encoder, dtype)
         heads = _to_write(source, planned.heads, dtype)
+        quantized = None
+        if settings is None:
+            tensors = _to_write(source, planned.encoder, dtype)
+        else:
+            from converter.quantize.pipeline import quantize as quantize_encoder
+
+            quantized = quantize_encoder(
+                source,
+                planned.encoder,
+                settings,
+                dtype=dtype,
+                other_bytes=safetensors_bytes(heads) if heads else 0,
+                progress=progress,
+            )
+            tensors = list(quantized.tensors)
         total = sum(tensor.nbytes for tensor in (*tensors, *heads))
         done = Counter[str]()
 
@@ -119,12 +166,15 @@ def convert(
             progress("convert", done["bytes"], total)
 
         progress("convert", 0, total)
-        output.write_model(tensors, on_tensor=written)
+        output.write_model(tensors, parameters=None if quantized is None else quantized.parameters, on_tensor=written)
         if heads:
             output.write_safetensors("heads.safetensors", heads, on_tensor=written)
         for name, file in source.side_files.items():
             output.copy(name, file)
-        hf_config = _output_config(source, planned, dtype)
+        hf_config = output_config(source, planned, dtype, source_card, quantized)
+        if quantized is not None and quantized.allotment is not None:
+            for name, data in quantized.allotment.files().items():
+                output.write_bytes(name, data)
 
         report = None
         if unverified is None:
@@ -138,7 +188,11 @@ def convert(
                     report,
                 )
             output.write_bytes("parity.json", report.to_json().encode())
-        facts = card_facts(output.path, hf_config, report, name=target.name)
+        quantization = None if report is None else report.quantization
+        if quantized is not None and report is None and verify is not False:
+            quantization = _describe(source, output.path, hf_config)
+        cost = None if quantization is None else Quantization.from_json(quantization.to_dict())
+        facts = card_facts(output.path, hf_config, report, name=target.name, records=output.records, quantization=cost)
         output.write_bytes("README.md", render_card(facts).encode())
         output.commit(hf_config)
 
@@ -152,6 +206,8 @@ def convert(
         notes=tuple(notes),
         report=report,
         unverified=unverified,
+        quantization=quantization,
+        allotment=None if quantized is None else quantized.allotment,
     )
 
 
@@ -162,7 +218,7 @@ def default_output(src: str) -> Path:
     return Path("mlx_models") / (name or "model")
 
 
-def why_not_verified(source: Source, verify: bool | None) -> str | None:
+def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = False) -> str | None:
     """Why a conversion will not be compared with PyTorch, or None: it will be.
 
     Raises:
@@ -173,19 +229,13 @@ def why_not_verified(source: Source, verify: bool | None) -> str | None:
     reason = None
     if source.format == "npz":
         reason = "an .npz has no PyTorch reference; run mlxbert-verify with --reference of the original"
+    elif dequantize:
+        reason = "what is quantized has no PyTorch reference; run mlxbert-verify with --reference of the original"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
         reason = 'torch and transformers are not installed; pip install "mlxbert[torch]"'
     if reason and verify:
         raise MLXBertError(f"--verify: cannot compare with PyTorch: {reason}")
     return reason
-
-
-def converter_version() -> str:
-    """The installed version of mlxbert."""
-    try:
-        return version("mlxbert")
-    except PackageNotFoundError:
-        return "0+uninstalled"
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -196,37 +246,18 @@ def _to_write(source: Source, items: tuple[Planned, ...], dtype: str) -> list[Pl
     return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype)) for item in items]
 
 
-def _notes(source: Source, planned: Plan, dtype: str) -> list[str]:
-    notes = []
-    kinds = Counter(source.entries[item.source].dtype for item in planned.encoder)
-    if "F64" in kinds and dtype == "float32":
-        notes.append(f"{kinds['F64']} float64 tensors become float32: MLX has no float64 on a GPU")
-    elif len(kinds) > 1:
-        notes.append(f"the source mixes {', '.join(sorted(kinds))}: all become {dtype}")
-    if not any(item.target.startswith("pooler.") for item in planned.encoder):
-        notes.append("the source has no pooler, so neither has the output")
-    if not any(name in source.side_files for name in TOKENIZER_FILES):
-        notes.append(
-            "the source has no tokenizer (tokenizer.json or vocab.txt): copy one into the output to encode text"
-        )
-    return notes
+def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> QuantizationReport:
+    """The cost of a quantization where there is no PyTorch to verify with: it takes MLX alone."""
+    from converter.canonical import float32_core
+    from converter.quantize.report import describe_quantization
+    from mlxbert.checkpoint import load_core
+
+    return describe_quantization(
+        directory, hf_config, float32_core(source), load_core(directory, config=hf_config, dequantize=True)
+    )
 
 
-def _output_config(source: Source, planned: Plan, dtype: str) -> dict[str, Any]:
-    """The source's `config.json`, its keys kept, with `dtype` and `architectures` made true."""
-    mapping = mapping_for(source.config)
-    config = {**source.config, "architectures": [mapping.base_class], "dtype": dtype}
-    if "torch_dtype" in config:  # what transformers < 4.56 reads
-        config["torch_dtype"] = dtype
-    # Our own output as SRC, to change its dtype: its class is "BertModel" now, and the first one is in its block.
+def _source_card(source: Source) -> tuple[SourceCard, list[str]]:
+    """What the card takes over from the source's; of our own output as SRC, what that took over from its own."""
     earlier = source.config.get("mlxbert")
-    classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
-    config["mlxbert"] = {
-        "format_version": FORMAT_VERSION,
-        "source": source.name,
-        "revision": source.revision,
-        "converter_version": converter_version(),
-        "original_architectures": classes or source.config.get("architectures"),
-        "dropped": planned.dropped,
-    }
-    return config
+    return (SourceCard.from_block(earlier), []) if isinstance(earlier, dict) else read_source_card(source.directory)

@@ -56,7 +56,8 @@ def _converted_config(converted: Path) -> dict[str, Any]:
         )
     if "quantization" in config or "quantization_config" in config:
         raise ExportError(
-            f"{converted}: is quantized, which has no PyTorch form; fix: export the unquantized conversion"
+            f"{converted}: is quantized, which has no PyTorch form; fix: export the unquantized conversion, "
+            "or mlxbert-convert … --dequantize first"
         )
     return config
 

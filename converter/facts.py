@@ -7,18 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.card import CardFacts
+from converter.card_evidence import Quantization, read_scores
 from converter.mappings import mapping_for
 from converter.readers.safetensors import read_safetensors
 from converter.readers.source_error import shown
+from converter.source_card import SourceCard
 from mlxbert.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from converter.parity.report import ParityReport
+    from mlxbert.writer.output_file import FileRecord
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
-def card_facts(directory: Path, config: dict[str, Any], report: ParityReport | None, *, name: str) -> CardFacts:
+def card_facts(
+    directory: Path,
+    config: dict[str, Any],
+    report: ParityReport | None,
+    *,
+    name: str,
+    records: Mapping[str, FileRecord],
+    quantization: Quantization | None = None,
+) -> CardFacts:
     """The facts of the model in `directory`, whose `config.json` holds, or will hold, `config`.
 
     Args:
@@ -26,9 +39,12 @@ def card_facts(directory: Path, config: dict[str, Any], report: ParityReport | N
         config: as the conversion writes it, with its "mlxbert" block.
         report: the parity report; None where nothing was compared.
         name: of the model; what cannot be printed, a directory's bytes that are no text, is escaped.
+        records: sizes and SHA-256 of the files, as the manifest has them or will have them.
+        quantization: what it cost, where the model is quantized.
 
     Raises:
         CheckpointError: the "mlxbert" block is not as the conversion writes it.
+        ReportError: nor is its "trained" block.
     """
     index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
     heads = directory / "heads.safetensors"
@@ -43,14 +59,33 @@ def card_facts(directory: Path, config: dict[str, Any], report: ParityReport | N
         revision=block["revision"],
         original_class=_original_class(config),
         dtype=config["dtype"],
-        parameters=index["metadata"]["total_parameters"],
+        parameters=quantization.parameters if quantization else index["metadata"]["total_parameters"],
         has_pooler=any(tensor.startswith("pooler.") for tensor in index["weight_map"]),
         converter_version=block["converter_version"],
         heads=tuple(read_safetensors(heads)) if heads.is_file() else (),
         dropped=block["dropped"],
         missing_tokenizer=not any((directory / file).is_file() for file in TOKENIZER_FILES),
         parity=report,
+        source_card=SourceCard.from_block(block),
+        quantization=quantization,
+        quantized="quantization" in config,
+        trained_head=_trained_head(block),
+        scores=read_scores(block),
+        weights={file: record.sha256 for file, record in records.items() if _is_weights(file)},
+        max_length=config.get("max_position_embeddings"),
+        sentence_modules=(directory / "modules.json").is_file(),
     )
+
+
+def _trained_head(block: Mapping[str, Any]) -> str | None:
+    """The name of a head of ours, which `BertWithHead.save` keeps with its settings."""
+    head = block.get("head")
+    name = head.get("name") if isinstance(head, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _is_weights(file: str) -> bool:
+    return file.endswith(".safetensors") and "/" not in file
 
 
 def _original_class(config: dict[str, Any]) -> str:

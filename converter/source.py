@@ -6,16 +6,19 @@ Nothing here imports torch, and nothing that a file contains is ever run.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from converter.readers.packed import dequantized
 from converter.readers.side_files import collect_side_files, has_tokenizer
 from converter.readers.source_config import read_config, refuse_quantized
 from converter.readers.source_error import SourceError, os_error, shown
 from converter.readers.tensor_entry import TensorEntry
 from converter.readers.weight_files import (
+    CARD,
     TOKENIZER_SIDE_FILES,
     WEIGHT_SUFFIXES,
     WeightChoice,
@@ -27,6 +30,9 @@ from converter.readers.weights import Weights, read_sharded, read_weights
 from converter.readers.wrapper_prefixes import strip_prefixes
 from mlxbert.errors import first_ten
 from mlxbert.home import expand_home
+
+if TYPE_CHECKING:
+    from mlxbert.hub import Snapshot
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
 
@@ -65,11 +71,14 @@ class Source:
         return self.location if self.revision else shown(Path(self.location).resolve().name)
 
 
-def open_source(src: str, *, revision: str | None = None, config: Path | None = None) -> Source:
+def open_source(
+    src: str, *, revision: str | None = None, config: Path | None = None, dequantize: bool = False
+) -> Source:
     """Find and parse a checkpoint, without reading its tensors.
 
     `src` is a directory, a weight file with its config.json beside it, or a Hub id, whose needed files are
-    downloaded at `revision`; `config` is used in the place of config.json. Raises SourceError, one line with
+    downloaded at `revision`; `config` is used in the place of config.json. With `dequantize` it is a quantized MLX
+    checkpoint, and its entries are the numbers that its packed weights stand for. Raises SourceError, one line with
     the fix, for everything that cannot be read, and mlxbert.hub's errors for what the Hub answers.
     """
     path = expand_home(src)
@@ -82,7 +91,7 @@ def open_source(src: str, *, revision: str | None = None, config: Path | None = 
     if exists and revision is not None:
         raise SourceError(f"{src}: is a local path, which has no --revision; fix: leave --revision out")
     if exists:
-        return _open_local(src, path, None, config)
+        return _open_local(src, path, None, config, dequantize)
     if path.is_symlink():
         raise SourceError(f"{src}: is a link to nothing; fix: check where it leads")
     if not looks_like_repo_id(src):
@@ -90,7 +99,27 @@ def open_source(src: str, *, revision: str | None = None, config: Path | None = 
     from mlxbert import hub  # the client takes a while to import, and a local source needs none
 
     snapshot = hub.snapshot(src, revision=revision, select=select_files)
-    return _open_local(src, snapshot.path, snapshot.revision, config)
+    notes = _fetch_card(snapshot)
+    source = _open_local(src, snapshot.path, snapshot.revision, config, dequantize)
+    return replace(source, notes=(*source.notes, *notes))
+
+
+def _fetch_card(snapshot: Snapshot) -> list[str]:
+    """Have the source's model card beside its files too; a note where it is not to be had, which stops nothing."""
+    from mlxbert import hub
+
+    listed: list[str] = []
+
+    def card(names: Sequence[str]) -> list[str]:
+        listed.extend(name for name in names if name == CARD)
+        return listed
+
+    try:
+        hub.snapshot(snapshot.repo_id, revision=snapshot.revision, select=card, progress=False)
+    except hub.HubError:  # also where none is listed
+        if listed:
+            return [f"the source's {CARD} could not be fetched: its license and languages are left out of our card"]
+    return []
 
 
 def looks_like_repo_id(src: str) -> bool:
@@ -98,16 +127,19 @@ def looks_like_repo_id(src: str) -> bool:
     return bool(_REPO_ID.fullmatch(src)) and not src.endswith(_FILE_SUFFIXES) and ".." not in src
 
 
-def _open_local(location: str, path: Path, revision: str | None, config: Path | None) -> Source:
+def _open_local(location: str, path: Path, revision: str | None, config: Path | None, dequantize: bool) -> Source:
     choice, directory = _choose(path)
     chosen = directory / choice.name
     weights = read_sharded(chosen) if choice.is_index else read_weights(chosen)
-    parsed = read_config(directory, config, lightning=weights.lightning)
+    parsed = read_config(directory, config, lightning=weights.lightning, dequantize=dequantize)
     if path.is_dir() and "mlxbert" in parsed:
         weights = _with_heads(directory, weights)
     names, prefixes = strip_prefixes(chosen, weights.entries)
     entries = {name: replace(weights.entries[key], key=name) for name, key in names.items()}
-    refuse_quantized(chosen, entries)
+    if dequantize:
+        parsed, entries = dequantized(chosen, parsed, entries)
+    else:
+        refuse_quantized(chosen, entries)
     side_files, side_notes = _side_files(directory, config)
     notes = [*choice.notes, *weights.notes, *side_notes]
     if prefixes:

@@ -6,16 +6,25 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
 from converter.parity.report import ParityReport
+from converter.publishing.plan import PushPlan, PushResult
 from mlxbert.terminal import show
 
-_VERBS = {"convert": "Converting", "verify": "Comparing with PyTorch"}
+_VERBS = {
+    "convert": "Converting",
+    "verify": "Comparing with PyTorch",
+    "measure": "Measuring each layer",
+    "try 4 bits": "Calibrating, 4 bits",
+    "calibrate": "Calibrating",
+}
 
 
 @contextmanager
@@ -33,23 +42,34 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(_VERBS.get(stage, stage))
+                tasks[stage] = bars.add_task(_VERBS.get(stage, stage.capitalize()))
             bars.update(tasks[stage], completed=done, total=total)
 
         yield progress
 
 
 def show_parity(report: ParityReport) -> None:
-    """The parity table, on standard output."""
+    """The parity table, and what a quantization cost, on standard output."""
     from converter.parity.table import parity_table
 
     show(parity_table(report))
+    if report.quantization is not None:
+        from converter.quantize.table import quantization_table
+
+        show("", quantization_table(report.quantization))
 
 
 def show_result(result: ConvertResult) -> None:
     """What a conversion did, whether it is proven, where it is, and what to do next."""
     if result.report is not None:
         show_parity(result.report)
+    if result.allotment is not None or result.quantization is not None:
+        from converter.quantize.table import allotment_table, quantization_table
+
+        if result.allotment is not None:
+            show(allotment_table(result.allotment), "")
+        if result.quantization is not None and result.report is None:
+            show(quantization_table(result.quantization), "")
     rows = [
         ("Written", str(result.path)),
         ("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB"),
@@ -63,3 +83,39 @@ def show_result(result: ConvertResult) -> None:
     rows.append(("Next", f"mlxbert.load({json.dumps(path, ensure_ascii=False)})"))
     rows.append(("", f'mlxbert encode {shlex.quote(path)} "A sentence."'))
     show("\n".join(f"{label:<10}{text}" for label, text in rows))
+
+
+def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
+    """Show what would be published, and ask; nobody there to answer counts as no."""
+    show("\n".join(plan.lines(directory)))
+    if yes:
+        return True
+    try:
+        return click.confirm("Publish?", err=True)
+    except click.Abort:  # no terminal, or the end of what was piped in
+        click.echo("\nnobody to ask: add --yes", err=True)
+        return False
+
+
+def show_push(result: PushResult, directory: Path) -> None:
+    """What came of a push, and where to look at it."""
+    if result.status == "dry run":
+        show(
+            "\n".join(result.plan.lines(directory)),
+            "",
+            result.plan.card,
+            "Dry run: nothing was sent, nobody was asked.",
+        )
+        return
+    what = {
+        "declined": "Nothing was sent.",
+        "unchanged": f"Nothing to do: the same bytes are there already ({result.url}).",
+        "pushed": f"Published, and compared with what was sent: {result.url}",
+        "recognised": f"Published, though the Hub's answer got lost; compared with what was sent: {result.url}",
+    }[result.status]
+    rows = [what]
+    if result.commit is not None:
+        rows += [f"Commit    {result.commit}"]
+    if result.status in ("pushed", "recognised") and not result.plan.pull_request:
+        rows += [f"Next      mlxbert.load({json.dumps(result.plan.repo_id)})"]
+    show("\n".join(rows))

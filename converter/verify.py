@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -64,7 +65,7 @@ def verify(
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
     hf_config = read_config(directory)
-    block = hf_config["mlxbert"]
+    block = hf_config.get("mlxbert") or {}  # another tool's quantized files have none
     if revision is None and reference == block.get("source"):
         # What it was converted from, not what the branch has become since.
         revision = block.get("revision")
@@ -98,16 +99,18 @@ def verify_staged(
     from converter.parity.gates import compare
     from converter.parity.reference import build_reference
     from converter.parity.report import Provenance
+    from converter.quantize.precision import coarsest, recipe_of
     from mlxbert.pretrained import HEADS_FILE
     from mlxbert.pretrained.head_class import HEAD_CLASSES, HeadChoice
 
     weights = sorted(directory.glob("model*.safetensors"))
-    dtype = _written_dtype(directory, weights)
+    quantized = hf_config.get("quantization") is not None
+    dtype = recipe_of(hf_config) if quantized else _written_dtype(directory, weights)
     reference = build_reference(source)
     # What transformers could not build with its head is compared as an encoder, on both sides.
     head = HeadChoice(reference.class_name) if reference.class_name in HEAD_CLASSES else None
     written = _written(directory, hf_config, head)
-    if _is_lossless(source, dtype):
+    if not quantized and _is_lossless(source, dtype):
         model = written if dtype == "float32" else _written(directory, hf_config, head, mx.float32)
         float32_side = f"the written {dtype} weights in float32"
     else:
@@ -116,12 +119,13 @@ def verify_staged(
     probes, probe_notes = directory_probes(directory, written.config, seed)
     if head is not None and (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
-    return compare(
+    report = compare(
         reference,
         model,
         written,
         probes,
         written_dtype=dtype,
+        limits_of=coarsest(hf_config) if quantized else dtype,
         provenance=Provenance(
             source=source.name,
             revision=source.revision,
@@ -133,6 +137,11 @@ def verify_staged(
         model_type=hf_config["model_type"],
         progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
     )
+    if not quantized:
+        return report
+    from converter.quantize.report import describe_quantization
+
+    return replace(report, quantization=describe_quantization(directory, hf_config, model, written))
 
 
 def _written(
@@ -142,7 +151,7 @@ def _written(
     from mlxbert.checkpoint import load_core
     from mlxbert.pretrained import HEADS_FILE, attach_head, read_head_tensors
 
-    core = load_core(directory, config=hf_config, dtype=dtype)
+    core = load_core(directory, config=hf_config, dtype=dtype, dequantize=True)
     if head is None or not (directory / HEADS_FILE).is_file():
         return core
     return attach_head(core, read_head_tensors(directory), head, hf_config, place=str(directory), dtype=dtype)

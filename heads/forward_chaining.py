@@ -92,6 +92,25 @@ def forward_folds(made_at: Any, known_at: Any, folds: int) -> Iterator[tuple[np.
         yield train, np.flatnonzero((made >= block[0]) & (made <= block[-1]))
 
 
+def times_ahead(times: Any, steps: int) -> Times:
+    """The `steps` times that follow: as far apart as the last two are, or on the same day of the following months.
+
+    Raises:
+        HeadError: fewer than two times, or times that do not increase.
+    """
+    stamps = as_times(times, "times")
+    gaps = np.diff(stamps)
+    if not len(gaps) or (gaps <= np.zeros_like(gaps)).any():
+        raise HeadError("times: the next ones are told by two or more that increase; fix: a longer series, sorted")
+    ahead = np.arange(1, steps + 1)
+    if stamps.dtype.kind == "M" and (gaps != gaps[0]).any():  # months are of unequal length
+        months = stamps.astype("datetime64[M]")
+        days, between = stamps - months, np.diff(months)
+        if (between == between[0]).all() and (days == days[0]).all():
+            return np.asarray(months[-1] + between[0] * ahead + days[0])
+    return np.asarray(stamps[-1] + gaps[-1] * ahead)
+
+
 def check_forward(known_at: Any, made_at: Any, what: str) -> None:
     """Refuse held-out forecasts (`made_at`) that are made before all training targets are known (`known_at`).
 

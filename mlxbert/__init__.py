@@ -5,6 +5,9 @@ on a Linux CPU it gives MLX a real BLAS and a larger buffer cache. These are a m
 script that imports mlxbert and multiplies through `mlx.core` has them too, whatever it imported first.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mlxbert import backend
 
 backend.require_backend()
@@ -19,4 +22,38 @@ from mlxbert.output import BertOutput  # noqa: E402
 from mlxbert.pretrained import load_with_head  # noqa: E402
 from mlxbert.with_head import BertWithHead  # noqa: E402
 
-__all__ = ["BertConfig", "BertCore", "BertOutput", "BertWithHead", "MLXBertError", "load", "load_with_head"]
+# Fine-tuning is imported when it is asked for: whoever only loads a model waits for none of it.
+_LATER = {
+    "Run": "mlxbert.runs",
+    "Trainer": "mlxbert.training.trainer",
+    "TrainingConfig": "mlxbert.training.config",
+    "resume": "mlxbert.runs",
+    "train": "mlxbert.runs",
+}
+
+__all__ = [
+    "BertConfig",
+    "BertCore",
+    "BertOutput",
+    "BertWithHead",
+    "MLXBertError",
+    "Run",
+    "Trainer",
+    "TrainingConfig",
+    "load",
+    "load_with_head",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'mlxbert' has no attribute {name!r}")
+
+
+if TYPE_CHECKING:
+    from mlxbert.runs import Run, resume, train
+    from mlxbert.training.config import TrainingConfig
+    from mlxbert.training.trainer import Trainer

@@ -6,6 +6,7 @@ index, tokenizer files, `manifest.json`. Loading is strict: every tensor the con
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,8 +19,23 @@ from mlxbert.config import BertConfig, ConfigError
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.home import expand_home
+from mlxbert.mlx_tools import INDEX, written_by_mlx_tool
+from mlxbert.quantization import QuantizationError
+from mlxbert.quantization.packed import PackedWeights, split_quantized
 from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
+
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+"""What loading reads beside configuration and weights, at the top of a directory."""
 
 
 class CheckpointError(MLXBertError):
@@ -27,7 +43,11 @@ class CheckpointError(MLXBertError):
 
 
 def load(
-    path_or_hub_id: str | Path, revision: str | None = None, *, dtype: mx.Dtype | None = None
+    path_or_hub_id: str | Path,
+    revision: str | None = None,
+    *,
+    dtype: mx.Dtype | None = None,
+    dequantize: bool | None = None,
 ) -> tuple[BertCore, Tokenizer]:
     """Load a converted encoder and its tokenizer, in evaluation mode.
 
@@ -36,12 +56,14 @@ def load(
         revision: a branch, tag or commit of that repository.
         dtype: what to compute in; None: the stored dtype on a GPU, and float32 on a CPU, where MLX multiplies half
             precision 40 times slower.
+        dequantize: of a quantized checkpoint: compute with unpacked weights (it is saved packed all the same);
+            None: on a CPU, where MLX multiplies packed weights 40 times slower.
 
     Raises:
         CheckpointError: never converted (the message has the command to run), or damaged.
     """
     directory = resolve(path_or_hub_id, revision)
-    core = load_core(directory, dtype=dtype)
+    core = load_core(directory, dtype=dtype, dequantize=dequantize)
     tokenizer = Tokenizer.from_directory(directory, max_length=core.config.max_position_embeddings)
     # MLX reads beyond the end of an embedding without a word, so an id that it does not have must never be made.
     if tokenizer.vocab_size > core.config.vocab_size:
@@ -53,26 +75,33 @@ def load(
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The local directory of a converted checkpoint; one on the Hub is downloaded into the Hub's cache first."""
+    """The local directory of a converted checkpoint.
+
+    One on the Hub is downloaded into the Hub's cache first, only what is needed, and compared with its manifest.
+    """
     path = expand_home(path_or_hub_id)
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(f"{path} is a directory: revision={revision!r} is for a Hub id")
-        read_config(path)
+        read_config(path, other_tools=True)
         return path
     from mlxbert import hub  # imports huggingface_hub, which a local directory does not need
+    from mlxbert.hub.manifest_check import check_snapshot
 
     repo_id = str(path_or_hub_id)
     if path.exists() or not hub.is_repo_id(repo_id):
         raise CheckpointError(f"{path_or_hub_id}: no such directory, and not a Hub id such as mlx-community/NAME")
-    # The configuration first: it tells a converted repository from another before half a gigabyte is fetched.
-    peek = hub.snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n == "config.json"])
-    read_config(peek.path, named=repo_id)
-    return hub.snapshot(repo_id, revision=peek.revision, select=_needed).path
+    # The small files first: they tell a converted repository from another before half a gigabyte is fetched.
+    told_by = ("config.json", INDEX)
+    peek = hub.snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n in told_by])
+    read_config(peek.path, named=repo_id, other_tools=True)
+    found = hub.snapshot(repo_id, revision=peek.revision, select=_needed)
+    check_snapshot(found, _needed)
+    return found.path
 
 
-def read_config(directory: Path, named: str | None = None) -> dict[str, Any]:
-    """The parsed `config.json` of a converted directory.
+def read_config(directory: Path, named: str | None = None, *, other_tools: bool = False) -> dict[str, Any]:
+    """The parsed `config.json` of a converted directory; with `other_tools` also of one that mlx-embeddings wrote.
 
     Raises:
         CheckpointError: there is none, it is not JSON, or the directory was never converted.
@@ -81,32 +110,46 @@ def read_config(directory: Path, named: str | None = None) -> dict[str, Any]:
     config = read_json(directory / "config.json", CheckpointError)
     if config is None:
         raise CheckpointError(f"{named}: no config.json, so not a model; fix: mlxbert-convert SRC -o {named}")
-    if not isinstance(config.get("mlxbert"), dict):
+    if isinstance(config.get("mlxbert"), dict):
+        return config
+    # Quantized files are MLX's, whoever wrote them, and a BERT's names are the same everywhere: nothing to convert.
+    theirs = isinstance(config.get("quantization"), dict) or written_by_mlx_tool(directory, CheckpointError)
+    if not (other_tools and theirs):
         output = f"mlx_models/{Path(named).name}"
         raise CheckpointError(f"{named} was never converted; run: mlxbert-convert {named} -o {output}")
     return config
 
 
-def load_core(directory: Path, *, config: dict[str, Any] | None = None, dtype: mx.Dtype | None = None) -> BertCore:
+def load_core(
+    directory: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    dtype: mx.Dtype | None = None,
+    dequantize: bool | None = None,
+) -> BertCore:
     """The encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
     """
-    config = read_config(directory) if config is None else config
-    if "quantization" in config:
-        raise CheckpointError(f"{directory}: quantized checkpoints are not supported yet")
+    config = read_config(directory, other_tools=True) if config is None else config
     tensors = _read_tensors(directory)
     try:
+        packed = split_quantized(config, tensors)
         core = BertCore(BertConfig.from_hf(config), add_pooling_layer=any(n.startswith("pooler.") for n in tensors))
-    except ConfigError as error:
+    except (ConfigError, QuantizationError) as error:
         raise CheckpointError(f"{directory}: {error}") from error
-    _check_names_and_shapes(directory, core, tensors)
-    if dtype is None and mx.default_device() == mx.Device(mx.cpu):
+    _check_names_and_shapes(directory, core, tensors, packed)
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    if dtype is None and on_cpu:
         dtype = mx.float32
-    if dtype is not None:
-        tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
-    core.load_weights(list(tensors.items()))
+    core.packed = packed
+    if packed is None:
+        core.load_weights([(name, t if dtype is None else t.astype(dtype)) for name, t in tensors.items()])
+    elif dequantize or (dequantize is None and on_cpu):
+        core.load_weights(list(packed.dequantized(dtype)))
+    else:
+        packed.install(core, dtype)
     core.eval()
     mx.eval(core.parameters())
     return core
@@ -114,16 +157,7 @@ def load_core(directory: Path, *, config: dict[str, Any] | None = None, dtype: m
 
 def _needed(names: Sequence[str]) -> list[str]:
     """Of a converted repository's files, those that loading reads."""
-    wanted = {
-        "config.json",
-        "manifest.json",
-        "modules.json",
-        "sentence_bert_config.json",
-        "tokenizer.json",
-        "vocab.txt",
-    }
-    wanted |= {"config_sentence_transformers.json", "special_tokens_map.json", "tokenizer_config.json"}
-    wanted |= {"added_tokens.json", "model.safetensors.index.json", "heads.safetensors"}
+    wanted = {"config.json", "manifest.json", "model.safetensors.index.json", "heads.safetensors", *SIDE_FILES}
     return [
         name
         for name in names
@@ -157,26 +191,40 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
         assert isinstance(loaded, dict)
-        tensors.update(loaded)
+        # MLX's dictionary has no order; a quantized model is saved with the bytes that it was read from.
+        tensors.update((name, loaded[name]) for name in file_order(file))
     if set(tensors) != set(weight_map):
         difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
         raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")
     return tensors
 
 
-def _check_names_and_shapes(directory: Path, core: BertCore, tensors: dict[str, mx.array]) -> None:
+def file_order(file: Path) -> list[str]:
+    """The names in a safetensors file that MLX has read, in the order of their bytes."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header.pop("__metadata__", None)
+    return sorted(header, key=lambda name: header[name]["data_offsets"])
+
+
+def _check_names_and_shapes(
+    directory: Path, core: BertCore, tensors: dict[str, mx.array], packed: PackedWeights | None
+) -> None:
     parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
     expected = {name: array.shape for name, array in parameters}
-    problems = [f"missing: {name}" for name in expected if name not in tensors]
-    problems += [f"unexpected: {name}" for name in sorted(tensors) if name not in expected]
-    problems += [
-        f"{name} is {tensors[name].shape}, config.json calls for {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    problems += [
-        f"{name} has dtype {t.dtype}" for name, t in tensors.items() if not mx.issubdtype(t.dtype, mx.floating)
-    ]
+    if packed is not None:
+        problems = packed.problems(expected)
+    else:
+        problems = [f"missing: {name}" for name in expected if name not in tensors]
+        problems += [f"unexpected: {name}" for name in sorted(tensors) if name not in expected]
+        problems += [
+            f"{name} is {tensors[name].shape}, config.json calls for {shape}"
+            for name, shape in expected.items()
+            if name in tensors and tensors[name].shape != shape
+        ]
+        problems += [
+            f"{name} has dtype {t.dtype}" for name, t in tensors.items() if not mx.issubdtype(t.dtype, mx.floating)
+        ]
     if problems:
         raise CheckpointError(
             f"{directory}: the tensors are not those that config.json calls for; fix: convert again\n"

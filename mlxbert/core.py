@@ -11,6 +11,7 @@ from mlxbert.config import BertConfig
 from mlxbert.embeddings import BertEmbeddings
 from mlxbert.layers import BertEncoder, BertPooler
 from mlxbert.output import BertOutput
+from mlxbert.quantization.packed import PackedWeights
 
 
 class BertCore(nn.Module):
@@ -23,6 +24,7 @@ class BertCore(nn.Module):
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
         super().__init__()
         self.config = config
+        self.packed: PackedWeights | None = None  # of a quantized checkpoint: what `save` writes
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         if add_pooling_layer:

@@ -12,6 +12,10 @@ class MLXBertError(Exception):
     """
 
 
+class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
+    """Ctrl-C was answered: the message says what is saved and how to go on. Commands exit with code 130."""
+
+
 def first_ten(names: Iterable[str]) -> str:
     """Join names one a line, indented; after ten of them, say how many more there are."""
     names = list(names)

@@ -20,6 +20,7 @@ _DTYPES = (
     (mx.float16, "F16", "float16"),
     (mx.float32, "F32", "float32"),
 )
+DTYPE_CODES = {dtype: code for dtype, code, _ in _DTYPES}
 
 
 def named_parameters(module: nn.Module) -> dict[str, mx.array]:
@@ -34,12 +35,14 @@ def planned_tensors(module: nn.Module, prefix: str = "") -> list[PlannedTensor]:
     Raises:
         MLXBertError: one that is not float32, float16 or bfloat16.
     """
-    codes = {dtype: code for dtype, code, _ in _DTYPES}
+    codes = DTYPE_CODES
     planned = []
     for path, array in named_parameters(module).items():
         if array.dtype not in codes:
             raise MLXBertError(f"{prefix}{path} has dtype {array.dtype}; floating-point parameters alone are saved")
-        planned.append(PlannedTensor(prefix + path, tuple(array.shape), codes[array.dtype], partial(_read, array)))
+        planned.append(
+            PlannedTensor(prefix + path, tuple(array.shape), codes[array.dtype], partial(read_array, array))
+        )
     return planned
 
 
@@ -51,7 +54,8 @@ def stored_dtype(module: nn.Module) -> str:
     return next((name for dtype, _, name in _DTYPES if dtype in found), "float32")
 
 
-def _read(array: mx.array) -> np.ndarray[Any, Any]:
+def read_array(array: mx.array) -> np.ndarray[Any, Any]:
+    """The elements on the host, bfloat16 as `ml_dtypes.bfloat16`."""
     if array.dtype == mx.bfloat16:  # numpy has no bfloat16 of its own: the bits, renamed
         return np.array(array.view(mx.uint16)).view(ml_dtypes.bfloat16)
     return np.array(array)

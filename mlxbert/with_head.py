@@ -152,18 +152,22 @@ class BertWithHead(nn.Module):
         """Write a converted directory with this model in it, whole or not at all; returns its real path.
 
         Encoder in `model.safetensors` (any other tool loads it as before), `head.*` and `pooling.*` in
-        `heads.safetensors`, their settings in `config.json` under "mlxbert", "head"; every tensor in its own dtype.
-        Tokenizer files are those of `source`.
+        `heads.safetensors`, their settings in `config.json` under "mlxbert", "head"; every tensor in its own dtype, a
+        quantized encoder packed as it was, the same bytes. Tokenizer files are those of `source`.
 
         Raises:
             WriteError: the directory exists and `overwrite` is not given, or cannot be written.
             CheckpointError: `source` is gone.
+            ChangedWeightsError: a quantized encoder has other weights than it was loaded with.
         """
-        encoder = planned_tensors(self.core)
+        packed = self.core.packed
+        if packed is not None:
+            packed.check_unchanged(self.core)
+        encoder = planned_tensors(self.core) if packed is None else packed.planned()
         rest = planned_tensors(self.head, "head.") + planned_tensors(self.pooling, "pooling.")
         config = self._config()
         with OutputDirectory(Path(directory), overwrite=overwrite) as output:
-            output.write_model(encoder)
+            output.write_model(encoder, parameters=None if packed is None else packed.parameters)
             if rest:
                 output.write_safetensors(HEADS_FILE, rest)
             for name in TOKENIZER_FILES:
@@ -185,7 +189,7 @@ class BertWithHead(nn.Module):
         """
         directory = resolve(path_or_hub_id, revision)
         config = read_config(directory)
-        settings = config["mlxbert"].get("head")
+        settings = config.get("mlxbert", {}).get("head")
         if not isinstance(settings, dict):
             raise CheckpointError(
                 f"{directory}: a converted encoder without a task head; fix: BertWithHead.from_pretrained(path, head)"
@@ -206,9 +210,11 @@ class BertWithHead(nn.Module):
             config = dict(read_config(self.source))
         else:
             config = {"model_type": "bert", "architectures": ["BertModel"], **asdict(self.core.config)}
-            config["mlxbert"] = {"format_version": 1, "source": None, "revision": None}
-        dtype = stored_dtype(self.core)
-        config["dtype"] = dtype
+        config.setdefault("mlxbert", {"format_version": 1, "source": None, "revision": None})
+        packed = self.core.packed
+        config["dtype"] = dtype = stored_dtype(self.core) if packed is None else packed.dtype
+        if packed is not None:
+            config["quantization"] = config["quantization_config"] = dict(packed.block)
         if "torch_dtype" in config:
             config["torch_dtype"] = dtype
         settings = {**self.head.settings(), "pooling": pooling_settings(self.pooling)}

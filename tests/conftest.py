@@ -9,7 +9,7 @@ import pytest
 
 from examples.packaged_minilm import model_directory
 
-pytest_plugins = ["tests.hub.plugin", "tests.hub.samples", "tests.run_samples"]
+pytest_plugins = ["tests.hub.plugin", "tests.hub.samples", "tests.hub.publishing", "tests.run_samples"]
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,8 @@ def front_matter(card: str) -> dict:
 
 def test_a_local_source_that_nobody_compared() -> None:
     card = render_card(LOCAL_SOURCE)
-    assert front_matter(card) == {"library_name": "mlx", "tags": ["mlx", "mlxbert", "bert"]}
+    tags = ["mlx", "mlxbert", "bert"]
+    assert front_matter(card) == {"library_name": "mlx", "pipeline_tag": "feature-extraction", "tags": tags}
     assert "# minilm\n\nBertModel in float32" in card
     assert "22,713,216 parameters" in card
     assert "**NOT VERIFIED.**" in card

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 import mlxbert
 from converter.convert import convert
+from converter.verify import verify
 from mlxbert.encode import SentenceEncoder
 from tests.test_core import error
 from tests.tiny import save_tiny
@@ -99,3 +101,77 @@ def test_heads_beside_the_encoder_disturb_nobody(architecture: str, tmp_path: Pa
     if architecture == "BertForPreTraining":
         mlx_embeddings.load(str(tmp_path / "out"))
     assert "heads" not in json.dumps(json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text()))
+
+
+@pytest.fixture(scope="module", params=["mixed", "mxfp4", "nvfp4", "3bit"])
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quantized directory with overrides, a skipped layer and the source's head; `mixed` without calibration."""
+    directory = tmp_path_factory.mktemp(f"packed-{request.param}")
+    save_tiny(directory / "source", "BertForPreTraining", hidden_size=64, intermediate_size=96)
+    convert(directory / "source", directory / "out", quantize=request.param, calibration="none", verify=False)
+    return directory / "out"
+
+
+def test_quantized_in_mlx_embeddings(packed: Path) -> None:
+    theirs, _ = pytest.importorskip("mlx_embeddings").load(str(packed))
+    check_quantized(theirs, packed)
+
+
+def test_quantized_in_mlx_vlm(packed: Path) -> None:
+    check_quantized(pytest.importorskip("mlx_vlm.embedding_loader").load_embedding_model(packed), packed)
+
+
+def check_quantized(theirs: Any, packed: Path) -> None:
+    """Packed there too, and the same hidden states, up to the half precision that they compute in."""
+    import mlx.nn as nn
+
+    query = theirs.encoder.layer[0].attention.self.query
+    assert isinstance(query, nn.QuantizedLinear)
+    model, tokenizer = mlxbert.load(packed)
+    inputs = tokenizer(["a b c d e", "f g"])
+    output = theirs(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    mask = np.array(inputs["attention_mask"]).astype(bool)
+    expected = np.array(output.last_hidden_state.astype(mx.float32))
+    ours = np.array(model(**inputs).last_hidden_state)
+    assert np.abs(ours - expected)[mask].max() < 0.1
+    cosine = (ours * expected).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert cosine[mask].min() > 0.9995
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+def test_what_mlx_embeddings_quantized_loads_and_is_unpacked(mode: str, tmp_path: Path) -> None:
+    converter = pytest.importorskip("mlx_embeddings.convert")
+    save_tiny(tmp_path / "source", hidden_size=64, intermediate_size=96)
+    save_tokenizer(tmp_path / "source")
+    converter.convert(
+        str(tmp_path / "source"),
+        str(tmp_path / "theirs"),
+        quantize=True,
+        q_group_size=32,
+        q_bits=4,
+        q_mode=mode,
+    )
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert "mlxbert" not in config
+    model, tokenizer = mlxbert.load(tmp_path / "theirs")
+    assert model.packed is not None
+    inputs = tokenizer(["a b c", "d"])
+    theirs, _ = pytest.importorskip("mlx_embeddings").load(str(tmp_path / "theirs"))
+    expected = theirs(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+    mask = np.array(inputs["attention_mask"]).astype(bool)
+    ours = np.array(model(**inputs).last_hidden_state)
+    assert np.abs(ours - np.array(expected.astype(mx.float32)))[mask].max() < 0.1
+    report = verify(tmp_path / "theirs", tmp_path / "source")
+    assert report.passed
+    assert report.quantization is not None
+    assert report.quantization.recipe == ("4bit" if mode == "affine" else mode)
+    convert(tmp_path / "theirs", tmp_path / "unpacked", dequantize=True)
+    unpacked, _ = mlxbert.load(tmp_path / "unpacked")
+    np.testing.assert_array_equal(np.array(unpacked(**inputs).last_hidden_state), ours)
+
+
+def save_tokenizer(directory: Path) -> None:
+    """The files that transformers' own loader wants beside `vocab.txt`."""
+    from transformers import BertTokenizer
+
+    BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)

@@ -28,10 +28,10 @@ def test_convert_records_the_commit_and_fetches_only_what_it_needs(hub: Hub, tmp
         "tf_model.h5": b"x" * 99,
         "pytorch_model.bin": b"y" * 99,
         "onnx/model.onnx": b"z" * 99,
-        "README.md": b"card",
     }
-    hub.add("team/tiny-bert", {**files_of(tmp_path / "source"), **junk})
-    convert("team/tiny-bert", tmp_path / "out", verify=False)
+    theirs = b"---\nlicense: mit\nlanguage: [en, English]\nmodel-index: [{name: x}]\n---\n# Theirs\n"
+    hub.add("team/tiny-bert", {**files_of(tmp_path / "source"), **junk, "README.md": theirs})
+    result = convert("team/tiny-bert", tmp_path / "out", verify=False)
     assert_same_model(tmp_path / "out", model)
     block = mlxbert.checkpoint.read_config(tmp_path / "out")["mlxbert"]
     assert block["source"] == "team/tiny-bert"
@@ -39,8 +39,27 @@ def test_convert_records_the_commit_and_fetches_only_what_it_needs(hub: Hub, tmp
     assert {"config.json", "model.safetensors", "vocab.txt"} <= set(hub.downloaded())
     assert not set(junk) & set(hub.downloaded())
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "base_model: team/tiny-bert" in card
+    assert "license: mit\nlanguage:\n- en\nbase_model: team/tiny-bert\n" in card
+    assert "Theirs" not in card
+    assert "model-index" not in card
+    assert "the source's card has language 'English', which the Hub refuses: left out of our card" in result.notes
     assert block["revision"] in card
+
+
+@pytest.mark.parametrize("card", [{"README.md": b"---\nlicense: mit\n---\n"}, {}])
+def test_a_cache_without_the_card_is_enough_offline(
+    card: dict[str, bytes], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, snapshot_download
+
+    save_tiny(tmp_path / "source")
+    hub.add("team/tiny-bert", {**files_of(tmp_path / "source"), **card})
+    snapshot_download("team/tiny-bert", ignore_patterns="README.md")  # as transformers would have left it
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    result = convert("team/tiny-bert", tmp_path / "out", verify=False)
+    note = "the source's README.md could not be fetched: its license and languages are left out of our card"
+    assert (note in result.notes) == bool(card)
+    assert "license:" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_load_a_converted_repository_and_again_offline(

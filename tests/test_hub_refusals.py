@@ -51,7 +51,7 @@ class TestRefusals:
         )
         assert failure(hub) == expected
         assert [r for r in hub.seen("HEAD") if r.token] == []
-        hub.tokens.add(TOKEN)
+        hub.log_in(TOKEN)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         assert failure(hub) == expected
         hub_repo.granted.add(TOKEN)

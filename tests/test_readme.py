@@ -20,6 +20,7 @@ COMMANDS: dict[str, click.Command] = {
     "mlxbert-convert": cli.convert,
     "mlxbert-verify": cli.verify,
     "mlxbert-export": cli.export,
+    "mlxbert-push": cli.push,
     **{f"mlxbert {name}": command for name, command in main.commands.items()},
 }
 

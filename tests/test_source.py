@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from converter.source import SourceError, looks_like_repo_id, open_source, select_files
+from mlxbert.hub import HubError
 from tests.checkpoint_builders import CONFIG, assert_same, random_model, write_config
 
 ROOT = Path(__file__).parents[1]
@@ -399,16 +400,20 @@ def test_the_hub_is_asked_for_what_is_no_path(tmp_path: Path, monkeypatch: pytes
     model.save_pretrained(tmp_path / "snapshot")
     asked: list[Any] = []
 
-    def snapshot(repo_id: str, *, revision: str | None, select: Any) -> Any:
+    def snapshot(repo_id: str, *, revision: str | None, select: Any, progress: bool = True) -> Any:
+        if revision == "0" * 40:  # the second time, for the model card
+            assert select(["config.json", "README.md"]) == ["README.md"]
+            raise HubError("not to be had")
         asked.append((repo_id, revision, select))
-        return SimpleNamespace(path=tmp_path / "snapshot", revision="0" * 40)
+        return SimpleNamespace(path=tmp_path / "snapshot", revision="0" * 40, repo_id=repo_id)
 
-    monkeypatch.setitem(sys.modules, "mlxbert.hub", SimpleNamespace(snapshot=snapshot))
+    monkeypatch.setitem(sys.modules, "mlxbert.hub", SimpleNamespace(snapshot=snapshot, HubError=HubError))
     monkeypatch.setattr("mlxbert.hub", sys.modules["mlxbert.hub"], raising=False)
     monkeypatch.chdir(tmp_path)
     source = open_source("google-bert/bert-base-uncased", revision="main")
     assert asked == [("google-bert/bert-base-uncased", "main", select_files)]
     assert source.location == "google-bert/bert-base-uncased"
+    assert "the source's README.md could not be fetched" in source.notes[-1]
     assert source.revision == "0" * 40
     assert source.directory == tmp_path / "snapshot"
     assert_same(source.entries, dict(model.state_dict()))

@@ -213,7 +213,8 @@ def test_quantized_sources(tmp_path: Path) -> None:
     original = "fix: give the original, unquantized checkpoint as SRC"
     model(tmp_path, quantization={"bits": 4, "group_size": 64}, quantization_config={"bits": 4})
     assert refusal(tmp_path) == (
-        f'{config}: says "quantization": this is an MLX checkpoint quantized to 4 bits already; {original}'
+        f'{config}: says "quantization": this is an MLX checkpoint quantized to 4 bits already; {original}, '
+        "or --dequantize"
     )
     model(tmp_path, quantization_config={"quant_method": "bitsandbytes"})
     assert f"its weights are quantized by bitsandbytes already; {original}" in refusal(tmp_path)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from heads.errors import HeadError
+from heads.forward_chaining import times_ahead
 from mlxbert.errors import MLXBertError
 from mlxbert.runs import Run, RunError, train
 from mlxbert.with_head import BertWithHead
@@ -138,3 +139,118 @@ def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path, tiny_checkpoint: 
     with pytest.raises(RunError, match="is not empty, and no run"):
         train(sample("binary"), model=tiny_checkpoint, out=other, **settings, overwrite=True)
     assert (other / "notes.txt").read_text() == "mine"
+
+
+def test_the_names_that_a_notebook_wants_are_at_the_top() -> None:
+    import mlxbert
+    from mlxbert.training.trainer import Trainer
+
+    assert mlxbert.train is train
+    assert mlxbert.Run is Run
+    assert mlxbert.Trainer is Trainer
+    assert mlxbert.TrainingConfig().epochs == 3
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        mlxbert.trian  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (["1960-11", "1960-12"], ["1961-01", "1961-02"]),
+        (["2020-01-01", "2020-02-01", "2020-03-01"], ["2020-04-01", "2020-05-01"]),
+        (["2020-01-01", "2020-01-08"], ["2020-01-15", "2020-01-22"]),
+        ([3, 5], [7, 9]),
+    ],
+)
+def test_times_go_on_as_the_data_write_them(times: list[Any], expected: list[Any]) -> None:
+    made = times_ahead(times, 2)
+    assert [str(time) for time in made] == [str(time) for time in expected]
+
+
+def write(frame: pd.DataFrame, file: Path) -> Path:
+    frame.to_csv(file, index=False)
+    return file
+
+
+def test_a_validation_file_takes_the_place_of_folds(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    frame = sample("binary", 60)
+    learn, judge = write(frame[:40], tmp_path / "train.csv"), write(frame[40:], tmp_path / "valid.csv")
+    settings = {**options("binary"), **QUICK}
+    del settings["folds"]
+    run = train(learn, model=tiny_checkpoint, out=tmp_path / "run", valid=judge, **settings)
+    assert run.info["folds"]["kind"] == "file"
+    assert list(run.oof()["id"]) == list(frame["id"][40:])
+    with pytest.raises(RunError, match="valid goes with folds=1"):
+        train(learn, model=tiny_checkpoint, out=tmp_path / "other", valid=judge, **settings, folds=3)
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel", "regression", "time_series"])
+def test_rows_held_out_of_everything_are_predicted_and_scored(
+    task: str, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    size = 4 if task == "time_series" else 0.25
+    frame = sample(task, 60)
+    settings = {**options(task), **QUICK, "epochs": 1, "hold_out": size}
+    run = train(frame, model=tiny_checkpoint, out=tmp_path / "run", **settings)
+    held, sent = pd.read_csv(run.files.hold_out), pd.read_csv(run.files.submission)
+    assert len(held) == len(sent)
+    assert len(held) in ((4,) if task == "time_series" else range(12, 19))  # each stratum is rounded by itself
+    name = "month" if task == "time_series" else "id"
+    assert list(held[name].astype(str)) == list(sent[name].astype(str))
+    if task == "time_series":
+        assert list(held["month"]) == list(frame["month"][-4:])
+    else:
+        assert not set(held["id"]) & set(run.oof()["id"]), "none of them was learned from"
+        assert run.info["data"]["rows"] == 60
+    assert run.scores is not None
+    assert run.scores["hold_out"]["rows"] == len(held)
+    if task == "regression":
+        rmse = float(np.sqrt(((held["target:y"] - held["prediction:y"]) ** 2).mean()))
+        assert run.scores["hold_out"]["metrics"]["rmse"] == pytest.approx(rmse)
+
+
+def test_a_test_file_is_predicted_at_the_end_in_the_samples_order(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    data, test = write(sample("multiclass", 60), tmp_path / "train.csv"), sample("multiclass", 9, seed=4)
+    columns = ["top", "low", "middle"]
+    shuffled = test["id"].sample(frac=1, random_state=0)
+    form = pd.DataFrame({"id": shuffled, **dict.fromkeys(columns, 0.0)})
+    run = train(
+        data,
+        model=tiny_checkpoint,
+        out=tmp_path / "run",
+        test=write(test.drop(columns="y"), tmp_path / "test.csv"),
+        sample_submission=write(form, tmp_path / "sample.csv"),
+        values="probabilities",
+        **{**options("multiclass"), **QUICK, "epochs": 1},
+    )
+    sent = pd.read_csv(run.files.submission)
+    assert list(sent.columns) == ["id", *columns]
+    assert list(sent["id"]) == list(shuffled)
+    np.testing.assert_allclose(sent[columns].sum(axis=1), 1, atol=1e-6)
+    direct = run.predict(test, values="probabilities").set_index("id")
+    np.testing.assert_allclose(sent["top"], direct.loc[list(shuffled), "top"], atol=1e-9)
+    ranks = run.predict(test, values="probabilities", average="ranks")
+    assert ranks["low"].between(0, 1).all()
+
+
+def test_pairs_templates_groups_and_serialized_rows(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    frame = sample("binary", 40)
+    frame["other"], frame["team"] = list(frame["text"][::-1]), [f"t{i % 8}" for i in range(40)]
+    quick = {**QUICK, "epochs": 1, "model": tiny_checkpoint, "target": "y", "id": "id"}
+    paired = train(frame, out=tmp_path / "pair", text="text", pair="other", **quick)
+    assert paired.text.second == "other"
+    assert "second" in pd.read_csv(paired.files.worst).columns
+    grouped = train(frame, out=tmp_path / "group", text="{text} of {team}", group="team", **quick)
+    assert grouped.oof().assign(team=frame["team"]).groupby("team")["fold"].nunique().max() == 1
+    rows = train(frame, out=tmp_path / "rows", **quick)
+    assert rows.text.columns == ("text", "other", "team")
+
+
+def test_a_series_may_have_labels_and_forward_folds(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    frame = sample("binary", 60)
+    frame["day"] = [str(np.datetime64("2020-01-01") + i) for i in range(60)]
+    settings = {**options("binary"), **QUICK, "epochs": 1, "time": "day", "fold_kind": "forward"}
+    run = train(frame, model=tiny_checkpoint, out=tmp_path / "run", **settings)
+    assert len(run.prediction_members) == 1
+    assert run.oof()["row"].min() >= 20
+    assert len(run.predict(frame[:5])) == 5

@@ -21,7 +21,7 @@ from mlxbert.training.groups import (
     reinitialize_top,
     trainable,
 )
-from mlxbert.training.optim import AdamW, OptimizerError
+from mlxbert.training.optim import AdamW, OptimizerError, global_norm
 from mlxbert.training.schedule import SHAPES, Schedule, ScheduleError
 from mlxbert.with_head import BertWithHead
 
@@ -195,3 +195,12 @@ def test_reinitializing_changes_the_top_alone_and_goes_by_the_seed() -> None:
     assert reinitialize_top(make_model(), 0, seed=1) == []
     with pytest.raises(GroupError, match=r"^reinitialize_top: 4 layers; fix: from 0 to 3$"):
         reinitialize_top(make_model(), 4, seed=1)
+
+
+def test_the_norm_does_not_depend_on_how_an_array_lies_in_memory() -> None:
+    """A gradient lies as its product left it, one read from a saved state in the order of its indices."""
+    values = np.random.default_rng(0).normal(size=(384, 300)).astype(np.float32)
+    transposed = mx.array(np.ascontiguousarray(values.T)).T
+    assert not memoryview(transposed).c_contiguous
+    for norm in (global_norm, mx.compile(global_norm)):
+        assert norm({"w": transposed}).item() == norm({"w": mx.array(values)}).item()

@@ -19,6 +19,7 @@ COMMANDS = {
     "mlxbert-convert": "converter.cli:convert",
     "mlxbert-verify": "converter.cli:verify",
     "mlxbert-export": "converter.cli:export",
+    "mlxbert-push": "converter.cli:push",
     "mlxbert": "mlxbert.cli:main",
 }
 

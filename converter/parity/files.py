@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.card import render_card
+from converter.card_evidence import read_quantization
 from converter.facts import card_facts
 from converter.parity.html import render_html
 from converter.parity.junit import render_junit
@@ -66,13 +67,16 @@ def _proven_by_another(directory: Path, report: ParityReport) -> str | None:
 def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
     """The model card with this report's numbers; none where somebody has edited the one that the conversion wrote."""
     card = directory / CARD
-    listed = (read_manifest(directory) or {}).get(CARD)
+    records = read_manifest(directory) or {}
+    listed = records.get(CARD)
     if listed is None or not card.is_file() or FileRecord.of(card.read_bytes()) != listed:
         return {}
     config = read_config(directory)
     # The title is the first heading: a directory may have been renamed since, or lie in the Hub's cache.
     titles = [line[2:] for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-    return {CARD: render_card(card_facts(directory, config, report, name=titles[0])).encode()}
+    quantization = read_quantization(directory)
+    facts = card_facts(directory, config, report, name=titles[0], records=records, quantization=quantization)
+    return {CARD: render_card(facts).encode()}
 
 
 def _update(directory: Path, files: dict[str, bytes]) -> None:

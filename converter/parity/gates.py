@@ -47,6 +47,7 @@ def compare(
     written_dtype: str,
     provenance: Provenance,
     model_type: str = "bert",
+    limits_of: str | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Run both gates over the probes.
@@ -56,9 +57,10 @@ def compare(
         float32_core: the mapping gate's MLX side, with the head if the reference has one; its parameters are float32.
         written_core: the written checkpoint, in whatever it is computed in.
         probes: from `converter.parity.probes.make_probes`.
-        written_dtype: the dtype on disk, which decides the precision limits: "float32", "float16", "bfloat16".
+        written_dtype: the dtype on disk, or the recipe of a quantized checkpoint.
         provenance: what the report says about the two sides.
         model_type: the row of `converter.parity.tolerances`.
+        limits_of: the dtype or packing whose precision limits hold; None: `written_dtype`'s.
         progress: called before each probe and once at the end.
 
     Raises:
@@ -71,7 +73,7 @@ def compare(
         raise ParityError("parity: no probes, so nothing would be compared")
     if (found := _dtype(float32_core)) != "float32":
         raise ParityError(f"parity: the mapping gate compares float32 with float32; this core has {found} parameters")
-    mapping, precision = tolerances(model_type).mapping, precision_limits(model_type, written_dtype)
+    mapping, precision = tolerances(model_type).mapping, precision_limits(model_type, limits_of or written_dtype)
     float32_core.eval()
     written_core.eval()
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from converter.parity.plot import Line, Mark, log_plot
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point
+
+if TYPE_CHECKING:
+    from converter.quantize.report import LayerReport
 
 
 def render_html(report: ParityReport) -> str:
@@ -18,6 +22,7 @@ def render_html(report: ParityReport) -> str:
     environment.filters["error"] = lambda value: "–" if value is None else f"{value:.1e}"
     environment.filters["cosine"] = lambda value: "–" if value is None else f"{value:.7f}"
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
+    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.5f}"
     whole = report.select(MAPPING, CUMULATIVE)
     alone = report.select(MAPPING, LOCAL)
     padding = report.select(MAPPING, PADDING)
@@ -26,6 +31,7 @@ def render_html(report: ParityReport) -> str:
     return environment.from_string(template).render(
         report=report,
         provenance=report.provenance,
+        quantization=report.quantization,
         mapping_passed=report.gate_passed(MAPPING),
         precision_passed=report.gate_passed(PRECISION),
         whole=whole,
@@ -40,6 +46,7 @@ def render_html(report: ParityReport) -> str:
             "alone": _errors(alone, "alone", "max-rel error"),
             "precision": _errors(precision, "written", "max-rel error"),
             "cosine": _cosines(whole, precision, identical),
+            "layers": _layers(report.quantization.layers) if report.quantization else "",
         },
     )
 
@@ -64,6 +71,15 @@ def _cosines(whole: Sequence[Point], precision: Sequence[Point], identical: bool
     if not identical and [point.name for point in precision] == [point.name for point in whole]:
         lines.append(Line("precision", [_distance(point) for point in precision], "written"))
     return log_plot([_short(point.name) for point in whole], lines, y_label="1 − cosine", floor=1e-16)
+
+
+def _layers(layers: Sequence[LayerReport]) -> str:
+    marks = [
+        Mark(layer.error, f"{layer.path}: {layer.mode} {layer.bits} bits, groups of {layer.group_size}", True)
+        for layer in layers
+    ]
+    names = [str(number) for number, _ in enumerate(layers, start=1)]
+    return log_plot(names, [Line("written", marks, "written", None)], y_label="relative error")
 
 
 def _distance(point: Point) -> Mark:

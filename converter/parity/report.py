@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxbert.errors import MLXBertError
+
+if TYPE_CHECKING:
+    from converter.quantize.report import QuantizationReport
 
 FORMAT_VERSION = 1
 MAPPING, PRECISION = "mapping", "precision"
@@ -103,6 +106,7 @@ class ParityReport:
         probes: name and shape of each.
         environment: versions, device, TF32, BLAS, platform.
         points: in the order of the model, gate by gate.
+        quantization: what was packed and what it cost on held-out text; None where nothing is.
     """
 
     model_type: str
@@ -114,6 +118,7 @@ class ParityReport:
     probes: tuple[str, ...]
     environment: dict[str, str]
     points: tuple[Point, ...]
+    quantization: QuantizationReport | None = None
 
     @property
     def passed(self) -> bool:
@@ -173,12 +178,16 @@ class ParityReport:
                 "fix: run mlxbert-verify again"
             )
         try:
-            values = _only_fields(cls, data)
+            values = _only_fields(cls, {"quantization": None, **data})
             provenance = _only_fields(Provenance, values["provenance"])
             provenance["notes"] = tuple(provenance["notes"])
             values["provenance"] = Provenance(**provenance)
             values["points"] = tuple(Point(**point) for point in values["points"])
             values["unexpected"], values["probes"] = tuple(values["unexpected"]), tuple(values["probes"])
+            if values["quantization"] is not None:
+                from converter.quantize.report import QuantizationReport
+
+                values["quantization"] = QuantizationReport.from_dict(values["quantization"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise ReportError(f"parity.json is damaged ({error!r}); fix: run mlxbert-verify again") from error

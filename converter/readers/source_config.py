@@ -11,10 +11,14 @@ from converter.readers.source_error import SourceError, shown
 from converter.readers.tensor_entry import TensorEntry
 
 _ORIGINAL = "fix: give the original, unquantized checkpoint as SRC"
+_UNPACK = f"{_ORIGINAL}, or --dequantize"
 
 
-def read_config(directory: Path, config: Path | None, *, lightning: bool) -> dict[str, Any]:
-    """Parse `config`, or the directory's config.json; SourceError if it is missing, invalid or quantized."""
+def read_config(directory: Path, config: Path | None, *, lightning: bool, dequantize: bool = False) -> dict[str, Any]:
+    """Parse `config`, or the directory's config.json; SourceError if it is missing, invalid or quantized.
+
+    With `dequantize`, one that MLX quantized is what is wanted, and anything else the error.
+    """
     path = config or directory / "config.json"
     if config is None and not path.exists():
         aside = (
@@ -28,10 +32,14 @@ def read_config(directory: Path, config: Path | None, *, lightning: bool) -> dic
         )
     parsed = read_json_object(path)
     mlx, other = parsed.get("quantization"), parsed.get("quantization_config")
+    if dequantize:
+        if not isinstance(mlx, dict):
+            raise SourceError(f'{path}: has no "quantization": nothing to unpack; fix: leave --dequantize out')
+        return parsed
     if mlx:
         bits = mlx.get("bits") if isinstance(mlx, dict) else None
         to = f" to {bits} bits" if type(bits) is int else ""
-        raise SourceError(f'{path}: says "quantization": this is an MLX checkpoint quantized{to} already; {_ORIGINAL}')
+        raise SourceError(f'{path}: says "quantization": this is an MLX checkpoint quantized{to} already; {_UNPACK}')
     if other:
         method = other.get("quant_method") if isinstance(other, dict) else None
         by = f" by {shown(method)}" if isinstance(method, str) else ""
@@ -46,5 +54,5 @@ def refuse_quantized(where: Path, entries: Mapping[str, TensorEntry]) -> None:
         if entry.dtype == "U32" and stem != key and f"{stem}.scales" in entries:
             raise SourceError(
                 f"{where}: {shown(key)} is packed uint32 beside {shown(stem)}.scales: this is an MLX checkpoint "
-                f"quantized already; {_ORIGINAL}"
+                f"quantized already; {_UNPACK}"
             )

@@ -14,6 +14,7 @@ from converter.readers.source_error import SourceError, shown
 from mlxbert.errors import first_ten
 
 INDEX_SUFFIX = ".index.json"
+CARD = "README.md"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
 SHARD = re.compile(r"(?P<stem>.+)-(\d+)-of-(?P<total>\d+)(?P<suffix>\.[a-z]+)")
 # what training and other tools write beside a model under a weight file's suffix

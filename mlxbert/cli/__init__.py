@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from heads.errors import HeadError
-from mlxbert.cli import encode, predict, report, train
-from mlxbert.errors import MLXBertError
+from mlxbert.cli import blend, encode, predict, report, train
+from mlxbert.errors import Interrupted, MLXBertError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -25,6 +25,9 @@ class OneLineErrors(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _warn
                 return super().invoke(ctx)
+        except Interrupted as error:
+            click.echo(f"mlxbert: {error}", err=True)
+            ctx.exit(130)
         except (MLXBertError, HeadError) as error:
             click.echo(f"mlxbert: error: {error}", err=True)
             ctx.exit(2)
@@ -50,5 +53,5 @@ def main() -> None:
     """Use converted BERT checkpoints; make one with mlxbert-convert."""
 
 
-for command in (encode.encode, train.train, predict.predict, report.report):
+for command in (encode.encode, train.train, predict.predict, report.report, blend.blend):
     main.add_command(command)

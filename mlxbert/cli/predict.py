@@ -34,12 +34,11 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
       mlxbert predict runs/tweets data/test.csv --sample-submission sample_submission.csv -o submission.csv
       mlxbert predict runs/jigsaw data/test.csv --average ranks -o submission.csv
     """
-    from mlxbert.runs.predict import write_submission
+    from mlxbert.runs.predict import open_predictor, write_submission
     from mlxbert.runs.progress import row_progress
-    from mlxbert.runs.run import Run
     from mlxbert.terminal import show
 
-    opened = Run.open(run)
+    opened = open_predictor(run)
     with row_progress() as progress:
         rows = write_submission(opened, data, out=out, progress=progress, **options)
     show(f"{rows} rows written to {out}")

@@ -40,7 +40,15 @@ PATH = click.Path(path_type=Path)
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
 @click.option("--allow-changes", is_flag=True, help="With --resume: go on though device, versions or threads changed.")
 @training_options
-def train(data: str | None, out: Path | None, resume: Path | None, allow_changes: bool, **options: Any) -> None:
+@click.pass_context
+def train(
+    context: click.Context,
+    data: str | None,
+    out: Path | None,
+    resume: Path | None,
+    allow_changes: bool,
+    **options: Any,
+) -> None:
     """Fine-tune on DATA (CSV, TSV, JSONL, Parquet) with cross-validation, and predict.
 
     \b
@@ -51,25 +59,36 @@ def train(data: str | None, out: Path | None, resume: Path | None, allow_changes
       mlxbert train --resume runs/tweets
     """
     from mlxbert.runs import train as run
+    from mlxbert.runs.cross_validate import resume as go_on
     from mlxbert.runs.head_options import head_options, labels
-    from mlxbert.runs.train import resume as go_on
+    from mlxbert.terminal import show
 
     settings = given_settings(options)
     if resume is not None:
-        given = [name for name, value in {**options, **settings, "out": out}.items() if value not in (None, (), False)]
-        given = [name for name in given if name != "trackers"]
-        if given:
-            raise click.UsageError(f"--resume takes the run's own settings, not --{given[0].replace('_', '-')}")
+        _refuse_settings(context)
+        if (resume / "scores.json").is_file():
+            show(f"{resume} is finished: nothing is left to do")
         finished = go_on(resume, data, allow_changes=allow_changes, trackers=options["trackers"])
     else:
         if data is None or out is None:
             raise click.UsageError("give DATA and -o DIRECTORY, or --resume RUN")
+        if allow_changes:
+            raise click.UsageError("--allow-changes goes with --resume")
         for name in ("text", "pair", "target"):
             options[name] = _one_or_several(options[name])
         options["head"] = head_options(options["head"])
         options["classes"] = labels(options["classes"])
         finished = run(data, out=out, **options, **settings)
     show_run(finished)
+
+
+def _refuse_settings(context: click.Context) -> None:
+    """A run that goes on has its settings already: refuse every other flag, whatever its value."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        own = parameter.name in ("data", "resume", "allow_changes", "trackers")
+        if source is click.core.ParameterSource.COMMANDLINE and not own:
+            raise click.UsageError(f"--resume takes the run's own settings, not {parameter.opts[-1]}")
 
 
 def show_run(run: Any) -> None:
@@ -84,6 +103,7 @@ def show_run(run: Any) -> None:
         lines.append(f"Submission  {files.submission}")
     lines.append(f"Next        mlxbert predict {run.path} test.csv -o submission.csv")
     lines.append(f"            mlxbert report {run.path}")
+    lines.append(f"            mlxbert-export {run.path} -o DIRECTORY   (for a notebook without MLX)")
     show("\n".join(lines))
 
 

@@ -36,7 +36,7 @@ def target_values(target: Any, inferred: InferredTask) -> np.ndarray[Any, Any]:
     if missing:
         raise TaskError(
             f"target {names!r}: {len(missing)} of {len(rows)} rows have no value (first: row {missing[0]}); "
-            "fix: drop them before"
+            "fix: drop them before (--drop-missing)"
         )
     if inferred.task in ("regression", "time_series"):
         numbers = np.array(rows, np.float64)

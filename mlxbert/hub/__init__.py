@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ def snapshot(
         raise explain(listing.unreachable, subject, missing=missing)
     if missing:
         try:
-            with _progress_bars(progress):
+            with progress_bars(progress), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Not enough free disk space")  # our error says so, once
                 # The names are literal; the client takes patterns.
                 patterns = [glob.escape(name) for name in missing]
                 folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
@@ -135,7 +137,7 @@ def _not_in(folder: Path | None, names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _progress_bars(wanted: bool) -> Iterator[None]:
+def progress_bars(wanted: bool) -> Iterator[None]:
     """Silence the client's bars where they are not wanted or would fill a log file."""
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars

@@ -71,14 +71,14 @@ def check_token() -> None:
     try:
         token = get_token()
     except OIDCError as error:
-        raise HubError(f"HF_OIDC_RESOURCE is set, but no token came of it: {_clean(str(error))}") from None
+        raise HubError(f"HF_OIDC_RESOURCE is set, but no token came of it: {clean(str(error))}") from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8
         kind = type(error).__name__
         raise HubError(
             f"{constants.HF_TOKEN_PATH} cannot be read ({kind}): mend it, or `hf auth login` anew"
         ) from None
     if token is not None and re.fullmatch(r"[!-~]+", token) is None:
-        raise HubError(f"{_token_source()} has a character that no token has: copy it anew, or run `hf auth login`")
+        raise HubError(f"{token_source()} has a character that no token has: copy it anew, or run `hf auth login`")
 
 
 # Most often a mistyped path is what brought the user to the Hub.
@@ -101,7 +101,7 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
         return HubError(message + (_lacking(subject, missing) or hint))
     if isinstance(error, (NotAHubError, FileMetadataError)):
         return HubError(
-            f"{_host()} does not answer like a Hugging Face Hub: check HF_ENDPOINT, or log in to your network"
+            f"{host_name()} does not answer like a Hugging Face Hub: check HF_ENDPOINT, or log in to your network"
         )
     return HubError(_local(error, subject))
 
@@ -124,7 +124,7 @@ def _lacking(subject: Subject, missing: Sequence[str]) -> str:
 def _answered(error: HfHubHTTPError, subject: Subject) -> str:
     """The Hub said no."""
     status = error.response.status_code
-    page = f"{_endpoint()}/{subject.repo_id}"
+    page = f"{endpoint()}/{subject.repo_id}"
     host = _asked(error)
     authorized = "authorization" in error.response.request.headers
     if isinstance(error, GatedRepoError):
@@ -135,23 +135,22 @@ def _answered(error: HfHubHTTPError, subject: Subject) -> str:
         name = unquote(error.response.request.url.path).partition("/resolve/")[2].partition("/")[2]
         return f"{subject} has no file '{name}' any more at the revision that was listed: run it again"
     if isinstance(error, DisabledRepoError):
-        return f"{subject} was disabled on {_host()}: see {page}"
+        return f"{subject} was disabled on {host_name()}: see {page}"
     if status == 401 and authorized:
-        return f"{_host()} does not accept {_token_source()} (401): `hf auth login`, or remove it for public models"
+        return f"{host_name()} does not accept {token_source()} (401): `hf auth login`, or remove it for public models"
     if status in (401, 404):
         login = "your token may not see it" if authorized else "if private: `hf auth login`"
-        return (
-            f"{subject} does not exist on {_host()} or is private (nor is there such a path): check the name; {login}"
-        )
+        where = f"on {host_name()} or is private (nor is there such a path)"
+        return f"{subject} does not exist {where}: check the name; {login}"
     if status == 403:
         if authorized:
-            return f"{_token_source()} may not read {subject} (403): give it access at {_endpoint()}/settings/tokens"
+            return f"{token_source()} may not read {subject} (403): give it access at {endpoint()}/settings/tokens"
         return f"{host} refused {subject} (403): run it again; if that does not help, `hf auth login`"
     if status == 429:
         return f"{host} allows no more requests for now (429): wait some minutes; `hf auth login` allows more"
     if status >= 500:
         return f"{host} failed ({_named(status)}), and again when tried again: try later"
-    return f"{host} refused {subject} ({_named(status)}): {_clean(error.server_message or str(error))}"
+    return f"{host} refused {subject} ({_named(status)}): {clean(error.server_message or str(error))}"
 
 
 def _unreachable(error: BaseException, subject: Subject) -> str:
@@ -188,7 +187,7 @@ def _local(error: BaseException, subject: Subject) -> str:
         return f"A file of {subject} arrived with a length that is not its own: run it again"
     if isinstance(error, ConnectionError):
         return f"The connection was dropped while {subject} was read: run it again, whole files are kept"
-    return f"{subject} could not be downloaded ({type(error).__name__}): {_clean(text)}"
+    return f"{subject} could not be downloaded ({type(error).__name__}): {clean(text)}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -199,14 +198,15 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     """HF_ENDPOINT without a user name and password that may be in it."""
     url = urlsplit(constants.ENDPOINT)
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
-def _host() -> str:
-    return urlsplit(_endpoint()).netloc or "HF_ENDPOINT"
+def host_name() -> str:
+    """The Hub's host, for messages."""
+    return urlsplit(endpoint()).netloc or "HF_ENDPOINT"
 
 
 def _asked(error: Any) -> str:
@@ -214,11 +214,12 @@ def _asked(error: Any) -> str:
     try:
         request = error.response.request if isinstance(error, HfHubHTTPError) else error.request
     except (AttributeError, RuntimeError):  # httpx2's way to say that it never came to a request
-        return _host()
+        return host_name()
     return str(request.url.netloc, "ascii")
 
 
-def _token_source() -> str:
+def token_source() -> str:
+    """Where the token comes from, for messages."""
     return "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token that is saved on this machine"
 
 
@@ -227,7 +228,7 @@ def _named(status: int) -> str:
     return f"{status} {HTTPStatus(status).phrase}" if known else str(status)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """The first line of somebody else's text, without what may be secret in it."""
     lines = text.strip().splitlines() or ["no reason given"]
     line = re.sub(r"(https?://)[^/\s@]*@", r"\1", lines[0])

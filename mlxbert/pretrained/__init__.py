@@ -22,7 +22,7 @@ from heads.pretrained import (
 )
 from heads.pretrained.masked_lm import Predictions
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.checkpoint import CheckpointError, load, read_config, resolve
+from mlxbert.checkpoint import CheckpointError, file_order, load, read_config, resolve
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.errors import first_ten
@@ -34,7 +34,7 @@ from mlxbert.pretrained.head_class import (
     original_architectures,
 )
 from mlxbert.pretrained.labels import Labels
-from mlxbert.pretrained.model import PretrainedBert, PretrainedOutput
+from mlxbert.pretrained.model import PretrainedBert, PretrainedOutput, StoredHead
 from mlxbert.tokenization import Tokenizer
 
 __all__ = ["HEADS_FILE", "PretrainedBert", "PretrainedOutput", "attach_head", "load_with_head", "read_head_tensors"]
@@ -43,7 +43,11 @@ HEADS_FILE = "heads.safetensors"
 
 
 def load_with_head(
-    path_or_hub_id: str | Path, revision: str | None = None, *, dtype: mx.Dtype | None = None
+    path_or_hub_id: str | Path,
+    revision: str | None = None,
+    *,
+    dtype: mx.Dtype | None = None,
+    dequantize: bool | None = None,
 ) -> tuple[PretrainedBert, Tokenizer]:
     """Load a converted checkpoint with the head that its source had, and its tokenizer, in evaluation mode.
 
@@ -51,7 +55,7 @@ def load_with_head(
     the log ("mlxbert", a warning) says what they told.
 
     Args:
-        path_or_hub_id, revision, dtype: as for `mlxbert.load`.
+        path_or_hub_id, revision, dtype, dequantize: as for `mlxbert.load`.
 
     Raises:
         CheckpointError: never converted, damaged, or without a head.
@@ -59,7 +63,7 @@ def load_with_head(
     """
     directory = resolve(path_or_hub_id, revision)
     _require_heads_file(directory)
-    core, tokenizer = load(directory, dtype=dtype)
+    core, tokenizer = load(directory, dtype=dtype, dequantize=dequantize)
     config = read_config(directory)
     tensors = read_head_tensors(directory)
     choice = choose_head_class(
@@ -67,7 +71,9 @@ def load_with_head(
     )
     if choice.note:
         logging.getLogger("mlxbert").warning("mlxbert: %s", choice.note)
-    return attach_head(core, tensors, choice, config, place=str(directory), dtype=dtype), tokenizer
+    model = attach_head(core, tensors, choice, config, place=str(directory), dtype=dtype)
+    model.source = directory
+    return model, tokenizer
 
 
 def read_head_tensors(directory: Path) -> dict[str, mx.array]:
@@ -79,7 +85,8 @@ def read_head_tensors(directory: Path) -> dict[str, mx.array]:
     _require_heads_file(directory)
     file = directory / HEADS_FILE
     try:
-        tensors = cast(dict[str, mx.array], mx.load(str(file)))
+        loaded = cast(dict[str, mx.array], mx.load(str(file)))
+        tensors = {name: loaded[name] for name in file_order(file)}
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
     if any(name.startswith(("head.", "pooling.")) for name in tensors):
@@ -123,6 +130,7 @@ def attach_head(
     used = {name: tensors[name] for name in parameters}
     head.load_weights([(name, tensor if dtype is None else tensor.astype(dtype)) for name, tensor in used.items()])
     model = PretrainedBert(core, head, choice.name, labels)
+    model.stored_head = StoredHead(tensors)
     model.eval()
     mx.eval(head.parameters())
     return model

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +13,7 @@ import mlx.nn as nn
 from heads.pretrained import MultipleChoiceHead, PretrainedHead
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
+from mlxbert.errors import MLXBertError
 from mlxbert.output import BertOutput
 from mlxbert.pretrained.labels import Labels
 
@@ -35,6 +38,13 @@ class PretrainedOutput:
     attentions: tuple[mx.array, ...] | None = None
 
 
+@dataclass(frozen=True)
+class StoredHead:
+    """The tensors of a `heads.safetensors` by name; in a class of its own, so that they are no parameters."""
+
+    tensors: Mapping[str, mx.array]
+
+
 class PretrainedBert(nn.Module):
     """An encoder and its checkpoint's own head.
 
@@ -44,10 +54,14 @@ class PretrainedBert(nn.Module):
         config: the encoder's configuration.
         architecture: the transformers class that this computes, such as "BertForMaskedLM".
         labels: names and kind of a classifier's outputs.
+        source: the converted directory that both came from; `save` takes configuration and tokenizer from it.
+        stored_head: the head's tensors as they are in its file.
     """
 
     def __init__(self, core: BertCore, head: PretrainedHead, architecture: str, labels: Labels):
         super().__init__()
+        self.source: Path | None = None
+        self.stored_head = StoredHead({})
         self.core = core
         self.head = head
         self.config: BertConfig = core.config
@@ -85,6 +99,21 @@ class PretrainedBert(nn.Module):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a converted directory with this model in it; a quantized encoder packed as it was, the same bytes.
+
+        Raises:
+            MLXBertError: this model did not come from a directory; or as `mlxbert.pretrained.saving.save_pretrained`.
+        """
+        from mlxbert.pretrained.saving import save_pretrained
+
+        if self.source is None:
+            raise MLXBertError(
+                "this model came from no directory, so its configuration is unknown; fix: mlxbert.load_with_head"
+            )
+        tensors = self.stored_head.tensors
+        return save_pretrained(self.core, self.head, tensors, self.source, directory, overwrite=overwrite)
 
     def apply_head(self, output: BertOutput, *, choices: int | None = None) -> dict[str, mx.array]:
         """The logits for what the encoder computed; `choices` texts, one after the other, belong to one question."""

@@ -83,7 +83,7 @@ class RunFiles:
         return self.root / "logits" / f"{name}.npz"
 
     def is_done(self, name: str) -> bool:
-        """Whether a model is finished: its directory is the last thing of it to be written."""
+        """Whether a model is finished: its logits are the last thing of it to be written."""
         return (self.member(name) / "config.json").is_file() and self.logits(name).is_file()
 
 

@@ -49,7 +49,9 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str]) -> dict[str, Any
 
     frame, form = prepared.held_out, run.submission()
     task = prepared.problem.task
-    ids = list(frame[run.id]) if run.id is not None else list(range(len(frame)))
+    # A row of a series is named by its time.
+    key = run.id or (run.time if task.task == "time_series" else None)
+    ids = list(range(len(frame))) if key is None else list(frame[key])
     if task.task == "time_series":
         _, forecasts = forecast(run, prepared.history)
         values = forecasts.values[0][: len(frame)]

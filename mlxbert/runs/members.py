@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -22,8 +23,12 @@ from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.groups import reinitialize_top
+from mlxbert.training.member import Member
+from mlxbert.training.new_step import training_rules
+from mlxbert.training.outcome import Outcome, TrainingInterrupted
 from mlxbert.training.predictions import Predictions
-from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted
+from mlxbert.training.trainer import Trainer
 from mlxbert.with_head import BertWithHead
 from mlxbert.writer.output_file import fsync_directory, write_errors
 
@@ -50,7 +55,24 @@ def train_members(
         state = files.resume / member.name
         if not files.is_done(member.name):
             _train(files, member, state, prepared, settings, config, callbacks)
+            # A trainer and its compiled step refer to each other: without this its weights wait for the next one's.
+            gc.collect()
         shutil.rmtree(state, ignore_errors=True)
+
+
+def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> None:
+    """Refuse settings that do not fit the encoder or a fold's targets, before anything is written.
+
+    Raises:
+        MLXBertError, HeadError: says which.
+    """
+    first, *others = members_of(config, len(prepared.folds))
+    model = new_model(prepared, settings, config, first)
+    reinitialize_top(model, config.reinitialize_layers, first.entropy())
+    training_rules(model, config)
+    for member in others:
+        if member.seed == first.seed:
+            new_head(model.core.config.hidden_size, prepared, settings, config, member)
 
 
 def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member) -> BertWithHead:
@@ -59,17 +81,23 @@ def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig,
     core = load_core(prepared.directory, dtype=mx.float32)
     if config.dropout is not None:
         set_dropout(core, config.dropout)
+    head = new_head(core.config.hidden_size, prepared, settings, config, member)
+    return BertWithHead(core, head, config.pooling, source=prepared.directory)
+
+
+def new_head(
+    hidden_size: int, prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member
+) -> Head:
+    """A head fitted to the training targets of the member's fold, and to no other row."""
     train = prepared.folds[member.fold].train
     options: dict[str, Any] = dict(settings.head)
     if prepared.problem.task.classes is not None:
         options["classes"] = prepared.problem.task.classes
     if config.dropout is not None:
         options.setdefault("dropout", config.dropout)
-    targets = prepared.examples.targets[train]
-    head: Head = prepared.problem.head_class.from_targets(
-        core.config.hidden_size, targets, **options, **prepared.examples.fitting(train)
-    )
-    return BertWithHead(core, head, config.pooling, source=prepared.directory)
+    targets, more = prepared.examples.targets[train], prepared.examples.fitting(train)
+    head: Head = prepared.problem.head_class.from_targets(hidden_size, targets, **options, **more)
+    return head
 
 
 def _train(
@@ -100,7 +128,6 @@ def _train(
         if trainer.show_kept():
             model.save(files.best_so_far, overwrite=True)
         raise
-    _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome)
     model.save(files.member(member.name), overwrite=True)
     Callbacks(callbacks).on_member_end(
         MemberEvent(
@@ -108,6 +135,8 @@ def _train(
             *(outcome.metrics, time.monotonic() - started, outcome.note),
         )
     )
+    # Last of all: with these the model is finished (`RunFiles.is_done`), and whoever was to be told has been told.
+    _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome)
 
 
 def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:

@@ -11,6 +11,8 @@ from mlxbert.runs.files import without_nan
 from mlxbert.training.callbacks import Callback, EvaluationEvent, Event, MemberEvent, StepEvent, event_record
 from mlxbert.writer.output_file import replace_file, write_errors
 
+_FIX = "free some space and resume the run"
+
 
 class MetricsLog(Callback):
     """Writes the log; where a model starts again, what it had logged beyond that point is taken out first."""
@@ -27,7 +29,7 @@ class MetricsLog(Callback):
             if record.get("member") != member or (record["event"] != "member" and record.get("step", 0) <= done)
         ]
         data = "".join(_line(record) for record in kept).encode()
-        with write_errors(self.file, len(data)):
+        with write_errors(self.file, len(data), fix=_FIX):
             replace_file(self.file, data)
 
     def on_step(self, event: StepEvent) -> None:
@@ -40,8 +42,9 @@ class MetricsLog(Callback):
         self._append(event)
 
     def _append(self, event: Event) -> None:
-        with write_errors(self.file, 0), self.file.open("a", encoding="utf-8") as log:
-            log.write(_line(event_record(event)))
+        line = _line(event_record(event))
+        with write_errors(self.file, len(line), fix=_FIX), self.file.open("a", encoding="utf-8") as log:
+            log.write(line)
 
 
 def read_log(file: Path) -> Iterator[dict[str, Any]]:

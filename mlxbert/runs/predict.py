@@ -8,23 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from heads.forward_chaining import as_times
-from mlxbert.data.reading import DataError, id_values, read_chunks, read_data, render_texts
+from heads.forward_chaining import as_times, times_ahead
+from mlxbert.data.reading import read_data, render_texts
 from mlxbert.data.token_rows import token_rows
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
 from mlxbert.factory.target_values import target_values
+from mlxbert.home import expand_home
+from mlxbert.runs.blend import NAME as BLEND
+from mlxbert.runs.blend import Blend
 from mlxbert.runs.files import RunError
+from mlxbert.runs.rows_to_predict import ROWS, pieces, row_ids, sample_of
 from mlxbert.runs.run import Run
-from mlxbert.runs.submission import check_sample, columns_of, in_sample_order, read_sample
+from mlxbert.runs.submission import columns_of, in_sample_order
+from mlxbert.runs.tables import write_csv
 from mlxbert.tokenization import Tokenizer
 from mlxbert.training.forward import predict_logits
 from mlxbert.training.predictions import Predictions, average, concatenate, ranks
 from mlxbert.with_head import BertWithHead
 
 AVERAGES = ("probabilities", "ranks")
-# A piece is small beside the process, so that many rows take hardly more memory than few.
-_ROWS = 1024
 Progress = Callable[[int, int | None], None]
 
 
@@ -32,8 +35,8 @@ def predict_frame(
     run: Run, frame: Any, *, how: str = "probabilities", progress: Progress | None = None
 ) -> Predictions:
     """The average of the run's members for every row of a pandas frame; see `predict_pieces`."""
-    pieces = (frame.iloc[start : start + _ROWS] for start in range(0, len(frame), _ROWS))
-    return predict_pieces(run, pieces, how=how, progress=progress)
+    frames = (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
+    return predict_pieces(run, frames, how=how, progress=progress)
 
 
 def predict_pieces(
@@ -48,11 +51,9 @@ def predict_pieces(
         progress: called with rows done and None, as their number is not known.
 
     Raises:
-        RunError: an unknown average, or no rows.
+        RunError: there are no rows, or the run is not finished.
         MLXBertError: a column is missing, a member is damaged.
     """
-    if how not in AVERAGES:
-        raise RunError(f"average {how!r} is unknown; known: {', '.join(AVERAGES)}")
     members = run.prediction_members
     made: list[list[Predictions]] = [[] for _ in members]
     together: list[Predictions] = []
@@ -116,11 +117,21 @@ def forecast(run: Run, history: Any) -> tuple[list[Any], Predictions]:
         logits = predict_logits(model, tokens, batch_size=1, extra=extra)
         values = np.asarray(head.predict(logits)).reshape(1, horizon)
         parts.append(Predictions(run.task.task, values))
-    return _times_ahead(times, horizon), average(parts)
+    return _names(times_ahead(times, horizon)), average(parts)
+
+
+def open_predictor(path: str | Path) -> Run | Blend:
+    """A run or a blend, whichever lies there.
+
+    Raises:
+        RunError: neither does.
+    """
+    root = expand_home(path)
+    return Blend.open(root) if (root / BLEND).is_file() else Run.open(root)
 
 
 def write_submission(
-    run: Run,
+    run: Run | Blend,
     data: str | Path,
     *,
     out: str | Path,
@@ -136,42 +147,59 @@ def write_submission(
         RunError: ids or columns do not fit the sample.
         MLXBertError: the file cannot be read, a column is missing, ids repeat.
     """
-    from mlxbert.runs.tables import write_csv
-
     form = run.submission(values)
-    sample = None if sample_submission is None else read_sample(sample_submission, form.id_column)
+    check_average(how, form)
+    target = expand_home(out)
+    if target.is_dir():
+        raise RunError(f"{target} is a directory; fix: give the name of a file with -o")
     if run.task.task == "time_series":
         frame = read_data(data, kinds=run.kinds, required=[*run.task.target], encoding=encoding).frame
-        times, predictions = forecast(run, frame)
-        made = _table(form, [str(time) for time in times], {form.columns[0]: predictions.values[0]})
-        if sample is not None:
-            check_sample(sample, form, list(made[form.id_column]), str(data))
+        times, predictions = _forecast(run, frame)
+        ids = [str(time) for time in times]
+        sample = sample_of(sample_submission, form, ids, str(data))
+        made = _table(form, ids, {form.columns[0]: predictions.values[0]})
     else:
-        required = [*run.text.columns, *([run.id] if run.id else [])]
 
-        def pieces() -> Iterator[Any]:
-            return read_chunks(data, run.kinds, rows=_ROWS, required=required, encoding=encoding)
+        def frames() -> Iterator[Any]:
+            return pieces(data, run.kinds, run.columns, run.id, encoding)
 
-        ids = _ids(run, pieces(), str(data))
-        if sample is not None:
-            check_sample(sample, form, ids, str(data))
-        predictions = predict_pieces(run, pieces(), how=how, progress=_of(len(ids), progress))
+        ids = row_ids(frames(), run.id, str(data))
+        sample = sample_of(sample_submission, form, ids, str(data))
+        predictions = _predicted(run, frames, how, _of(len(ids), progress))
         made = _table(form, ids, columns_of(form, run.task, predictions))
-    write_csv(Path(out), in_sample_order(made, sample, form))
+    write_csv(target, in_sample_order(made, sample, form))
     return len(made)
+
+
+def check_average(how: str, form: Submission) -> None:
+    """Refuse ranks where labels are wanted: a rank has no threshold.
+
+    Raises:
+        RunError: it is so, or the average is unknown.
+    """
+    if how not in AVERAGES:
+        raise RunError(f"average {how!r} is unknown; known: {', '.join(AVERAGES)}")
+    if how == "ranks" and form.values == "labels":
+        raise RunError("ranks are averaged, and the submission holds labels; fix: --values probabilities")
+
+
+def _predicted(
+    run: Run | Blend, frames: Callable[[], Iterator[Any]], how: str, progress: Progress | None
+) -> Predictions:
+    if isinstance(run, Run):
+        return predict_pieces(run, frames(), how=how, progress=progress)
+    return run.combine([predict_pieces(one, frames(), how=how, progress=progress) for one in run.runs])
+
+
+def _forecast(run: Run | Blend, history: Any) -> tuple[list[Any], Predictions]:
+    if isinstance(run, Run):
+        return forecast(run, history)
+    made = [forecast(one, history) for one in run.runs]
+    return made[0][0], run.combine([predictions for _, predictions in made])
 
 
 def _of(total: int, progress: Progress | None) -> Progress | None:
     return None if progress is None else lambda done, _: progress(done, total)
-
-
-def _ids(run: Run, pieces: Iterator[Any], what: str) -> list[str]:
-    """The ids of all rows, or their numbers from 0; the first look at the file."""
-    if run.id is None:
-        return [str(row) for row in range(sum(len(frame) for frame in pieces))]
-    import pandas
-
-    return id_values(pandas.concat([frame[[run.id]] for frame in pieces], ignore_index=True), run.id, what)
 
 
 def _table(form: Submission, ids: Sequence[str], columns: dict[str, np.ndarray]) -> Any:
@@ -180,10 +208,6 @@ def _table(form: Submission, ids: Sequence[str], columns: dict[str, np.ndarray])
     return pandas.DataFrame({form.id_column: list(ids), **columns})
 
 
-def _times_ahead(times: np.ndarray, horizon: int) -> list[Any]:
-    """The next times, as far apart as the last two are; dates as the data write them: 1961-01 after 1960-12."""
-    if len(times) < 2:
-        raise DataError("the series has one row, which tells no step from one time to the next; fix: give more rows")
-    step = times[-1] - times[-2]
-    ahead = [times[-1] + step * (i + 1) for i in range(horizon)]
-    return [str(time) if times.dtype.kind == "M" else time.item() for time in ahead]
+def _names(times: np.ndarray) -> list[Any]:
+    """Dates as the data write them (1961-01 after 1960-12), numbers as numbers."""
+    return [str(time) if times.dtype.kind == "M" else time.item() for time in times]

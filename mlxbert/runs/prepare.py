@@ -22,6 +22,7 @@ from mlxbert.factory.frames import Table, plain
 from mlxbert.factory.problem import Problem, make_problem, target_of
 from mlxbert.folds import Fold, make_folds, validation_fold
 from mlxbert.runs.cache import token_cache
+from mlxbert.runs.checks import check_columns, check_weights
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
 from mlxbert.small_files import read_json
@@ -77,14 +78,20 @@ class Prepared:
         return self.examples.tokens.limit
 
 
-def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: Any = None) -> Prepared:
+def prepare(
+    frame: Any, settings: RunSettings, config: TrainingConfig, valid: Any = None, what: str = "the frame"
+) -> Prepared:
     """Read a pandas frame (and one of validation rows) by `settings`; the same arguments give the same.
+
+    `what` the frame is called in messages.
 
     Raises:
         MLXBertError: a column is missing, nothing can be learned from the target, ids repeat, folds cannot be made,
             the checkpoint was never converted, … (each in a line with the fix).
     """
     directory = resolve(settings.model, settings.revision)
+    check_weights(directory)
+    check_columns(frame, settings, what)
     rows = np.arange(len(frame))
     frame, rows = _with_targets(frame, rows, settings)
     problem = make_problem(
@@ -105,10 +112,10 @@ def prepare(frame: Any, settings: RunSettings, config: TrainingConfig, valid: An
     if valid is not None:
         valid, numbers = _with_targets(valid, np.arange(len(valid)) + len(rows), settings)
         frame, rows = _joined(frame, valid), np.concatenate([rows, numbers])
-    ids = None if settings.id is None else id_values(frame, settings.id)
+    ids = None if settings.id is None else id_values(frame, settings.id, what)
     hidden = read_json(directory / "config.json", RunError) or {}
     tokenizer = Tokenizer.from_directory(directory, max_length=BertConfig.from_hf(hidden).max_position_embeddings)
-    rendered = render_texts(frame, problem.text)
+    rendered = render_texts(frame, problem.text, what)
     if task == "time_series":
         options = {"window": settings.head.get("window", 0), "horizon": settings.head.get("horizon", 1)}
         windows = problem.cut_windows(frame, **options)
@@ -188,6 +195,8 @@ def _hold_out(
                 f"hold_out is {count} steps of a series; fix: from 1 to the {horizon} of the forecast (horizon)"
             )
         return frame.iloc[:-count], rows[:-count], frame.iloc[-count:], frame.iloc[:-count]
+    if not 0 < size < 1 and not (size == int(size) and 1 <= size < len(frame)):
+        raise RunError(f"hold_out must be a share between 0 and 1, or fewer than {len(frame)} rows, not {size:g}")
     rendered = problem.text.render(frame)
     kind = cast(FoldKind, config.fold_kind or FOLD_KINDS[problem.task.task][0])
     (fold,) = make_folds(

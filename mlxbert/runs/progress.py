@@ -37,7 +37,7 @@ class ProgressBar(Callback):
             self._task = self.bars.add_task("", total=1.0, numbers="")
         self._loss, self._last = None, time.monotonic()
         if done:
-            self.console.print(f"{member}: goes on after step {done} of {steps}")
+            self._say(f"{member}: goes on after step {done} of {steps}")
 
     def on_step(self, event: StepEvent) -> None:
         now = time.monotonic()
@@ -60,13 +60,17 @@ class ProgressBar(Callback):
     def on_evaluation(self, event: EvaluationEvent) -> None:
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in list(event.metrics.items())[:3])
         best = "  best" if event.best else ""
-        self.console.print(f"{event.member}  epoch {event.epoch:.2f}  held-out loss {event.loss:.4f}  {metrics}{best}")
+        self._say(f"{event.member}  epoch {event.epoch:.2f}  held-out loss {event.loss:.4f}  {metrics}{best}")
         self._last = time.monotonic()
 
     def on_member_end(self, event: MemberEvent) -> None:
         self._done_members += 1
         if event.note:
-            self.console.print(f"{event.member}: thresholds stay at one half: {event.note}")
+            self._say(f"{event.member}: thresholds stay at one half: {event.note}")
+
+    def _say(self, line: str) -> None:
+        # A log file has no width: soft_wrap leaves the line in one piece.
+        self.console.print(line, soft_wrap=True)
 
     def skip(self, count: int) -> None:
         """Models that an earlier run has finished."""

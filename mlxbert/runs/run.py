@@ -89,6 +89,11 @@ class Run:
         return RowText.from_dict(self.info["data"]["text"])
 
     @property
+    def columns(self) -> list[str]:
+        """Those that the texts are made of."""
+        return list(self.text.columns)
+
+    @property
     def kinds(self) -> dict[str, Kind]:
         """What the training file's columns hold; test files are read alike."""
         return dict(self.info["data"]["kinds"])
@@ -151,10 +156,11 @@ class Run:
         """
         import pandas
 
-        from mlxbert.runs.predict import forecast, predict_frame
+        from mlxbert.runs.predict import check_average, forecast, predict_frame
         from mlxbert.runs.submission import columns_of
 
         form = self.submission(values)
+        check_average(average, form)
         if self.task.task == "time_series":
             times, predictions = forecast(self, frame)
             return pandas.DataFrame({form.id_column: times, form.columns[0]: predictions.values[0]})

@@ -14,7 +14,7 @@ from mlxbert.runs.files import RunError
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The arguments of `mlxbert.runs.train.train` that are not numbers of the training; JSON-able by `to_dict`.
+    """The arguments of `mlxbert.train` that are not numbers of the training; JSON-able by `to_dict`.
 
     Attributes:
         model: a converted directory, or the id of a converted repository on the Hub.

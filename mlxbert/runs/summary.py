@@ -26,24 +26,23 @@ def scores_frame(run: Run) -> Any:
 def scores_table(run: Run) -> Table:
     """For the terminal: the first few metrics, the optimized one first."""
     scores = run.scores or {"members": [], "pooled": {}, "spread": {}}
-    names = list(scores["pooled"])[:5]
+    names = list(scores["pooled"])[:4]
     direction = "higher" if scores.get("greater_is_better", True) else "lower"
     table = Table(title=f"{run.info['task']['task']}, {run.info['metric']} ({direction} is better)")
-    table.add_column("", no_wrap=True)
-    table.add_column("rows", justify="right")
+    table.add_column("", no_wrap=True, min_width=12)
+    table.add_column("rows", justify="right", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for one in scores["members"]:
         table.add_row(one["member"], str(one["rows"]), *(_shown(one["metrics"].get(name)) for name in names))
     if len(scores["members"]) > 1:
-        spread = scores["spread"]
-        cells = [f"{_shown(spread[name]['mean'])} ± {_shown(spread[name]['std'])}" for name in names]
-        table.add_row("mean ± deviation", "", *cells)
+        for label, what in (("mean", "mean"), ("deviation", "std")):
+            table.add_row(label, "", *(_shown(scores["spread"][name][what]) for name in names))
     rows = sum(one["rows"] for one in scores["members"] if one["seed"] == scores["members"][0]["seed"])
     table.add_row("all out of fold", str(rows), *(_shown(scores["pooled"][name]) for name in names))
     held = scores.get("hold_out")
     if held:
-        table.add_row("held out of everything", str(held["rows"]), *(_shown(held["metrics"].get(n)) for n in names))
+        table.add_row("held out of all", str(held["rows"]), *(_shown(held["metrics"].get(n)) for n in names))
     return table
 
 

@@ -100,7 +100,7 @@ class Callback:
         """After each evaluation."""
 
     def on_member_end(self, event: MemberEvent) -> None:
-        """When a model is finished and saved."""
+        """When a model is finished and saved; again, where the process was killed just then and goes on."""
 
     def on_run_end(self, scores: dict[str, Any] | None) -> None:
         """Once, whatever the end was; `scores` is the content of scores.json, None where it did not get so far."""

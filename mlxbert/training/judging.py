@@ -1,8 +1,10 @@
 """Held-out rows judged: their loss, their predictions calibrated without looking at themselves, their metrics.
 
 Temperature and thresholds are learned from a fold's held-out rows and nothing else. A row's own truth must then have
-no say in its label, or the score flatters: the held-out rows are dealt into five parts, and each part's predictions
-are calibrated by the other four (cross-fitting). What a model is saved with is learned from all of them.
+no say in its label, or the score flatters: the held-out rows are dealt into five parts, and each part is decided by
+thresholds that the other four have chosen (cross-fitting). The temperature is one number of all of them: it changes no
+order, and a temperature a part would mix scales, so that a model that knows nothing scored below one half on few rows.
+What a model is saved with is learned from all held-out rows.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from heads.base import Head
 from heads.errors import HeadError, MetricUndefinedWarning
 from heads.metrics import METRICS
 from heads.multilabel import ThresholdWarning
-from mlxbert.training.predictions import NUMBERS, Predictions, concatenate
+from mlxbert.training.predictions import NUMBERS, Predictions
 
 _PARTS = 5
 
@@ -34,7 +37,7 @@ def metric_of_labels(task: str, metric: str) -> str | None:
 def cross_fitted(
     task: str, head: Head, logits: np.ndarray, targets: np.ndarray, metric: str, calibrated: bool = True
 ) -> Predictions:
-    """Held-out predictions (N rows), each part calibrated on the other parts; the head is left as it was.
+    """Held-out predictions (N rows), each part decided by the other parts; the head is left as it was.
 
     Args:
         task: the competition type.
@@ -46,17 +49,27 @@ def cross_fitted(
     """
     if task in NUMBERS or not head.fitted or not calibrated:
         return Predictions.of(task, head, logits)
+    with _restored(head):
+        calibrate(task, head, logits, targets, metric)
+        whole, scale = Predictions.of(task, head, logits), _temperature(head)
+    if whole.thresholds is None or (task == "binary" and metric_of_labels(task, metric) is None):
+        return whole  # no learned number decides anything
     part = _parts(targets)
-    made, rows = [], []
+    thresholds = np.array(whole.thresholds)
     for number in range(_PARTS):
         mine, others = np.flatnonzero(part == number), np.flatnonzero(part != number)
-        if not len(mine):
-            continue
-        with _restored(head):
-            calibrate(task, head, logits[others], targets[others], metric)
-            made.append(Predictions.of(task, head, logits[mine]))
-        rows.append(mine)
-    return concatenate(made)[np.argsort(np.concatenate(rows))]
+        if len(mine):
+            with _restored(head):
+                calibrate(task, head, logits[others], targets[others], metric)
+                learned = Predictions.of(task, head, logits[mine]).thresholds
+                assert learned is not None
+                # The same logit decides, at whichever temperature its probability is told.
+                thresholds[mine] = expit(logit(learned) * (_temperature(head) / scale))
+    return Predictions(task, whole.values, thresholds)
+
+
+def _temperature(head: Head) -> float:
+    return float(getattr(head, "temperature", 1.0))
 
 
 def calibrate(

@@ -93,8 +93,13 @@ def _key(what: str, rule: Rule) -> str:
 
 
 def global_norm(gradients: Arrays) -> mx.array:
-    """√Σ g² over every element of every array, in float32."""
-    squares = [mx.square(gradient.astype(mx.float32)).sum() for gradient in gradients.values()]
+    """√Σ g² over every element of every array, in float32.
+
+    Summed in the order of the indices: a gradient that a product left transposed in memory would be summed in another
+    order than the same numbers read back from a saved state, and end in other bits.
+    """
+    rows = [mx.contiguous(gradient.astype(mx.float32)) for gradient in gradients.values()]
+    squares = [mx.square(row).sum() for row in rows]
     return mx.sqrt(mx.stack(squares).sum())
 
 

@@ -91,7 +91,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def average(parts: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
+def average(parts: Sequence[Predictions], weights: Sequence[float] | np.ndarray | None = None) -> Predictions:
     """The weighted mean of several predictions for the same rows, and of their thresholds.
 
     Raises:

@@ -49,7 +49,8 @@ def write_arrays(file: Path, arrays: Arrays, about: Mapping[str, Any] | None = N
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # of a run that was killed here
         try:
-            write_safetensors(temporary, planned, metadata={"format": "mlx", "mlxbert": json.dumps(about or {})})
+            metadata = {"format": "mlx", "mlxbert": json.dumps(about or {})}
+            write_safetensors(temporary, planned, metadata=metadata, fix=_FIX)
             os.replace(temporary, file)  # noqa: PTH105 - the call that tests count
         finally:
             temporary.unlink(missing_ok=True)
@@ -68,9 +69,13 @@ def read_arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
         about = json.loads(metadata["mlxbert"])
         mx.eval(arrays)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise SaveError(f"{file} is damaged ({error}); fix: delete it, and this model starts anew") from error
+        raise SaveError(
+            f"{file} is damaged ({error}); fix: delete {file.parent}, and this model starts anew"
+        ) from error
     if not isinstance(about, dict):
-        raise SaveError(f"{file} is damaged (no position in it); fix: delete it, and this model starts anew")
+        raise SaveError(
+            f"{file} is damaged (no position in it); fix: delete {file.parent}, and this model starts anew"
+        )
     return arrays, about
 
 

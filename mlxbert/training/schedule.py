@@ -82,3 +82,9 @@ class Schedule:
         length = max(self.total_steps - self.warmup_steps, 1)
         progress = min((step - self.warmup_steps) / length, 1.0)
         return self.end + (1 - self.end) * SHAPES[self.kind](progress, self.power)
+
+
+def evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:
+    """After which steps of an epoch to evaluate: the last one is always among them."""
+    count = min(steps, evaluations)
+    return frozenset(round(steps * (i + 1) / count) for i in range(count))

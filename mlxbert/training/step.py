@@ -21,6 +21,7 @@ from mlx.utils import tree_unflatten
 
 from mlxbert.errors import MLXBertError
 from mlxbert.model_tensors import named_parameters
+from mlxbert.quantization.packed import refuse_training
 from mlxbert.training.adversarial import AWP, FGM
 from mlxbert.training.gradients import COMPUTE_DTYPES, Gradients, Sums
 from mlxbert.training.groups import Rule, trainable
@@ -107,7 +108,9 @@ class TrainStep:
 
         Raises:
             GroupError: everything is frozen.
+            QuantizationError: the model is quantized; says what to train instead.
         """
+        refuse_training(model)
         self.model, self.schedule = model, schedule
         self.settings = settings or StepSettings()
         self.rules = dict(rules)

@@ -5,78 +5,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from heads.metrics import get_metric
-from mlxbert.data.batching import Batch, TrainingBatches
-from mlxbert.errors import MLXBertError
+from mlxbert.data.batching import TrainingBatches
 from mlxbert.folds import Fold
 from mlxbert.training.callbacks import Callback, Callbacks, EvaluationEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.examples import Examples
-from mlxbert.training.groups import default_learning_rate, parameter_rules, reinitialize_top
+from mlxbert.training.groups import reinitialize_top
 from mlxbert.training.held_out import HeldOut
 from mlxbert.training.interruption import interruptible
+from mlxbert.training.member import Member
+from mlxbert.training.new_step import new_step
 from mlxbert.training.optim import Arrays
+from mlxbert.training.outcome import Outcome, TrainingError, TrainingInterrupted, named_rows
 from mlxbert.training.position import Kept, Position
-from mlxbert.training.predictions import Predictions
 from mlxbert.training.save import STATE, delete_others, kept_file, read_arrays, write_arrays
-from mlxbert.training.schedule import Schedule
-from mlxbert.training.step import NonFiniteLossError, TrainStep
+from mlxbert.training.schedule import evaluation_steps
+from mlxbert.training.step import NonFiniteLossError
 from mlxbert.training.step_state import restore_step, step_state
 from mlxbert.with_head import BertWithHead
 
 # A state is some four times the weights: written every few seconds it would cost more than the training.
 _SAVE_SECONDS, _SAVE_SECONDS_AFTER_EVALUATION = 300.0, 60.0
-
-
-class TrainingError(MLXBertError):
-    """A training that cannot go on; what was saved stays."""
-
-
-class TrainingInterrupted(TrainingError):  # noqa: N818 - an answer to Ctrl-C, not a fault
-    """Ctrl-C: the state is saved, and the training can go on from there."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One model of a run: the seed it begins with and the fold that it does not see."""
-
-    seed: int = 0
-    fold: int = 0
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        return f"seed{self.seed}-fold{self.fold}"
-
-    def entropy(self) -> int:
-        """What its random streams begin with: one number for each seed and fold."""
-        return int(np.random.SeedSequence([self.seed, self.fold]).generate_state(1)[0])
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a training ended in; the model has the weights that are kept, and its head is calibrated.
-
-    Attributes:
-        logits: (n, outputs) of the fold's held-out rows.
-        predictions: of these, cross-fitted (`mlxbert.training.judging`).
-        metrics: of the predictions.
-        step: whose weights they are; likewise `epoch`.
-        note: why temperature and thresholds could not be learned; None: they were.
-    """
-
-    logits: np.ndarray
-    predictions: Predictions
-    metrics: dict[str, float]
-    step: int
-    epoch: float
-    note: str | None
 
 
 class Trainer:
@@ -130,7 +85,7 @@ class Trainer:
         self.batches = TrainingBatches(examples.tokens, fold.train, batch_size=self.config.batch_size, seed=entropy)
         self.steps_per_epoch = -(-len(self.batches) // self.config.accumulation)
         self.steps = self.steps_per_epoch * self.config.epochs
-        self._evaluate_after = _evenly(self.steps_per_epoch, self.config.evaluations)
+        self._evaluate_after = evaluation_steps(self.steps_per_epoch, self.config.evaluations)
         self._targets = model.head.encode_targets(examples.targets)
         self._extra = examples.extra_inputs(model.head)
         self.held_out = HeldOut(
@@ -146,10 +101,10 @@ class Trainer:
             extra=self._extra,
         )
         reinitialize_top(model, self.config.reinitialize_layers, entropy)
-        self.step = self._make_step()
+        self.step, self._peak = new_step(model, self.config, self.steps)
         self.position = Position()
         self._kept: Arrays = {}
-        if self.directory is not None and (self.directory / STATE).is_file():
+        if self.directory is not None:
             self._restore(self.directory)
 
     def fit(self) -> Outcome:
@@ -157,7 +112,7 @@ class Trainer:
 
         Raises:
             TrainingInterrupted: Ctrl-C; the state is saved.
-            TrainingError: a loss that is not finite, by member, epoch, step and rows.
+            TrainingError: a loss that is not finite, by member, epoch, step and rows; or logits of held-out rows.
             WriteError: the disk is full.
         """
         member = self.member
@@ -172,7 +127,7 @@ class Trainer:
                 if due or late or interrupt:
                     self.save()
                     saved = time.monotonic()
-                if interrupt and not self._over():
+                if interrupt:  # after the last batch too: whoever asked does not want the next model to begin
                     raise TrainingInterrupted(f"{member.name}: interrupted at step {self.step.step} of {self.steps}")
         return self._finish()
 
@@ -212,6 +167,7 @@ class Trainer:
         """One batch; after the last of a step, the update; whether the held-out rows were judged."""
         at = self.position
         batch = self.batches.batch(at.epoch, at.batch)
+        where = f"{self.member.name}, epoch {at.epoch + 1}, batch {at.batch + 1}"
         extra = {name: array[mx.array(batch.rows)] for name, array in self._extra.items()}
         try:
             self.step.accumulate({**batch.inputs(), **extra}, self._targets[batch.rows], batch.weights)
@@ -221,7 +177,7 @@ class Trainer:
                 return False
             report = self.step.update()
         except NonFiniteLossError as error:
-            raise TrainingError(self._nonfinite(batch, error)) from error
+            raise TrainingError(f"{where}: {error}; rows {named_rows(batch)}") from error
         done = -(-at.batch // self.config.accumulation)  # steps of this epoch
         if at.batch == len(self.batches):
             at.epoch, at.batch = at.epoch + 1, 0
@@ -260,36 +216,29 @@ class Trainer:
         kept = self.show_kept()
         assert kept is not None, "the last step of an epoch is always evaluated"
         logits = self.held_out.logits()
+        if not np.isfinite(logits).all():
+            raise TrainingError(
+                f"{self.member.name}: the logits after step {kept.step} are not finite; fix: a lower rate"
+            )
         predictions = self.held_out.predictions(logits)
         metrics = self.held_out.scores(predictions)
         note = self.held_out.calibrate(logits)
         return Outcome(logits, predictions, metrics, kept.step, kept.epoch, note)
 
-    def _make_step(self) -> TrainStep:
-        config = self.config
-        rate = default_learning_rate(self.model.core.config) if config.rate is None else config.rate
-        self._peak = rate
-        rules = parameter_rules(
-            self.model,
-            rate=rate,
-            head_rate=config.head_rate,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-            freeze_embeddings=config.freeze_embeddings,
-            freeze_layers=config.freeze_layers,
-        )
-        warmup = round(config.warmup * self.steps)
-        schedule = Schedule(self.steps, config.schedule, warmup, config.schedule_end, config.schedule_power)
-        return TrainStep(self.model, rules, schedule, config.step_settings())
-
     def _restore(self, directory: Path) -> None:
-        arrays, about = read_arrays(directory / STATE)
-        if about.pop("member", None) != self.member.name:
-            raise TrainingError(f"{directory / STATE} is not of {self.member.name}; fix: resume the run that it is of")
-        restore_step(self.step, arrays)
-        self.position = Position.from_dict(about)
-        if self.position.kept is not None:
-            self._kept = read_arrays(kept_file(directory, self.position.kept.step))[0]
+        if (directory / STATE).is_file():
+            arrays, about = read_arrays(directory / STATE)
+            if about.pop("member", None) != self.member.name:
+                raise TrainingError(
+                    f"{directory / STATE} is not of {self.member.name}; fix: resume the run that it is of"
+                )
+            restore_step(self.step, arrays)
+            self.position = Position.from_dict(about)
+        kept = self.position.kept
+        if kept is not None:
+            self._kept = read_arrays(kept_file(directory, kept.step))[0]
+        # What was kept after this state, and before a kill, is made again.
+        delete_others(directory, kept.step if kept else None)
 
     def _epoch(self) -> float:
         return self.position.epoch + self.position.batch / len(self.batches)
@@ -299,15 +248,3 @@ class Trainer:
         now, before = time.monotonic(), self._clock
         self._clock = now
         return rows / max(now - before, 1e-9)
-
-    def _nonfinite(self, batch: Batch, error: Exception) -> str:
-        rows = ", ".join(map(str, batch.rows[: min(batch.real, 10)].tolist()))
-        more = f", … ({batch.real} in all)" if batch.real > 10 else ""
-        at = self.position
-        return f"{self.member.name}, epoch {at.epoch + 1}, batch {at.batch + 1}: {error}; rows {rows}{more}"
-
-
-def _evenly(steps: int, evaluations: int) -> frozenset[int]:
-    """After which steps of an epoch to evaluate: the last one is always among them."""
-    count = min(steps, evaluations)
-    return frozenset(round(steps * (i + 1) / count) for i in range(count))

@@ -63,11 +63,17 @@ def manifest_problems(directory: Path) -> list[str]:
             problems.append(f"{name}: missing")
         elif path.stat().st_size != record.size:
             problems.append(f"{name}: {path.stat().st_size} bytes, the manifest says {record.size}")
-        else:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                    problems.append(f"{name}: SHA-256 differs from the manifest's")
+        elif not is_file_of(path, record):
+            problems.append(f"{name}: SHA-256 differs from the manifest's")
     return problems + [f"{name}: not in the manifest" for name in unlisted(directory, files)]
+
+
+def is_file_of(path: Path, record: FileRecord) -> bool:
+    """Whether the file has the size and the SHA-256 of the record."""
+    if not path.is_file() or path.stat().st_size != record.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
 
 
 def unlisted(directory: Path, files: Mapping[str, FileRecord]) -> list[str]:

@@ -93,6 +93,11 @@ class OutputDirectory:
         finally:
             self._undo.close()
 
+    @property
+    def records(self) -> Mapping[str, FileRecord]:
+        """Sizes and SHA-256 of the files written so far, by name."""
+        return dict(self._files)
+
     def write_model(
         self,
         tensors: Iterable[PlannedTensor],
@@ -100,11 +105,13 @@ class OutputDirectory:
         metadata: Mapping[str, str] = MLX_METADATA,
         max_shard_size: int = MAX_SHARD_SIZE,
         always_index: bool = True,
+        parameters: int | None = None,
         on_tensor: OnTensor | None = None,
     ) -> None:
         """Write ``model.safetensors``, or its shards of `max_shard_size` bytes, and the index.
 
-        Without `always_index`, only shards have an index (PyTorch's habit).
+        Without `always_index`, only shards have an index (PyTorch's habit). `parameters` is what the index says of
+        their number; None: the number of elements, which for packed weights would be that of their words.
         """
         shards = plan_shards(tensors, max_shard_size=max_shard_size)
         needed = sum(tensor.nbytes for shard in shards.values() for tensor in shard)
@@ -112,7 +119,7 @@ class OutputDirectory:
             path = self._new(name)
             self._files[name] = write_safetensors(path, shard, metadata=metadata, needed=needed, on_tensor=on_tensor)
         if always_index or len(shards) > 1:
-            self.write_json("model.safetensors.index.json", shard_index(shards))
+            self.write_json("model.safetensors.index.json", shard_index(shards, parameters))
 
     def write_safetensors(
         self,

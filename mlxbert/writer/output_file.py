@@ -49,8 +49,11 @@ def format_bytes(count: int) -> str:
     return f"{value:.1f} TB"
 
 
+_FIX = "give another output with -o"
+
+
 @contextmanager
-def write_errors(path: Path, needed: int, *, fix: str = "give another output with -o") -> Iterator[None]:
+def write_errors(path: Path, needed: int, *, fix: str = _FIX) -> Iterator[None]:
     """Turn an ``OSError`` of writing `path` into a one-line :class:`WriteError`, which ends in `fix`.
 
     `needed` is what the whole write takes, in bytes; a full disk (or quota, or file-size limit) names it.
@@ -62,7 +65,7 @@ def write_errors(path: Path, needed: int, *, fix: str = "give another output wit
         if error.errno in NO_SPACE:
             raise WriteError(
                 f"{path.parent}: no room for {path.name} ({reason}): {format_bytes(needed)} needed there; "
-                f"free some space or {fix}"
+                f"{fix if fix.startswith('free') else f'free some space or {fix}'}"
             ) from error
         raise WriteError(f"{path}: cannot be written: {reason}; {fix}") from error
 
@@ -73,16 +76,17 @@ class HashedFile:
     Large pieces are hashed by a second thread while this one writes them (hashlib and ``write`` both
     release the GIL). :meth:`write` returns when both are done, so the caller may reuse or free the buffer.
 
-    Raises :class:`WriteError` when the file exists or the disk is full; `needed` (bytes) is for that message.
+    Raises :class:`WriteError` when the file exists or the disk is full; `needed` (bytes) and `fix` are for that
+    message.
     """
 
-    def __init__(self, path: Path, *, needed: int) -> None:
+    def __init__(self, path: Path, *, needed: int, fix: str = _FIX) -> None:
         self.path = path
-        self._needed = needed
+        self._needed, self._fix = needed, fix
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._thread: ThreadPoolExecutor | None = None
-        with write_errors(path, needed):
+        with write_errors(path, needed, fix=fix):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def write(self, data: bytes | memoryview) -> None:
@@ -105,7 +109,7 @@ class HashedFile:
         return FileRecord(self._size, self._sha256.hexdigest())
 
     def _append(self, view: memoryview) -> None:
-        with write_errors(self.path, self._needed):
+        with write_errors(self.path, self._needed, fix=self._fix):
             start = 0
             while start < view.nbytes:
                 start += os.write(self._descriptor, view[start : start + CHUNK_BYTES])
@@ -121,7 +125,7 @@ class HashedFile:
             self._thread.shutdown()
         try:
             if kind is None:
-                with write_errors(self.path, self._needed):
+                with write_errors(self.path, self._needed, fix=self._fix):
                     os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)

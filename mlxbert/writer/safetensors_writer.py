@@ -99,25 +99,33 @@ def header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> byt
     return struct.pack("<Q", len(text)) + text
 
 
+def safetensors_bytes(tensors: Iterable[PlannedTensor], metadata: Mapping[str, str] = MLX_METADATA) -> int:
+    """The size of the file that :func:`write_safetensors` makes of `tensors`."""
+    ordered = in_file_order(tensors)
+    return len(header(ordered, metadata)) + sum(tensor.nbytes for tensor in ordered)
+
+
 def write_safetensors(
     path: Path,
     tensors: Iterable[PlannedTensor],
     *,
     metadata: Mapping[str, str] = MLX_METADATA,
     needed: int | None = None,
+    fix: str | None = None,
     on_tensor: Callable[[PlannedTensor], None] | None = None,
 ) -> FileRecord:
     """Write `tensors` to the new file `path`; never more than one of them is held.
 
     `on_tensor` is called after each one (progress). `needed` is the room the whole write takes in bytes,
-    for the message of a full disk; this file's own size when not given.
+    for the message of a full disk; this file's own size when not given. `fix` is how it ends.
 
     Raises :class:`WriteError` when the disk is full, or a tensor is read with another shape or dtype than planned.
     """
     ordered = in_file_order(tensors)
     head = header(ordered, metadata)
-    size = len(head) + sum(tensor.nbytes for tensor in ordered)
-    with HashedFile(path, needed=size if needed is None else needed) as file:
+    size = safetensors_bytes(ordered, metadata)
+    told = {} if fix is None else {"fix": fix}
+    with HashedFile(path, needed=size if needed is None else needed, **told) as file:
         file.write(head)
         for tensor in ordered:
             file.write(_bytes_of(tensor))
@@ -148,13 +156,16 @@ def plan_shards(
     }
 
 
-def shard_index(shards: Mapping[str, Sequence[PlannedTensor]]) -> dict[str, object]:
-    """What ``model.safetensors.index.json`` says: total bytes and elements, and the file of every tensor."""
+def shard_index(shards: Mapping[str, Sequence[PlannedTensor]], parameters: int | None = None) -> dict[str, object]:
+    """What ``model.safetensors.index.json`` says: total bytes and parameters, and the file of every tensor.
+
+    `parameters`: None: the number of elements.
+    """
     tensors = [tensor for shard in shards.values() for tensor in shard]
     return {
         "metadata": {
             "total_size": sum(tensor.nbytes for tensor in tensors),
-            "total_parameters": sum(tensor.parameters for tensor in tensors),
+            "total_parameters": parameters or sum(tensor.parameters for tensor in tensors),
         },
         "weight_map": dict(sorted((tensor.name, name) for name, shard in shards.items() for tensor in shard)),
     }

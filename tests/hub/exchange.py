@@ -10,9 +10,12 @@ from typing import Any
 from urllib.parse import unquote
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """One request, kept for assertions. Header names are in lower case; `path` is still percent-encoded."""
+    """One request, kept for assertions. Header names are in lower case; `path` is still percent-encoded.
+
+    `body` is there once it has arrived whole.
+    """
 
     method: str
     host: str
@@ -55,9 +58,11 @@ class Reply:
 class Fault:
     """Something that goes wrong with the next `times` requests whose `METHOD /path` the pattern finds.
 
-    Of `reply` (sent instead of the real answer), `before` (called first: say, a push by somebody else),
-    `drop_after` (bytes of body sent before the connection is closed; with `reset`, by RST), `flip` (index of
-    the byte inverted), any number may be given.
+    Any number may be given of: `reply` (sent instead of the real answer), `before` (called first: say, a push by
+    somebody else), `drop_after` (bytes of the answer's body sent before the connection is closed; with `reset`, by
+    RST), `flip` (index of the answer's byte inverted), `flip_sent` (index of the request's byte inverted before it
+    is taken in), `cut_sent` (bytes of the request's body taken in before the connection is closed, and nothing done),
+    `lose` (everything done, but nothing answered).
     """
 
     pattern: re.Pattern[str]
@@ -67,6 +72,9 @@ class Fault:
     drop_after: int | None = None
     reset: bool = False
     flip: int | None = None
+    flip_sent: int | None = None
+    cut_sent: int | None = None
+    lose: bool = False
 
     def matches(self, request: Request) -> bool:
         return self.times > 0 and self.pattern.search(str(request)) is not None

@@ -18,6 +18,8 @@ from tests.hub.server import HubServer
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _ROOT = Path(__file__).resolve().parents[2]
+# hf_xet waits three seconds before it tries again, and its clock is in Rust.
+_HASTY_XET = {"HF_XET_CLIENT_RETRY_BASE_DELAY": "5ms", "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2"}
 
 
 class Hub(HubServer):
@@ -35,7 +37,7 @@ class Hub(HubServer):
         kept = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
         dead = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
         local = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "NO_PROXY": ",".join(_LOCAL)}
-        return {**kept, **dead, **local, "PYTHONPATH": str(_ROOT), **extra}
+        return {**kept, **dead, **local, **_HASTY_XET, "PYTHONPATH": str(_ROOT), **extra}
 
     def run(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Python in a child, where the client has read HF_ENDPOINT and HF_HOME itself and nothing is patched."""
@@ -53,7 +55,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     are recorded, not slept. A look-up of any other host's address fails the test.
     """
     from huggingface_hub import constants, file_download
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import _http, _xet
 
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGING")) or name.lower().endswith("_proxy"):
@@ -69,6 +71,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         return look_up(host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up_local)
+    # hf_xet reads these when a session begins, and remembers in its cache what an endpoint has already: a port may be
+    # had by another test's Hub later.
+    for name, value in {**_HASTY_XET, "HF_XET_CACHE": str(tmp_path / "xet")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     with Hub(tmp_path / "hf-home") as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(
@@ -87,5 +94,16 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         _http.close_session()  # the next one reads the proxies anew
         yield server
         _http.close_session()
+        _xet.abort_xet_session()
     assert server.failures == []
     assert strangers == [], "the test reached for a host that is not this machine"
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def transfer(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How large files travel: as without hf_xet to a Hub without Xet, and as with both."""
+    from huggingface_hub import constants
+
+    hub.xet = request.param == "xet"
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not hub.xet)
+    return request.param

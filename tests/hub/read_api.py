@@ -1,32 +1,29 @@
 """The Hub's HTTP API, read side: information, listings and file content, with the Hub's own status codes and
 headers.
 
-Xet is not advertised (no X-Xet-Hash header, no xetHash in listings): that, and not an environment variable,
-is what makes a client with hf_xet installed take the plain path.
+Where a file came by Xet it is advertised (X-Xet-Hash header, xetHash in listings); where not, a client with hf_xet
+installed takes the plain path. A client without hf_xet gets either as LFS.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urlencode
+from urllib.parse import parse_qs, quote, unquote, urlencode
 
+from tests.hub.accounts import commit_of, visible
 from tests.hub.exchange import Reply, Request
-from tests.hub.repository import Blob, Repository
+from tests.hub.repository import Blob
+from tests.hub.routes import API, Route
 
 if TYPE_CHECKING:
     from tests.hub.server import HubServer
 
-Route = tuple[str, re.Pattern[str], Callable[["HubServer", Request, re.Match[str]], Reply]]
-
-_API = r"^/api/models/(?P<repo>[^/]+(?:/(?!(?:revision|tree|paths-info|refs)(?:/|$))[^/]+)?)"
-
 
 def model_info(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
     """GET /api/models/{repo} and /api/models/{repo}/revision/{rev}; open to all for a gated repository."""
-    found = _commit(hub, request, match, match["rev"] or "main")
+    found = commit_of(hub, request, match, match["rev"] or "main")
     if isinstance(found, Reply):
         return found
     repo, sha = found
@@ -54,7 +51,7 @@ def model_info(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
 
 def tree(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
     """GET /api/models/{repo}/tree/{rev}[/{folder}], a page at a time."""
-    found = _commit(hub, request, match, match["rev"])
+    found = commit_of(hub, request, match, match["rev"])
     if isinstance(found, Reply):
         return found
     repo, sha = found
@@ -85,7 +82,7 @@ def tree(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
 
 def paths_info(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
     """POST /api/models/{repo}/paths-info/{rev}: those of the paths that exist."""
-    found = _commit(hub, request, match, match["rev"])
+    found = commit_of(hub, request, match, match["rev"])
     if isinstance(found, Reply):
         return found
     repo, sha = found
@@ -99,19 +96,20 @@ def paths_info(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
 
 def refs(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
     """GET /api/models/{repo}/refs."""
-    repo = _visible(hub, request, match)
+    repo = visible(hub, request, match)
     if isinstance(repo, Reply):
         return repo
 
     def listed(kind: str, names: dict[str, str]) -> list[dict[str, str]]:
         return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": sha} for n, sha in names.items()]
 
-    return Reply.json({"branches": listed("heads", repo.branches), "tags": listed("tags", repo.tags), "converts": []})
+    heads = {name: sha for name, sha in repo.branches.items() if not name.startswith("refs/")}
+    return Reply.json({"branches": listed("heads", heads), "tags": listed("tags", repo.tags), "converts": []})
 
 
 def resolve(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
     """HEAD or GET /{repo}/resolve/{rev}/{path}: the content itself, or for LFS a redirect to the storage's origin."""
-    found = _commit(hub, request, match, match["rev"])
+    found = commit_of(hub, request, match, match["rev"])
     if isinstance(found, Reply):
         return found
     repo, sha = found
@@ -131,6 +129,10 @@ def resolve(hub: HubServer, request: Request, match: re.Match[str]) -> Reply:
         return content(request, blob, {**headers, "Content-Type": "text/plain; charset=utf-8"})
     headers["X-Linked-Size"] = str(len(blob.data))
     headers["X-Linked-ETag"] = f'"{blob.sha256}"'
+    if hub.xet and blob.xet is not None:
+        headers["X-Xet-Hash"] = blob.xet
+        route = f"{hub.endpoint}/api/models/{repo.id}/xet-read-token/{quote(sha, safe='')}"
+        headers["Link"] = f'<{route}>; rel="xet-auth"'
     return Reply(302, {**headers, "Location": f"{hub.storage}/storage/{blob.sha256}?Signature={hub.signature}"})
 
 
@@ -163,37 +165,6 @@ def content(request: Request, blob: Blob, headers: dict[str, str]) -> Reply:
     return Reply(206, {**headers, "Content-Range": f"bytes {first}-{last}/{size}"}, blob.data[first : last + 1])
 
 
-def _visible(hub: HubServer, request: Request, match: re.Match[str]) -> Repository | Reply:
-    """The repository if the request may know that it exists.
-
-    Without a token the Hub answers 401 for one that does not exist, so as not to tell it from a private one.
-    """
-    if request.token is not None and request.token not in hub.tokens:
-        return Reply.error(401, "Invalid credentials in Authorization header")
-    asked = unquote(match["repo"])
-    if (canonical := hub.renamed.get(asked)) is not None:
-        query = f"?{urlencode(request.query)}" if request.query else ""
-        return Reply(307, {"Location": request.path.replace(match["repo"], canonical, 1) + query})
-    repo = hub.repositories.get(asked)
-    if repo is None or (repo.private and request.token not in repo.readers):
-        if request.token is None:
-            return Reply.error(401, "Invalid username or password.")
-        return Reply.error(404, "Repository not found", "RepoNotFound")
-    if repo.disabled:
-        return Reply.error(403, "Access to this resource is disabled.")
-    return repo
-
-
-def _commit(hub: HubServer, request: Request, match: re.Match[str], rev: str) -> tuple[Repository, str] | Reply:
-    repo = _visible(hub, request, match)
-    if isinstance(repo, Reply):
-        return repo
-    sha = repo.resolve(unquote(rev))
-    if sha is None:
-        return Reply.error(404, f"Invalid rev id: {unquote(rev)}", "RevisionNotFound")
-    return repo, sha
-
-
 def _no_entry(sha: str, path: str) -> Reply:
     return Reply.error(404, f"{path} does not exist", "EntryNotFound", X_Repo_Commit=sha)
 
@@ -203,14 +174,16 @@ def _blob_fields(blob: Blob, oid: str) -> dict[str, Any]:
     if blob.lfs:
         digest = "oid" if oid == "oid" else "sha256"
         fields["lfs"] = {digest: blob.sha256, "size": len(blob.data), "pointerSize": 134}
+        if blob.xet is not None:
+            fields["xetHash"] = blob.xet
     return fields
 
 
 ROUTES: list[Route] = [
-    ("GET", re.compile(_API + r"(?:/revision/(?P<rev>[^/]+))?$"), model_info),
-    ("GET", re.compile(_API + r"/tree/(?P<rev>[^/]+)(?P<path>/.*)?$"), tree),
-    ("POST", re.compile(_API + r"/paths-info/(?P<rev>[^/]+)$"), paths_info),
-    ("GET", re.compile(_API + r"/refs$"), refs),
+    ("GET", re.compile(API + r"(?:/revision/(?P<rev>[^/]+))?$"), model_info),
+    ("GET", re.compile(API + r"/tree/(?P<rev>[^/]+)(?P<path>/.*)?$"), tree),
+    ("POST", re.compile(API + r"/paths-info/(?P<rev>[^/]+)$"), paths_info),
+    ("GET", re.compile(API + r"/refs$"), refs),
     ("GET HEAD", re.compile(r"^/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<rev>[^/]+)/(?P<path>.+)$"), resolve),
     ("GET", re.compile(r"^/storage/(?P<sha256>[0-9a-f]{64})$"), storage),
 ]

@@ -37,7 +37,7 @@ def hub_repo(hub: Hub) -> Repository:
 @pytest.fixture
 def hub_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
     """A token that the Hub knows, in HF_TOKEN."""
-    hub.tokens.add(TOKEN)
+    hub.log_in(TOKEN)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return TOKEN
 

@@ -1,4 +1,4 @@
-"""The test Hub's server: recording, faults and the wire. What it answers is in `read_api`."""
+"""The test Hub's server: recording, faults and the wire. What it answers is in the `*_api` modules."""
 
 from __future__ import annotations
 
@@ -13,28 +13,34 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.hub import read_api
+from tests.hub import lfs_api, read_api, write_api, xet_api
+from tests.hub.accounts import Account
 from tests.hub.exchange import Fault, Reply, Request
-from tests.hub.repository import Repository
+from tests.hub.repository import Blob, Repository
 
 
 class HubServer:
     """A Hub on 127.0.0.1, at a free port, while its `with` block lasts.
 
-    LFS content is served under the name `localhost`: to a client that is another origin, so its token must
+    LFS and Xet content is served under the name `localhost`: to a client that is another origin, so its token must
     not go there.
     """
 
     page_size = 1000
+    part_size = 1 << 30  # larger LFS files are uploaded in parts of this many bytes
+    xet = True  # whether it has Xet storage at all
     signature = "c2lnbmVk"
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.renamed: dict[str, str] = {}  # old or short id -> the one it redirects to
-        self.tokens: set[str] = set()  # those that the Hub knows
+        self.accounts: dict[str, Account] = {}  # whose each token is
+        self.lfs: dict[str, bytes] = {}  # what was uploaded, by the SHA-256 that the client said it has
+        self.parts: dict[str, dict[int, bytes]] = {}
+        self.cas = xet_api.XetStore()
         self.requests: list[Request] = []
         self.failures: list[str] = []  # tracebacks of this server's own defects
-        self.routes = list(read_api.ROUTES)
+        self.routes = [*write_api.ROUTES, *lfs_api.ROUTES, *xet_api.ROUTES, *read_api.ROUTES]
         self._faults: list[Fault] = []
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -74,6 +80,28 @@ class HubServer:
         repo.commit(files)
         return repo
 
+    def log_in(
+        self,
+        token: str,
+        name: str = "reader",
+        *,
+        role: Literal["read", "write", "fineGrained"] = "read",
+        orgs: tuple[str, ...] = (),
+    ) -> None:
+        """Make `token` known, as one of the user `name` who may write to `orgs`."""
+        self.accounts[token] = Account(name, role, orgs)
+
+    @property
+    def tokens(self) -> set[str]:
+        """Those that the Hub knows."""
+        return set(self.accounts)
+
+    def stored(self, sha256: str) -> Blob | None:
+        """What was uploaded, by LFS or by Xet, or is in a repository, under this SHA-256."""
+        if sha256 in self.lfs:
+            return Blob(self.lfs[sha256], lfs=True)
+        return self.cas.by_sha256.get(sha256)
+
     def inject(
         self,
         pattern: str,
@@ -87,13 +115,21 @@ class HubServer:
         drop_after: int | None = None,
         reset: bool = False,
         flip: int | None = None,
+        flip_sent: int | None = None,
+        cut_sent: int | None = None,
+        lose: bool = False,
     ) -> None:
         """Make the next `times` requests that `pattern` finds in their "METHOD /path" go wrong: see `Fault`."""
         if status is not None:
             reply = Reply.error(status, message, code)
-        fault = Fault(re.compile(pattern), times, reply, before, drop_after, reset, flip)
+        fault = Fault(re.compile(pattern), times, reply, before, drop_after, reset, flip, flip_sent, cut_sent, lose)
         with self._lock:
             self._faults.append(fault)
+
+    def heal(self) -> None:
+        """Let nothing go wrong any more."""
+        with self._lock:
+            self._faults.clear()
 
     def seen(self, pattern: str) -> list[Request]:
         """The recorded requests whose "METHOD /path" the pattern finds."""
@@ -104,8 +140,8 @@ class HubServer:
         found = (re.search(r"^HEAD /.+?/resolve/[^/]+/(.+)$", str(request)) for request in self.requests)
         return sorted({match[1] for match in found if match is not None})
 
-    def answer(self, request: Request) -> tuple[Reply, Fault | None]:
-        """Record the request and say what to send back."""
+    def take(self, request: Request) -> Fault | None:
+        """Record the request, and say what is to go wrong with it."""
         with self._lock:
             self.requests.append(request)
             fault = next((fault for fault in self._faults if fault.matches(request)), None)
@@ -113,13 +149,15 @@ class HubServer:
                 fault.times -= 1
                 if fault.before is not None:
                     fault.before()
-        if fault is not None and fault.reply is not None:
-            return fault.reply, fault
+        return fault
+
+    def answer(self, request: Request) -> Reply:
+        """What to send back."""
         for methods, pattern, route in self.routes:
             match = pattern.search(request.path)
             if match is not None and request.method in methods.split():
-                return route(self, request, match), fault
-        return Reply.error(404, f"The test Hub has no {request}"), fault
+                return route(self, request, match)
+        return Reply.error(404, f"The test Hub has no {request}")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -140,20 +178,41 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # http.server's name
         url = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
-        query = dict(parse_qsl(url.query))
-        request = Request(self.command, headers.get("host", ""), url.path, query, headers, body)
+        request = Request(self.command, headers.get("host", ""), url.path, dict(parse_qsl(url.query)), headers)
+        fault = self.hub.take(request)
+        length = int(headers.get("content-length", 0))
+        if fault is not None and fault.cut_sent is not None:
+            self.rfile.read(min(fault.cut_sent, length))
+            self._drop(reset=True)
+            return
+        body = bytearray(self._body(headers, length))
+        if fault is not None and fault.flip_sent is not None:
+            body[fault.flip_sent] ^= 0xFF
+        request.body = bytes(body)
         try:
-            reply, fault = self.hub.answer(request)
+            reply = fault.reply if fault is not None and fault.reply is not None else self.hub.answer(request)
         except Exception:  # a defect of the test Hub: the fixture fails the test with it
             self.hub.failures.append(f"{request}\n{traceback.format_exc()}")
             reply, fault = Reply.error(500, "The test Hub failed"), None
+        if fault is not None and fault.lose:
+            self._drop(reset=False)
+            return
         try:
             self._send(reply, fault)
         except ConnectionError:  # the client went away, as it may
             self.close_connection = True
 
-    do_HEAD = do_POST = do_GET  # noqa: N815 (http.server's names)
+    def _body(self, headers: Mapping[str, str], length: int) -> bytes:
+        if headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(length)
+        body = b""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 (http.server's names)
 
     def _send(self, reply: Reply, fault: Fault | None) -> None:
         body = bytearray(reply.body)

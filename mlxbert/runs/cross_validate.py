@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from heads.labels import Label
-from mlxbert.checkpoint import read_config
 from mlxbert.factory.competition import Competition, get_competition
 from mlxbert.factory.create import default_checkpoint
 from mlxbert.factory.text_columns import RowText
-from mlxbert.folds import folds_sha256
 from mlxbert.home import expand_home
-from mlxbert.runs.environment import check_environment, environment
-from mlxbert.runs.files import FORMAT, VERSION, RunError, RunFiles, read_info, write_json
-from mlxbert.runs.finish import finish
-from mlxbert.runs.frames import read_frame
-from mlxbert.runs.members import members_of, train_members
-from mlxbert.runs.metrics_log import MetricsLog
-from mlxbert.runs.prepare import Prepared, prepare
-from mlxbert.runs.progress import ProgressBar
+from mlxbert.runs.environment import check_environment
+from mlxbert.runs.files import RunError, RunFiles, read_info
+from mlxbert.runs.place import new_directory, run_lock
 from mlxbert.runs.run import Run
+from mlxbert.runs.session import run_session
 from mlxbert.runs.settings import RunSettings, as_columns
-from mlxbert.runs.submission import submission_form
-from mlxbert.runs.trackers import tracker
-from mlxbert.training.callbacks import Callback, Callbacks
+from mlxbert.training.callbacks import Callback
 from mlxbert.training.config import TrainingConfig
-from mlxbert.writer.output_file import write_errors
-from mlxbert.writer.recovery import target_lock
 
 
 def train(
@@ -144,12 +129,11 @@ def train(
         chosen = RunSettings(**own)
     if numbers.get("folds", 5) != 1 and valid is not None:
         raise RunError("valid goes with folds=1; fix: leave one out")
-    files = RunFiles(_new_directory(out, overwrite))
+    files = RunFiles(new_directory(out, overwrite))
     trained = TrainingConfig.make(numbers)
-    with write_errors(files.root, 0):
-        files.root.parent.mkdir(parents=True, exist_ok=True)
-    with target_lock(files.root):
-        return _run(files, data, chosen, trained, None, overwrite, trackers, callbacks, progress)
+    with run_lock(files.root):
+        new_directory(files.root, overwrite)  # again: another run may have ended since the first look
+        return run_session(files, data, chosen, trained, None, overwrite, trackers, callbacks, progress)
 
 
 def resume(
@@ -182,116 +166,9 @@ def resume(
     if data is None and info["data"]["path"] is None:
         raise RunError(f"{files.root} was trained on a frame; fix: resume(path, frame)")
     settings, config = RunSettings.from_dict(info["settings"]), TrainingConfig.make(info["config"])
-    with target_lock(files.root):
+    with run_lock(files.root):
         source = info["data"]["path"] if data is None else data
-        return _run(files, source, settings, config, info, False, trackers, callbacks, progress)
-
-
-def _run(
-    files: RunFiles,
-    data: Any,
-    settings: RunSettings,
-    config: TrainingConfig,
-    before: Mapping[str, Any] | None,
-    overwrite: bool,
-    trackers: Sequence[str],
-    callbacks: Sequence[Callback],
-    progress: bool,
-) -> Run:
-    """Train what is not trained yet, and finish; `before` is the run.json of a run that goes on."""
-    started = time.monotonic()
-    about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
-    kinds = None if before is None else before["data"]["kinds"]
-    frame, kinds, record = read_frame(data, **about, kinds=kinds)
-    valid = None if settings.valid is None else read_frame(settings.valid, **about, kinds=kinds)[0]
-    prepared = prepare(frame, settings, config, valid)
-    info = _info(settings, config, prepared, kinds, record)
-    if before is None:
-        files.root.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            _empty(files.root)
-        write_json(files.info, info)
-    else:
-        _check_same(info, before)
-        info = dict(before)
-        shutil.rmtree(files.best_so_far, ignore_errors=True)
-    bar = ProgressBar(len(info["members"])) if progress else None
-    told: list[Callback] = [
-        MetricsLog(files.log),
-        *([bar] if bar else []),
-        *(tracker(t, files.root) for t in trackers),
-    ]
-    everyone = Callbacks([*told, *callbacks])
-    if bar:
-        bar.skip(sum(files.is_done(name) for name in info["members"]))
-    everyone.on_run_start(info)
-    scores = None
-    try:
-        train_members(files, prepared, settings, config, everyone.several)
-        scores = finish(files, prepared, settings, config, time.monotonic() - started)
-    finally:
-        everyone.on_run_end(scores)
-    return Run.open(files.root)
-
-
-def _info(
-    settings: RunSettings,
-    config: TrainingConfig,
-    prepared: Prepared,
-    kinds: Mapping[str, str],
-    record: Mapping[str, Any],
-) -> dict[str, Any]:
-    """run.json."""
-    about = read_config(prepared.directory)["mlxbert"]
-    manifest = prepared.directory / "manifest.json"
-    problem = prepared.problem
-    members = members_of(config, len(prepared.folds))
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "competition": settings.competition,
-        "task": asdict(problem.task),
-        "metric": prepared.metric.name,
-        "metrics": list(dict.fromkeys((prepared.metric.name, *problem.head_class.metrics))),
-        "data": {
-            **record,
-            "kinds": dict(kinds),
-            "text": problem.text.to_dict(),
-            "id": settings.id,
-            "group": settings.group,
-            "time": settings.time,
-            "max_length": prepared.limit,
-            "examples_sha256": prepared.examples.sha256(),
-        },
-        "model": {
-            "checkpoint": settings.model,
-            "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
-            "source": about.get("source"),
-            "revision": about.get("revision"),
-        },
-        "settings": settings.to_dict(),
-        "config": config.to_dict(),
-        "folds": {
-            "kind": prepared.fold_kind,
-            "count": len(prepared.folds),
-            "sha256": folds_sha256(prepared.folds),
-        },
-        "members": [member.name for member in members],
-        "submission": asdict(submission_form(settings, problem.task, prepared.metric.needs, None)),
-        "environment": environment(),
-    }
-
-
-def _check_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data, folds or another encoder."""
-    for what, section, key, fix in (
-        ("the data", "data", "examples_sha256", "give the file that the run began with"),
-        ("the folds", "folds", "sha256", "use the package versions of run.json"),
-        ("the encoder", "model", "manifest_sha256", "put the checkpoint back that the run began with"),
-    ):
-        if now[section][key] != before[section][key]:
-            raise RunError(f"{what} have changed since the run began; fix: {fix}, or train anew")
+        return run_session(files, source, settings, config, info, False, trackers, callbacks, progress)
 
 
 def _numbers_of(competition: Competition) -> dict[str, Any]:
@@ -302,27 +179,3 @@ def _numbers_of(competition: Competition) -> dict[str, Any]:
         "pooling": competition.pooling,
         **competition.training,
     }
-
-
-def _new_directory(out: str | Path, overwrite: bool) -> Path:
-    """The directory, if a run may be begun there."""
-    root = expand_home(out)
-    if root.exists() and not root.is_dir():
-        raise RunError(f"{root} is a file; fix: give another directory with -o")
-    if not root.is_dir() or not any(root.iterdir()):
-        return root
-    if not (root / "run.json").is_file():
-        raise RunError(f"{root} is not empty, and no run; fix: give another directory with -o")
-    read_info(root)
-    if not overwrite:
-        raise RunError(f"{root} has a run in it; fix: --resume {root}, --overwrite, or another directory with -o")
-    return root
-
-
-def _empty(root: Path) -> None:
-    """Delete a run, run.json last: what a kill leaves of it still is a run to overwrite."""
-    for path in root.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != "run.json":
-            path.unlink()

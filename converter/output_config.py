@@ -1,0 +1,78 @@
+"""The `config.json` of a conversion, and what its user should know: both follow from the source and the plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from converter.facts import TOKENIZER_FILES
+from converter.mapping import Plan
+from converter.mappings import mapping_for
+from converter.source import Source
+from converter.source_card import SourceCard
+
+if TYPE_CHECKING:
+    from converter.quantize.pipeline import Quantized
+
+FORMAT_VERSION = 1
+
+
+def output_config(
+    source: Source, planned: Plan, dtype: str, card: SourceCard, quantized: Quantized | None
+) -> dict[str, Any]:
+    """The source's `config.json`, its keys kept, with `dtype` and `architectures` made true."""
+    mapping = mapping_for(source.config)
+    config = {**source.config, "architectures": [mapping.base_class], "dtype": dtype}
+    if "torch_dtype" in config:  # what transformers < 4.56 reads
+        config["torch_dtype"] = dtype
+    origin = config.get("_name_or_path")
+    if isinstance(origin, str) and (origin.startswith(("/", "~")) or "\\" in origin):
+        config["_name_or_path"] = PurePath(origin.replace("\\", "/")).name  # a path tells who trained it, and where
+    # Our own output as SRC, to change its dtype: its class is "BertModel" now, and the first one is in its block.
+    earlier = source.config.get("mlxbert")
+    classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
+    came_from = {"source": source.name, "revision": source.revision}
+    if isinstance(earlier, dict) and source.revision is None and earlier.get("revision"):
+        # Converted from the Hub, and now once more from there: it still is what came from the Hub.
+        came_from = {"source": earlier.get("source"), "revision": earlier["revision"]}
+    config["mlxbert"] = {
+        "format_version": FORMAT_VERSION,
+        "source": came_from["source"],
+        "revision": came_from["revision"],
+        "converter_version": converter_version(),
+        "original_architectures": classes or source.config.get("architectures"),
+        "dropped": planned.dropped,
+        "source_card": card.as_block(),
+    }
+    if quantized is not None:
+        config["quantization"] = quantized.config.to_mlx()
+        config["quantization_config"] = quantized.config.to_mlx()
+        config["mlxbert"]["quantization"] = dict(quantized.facts)
+    return config
+
+
+def notes_on(source: Source, planned: Plan, dtype: str) -> list[str]:
+    """One line for each thing that the user should know."""
+    notes = []
+    kinds = Counter(source.entries[item.source].dtype for item in planned.encoder)
+    if "F64" in kinds and dtype == "float32":
+        notes.append(f"{kinds['F64']} float64 tensors become float32: MLX has no float64 on a GPU")
+    elif len(kinds) > 1:
+        notes.append(f"the source mixes {', '.join(sorted(kinds))}: all become {dtype}")
+    if not any(item.target.startswith("pooler.") for item in planned.encoder):
+        notes.append("the source has no pooler, so neither has the output")
+    if not any(name in source.side_files for name in TOKENIZER_FILES):
+        notes.append(
+            "the source has no tokenizer (tokenizer.json or vocab.txt): copy one into the output to encode text"
+        )
+    return notes
+
+
+def converter_version() -> str:
+    """The installed version of mlxbert."""
+    try:
+        return version("mlxbert")
+    except PackageNotFoundError:
+        return "0+uninstalled"

@@ -1,0 +1,129 @@
+"""May this directory be published? Only files that are as they were verified, of a model whose comparison passed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from converter.parity.files import CARD, PARITY
+from converter.parity.report import ParityReport, ReportError
+from converter.publishing.errors import PublishError
+from converter.publishing.leaks import leaks
+from mlxbert.checkpoint import CheckpointError, read_config
+from mlxbert.errors import first_ten
+from mlxbert.home import expand_home
+from mlxbert.writer.manifest import NAME, manifest_problems, read_manifest
+from mlxbert.writer.output_file import FileRecord
+
+# Text in somebody else's words, too long to look through, and no place for a path.
+_NOT_SEARCHED = ("tokenizer.json", "vocab.txt", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A directory that may be published.
+
+    Attributes:
+        directory: where it lies.
+        config: its `config.json`.
+        records: size and SHA-256 of every file but the card and the manifest, which are written anew.
+        report: the comparison with PyTorch; None where there is none that can be read.
+        unverified: why the model counts as not verified; None: both gates passed on these very weights.
+        unlisted: files that the manifest does not list, which stay here.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    records: Mapping[str, FileRecord]
+    report: ParityReport | None
+    unverified: str | None
+    unlisted: tuple[str, ...]
+
+
+def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, token: str | None = None) -> Evidence:
+    """Check every file against the manifest and the manifest against the parity report.
+
+    Raises:
+        PublishError: a file has changed, a secret or a path is in one, or (unless `allow_unverified`) the comparison
+            did not pass, is missing, or was of other weights.
+        CheckpointError: not a converted directory.
+    """
+    path = expand_home(directory)
+    if not path.is_dir():
+        raise PublishError(f"{directory}: no such directory; fix: mlxbert-convert SRC -o {directory}")
+    config = read_config(path)
+    records = read_manifest(path)
+    if records is None:
+        raise PublishError(f"{directory}: {NAME} is missing or not mlxbert's own; fix: convert the model again")
+    _require_block(path, config)
+    if outside := [name for name in records if PurePosixPath(name).is_absolute() or ".." in name.split("/")]:
+        raise PublishError(
+            f"{directory}: {NAME} lists a file outside of it, {outside[0]!r}; fix: convert the model again"
+        )
+    problems = manifest_problems(path)
+    unlisted = tuple(line.partition(": not in")[0] for line in problems if line.endswith(": not in the manifest"))
+    changed = [line for line in problems if not line.endswith(": not in the manifest")]
+    changed = [line for line in changed if not line.startswith(f"{CARD}: ")]  # written anew, from the facts
+    if changed:
+        raise PublishError(
+            f"{directory}: changed since it was verified; fix: restore the files, or convert again\n"
+            + first_ten(changed)
+        )
+    records = {name: record for name, record in records.items() if name != CARD}
+    _refuse_leaks(path, records, token)
+    report, unverified = _parity(path, records)
+    if unverified and not allow_unverified:
+        block = config["mlxbert"]
+        verify = f"mlxbert-verify {directory} --reference {block['source']}, or "
+        verify = "" if "head" in block else verify  # fine-tuned: there is no reference any more
+        raise PublishError(
+            f"{directory}: {unverified}; fix: {verify}publish it all the same with --allow-unverified, "
+            "which the card will say"
+        )
+    return Evidence(path, config, records, report, unverified, unlisted)
+
+
+def _require_block(path: Path, config: dict[str, Any]) -> None:
+    block = config["mlxbert"]
+    if not isinstance(block.get("source"), str) or not isinstance(block.get("revision"), str | None):
+        raise CheckpointError(f'{path}: the "mlxbert" block of config.json names no source; fix: convert again')
+
+
+def _parity(path: Path, records: Mapping[str, FileRecord]) -> tuple[ParityReport | None, str | None]:
+    """The report, and why it is no proof of these files."""
+    if PARITY not in records:
+        return None, "the model was never compared with PyTorch"
+    try:
+        report = ParityReport.from_json((path / PARITY).read_text(encoding="utf-8"))
+    except (ReportError, UnicodeDecodeError) as error:
+        return None, f"its comparison with PyTorch cannot be read ({error})"
+    if not report.passed:
+        reason = report.failures[0] if report.failures else "a gate compared nothing"
+        return report, f"its comparison with PyTorch FAILED ({reason})"
+    weights = {name: record.sha256 for name, record in records.items() if _is_encoder(name)}
+    compared = report.provenance.weights
+    stale = sorted(name for name in weights if compared.get(name) != weights[name])
+    # A head that PyTorch could not build whole is not compared, and the report says so; one that was must be this one.
+    stale += sorted(name for name in compared if name in records and records[name].sha256 != compared[name])
+    stale += sorted(name for name in compared if name not in records)
+    if stale:
+        return report, f"its comparison with PyTorch was of another {stale[0]}"
+    return report, None
+
+
+def _is_encoder(name: str) -> bool:
+    return name.startswith("model") and name.endswith(".safetensors") and "/" not in name
+
+
+def _refuse_leaks(path: Path, records: Mapping[str, FileRecord], token: str | None) -> None:
+    found = []
+    for name in records:
+        if name.endswith((".json", ".txt", ".md")) and name not in _NOT_SEARCHED:
+            text = (path / name).read_text(encoding="utf-8", errors="replace")
+            found += [f"{name}: {what}" for what in leaks(text, token=token)]
+    if found:
+        raise PublishError(
+            f"{path}: must not be published; fix: convert again from a source without\n{first_ten(found)}"
+        )

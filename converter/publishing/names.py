@@ -1,0 +1,53 @@
+"""Under which name a model is published: mlx-community's habit for the default, the Hub's rules for any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from converter.hub_rules import is_repo_id
+from converter.publishing.errors import PublishError
+
+DEFAULT_NAMESPACE = "mlx-community"
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def precision_suffix(config: dict[str, Any], bits_per_weight: float | None = None) -> str:
+    """What a name ends in: `fp32`, `fp16`, `bf16`, `4bit`, `mxfp4`, `nvfp4`; `mixed-4.6bit` where widths differ.
+
+    Args:
+        config: the converted `config.json`, with mlx's "quantization" where it is quantized.
+        bits_per_weight: over the whole model, for the name of a mixed one.
+    """
+    quantization = config.get("quantization")
+    if not isinstance(quantization, dict):
+        return _DTYPES.get(str(config.get("dtype")), str(config.get("dtype")))
+    layers = [layer for layer in quantization.values() if isinstance(layer, dict)]
+    own = {(layer.get("bits"), layer.get("mode", "affine")) for layer in layers}
+    bits, mode = quantization.get("bits"), quantization.get("mode", "affine")
+    if own - {(bits, mode)}:
+        return f"mixed-{bits_per_weight:.1f}bit" if bits_per_weight else "mixed"
+    return f"{bits}bit" if mode == "affine" else str(mode)
+
+
+def default_repo_id(config: dict[str, Any], directory_name: str, bits_per_weight: float | None = None) -> str:
+    """`mlx-community/NAME-SUFFIX`: NAME is the Hub source's own, or the directory's where the source was local."""
+    block = config["mlxbert"]
+    name = block["source"].rpartition("/")[2] if block["revision"] else directory_name
+    suffix = precision_suffix(config, bits_per_weight)
+    return check_repo_id(f"{DEFAULT_NAMESPACE}/{name.removesuffix(f'-{suffix}')}-{suffix}")
+
+
+def check_repo_id(repo_id: str) -> str:
+    """The id as it is, if the Hub takes it for a new repository.
+
+    Raises:
+        PublishError: it does not, and why.
+    """
+    if repo_id.count("/") != 1:
+        raise PublishError(f"{repo_id!r} does not say whose it is: give OWNER/NAME, such as mlx-community/NAME")
+    if not is_repo_id(repo_id):
+        raise PublishError(
+            f"{repo_id!r} breaks the Hub's rules for names: letters, digits, '-', '_' and '.', at most 96 of them, "
+            "neither '--' nor '..', no '-' or '.' at either end, not ending in .git; choose another with --to"
+        )
+    return repo_id

@@ -1,0 +1,180 @@
+"""The sending itself: compare with what is there, send what differs, and believe no answer unseen."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from converter.publishing.errors import FAILURES, PublishError, explain_push, is_transient, moved, status_of
+from converter.publishing.plan import PushPlan, PushResult
+from converter.publishing.pull_requests import find_pull_request
+from converter.publishing.remote import Remote, look_at, refuse_another_model
+from converter.publishing.retry import ATTEMPTS, pause, retried
+from converter.publishing.rights import Writer
+from mlxbert.errors import first_ten
+from mlxbert.hub import progress_bars
+from mlxbert.hub.errors import host_name
+
+Files = Mapping[str, bytes | Path]
+"""What is sent under each name: bytes, or a file of the directory."""
+
+
+@dataclass(frozen=True)
+class Sending:
+    """One push, from the look at what is there to the comparison of what arrived."""
+
+    api: HfApi
+    writer: Writer
+    config: dict[str, Any]
+    files: Files
+    plan: PushPlan
+    progress: bool
+
+    def run(self, confirm: Callable[[PushPlan], bool]) -> PushResult:
+        """Look, ask, send what differs, compare.
+
+        Raises:
+            PublishError: as `converter.publish.push`.
+        """
+        repo_id = self.plan.repo_id
+        remote = look_at(self.api, repo_id, self.plan.revision)
+        if remote.commit is None and self.plan.pull_request:
+            raise PublishError(f"'{repo_id}' is not there to propose anything to: push without --pr to make it")
+        listed = refuse_another_model(self.api, repo_id, remote, self.config) if remote.commit else frozenset()
+        held = {name for name, data in self.files.items() if name in remote.files and remote.files[name].holds(data)}
+        plan = replace(
+            self.plan,
+            new=remote.commit is None,
+            send={name: size for name, size in self.plan.send.items() if name not in held},
+            unchanged=tuple(sorted(held)),
+            remove=tuple(sorted(name for name in listed - set(self.files) if name in remote.files)),
+        )
+        if plan.is_empty and remote.exists:
+            return self._result(plan, "unchanged", remote.commit)
+        if plan.pull_request and (found := find_pull_request(self.api, repo_id, self.writer.name, self.files)):
+            return PushResult(plan, "unchanged", found.commit, found.url)
+        if not confirm(plan):
+            return PushResult(plan, "declined")
+        remote = self._prepare(plan, remote)
+        with _quiet_client(), progress_bars(self.progress), _staged(self.files) as folder:
+            return self._upload(plan, remote, folder)
+
+    def _prepare(self, plan: PushPlan, remote: Remote) -> Remote:
+        """Make the repository and the branch, where they are not there."""
+        if remote.exists:
+            return remote
+        try:
+            if remote.commit is None:
+                # exist_ok: an answer that got lost is asked for again.
+                retried(lambda: self.api.create_repo(plan.repo_id, private=plan.private or None, exist_ok=True))
+            if plan.revision is not None:
+                retried(lambda: self.api.create_branch(plan.repo_id, branch=plan.revision or "", exist_ok=True))
+        except KeyError:  # what the client makes of an answer that lacks its part
+            raise PublishError(f"{host_name()} does not answer like a Hugging Face Hub: check HF_ENDPOINT") from None
+        except FAILURES as error:
+            raise explain_push(error, plan.repo_id) from None
+        return look_at(self.api, plan.repo_id, plan.revision)
+
+    def _upload(self, plan: PushPlan, remote: Remote, folder: Path) -> PushResult:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                made = self.api.upload_folder(
+                    repo_id=plan.repo_id,
+                    folder_path=folder,
+                    revision=plan.revision,
+                    commit_message=plan.message,
+                    create_pr=plan.pull_request or None,
+                    parent_commit=remote.commit,
+                    delete_patterns=[glob.escape(name) for name in plan.remove] or None,
+                )
+            except FAILURES as error:
+                if not is_transient(error):
+                    raise explain_push(error, plan.repo_id) from None
+                if (done := self._done_all_the_same(plan)) is not None:
+                    return done
+                if status_of(error) == 412:
+                    raise PublishError(moved(plan.repo_id)) from None
+                # A pull request may have been opened though nothing is in it yet: not a second one.
+                if attempt == ATTEMPTS or plan.pull_request or isinstance(error, ValueError):
+                    raise explain_push(error, plan.repo_id) from None
+                pause(attempt)
+                continue
+            return self._checked(plan, made.oid, made.pr_url)
+        raise AssertionError("the loop returns or raises")
+
+    def _done_all_the_same(self, plan: PushPlan) -> PushResult | None:
+        """The push whose answer got lost, if its files are there; where that cannot be seen, it is not."""
+        try:
+            if plan.pull_request:
+                found = find_pull_request(self.api, plan.repo_id, self.writer.name, self.files)
+                return None if found is None else PushResult(plan, "recognised", found.commit, found.url)
+            remote = look_at(self.api, plan.repo_id, plan.revision)
+        except PublishError:
+            return None
+        return None if self._differences(plan, remote) else self._result(plan, "recognised", remote.commit)
+
+    def _checked(self, plan: PushPlan, commit: str, pr_url: str | None) -> PushResult:
+        """Compare what the Hub lists at the new commit with what was sent."""
+        differing = self._differences(plan, look_at(self.api, plan.repo_id, commit))
+        if differing:
+            raise PublishError(
+                f"'{plan.repo_id}': what arrived at commit {commit} is not what was sent; do not use it, push again\n"
+                + first_ten(differing)
+            )
+        done = self._result(plan, "pushed", commit)
+        return replace(done, url=pr_url) if pr_url else done
+
+    def _differences(self, plan: PushPlan, remote: Remote) -> list[str]:
+        missing = [name for name in self.files if name not in remote.files]
+        changed = [n for n, data in self.files.items() if n in remote.files and not remote.files[n].holds(data)]
+        return sorted([*missing, *changed, *(name for name in plan.remove if name in remote.files)])
+
+    def _result(self, plan: PushPlan, status: str, commit: str | None) -> PushResult:
+        url = f"{self.api.endpoint}/{plan.repo_id}" + (f"/tree/{plan.revision}" if plan.revision else "")
+        return PushResult(plan, status, commit, url)
+
+
+def size_of(data: bytes | Path) -> int:
+    """In bytes."""
+    return len(data) if isinstance(data, bytes) else data.stat().st_size
+
+
+@contextmanager
+def _staged(files: Files) -> Iterator[Path]:
+    """A directory with exactly the files to send, linked where they are files."""
+    with tempfile.TemporaryDirectory(prefix="mlxbert-push-") as name:
+        folder = Path(name)
+        for path, data in files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(data, bytes):
+                target.write_bytes(data)
+            else:
+                target.symlink_to(data.resolve())
+        yield folder
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Keep the client's log of retries, which quotes signed addresses, and its warnings out of the terminal.
+
+    What the Hub warns of in a card, that a license is missing, the card says itself.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warnings while validating metadata", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)

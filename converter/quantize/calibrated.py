@@ -1,0 +1,174 @@
+"""Calibrated rounding: layer after layer, each on the inputs that the quantized layers before it give.
+
+Two copies of the model run side by side over the calibration batches, one layer at a time: the float32 model, whose
+outputs are wanted, and the quantized one, whose inputs are to be lived with. Of each only the hidden states of the
+current layer are held.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from converter.quantize.affine import AffineWeight, rounded
+from converter.quantize.gptq import Moments, compensate, corrected_bias
+from converter.quantize.texts import TokenBatch
+from mlxbert.core import BertCore
+from mlxbert.layers import BertLayer
+from mlxbert.quantization import QuantizationConfig
+
+Progress = Callable[[int, int], None]
+"""Called with matrices done, matrices in all."""
+
+EMBEDDINGS = ("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings")
+
+States = list[mx.array]
+"""(B, L, D) of every batch."""
+
+
+@dataclass
+class Calibrated:
+    """Packed weights by path, and the biases that changed with them, by name; biases are float32."""
+
+    weights: dict[str, AffineWeight] = field(default_factory=dict)
+    biases: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+
+def calibrate(
+    core: BertCore,
+    batches: Sequence[TokenBatch],
+    config: QuantizationConfig,
+    *,
+    dtype: str = "float16",
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Round every layer that `config` packs; `core` (float32) is not changed.
+
+    Args:
+        core: the float32 encoder.
+        batches: calibration text.
+        config: affine throughout.
+        dtype: of scales and biases.
+        progress: told how many matrices are done.
+    """
+    run = _Run(core, batches, config, dtype, progress)
+    exact, own = run.embeddings()
+    for index in range(core.config.num_hidden_layers):
+        exact, own = run.layer(index, exact, own)
+    run.pooler(exact, own)
+    return run.result
+
+
+class _Run:
+    def __init__(
+        self,
+        core: BertCore,
+        batches: Sequence[TokenBatch],
+        config: QuantizationConfig,
+        dtype: str,
+        progress: Progress | None,
+    ):
+        self.core, self.batches, self.config, self.dtype = core, batches, config, dtype
+        self.result = Calibrated()
+        self._progress = progress
+        self._total = 3 + 6 * core.config.num_hidden_layers + ("pooler" in core)
+        self._masks = [mx.array(batch.attention_mask).astype(mx.bool_)[:, None, None, :] for batch in batches]
+        self._keep = [batch.keep.reshape(-1) for batch in batches]
+        self._done = 0
+
+    def embeddings(self) -> tuple[States, States]:
+        """Round the embeddings; their outputs, float32 and rounded."""
+        own = copy.deepcopy(self.core.embeddings)
+        for path in EMBEDDINGS:
+            table = own[path.rpartition(".")[2]]
+            if (layer := self.config.of(path)) is not None:
+                weight = rounded(np.array(table.weight), layer, search=True, dtype=self.dtype)
+                self.result.weights[path] = weight
+                table.weight = mx.array(weight.numbers)
+            self._advance()
+        ids = [mx.array(batch.input_ids) for batch in self.batches]
+        return _computed(map(self.core.embeddings, ids)), _computed(map(own, ids))
+
+    def layer(self, index: int, exact: States, own: States) -> tuple[States, States]:
+        """Round one layer in the order in which its matrices are used; its outputs, float32 and rounded."""
+        path = f"encoder.layer.{index}"
+        truth: BertLayer = self.core.encoder.layer[index]
+        rounding = copy.deepcopy(truth)
+
+        moments = self._moments(zip(exact, own, strict=True))
+        for name in ("query", "key", "value"):
+            self._round(f"{path}.attention.self.{name}", rounding.attention.self[name], moments)
+
+        def attend(layer: BertLayer, states: States) -> States:
+            return _computed(layer.attention.self(x, mask)[0] for x, mask in zip(states, self._masks, strict=True))
+
+        contexts = attend(truth, exact), attend(rounding, own)
+        moments = self._moments(zip(*contexts, strict=True))
+        self._round(f"{path}.attention.output.dense", rounding.attention.output.dense, moments)
+        exact = _computed(map(truth.attention.output, contexts[0], exact))
+        own = _computed(map(rounding.attention.output, contexts[1], own))
+        del contexts
+
+        self._round(
+            f"{path}.intermediate.dense", rounding.intermediate.dense, self._moments(zip(exact, own, strict=True))
+        )
+        # Four times as wide as the hidden states: made for one batch at a time, and once more below.
+        wide = ((truth.intermediate(x), rounding.intermediate(y)) for x, y in zip(exact, own, strict=True))
+        self._round(f"{path}.output.dense", rounding.output.dense, self._moments(wide))
+
+        def finish(layer: BertLayer, states: States) -> States:
+            return _computed(layer.output(layer.intermediate(x), x) for x in states)
+
+        return finish(truth, exact), finish(rounding, own)
+
+    def pooler(self, exact: States, own: States) -> None:
+        """Round the pooler, which reads the first token alone."""
+        if "pooler" not in self.core:
+            return
+        first = ((x[:, :1], y[:, :1]) for x, y in zip(exact, own, strict=True))
+        moments = self._moments(first, every_token=False)
+        self._round("pooler.dense", copy.deepcopy(self.core.pooler.dense), moments)
+
+    def _moments(self, pairs: Any, *, every_token: bool = True) -> Moments:
+        moments = None
+        for keep, (exact, own) in zip(self._keep, pairs, strict=True):
+            width = exact.shape[-1]
+            rows = [np.array(x).reshape(-1, width) for x in (exact, own)]
+            if every_token:
+                rows = [x[keep] for x in rows]
+            if moments is None:
+                moments = Moments.empty(width)
+            moments.add(*rows)
+        assert moments is not None  # there is a batch
+        return moments
+
+    def _round(self, path: str, linear: Any, moments: Moments) -> None:
+        """Round one linear layer, and put the rounded numbers into it."""
+        layer = self.config.of(path)
+        if layer is not None:
+            weight, bias = np.array(linear.weight), np.array(linear.bias)
+            packed = compensate(weight, moments, layer, dtype=self.dtype)
+            self.result.weights[path] = packed
+            self.result.biases[f"{path}.bias"] = corrected_bias(bias, weight, packed.numbers, moments)
+            linear.weight = mx.array(packed.numbers)
+            linear.bias = mx.array(self.result.biases[f"{path}.bias"])
+        self._advance()
+
+    def _advance(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _computed(arrays: Any) -> States:
+    """Each evaluated before the next: the graph of all batches at once would hold every intermediate."""
+    states = []
+    for array in arrays:
+        mx.eval(array)
+        states.append(array)
+    return states

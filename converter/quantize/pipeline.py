@@ -1,0 +1,202 @@
+"""From a planned source to packed tensors: what `convert` calls where `--quantize` is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.canonical import float32_core, read
+from converter.dtypes import CODES, NUMPY
+from converter.mapping import Planned
+from converter.quantize.affine import AffineWeight, pack
+from converter.quantize.calibrated import Calibrated, calibrate
+from converter.quantize.recipes import RECIPES, configure
+from converter.quantize.settings import QuantizeSettings
+from converter.quantize.streaming import packed_tensors
+from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch, token_batches
+from converter.source import Source
+from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
+from mlxbert.writer.safetensors_writer import MLX_METADATA, PlannedTensor, header, in_file_order
+
+if TYPE_CHECKING:
+    from converter.quantize.allotment import Allotment
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What is written in the place of a float encoder.
+
+    Attributes:
+        config: which layers are packed, and how.
+        tensors: of the encoder.
+        parameters: their true number.
+        facts: for the "mlxbert" block of `config.json`: recipe, calibration, target, reasons.
+        allotment: how `auto` came to it.
+    """
+
+    config: QuantizationConfig
+    tensors: tuple[PlannedTensor, ...]
+    parameters: int
+    facts: Mapping[str, Any]
+    allotment: Allotment | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the encoder's tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def quantize(
+    source: Source,
+    items: Sequence[Planned],
+    settings: QuantizeSettings,
+    *,
+    dtype: str,
+    other_bytes: int = 0,
+    progress: Progress,
+) -> Quantized:
+    """Pack the encoder of a source.
+
+    Args:
+        source: the checkpoint.
+        items: its encoder tensors.
+        settings: how.
+        dtype: of scales, and of what is not packed.
+        other_bytes: of weight files beside the encoder's tensors: heads.
+        progress: told of calibration.
+
+    Raises:
+        MLXBertError: it cannot be calibrated, or the target cannot be reached; the message says the nearest.
+    """
+    shapes = matrices(items)
+    allotment, calibrated = None, None
+    if settings.calibration is None:
+        config = configure(settings.recipe, shapes)
+    else:
+        core = float32_core(source)
+        tokenizer = tokenizer_of(source, core.config.max_position_embeddings)
+        limit = core.config.max_position_embeddings
+        make = partial(token_batches, tokenizer=tokenizer, max_length=limit)
+        texts = settings.calibration.texts
+        if settings.target is not None:
+            from converter.quantize.auto import allot
+            from converter.quantize.quality import pooling_of
+
+            allotment, calibrated = allot(
+                core,
+                make,
+                texts,
+                shapes,
+                settings,
+                pooling=pooling_of(source.directory),
+                dtype=dtype,
+                plain_bytes=_plain_bytes(items, shapes, dtype),
+                file_bytes=other_bytes + _header_bytes(items, shapes, dtype),
+                progress=progress,
+            )
+            config = allotment.config
+        else:
+            config = configure(settings.recipe, shapes)
+            batches: list[TokenBatch] = make(texts, variants=VARIANTS)
+            calibrated = calibrate(core, batches, config, dtype=dtype, progress=partial(progress, "calibrate"))
+    tensors = [tensor for item in items for tensor in _written(source, item, config, dtype, calibrated)]
+    facts: dict[str, Any] = {"recipe": settings.recipe.name, "calibration": None, "skipped": dict(config.skipped)}
+    if settings.calibration is not None:
+        facts["calibration"] = {
+            "name": settings.calibration.name,
+            "texts": len(settings.calibration.texts),
+            "sha256": settings.calibration.digest,
+        }
+    if settings.target is not None:
+        facts["target"] = settings.target.words
+    parameters = sum(PlannedTensor(item.target, item.shape, "F32", _unread).parameters for item in items)
+    return Quantized(config, tuple(tensors), parameters, facts, allotment)
+
+
+def matrices(items: Sequence[Planned]) -> dict[str, tuple[int, int]]:
+    """Path of every layer with a matrix to its (rows, width): what can be packed."""
+    found = {}
+    for item in items:
+        if len(item.shape) == 2 and item.target.endswith(".weight"):
+            rows, width = item.shape
+            found[item.target.removesuffix(".weight")] = (rows, width)
+    return found
+
+
+def tokenizer_of(source: Source, max_length: int) -> Any:
+    """The source's own tokenizer.
+
+    Raises:
+        CalibrationError: it has none, or one with more ids than the model.
+    """
+    from mlxbert.tokenization import Tokenizer
+
+    if not any(name in source.side_files for name in ("tokenizer.json", "vocab.txt")):
+        raise CalibrationError(
+            f"{source.location}: has no tokenizer to read calibration text with; fix: put its tokenizer.json or "
+            "vocab.txt beside it, or --calibration none"
+        )
+    place: Path = next(source.side_files[n].parent for n in ("tokenizer.json", "vocab.txt") if n in source.side_files)
+    tokenizer = Tokenizer.from_directory(place, max_length=max_length)
+    if tokenizer.vocab_size > source.config.get("vocab_size", 30522):
+        raise CalibrationError(
+            f"{source.location}: its tokenizer has more ids than the model; fix: put the right one there"
+        )
+    return tokenizer
+
+
+def _written(
+    source: Source, item: Planned, config: QuantizationConfig, dtype: str, calibrated: Calibrated | None
+) -> list[PlannedTensor]:
+    """One planned tensor as it is written: packed, changed by calibration, or as it was in `dtype`."""
+    path = item.target.removesuffix(".weight")
+    is_matrix = len(item.shape) == 2 and path != item.target
+    layer = config.of(path) if is_matrix else None
+    if layer is not None and calibrated is not None:
+        return _from_memory(path, calibrated.weights[path], layer.bits, dtype)
+    if layer is not None:
+        return packed_tensors(path, item.shape, layer, dtype, partial(read, source, item, "float32"))
+    if calibrated is not None and item.target in calibrated.biases:
+        bias = calibrated.biases[item.target].astype(NUMPY[dtype])
+        return [PlannedTensor(item.target, item.shape, CODES[dtype], lambda: bias)]
+    return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype))]
+
+
+def _from_memory(path: str, weight: AffineWeight, bits: int, dtype: str) -> list[PlannedTensor]:
+    rows, width = weight.codes.shape
+    code = CODES[dtype]
+    return [
+        PlannedTensor(f"{path}.weight", (rows, width * bits // 32), "U32", lambda: pack(weight.codes, bits)),
+        PlannedTensor(f"{path}.scales", weight.scales.shape, code, lambda: weight.scales),
+        PlannedTensor(f"{path}.biases", weight.biases.shape, code, lambda: weight.biases),
+    ]
+
+
+def _plain_bytes(items: Sequence[Planned], shapes: Mapping[str, Any], dtype: str) -> int:
+    """Bytes of what is no matrix."""
+    plain = [item for item in items if item.target.removesuffix(".weight") not in shapes]
+    return sum(PlannedTensor(item.target, item.shape, CODES[dtype], _unread).nbytes for item in plain)
+
+
+def _header_bytes(items: Sequence[Planned], shapes: Mapping[str, tuple[int, int]], dtype: str) -> int:
+    """What the head of the weight file takes: names, shapes and offsets; a few bytes more than any packing's."""
+    widest = configure(RECIPES["8bit"], shapes)
+    tensors = []
+    for item in items:
+        path = item.target.removesuffix(".weight")
+        layer = widest.of(path) if path in shapes else None
+        if layer is not None:
+            finest = LayerQuantization(layer.bits, min(MODES[layer.mode][1]))
+            tensors += packed_tensors(path, item.shape, finest, dtype, _unread)
+        else:
+            tensors.append(PlannedTensor(item.target, item.shape, CODES[dtype], _unread))
+    return len(header(in_file_order(tensors), MLX_METADATA))
+
+
+def _unread() -> Any:
+    raise AssertionError("a tensor that is only counted")

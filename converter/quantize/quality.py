@@ -1,0 +1,183 @@
+"""What a quantization cost, on text that calibration never saw: quantized against float32, both in MLX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from converter.quantize.texts import HELD_OUT, TextList, TokenBatch, built_in, token_batches
+from mlxbert.core import BertCore
+from mlxbert.encode.dense import SentenceModuleError
+from mlxbert.encode.sentence_modules import read_sentence_plan
+from mlxbert.output import BertOutput
+
+if TYPE_CHECKING:
+    from mlxbert.pretrained import PretrainedBert
+    from mlxbert.tokenization import Tokenizer
+
+Model = Any
+"""A `BertCore`, or a `PretrainedBert`."""
+
+# A head's outputs that are scores of classes along their last axis.
+_CLASS_SCORES = ("logits", "prediction_logits", "seq_relationship_logits")
+_SPAN_SCORES = ("start_logits", "end_logits")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One held-out list, quantized against float32.
+
+    Attributes:
+        text: the list's name.
+        sentences: in it.
+        cosine_mean, cosine_min: between a sentence's two embeddings.
+        rank_correlation: Spearman's, of the cosines of all pairs of sentences.
+        logit_agreement: share of the head's decisions (argmax) that are the same; None: no head of classes.
+        logit_kl: mean KL divergence, in nats, from the float32 head's distribution; None likewise.
+    """
+
+    text: str
+    sentences: int
+    cosine_mean: float
+    cosine_min: float
+    rank_correlation: float | None
+    logit_agreement: float | None = None
+    logit_kl: float | None = None
+
+
+def measure_quality(
+    exact: Model,
+    quantized: Model,
+    tokenizer: Tokenizer,
+    pooling: Sequence[str],
+    lists: Sequence[TextList] | None = None,
+) -> tuple[Quality, ...]:
+    """Compare two models on every held-out list.
+
+    Args:
+        exact: float32.
+        quantized: the same class.
+        tokenizer: theirs.
+        pooling: strategies, joined one after the other: those of the checkpoint.
+        lists: the texts; None: the two that ship with the package.
+    """
+    lists = [built_in(name) for name in HELD_OUT] if lists is None else lists
+    return tuple(_on_list(exact, quantized, tokenizer, pooling, texts) for texts in lists)
+
+
+def pooling_of(directory: Path) -> tuple[str, ...]:
+    """How the checkpoint makes embeddings of texts, by its `modules.json`; the mean where it has none."""
+    try:
+        plan = read_sentence_plan(directory)
+    except SentenceModuleError:  # a module that is not known here: the encoder's own cost can be told all the same
+        plan = None
+    return ("mean",) if plan is None else tuple(plan.pooling)
+
+
+def embeddings(core: BertCore, batches: Sequence[TokenBatch], pooling: Sequence[str]) -> np.ndarray:
+    """Embeddings of length 1 of all texts, (N, dimension) float32, in the order of the batches."""
+    found = [pooled(core(batch.input_ids, batch.attention_mask), batch, pooling) for batch in batches]
+    return unit(np.concatenate(found))
+
+
+def pooled(output: BertOutput, batch: TokenBatch, pooling: Sequence[str]) -> np.ndarray:
+    """(B, dimension) float32."""
+    mask = mx.array(batch.attention_mask)
+    vectors = [output.pool(strategy, mask).astype(mx.float32) for strategy in pooling]
+    return np.array(mx.concatenate(vectors, axis=-1))
+
+
+def core_of(model: Model) -> Any:
+    """The encoder of a model, which may be one itself."""
+    return model if isinstance(model, BertCore) else model.core
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Each row divided by its length."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's correlation of two sequences; None where one of them is constant."""
+    ranks = [_ranks(np.asarray(values, np.float64)) for values in (a, b)]
+    centred = [values - values.mean() for values in ranks]
+    lengths = [float(np.sqrt(values @ values)) for values in centred]
+    return float(centred[0] @ centred[1] / (lengths[0] * lengths[1])) if all(lengths) else None
+
+
+def divergence(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL(exact ‖ other) in nats of two rows of logits, along the last axis."""
+    log_p, log_q = (_log_softmax(logits.astype(np.float64)) for logits in (exact, other))
+    p = np.exp(log_p)
+    # Where p is 0 (a masked position), both logarithms are -inf, and the term is 0.
+    return (p * np.subtract(log_p, log_q, where=p > 0, out=np.zeros_like(p))).sum(axis=-1)
+
+
+def _on_list(exact: Model, quantized: Model, tokenizer: Tokenizer, pooling: Sequence[str], texts: TextList) -> Quality:
+    cores = [core_of(model) for model in (exact, quantized)]
+    batches = token_batches(texts.texts, tokenizer, max_length=cores[0].config.max_position_embeddings)
+    vectors: tuple[list[np.ndarray], ...] = ([], [])
+    agreement, kl = [], []
+    for batch in batches:
+        outputs = [core(batch.input_ids, batch.attention_mask) for core in cores]
+        for found, output in zip(vectors, outputs, strict=True):
+            found.append(pooled(output, batch, pooling))
+        if cores[0] is not exact and not _is_choice(exact):
+            scores = [
+                _distributions(model.apply_head(output), batch)
+                for model, output in zip((exact, quantized), outputs, strict=True)
+            ]
+            for a, b in zip(*scores, strict=True):
+                agreement.append((a.argmax(axis=-1) == b.argmax(axis=-1)).reshape(-1))
+                kl.append(divergence(a, b).reshape(-1))
+    a, b = (unit(np.concatenate(found)) for found in vectors)
+    cosines = (a * b).sum(axis=1)
+    upper = np.triu_indices(len(a), 1)
+    return Quality(
+        text=texts.name,
+        sentences=len(a),
+        cosine_mean=float(cosines.mean()),
+        cosine_min=float(cosines.min()),
+        rank_correlation=rank_correlation((a @ a.T)[upper], (b @ b.T)[upper]) if len(a) > 2 else None,
+        logit_agreement=float(np.concatenate(agreement).mean()) if agreement else None,
+        logit_kl=_finite(float(np.concatenate(kl).mean())) if kl else None,
+    )
+
+
+def _distributions(outputs: dict[str, mx.array], batch: TokenBatch) -> list[np.ndarray]:
+    """The head's scores as rows of logits, over real positions alone."""
+    rows = []
+    for name, array in outputs.items():
+        scores = np.array(array.astype(mx.float32))
+        if name in _SPAN_SCORES:
+            rows.append(np.where(batch.keep, scores, -np.inf))
+        elif name in _CLASS_SCORES and scores.shape[-1] > 1:
+            rows.append(scores[batch.keep] if scores.ndim == 3 else scores)
+    return rows
+
+
+def _is_choice(model: PretrainedBert) -> bool:
+    # A multiple-choice head ranks texts of one question, and a list of sentences has no questions.
+    return model.architecture == "BertForMultipleChoice"
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts + 1) / 2)[inverse]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

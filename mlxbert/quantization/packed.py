@@ -1,0 +1,245 @@
+"""Packed weights: a checkpoint's quantized tensors, checked, turned back into numbers, or put into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.model_tensors import named_parameters, read_array
+from mlxbert.quantization import LayerQuantization, QuantizationConfig, QuantizationError
+from mlxbert.writer.safetensors_writer import PlannedTensor
+
+# What is dequantized at once: the codes of a whole 30,522 × 1,024 embedding are not needed beside its numbers.
+_ROWS = 4096
+
+_CODES = {mx.uint32: "U32", mx.uint8: "U8", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+
+
+class ChangedWeightsError(MLXBertError):
+    """A quantized model is to be saved, and its weights are no longer those that its packed form holds."""
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """The tensors of a quantized checkpoint as they are in its files.
+
+    Kept beside the model, so that saving writes the same bytes, whatever it computes in: packing again would round
+    what is rounded already.
+
+    Attributes:
+        config: which layers, and how.
+        tensors: every tensor of the encoder, in the order of the files.
+        block: `config.json`'s "quantization" as it was.
+    """
+
+    config: QuantizationConfig
+    tensors: Mapping[str, mx.array]
+    block: Mapping[str, Any]
+
+    @property
+    def layers(self) -> dict[str, LayerQuantization]:
+        """Path to how it is packed, of every layer that is."""
+        found = {}
+        for name in self.tensors:
+            path = name.removesuffix(".scales")
+            if path != name and (layer := self.config.of(path)) is not None:
+                found[path] = layer
+        return found
+
+    @property
+    def parameters(self) -> int:
+        """The true number of parameters: what is packed counts by its weights, not by its words or scales."""
+        layers = self.layers
+        count = 0
+        for name, tensor in self.tensors.items():
+            path, _, leaf = name.rpartition(".")
+            if path not in layers:
+                count += tensor.size
+            elif leaf == "weight":
+                count += tensor.size * 32 // layers[path].bits
+            elif leaf == "bias":
+                count += tensor.size
+        return count
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of scales and of what is not packed, for `config.json`."""
+        found = {str(t.dtype).removeprefix("mlx.core.") for t in self.tensors.values() if _is_float(t)}
+        return found.pop() if len(found) == 1 else "float32"
+
+    def problems(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """A line for each tensor that is missing, unexpected or misshapen; `shapes` are the unpacked model's."""
+        layers, expected = self.layers, {}
+        problems = []
+        for name, shape in shapes.items():
+            path = name.removesuffix(".weight")
+            layer = layers.get(path) if path != name else None
+            if layer is None:
+                expected[name] = (shape, "a floating-point dtype")
+                continue
+            if not layer.fits(shape[1]):
+                problems.append(f"{path}: rows of {shape[1]} do not divide into groups of {layer.group_size}")
+                continue
+            groups = (shape[0], shape[1] // layer.group_size)
+            scales = "a floating-point dtype" if layer.has_biases else "uint8"
+            expected[name] = ((shape[0], shape[1] * layer.bits // 32), "uint32")
+            expected[f"{path}.scales"] = (groups, scales)
+            if layer.has_biases:
+                expected[f"{path}.biases"] = (groups, scales)
+        problems += [f"missing: {name}" for name in expected if name not in self.tensors]
+        problems += [f"unexpected: {name}" for name in sorted(self.tensors) if name not in expected]
+        for name, (shape, dtype) in expected.items():
+            tensor = self.tensors.get(name)
+            if tensor is None:
+                continue
+            if tensor.shape != shape:
+                problems.append(f"{name} is {tensor.shape}, config.json calls for {shape}")
+            found = str(tensor.dtype).removeprefix("mlx.core.")
+            if found != dtype and not (dtype not in ("uint32", "uint8") and _is_float(tensor)):
+                problems.append(f"{name} has dtype {found}, config.json calls for {dtype}")
+        return problems
+
+    def dequantized(self, dtype: mx.Dtype | None = None) -> Iterator[tuple[str, mx.array]]:
+        """Every parameter of the unpacked model, one after the other, in `dtype` (None: as stored, else float32)."""
+        layers = self.layers
+        for name, tensor in self.tensors.items():
+            path, _, leaf = name.rpartition(".")
+            if path not in layers or leaf == "bias":
+                yield name, tensor if dtype is None else tensor.astype(dtype)
+            elif leaf == "weight":
+                yield name, self._numbers(path, layers[path]).astype(dtype or mx.float32)
+
+    def install(self, module: nn.Module, dtype: mx.Dtype | None = None) -> None:
+        """Put MLX's quantized layers in the places of packed ones, and fill the whole model; for a GPU.
+
+        Args:
+            module: the unpacked model.
+            dtype: of scales and of what is not packed; None: as stored.
+        """
+        layers = self.layers
+        modules: Any = module.named_modules()
+        for path, old in modules:
+            layer = layers.get(path)
+            if layer is not None:
+                _replace(module, path, _empty(old, layer))
+        tensors = [(n, t.astype(dtype) if dtype is not None and _is_float(t) else t) for n, t in self.tensors.items()]
+        module.load_weights(tensors)
+
+    def check_unchanged(self, module: nn.Module) -> None:
+        """Refuse to save packed weights for a model that computes with others.
+
+        Raises:
+            ChangedWeightsError: a parameter is not what its packed form gives; lists them.
+        """
+        current = named_parameters(module)
+        changed = []
+        if any(name.endswith(".scales") for name in current):  # MLX's own quantized layers: the tensors themselves
+            pairs: Any = self.tensors.items()
+        else:
+            pairs = self.dequantized(mx.float32)
+        for name, array in pairs:
+            found = current.get(name)
+            if found is None or not _same(found, array):
+                changed.append(name)
+        if changed:
+            raise ChangedWeightsError(
+                f"{len(changed)} weights of this quantized model were changed after it was loaded, and saving would "
+                "lose that; fix: mlxbert-convert DIRECTORY --dequantize -o OUT, and load that\n" + first_ten(changed)
+            )
+
+    def planned(self) -> list[PlannedTensor]:
+        """The tensors as they are written: the same bytes."""
+        return [
+            PlannedTensor(name, tuple(array.shape), _CODES[array.dtype], partial(read_array, array))
+            for name, array in self.tensors.items()
+        ]
+
+    def _numbers(self, path: str, layer: LayerQuantization) -> mx.array:
+        weight, scales = self.tensors[f"{path}.weight"], self.tensors[f"{path}.scales"]
+        biases = self.tensors.get(f"{path}.biases")
+        if biases is not None:  # in float32: s · q + b in float16 would round a second time
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        parts = []
+        for start in range(0, weight.shape[0], _ROWS):
+            rows = slice(start, start + _ROWS)
+            part = mx.dequantize(
+                weight[rows],
+                scales[rows],
+                None if biases is None else biases[rows],
+                layer.group_size,
+                layer.bits,
+                layer.mode,
+                dtype=mx.float32,
+            )
+            mx.eval(part)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def split_quantized(config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> PackedWeights | None:
+    """The packed weights of a checkpoint; None where neither `config.json` nor a tensor says that it is quantized.
+
+    Raises:
+        QuantizationError: the two contradict each other, or MLX does not compute what is said.
+    """
+    parsed = QuantizationConfig.from_hf(config)
+    packed = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
+    if parsed is None:
+        if packed:
+            raise QuantizationError(
+                f'{packed[0]} is packed, and config.json has no "quantization" to say how; fix: convert again'
+            )
+        return None
+    contradicted = [path for path in packed if parsed.of(path) is None]
+    if contradicted:
+        raise QuantizationError(
+            "config.json says that layers are not quantized which are; fix: convert again\n" + first_ten(contradicted)
+        )
+    return PackedWeights(parsed, dict(tensors), config["quantization"])
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Refuse to train a model with quantized weights, wherever they came from.
+
+    Raises:
+        QuantizationError: says how to get a model that can be trained.
+    """
+    for path, module in model.named_modules():
+        layered = isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
+        if layered or isinstance(getattr(module, "packed", None), PackedWeights):
+            place = f" (at {path})" if path else ""
+            raise QuantizationError(
+                f"this model is quantized{place}: its weights are rounded, and steps of training would be lost; "
+                "fix: mlxbert-convert DIRECTORY --dequantize -o OUT, train that, and quantize the result"
+            )
+
+
+def _empty(old: nn.Module, layer: LayerQuantization) -> nn.Module:
+    rows, width = old.weight.shape
+    shape = (layer.group_size, layer.bits, layer.mode)
+    if isinstance(old, nn.Embedding):
+        return nn.QuantizedEmbedding(rows, width, *shape)
+    return nn.QuantizedLinear(width, rows, "bias" in old, *shape)
+
+
+def _replace(module: nn.Module, path: str, new: nn.Module) -> None:
+    *parents, leaf = path.split(".")
+    place: Any = module
+    for name in parents:
+        place = place[int(name)] if isinstance(place, list) else place[name]
+    place[leaf] = new
+
+
+def _is_float(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.floating)
+
+
+def _same(found: mx.array, array: mx.array) -> bool:
+    return found.shape == array.shape and bool(np.array(mx.array_equal(found, array.astype(found.dtype))))

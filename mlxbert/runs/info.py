@@ -1,0 +1,90 @@
+"""run.json: everything needed to repeat a run, and the comparison with it before a run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlxbert.checkpoint import read_config
+from mlxbert.folds import folds_sha256
+from mlxbert.runs.environment import environment
+from mlxbert.runs.files import FORMAT, VERSION, RunError
+from mlxbert.runs.members import members_of
+from mlxbert.runs.prepare import Prepared
+from mlxbert.runs.settings import RunSettings
+from mlxbert.runs.submission import submission_form
+from mlxbert.training.config import TrainingConfig
+
+
+def run_info(
+    settings: RunSettings,
+    config: TrainingConfig,
+    prepared: Prepared,
+    kinds: Mapping[str, str],
+    record: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of run.json."""
+    about = read_config(prepared.directory)["mlxbert"]
+    problem = prepared.problem
+    members = members_of(config, len(prepared.folds))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "competition": settings.competition,
+        "task": asdict(problem.task),
+        "metric": prepared.metric.name,
+        "metrics": list(dict.fromkeys((prepared.metric.name, *problem.head_class.metrics))),
+        "data": {
+            **record,
+            "kinds": dict(kinds),
+            "text": problem.text.to_dict(),
+            "id": settings.id,
+            "group": settings.group,
+            "time": settings.time,
+            "max_length": prepared.limit,
+            "examples_sha256": prepared.examples.sha256(),
+        },
+        "model": {
+            "checkpoint": settings.model,
+            "manifest_sha256": _sha256(prepared.directory / "manifest.json"),
+            "config_sha256": _sha256(prepared.directory / "config.json"),
+            "source": about.get("source"),
+            "revision": about.get("revision"),
+        },
+        "settings": settings.to_dict(),
+        "config": config.to_dict(),
+        "folds": {
+            "kind": prepared.fold_kind,
+            "count": len(prepared.folds),
+            "sha256": folds_sha256(prepared.folds),
+        },
+        "members": [member.name for member in members],
+        "submission": asdict(submission_form(settings, problem.task, prepared.metric.needs, None)),
+        "environment": environment(),
+    }
+
+
+def check_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data, folds or another encoder: what is trained already did not see them.
+
+    Raises:
+        RunError: names what has changed.
+    """
+    data, encoder = now["data"]["path"] or "the frame", now["model"]["checkpoint"]
+    for what, section, key, fix in (
+        (f"{data}: the data have", "data", "examples_sha256", "give what the run began with"),
+        ("the folds have", "folds", "sha256", "use the package versions of run.json"),
+        (f"{encoder}: the encoder has", "model", "manifest_sha256", "put the checkpoint back that the run began with"),
+        (f"{encoder}: config.json has", "model", "config_sha256", "put the checkpoint back that the run began with"),
+    ):
+        if now[section][key] != before[section].get(key):
+            raise RunError(f"{what} changed since the run began; fix: {fix}, or train anew")
+
+
+def _sha256(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

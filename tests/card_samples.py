@@ -1,0 +1,136 @@
+"""The facts behind the reviewed cards in `model_cards/`; `python -m tests.card_samples` renders them anew."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from converter.card import CardFacts, render_card
+from converter.card_evidence import Quantization, Scores
+from converter.parity.report import PRECISION, ParityReport
+from converter.source_card import SourceCard
+
+FOLDER = Path(__file__).parent.parent / "model_cards"
+DATA = Path(__file__).parent / "data"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+# The real conversion of all-MiniLM-L6-v2, with every number that was measured.
+MINILM_PARITY = ParityReport.from_json((DATA / "minilm_parity.json").read_text("utf-8"))
+
+
+def parity(source: str, *, revision: str | None = None, limit: float = 1e-6, error: float = 0.0) -> ParityReport:
+    """Those numbers as another model's, its precision gate with this limit and this error."""
+    points = [
+        replace(point, limit=limit, max_rel=error) if point.gate == PRECISION else point
+        for point in MINILM_PARITY.points
+    ]
+    provenance = replace(MINILM_PARITY.provenance, source=source, revision=revision)
+    return replace(MINILM_PARITY, points=tuple(points), provenance=provenance)
+
+
+MINILM = CardFacts(
+    name="all-MiniLM-L6-v2-fp32",
+    place="mlx-community/all-MiniLM-L6-v2-fp32",
+    source="all-MiniLM-L6-v2",
+    revision=None,
+    original_class="BertModel",
+    dtype="float32",
+    parameters=22_713_216,
+    has_pooler=True,
+    converter_version="0.1.0",
+    dropped={"embeddings.position_ids": "a constant: 0, 1, 2, …"},
+    parity=parity("all-MiniLM-L6-v2"),
+    source_card=SourceCard("apache-2.0", ("en",), ("s2orc", "ms_marco", "embedding-data/QQP")),
+    weights=MINILM_PARITY.provenance.weights,
+    max_length=512,
+    sentence_modules=True,
+)
+
+
+def layer(path: str, bits: int, error: float, size: int) -> dict[str, Any]:
+    return {"path": path, "mode": "affine", "bits": bits, "group_size": 64, "bytes": size, "error": error}
+
+
+QUANTIZATION: dict[str, Any] = {
+    "recipe": "mixed",
+    "calibrated": True,
+    "bytes": 14_182_400,
+    "parameters": 22_713_216,
+    "bits_per_weight": 4.995,
+    "layers": [
+        layer("embeddings.word_embeddings", 4, 9.1e-2, 6_593_184),
+        layer("encoder.layer.0.attention.self.query", 5, 3.4e-2, 96_768),
+        layer("encoder.layer.0.intermediate.dense", 5, 4.4e-2, 387_072),
+        layer("pooler.dense", 8, 4.1e-3, 156_672),
+    ],
+    "skipped": [{"path": "embeddings.token_type_embeddings", "reason": "2 rows: nothing to gain"}],
+    "quality": [
+        {
+            "text": "held-out encyclopedia",
+            "sentences": 48,
+            "cosine_mean": 0.9944,
+            "cosine_min": 0.9912,
+            "rank_correlation": 0.9961,
+            "logit_agreement": None,
+            "logit_kl": None,
+        }
+    ],
+}
+# The real conversion with `--quantize 4bit`, that is, rounded and not calibrated, with every number that was measured.
+_FOUR_BIT = json.loads((DATA / "minilm_4bit_parity.json").read_text("utf-8"))
+FOUR_BIT_PARITY = ParityReport.from_json(json.dumps(_FOUR_BIT))
+QUANTIZED = replace(
+    MINILM,
+    name="all-MiniLM-L6-v2-4bit",
+    place="mlx-community/all-MiniLM-L6-v2-4bit",
+    dtype="float16",
+    parity=replace(FOUR_BIT_PARITY, provenance=replace(FOUR_BIT_PARITY.provenance, source="all-MiniLM-L6-v2")),
+    quantized=True,
+    quantization=Quantization.from_json(_FOUR_BIT["quantization"]),
+    weights=FOUR_BIT_PARITY.provenance.weights,
+)
+WITH_HEAD = replace(
+    MINILM,
+    name="bert-base-uncased-bf16",
+    place="mlx-community/bert-base-uncased-bf16",
+    source="google-bert/bert-base-uncased",
+    revision=REVISION,
+    parity=parity("google-bert/bert-base-uncased", revision=REVISION, limit=2.5e-1, error=3.8e-2),
+    original_class="BertForPreTraining",
+    dtype="bfloat16",
+    parameters=109_482_240,
+    heads=tuple(
+        f"cls.{name}" for name in ("predictions.bias", "predictions.transform.dense.weight", "seq_relationship.bias")
+    ),
+    source_card=SourceCard("apache-2.0", ("en",), ("bookcorpus", "wikipedia")),
+    weights={"heads.safetensors": "12" * 32, "model.safetensors": "cd" * 32},
+    sentence_modules=False,
+    dropped={"embeddings.position_ids": "a constant: 0, 1, 2, …"},
+)
+FINE_TUNED = replace(
+    MINILM,
+    name="disaster-tweets-minilm",
+    place="alice/disaster-tweets-minilm",
+    heads=("head.weight", "head.bias"),
+    trained_head="binary",
+    scores=Scores("binary", "f1", {"f1": 0.8012, "accuracy": 0.8351, "roc_auc": 0.8967}, 5, 7613),
+    parity=None,
+    unverified="the model was never compared with PyTorch",
+    source_card=SourceCard(),
+    weights={"heads.safetensors": "34" * 32, "model.safetensors": "ef" * 32},
+    sentence_modules=False,
+    dropped={},
+)
+SAMPLES = {facts.name: facts for facts in (MINILM, QUANTIZED, WITH_HEAD, FINE_TUNED)}
+
+
+def main() -> None:
+    """Write the rendered cards; whoever does so reads the difference."""
+    for name, facts in SAMPLES.items():
+        (FOLDER / f"{name}.md").write_text(render_card(facts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

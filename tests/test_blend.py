@@ -1,0 +1,104 @@
+"""Blends of runs: weights that out-of-fold rows choose, honest scores, predictions like a run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from heads.metrics import METRICS
+from mlxbert.cli import main
+from mlxbert.runs import Run, RunError, train
+from mlxbert.runs.blend import Blend, blend
+from mlxbert.runs.blend_weights import cross_fitted_blend, selected_weights
+from mlxbert.training.predictions import Predictions
+from tests.run_samples import QUICK, options, sample
+
+
+def noisy(truth: np.ndarray, noise: float, seed: int) -> Predictions:
+    rng = np.random.default_rng(seed)
+    logits = 2.0 * truth - 1 + noise * rng.standard_normal(len(truth))
+    return Predictions("binary", 1 / (1 + np.exp(-logits)))
+
+
+def test_what_helps_is_weighed_and_what_does_not_is_left_out() -> None:
+    truth = np.random.default_rng(0).integers(0, 2, 600)
+    good, other, useless = noisy(truth, 1, 1), noisy(truth, 1, 2), noisy(0 * truth, 1, 3)
+    metric = METRICS["roc_auc"]
+    weights = selected_weights(truth, [good, other, useless], metric)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[2] < 0.1 < min(weights[:2])
+    mean = sum(w * part.values for w, part in zip(weights, (good, other, useless), strict=True))
+    assert metric(truth, mean) > max(metric(truth, good.values), metric(truth, other.values)) + 0.01
+
+
+def test_losses_are_made_small_and_one_run_alone_has_all_the_weight() -> None:
+    truth = np.linspace(0, 1, 50)
+    right, wrong = Predictions("regression", truth + 0.01), Predictions("regression", -truth)
+    np.testing.assert_array_equal(selected_weights(truth, [wrong, right], METRICS["rmse"]), [0, 1])
+
+
+def test_a_fold_has_no_say_in_its_own_weights() -> None:
+    truth = np.random.default_rng(0).integers(0, 2, 300)
+    folds = np.arange(300) % 3
+    parts = [noisy(truth, 1, 1), noisy(truth, 2, 2)]
+    before = cross_fitted_blend(truth, parts, folds, METRICS["f1"])
+    flipped = np.where(folds == 0, 1 - truth, truth)
+    after = cross_fitted_blend(flipped, parts, folds, METRICS["f1"])
+    np.testing.assert_array_equal(before.values[folds == 0], after.values[folds == 0])
+    assert before.thresholds is not None
+    assert after.thresholds is not None
+    np.testing.assert_array_equal(before.thresholds[folds == 0], after.thresholds[folds == 0])
+    assert (before.values[folds == 1] != after.values[folds == 1]).any()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> list[Path]:
+    root = tmp_path_factory.mktemp("blend")
+    made = []
+    for name, pooling in (("a", "mean"), ("b", "cls")):
+        settings = {**options("binary"), **QUICK, "pooling": pooling, "metric": "f1"}
+        made.append(train(sample("binary"), model=tiny_checkpoint, out=root / name, **settings).path)
+    return made
+
+
+def test_a_blend_predicts_like_a_run(pair: list[Path], tmp_path: Path) -> None:
+    out, data = tmp_path / "blend", tmp_path / "test.csv"
+    result = CliRunner().invoke(main, ["blend", *map(str, pair), "--metric", "auc", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "roc_auc" in result.output
+    made = Blend.open(out)
+    assert made.info["pooled"]["roc_auc"] == pytest.approx(
+        METRICS["roc_auc"](*_truth_and(pd.read_csv(out / "oof.csv"))), abs=1e-12
+    )
+    sample("binary", 20, seed=3).drop(columns="y").to_csv(data, index=False)
+    result = CliRunner().invoke(
+        main, ["predict", str(out), str(data), "--values", "probabilities", "-o", str(tmp_path / "s.csv")]
+    )
+    assert result.exit_code == 0, result.output
+    frames = [Run.open(path).predict(pd.read_csv(data), values="probabilities")["y"] for path in pair]
+    expected = sum(weight * frame for weight, frame in zip(made.weights, frames, strict=True))
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "s.csv")["y"], expected, atol=1e-12)
+
+
+def _truth_and(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return (table["target:y"] == "yes").to_numpy().astype(int), table["probability"].to_numpy()
+
+
+def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tiny_checkpoint: Path) -> None:
+    out = tmp_path / "blend"
+    with pytest.raises(RunError, match="two runs or more"):
+        blend(pair[:1], out=out)
+    with pytest.raises(RunError, match="ranks are averaged for metrics of order, and f1 reads labels"):
+        blend(pair, out=out, average="ranks")
+    settings = {**options("binary"), **QUICK, "epochs": 1}
+    other = train(sample("binary", seed=9), model=tiny_checkpoint, out=tmp_path / "other", **settings)
+    with pytest.raises(RunError, match="other out-of-fold rows or targets"):
+        blend([pair[0], other.path], out=out)
+    assert not out.exists()
+    blend(pair, out=out, metric="auc", average="ranks")
+    with pytest.raises(RunError, match="is there already"):
+        blend(pair, out=out)

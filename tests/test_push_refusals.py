@@ -1,0 +1,260 @@
+"""What is never published, and who may not publish: each costs one line with the fix, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from converter.convert import convert
+from converter.publishing.evidence import gather_evidence
+from mlxbert.writer.manifest import manifest_bytes, read_manifest
+from mlxbert.writer.output_file import FileRecord
+from tests.hub.plugin import Hub
+from tests.hub.publishing import REPO, TOKEN, pushed, refusal
+from tests.tiny import save_tiny
+
+pytestmark = pytest.mark.usefixtures("writer")
+
+
+@pytest.fixture(autouse=True)
+def nothing_written(hub: Hub) -> object:
+    yield
+    assert not hub.seen("^(POST|PUT) /(?!api/validate-yaml)")
+
+
+def rewrite(directory: Path, name: str, change: Callable[[dict], dict]) -> None:
+    """Change a JSON file, and the manifest with it, as somebody would who means it."""
+    data = json.dumps(change(json.loads((directory / name).read_text()))).encode()
+    (directory / name).write_bytes(data)
+    records = read_manifest(directory) or {}
+    (directory / "manifest.json").write_bytes(manifest_bytes({**records, name: FileRecord.of(data)}))
+
+
+class TestEvidence:
+    def test_never_compared(self, hub: Hub, tmp_path: Path) -> None:
+        save_tiny(tmp_path / "source")
+        convert(tmp_path / "source", tmp_path / "out", verify=False)
+        message = refusal(tmp_path / "out")
+        assert message == (
+            f"{tmp_path}/out: the model was never compared with PyTorch; fix: mlxbert-verify {tmp_path}/out "
+            "--reference source, or publish it all the same with --allow-unverified, which the card will say"
+        )
+        plan = pushed(tmp_path / "out", allow_unverified=True, dry_run=True).plan
+        assert (
+            "**Published without a comparison that passed**: the model was never compared with PyTorch." in plan.card
+        )
+
+    def test_failed(self, verified: Path) -> None:
+        def fail(report: dict) -> dict:
+            report["points"][0]["max_rel"] = 1.0
+            return report  # "passed": true is still in it, and not believed
+
+        rewrite(verified, "parity.json", fail)
+        assert "its comparison with PyTorch FAILED (mapping gate, cumulative: embeddings: error 1.0e+00" in refusal(
+            verified
+        )
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "heads.safetensors"])
+    def test_of_other_weights(self, name: str, verified: Path) -> None:
+        with (verified / name).open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\x00")
+        records = {**(read_manifest(verified) or {}), name: FileRecord.of((verified / name).read_bytes())}
+        (verified / "manifest.json").write_bytes(manifest_bytes(records))
+        assert f"its comparison with PyTorch was of another {name}; fix: mlxbert-verify " in refusal(verified)
+
+    def test_unreadable(self, verified: Path) -> None:
+        rewrite(verified, "parity.json", lambda report: {"format_version": 99})
+        assert "its comparison with PyTorch cannot be read (parity.json has format version 99" in refusal(verified)
+
+    def test_a_file_changed_since(self, verified: Path) -> None:
+        (verified / "vocab.txt").write_text("other\n")
+        (verified / "config.json").open("a").write(" ")
+        message = refusal(verified)
+        assert message.startswith(
+            f"{verified}: changed since it was verified; fix: restore the files, or convert again\n"
+        )
+        assert "  vocab.txt: 6 bytes, the manifest says" in message
+        assert "  config.json: " in message
+
+    def test_allowed_unverified_is_not_allowed_changed(self, verified: Path) -> None:
+        (verified / "vocab.txt").unlink()
+        assert "vocab.txt: missing" in refusal(verified, allow_unverified=True)
+
+    def test_no_manifest(self, verified: Path) -> None:
+        (verified / "manifest.json").unlink()
+        assert (
+            refusal(verified)
+            == f"{verified}: manifest.json is missing or not mlxbert's own; fix: convert the model again"
+        )
+
+    @pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "a/../../outside.txt"])
+    def test_a_manifest_that_reaches_outside(self, name: str, verified: Path) -> None:
+        (verified.parent / "outside.txt").write_text("private")
+        records = {**(read_manifest(verified) or {}), name: FileRecord.of(b"private")}
+        (verified / "manifest.json").write_bytes(manifest_bytes(records))
+        assert refusal(verified) == (
+            f"{verified}: manifest.json lists a file outside of it, {name!r}; fix: convert the model again"
+        )
+
+    def test_not_converted_and_not_there(self, tmp_path: Path) -> None:
+        save_tiny(tmp_path / "source")
+        assert "was never converted; run: mlxbert-convert" in refusal(tmp_path / "source")
+        assert "no such directory; fix: mlxbert-convert SRC -o" in refusal(tmp_path / "none")
+
+    def test_what_the_manifest_does_not_list_stays_here(self, verified: Path) -> None:
+        (verified / "notes.txt").write_text("private")
+        (verified / "README.md").write_text("edited by hand")
+        evidence = gather_evidence(verified)
+        assert evidence.unlisted == ("notes.txt",)
+        assert not {"notes.txt", "README.md"} & set(evidence.records)
+
+    @pytest.mark.parametrize(
+        ("value", "what"),
+        [
+            ("hf_" + "a1B2" * 8, "a Hugging Face token"),
+            (TOKEN, "a Hugging Face token"),
+            ("/home/alice/models/bert", "a path of this machine, '/home/alice/models/bert'"),
+        ],
+    )
+    def test_a_secret_or_a_path_in_a_file(self, value: str, what: str, verified: Path) -> None:
+        rewrite(verified, "tokenizer_config.json" if (verified / "tokenizer_config.json").exists() else "config.json",
+                lambda config: {**config, "name_or_path": value})  # fmt: skip
+        message = refusal(verified, allow_unverified=True)
+        assert "must not be published; fix: convert again from a source without\n" in message
+        assert message.endswith(f": {what}")
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "name", ["a/b--c", "a/b..c", "a/-b", "a/b.", "a/b.git", "a/" + "x" * 97, "a/b c", "a/ü", "a--b/c", "a/", "/b"]
+    )
+    def test_the_hubs_rules(self, name: str, verified: Path) -> None:
+        message = refusal(verified, name)
+        assert message.startswith(f"{name!r} ")
+        assert "breaks the Hub's rules for names" in message
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        with pytest.raises(HFValidationError):
+            validate_repo_id(name)
+
+    @pytest.mark.parametrize("name", ["bert", "a/b/c", ""])
+    def test_owner_and_name(self, name: str, verified: Path) -> None:
+        assert "does not say whose it is: give OWNER/NAME, such as mlx-community/NAME" in refusal(verified, name)
+
+    def test_a_pull_request_has_no_branch(self, verified: Path) -> None:
+        assert "--pr and --revision: " in refusal(verified, pr=True, revision="v2")
+
+
+class TestRights:
+    def test_no_token(self, hub: Hub, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HF_TOKEN")
+        assert refusal(verified) == (
+            "not logged in to the Hub: run `hf auth login`, or set HF_TOKEN, with a token that may write, from "
+            f"{hub.endpoint}/settings/tokens"
+        )
+        assert hub.requests == []
+
+    def test_a_saved_login_will_do(self, hub: Hub, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HF_TOKEN")
+        hub.home.mkdir(parents=True, exist_ok=True)
+        (hub.home / "token").write_text(TOKEN)
+        assert pushed(verified, confirm=lambda plan: False).status == "declined"
+
+    def test_an_unknown_token(self, hub: Hub, verified: Path) -> None:
+        hub.accounts.clear()
+        message = refusal(verified)
+        assert message.startswith(f"127.0.0.1:{hub.port} does not accept the token in HF_TOKEN (401): `hf auth login`")
+
+    def test_a_token_with_a_strange_character(self, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", TOKEN + "é")
+        assert "the token in HF_TOKEN has a character that no token has" in refusal(verified)
+
+    def test_a_read_only_token(self, hub: Hub, verified: Path) -> None:
+        hub.log_in(TOKEN, "alice", role="read", orgs=("mlx-community",))
+        assert refusal(verified) == (
+            "the token in HF_TOKEN is read-only: make one with write access at "
+            f"{hub.endpoint}/settings/tokens, then `hf auth login` with it"
+        )
+
+    def test_no_rights_in_the_organization(self, hub: Hub, verified: Path) -> None:
+        hub.log_in(TOKEN, "bob", role="write")
+        assert refusal(verified) == (
+            "the token in HF_TOKEN is bob's, who may not write to 'mlx-community': join it at "
+            f"{hub.endpoint}/mlx-community, propose the model with --pr, or push to your own with --to bob/tiny-fp32"
+        )
+
+    def test_no_network(self, hub: Hub, verified: Path) -> None:
+        hub.stop()
+        assert refusal(verified).startswith(
+            f"No network: 127.0.0.1:{hub.port} cannot be connected to: check the connection"
+        )
+
+    def test_offline(self, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert refusal(verified) == f"HF_HUB_OFFLINE is set: unset it to push to '{REPO}'"
+
+
+class TestAnotherModel:
+    def publish(self, hub: Hub, directory: Path, change: Callable[[dict], dict]) -> None:
+        rewrite(directory, "config.json", change)
+        files = {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+        hub.add(REPO, files)
+
+    @pytest.mark.parametrize(
+        ("change", "what"),
+        [
+            (
+                lambda c: c | {"mlxbert": {**c["mlxbert"], "source": "other"}},
+                "holds another model, converted from 'other'",
+            ),
+            (lambda c: c | {"hidden_size": 99}, "holds another model: its hidden_size is 99"),
+            (lambda c: c | {"dtype": "float16"}, "holds another model: its dtype is 'float16'"),
+            (
+                lambda c: c | {"quantization": {"bits": 4, "group_size": 64}},
+                "holds a quantized model, and this one is not",
+            ),
+            (lambda c: {n: v for n, v in c.items() if n != "mlxbert"}, "holds a model that mlxbert did not convert"),
+        ],
+    )
+    def test_in_the_way(
+        self, hub: Hub, verified: Path, verified_once: Path, change: Callable[[dict], dict], what: str
+    ) -> None:
+        self.publish(hub, verified, change)
+        message = refusal(verified_once)
+        assert message.startswith(f"'{REPO}' {what}")
+        assert message.endswith("; choose another name with --to")
+
+    @pytest.mark.parametrize("config", [b"not json", b"[1]", b"{}" + b" " * 5_000_000])
+    def test_a_config_that_says_nothing(self, config: bytes, hub: Hub, verified: Path) -> None:
+        hub.add(REPO, {"config.json": config})
+        assert (
+            refusal(verified) == f"'{REPO}' holds a model that mlxbert did not convert; choose another name with --to"
+        )
+
+    def test_weights_without_a_config(self, hub: Hub, verified: Path) -> None:
+        hub.add(REPO, {"pytorch_model.bin": b"somebody's"})
+        assert refusal(verified) == f"'{REPO}' holds pytorch_model.bin of another model; choose another name with --to"
+
+    def test_nothing_to_propose_to(self, verified: Path) -> None:
+        assert refusal(verified, pr=True) == (
+            f"'{REPO}' is not there to propose anything to: push without --pr to make it"
+        )
+
+
+def test_a_directory_that_may_not_be_copied_is_not_needed(hub: Hub, verified: Path, tmp_path: Path) -> None:
+    """Files are linked, never copied: publishing 400 MB takes no room."""
+    from converter.publishing.sending import _staged
+
+    with _staged({"a/b.bin": verified / "vocab.txt", "c": b"bytes"}) as folder:
+        assert (folder / "a/b.bin").is_symlink()
+        assert (folder / "c").read_bytes() == b"bytes"
+    assert not folder.exists()
+    shutil.rmtree(verified)

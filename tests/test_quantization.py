@@ -1,0 +1,172 @@
+"""Packed checkpoints in the runtime: the form on disk, loading, saving, refusing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxbert
+from converter.convert import convert
+from heads.binary import BinaryClassificationHead
+from mlxbert.checkpoint import CheckpointError, load_core
+from mlxbert.model_tensors import named_parameters
+from mlxbert.quantization import LayerQuantization, QuantizationConfig, QuantizationError
+from mlxbert.quantization.packed import ChangedWeightsError, refuse_training
+from tests.tiny import save_tiny
+
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
+RECIPES = ("2bit", "3bit", "4bit", "5bit", "6bit", "8bit", "mxfp4", "mxfp8", "nvfp4")
+QUERY = "encoder.layer.0.attention.self.query"
+IDS = [[2, 7, 9, 40, 3], [2, 33, 3, 0, 0]]
+MASK = [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("source") / "tiny"
+    save_tiny(directory, "BertForMaskedLM", **SIZES)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def packed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "tiny-4bit"
+    convert(source, out, quantize="4bit", verify=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def exact(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("exact") / "tiny"
+    convert(source, out, verify=False)
+    return load_core(out)
+
+
+def hidden(core: Any) -> np.ndarray:
+    return np.array(core(IDS, MASK).last_hidden_state.astype(mx.float32))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_mlx_s_own_layers_and_the_unpacked_model_agree(recipe: str, source: Path, exact: Any, tmp_path: Path) -> None:
+    convert(source, tmp_path / "out", quantize=recipe, verify=False, dtype="float32")
+    unpacked, layers = (load_core(tmp_path / "out", dequantize=way) for way in (True, False))
+    assert any(name.endswith(".scales") for name in named_parameters(layers))
+    np.testing.assert_allclose(hidden(unpacked), hidden(layers), atol=2e-2 if recipe[:2] in ("mx", "nv") else 2e-5)
+    errors = np.abs(hidden(exact) - hidden(unpacked))
+    assert errors.max() > 1e-5  # it is quantized
+    assert errors.mean() < {"2bit": 0.9, "3bit": 0.45}.get(recipe, 0.25)
+
+
+def test_config_says_it_as_mlx_lm_does(packed: Path) -> None:
+    config = json.loads((packed / "config.json").read_text())
+    assert config["quantization"] == config["quantization_config"]
+    assert {k: config["quantization"][k] for k in ("bits", "group_size", "mode")} == {
+        "bits": 4,
+        "group_size": 64,
+        "mode": "affine",
+    }
+    assert config["quantization"]["embeddings.token_type_embeddings"] is False
+    # Rows of 96 do not divide by 64, but by 32.
+    assert config["quantization"]["encoder.layer.0.output.dense"] == {"bits": 4, "group_size": 32, "mode": "affine"}
+    assert config["dtype"] == "float16"
+    index = json.loads((packed / "model.safetensors.index.json").read_text())
+    tensors = named_parameters(load_core(packed, dequantize=True)).values()
+    assert index["metadata"]["total_parameters"] == sum(tensor.size for tensor in tensors)
+
+
+def test_a_width_that_no_group_divides_is_skipped_and_listed(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source", hidden_size=48, intermediate_size=64)
+    convert(tmp_path / "source", tmp_path / "out", quantize="4bit", verify=False)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    parsed = QuantizationConfig.from_hf(config)
+    assert parsed is not None
+    assert parsed.skipped["pooler.dense"] == "rows of 48 divide into no groups of 32, 64, 128"
+    assert parsed.of("encoder.layer.0.output.dense") == LayerQuantization(4, 64)
+    load_core(tmp_path / "out")
+
+
+@pytest.mark.parametrize("way", [True, False])
+def test_saving_writes_the_same_bytes(way: bool, packed: Path, tmp_path: Path) -> None:
+    core = load_core(packed, dequantize=way)
+    mlxbert.BertWithHead(core, BinaryClassificationHead(64), source=packed).save(tmp_path / "saved")
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        assert (tmp_path / "saved" / name).read_bytes() == (packed / name).read_bytes()
+    again = mlxbert.BertWithHead.load(tmp_path / "saved")
+    np.testing.assert_array_equal(hidden(again.core), hidden(load_core(packed)))
+    again.save(tmp_path / "twice")
+    assert (tmp_path / "twice" / "heads.safetensors").is_file()
+    assert (tmp_path / "twice" / "model.safetensors").read_bytes() == (packed / "model.safetensors").read_bytes()
+
+
+def test_changed_weights_are_not_saved_as_the_old_ones(packed: Path, tmp_path: Path) -> None:
+    core = load_core(packed)
+    query = core.encoder.layer[0].attention.self.query
+    query.weight = query.weight + 1
+    with pytest.raises(ChangedWeightsError, match="1 weights of this quantized model were changed") as caught:
+        mlxbert.BertWithHead(core, BinaryClassificationHead(64), source=packed).save(tmp_path / "saved")
+    assert "encoder.layer.0.attention.self.query.weight" in str(caught.value)
+    assert "--dequantize" in str(caught.value)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_pretrained_head_runs_on_a_packed_encoder_and_is_saved_with_it(packed: Path, tmp_path: Path) -> None:
+    unpacked, _ = mlxbert.load_with_head(packed)
+    unpacked.save(tmp_path / "saved")
+    for name in ("model.safetensors", "model.safetensors.index.json", "heads.safetensors", "config.json", "vocab.txt"):
+        assert (tmp_path / "saved" / name).read_bytes() == (packed / name).read_bytes()
+    unpacked.head.cls.predictions.bias = unpacked.head.cls.predictions.bias + 1
+    unpacked.save(tmp_path / "changed")
+    again, _ = mlxbert.load_with_head(tmp_path / "changed")
+    np.testing.assert_array_equal(np.array(again(IDS, MASK).logits), np.array(unpacked(IDS, MASK).logits))
+    unpacked, _ = mlxbert.load_with_head(packed)
+    layers, _ = mlxbert.load_with_head(packed, dequantize=False)
+    a, b = (np.array(model(IDS, MASK).logits) for model in (unpacked, layers))
+    assert a.shape == (2, 5, 97)  # the decoder is the packed word embedding
+    np.testing.assert_allclose(a, b, atol=0.05)
+
+
+@pytest.mark.parametrize("way", [True, False])
+def test_training_is_refused_with_the_way_out(way: bool, packed: Path) -> None:
+    from mlxbert.training.schedule import Schedule
+    from mlxbert.training.step import TrainStep
+
+    model = mlxbert.BertWithHead(load_core(packed, dequantize=way), BinaryClassificationHead(64))
+    with pytest.raises(QuantizationError, match=r"this model is quantized.*mlxbert-convert DIRECTORY --dequantize"):
+        TrainStep(model, {}, Schedule(10))
+    refuse_training(mlxbert.BertWithHead(mlxbert.BertCore(mlxbert.BertConfig(**TINY)), BinaryClassificationHead(64)))
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantization": {"bits": 4}}, "config.json: quantization has no group_size"),
+        ({"quantization": {"bits": 7, "group_size": 64}}, "mode affine: bits 7 is none of 2, 3, 4, 5, 6, 8"),
+        ({"quantization": {"bits": 4, "group_size": 64, "mode": "int4"}}, "mode 'int4' is unknown"),
+        ({"quantization": [4]}, "quantization must be an object"),
+        ({"quantization": {"bits": 8, "group_size": 64}}, "config.json calls for"),
+        ({"quantization": None}, 'is packed, and config.json has no "quantization"'),
+        (
+            {"quantization": {"bits": 4, "group_size": 64, "encoder.layer.0.attention.self.query": False}},
+            "are not quantized which are",
+        ),
+    ],
+)
+def test_a_config_that_contradicts_the_files(change: dict[str, Any], message: str, packed: Path) -> None:
+    config = json.loads((packed / "config.json").read_text()) | change
+    with pytest.raises(CheckpointError, match=message):
+        load_core(packed, config=config)

@@ -1,0 +1,485 @@
+"""Making quantized checkpoints: formats, calibration, allotment, quality, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from converter.cli import convert as command
+from converter.convert import convert
+from converter.dtypes import DtypeError
+from converter.quantize.affine import encode, full_range, pack, rounded, searched_range
+from converter.quantize.allotment import BudgetError, Option, allot_bits, frontier
+from converter.quantize.calibrated import calibrate
+from converter.quantize.fp4 import round_fp4
+from converter.quantize.gptq import Moments, compensate, corrected_bias
+from converter.quantize.quality import divergence, embeddings, measure_quality, rank_correlation
+from converter.quantize.recipes import RECIPES, RecipeError, configure, recipe_named
+from converter.quantize.settings import parse_size, quantize_settings
+from converter.quantize.streaming import pack_rows
+from converter.quantize.texts import HELD_OUT, CalibrationError, built_in, token_batches
+from mlxbert.checkpoint import load, load_core
+from mlxbert.model_tensors import named_parameters
+from mlxbert.quantization import LayerQuantization
+from tests.tiny import save_tiny
+
+RNG = np.random.default_rng(0)
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("source") / "tiny"
+    save_tiny(directory, "BertForSequenceClassification", num_labels=3, **SIZES)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "tiny"
+    convert(source, out, verify=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Words of the tiny vocabulary: letters and their pieces."""
+    file = tmp_path_factory.mktemp("texts") / "texts.txt"
+    letters = np.array([chr(code) for code in range(ord("a"), ord("z") + 1)])
+    words = ["".join(RNG.choice(letters, RNG.integers(1, 5))) for _ in range(400)]
+    file.write_text("\n".join(" ".join(words[i : i + 8]) for i in range(0, 400, 8)), encoding="utf-8")
+    return file
+
+
+def unpacked(words: np.ndarray, scales: np.ndarray, biases: np.ndarray | None, layer: LayerQuantization) -> np.ndarray:
+    arrays = [mx.array(words), mx.array(scales), None if biases is None else mx.array(biases)]
+    return np.array(mx.dequantize(*arrays, layer.group_size, layer.bits, layer.mode, dtype=mx.float32))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_mlx_reads_our_affine_words(bits: int, group: int) -> None:
+    layer = LayerQuantization(bits, group)
+    weight = RNG.standard_normal((7, 256), np.float32)
+    for search in (False, True):
+        packed = rounded(weight, layer, search=search)
+        assert packed.scales.dtype == np.float16
+        theirs = unpacked(pack(packed.codes, bits), packed.scales.astype("f4"), packed.biases.astype("f4"), layer)
+        np.testing.assert_allclose(theirs, packed.numbers, atol=1e-6)
+        assert packed.codes.nbytes * bits // 8 + 4 * packed.scales.size == layer.bytes_of(7, 256)
+    # Nobody's full range is better than the searched one, and MLX's own rounding is not better than ours.
+    mlx = mx.dequantize(*mx.quantize(mx.array(weight), group, bits), group, bits)
+    assert np.square(packed.numbers - weight).sum() <= np.square(np.array(mlx) - weight).sum()
+
+
+@pytest.mark.parametrize(("mode", "group"), [("mxfp4", 32), ("nvfp4", 16)])
+def test_mlx_reads_our_4_bit_floats_and_they_are_nearer_than_its_own(mode: str, group: int) -> None:
+    weight = RNG.standard_normal((9, 192), np.float32) * np.exp2(RNG.integers(-9, 3, (9, 1))).astype(np.float32)
+    weight[0, :group] = 0
+    codes, scales = round_fp4(weight, group, mode)
+    ours = unpacked(pack(codes, 4), scales, None, LayerQuantization(4, group, mode))
+    quantized = mx.quantize(mx.array(weight), group, 4, mode=mode)
+    theirs = np.array(mx.dequantize(*quantized, group_size=group, bits=4, mode=mode, dtype=mx.float32))
+    assert not ours[0, :group].any()
+    error, mlx_error = (np.square(x - weight).sum(axis=1) for x in (ours, theirs))
+    assert (error <= mlx_error * (1 + 1e-5)).all()
+    assert np.mean(error[error > 0] / mlx_error[error > 0]) < 0.97
+
+
+def test_equal_weights_and_large_ones() -> None:
+    layer = LayerQuantization(4, 32)
+    equal = rounded(np.full((2, 32), 0.25, np.float32), layer)
+    np.testing.assert_array_equal(equal.numbers, np.full((2, 32), 0.25))
+    scales, biases = full_range(np.array([[[-1.0, 2.0] * 16]], np.float32), 8)
+    assert float(biases[0, 0]) == -1.0
+    assert encode(np.array([[5.0] * 32], np.float32), scales[0][None], biases[0][None], 8).codes.max() == 255
+
+
+def test_weights_that_float16_scales_cannot_hold() -> None:
+    weight = np.full((2, 64), 1e6, np.float32)
+    weight[:, ::2] = -1e6
+    with pytest.raises(DtypeError, match="x: its weights are too large for float16 scales; fix: --dtype bfloat16"):
+        pack_rows("x", weight, LayerQuantization(4, 64), "float16")
+    words, rest = pack_rows("x", weight, LayerQuantization(4, 64), "bfloat16")
+    assert words.shape == (2, 8)
+    assert np.isfinite(rest["scales"].astype(np.float32)).all()
+
+
+def test_importance_decides_the_range() -> None:
+    groups = RNG.standard_normal((1, 64)).astype(np.float32)
+    groups[0, 0] = 9
+    importance = np.ones(64, np.float32)
+    importance[0] = 1e4
+    ranges = [searched_range(groups, 3, weights) for weights in (None, importance)]
+    errors = [abs(encode(groups, s[:, None], b[:, None], 3).numbers[0, 0] - 9) for s, b in ranges]
+    assert errors[1] < errors[0]
+
+
+def test_compensation_beats_rounding_on_the_inputs_it_saw_and_on_others() -> None:
+    # Inputs that depend on each other, as hidden states do: otherwise nothing can make up for an error.
+    mixing = RNG.standard_normal((12, 64))
+    seen, unseen = (
+        (RNG.standard_normal((n, 12)) @ mixing + 0.3 * RNG.standard_normal((n, 64))).astype(np.float32)
+        for n in (600, 200)
+    )
+    weight, layer = RNG.standard_normal((32, 64)).astype(np.float32), LayerQuantization(3, 32)
+    moments = Moments.empty(64)
+    moments.add(seen, seen)
+    plain = rounded(weight, layer, search=True).numbers
+    compensated = compensate(weight, moments, layer, dtype="float16").numbers
+    for inputs, factor in ((seen, 0.6), (unseen, 0.8)):
+        harm = [np.square(inputs @ (weight - other).T).mean() for other in (compensated, plain)]
+        assert harm[0] < factor * harm[1]
+    bias = corrected_bias(np.zeros(32, np.float32), weight, compensated, moments)
+    np.testing.assert_allclose((seen @ compensated.T + bias).mean(axis=0), (seen @ weight.T).mean(axis=0), atol=1e-5)
+
+
+def test_compensation_aims_at_what_the_float_model_would_have_given() -> None:
+    exact = RNG.standard_normal((500, 64)).astype(np.float32)
+    own = exact * 0.9  # what quantized layers before this one have made of it
+    moments = Moments.empty(64)
+    moments.add(exact, own)
+    weight = RNG.standard_normal((16, 64)).astype(np.float32)
+    numbers = compensate(weight, moments, LayerQuantization(8, 64), dtype="float16").numbers
+    error = np.square(own @ numbers.T - exact @ weight.T).mean() / np.square(exact @ weight.T).mean()
+    assert error < 1e-4  # as it is, the weight would be off by 1e-2
+
+
+def test_inputs_that_never_occur_do_no_harm() -> None:
+    moments = Moments.empty(64)
+    moments.add(np.zeros((5, 64), np.float32), np.zeros((5, 64), np.float32))
+    weight = RNG.standard_normal((4, 64)).astype(np.float32)
+    assert np.isfinite(compensate(weight, moments, LayerQuantization(4, 64), dtype="float16").numbers).all()
+
+
+def test_calibration_beats_rounding_on_a_model(plain: Path, texts: Path) -> None:
+    core, tokenizer = load(plain)
+    lines = texts.read_text().splitlines()
+    seen, unseen = (token_batches(part, tokenizer, max_length=64) for part in (lines[:40], lines[40:]))
+    shapes = {
+        name.removesuffix(".weight"): array.shape for name, array in named_parameters(core).items() if array.ndim == 2
+    }
+    config = configure(RECIPES["3bit"], shapes)
+    told: list[tuple[int, int]] = []
+    result = calibrate(core, seen, config, progress=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] == len(told)
+    exact = embeddings(core, unseen, ("mean",))
+    cosines = []
+    for calibrated in (True, False):
+        other, _ = load(plain)
+        for path in shapes:
+            layer = config.of(path)
+            if layer is not None:
+                weight = np.array(named_parameters(core)[f"{path}.weight"])
+                numbers = result.weights[path] if calibrated else rounded(weight, layer, search=True)
+                other.load_weights([(f"{path}.weight", mx.array(numbers.numbers))], strict=False)
+        if calibrated:
+            other.load_weights([(n, mx.array(b)) for n, b in result.biases.items()], strict=False)
+        cosines.append((embeddings(other, unseen, ("mean",)) * exact).sum(axis=1).mean())
+    assert 1 - cosines[0] < 0.8 * (1 - cosines[1])
+
+
+def option(bits: int, size: int, harm: float) -> Option:
+    return Option(LayerQuantization(bits, 64), size, harm)
+
+
+def test_the_frontier_leaves_out_what_is_not_worth_its_bytes() -> None:
+    options = [option(2, 10, 1.0), option(3, 20, 0.9), option(4, 30, 0.2), option(5, 40, 0.3), option(6, 50, 0.1)]
+    assert [o.layer.bits for o in frontier(options)] == [2, 4, 6]
+
+
+def test_bits_go_where_they_help() -> None:
+    options = {
+        "sensitive": [option(2, 100, 1.0), option(4, 200, 0.25), option(8, 400, 0.01)],
+        "robust": [option(2, 100, 0.01), option(4, 200, 0.0025), option(8, 400, 0.0001)],
+    }
+    chosen, curve = allot_bits(options, fixed_bytes=50, budget=560)
+    assert {path: o.layer.bits for path, o in chosen.items()} == {"sensitive": 8, "robust": 2}
+    assert curve[0].bytes == 250
+    assert curve[-1].bytes == 850
+    assert [point.cosine for point in curve] == sorted(point.cosine for point in curve)
+    chosen, _ = allot_bits(options, fixed_bytes=50, harm=0.3)
+    assert {path: o.layer.bits for path, o in chosen.items()} == {"sensitive": 4, "robust": 2}
+
+
+def test_what_is_left_of_a_budget_is_spent() -> None:
+    options = {"large": [option(2, 100, 1), option(8, 900, 0)], "small": [option(2, 10, 0.01), option(8, 20, 0)]}
+    chosen, _ = allot_bits(options, fixed_bytes=0, budget=150)
+    assert {path: o.layer.bits for path, o in chosen.items()} == {"large": 2, "small": 8}
+
+
+def test_a_budget_that_no_allotment_reaches_says_the_nearest() -> None:
+    options = {"only": [option(2, 2_000_000, 0.5), option(8, 8_000_000, 0.001)]}
+    with pytest.raises(BudgetError, match=r"no allotment is so small; the nearest is 2\.00MB .*--target-size 2\.00MB"):
+        allot_bits(options, fixed_bytes=0, budget=1_000_000)
+    with pytest.raises(BudgetError, match=r"no allotment is so near; the nearest is 0\.99900, at 8\.00MB"):
+        allot_bits(options, fixed_bytes=0, harm=0.0001)
+
+
+def test_rank_correlation_is_scipy_s() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    a, b = RNG.integers(0, 9, 60), RNG.integers(0, 9, 60)
+    assert rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+    assert rank_correlation(np.ones(5), a[:5]) is None
+
+
+def test_divergence_is_scipy_s() -> None:
+    special = pytest.importorskip("scipy.special")
+    logits = RNG.standard_normal((2, 4, 5))
+    p, q = special.softmax(logits, axis=-1)
+    np.testing.assert_allclose(divergence(*logits), special.rel_entr(p, q).sum(axis=-1), atol=1e-12)
+    masked = np.array([[0.5, -np.inf, 1.0]])
+    assert divergence(masked, masked) == 0
+
+
+def test_quality_of_a_model_with_itself(plain: Path) -> None:
+    from mlxbert import load_with_head
+
+    model, tokenizer = load_with_head(plain)
+    for quality in measure_quality(model, model, tokenizer, ("mean",)):
+        assert quality.sentences == 64
+        assert quality.cosine_min == pytest.approx(1, abs=1e-6)
+        assert quality.rank_correlation == pytest.approx(1)
+        assert (quality.logit_agreement, quality.logit_kl) == (1, 0)
+
+
+def test_calibration_and_held_out_texts_share_nothing() -> None:
+    lists = [built_in("calibration"), *map(built_in, HELD_OUT)]
+    assert [len(texts.texts) for texts in lists] == [268, 64, 64]
+
+    def runs(line: str, length: int) -> set[tuple[str, ...]]:
+        words = re.findall(r"\w+", line.lower())
+        return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
+
+    seen = [set().union(*(runs(line, 5) for line in texts.texts)) for texts in lists]
+    assert not seen[0] & seen[1]
+    assert not seen[0] & seen[2]
+    assert not seen[1] & seen[2]
+
+
+@pytest.mark.slow
+def test_auto_by_size_bits_and_cosine(source: Path, texts: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for name, target in {"size": {"target_size": "80kB"}, "bits": {"target_bits": 5.0}}.items():
+        result = convert(source, tmp_path / name, quantize="auto", calibration=texts, **target)  # type: ignore[arg-type]
+        assert result.report is not None
+        assert result.report.passed
+        assert result.report.quantization is not None
+        assert result.report.quantization.calibrated
+        assert result.allotment is not None
+        sizes[name] = sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors"))
+        assert (tmp_path / name / "quantization.png").read_bytes().startswith(b"\x89PNG")
+        bits = {choice.option.layer.bits for choice in result.allotment.choices}
+        assert len(bits) > 1
+        assert 0 <= result.allotment.expected.bytes - sizes[name] < 600  # the header, estimated from above
+    assert sizes["size"] <= 80_000
+    assert result.report.quantization.bits_per_weight <= 5.0
+    near = convert(source, tmp_path / "near", quantize="auto", calibration=texts, target_cosine=0.98, verify=False)
+    assert near.allotment is not None
+    assert near.allotment.measured is not None
+    assert near.allotment.measured >= 0.98
+
+
+def test_a_budget_that_cannot_be_met_leaves_nothing(source: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"--target-size 0\.01MB: no allotment is so small; the nearest is 0\.0\dMB"):
+        convert(source, tmp_path / "out", quantize="auto", target_size="10kB", calibration=texts, verify=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_scales_in_another_dtype(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "out", quantize="8bit", dtype="bfloat16", verify=False)
+    core = load_core(tmp_path / "out", dequantize=False)
+    assert core.packed is not None
+    assert core.packed.dtype == "bfloat16"
+    assert core.packed.tensors["pooler.dense.scales"].dtype == mx.bfloat16
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.slow
+def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Half of the calibration that the command does, for the time it takes; the limits are those of all of it.
+    monkeypatch.setattr("converter.quantize.pipeline.VARIANTS", 2)
+    result = convert(minilm_source, tmp_path / "out", quantize="mixed", verify=False)
+    convert(minilm_source, tmp_path / "float32", verify=False)
+    assert result.size < 14_300_000
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 14_300_000
+    (exact, tokenizer), (quantized, _) = load(tmp_path / "float32"), load(tmp_path / "out")
+    for quality in measure_quality(exact, quantized, tokenizer, ("mean",)):
+        assert quality.cosine_mean >= 0.996
+        assert quality.cosine_min >= 0.992
+        assert quality.rank_correlation is not None
+        assert quality.rank_correlation >= 0.99
+
+
+def test_parity_json_says_what_it_cost(source: Path, tmp_path: Path) -> None:
+    result = convert(source, tmp_path / "out", quantize="4bit")
+    parity = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert parity["passed"]
+    assert parity["written_dtype"] == "4bit"
+    found = parity["quantization"]
+    assert (found["recipe"], found["calibrated"]) == ("4bit", False)
+    assert found["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert found["parameters"] == result.parameters
+    assert 4.5 < found["bits_per_weight"] < 6
+    first = found["layers"][0]
+    assert set(first) == {"path", "mode", "bits", "group_size", "bytes", "error"}
+    assert 0.01 < first["error"] < 0.15
+    assert {"path": "embeddings.token_type_embeddings", "reason": "2 rows: nothing to gain"} in found["skipped"]
+    assert [quality["text"] for quality in found["quality"]] == list(HELD_OUT)
+    for quality in found["quality"]:
+        assert 0.9 < quality["cosine_mean"] < 1
+        assert 0 < quality["logit_kl"] < 0.5
+    from converter.parity.html import render_html
+    from converter.parity.report import ParityReport
+
+    again = ParityReport.from_json((tmp_path / "out" / "parity.json").read_text())
+    assert again == result.report
+    page = render_html(again)
+    assert "Quantization: 4bit" in page
+    assert "kept: 2 rows: nothing to gain" in page
+
+
+def test_a_wrong_packing_fails_the_precision_gate(source: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from converter.verify import verify
+
+    convert(source, tmp_path / "out", quantize="8bit", verify=False)
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    name = "encoder.layer.1.attention.output.dense.scales"
+    tensors[name] = np.ascontiguousarray(tensors[name][::-1])
+    save_file(tensors, file, metadata={"format": "mlx"})
+    report = verify(tmp_path / "out", source)
+    assert report.gate_passed("mapping")
+    assert not report.gate_passed("precision")
+
+
+def test_an_already_converted_directory_is_quantized_and_comes_back(plain: Path, tmp_path: Path) -> None:
+    convert(plain, tmp_path / "packed", quantize="8bit", verify=False)
+    back = convert(tmp_path / "packed", tmp_path / "back", dequantize=True)
+    assert back.dtype == "float32"
+    assert back.unverified is not None
+    assert "--reference" in back.unverified
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert "quantization" not in config
+    assert "quantization_config" not in config
+    assert "quantization" not in config["mlxbert"]
+    assert config["mlxbert"]["original_architectures"] == ["BertForSequenceClassification"]
+    packed, unpacked_core = (named_parameters(load_core(tmp_path / name)) for name in ("packed", "back"))
+    assert set(packed) == set(unpacked_core)
+    for name, array in packed.items():
+        np.testing.assert_array_equal(np.array(array), np.array(unpacked_core[name]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "4bits"}, "--quantize 4bits: no such recipe; fix: 4bit or"),
+        ({"quantize": "zzz"}, "fix: 2bit or 3bit or 4bit"),
+        ({"quantize": "auto"}, "nothing to aim at; fix: add --target-size, --target-bits, --target-cosine"),
+        ({"quantize": "4bit", "target_size": "14MB"}, "--target-size is for --quantize auto, not 4bit"),
+        ({"quantize": "auto", "target_size": "14MB", "target_bits": 4.5}, "one target can be met, not several"),
+        ({"quantize": "auto", "target_size": "14 potatoes"}, "--target-size 14 potatoes: not a size; fix: as in 14MB"),
+        ({"quantize": "auto", "target_size": "0MB"}, "not a size"),
+        ({"quantize": "auto", "target_bits": -1.0}, "--target-bits -1: must lie between 0 and 32"),
+        ({"quantize": "auto", "target_cosine": 1.5}, "--target-cosine 1.5: must lie between 0 and 1"),
+        ({"quantize": "auto", "target_cosine": float("nan")}, "--target-cosine nan: must lie between"),
+        ({"quantize": "auto", "target_bits": 4.0, "calibration": "none"}, "measures layers on calibration text"),
+        ({"quantize": "mxfp4", "calibration": "built-in"}, "--quantize mxfp4 is rounded, not calibrated"),
+        ({"calibration": "x.txt"}, "--calibration is for a quantization; fix: add --quantize 4bit"),
+        ({"target_size": "14MB"}, "--target-size is for a quantization; fix: add --quantize auto"),
+        ({"quantize": "4bit", "dequantize": True}, "--dequantize and --quantize contradict each other"),
+        ({"target_bits": 4.5, "dequantize": True}, "--dequantize and --target-bits contradict each other"),
+    ],
+)
+def test_options_that_cannot_be_met(options: dict[str, Any], message: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        convert(source, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; fix: a few hundred texts, one a line"),
+        (b"\n \n\t\n", "is empty"),
+        ("Caf\u00e9\n".encode("latin-1"), "not UTF-8 at line 1; fix: save it as UTF-8"),
+        ("A text.\n".encode("utf-16"), "not UTF-8 at line 1"),
+        (b"A\0text.\n", "has null characters"),
+        (None, "no such file; fix: give one, or built-in"),
+    ],
+)
+def test_a_calibration_file_that_cannot_be_used(
+    content: bytes | None, message: str, source: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "texts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CalibrationError, match=message) as caught:
+        convert(source, tmp_path / "out", quantize="4bit", calibration=file)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_tokenizer_cannot_be_calibrated(source: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((source / name).read_bytes())
+    with pytest.raises(CalibrationError, match="has no tokenizer to read calibration text with"):
+        convert(bare, tmp_path / "out", quantize="mixed", verify=False)
+    result = convert(bare, tmp_path / "out", quantize="mixed", calibration="none")
+    assert result.report is not None
+    assert result.report.quantization is not None
+    assert result.report.quantization.quality == ()
+
+
+def test_sources_that_are_quantized_already_or_not_at_all(plain: Path, tmp_path: Path) -> None:
+    convert(plain, tmp_path / "packed", quantize="4bit", verify=False)
+    for options in ({"quantize": "4bit"}, {}):
+        with pytest.raises(Exception, match=r"quantized to 4 bits already.*or --dequantize"):
+            convert(tmp_path / "packed", tmp_path / "out", **options)  # type: ignore[arg-type]
+    with pytest.raises(Exception, match='has no "quantization": nothing to unpack; fix: leave --dequantize out'):
+        convert(plain, tmp_path / "out", dequantize=True)
+    (tmp_path / "packed" / "config.json").write_text(
+        (tmp_path / "packed" / "config.json").read_text().replace('"bits": 4', '"bits": 8')
+    )
+    with pytest.raises(Exception, match="are not 8 bits in groups of"):
+        convert(tmp_path / "packed", tmp_path / "out", dequantize=True)
+
+
+def test_the_command_says_it_in_one_line(source: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    result = runner.invoke(command, [str(source), "-o", str(tmp_path / "out"), "--quantize", "5bits"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        line for line in result.stderr.splitlines() if line.startswith("convert: error: --quantize 5bits")
+    ]
+    done = runner.invoke(
+        command, [str(source), "-o", str(tmp_path / "out"), "--quantize", "4bit", "--target-bits", "x"]
+    )
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("14MB", 14_000_000), ("13.5 mb", 13_500_000), ("12MiB", 12 << 20), (7, 7)]
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_recipes_are_found_by_name() -> None:
+    assert recipe_named("mixed").calibrated
+    assert quantize_settings(None) is None
+    for name, recipe in RECIPES.items():
+        assert recipe_named(name) is recipe
