@@ -144,7 +144,7 @@ def verdict(with_bert: list[float], without: list[float]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Train, and print the table and the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="models of each fold (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="models of each fold (default 3, as the configuration)")
     parser.add_argument("--epochs", type=int, help="fewer, for a quick look")
     parser.add_argument("--data", type=Path, help="folder of the competitions' data (default: MLXBERT_DATA)")
     parser.add_argument("--model", type=Path, help="a converted directory (default: the packaged MiniLM, converted)")
