@@ -8,7 +8,11 @@ the last fold's model, as `mlxbert predict` does it. Settings are those of `--co
 
     seasonal naive    the value of the same month a year before
     x growth          that, times the last twelve months' sum over that of the twelve before
-    encoder zeroed    the same head, seeds and training, but the text's vector is zeros
+    zeroed            the same head, seeds and training, but the text's vector is zeros
+    zeroed, tuned     that, trained as it likes best: 60 epochs at a rate of 3e-3, chosen like ours on the folds
+
+What BERT adds is judged against the better of the last two: a head that reads a vector of zeros learns more slowly,
+which is no skill of BERT's. The settings of both were chosen on the folds, never on the held-out year.
 
 MAE in thousands of passengers; several seeds are averaged before they are scored. A benchmark shows, and asserts
 nothing: the exit code is 0 whatever the numbers are.
@@ -43,6 +47,7 @@ from mlxbert.training.trainer import Member, Trainer
 from mlxbert.with_head import BertWithHead
 
 _SEASON = 12
+_ALONE = {"epochs": 60, "head_rate": 3e-3}  # of the head without an encoder
 _MATTERS = 0.02  # of the MAE; less than two per cent is not called a difference
 
 
@@ -71,10 +76,10 @@ def blocks(prepared: Prepared) -> list[Block]:
     made = []
     for fold in prepared.folds:
         rows = fold.valid
-        name = f"{windows.made_at[rows[0]]} to {windows.made_at[rows[-1]]}, {len(rows)} forecasts"
+        name = f"{windows.made_at[rows[0]]} to {windows.made_at[rows[-1]]} ({len(rows)})"
         made.append(Block(name, prepared.examples.targets[rows], windows.history[rows]))
     values = prepared.problem.targets(prepared.history)[None, -windows.history.shape[1] :]
-    return [*made, Block("the held-out year, 1 forecast", prepared.problem.targets(prepared.held_out)[None], values)]
+    return [*made, Block("the held-out year (1)", prepared.problem.targets(prepared.held_out)[None], values)]
 
 
 def naive(block: Block) -> np.ndarray:
@@ -123,14 +128,15 @@ def error(forecasts: list[np.ndarray], truths: list[Block]) -> float:
     return float(np.concatenate([np.abs(made - block.truth) for made, block in pairs]).mean())
 
 
-def verdict(with_bert: list[float], without: list[float]) -> str:
-    """What BERT adds, from the folds' pooled MAE of each seed."""
+def verdict(with_bert: list[float], without: list[float], better: int, count: int) -> str:
+    """What BERT adds, from the folds' pooled MAE of each seed, and in how many of the folds it is better."""
     gains = [1 - ours / zeroed for ours, zeroed in zip(with_bert, without, strict=True)]
     numbers = ", ".join(f"{gain:+.1%}" for gain in gains)
-    seeds = "the only seed" if len(gains) == 1 else f"{len(gains)} seeds"
-    said = f"the encoder changes the folds' MAE by {numbers} ({seeds}; + is better)"
+    seeds = "one seed" if len(gains) == 1 else f"{len(gains)} seeds"
+    said = f"the encoder improves the folds' MAE by {numbers} ({seeds}), and is better in {better} of {count} folds"
+    one_series = "One series is no proof; its text also tells level and year, which the head is told nowhere else."
     if min(gains) > _MATTERS:
-        return f"BERT helps here: {said}."
+        return f"BERT helps here: {said}. {one_series}"
     if max(gains) < -_MATTERS:
         return f"BERT does harm here: {said}. The skill is the head's: history, season and calendar."
     return f"BERT adds nothing here that can be told from chance: {said}. The skill is the head's."
@@ -139,7 +145,7 @@ def verdict(with_bert: list[float], without: list[float]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Train, and print the table and the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="models of each fold (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="models of each fold (default 3, as the configuration)")
     parser.add_argument("--epochs", type=int, help="fewer, for a quick look")
     parser.add_argument("--data", type=Path, help="folder of the competitions' data (default: MLXBERT_DATA)")
     parser.add_argument("--model", type=Path, help="a converted directory (default: the packaged MiniLM, converted)")
@@ -159,21 +165,27 @@ def main(argv: list[str] | None = None) -> None:
         settings = RunSettings.for_competition(ready, model=str(model), hold_out=_SEASON)
         frame, _, _ = read_frame(file, text=ready.text, id_column=ready.id, encoding=None, kinds=None)
         prepared = prepare(frame, settings, config)
+        alone = TrainingConfig.make({**config.to_dict(), **({} if options.epochs else _ALONE)})
+        seeds = range(options.seeds)
         found = {
-            zeroed: [trained(prepared, settings, config, seed, zeroed) for seed in range(options.seeds)]
-            for zeroed in (False, True)
+            "mlxbert": [trained(prepared, settings, config, seed, zeroed=False) for seed in seeds],
+            "zeroed": [trained(prepared, settings, config, seed, zeroed=True) for seed in seeds],
+            "zeroed, tuned": [trained(prepared, settings, alone, seed, zeroed=True) for seed in seeds],
         }
     truths = blocks(prepared)
     sides = {
-        "mlxbert": averaged(found[False]),
-        "encoder zeroed": averaged(found[True]),
+        **{side: averaged(several) for side, several in found.items()},
         "seasonal naive": [naive(block) for block in truths],
         "x growth": [growing(block) for block in truths],
     }
     show(sides, truths)
     ratio = error(sides["mlxbert"][:-1], truths[:-1]) / error(sides["seasonal naive"][:-1], truths[:-1])
     print(f"MAE over seasonal naive's below 1: {'yes' if ratio < 1 else 'no'}  ({ratio:.2f} over the folds)")
-    print(verdict(*([error(one[:-1], truths[:-1]) for one in found[zeroed]] for zeroed in (False, True))))
+    each = {side: [error(one[:-1], truths[:-1]) for one in several] for side, several in found.items()}
+    alone_best = min(("zeroed", "zeroed, tuned"), key=lambda side: sum(each[side]))
+    pairs = zip(sides["mlxbert"][:-1], sides[alone_best][:-1], truths[:-1], strict=True)
+    better = sum(error([ours], [block]) < error([zeroed], [block]) for ours, zeroed, block in pairs)
+    print(verdict(each["mlxbert"], each[alone_best], better, len(truths) - 1))
     print(machine())
 
 
@@ -185,7 +197,7 @@ def averaged(seeds: list[list[np.ndarray]]) -> list[np.ndarray]:
 def show(sides: dict[str, list[np.ndarray]], truths: list[Block]) -> None:
     """Each block's MAE, that over all folds, and over seasonal naive's."""
     table = Table(title="MAE of the 12 months ahead, thousand passengers")
-    table.add_column("made at")
+    table.add_column("made (how many)", no_wrap=True)
     for side in sides:
         table.add_column(side, justify="right")
     for number, block in enumerate(truths):
@@ -194,9 +206,10 @@ def show(sides: dict[str, list[np.ndarray]], truths: list[Block]) -> None:
         table.add_row(block.name, *(f"{error([made[number]], [block]):.1f}" for made in sides.values()))
         if number == len(truths) - 2:
             pooled = [error(made[:-1], truths[:-1]) for made in sides.values()]
+            naively = error(sides["seasonal naive"][:-1], truths[:-1])
             table.add_section()
             table.add_row("all folds", *(f"{one:.1f}" for one in pooled))
-            table.add_row("… over seasonal naive", *(f"{one / pooled[2]:.2f}" for one in pooled))
+            table.add_row("… over seasonal naive", *(f"{one / naively:.2f}" for one in pooled))
     Console().print(table)
 
 

@@ -4,10 +4,11 @@
     python -m benchmarks.competitions titanic --runs runs      # a finished run in runs/titanic is not trained again
 
 Ours is `mlxbert train --competition NAME DATA --hold-out 0.2`: 20 % of the rows (equal texts on one side) held out of
-everything, five folds of the rest, their mean on the held-out rows. A baseline is fitted on each fold's training rows
-for the out-of-fold column, and on all rows but the held-out ones for the last. Nothing of a baseline was tuned; ours
-chooses the best of its epochs by the out-of-fold metric, which flatters that column and not the last one. (What is
-constant in a fold is not so over five: the frequency of a label then ranks rows, a little worse than by chance.)
+everything, folds of the rest (five, or as many as the run has), the mean of their models on the held-out rows. A
+baseline is fitted on each fold's training rows for the out-of-fold column, and on all rows but the held-out ones for
+the last. Nothing of a baseline was tuned; ours keeps the best of its epochs by the out-of-fold metric, which flatters
+that column and not the last one. (What is constant in a fold is not so over several: the frequency of a label then
+ranks rows, worse than chance would.)
 
 The linear models read the same row texts, as TF-IDF of words and pairs of words (numbers are words there). Gradient
 boosting reads the raw columns, but for those of more than 250 different words, such as names.
@@ -18,8 +19,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.baselines import Fit, Rows, boosting, constant, logistic, raw_columns, ridge
 from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import machine
 from mlxbert.errors import MLXBertError
+from mlxbert.folds import folds_sha256
 from mlxbert.runs import Run, train
 from mlxbert.runs.files import read_info
 from mlxbert.runs.frames import read_frame
@@ -40,110 +41,6 @@ from mlxbert.training.judging import scores
 from mlxbert.training.predictions import Predictions, concatenate
 
 NAMES = ("titanic", "house-prices", "jigsaw-toxic", "alexa-stars")
-_MOST_CATEGORIES = 250  # of 255 that scikit-learn's boosting takes
-
-Fit = Callable[["Rows", "Rows"], np.ndarray]
-"""From rows to learn from and rows to predict to the latter's `Predictions.values`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """What a baseline sees of N rows.
-
-    Attributes:
-        task: the competition type.
-        classes: how many there are; 0 of numbers.
-        texts: as the model reads them.
-        columns: the raw ones, a pandas frame without target and id.
-        truth: as the head's `metric_targets` gives it: class numbers, 0 and 1, or numbers.
-        log: whether numbers are learned as log(1 + y).
-    """
-
-    task: str
-    classes: int
-    texts: np.ndarray
-    columns: Any
-    truth: np.ndarray
-    log: bool
-
-    def __getitem__(self, rows: np.ndarray) -> Rows:
-        return Rows(self.task, self.classes, self.texts[rows], self.columns.iloc[rows], self.truth[rows], self.log)
-
-    @property
-    def numbers(self) -> np.ndarray:
-        """What a regression learns."""
-        return np.log1p(self.truth) if self.log else self.truth.astype(float)
-
-    def values(self, numbers: np.ndarray) -> np.ndarray:
-        """Back from `numbers`."""
-        return np.expm1(numbers) if self.log else numbers
-
-
-def constant(learn: Rows, ask: Rows) -> np.ndarray:
-    """The most frequent class, the frequency of each label, or the mean."""
-    if learn.task == "regression":
-        return np.full(len(ask.truth), learn.values(learn.numbers.mean()))
-    if learn.task == "multilabel":
-        return np.tile(learn.truth.mean(axis=0), (len(ask.truth), 1))
-    most = np.bincount(learn.truth.astype(int)).argmax()
-    if learn.task == "binary":
-        return np.full(len(ask.truth), float(most))
-    return one_hot(np.full(len(ask.truth), most), learn.classes)
-
-
-def tfidf(learn: Rows, ask: Rows) -> tuple[Any, Any]:
-    """Sparse features of both."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    return vectorizer.fit_transform(learn.texts), vectorizer.transform(ask.texts)
-
-
-def logistic(learn: Rows, ask: Rows) -> np.ndarray:
-    """Logistic regression on TF-IDF, classes weighted alike where they are ratings or labels."""
-    from sklearn.linear_model import LogisticRegression
-
-    known, asked = tfidf(learn, ask)
-    weights = None if learn.task == "binary" else "balanced"
-
-    def fitted(truth: np.ndarray) -> Any:
-        return LogisticRegression(max_iter=2000, class_weight=weights).fit(known, truth)
-
-    def positive(truth: np.ndarray) -> np.ndarray:
-        if len(np.unique(truth)) == 1:  # a label that all of the rows have, or none: the same for all
-            return np.full(len(ask.truth), float(truth[0]))
-        return np.asarray(fitted(truth).predict_proba(asked)[:, 1])
-
-    if learn.task == "multilabel":
-        return np.stack([positive(column) for column in learn.truth.T], axis=1)
-    if learn.task == "binary":
-        return positive(learn.truth)
-    return one_hot(fitted(learn.truth).predict(asked).astype(int), learn.classes)
-
-
-def ridge(learn: Rows, ask: Rows) -> np.ndarray:
-    """Ridge regression on TF-IDF; ratings are rounded."""
-    from sklearn.linear_model import Ridge
-
-    known, asked = tfidf(learn, ask)
-    found = Ridge(alpha=1.0).fit(known, learn.numbers).predict(asked)
-    if learn.task == "regression":
-        return learn.values(found)
-    return one_hot(np.clip(np.rint(found), 0, learn.classes - 1).astype(int), learn.classes)
-
-
-def boosting(learn: Rows, ask: Rows) -> np.ndarray:
-    """scikit-learn's histogram gradient boosting on the raw columns, with its defaults."""
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
-    options: dict[str, Any] = {"categorical_features": "from_dtype", "random_state": 0}
-    if learn.task == "regression":
-        regressor = HistGradientBoostingRegressor(**options).fit(learn.columns, learn.numbers)
-        return learn.values(regressor.predict(ask.columns))
-    classifier = HistGradientBoostingClassifier(**options).fit(learn.columns, learn.truth)
-    return np.asarray(classifier.predict_proba(ask.columns)[:, 1])
-
-
 BASELINES: dict[str, dict[str, Fit]] = {
     "titanic": {
         "majority": constant,
@@ -160,11 +57,6 @@ BASELINES: dict[str, dict[str, Fit]] = {
 }
 
 
-def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
-    """(N, classes) probabilities of someone who is sure."""
-    return np.eye(classes)[labels]
-
-
 def rows_of(run: Run, file: Path) -> tuple[Prepared, Rows, Rows]:
     """What the run was made of again: the rows that it learned from, and those held out of everything.
 
@@ -176,8 +68,9 @@ def rows_of(run: Run, file: Path) -> tuple[Prepared, Rows, Rows]:
     if record["sha256"] != run.info["data"]["sha256"]:
         raise SystemExit(f"{run.path} was trained on another file than {file}; fix: delete it, or give that file")
     prepared = prepare(frame, settings, config)
-    if prepared.examples.sha256() != run.info["data"]["examples_sha256"] or prepared.held_out is None:
-        raise SystemExit(f"{run.path} learned from other rows than are made now; fix: delete it")
+    rows, folds = run.info["data"]["examples_sha256"], run.info["folds"]["sha256"]
+    if (prepared.examples.sha256(), folds_sha256(prepared.folds)) != (rows, folds) or prepared.held_out is None:
+        raise SystemExit(f"{run.path} learned from other rows or folds than are made now; fix: delete it")
     head = fitted_head(run.files, run.info["members"][0])
     task, log = prepared.problem.task, bool(settings.head.get("log_targets"))
     columns = raw_columns(frame, drop=[*settings.target, *([settings.id] if settings.id else [])])
@@ -190,18 +83,6 @@ def rows_of(run: Run, file: Path) -> tuple[Prepared, Rows, Rows]:
     others = np.setdiff1d(np.arange(len(frame)), prepared.rows)
     asked = part(prepared.problem.text.render(held_out).texts, others, prepared.problem.targets(held_out))
     return prepared, part(prepared.texts, prepared.rows, prepared.examples.targets), asked
-
-
-def raw_columns(frame: Any, drop: list[str]) -> Any:
-    """Numbers as they are, words as categories, without columns of too many different words."""
-    made = frame.drop(columns=drop)
-    for name in made.columns:
-        if made[name].dtype.kind not in "iufb":
-            made[name] = made[name].astype("category")
-    many = [
-        name for name in made.columns if made[name].dtype == "category" and made[name].nunique() > _MOST_CATEGORIES
-    ]
-    return made.drop(columns=many)
 
 
 def baseline_scores(fit: Fit, prepared: Prepared, learn: Rows, ask: Rows) -> tuple[float, float]:

@@ -146,9 +146,17 @@ register_competition(
         id="Month",
         time="Month",
         folds=4,
+        # A hundred windows: an encoder that learns from them, or a longer training, forecasts the next ones worse (out
+        # of fold). The best epoch of some twenty overlapping forecasts is chance, so the last one is kept.
+        training={
+            "epochs": 15,
+            "batch_size": 16,
+            "head_rate": 1e-3,
+            "freeze_layers": 6,
+            "keep": "last",
+            "seeds": (0, 1, 2),
+        },
         # Growth and season multiply: on the logarithm they add up.
-        # A hundred windows, and a head that starts from the seasonal naive forecast: small steps, many of them.
-        training={"epochs": 30, "batch_size": 16, "head_rate": 1e-3},
         head={"horizon": 12, "window": 24, "period": 12, "calendar": ("year",), "log_targets": True},
         url="https://github.com/jbrownlee/Datasets",
         license="public domain facts; Box and Jenkins, Time Series Analysis, 1976, series G",
