@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit
 
 from heads.base import Head
 from heads.errors import HeadError, MetricUndefinedWarning
@@ -54,6 +53,8 @@ def cross_fitted(
         whole, scale = Predictions.of(task, head, logits), _temperature(head)
     if whole.thresholds is None or (task == "binary" and metric_of_labels(task, metric) is None):
         return whole  # no learned number decides anything
+    from scipy.special import expit, logit
+
     part = _parts(targets)
     thresholds = np.array(whole.thresholds)
     for number in range(_PARTS):
