@@ -12,7 +12,7 @@ from mlxbert import backend
 
 backend.require_backend()
 backend.use_fast_blas()
-backend.reuse_buffers()
+backend.reuse_memory()
 
 from mlxbert.checkpoint import load  # noqa: E402
 from mlxbert.config import BertConfig  # noqa: E402

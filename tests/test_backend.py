@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -424,3 +425,24 @@ def test_freed_memory_is_kept_unless_the_caller_has_said_how_much(before: str, a
     active, limit = output(f"{code}; print(mx.set_cache_limit(0))").split()
     if active == "True":
         assert int(limit) == after
+
+
+@linux_cpu
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize("variable", [None, "MALLOC_TRIM_THRESHOLD_"])
+def test_a_training_keeps_its_heap_unless_the_environment_says_otherwise(variable: str | None) -> None:
+    code = """
+        import resource, mlx.core as mx, mlxbert.backend
+        mlxbert.backend.reuse_memory(training=True)
+        mx.set_cache_limit(0)  # MLX's own
+        def use():
+            mx.eval(mx.ones(2**24))  # 64 MB
+        use()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            use()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    faults = int(output(textwrap.dedent(code), **({variable: "131072"} if variable else {})))
+    pages = 4 * 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert faults > pages // 4 if variable else faults < pages // 100

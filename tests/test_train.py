@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from heads.errors import HeadError
 from heads.forward_chaining import times_ahead
 from mlxbert.errors import MLXBertError
 from mlxbert.runs import Run, RunError, train
+from mlxbert.tokenization import TruncationWarning
 from mlxbert.with_head import BertWithHead
 from tests.run_samples import QUICK, TASKS, options, sample
 
@@ -72,6 +74,19 @@ def test_a_run_predicts_new_rows(runs: dict[str, Run], task: str) -> None:
     assert len(predicted) == 20
     assert list(predicted["id"]) == list(frame["id"])
     assert not predicted.isna().any().any()
+
+
+def test_that_texts_are_cut_is_said_once_for_all_pieces_of_a_file(
+    runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxbert.runs.predict.ROWS", 7)
+    frame = sample("binary", rows=20, seed=5)
+    frame.loc[[2, 18], "text"] = "word " * 300
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runs["binary"].predict(frame)
+    (message,) = [str(one.message) for one in caught if issubclass(one.category, TruncationWarning)]
+    assert message.startswith("2 of 20 texts are longer than")
 
 
 def test_the_target_is_learned_from_the_text(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxbert.backend import openblas
+from mlxbert.backend import allocation, openblas
 from mlxbert.backend.elf import SLOT_TYPES, LoadedLibrary, import_slots, loaded_libraries, read_pointer, write_pointer
 from mlxbert.errors import MLXBertError
 
@@ -202,17 +202,9 @@ def _warn(message: str) -> None:
     logging.getLogger("mlxbert").warning("mlxbert: %s", message)
 
 
-# What MLX keeps on a CPU unless told otherwise, and what one layer of bert-base at 8 × 128 tokens needs, twice over.
-_CACHE_DEFAULT, _CACHE = 32 * 2**20, 128 * 2**20
-
-
-def reuse_buffers() -> None:
-    """On a Linux CPU, let MLX keep 128 MB of freed memory for its next arrays, instead of 32.
-
-    An activation of 12 MB otherwise goes back to the system after every operation and comes back page fault by page
-    fault: 3 to 5 % of bert-base's forward pass. A limit that the caller has set already stays.
-    """
-    import mlx.core as mx
-
-    if use_fast_blas().active and (before := mx.set_cache_limit(_CACHE)) != _CACHE_DEFAULT:
-        mx.set_cache_limit(before)
+def reuse_memory(*, training: bool = False) -> None:
+    """On a Linux CPU, keep freed memory for the next arrays: see `mlxbert.backend.allocation`."""
+    if use_fast_blas().active:
+        allocation.reuse_buffers()
+        if training:
+            allocation.keep_heap()

@@ -15,8 +15,9 @@ import numpy as np
 from mlxbert.data.token_rows import TokenRows
 from mlxbert.errors import MLXBertError
 
-# Lengths are padded to multiples of this at least: a compiled step is made anew for every length.
-_STEP = 8
+# Lengths are padded to multiples of this at least, and to so few of them: a compiled step is made anew for every
+# length, in a quarter of a second. Of the tweets' tokens in batches of 32, padding is 11 % then; 16 % with 8 and 6.
+_STEP, _SHAPES = 4, 10
 # Rows of this many batches at most, and of a quarter of an epoch, are sorted by length together: little padding is
 # left, and batches stay random.
 _POOL = 32
@@ -56,10 +57,10 @@ class Batch:
         }
 
 
-def padded_lengths(lengths: np.ndarray, shapes: int = 6) -> tuple[int, ...]:
+def padded_lengths(lengths: np.ndarray, shapes: int = _SHAPES) -> tuple[int, ...]:
     """At most `shapes` lengths to pad to, increasing, the last one holding the longest row: those with least padding.
 
-    Each is a multiple of 8, but for the last where the longest row is cut to an odd limit.
+    Each is a multiple of 4, but for the last where the longest row is cut to an odd limit.
 
     Raises:
         BatchError: no rows, or `shapes` below 1.
@@ -93,7 +94,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, tokens: TokenRows, rows: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, shapes: int = 6
+        self, tokens: TokenRows, rows: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, shapes: int = _SHAPES
     ):
         """Batches of `tokens`' rows with these numbers (a fold's), shuffled anew each epoch.
 
@@ -158,7 +159,7 @@ class PredictionBatches:
         *,
         batch_size: int,
         lengths: Sequence[int] | None = None,
-        shapes: int = 6,
+        shapes: int = _SHAPES,
     ):
         """Batches of `tokens`' rows with these numbers, all by default.
 

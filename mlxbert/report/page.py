@@ -134,7 +134,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
         tiles.append((f"{name} on the hold-out", value, f"{scores.hold_out_rows:,} rows that no member saw"))
     tiles.append(("Members", f"{len(run.finished)} of {len(run.members)}", "trained, each a seed and a fold"))
     if scores is not None:
-        tiles.append(("Time", _duration(scores.seconds), "of training, whole run"))
+        tiles.append(("Time", _duration(scores.seconds), "from the start, or the last resume, to the submission"))
     return tiles
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mlxbert.runs.run import Run
 from mlxbert.runs.submission import columns_of, in_sample_order
 from mlxbert.runs.tables import write_csv
 from mlxbert.tokenization import Tokenizer
+from mlxbert.tokenization.truncation import TruncationWarning, warn_of_truncation
 from mlxbert.training.forward import predict_logits
 from mlxbert.training.predictions import Predictions, average, concatenate, ranks
 from mlxbert.with_head import BertWithHead
@@ -53,15 +55,21 @@ def predict_pieces(
     Raises:
         RunError: there are no rows, or the run is not finished.
         MLXBertError: a column is missing, a member is damaged.
+
+    Warns:
+        TruncationWarning: texts were cut, of all pieces together.
     """
     members = run.prediction_members
     made: list[list[Predictions]] = [[] for _ in members]
     together: list[Predictions] = []
-    done = 0
+    done, cut, longest = 0, 0, 0
     tokenizer = Tokenizer.from_directory(members[0], max_length=run.max_length)
     for frame in frames:
         rendered = render_texts(frame, run.text)
-        tokens = token_rows(tokenizer, rendered.texts, rendered.pairs, max_length=run.max_length)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # once, below, instead of for every piece
+            tokens = token_rows(tokenizer, rendered.texts, rendered.pairs, max_length=run.max_length)
+        cut, longest = cut + tokens.cut, max(longest, tokens.longest)
         parts = []
         for member in members:
             # One model in memory at a time: reading it again costs less than a batch.
@@ -79,6 +87,8 @@ def predict_pieces(
             progress(done, None)
     if not done:
         raise RunError("there are no rows to predict; fix: is the file empty?")
+    if cut:
+        warn_of_truncation(cut, done, longest, tokens.limit, stacklevel=2)
     if how == "ranks":
         return average([ranks(concatenate(several)) for several in made])
     return concatenate(together)

@@ -19,6 +19,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
+from mlxbert.backend import reuse_memory
 from mlxbert.errors import MLXBertError
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization.packed import refuse_training
@@ -111,6 +112,7 @@ class TrainStep:
             QuantizationError: the model is quantized; says what to train instead.
         """
         refuse_training(model)
+        reuse_memory(training=True)
         self.model, self.schedule = model, schedule
         self.settings = settings or StepSettings()
         self.rules = dict(rules)
