@@ -10,6 +10,7 @@ import pytest
 
 from heads.binary import BinaryClassificationHead
 from heads.ordinal import OrdinalRegressionHead
+from mlxbert.backend import BlasStatus
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
@@ -21,7 +22,8 @@ from mlxbert.training.groups import (
     reinitialize_top,
     trainable,
 )
-from mlxbert.training.optim import AdamW, OptimizerError, global_norm
+from mlxbert.training.optim import AdamW, OptimizerError, squared_norms
+from mlxbert.training.parallel_update import parts
 from mlxbert.training.schedule import SHAPES, Schedule, ScheduleError
 from mlxbert.with_head import BertWithHead
 
@@ -202,5 +204,16 @@ def test_the_norm_does_not_depend_on_how_an_array_lies_in_memory() -> None:
     values = np.random.default_rng(0).normal(size=(384, 300)).astype(np.float32)
     transposed = mx.array(np.ascontiguousarray(values.T)).T
     assert not memoryview(transposed).c_contiguous
-    for norm in (global_norm, mx.compile(global_norm)):
-        assert norm({"w": transposed}).item() == norm({"w": mx.array(values)}).item()
+    for squared in (squared_norms, mx.compile(squared_norms)):
+        assert squared({"w": transposed})["w"].item() == squared({"w": mx.array(values)})["w"].item()
+
+
+def test_parameters_are_dealt_to_two_streams_of_a_cpu_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"a": 5, "b": 40, "c": 20, "d": 20}
+    monkeypatch.setattr("mlxbert.training.parallel_update.use_fast_blas", lambda: BlasStatus(True, None, "", 2))
+    made = parts(sizes)
+    assert [part.names for part in made] == [("b", "a"), ("c", "d")]
+    assert made[0].stream != made[1].stream == parts(sizes)[1].stream
+    assert [part.names for part in parts({"a": 1})] == [("a",)]
+    monkeypatch.setattr("mlxbert.training.parallel_update.use_fast_blas", lambda: BlasStatus(True, None, "", 1))
+    assert [part.names for part in parts(sizes)] == [("b", "c", "d", "a")]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from heads.binary import BinaryClassificationHead
+from mlxbert.backend import BlasStatus
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
@@ -309,3 +310,16 @@ def test_a_step_of_filling_rows_alone_changes_nothing() -> None:
 def test_an_update_needs_a_batch() -> None:
     with pytest.raises(StepError, match=r"^step 1: nothing to update by; fix: accumulate a batch first$"):
         make_step().update()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_update_on_two_streams_has_the_bytes_of_one_on_one(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    results = []
+    for threads in (1, 2):
+        status = BlasStatus(True, None, "", threads)
+        monkeypatch.setattr("mlxbert.training.parallel_update.use_fast_blas", lambda status=status: status)
+        step = make_step(ema_decay=0.9, compiled=compiled)
+        assert len(step._parts) == threads
+        norms = [step([batch(seed)]).norm for seed in range(3)]
+        results.append((norms, *map(as_bytes, (step.weights, step.means, step.squares, step.average))))
+    assert results[0] == results[1]

@@ -26,9 +26,19 @@ def softmax(x: mx.array) -> mx.array:
     """Softmax over the last axis, accumulated in float32; a row of one value throughout is uniform."""
     if not has_fast_softmax(x.dtype):
         return mx.softmax(x, axis=-1, precise=True)
-    shifted = x - mx.stop_gradient(mx.max(x, axis=-1, keepdims=True))
-    e = cast(mx.array, exp_nonpositive(shifted))
+    return cast(mx.array, _softmax_float32(x))
+
+
+@mx.custom_function
+def _softmax_float32(x: mx.array) -> mx.array:
+    e = cast(mx.array, exp_nonpositive(x - mx.max(x, axis=-1, keepdims=True)))
     return e / mx.sum(e, axis=-1, keepdims=True)
+
+
+@_softmax_float32.vjp
+def _softmax_vjp(_primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    product = cotangent * output
+    return product - output * mx.sum(product, axis=-1, keepdims=True)
 
 
 @mx.custom_function

@@ -1,4 +1,4 @@
-"""What becomes of memory that MLX frees on a Linux CPU: handed back to the system, it comes back page fault by page fault.
+"""What becomes of memory that MLX frees on a Linux CPU: what the system gets back returns page fault by page fault.
 
 MLX's CPU backend takes every array from the C library, which maps anything large anew and unmaps it when it is freed.
 """

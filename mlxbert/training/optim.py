@@ -92,15 +92,18 @@ def _key(what: str, rule: Rule) -> str:
     return f"{what} {rule.rate!r} {rule.weight_decay!r}"
 
 
-def global_norm(gradients: Arrays) -> mx.array:
-    """√Σ g² over every element of every array, in float32.
+def squared_norms(gradients: Arrays) -> Arrays:
+    """Σ g² over the elements of each array, in float32.
 
     Summed in the order of the indices: a gradient that a product left transposed in memory would be summed in another
     order than the same numbers read back from a saved state, and end in other bits.
     """
-    rows = [mx.contiguous(gradient.astype(mx.float32)) for gradient in gradients.values()]
-    squares = [mx.square(row).sum() for row in rows]
-    return mx.sqrt(mx.stack(squares).sum())
+    return {name: mx.square(mx.contiguous(g.astype(mx.float32))).sum() for name, g in gradients.items()}
+
+
+def global_norm(squared: Arrays) -> mx.array:
+    """√Σ g² over every element of every gradient, of their `squared_norms`."""
+    return mx.sqrt(mx.stack(list(squared.values())).sum())
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:

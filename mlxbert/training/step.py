@@ -26,7 +26,8 @@ from mlxbert.quantization.packed import refuse_training
 from mlxbert.training.adversarial import AWP, FGM
 from mlxbert.training.gradients import COMPUTE_DTYPES, Gradients, Sums
 from mlxbert.training.groups import Rule, trainable
-from mlxbert.training.optim import AdamW, Arrays, clip_factor, ema_decay, ema_update, global_norm
+from mlxbert.training.optim import AdamW, Arrays, clip_factor, ema_decay, ema_update, global_norm, squared_norms
+from mlxbert.training.parallel_update import parts, take
 from mlxbert.training.schedule import Schedule
 
 # float16 gradients below 6e-8 are 0: the loss is scaled up, half as much after an overflow, twice after this many good
@@ -136,7 +137,8 @@ class TrainStep:
         random: Any = {"inputs": mx.random.state, "outputs": mx.random.state}
         self._add = mx.compile(self._gradients.add, **random) if compiled else self._gradients.add
         self._apply = mx.compile(self._update) if compiled else self._update
-        self._norm = mx.compile(global_norm) if compiled else global_norm
+        self._squared_norms = mx.compile(squared_norms) if compiled else squared_norms
+        self._parts = parts({name: array.size for name, array in self.weights.items()})
         self.show()
         mx.eval(self.weights, self.frozen, self.means, self.squares, self.average)
 
@@ -207,12 +209,7 @@ class TrainStep:
         scalars["gradient"] = mx.array(scale, mx.float32)
         if self.settings.ema_decay is not None:
             scalars["average"] = mx.array(ema_decay(self.settings.ema_decay, self.updates), mx.float32)
-        # No name may hold on to the old arrays: their memory serves the new ones.
-        gradients = sums.pop("gradients")
-        self.weights, self.means, self.squares, self.average = self._apply(
-            self.weights, self.means, self.squares, self.average, gradients, scalars
-        )
-        del gradients
+        self._change(sums.pop("gradients"), scalars)
         self.show()
         mx.eval(self.weights, self.means, self.squares, self.average)
         self._grow_scale()
@@ -222,6 +219,27 @@ class TrainStep:
         """Put the current weights into the model, or others such as `average`; frozen ones stay."""
         shown = {**self.frozen, **self.weights, **(weights or {})}
         self.model.update(tree_unflatten(list(shown.items())))
+
+    def _norm(self, gradients: Arrays) -> mx.array:
+        squares: Arrays = {}
+        for part in self._parts:
+            with mx.stream(part.stream):
+                squares.update(self._squared_norms({name: gradients[name] for name in part.names}))
+        return global_norm({name: squares[name] for name in gradients})
+
+    def _change(self, gradients: Arrays, scalars: Arrays) -> None:
+        """The update of weights, means, squares and average, part by part."""
+        old = (self.weights, self.means, self.squares, self.average, gradients)
+        names = list(self.weights)
+        changed: tuple[Arrays, ...] = ({}, {}, {}, {})
+        for part in self._parts:
+            with mx.stream(part.stream):
+                new = self._apply(*(take(part.names, arrays) for arrays in old), scalars=scalars)
+            for whole, some in zip(changed, new, strict=True):
+                whole.update(some)
+        self.weights, self.means, self.squares, self.average = (
+            {name: arrays[name] for name in names if arrays} for arrays in changed
+        )
 
     def _update(
         self, weights: Arrays, means: Arrays, squares: Arrays, average: Arrays, gradients: Arrays, scalars: Arrays
