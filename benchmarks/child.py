@@ -33,17 +33,25 @@ def peak_memory() -> float:
     return _megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def answer(module: str, *arguments: Any) -> dict[str, Any]:
-    """Run `python -m benchmarks.MODULE ARGUMENTS`; the JSON object in the last line that it prints."""
+def child(module: str, *arguments: Any) -> subprocess.Popen[str]:
+    """`python -m benchmarks.MODULE ARGUMENTS`, started, with pipes to talk to it."""
     path = os.pathsep.join(entry for entry in (str(_ROOT), *sys.path) if entry)
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-        check=True,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+
+
+def answer(module: str, *arguments: Any) -> dict[str, Any]:
+    """Run `python -m benchmarks.MODULE ARGUMENTS`; the JSON object in the last line that it prints."""
+    process = child(module, *arguments)
+    printed, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"failed: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
 
 

@@ -5,8 +5,8 @@
 
 all-MiniLM-L6-v2 on the first of five stratified folds: 2 epochs, batches of 32, peak rate 5e-5, linear schedule after
 10 % warm-up, AdamW with decay 0.01 on matrices, gradients clipped at 1, the checkpoint's own dropout, mean pooling and
-a linear head with dropout 0.1, the last epoch's weights, threshold 0.5. Every seed of either side is a process of its
-own, and the sides take turns.
+a linear head with dropout 0.1, the last epoch's weights, threshold 0.5. The sides are a process each,
+and take turns every 20 steps: a busy minute of the machine hits both, and one rests while the other works.
 
 PyTorch's side is transformers' BertModel with its default attention and torch's fused AdamW. It gets the very batches
 that ours gets, rows of similar length together, but cut to their own longest row and without the rows that fill the
@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.child import answer
+from benchmarks.child import child
 from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import load, machine
 from heads.metrics import f1, roc_auc
@@ -44,6 +46,8 @@ from mlxbert.training.schedule import Schedule
 
 _RATE, _MAX_NORM = 5e-5, 1.0
 _WORST_LOSS, _MOST_TIME = 0.01, 1.5
+# Steps that a side does before the other one goes on.
+TURN = 20
 
 
 def configuration(seed: int) -> TrainingConfig:
@@ -70,23 +74,41 @@ def prepared_rows(data: Path, model: Path, config: TrainingConfig, rows: int | N
 
 
 class StepClock(Callback):
-    """Seconds spent in training steps, without the evaluations between them."""
+    """Seconds spent in training steps, without the evaluations between them and the other side's turns."""
 
     def __init__(self) -> None:
         self.seconds, self.steps, self._since = 0.0, 0, 0.0
 
-    def on_member_start(self, member: str, seed: int, fold: int, steps: int, done: int) -> None:
-        """Start the clock."""
+    def start(self) -> None:
+        """Wait for the first turn."""
+        next_turn()
         self._since = time.perf_counter()
+
+    def step(self) -> None:
+        """A step is done."""
+        self.seconds += time.perf_counter() - self._since
+        self.steps += 1
+        if self.steps % TURN == 0:
+            next_turn()
+        self._since = time.perf_counter()
+
+    def on_member_start(self, member: str, seed: int, fold: int, steps: int, done: int) -> None:
+        """The first step is about to begin."""
+        self.start()
 
     def on_step(self, event: StepEvent) -> None:
         """A step is done."""
-        now = time.perf_counter()
-        self.seconds, self.steps, self._since = self.seconds + now - self._since, event.step, now
+        self.step()
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
         """Evaluations do not count."""
         self._since = time.perf_counter()
+
+
+def next_turn() -> None:
+    """Tell the parent that this side rests, and wait until it may go on."""
+    print("turn", flush=True)
+    sys.stdin.readline()
 
 
 def mlxbert_side(prepared: Prepared, model: Path, config: TrainingConfig) -> tuple[np.ndarray, float, int]:
@@ -140,7 +162,8 @@ def torch_side(prepared: Prepared, model: Path, config: TrainingConfig) -> tuple
     schedule = Schedule(steps, config.schedule, round(config.warmup * steps))
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     encoder.train()
-    begin = time.perf_counter()
+    clock = StepClock()
+    clock.start()
     for epoch in range(config.epochs):
         for batch in batches.epoch(epoch):
             truth = torch.from_numpy(targets[batch.rows[: batch.real]])
@@ -151,13 +174,13 @@ def torch_side(prepared: Prepared, model: Path, config: TrainingConfig) -> tuple
             rates.step()
             optimizer.zero_grad()
             loss.item()  # a loop that shows its loss
-    seconds = time.perf_counter() - begin
+            clock.step()
     encoder.eval()
     head.eval()
     held_out = PredictionBatches(tokens, prepared.folds[0].valid, batch_size=config.evaluation_batch_size)
     with torch.no_grad():
         outputs = [_filled(torch.sigmoid(logits(batch)).numpy(), batch) for batch in held_out]
-    return held_out.restore(outputs), seconds, steps
+    return held_out.restore(outputs), clock.seconds, clock.steps
 
 
 def torch_inputs(batch: Batch) -> Iterator[Any]:
@@ -213,12 +236,42 @@ def main(argv: list[str] | None = None) -> None:
         fixed = ["--data", file, "--model", model, *(["--rows", options.rows] if options.rows else [])]
         print(f"\n{'':<10}{'seed':>5}{'F1':>9}{'AUC':>9}{'seconds':>10}{'steps':>7}{'held out':>10}")
         for seed in range(options.seeds):
-            for side in SIDES:
-                one = answer("tweets", "--side", side, "--seed", seed, *fixed)
+            for side, one in in_turns(seed, fixed).items():
                 found[side].append(one)
                 print(f"{line(side, str(seed), one)}{one['steps']:>7}{one['rows']:>10}", flush=True)
     verdicts(found)
     print(f"after     {load()}")
+
+
+def in_turns(seed: int, fixed: list[Any]) -> dict[str, dict[str, Any]]:
+    """Train both sides, a process each, of which one works at a time; what each measured."""
+    children = {side: child("tweets", "--side", side, "--seed", seed, *fixed) for side in SIDES}
+    answers: dict[str, dict[str, Any]] = {}
+    try:
+        # Both have read their data and built their model before either is timed.
+        for process in children.values():
+            said(process)
+        while len(answers) < len(children):
+            for side, process in children.items():
+                if side not in answers and (words := said(process, go_on=True)) != "turn":
+                    answers[side] = json.loads(words)
+    finally:
+        for process in children.values():
+            process.kill()
+    return answers
+
+
+def said(process: subprocess.Popen[str], *, go_on: bool = False) -> str:
+    """The next line of a child, which may first be told to go on."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if go_on:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    words = process.stdout.readline().strip()
+    if not words:
+        raise SystemExit(f"failed: {process.args!r}")
+    return words
 
 
 def line(side: str, seed: str, one: dict[str, Any]) -> str:

@@ -234,7 +234,7 @@ class TrainStep:
         changed: tuple[Arrays, ...] = ({}, {}, {}, {})
         for part in self._parts:
             with mx.stream(part.stream):
-                new = self._apply(*(take(part.names, arrays) for arrays in old), scalars=scalars)
+                new = self._apply(*[*(take(part.names, arrays) for arrays in old), scalars])
             for whole, some in zip(changed, new, strict=True):
                 whole.update(some)
         self.weights, self.means, self.squares, self.average = (
