@@ -22,10 +22,10 @@ from heads.host import Float, to_host
 class Head(nn.Module):
     """A task head; subclass it, and register it with `heads.head_registry.register_head`.
 
-    A subclass defines `loss`, `predict`, `encode_targets`, `metrics` and `default_metric`, and `from_targets` where
-    its arguments depend on the targets. Every constructor argument is kept as an attribute of the same name
-    (scikit-learn's convention): that is how `settings` finds it. Attributes that `fitted` names are learned from data,
-    and are saved with the arguments.
+    A subclass defines `loss` (and `loss_weight`, where its mean is not over rows), `predict`, `encode_targets`,
+    `metrics` and `default_metric`, and `from_targets` where its arguments depend on the targets. Every constructor
+    argument is kept as an attribute of the same name (scikit-learn's convention): that is how `settings` finds it.
+    Attributes that `fitted` names are learned from data, and are saved with the arguments.
 
     Multi-sample dropout (Inoue 2019, https://arxiv.org/abs/1905.09788): in training, the logits are the mean over
     `dropout_samples` dropout masks on the same features, which costs a linear layer each, not an encoder.
@@ -66,6 +66,13 @@ class Head(nn.Module):
             rows: (B,), 1 for real rows and 0 for rows that only fill a batch up; None: all are real.
         """
         raise NotImplementedError
+
+    def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
+        """What the mean of `loss` divides by, a float32 scalar: batches weighted so are together one batch.
+
+        The number of real rows, here; `targets` and `rows` as in `loss`.
+        """
+        return row_weights(rows, len(targets), self.title).sum()
 
     def predict(self, logits: Any) -> np.ndarray[Any, Any]:
         """Logits (N, num_outputs) to probabilities, or values in the user's own units."""

@@ -104,6 +104,15 @@ class MulticlassClassificationHead(Head):
         smoothing = self.label_smoothing or 0.0
         return cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, ignore_index=_IGNORED)
 
+    def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
+        """The class weights of the real rows; see `Head.loss_weight`."""
+        labels = row_targets(targets, rows, mx.array(targets), _IGNORED, self.title)
+        keep = labels != _IGNORED
+        weight = self._weights()
+        if weight is None:
+            return keep.sum().astype(mx.float32)
+        return (mx.array(list(weight), dtype=mx.float32)[mx.where(keep, labels, 0)] * keep).sum()
+
     def predict(self, logits: Any) -> Float:
         """P(class), (N, C), by the calibrated temperature."""
         return softmax(self.host(logits) / check_temperature(self.temperature, self.title))

@@ -150,6 +150,11 @@ class MultilabelClassificationHead(Head):
         weight = self._pos_weight()
         return bce_with_logits(logits, encoded, pos_weight=weight, label_smoothing=smoothing, ignore_index=_IGNORED)
 
+    def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
+        """The known labels of the real rows; see `Head.loss_weight`."""
+        known = row_targets(targets, rows, mx.array(targets), _IGNORED, self.title) != _IGNORED
+        return known.sum().astype(mx.float32)
+
     def predict(self, logits: Any) -> Float:
         """P(label), (N, L)."""
         return sigmoid(self.host(logits))

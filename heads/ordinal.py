@@ -108,6 +108,14 @@ class OrdinalRegressionHead(Head):
         function = {"coral": coral, "corn": corn, "cumulative_link": cumulative_logits}[self.objective]
         return function(logits, ranks, ignore_index=_IGNORED)
 
+    def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
+        """The ranked real rows, or the questions that CORN asks of them; see `Head.loss_weight`."""
+        ranks = row_targets(targets, rows, mx.array(targets), _IGNORED, self.title)
+        asked = ranks != _IGNORED
+        if self.objective == "corn":
+            asked = asked[:, None] & (ranks[:, None] >= mx.arange(len(self.classes) - 1))
+        return asked.sum().astype(mx.float32)
+
     def exceedance(self, logits: Any) -> Float:
         """P(y > k) for k = 0 … K − 2: (N, K − 1), never rising along a row."""
         probabilities = sigmoid(self.host(logits))

@@ -64,14 +64,24 @@ def load(
     """
     directory = resolve(path_or_hub_id, revision)
     core = load_core(directory, dtype=dtype, dequantize=dequantize)
-    tokenizer = Tokenizer.from_directory(directory, max_length=core.config.max_position_embeddings)
+    return core, load_tokenizer(directory, core.config)
+
+
+def load_tokenizer(directory: Path, config: BertConfig, *, max_length: int | None = None) -> Tokenizer:
+    """The tokenizer of a converted directory; `max_length` None: as many tokens as the model has positions.
+
+    Raises:
+        CheckpointError: it has more ids than the model.
+        TokenizerError: it is missing or damaged.
+    """
+    tokenizer = Tokenizer.from_directory(directory, max_length=max_length or config.max_position_embeddings)
     # MLX reads beyond the end of an embedding without a word, so an id that it does not have must never be made.
-    if tokenizer.vocab_size > core.config.vocab_size:
+    if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids and the model {core.config.vocab_size}; "
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids and the model {config.vocab_size}; "
             "fix: put the tokenizer there that belongs to this model"
         )
-    return core, tokenizer
+    return tokenizer
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:

@@ -129,7 +129,7 @@ def test_the_digest_sees_a_row_move() -> None:
     assert folds_sha256([Fold(one, two)]) != folds_sha256([Fold(np.arange(4), two[1:])])
 
 
-@pytest.mark.parametrize(("valid_size", "rows"), [(None, 80), (0.3, 120), (50, 50), (0.05, 20)])
+@pytest.mark.parametrize(("valid_size", "rows"), [(None, 80), (0.3, 120), (50, 50), (50.0, 50), (0.05, 20)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_fold_holds_out_what_is_asked_for(kind: FoldKind, valid_size: float | None, rows: int) -> None:
     data = sample(0, 80 if kind == "group" else 7)

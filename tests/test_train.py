@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 
 from heads.errors import HeadError
 from heads.forward_chaining import times_ahead
+from mlxbert.data.reading import DataWarning
 from mlxbert.errors import MLXBertError
 from mlxbert.runs import Run, RunError, train
+from mlxbert.runs.predict import write_submission
 from mlxbert.tokenization import TruncationWarning
 from mlxbert.with_head import BertWithHead
 from tests.run_samples import QUICK, TASKS, options, sample
@@ -82,11 +85,40 @@ def test_that_texts_are_cut_is_said_once_for_all_pieces_of_a_file(
     monkeypatch.setattr("mlxbert.runs.predict.ROWS", 7)
     frame = sample("binary", rows=20, seed=5)
     frame.loc[[2, 18], "text"] = "word " * 300
+    frame.loc[[3, 9, 17], "text"] = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         runs["binary"].predict(frame)
-    (message,) = [str(one.message) for one in caught if issubclass(one.category, TruncationWarning)]
-    assert message.startswith("2 of 20 texts are longer than")
+    empty, cut = [str(one.message) for one in caught if issubclass(one.category, DataWarning | TruncationWarning)]
+    assert empty == "the data: 3 of 20 rows have no text; they are encoded as an empty one"
+    assert cut.startswith("2 of 20 texts are longer than")
+
+
+def test_ranks_are_refused_where_numbers_are_wanted(runs: dict[str, Run], tmp_path: Path) -> None:
+    sample("regression", rows=20, seed=5).to_csv(tmp_path / "test.csv", index=False)
+    for task in ("regression", "time_series"):
+        with pytest.raises(RunError, match="the submission holds values; fix: --average probabilities"):
+            write_submission(runs[task], tmp_path / "test.csv", out=tmp_path / "out.csv", how="ranks")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_an_id_that_comes_again_in_the_rows_held_out_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    frame = sample("binary")
+    frame["id"] = frame["id"].iloc[0]
+    frame.loc[1:, "id"] = [f"r{row // 2}" for row in range(len(frame) - 1)]
+    with pytest.raises(MLXBertError, match="come more than once"):
+        train(frame, model=tiny_checkpoint, out=tmp_path / "run", **options("binary"), **QUICK, hold_out=0.2)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    words = [f"extra{number}" for number in range(1000)]
+    with (model / "vocab.txt").open("a", encoding="utf-8") as vocabulary:
+        vocabulary.write("\n".join(words) + "\n")
+    with pytest.raises(MLXBertError, match=r"model: the tokenizer has \d+ ids and the model \d+; fix: put"):
+        train(sample("binary"), model=model, out=tmp_path / "run", **options("binary"), **QUICK)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_target_is_learned_from_the_text(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -147,7 +179,11 @@ def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path, tiny_checkpoint: 
     train(sample("binary"), model=tiny_checkpoint, out=out, **settings)
     with pytest.raises(RunError, match="has a run in it; fix: --resume"):
         train(sample("binary"), model=tiny_checkpoint, out=out, **settings)
+    (out / "notes.txt").write_text("mine")
+    (out / "report.html").write_text("of the old run")
     train(sample("binary"), model=tiny_checkpoint, out=out, **settings, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not (out / "report.html").exists()
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")

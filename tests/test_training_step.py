@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from heads.base import Head
 from heads.binary import BinaryClassificationHead
+from heads.multiclass import MulticlassClassificationHead
+from heads.multilabel import MultilabelClassificationHead
+from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend import BlasStatus
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
@@ -18,7 +23,7 @@ from mlxbert.model_tensors import named_parameters
 from mlxbert.training.adversarial import AWP, FGM, AdversarialError
 from mlxbert.training.groups import WORD_EMBEDDINGS, parameter_rules
 from mlxbert.training.schedule import Schedule
-from mlxbert.training.step import NonFiniteLossError, StepError, StepSettings, TrainStep
+from mlxbert.training.step import NonFiniteLossError, StepError, StepReport, StepSettings, TrainStep
 from mlxbert.training.step_state import StateError, restore_step, step_state
 from mlxbert.with_head import BertWithHead
 
@@ -310,6 +315,38 @@ def test_a_step_of_filling_rows_alone_changes_nothing() -> None:
 def test_an_update_needs_a_batch() -> None:
     with pytest.raises(StepError, match=r"^step 1: nothing to update by; fix: accumulate a batch first$"):
         make_step().update()
+
+
+@pytest.mark.parametrize(
+    ("head", "targets"),
+    [
+        (MulticlassClassificationHead(32, classes=[0, 1, 2], class_weights=[0.2, 1.0, 5.0]), [0, 1, 2, 2, 0, 0, 0, 1]),
+        (OrdinalRegressionHead(32, classes=[1, 2, 3, 4]), [0, 3, 3, 2, 0, 0, 0, 1]),
+        (
+            MultilabelClassificationHead(32, classes=["a", "b"]),
+            [[0, 1], [-1, 1], [-1, -1], [1, 0], [-1, 0], [0, 0], [1, 1], [0, 0]],
+        ),
+    ],
+    ids=["class weights", "corn", "unknown labels"],
+)
+def test_batches_whose_mean_is_not_over_rows_are_one_batch_too(head: Head, targets: list[Any]) -> None:
+    def train_on(slices: list[slice]) -> tuple[StepReport, TrainStep]:
+        mx.random.seed(5)
+        core = BertCore(BertConfig(**CONFIG, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+        model = BertWithHead(core, copy.deepcopy(head), "mean")
+        model.head.drop = nn.Dropout(0.0)
+        step = TrainStep(model, parameter_rules(model, rate=1e-3), Schedule(20), StepSettings(compiled=False))
+        encoded = np.asarray(targets, np.float32 if isinstance(head, MultilabelClassificationHead) else np.int32)
+        inputs, _, _ = batch()
+        given = [({name: array[part] for name, array in inputs.items()}, encoded[part], None) for part in slices]
+        return step(given), step
+
+    expected, whole = train_on([slice(0, 8)])
+    got, parts = train_on([slice(0, 5), slice(5, 7), slice(7, 8)])
+    assert got.rows == expected.rows == ROWS
+    assert got.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert got.norm == pytest.approx(expected.norm, rel=1e-4)
+    assert largest_difference(parts.means, whole.means) < 1e-4
 
 
 @pytest.mark.parametrize("compiled", [False, True])

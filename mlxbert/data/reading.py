@@ -113,14 +113,18 @@ def render_texts(frame: Any, text: RowText, what: str = "the data") -> Rendered:
         DataWarning: there are rows without text; they are encoded as an empty one.
     """
     made = text.render(frame, what)
-    if made.empty:
-        rows = len(made.texts)
-        warnings.warn(
-            f"{what}: {made.empty} of {rows} rows have no text; they are encoded as an empty one",
-            DataWarning,
-            stacklevel=2,
-        )
+    warn_of_empty(made.empty, len(made.texts), what, stacklevel=2)
     return made
+
+
+def warn_of_empty(empty: int, rows: int, what: str, *, stacklevel: int) -> None:
+    """Say how many rows have no text, if any; `stacklevel` 1 is the function that calls this one."""
+    if empty:
+        warnings.warn(
+            f"{what}: {empty} of {rows} rows have no text; they are encoded as an empty one",
+            DataWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def id_values(frame: Any, column: str, what: str = "the data") -> list[str]:

@@ -171,8 +171,10 @@ def _checked(kind: str, rows: int, folds: int, valid_size: float | None, seed: i
             raise FoldError(f"valid_size={valid_size} goes with folds=1, not with {folds} folds; fix: leave one out")
         return 0.0
     size = 0.2 if valid_size is None else valid_size
-    share = size / rows if isinstance(size, int) else size
-    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < share < 1:
+    number = isinstance(size, int | float) and not isinstance(size, bool)
+    # A command line's 200 arrives as 200.0; 1.0 is all of them, as a share is.
+    share = size / rows if number and (isinstance(size, int) or size > 1) and size == int(size) else size
+    if not number or not 0 < share < 1:
         raise FoldError(f"valid_size must be a share between 0 and 1, or fewer than {rows} rows, not {size!r}")
     return share
 

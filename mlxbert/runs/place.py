@@ -14,6 +14,13 @@ from mlxbert.runs.files import RunError, read_info
 from mlxbert.writer.output_file import WriteError, write_errors
 from mlxbert.writer.recovery import target_lock
 
+# What `RunFiles` names, the trackers' logs, and what is made of them by default: reports and blends.
+_MADE = (
+    "scores.json",
+    *("metrics.jsonl", "oof.csv", "worst_rows.csv", "submission.csv", "hold_out.csv"),
+    *("resume", "best-so-far", "members", "logits"),
+    *("tensorboard", "wandb", "report.html", "plots"),
+)
 # What `replace_file` leaves where it is killed.
 _LEFT = re.compile(r"\..+\.\d+\.tmp")
 
@@ -68,13 +75,13 @@ def delete_leftovers(root: Path) -> None:
 
 
 def empty(root: Path) -> None:
-    """Delete what a run has made: first what says that it is finished, and not run.json.
+    """Delete what a run and its reports have made: first what says that it is finished, and not run.json.
 
-    What a kill leaves of it is an unfinished run, to be overwritten or resumed.
+    What a kill leaves of it is an unfinished run, to be overwritten or resumed. Anything else that lies there stays.
     """
-    (root / "scores.json").unlink(missing_ok=True)
-    for path in list(root.iterdir()):
+    for name in _MADE:
+        path = root / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != "run.json":
-            path.unlink()
+        else:
+            path.unlink(missing_ok=True)

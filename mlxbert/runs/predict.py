@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from heads.forward_chaining import as_times, times_ahead
-from mlxbert.data.reading import read_data, render_texts
+from mlxbert.checkpoint import load_tokenizer, read_config
+from mlxbert.config import BertConfig
+from mlxbert.data.reading import read_data, render_texts, warn_of_empty
 from mlxbert.data.token_rows import token_rows
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
@@ -42,7 +44,12 @@ def predict_frame(
 
 
 def predict_pieces(
-    run: Run, frames: Iterator[Any], *, how: str = "probabilities", progress: Progress | None = None
+    run: Run,
+    frames: Iterator[Any],
+    *,
+    how: str = "probabilities",
+    what: str = "the data",
+    progress: Progress | None = None,
 ) -> Predictions:
     """The average of the run's members for the rows of several frames, one after the other in memory.
 
@@ -50,6 +57,7 @@ def predict_pieces(
         run: a finished one.
         frames: of some thousand rows each.
         how: "probabilities" (or numbers) are averaged, or each member's "ranks" among all rows (no labels then).
+        what: the rows are called in messages.
         progress: called with rows done and None, as their number is not known.
 
     Raises:
@@ -57,19 +65,19 @@ def predict_pieces(
         MLXBertError: a column is missing, a member is damaged.
 
     Warns:
-        TruncationWarning: texts were cut, of all pieces together.
+        DataWarning, TruncationWarning: texts are empty or were cut; of all pieces together.
     """
     members = run.prediction_members
     made: list[list[Predictions]] = [[] for _ in members]
     together: list[Predictions] = []
-    done, cut, longest = 0, 0, 0
-    tokenizer = Tokenizer.from_directory(members[0], max_length=run.max_length)
+    done, empty, cut, longest = 0, 0, 0, 0
+    tokenizer = _tokenizer(run, members[0])
     for frame in frames:
-        rendered = render_texts(frame, run.text)
+        rendered = run.text.render(frame, what)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # once, below, instead of for every piece
             tokens = token_rows(tokenizer, rendered.texts, rendered.pairs, max_length=run.max_length)
-        cut, longest = cut + tokens.cut, max(longest, tokens.longest)
+        empty, cut, longest = empty + rendered.empty, cut + tokens.cut, max(longest, tokens.longest)
         parts = []
         for member in members:
             # One model in memory at a time: reading it again costs less than a batch.
@@ -87,6 +95,7 @@ def predict_pieces(
             progress(done, None)
     if not done:
         raise RunError("there are no rows to predict; fix: is the file empty?")
+    warn_of_empty(empty, done, what, stacklevel=2)
     if cut:
         warn_of_truncation(cut, done, longest, tokens.limit, stacklevel=2)
     if how == "ranks":
@@ -120,7 +129,7 @@ def forecast(run: Run, history: Any) -> tuple[list[Any], Predictions]:
         horizon = head.horizon
         if len(series) < head.window:
             raise RunError(f"a forecast needs {head.window} values of history, not {len(series)}; fix: give more rows")
-        tokenizer = Tokenizer.from_directory(member, max_length=run.max_length)
+        tokenizer = _tokenizer(run, member)
         tokens = token_rows(tokenizer, texts.texts, texts.pairs, max_length=run.max_length)
         past = series[None, len(series) - head.window :] if head.window else None
         extra = head.inputs(history=past, made_at=times[-1:])
@@ -128,6 +137,10 @@ def forecast(run: Run, history: Any) -> tuple[list[Any], Predictions]:
         values = np.asarray(head.predict(logits)).reshape(1, horizon)
         parts.append(Predictions(run.task.task, values))
     return _names(times_ahead(times, horizon)), average(parts)
+
+
+def _tokenizer(run: Run, member: Path) -> Tokenizer:
+    return load_tokenizer(member, BertConfig.from_hf(read_config(member)), max_length=run.max_length)
 
 
 def open_predictor(path: str | Path) -> Run | Blend:
@@ -175,30 +188,31 @@ def write_submission(
 
         ids = row_ids(frames(), run.id, str(data))
         sample = sample_of(sample_submission, form, ids, str(data))
-        predictions = _predicted(run, frames, how, _of(len(ids), progress))
+        predictions = _predicted(run, frames, how, str(data), _of(len(ids), progress))
         made = _table(form, ids, columns_of(form, run.task, predictions))
     write_csv(target, in_sample_order(made, sample, form))
     return len(made)
 
 
 def check_average(how: str, form: Submission) -> None:
-    """Refuse ranks where labels are wanted: a rank has no threshold.
+    """Refuse ranks where labels or numbers are wanted: a rank has neither threshold nor unit.
 
     Raises:
         RunError: it is so, or the average is unknown.
     """
     if how not in AVERAGES:
         raise RunError(f"average {how!r} is unknown; known: {', '.join(AVERAGES)}")
-    if how == "ranks" and form.values == "labels":
-        raise RunError("ranks are averaged, and the submission holds labels; fix: --values probabilities")
+    if how == "ranks" and form.values != "probabilities":
+        fix = "--values probabilities" if form.values == "labels" else "--average probabilities, numbers as they are"
+        raise RunError(f"ranks are averaged, and the submission holds {form.values}; fix: {fix}")
 
 
 def _predicted(
-    run: Run | Blend, frames: Callable[[], Iterator[Any]], how: str, progress: Progress | None
+    run: Run | Blend, frames: Callable[[], Iterator[Any]], how: str, what: str, progress: Progress | None
 ) -> Predictions:
     if isinstance(run, Run):
-        return predict_pieces(run, frames(), how=how, progress=progress)
-    return run.combine([predict_pieces(one, frames(), how=how, progress=progress) for one in run.runs])
+        return predict_pieces(run, frames(), how=how, what=what, progress=progress)
+    return run.combine([predict_pieces(one, frames(), how=how, what=what, progress=progress) for one in run.runs])
 
 
 def _forecast(run: Run | Blend, history: Any) -> tuple[list[Any], Predictions]:

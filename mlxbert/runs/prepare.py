@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from heads.metrics import Metric, metric_of
-from mlxbert.checkpoint import resolve
+from mlxbert.checkpoint import load_tokenizer, resolve
 from mlxbert.config import BertConfig
 from mlxbert.data.reading import DataWarning, id_values, render_texts
 from mlxbert.data.token_rows import token_rows
@@ -107,6 +107,8 @@ def prepare(
     check_options(problem.head_class, settings.head)
     metric = metric_of(config.metric or problem.head_class.default_metric, task)
     held_out = history = None
+    if settings.id is not None:
+        id_values(frame, settings.id, what)  # of the rows that are held out, too
     if settings.hold_out is not None:
         frame, rows, held_out, history = _hold_out(frame, rows, problem, settings, config)
     if valid is not None:
@@ -114,7 +116,7 @@ def prepare(
         frame, rows = _joined(frame, valid), np.concatenate([rows, numbers])
     ids = None if settings.id is None else id_values(frame, settings.id, what)
     hidden = read_json(directory / "config.json", RunError) or {}
-    tokenizer = Tokenizer.from_directory(directory, max_length=BertConfig.from_hf(hidden).max_position_embeddings)
+    tokenizer = load_tokenizer(directory, BertConfig.from_hf(hidden))
     rendered = render_texts(frame, problem.text, what)
     if task == "time_series":
         options = {"window": settings.head.get("window", 0), "horizon": settings.head.get("horizon", 1)}

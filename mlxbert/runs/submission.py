@@ -101,8 +101,9 @@ def check_sample(sample: Sample, form: Submission, ids: Sequence[str], what: str
             f"{sample.path} has the columns {', '.join(sample.columns[1:]) or 'none'}, and this run predicts "
             f"{', '.join(form.columns)}; fix: the sample of this competition, or --values labels|probabilities"
         )
-    missing = [one for one in sample.ids if one not in set(ids)]
-    extra = [one for one in ids if one not in set(sample.ids)]
+    given, wanted = set(ids), set(sample.ids)
+    missing = [one for one in sample.ids if one not in given]
+    extra = [one for one in ids if one not in wanted]
     if missing or extra:
         told = [f"{len(group)} {which}" for group, which in ((missing, "missing"), (extra, "beyond it")) if group]
         raise RunError(

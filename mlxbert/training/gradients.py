@@ -16,7 +16,8 @@ from mlxbert.training.optim import Arrays
 
 COMPUTE_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 Sums = dict[str, Any]
-"""{"gradients": by name, Σ n_i ∇l_i times the loss scale; "loss": Σ n_i l_i; "rows": Σ n_i}, float32."""
+"""{"gradients": by name, Σ w_i ∇l_i times the loss scale; "loss": Σ w_i l_i; "weight": Σ w_i; "rows"}, float32."""
+SCALARS = ("loss", "weight", "rows")
 
 
 class Gradients:
@@ -56,9 +57,9 @@ class Gradients:
             layers = checkpointed_layers(self.model.core.encoder) if self.checkpoint_layers else nullcontext()
             with layers:
                 loss = self.model.loss(self.model(**inputs), targets, rows=rows).astype(mx.float32)
-            return loss * count * loss_scale, loss
+            return loss * weight * loss_scale, loss
 
-        count = rows.sum()
+        weight = self.model.head.loss_weight(targets, rows=rows)
         differentiate = mx.value_and_grad(objective)
         (_, loss), gradients = cast(Any, differentiate)(weights)
         gradients = self._without_padding(gradients)
@@ -67,11 +68,11 @@ class Gradients:
             _, second = cast(Any, differentiate)(moved)
             second = self._without_padding(second)
             gradients = {name: 0.5 * (first + second[name]) for name, first in gradients.items()}
-        new: Sums = {"gradients": gradients, "loss": loss * count, "rows": count}
+        new: Sums = {"gradients": gradients, "loss": loss * weight, "weight": weight, "rows": rows.sum()}
         if sums:
             before = sums["gradients"]
             new["gradients"] = {name: before[name] + gradient for name, gradient in gradients.items()}
-            new["loss"], new["rows"] = sums["loss"] + new["loss"], sums["rows"] + count
+            new |= {name: sums[name] + new[name] for name in SCALARS}
         return new, loss
 
     def _set(self, arrays: Arrays) -> None:

@@ -1,12 +1,12 @@
 """The one training step: gradients of as many batches as are accumulated, then one update of the weights.
 
-There is one normalization: with n_i real rows in batch i, and their mean loss l_i (`Head.loss`), the step minimizes
+There is one normalization: with the mean loss l_i of batch i (`Head.loss`), and what that mean divides by, w_i
+(`Head.loss_weight`: real rows, their class weights, their known labels), the step minimizes
 
-    L = Σ n_i l_i / Σ n_i
+    L = Σ w_i l_i / Σ w_i
 
 so that four batches of 8 are one batch of 32, a short last batch counts by its rows, and workers that add up
-`Sums` are one worker. (Exactly so where a head's mean is over rows; a class-weighted or partly unlabelled mean is
-that within each batch.)
+`Sums` are one worker.
 """
 
 from __future__ import annotations
@@ -195,17 +195,19 @@ class TrainStep:
         batches, self.batches = self.batches, 0
         sums, self.sums = self.sums, None
         self.step += 1
-        count = 0.0 if sums is None else _number(sums["rows"])
-        if sums is None or count == 0:  # no real row, or every batch left out: no weight decay either
+        weight = 0.0 if sums is None else _number(sums["weight"])
+        if (
+            sums is None or weight == 0
+        ):  # no real row, or none with a label, or every batch left out: no weight decay either
             return StepReport(self.step, math.nan, 0, factor, math.nan, skipped=True)
-        loss = _number(sums["loss"]) / count
-        norm = _number(self._norm(sums["gradients"])) / (count * self.loss_scale)
+        loss, rows = _number(sums["loss"]) / weight, int(_number(sums["rows"]))
+        norm = _number(self._norm(sums["gradients"])) / (weight * self.loss_scale)
         if not math.isfinite(norm):
             self._overflowed(norm, batches)
-            return StepReport(self.step, loss, int(count), factor, norm, skipped=True)
+            return StepReport(self.step, loss, rows, factor, norm, skipped=True)
         self.updates += 1
         scalars = self.settings.optimizer.scalars(self.rules, factor, self.updates)
-        scale = clip_factor(norm, self.settings.max_norm) / (count * self.loss_scale)
+        scale = clip_factor(norm, self.settings.max_norm) / (weight * self.loss_scale)
         scalars["gradient"] = mx.array(scale, mx.float32)
         if self.settings.ema_decay is not None:
             scalars["average"] = mx.array(ema_decay(self.settings.ema_decay, self.updates), mx.float32)
@@ -213,7 +215,7 @@ class TrainStep:
         self.show()
         mx.eval(self.weights, self.means, self.squares, self.average)
         self._grow_scale()
-        return StepReport(self.step, loss, int(count), factor, norm, skipped=False)
+        return StepReport(self.step, loss, rows, factor, norm, skipped=False)
 
     def show(self, weights: Arrays | None = None) -> None:
         """Put the current weights into the model, or others such as `average`; frozen ones stay."""

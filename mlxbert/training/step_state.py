@@ -8,6 +8,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.training.gradients import SCALARS
 from mlxbert.training.optim import Arrays
 from mlxbert.training.step import TrainStep
 
@@ -23,13 +24,14 @@ class StateError(MLXBertError):
 def step_state(step: TrainStep) -> Arrays:
     """The state of `step`, of a half accumulated one too, and MLX's random state; `mx.save_safetensors` takes it.
 
-    Keys: "weights.<name>", "frozen.", "means.", "squares.", "average." likewise; "sums.<name>", "sums_loss" and
-    "sums_rows" of batches accumulated; "step", "updates", "batches", "good_steps", "loss_scale"; "random", the key.
+    Keys: "weights.<name>", "frozen.", "means.", "squares.", "average." likewise; "sums.<name>", "sums_loss",
+    "sums_weight" and "sums_rows" of batches accumulated; "step", "updates", "batches", "good_steps",
+    "loss_scale"; "random", the key.
     """
     state: Arrays = {f"{kind}.{name}": array for kind in _DICTS for name, array in getattr(step, kind).items()}
     if step.sums is not None:
         state |= {f"sums.{name}": array for name, array in step.sums["gradients"].items()}
-        state |= {"sums_loss": step.sums["loss"], "sums_rows": step.sums["rows"]}
+        state |= {f"sums_{name}": step.sums[name] for name in SCALARS}
     state |= {name: mx.array(getattr(step, name), mx.int32) for name in _COUNTERS}
     state["loss_scale"] = mx.array(step.loss_scale, mx.float32)  # a power of two: exact
     random: Any = mx.random.state
@@ -47,7 +49,7 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
     expected = {key: array for key, array in step_state(step).items() if not key.startswith("sums")}
     if "sums_loss" in state:
         expected |= {f"sums.{name}": array for name, array in step.weights.items()}
-        expected |= {"sums_loss": expected["loss_scale"], "sums_rows": expected["loss_scale"]}
+        expected |= {f"sums_{name}": expected["loss_scale"] for name in SCALARS}
     problems = [f"missing: {key}" for key in expected if key not in state]
     problems += [f"unknown: {key}" for key in state if key not in expected]
     problems += [
@@ -66,7 +68,7 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
     step.sums = None
     if "sums_loss" in state:
         gradients = {name: state[f"sums.{name}"] for name in step.weights}
-        step.sums = {"gradients": gradients, "loss": state["sums_loss"], "rows": state["sums_rows"]}
+        step.sums = {"gradients": gradients, **{name: state[f"sums_{name}"] for name in SCALARS}}
     for name in _COUNTERS:
         setattr(step, name, int(cast(Any, state[name].item())))
     step.loss_scale = float(cast(Any, state["loss_scale"].item()))
