@@ -130,7 +130,7 @@ def read_quantization(directory: Path) -> Quantization | None:
     file = directory / PARITY
     try:
         parsed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{file} is not JSON ({error}); fix: run mlxbert-verify again") from error
     block = parsed.get("quantization") if isinstance(parsed, dict) else None
     return Quantization.from_json(block) if isinstance(block, dict) else None

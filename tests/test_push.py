@@ -42,6 +42,15 @@ def test_a_new_repository(hub: Hub, verified: Path) -> None:
     assert not repo.private
 
 
+def test_a_password_in_the_endpoint_is_not_shown(hub: Hub, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint.replace("//", "//alice:secret@"))
+    hub.add(REPO, {".gitattributes": b""})
+    assert pushed(verified).url == f"{hub.endpoint}/{REPO}"
+    assert pushed(verified, "mlx-community/other", confirm=lambda plan: False).status == "declined"
+
+
 def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, verified: Path, transfer: str) -> None:
     pushed(verified)
     elsewhere = [request for request in hub.requests if request.host.startswith("localhost:")]
@@ -204,7 +213,8 @@ def test_what_the_card_says_to_do_works(hub: Hub, verified: Path) -> None:
     pushed(verified)
     card = hub.repositories[REPO].files["README.md"].decode()
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == 1  # it has no pooler, so mlx-embeddings cannot load it
+    assert len(blocks) == 2  # it has no pooler, so mlx-embeddings cannot load it
+    assert "from transformers import AutoModel, AutoTokenizer\n" in blocks[1]  # as tests/test_compatibility.py does
     namespace: dict[str, object] = {}
     exec(blocks[0], namespace)
     assert namespace["output"].last_hidden_state.shape[-1] == 48  # type: ignore[attr-defined]

@@ -168,7 +168,7 @@ class ParityReport:
         try:
             data = json.loads(text)
             found = data["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReportError(
                 f"parity.json is not a parity report ({error!r}); fix: run mlxbert-verify again"
             ) from error
