@@ -125,7 +125,7 @@ def test_only_what_was_compared_is_said_to_be() -> None:
 def test_compared_with_something_else_than_the_source_is_no_yes() -> None:
     facts = replace(LOCAL_SOURCE, source="team/bert", revision="a" * 40, parity=report(1e-6))
     card = render_card(facts)
-    assert "**Not known**: it was compared with what it was made from last" in card
+    assert "**Not known of the source**, only of what was made from it in between: compared element by" in card
     assert "Yes" not in card
 
 

@@ -240,7 +240,8 @@ class TestEvidence:
         scores = read_scores({"trained": {**block, "pooled": {"f1": 1, "roc_auc": None}, "own": {"f1": None}}})
         assert scores is not None
         assert (scores.pooled, scores.own) == ({"f1": 1.0}, {})
-        assert "| `f1` (chosen by) | 1.0000 |" in render_card(replace(MINILM, scores=scores))
+        assert "| `f1` (chosen by) | – | 1.0000 |" in render_card(replace(MINILM, scores=scores))
+        assert "| `f1` (chosen by) | 1.0000 |" in render_card(replace(MINILM, scores=replace(scores, models=1)))
 
     def test_a_correlation_that_is_not_defined(self) -> None:
         rows = [{**QUANTIZATION["quality"][0], "rank_correlation": None}]

@@ -81,7 +81,7 @@ class TestEvidence:
             "which the card will say"
         )
         card = pushed(verified, allow_unverified=True, dry_run=True).plan.card
-        assert "**Not known**: it was compared with what it was made from last, not with the source itself" in card
+        assert "**Not known of the source**, only of what was made from it in between: compared element by" in card
         assert "Yes" not in card
         rewrite(verified, "parity.json", lambda report: {**report, "provenance": {**report["provenance"], **named}})
         assert gather_evidence(verified).unverified is None
