@@ -45,7 +45,7 @@ def push(
     Args:
         directory: what `mlxbert-convert` wrote.
         to: the repository, `OWNER/NAME`; None: named after mlx-community's habit, in it.
-        private: make the repository private, where it is made.
+        private: make the repository private, where it is made; one that is there and public is refused.
         pr: propose the files in a pull request; writing rights are not needed for that.
         revision: a branch; None: the default one. It is made where it is not there.
         message: of the commit; None: which model it is.
