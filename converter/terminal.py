@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
 from converter.parity.report import ParityReport
-from converter.publishing.errors import PublishError
 from converter.publishing.plan import PushPlan, PushResult
 from mlxbert.terminal import show
 
@@ -92,6 +91,8 @@ def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
     Raises:
         PublishError: nobody is there to answer.
     """
+    from converter.publishing.errors import PublishError  # imports the client, which a conversion does not need
+
     show("\n".join(plan.lines(directory)))
     if yes:
         return True

@@ -9,9 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from huggingface_hub import HfApi
 
 import mlxbert
 from converter.publish import push
+from converter.publishing.rights import Writer
+from converter.publishing.sending import Sending
 from mlxbert.writer.manifest import manifest_bytes, manifest_problems, read_manifest
 from mlxbert.writer.output_file import FileRecord
 from tests.card_samples import QUANTIZATION
@@ -45,10 +48,10 @@ def test_a_new_repository(hub: Hub, verified: Path) -> None:
 def test_a_password_in_the_endpoint_is_not_shown(hub: Hub, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
+    plan = pushed(verified, dry_run=True).plan
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint.replace("//", "//alice:secret@"))
-    hub.add(REPO, {".gitattributes": b""})
-    assert pushed(verified).url == f"{hub.endpoint}/{REPO}"
-    assert pushed(verified, "mlx-community/other", confirm=lambda plan: False).status == "declined"
+    sending = Sending(HfApi(), Writer("alice"), {}, {}, plan, False)
+    assert sending._result(plan, "pushed", "a" * 40).url == f"{hub.endpoint}/{REPO}"
 
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, verified: Path, transfer: str) -> None:
