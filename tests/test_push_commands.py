@@ -76,9 +76,7 @@ def test_it_asks_and_takes_no_for_an_answer(hub: Hub, writer: str, verified: Pat
 def test_nobody_to_ask_is_not_done(hub: Hub, writer: str, verified: Path) -> None:
     result = invoke(verified, answer="")
     assert result.exit_code == 2
-    assert result.stderr.endswith(
-        "push: error: nothing was sent, for nobody is there to be asked; fix: add --yes\n"
-    )
+    assert result.stderr.endswith("push: error: nothing was sent, for nobody is there to be asked; fix: add --yes\n")
     assert hub.repositories == {}
 
 
@@ -89,9 +87,7 @@ def test_nobody_to_ask_is_not_done(hub: Hub, writer: str, verified: Path) -> Non
         ("after", "interrupted; the repository, or the commit, may be there already: push again, what has arrived is"),
     ],
 )
-def test_ctrl_c(
-    where: str, text: str, hub: Hub, writer: str, verified: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c(where: str, text: str, hub: Hub, writer: str, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -172,7 +172,6 @@ class TestNames:
     def test_a_pull_request_has_no_branch(self, verified: Path) -> None:
         assert "--pr and --revision: " in refusal(verified, pr=True, revision="v2")
 
-
     def test_a_head_that_was_trained_here_has_no_default(self, hub: Hub, verified: Path) -> None:
         """Named after its source, it would take the place of the conversion that it was trained from."""
         named = {"source": "google-bert/bert-base-uncased", "revision": "a" * 40, "head": {"name": "binary"}}
@@ -224,8 +223,8 @@ class TestRights:
     def test_no_network(self, hub: Hub, verified: Path) -> None:
         hub.stop()
         assert refusal(verified) == (
-            f"No network: 127.0.0.1:{hub.port} cannot be connected to: check the connection, or set HTTPS_PROXY if you "
-            "need one"
+            f"No network: 127.0.0.1:{hub.port} cannot be connected to: check the connection, or set HTTPS_PROXY if "
+            "you need one"
         )
 
     def test_a_captive_portal(self, hub: Hub, verified: Path) -> None:
