@@ -10,16 +10,10 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 
 from converter.card_evidence import Quantization, Scores
-from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport
+from converter.parity.report import LOCAL, PADDING, PRECISION, ParityReport
 from converter.readers.source_error import shown
 from converter.source_card import SourceCard
 
-_CHECKS = {
-    (MAPPING, CUMULATIVE): "every hidden state, the pooler and the logits of its own head, against PyTorch",
-    (MAPPING, LOCAL): "each layer and head alone, against PyTorch",
-    (MAPPING, PADDING): "a text alone, against itself in a padded batch",
-    (PRECISION, CUMULATIVE): "these files, against the same model in float32",
-}
 _TASKS = {
     "BertForPreTraining": "fill-mask",
     "BertForMaskedLM": "fill-mask",
@@ -35,10 +29,24 @@ _TRAINED_TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
+_COMPUTED = (
+    "at",
+    "base_model",
+    "compared_with_source",
+    "front_matter",
+    "parity_rows",
+    "reference",
+    "sentences_compared",
+    "trained",
+)
+"""What the template reads of `CardFacts` beside its fields."""
+
+
 @dataclass(frozen=True)
 class ParityRow:
     """One line of the card's parity table: the largest error of its kind, and the limit it passed or failed."""
 
+    gate: str
     what: str
     error: float
     limit: float
@@ -48,9 +56,10 @@ class ParityRow:
 class CardFacts:
     """All that a card says; `parity` is None where nothing was compared.
 
-    `place` is what `mlxbert.load` is given: a Hub id, or a stand-in for the directory. `weights` are the names of the
-    weight files and their SHA-256. `trained_head` is the name of a head that this project trained, with the encoder.
-    `unverified` says why a model is published whose comparison did not pass.
+    `place` is what `mlxbert.load` is given: a Hub id, or a stand-in for the directory; `branch` is its revision, None:
+    the default one. `weights` are the names of the weight files and their SHA-256. `trained_head` is the name of a
+    head that this project trained, with the encoder, and `classes` are what it tells apart. `max_length` is how many
+    tokens of a text are read. `unverified` says why a model is published whose comparison did not pass.
     """
 
     name: str
@@ -69,11 +78,13 @@ class CardFacts:
     quantization: Quantization | None = None
     quantized: bool = False
     trained_head: str | None = None
+    classes: tuple[str, ...] = ()
     scores: Scores | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     sentence_modules: bool = False
     place: str = "PATH_OF_THIS_DIRECTORY"
+    branch: str | None = None
     unverified: str | None = None
 
     @property
@@ -85,6 +96,29 @@ class CardFacts:
     def base_model(self) -> str | None:
         """The Hub id of the source: a revision is known of a source on the Hub alone."""
         return self.source if self.revision else None
+
+    @property
+    def reference(self) -> str:
+        """What `mlxbert-verify --reference` is given."""
+        return reference_of(self.source, self.revision)
+
+    @property
+    def at(self) -> str:
+        """The argument that a call of `load` has after the place: of the default branch none."""
+        return f", revision={json.dumps(self.branch)}" if self.branch else ""
+
+    @property
+    def compared_with_source(self) -> bool:
+        """Whether the comparison was with the source that is named, and not with what was made from it in between."""
+        if self.parity is None or self.revision is None:
+            return True
+        seen = self.parity.provenance
+        return (seen.source, seen.revision) == (self.source, self.revision)
+
+    @property
+    def sentences_compared(self) -> bool:
+        """Whether the comparison read text: where there is no tokenizer it cannot."""
+        return self.parity is not None and any("sentences" in probe for probe in self.parity.probes)
 
     @property
     def pipeline_tag(self) -> str | None:
@@ -121,8 +155,14 @@ class CardFacts:
         for gate, check in checks:
             errors = {p: math.inf if p.max_rel is None else p.max_rel for p in self.parity.select(gate, check)}
             worst = max(errors, key=errors.__getitem__)
-            rows.append(ParityRow(_CHECKS[gate, check], errors[worst], worst.limit))
+            names = {point.name for point in errors}
+            rows.append(ParityRow(gate, _compared(gate, check, names), errors[worst], worst.limit))
         return tuple(rows)
+
+
+def reference_of(source: str, revision: str | None) -> str:
+    """What `mlxbert-verify --reference` is to be given; of a local source the name alone is known."""
+    return source if revision else f"PATH/TO/{source}"
 
 
 def render_card(facts: CardFacts) -> str:
@@ -132,8 +172,21 @@ def render_card(facts: CardFacts) -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["code"] = _code
     template = environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
-    computed = ("base_model", "parity_rows", "front_matter", "trained")
-    return template.render({name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, *computed)})
+    return template.render({name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, *_COMPUTED)})
+
+
+def _compared(gate: str, check: str, names: Iterable[str]) -> str:
+    """What the points of these names are of, and what they were compared with."""
+    if gate == PRECISION:
+        return "these files, against the same model in float32"
+    if check == PADDING:
+        return "a text alone, against itself in a padded batch"
+    parts = ["each layer" if check == LOCAL else "every hidden state"]
+    parts += ["the pooler"] if "pooler" in names else []
+    if any(name.startswith("logits") for name in names):
+        parts.append("its own head" if check == LOCAL else "the logits of its own head")
+    listed = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    return f"{listed}{' alone' if check == LOCAL else ''}, against PyTorch"
 
 
 def _code(text: object) -> str:

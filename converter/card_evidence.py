@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ PARITY = "parity.json"
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One quantized layer: `bits` and `group_size` in `mode`, its `bytes`, and the relative `error` of its output."""
+    """One quantized layer: `bits` and `group_size` in `mode`, its `bytes`, and the relative `error` of its weights."""
 
     path: str
     mode: str
@@ -47,7 +47,7 @@ class Quality:
     sentences: int
     cosine_mean: float
     cosine_min: float
-    rank_correlation: float
+    rank_correlation: float | None
     logit_agreement: float | None = None
     logit_kl: float | None = None
 
@@ -102,13 +102,23 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Scores:
-    """How a fine-tuned head scored on rows that its fold had held out: the "trained" block of `config.json`."""
+    """How a run scored on rows that its models had not seen: the "trained" block of `config.json`.
+
+    Attributes:
+        task, metric: what was learned, and what chose the weights.
+        pooled: of all `data_rows`, each predicted by the models that had not seen it.
+        folds, models: of the run; this is one of its models.
+        own, own_rows: of this model alone, on the rows that its fold held out.
+    """
 
     task: str
     metric: str
     pooled: Mapping[str, float]
     folds: int
     data_rows: int
+    models: int
+    own: Mapping[str, float]
+    own_rows: int
 
 
 def read_quantization(directory: Path) -> Quantization | None:
@@ -120,7 +130,7 @@ def read_quantization(directory: Path) -> Quantization | None:
     file = directory / PARITY
     try:
         parsed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{file} is not JSON ({error}); fix: run mlxbert-verify again") from error
     block = parsed.get("quantization") if isinstance(parsed, dict) else None
     return Quantization.from_json(block) if isinstance(block, dict) else None
@@ -137,11 +147,16 @@ def read_scores(block: Mapping[str, Any]) -> Scores | None:
         return None
     try:
         scores: Scores = _known(Scores, trained)
-        return Scores(**{**vars(scores), "pooled": {str(n): float(v) for n, v in scores.pooled.items()}})
+        return replace(scores, pooled=_numbers(scores.pooled), own=_numbers(scores.own))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(
             f'the "trained" block of config.json is damaged ({error!r}); fix: save the model again'
         ) from error
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those that there are: a metric may have none, which is null."""
+    return {str(name): float(value) for name, value in values.items() if value is not None}
 
 
 def _known(kind: Any, data: Mapping[str, Any]) -> Any:

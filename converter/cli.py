@@ -9,9 +9,12 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from converter.publishing.plan import PushPlan
 
 EXIT_PARITY_FAILED = 1
 EXIT_COULD_NOT_RUN = 2
@@ -200,4 +203,22 @@ def _push(converted: Path, to: str | None, *, yes: bool, **options: Any) -> None
     from converter.publish import push as run
     from converter.terminal import confirm_push, show_push
 
-    show_push(run(converted, to, confirm=lambda plan: confirm_push(plan, converted, yes=yes), **options), converted)
+    agreed = False
+
+    def confirm(plan: PushPlan) -> bool:
+        nonlocal agreed
+        agreed = confirm_push(plan, converted, yes=yes)
+        return agreed
+
+    try:
+        result = run(converted, to, confirm=confirm, **options)
+    except KeyboardInterrupt:
+        if not agreed:
+            raise
+        click.echo(
+            "\nmlxbert-push: interrupted; the repository, or the commit, may be there already: push again, what has "
+            "arrived is not sent twice",
+            err=True,
+        )
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    show_push(result, converted)

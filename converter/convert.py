@@ -16,7 +16,7 @@ from converter.card_evidence import Quantization
 from converter.dtypes import CODES, output_dtype
 from converter.facts import card_facts
 from converter.mapping import Planned
-from converter.output_config import notes_on, output_config
+from converter.output_config import cleaned_side_file, notes_on, output_config
 from converter.quantize.settings import quantize_settings
 from converter.source import Source, open_source
 from converter.source_card import SourceCard, read_source_card
@@ -170,7 +170,11 @@ def convert(
         if heads:
             output.write_safetensors("heads.safetensors", heads, on_tensor=written)
         for name, file in source.side_files.items():
-            output.copy(name, file)
+            cleaned = cleaned_side_file(name, file)
+            if cleaned is None:
+                output.copy(name, file)
+            else:
+                output.write_bytes(name, cleaned)
         hf_config = output_config(source, planned, dtype, source_card, quantized)
         if quantized is not None and quantized.allotment is not None:
             for name, data in quantized.allotment.files().items():

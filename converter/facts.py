@@ -13,6 +13,8 @@ from converter.readers.safetensors import read_safetensors
 from converter.readers.source_error import shown
 from converter.source_card import SourceCard
 from mlxbert.checkpoint import CheckpointError
+from mlxbert.encode.dense import SentenceModuleError
+from mlxbert.encode.sentence_modules import read_sentence_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,19 +71,38 @@ def card_facts(
         source_card=SourceCard.from_block(block),
         quantization=quantization,
         quantized="quantization" in config,
-        trained_head=_trained_head(block),
+        trained_head=trained_head(block),
+        classes=_classes(block),
         scores=read_scores(block),
         weights={file: record.sha256 for file, record in records.items() if _is_weights(file)},
-        max_length=config.get("max_position_embeddings"),
+        max_length=_max_length(directory, config),
         sentence_modules=(directory / "modules.json").is_file(),
     )
 
 
-def _trained_head(block: Mapping[str, Any]) -> str | None:
+def trained_head(block: Mapping[str, Any]) -> str | None:
     """The name of a head of ours, which `BertWithHead.save` keeps with its settings."""
     head = block.get("head")
     name = head.get("name") if isinstance(head, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _classes(block: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the trained head tells apart; nothing where it gives numbers."""
+    head = block.get("head")
+    arguments = head.get("arguments") if isinstance(head, dict) else None
+    classes = arguments.get("classes") if isinstance(arguments, dict) else None
+    return tuple(map(str, classes)) if isinstance(classes, list) else ()
+
+
+def _max_length(directory: Path, config: Mapping[str, Any]) -> int | None:
+    """How many tokens of a text are read: a sentence-transformers model may cut it before its positions end."""
+    try:
+        plan = read_sentence_plan(directory)
+    except SentenceModuleError:  # a module that is not known here, which does not stop a conversion
+        plan = None
+    limits = [config.get("max_position_embeddings"), plan.max_length if plan else None]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _is_weights(file: str) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from converter.facts import TOKENIZER_FILES
 from converter.mapping import Plan
 from converter.mappings import mapping_for
-from converter.source import Source
+from converter.readers.json_file import read_json
+from converter.source import Source, SourceError
 from converter.source_card import SourceCard
 
 if TYPE_CHECKING:
@@ -27,15 +30,14 @@ def output_config(
     config = {**source.config, "architectures": [mapping.base_class], "dtype": dtype}
     if "torch_dtype" in config:  # what transformers < 4.56 reads
         config["torch_dtype"] = dtype
-    origin = config.get("_name_or_path")
-    if isinstance(origin, str) and (origin.startswith(("/", "~")) or "\\" in origin):
-        config["_name_or_path"] = PurePath(origin.replace("\\", "/")).name  # a path tells who trained it, and where
+    config = without_places(config)
     # Our own output as SRC, to change its dtype: its class is "BertModel" now, and the first one is in its block.
     earlier = source.config.get("mlxbert")
     classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
     came_from = {"source": source.name, "revision": source.revision}
-    if isinstance(earlier, dict) and source.revision is None and earlier.get("revision"):
-        # Converted from the Hub, and now once more from there: it still is what came from the Hub.
+    if isinstance(earlier, dict) and source.revision is None and earlier.get("revision") and "head" not in earlier:
+        # Converted from the Hub, and now once more from there: it still is what came from the Hub, as a comparison has
+        # yet to show (`converter.publishing.evidence`). What was trained here is not.
         came_from = {"source": earlier.get("source"), "revision": earlier["revision"]}
     config["mlxbert"] = {
         "format_version": FORMAT_VERSION,
@@ -51,6 +53,37 @@ def output_config(
         config["quantization_config"] = quantized.config.to_mlx()
         config["mlxbert"]["quantization"] = dict(quantized.facts)
     return config
+
+
+def without_places(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a source's JSON file, paths of the machine that wrote it cut to their last part.
+
+    A path tells who trained the model, and where; transformers leaves some in `config.json` ("_name_or_path") and in
+    `tokenizer_config.json` ("name_or_path", "special_tokens_map_file", "tokenizer_file").
+    """
+    return {name: _last_part(value) if _is_place(name, value) else value for name, value in values.items()}
+
+
+def cleaned_side_file(name: str, file: Path) -> bytes | None:
+    """A tokenizer's configuration without such paths; None: there are none in it, so it is to be copied as it is."""
+    if name != "tokenizer_config.json":
+        return None
+    try:
+        values = read_json(file)
+    except SourceError:  # whoever needs it says so
+        return None
+    if not isinstance(values, dict) or (cleaned := without_places(values)) == values:
+        return None
+    return (json.dumps(cleaned, indent=2) + "\n").encode()
+
+
+def _is_place(name: str, value: object) -> bool:
+    named = name.endswith(("name_or_path", "_file"))
+    return named and isinstance(value, str) and re.match(r"/|~|\.\.|file:|[A-Za-z]:|.*\\", value) is not None
+
+
+def _last_part(path: str) -> str:
+    return PurePath(path.replace("\\", "/")).name
 
 
 def notes_on(source: Source, planned: Plan, dtype: str) -> list[str]:

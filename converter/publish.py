@@ -15,6 +15,7 @@ from converter.publishing.evidence import Evidence, gather_evidence
 from converter.publishing.lint import lint_card
 from converter.publishing.names import check_repo_id, default_repo_id
 from converter.publishing.plan import PushPlan, PushResult
+from converter.publishing.remote import CheckedFile
 from converter.publishing.rights import who_writes
 from converter.publishing.sending import Sending, size_of
 from mlxbert.errors import first_ten
@@ -44,7 +45,7 @@ def push(
     Args:
         directory: what `mlxbert-convert` wrote.
         to: the repository, `OWNER/NAME`; None: named after mlx-community's habit, in it.
-        private: make the repository private, where it is made.
+        private: make the repository private, where it is made; one that is there and public is refused.
         pr: propose the files in a pull request; writing rights are not needed for that.
         revision: a branch; None: the default one. It is made where it is not there.
         message: of the commit; None: which model it is.
@@ -67,7 +68,7 @@ def push(
     token = None if dry_run else _token(check_token, get_token)
     evidence = gather_evidence(directory, allow_unverified=allow_unverified, token=token)
     repo_id = to if to is not None else _default_name(evidence)
-    files, card = _files(evidence, repo_id, token)
+    files, card = _files(evidence, repo_id, revision, token)
     plan = PushPlan(
         repo_id=repo_id,
         revision=revision,
@@ -125,7 +126,9 @@ def _default_name(evidence: Evidence) -> str:
     return default_repo_id(evidence.config, evidence.directory.resolve().name, bits)
 
 
-def _files(evidence: Evidence, repo_id: str, token: str | None) -> tuple[dict[str, bytes | Path], str]:
+def _files(
+    evidence: Evidence, repo_id: str, branch: str | None, token: str | None
+) -> tuple[dict[str, bytes | CheckedFile], str]:
     """What is sent, the card and the manifest as they are for this repository; and the card."""
     facts = card_facts(
         evidence.directory,
@@ -135,10 +138,10 @@ def _files(evidence: Evidence, repo_id: str, token: str | None) -> tuple[dict[st
         records=evidence.records,
         quantization=read_quantization(evidence.directory),
     )
-    card = render_card(replace(facts, place=repo_id, unverified=evidence.unverified))
+    card = render_card(replace(facts, place=repo_id, branch=branch, unverified=evidence.unverified))
     if problems := lint_card(card, token=token):
         raise PublishError(f"{evidence.directory}: its model card must not be published\n{first_ten(problems)}")
     readme = card.encode()
     manifest = manifest_bytes({**evidence.records, CARD: FileRecord.of(readme)})
-    local = {name: evidence.directory / name for name in evidence.records}
+    local = {name: CheckedFile(evidence.directory / name, record) for name, record in evidence.records.items()}
     return {**local, CARD: readme, NAME: manifest}, card

@@ -86,15 +86,23 @@ def show_result(result: ConvertResult) -> None:
 
 
 def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
-    """Show what would be published, and ask; nobody there to answer counts as no."""
+    """Show what would be published, and ask.
+
+    Raises:
+        PublishError: nobody is there to answer.
+    """
+    from converter.publishing.errors import PublishError  # imports the client, which a conversion does not need
+
     show("\n".join(plan.lines(directory)))
     if yes:
         return True
     try:
         return click.confirm("Publish?", err=True)
-    except click.Abort:  # no terminal, or the end of what was piped in
-        click.echo("\nnobody to ask: add --yes", err=True)
-        return False
+    except click.Abort as abort:  # no terminal, the end of what was piped in, or Ctrl-C
+        click.echo(err=True)
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise PublishError("nothing was sent, for nobody is there to be asked; fix: add --yes") from None
 
 
 def show_push(result: PushResult, directory: Path) -> None:
@@ -117,5 +125,6 @@ def show_push(result: PushResult, directory: Path) -> None:
     if result.commit is not None:
         rows += [f"Commit    {result.commit}"]
     if result.status in ("pushed", "recognised") and not result.plan.pull_request:
-        rows += [f"Next      mlxbert.load({json.dumps(result.plan.repo_id)})"]
+        at = f", revision={json.dumps(result.plan.revision)}" if result.plan.revision else ""
+        rows += [f"Next      mlxbert.load({json.dumps(result.plan.repo_id)}{at})"]
     show("\n".join(rows))

@@ -218,7 +218,9 @@ class BertWithHead(nn.Module):
         if "torch_dtype" in config:
             config["torch_dtype"] = dtype
         settings = {**self.head.settings(), "pooling": pooling_settings(self.pooling)}
-        config["mlxbert"] = {**config["mlxbert"], "head": settings}
+        # What the source scored, where a run trained it, these weights did not.
+        block = {name: value for name, value in config["mlxbert"].items() if name != "trained"}
+        config["mlxbert"] = {**block, "head": settings}
         return config
 
     def _load_rest(self, directory: Path) -> None:

@@ -93,6 +93,51 @@ def test_the_worst_error_of_each_check_stands_beside_its_limit() -> None:
     assert "NOT VERIFIED" not in card
 
 
+@pytest.mark.parametrize(("limit", "shown"), [(2.5e-1, "0.25"), (1.2, "1.2"), (2.5, "2.5"), (1e-6, "1e-06")])
+def test_a_limit_is_shown_as_it_is(limit: float, shown: str) -> None:
+    failed = point(PRECISION, CUMULATIVE, "encoder.layer.0", 99.0, limit)
+    assert f"error 9.9e+01 > {shown} (a probe)" in (failed.failure or "")
+    found = replace(report(1e-6), points=(*report(1e-6).points[:3], replace(failed, max_rel=0.0)))
+    card = render_card(replace(LOCAL_SOURCE, parity=found))
+    assert f"against the same model in float32 | 0.0e+00 | {shown} |" in card
+    card = render_card(replace(LOCAL_SOURCE, parity=found, quantized=True))
+    assert "in float32 | 0.0e+00" not in card
+    assert f"the limit there, {shown}, tells broken files from coarse ones" in card
+
+
+def test_only_what_was_compared_is_said_to_be() -> None:
+    card = render_card(replace(LOCAL_SOURCE, parity=report(1e-6)))
+    assert "| every hidden state, against PyTorch |" in card
+    assert "| each layer alone, against PyTorch |" in card
+    assert "real sentences" not in card
+    more = (
+        point(MAPPING, CUMULATIVE, "pooler", 1e-7, 2e-5),
+        point(MAPPING, CUMULATIVE, "logits.logits", 1e-7, 2e-5),
+        point(MAPPING, LOCAL, "logits.logits", 1e-7, 2e-5),
+    )
+    whole = replace(report(1e-6), points=report(1e-6).points + more, probes=("8 sentences and pairs (8 × 57)",))
+    card = render_card(replace(LOCAL_SOURCE, parity=whole))
+    assert "| every hidden state, the pooler and the logits of its own head, against PyTorch |" in card
+    assert "| each layer and its own head alone, against PyTorch |" in card
+    assert "(real sentences and random ids, " in card
+
+
+def test_compared_with_something_else_than_the_source_is_no_yes() -> None:
+    facts = replace(LOCAL_SOURCE, source="team/bert", revision="a" * 40, parity=report(1e-6))
+    card = render_card(facts)
+    assert "**Not known of the source**, only of what was made from it in between: compared element by" in card
+    assert "Yes" not in card
+
+
+def test_how_a_trained_head_is_used() -> None:
+    facts = replace(LOCAL_SOURCE, place="alice/tweets", trained_head="binary", heads=("head.weight",))
+    card = render_card(replace(facts, classes=("no", "yes")))
+    assert 'model = BertWithHead.load("alice/tweets")\n' in card
+    assert 'print(model.predict(model(**tokenizer(["MLX runs BERT."]))))\n' in card
+    assert "Its classes: `no`, `yes`." in card
+    assert "Its classes" not in render_card(facts)
+
+
 @pytest.mark.parametrize(("worst", "shown"), [(3e-3, "3.0e-03"), (None, "inf")])
 def test_a_comparison_that_failed_is_never_a_yes(worst: float | None, shown: str) -> None:
     card = render_card(replace(LOCAL_SOURCE, parity=report(worst)))

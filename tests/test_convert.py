@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 
 import mlxbert
 from converter.convert import convert
-from mlxbert.checkpoint import load_core
+from heads.binary import BinaryClassificationHead
+from mlxbert.checkpoint import load_core, read_config
+from mlxbert.with_head import BertWithHead
 from mlxbert.writer.manifest import manifest_problems
 from tests.test_core import LIMIT, batch, error, torch_output
 from tests.tiny import CLASSES, save_tiny, tiny_model, write_vocab
@@ -329,3 +331,44 @@ def test_our_own_output_converts_to_another_dtype_and_keeps_its_head_and_class(t
     assert config["mlxbert"]["original_architectures"] == ["BertForSequenceClassification"]
     assert config["dtype"] == "float16"
     assert manifest_problems(tmp_path / "second") == []
+
+
+def test_no_path_of_the_sources_machine_is_written(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source")
+    config = json.loads((tmp_path / "source/config.json").read_text())
+    (tmp_path / "source/config.json").write_text(json.dumps({**config, "_name_or_path": "C:/Users/alice/bert"}))
+    kept = {"do_lower_case": True, "model_max_length": 10**30, "name": "α"}
+    places = {"name_or_path": "/root/bert/", "special_tokens_map_file": r"D:\alice\map.json", "tokenizer_file": None}
+    (tmp_path / "source/tokenizer_config.json").write_text(json.dumps({**kept, **places}))
+    convert(tmp_path / "source", tmp_path / "out", verify=False)
+    assert json.loads((tmp_path / "out/config.json").read_text())["_name_or_path"] == "bert"
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text()) == {
+        **kept,
+        "name_or_path": "bert",
+        "special_tokens_map_file": "map.json",
+        "tokenizer_file": None,
+    }
+    assert manifest_problems(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("text", ['{"name_or_path":  "google-bert/bert-base-uncased"}', "no JSON", "[1]"])
+def test_a_tokenizers_settings_without_one_are_copied_as_they_are(text: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source")
+    (tmp_path / "source/tokenizer_config.json").write_text(text)
+    convert(tmp_path / "source", tmp_path / "out", verify=False)
+    assert (tmp_path / "out/tokenizer_config.json").read_text() == text
+
+
+def test_what_was_trained_here_does_not_come_from_the_hub(tmp_path: Path) -> None:
+    """Converted once more, what came from the Hub still does; a model that was trained from it does not."""
+    save_tiny(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "out", verify=False)
+    config = read_config(tmp_path / "out")
+    config["mlxbert"] |= {"source": "team/bert", "revision": "a" * 40}
+    (tmp_path / "out/config.json").write_text(json.dumps(config))
+    BertWithHead.from_pretrained(tmp_path / "out", BinaryClassificationHead(48)).save(tmp_path / "trained")
+    convert(tmp_path / "out", tmp_path / "again", verify=False)
+    convert(tmp_path / "trained/model.safetensors", tmp_path / "encoder", verify=False)
+    named = [read_config(tmp_path / name)["mlxbert"] for name in ("again", "trained", "encoder")]
+    assert [block["source"] for block in named] == ["team/bert", "team/bert", "model.safetensors"]
+    assert [block["revision"] for block in named] == ["a" * 40, "a" * 40, None]

@@ -19,6 +19,7 @@ from tests.hub.publishing import REPO, pushed
 from tests.hub.repository import Repository
 
 IDS = mx.array([[2, 9, 11, 3]])
+ENDLESS = b'{"format": "mlxbert-manifest", "version": 1, "files": {"a": {"size": Infinity, "sha256": ""}}}'
 
 
 @pytest.fixture
@@ -65,8 +66,9 @@ class TestTampered:
         published.commit({"README.md": b"# edited on the web\n", "picture.png": b"png"})
         mlxbert.load(REPO)
 
-    def test_a_manifest_of_nonsense(self, published: Repository) -> None:
-        published.commit({"manifest.json": b"{}"})
+    @pytest.mark.parametrize("manifest", [b"{}", b"[" * 100_000, ENDLESS], ids=["empty", "deep", "endless"])
+    def test_a_manifest_of_nonsense(self, manifest: bytes, published: Repository) -> None:
+        published.commit({"manifest.json": manifest})
         assert message_of().startswith(f"model '{REPO}' has a manifest.json that is not readable: changed since")
 
     def test_sentence_encoder_and_head_compare_too(self, published: Repository) -> None:
@@ -95,6 +97,21 @@ class TestDamaged:
         assert "was damaged on its way or in the cache" in message_of()
         after, _ = mlxbert.load(REPO)
         assert mx.array_equal(before(IDS).last_hidden_state, after(IDS).last_hidden_state)
+
+    def test_a_cache_that_rots_and_cannot_be_mended(
+        self, hub: Hub, published: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mlxbert.load(REPO)
+        (blob,) = {path.resolve() for path in hub.cache.rglob("model.safetensors")}
+        blob.write_bytes(b"x" + blob.read_bytes()[1:])
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        assert message_of() == (
+            f"{blob} is damaged and cannot be removed (Permission denied): delete it, then run it again"
+        )
 
     def test_a_dropped_download(self, hub: Hub, published: Repository, transfer: str) -> None:
         hub.inject("^GET /storage/" if transfer == "lfs" else "^GET /xorbs/", drop_after=900)

@@ -11,6 +11,7 @@ import yaml
 
 from converter.card import render_card
 from converter.card_evidence import Quantization, read_quantization, read_scores
+from converter.facts import _max_length
 from converter.hub_rules import FIELDS, LICENSES, front_matter_problems, is_language, is_repo_id
 from converter.parity.report import ReportError
 from converter.publishing.leaks import leaks
@@ -134,6 +135,11 @@ class TestLint:
             "/home/alice/bert",
             "/Users/alice/bert",
             r"C:\Users\alice\bert",
+            "C:/Users/alice/bert",
+            "file:///home/alice/bert",
+            "/workspace/alice/bert",
+            "/data/alice/bert",
+            "/content/drive/bert",
         ],
     )
     def test_what_must_never_be_published(self, text: str) -> None:
@@ -144,7 +150,10 @@ class TestLint:
         assert leaks("a plain-secret", token="plain-secret") == ["the token that is in use"]
         assert leaks(f"in {tmp_path.parent.parent}x", home=tmp_path.parent.parent)
 
-    @pytest.mark.parametrize("text", ["https://huggingface.co/home/x", "hf_internal", "and/or", "config: tmp/x"])
+    @pytest.mark.parametrize(
+        "text",
+        ["https://huggingface.co/home/x", "hf_internal", "and/or", "config: tmp/x", "https://x.org/data/y"],
+    )
     def test_what_is_harmless(self, text: str) -> None:
         assert leaks(text, home=Path("/nowhere/at/all")) == []
 
@@ -225,6 +234,32 @@ class TestEvidence:
         assert read_scores({}) is None
         with pytest.raises(ReportError, match=r'"trained" block of config.json is damaged'):
             read_scores({"trained": {"task": "binary"}})
+
+    def test_a_metric_without_a_number_is_left_out(self) -> None:
+        block = {"task": "binary", "metric": "f1", "folds": 2, "data_rows": 9, "models": 2, "own_rows": 4}
+        scores = read_scores({"trained": {**block, "pooled": {"f1": 1, "roc_auc": None}, "own": {"f1": None}}})
+        assert scores is not None
+        assert (scores.pooled, scores.own) == ({"f1": 1.0}, {})
+        assert "| `f1` (chosen by) | – | 1.0000 |" in render_card(replace(MINILM, scores=scores))
+        assert "| `f1` (chosen by) | 1.0000 |" in render_card(replace(MINILM, scores=replace(scores, models=1)))
+
+    def test_a_correlation_that_is_not_defined(self) -> None:
+        rows = [{**QUANTIZATION["quality"][0], "rank_correlation": None}]
+        quantization = Quantization.from_json({**QUANTIZATION, "quality": rows})
+        assert "| 0.9912 | – |" in render_card(replace(QUANTIZED, quantization=quantization))
+
+    def test_what_is_read_of_a_text(self, tmp_path: Path) -> None:
+        assert _max_length(tmp_path, {"max_position_embeddings": 512}) == 512
+        kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+        modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
+        (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 256}))
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling/config.json").write_text("{}")
+        assert _max_length(tmp_path, {"max_position_embeddings": 512}) == 256
+        assert _max_length(tmp_path, {"max_position_embeddings": 128}) == 128
+        (tmp_path / "modules.json").write_text("[]")
+        assert _max_length(tmp_path, {"max_position_embeddings": 512}) == 512
 
     def test_somebody_elses_names_stay_inside_their_quotes(self) -> None:
         card = render_card(replace(MINILM, dropped={"x`\n# Buy\n`": "a reason"}, source="a`b"))

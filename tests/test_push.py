@@ -9,9 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from huggingface_hub import HfApi
 
 import mlxbert
 from converter.publish import push
+from converter.publishing.rights import Writer
+from converter.publishing.sending import Sending
 from mlxbert.writer.manifest import manifest_bytes, manifest_problems, read_manifest
 from mlxbert.writer.output_file import FileRecord
 from tests.card_samples import QUANTIZATION
@@ -40,6 +43,15 @@ def test_a_new_repository(hub: Hub, verified: Path) -> None:
     assert len(repo.commits) == 2
     assert repo.titles[result.commit] == "Add tiny-fp32, converted by mlxbert"
     assert not repo.private
+
+
+def test_a_password_in_the_endpoint_is_not_shown(hub: Hub, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    plan = pushed(verified, dry_run=True).plan
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint.replace("//", "//alice:secret@"))
+    sending = Sending(HfApi(), Writer("alice"), {}, {}, plan, False)
+    assert sending._result(plan, "pushed", "a" * 40).url == f"{hub.endpoint}/{REPO}"
 
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, verified: Path, transfer: str) -> None:
@@ -204,7 +216,8 @@ def test_what_the_card_says_to_do_works(hub: Hub, verified: Path) -> None:
     pushed(verified)
     card = hub.repositories[REPO].files["README.md"].decode()
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == 1  # it has no pooler, so mlx-embeddings cannot load it
+    assert len(blocks) == 2  # it has no pooler, so mlx-embeddings cannot load it
+    assert "from transformers import AutoModel, AutoTokenizer\n" in blocks[1]  # as tests/test_compatibility.py does
     namespace: dict[str, object] = {}
     exec(blocks[0], namespace)
     assert namespace["output"].last_hidden_state.shape[-1] == 48  # type: ignore[attr-defined]

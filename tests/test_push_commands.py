@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from converter.cli import convert, push
+from converter.publishing.sending import Sending
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, assert_published
 from tests.tiny import save_tiny
@@ -64,13 +65,45 @@ def test_push_and_push_again(hub: Hub, writer: str, verified: Path, xet: str) ->
 
 
 def test_it_asks_and_takes_no_for_an_answer(hub: Hub, writer: str, verified: Path) -> None:
-    for answer, text in (("n\n", "Publish? [y/N]: "), ("", "nobody to ask: add --yes")):
-        result = invoke(verified, answer=answer)
-        assert result.exit_code == 0
-        assert text in result.stderr
-        assert result.stdout.endswith("Nothing was sent.\n")
+    result = invoke(verified, answer="n\n")
+    assert result.exit_code == 0
+    assert "Publish? [y/N]: " in result.stderr
+    assert result.stdout.endswith("Nothing was sent.\n")
     assert hub.repositories == {}
     assert "Published" in invoke(verified, answer="y\n").stdout
+
+
+def test_nobody_to_ask_is_not_done(hub: Hub, writer: str, verified: Path) -> None:
+    result = invoke(verified, answer="")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("push: error: nothing was sent, for nobody is there to be asked; fix: add --yes\n")
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        ("before", "interrupted; nothing half-written was left"),
+        ("after", "interrupted; the repository, or the commit, may be there already: push again, what has arrived is"),
+    ],
+)
+def test_ctrl_c(where: str, text: str, hub: Hub, writer: str, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sending, "run" if where == "before" else "_upload", interrupt)
+    result = invoke(verified, "--yes")
+    assert result.exit_code == 130
+    assert text in result.stderr
+
+
+def test_a_branch_is_named_in_what_to_do_next(hub: Hub, writer: str, verified: Path) -> None:
+    result = invoke(verified, "--yes", "--revision", "v2")
+    assert f'Next      mlxbert.load("{REPO}", revision="v2")\n' in result.stdout
+    held = hub.repositories[REPO]
+    card = held.commits[held.branches["v2"]]["README.md"].data.decode()
+    assert f'mlxbert.load("{REPO}", revision="v2")' in card
+    assert f'load_with_head("{REPO}", revision="v2")' in card
 
 
 def test_a_dry_run_needs_neither_token_nor_network(hub: Hub, verified: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, assert_published, pushed, refusal
+from tests.hub.repository import GITATTRIBUTES, Repository
 
 pytestmark = pytest.mark.usefixtures("writer", "transfer")
 
@@ -50,6 +51,18 @@ class TestCommit:
         assert set(files) == {".gitattributes", "notes.md"}
         assert pushed(verified).status == "pushed"
 
+    def test_a_listing_that_fails_after_the_commit(self, hub: Hub, verified: Path) -> None:
+        begun = Repository(REPO).commit({".gitattributes": GITATTRIBUTES}, message="initial commit")
+        hub.inject(f"/tree/(?!{begun})", times=99, status=503)
+        message = refusal(verified)
+        commit = hub.repositories[REPO].branches["main"]
+        assert message.startswith(
+            f"'{REPO}' has commit {commit} with your files, but what arrived could not be compared: push again, which "
+            f"compares it (127.0.0.1:{hub.port} failed (503)"
+        )
+        hub.heal()
+        assert pushed(verified).status == "unchanged"
+
     def test_a_failure_that_passes(self, hub: Hub, verified: Path) -> None:
         hub.inject(COMMIT, status=503)
         assert pushed(verified).status == "pushed"
@@ -78,6 +91,43 @@ class TestCommit:
     def test_a_refusal(self, hub: Hub, verified: Path, status: int, text: str) -> None:
         hub.inject(COMMIT, times=99, status=status)
         assert text in refusal(verified)
+
+
+class TestChangedMeanwhile:
+    def test_while_it_was_asked(self, hub: Hub, verified: Path) -> None:
+        def spoil(plan: object) -> bool:
+            (verified / "model.safetensors").write_bytes(b"other weights")
+            return True
+
+        assert refusal(verified, confirm=spoil) == (
+            f"{verified}/model.safetensors: changed while it was being published; nothing was sent: push again"
+        )
+        assert hub.repositories == {}
+
+    def test_on_the_way(self, hub: Hub, verified: Path) -> None:
+        vocabulary = (verified / "vocab.txt").read_bytes()
+        hub.inject("/preupload/", before=lambda: (verified / "vocab.txt").write_bytes(vocabulary.swapcase()))
+        message = refusal(verified)
+        assert "is not what was sent; do not use it, push again\n  vocab.txt" in message
+
+    @pytest.mark.parametrize("files", [{"README.md": b"# Theirs"}, {"model.safetensors": b"theirs"}])
+    def test_somebody_makes_the_repository_first(self, files: dict[str, bytes], hub: Hub, verified: Path) -> None:
+        def meanwhile(plan: object) -> bool:
+            hub.add(REPO, files)
+            return True
+
+        assert refusal(verified, confirm=meanwhile) == (
+            f"'{REPO}' was pushed to by somebody else meanwhile; nothing of yours was written: look at it, push again"
+        )
+        assert hub.repositories[REPO].files == files
+
+    def test_somebody_makes_a_public_one_first(self, hub: Hub, verified: Path) -> None:
+        def meanwhile(plan: object) -> bool:
+            hub.add(REPO, {".gitattributes": b""})
+            return True
+
+        assert refusal(verified, private=True, confirm=meanwhile).startswith(f"'{REPO}' is public, so nothing in it")
+        assert set(hub.repositories[REPO].files) == {".gitattributes"}
 
 
 class TestUpload:

@@ -11,8 +11,12 @@ import pytest
 
 from converter.convert import convert
 from converter.publishing.evidence import gather_evidence
+from converter.publishing.remote import CheckedFile, _difference
+from converter.publishing.sending import _staged
+from mlxbert.checkpoint import read_config
 from mlxbert.writer.manifest import manifest_bytes, read_manifest
 from mlxbert.writer.output_file import FileRecord
+from tests.hub.exchange import Reply
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, pushed, refusal
 from tests.tiny import save_tiny
@@ -41,7 +45,7 @@ class TestEvidence:
         message = refusal(tmp_path / "out")
         assert message == (
             f"{tmp_path}/out: the model was never compared with PyTorch; fix: mlxbert-verify {tmp_path}/out "
-            "--reference source, or publish it all the same with --allow-unverified, which the card will say"
+            "--reference PATH/TO/source, or publish it all the same with --allow-unverified, which the card will say"
         )
         plan = pushed(tmp_path / "out", allow_unverified=True, dry_run=True).plan
         assert (
@@ -66,6 +70,24 @@ class TestEvidence:
         records = {**(read_manifest(verified) or {}), name: FileRecord.of((verified / name).read_bytes())}
         (verified / "manifest.json").write_bytes(manifest_bytes(records))
         assert f"its comparison with PyTorch was of another {name}; fix: mlxbert-verify " in refusal(verified)
+
+    def test_with_what_was_made_from_the_source_and_not_with_it(self, verified: Path) -> None:
+        """`convert bert --dtype float16 -o a; convert a --dtype float32 -o b`: b was compared with a alone."""
+        named = {"source": "team/bert", "revision": "a" * 40}
+        rewrite(verified, "config.json", lambda config: {**config, "mlxbert": {**config["mlxbert"], **named}})
+        assert refusal(verified) == (
+            f"{verified}: its comparison with PyTorch was with 'tiny', not with the source that it names; fix: "
+            f"mlxbert-verify {verified} --reference team/bert, or publish it all the same with --allow-unverified, "
+            "which the card will say"
+        )
+        card = pushed(verified, allow_unverified=True, dry_run=True).plan.card
+        assert "**Not known of the source**, only of what was made from it in between: compared element by" in card
+        assert "Yes" not in card
+        rewrite(verified, "parity.json", lambda report: {**report, "provenance": {**report["provenance"], **named}})
+        assert gather_evidence(verified).unverified is None
+        older = {**named, "revision": "b" * 40}
+        rewrite(verified, "parity.json", lambda report: {**report, "provenance": {**report["provenance"], **older}})
+        assert f"was with 'team/bert' at {'b' * 40}, not with the source that it names" in refusal(verified)
 
     def test_unreadable(self, verified: Path) -> None:
         rewrite(verified, "parity.json", lambda report: {"format_version": 99})
@@ -150,6 +172,15 @@ class TestNames:
     def test_a_pull_request_has_no_branch(self, verified: Path) -> None:
         assert "--pr and --revision: " in refusal(verified, pr=True, revision="v2")
 
+    def test_a_head_that_was_trained_here_has_no_default(self, hub: Hub, verified: Path) -> None:
+        """Named after its source, it would take the place of the conversion that it was trained from."""
+        named = {"source": "google-bert/bert-base-uncased", "revision": "a" * 40, "head": {"name": "binary"}}
+        rewrite(verified, "config.json", lambda config: {**config, "mlxbert": {**config["mlxbert"], **named}})
+        assert refusal(verified, None, allow_unverified=True, dry_run=True) == (
+            "tiny: a model with a head that was trained here has no default name; "
+            "fix: --to YOUR_NAME/bert-base-uncased-binary, or another"
+        )
+
 
 class TestRights:
     def test_no_token(self, hub: Hub, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +222,16 @@ class TestRights:
 
     def test_no_network(self, hub: Hub, verified: Path) -> None:
         hub.stop()
-        assert refusal(verified).startswith(
-            f"No network: 127.0.0.1:{hub.port} cannot be connected to: check the connection"
+        assert refusal(verified) == (
+            f"No network: 127.0.0.1:{hub.port} cannot be connected to: check the connection, or set HTTPS_PROXY if "
+            "you need one"
+        )
+
+    def test_a_captive_portal(self, hub: Hub, verified: Path) -> None:
+        hub.inject("/api/whoami-v2", times=99, reply=Reply(body=b"<html>Welcome to the hotel</html>"))
+        assert refusal(verified) == (
+            f"127.0.0.1:{hub.port} does not answer like a Hugging Face Hub: check HF_ENDPOINT, or log in to your "
+            "network"
         )
 
     def test_offline(self, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +261,14 @@ class TestAnotherModel:
                 "holds a quantized model, and this one is not",
             ),
             (lambda c: {n: v for n, v in c.items() if n != "mlxbert"}, "holds a model that mlxbert did not convert"),
+            (
+                lambda c: c | {"mlxbert": {**c["mlxbert"], "original_architectures": ["BertForQuestionAnswering"]}},
+                "holds another model: its original class is ['BertForQuestionAnswering']",
+            ),
+            (
+                lambda c: c | {"mlxbert": {**c["mlxbert"], "head": {"name": "binary"}}},
+                "holds another model: its trained head is 'binary', of another task",
+            ),
         ],
     )
     def test_in_the_way(
@@ -232,7 +279,48 @@ class TestAnotherModel:
         assert message.startswith(f"'{REPO}' {what}")
         assert message.endswith("; choose another name with --to")
 
-    @pytest.mark.parametrize("config", [b"not json", b"[1]", b"{}" + b" " * 5_000_000])
+    @pytest.mark.parametrize(
+        ("one", "other", "what"),
+        [
+            (
+                {"quantization": {"bits": 8, "group_size": 64}},
+                {"quantization": {"bits": 4, "group_size": 64}},
+                "another model, in 8bit",
+            ),
+            (
+                {"mlxbert": {"head": {"name": "multiclass", "arguments": {"classes": ["a", "b"]}}}},
+                {"mlxbert": {"head": {"name": "multiclass", "arguments": {"classes": ["a", "c"]}}}},
+                "its trained head is 'multiclass', of another task",
+            ),
+        ],
+    )
+    def test_of_another_packing_or_task(self, one: dict, other: dict, what: str, verified: Path) -> None:
+        config = read_config(verified)
+
+        def with_block(more: dict) -> dict:
+            return {**config, **more, "mlxbert": {**config["mlxbert"], **more.get("mlxbert", {})}}
+
+        assert what in (_difference(with_block(one), with_block(other)) or "")
+        assert _difference(with_block(one), with_block(one)) is None
+
+    def test_a_newer_revision_is_the_same_model(self, verified: Path) -> None:
+        config = read_config(verified)
+        newer = {**config, "mlxbert": {**config["mlxbert"], "revision": "b" * 40, "converter_version": "9.9"}}
+        assert _difference(config, newer) is None
+
+    def test_the_files_of_what_is_there_cannot_be_had(self, hub: Hub, verified: Path, verified_once: Path) -> None:
+        self.publish(hub, verified, lambda c: c)
+        hub.inject("/resolve/", times=99, status=503)
+        message = refusal(verified_once)
+        assert message.startswith(f"127.0.0.1:{hub.port} failed (503), and again when tried again")
+
+    def test_a_public_one_and_private_asked_for(self, hub: Hub, verified: Path, verified_once: Path) -> None:
+        self.publish(hub, verified, lambda c: c)
+        assert refusal(verified_once, private=True) == (
+            f"'{REPO}' is public, so nothing in it is private: make it private in its settings, or leave --private out"
+        )
+
+    @pytest.mark.parametrize("config", [b"not json", b"[1]", b"{}" + b" " * 5_000_000, b"[" * 99_999])
     def test_a_config_that_says_nothing(self, config: bytes, hub: Hub, verified: Path) -> None:
         hub.add(REPO, {"config.json": config})
         assert (
@@ -251,9 +339,8 @@ class TestAnotherModel:
 
 def test_a_directory_that_may_not_be_copied_is_not_needed(hub: Hub, verified: Path, tmp_path: Path) -> None:
     """Files are linked, never copied: publishing 400 MB takes no room."""
-    from converter.publishing.sending import _staged
-
-    with _staged({"a/b.bin": verified / "vocab.txt", "c": b"bytes"}) as folder:
+    file = CheckedFile(verified / "vocab.txt", (read_manifest(verified) or {})["vocab.txt"])
+    with _staged({"a/b.bin": file, "c": b"bytes"}) as folder:
         assert (folder / "a/b.bin").is_symlink()
         assert (folder / "c").read_bytes() == b"bytes"
     assert not folder.exists()

@@ -15,7 +15,7 @@ from converter.convert import convert
 from mlxbert.cli import main
 from mlxbert.runs import environment as environment_module
 from mlxbert.runs import resume, train
-from mlxbert.runs.place import run_lock
+from mlxbert.runs.place import delete_leftovers, run_lock
 from mlxbert.training.callbacks import Callback, EvaluationEvent
 from mlxbert.training.outcome import TrainingInterrupted
 from tests.run_samples import QUICK, options, sample
@@ -210,3 +210,12 @@ def test_a_run_on_a_frame_needs_the_frame_again(tmp_path: Path, tiny_checkpoint:
     assert str(caught.value).endswith(f"go on with: mlxbert.resume({str(tmp_path / 'run')!r}, frame)")
     assert "was trained on a frame; fix: resume(path, frame)" in command("--resume", tmp_path / "run").stderr
     assert resume(tmp_path / "run", frame, progress=False).scores is not None
+
+
+def test_what_a_kill_left_half_written_in_a_model_is_deleted(tmp_path: Path) -> None:
+    member = tmp_path / "members" / "seed0-fold0"
+    member.mkdir(parents=True)
+    for name in ("config.json", ".config.json.4711.tmp"):
+        (member / name).write_text("{}")
+    delete_leftovers(tmp_path)
+    assert [path.name for path in member.iterdir()] == ["config.json"]

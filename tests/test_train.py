@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from converter.card_evidence import read_scores
 from heads.errors import HeadError
 from heads.forward_chaining import times_ahead
+from mlxbert.checkpoint import read_config
 from mlxbert.data.reading import DataWarning
 from mlxbert.errors import MLXBertError
 from mlxbert.runs import Run, RunError, train
 from mlxbert.runs.predict import write_submission
 from mlxbert.tokenization import TruncationWarning
 from mlxbert.with_head import BertWithHead
+from mlxbert.writer.manifest import manifest_problems
 from tests.run_samples import QUICK, TASKS, options, sample
 
 
@@ -40,15 +43,27 @@ def test_a_run_of_every_task_leaves_what_it_should(runs: dict[str, Run], task: s
     assert info["members"] == ["seed0-fold0", "seed0-fold1"]
     assert [member.name for member in run.members] == info["members"]
     assert not (run.path / "resume").exists()
-    for member in run.members:
-        BertWithHead.load(member)
     scores = run.scores
     assert scores is not None
+    for member, told in zip(run.members, scores["members"], strict=True):
+        BertWithHead.load(member)
+        assert manifest_problems(member) == []
+        trained = read_config(member)["mlxbert"]["trained"]  # what the card of a published one says
+        assert (trained["pooled"], trained["own"]) == (scores["pooled"], told["metrics"])
+        assert (trained["models"], trained["own_rows"], "seconds" in trained) == (2, told["rows"], False)
+        assert read_scores({"trained": trained}) is not None
     assert set(scores["spread"]) == set(scores["pooled"]) == set(scores["members"][0]["metrics"])
     assert scores["metric"] in scores["pooled"]
     assert len(pd.read_csv(run.path / "worst_rows.csv")) <= 100
     events = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {event["event"] for event in events} == {"step", "evaluation", "member"}
+
+
+def test_what_is_trained_further_has_not_scored_that(runs: dict[str, Run], tmp_path: Path) -> None:
+    BertWithHead.load(runs["binary"].members[0]).save(tmp_path / "out")
+    block = read_config(tmp_path / "out")["mlxbert"]
+    assert "head" in block
+    assert "trained" not in block
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "time_series"])

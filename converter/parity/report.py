@@ -70,7 +70,7 @@ class Point:
         if self.problem is not None or self.max_rel is None or self.cosine is None:
             return f"{place}: {self.problem or 'no numbers'} ({self.probe})"
         if not self.max_rel <= self.limit:
-            return f"{place}: error {self.max_rel:.1e} > {self.limit:.0e} ({self.probe})"
+            return f"{place}: error {self.max_rel:.1e} > {self.limit:g} ({self.probe})"
         return f"{place}: cosine {self.cosine:.6f} < {self.cosine_limit} ({self.probe})"
 
 
@@ -168,7 +168,7 @@ class ParityReport:
         try:
             data = json.loads(text)
             found = data["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReportError(
                 f"parity.json is not a parity report ({error!r}); fix: run mlxbert-verify again"
             ) from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
 import httpx2
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from mlxbert.errors import MLXBertError
 from mlxbert.hub.errors import FAILURES, Subject, clean, endpoint, explain, host_name, token_source
+from mlxbert.hub.listing import NotAHubError
 
 __all__ = ["FAILURES", "PublishError", "explain_push", "is_transient", "moved", "status_of"]
 
@@ -48,10 +50,12 @@ def explain_push(error: BaseException, repo_id: str) -> PublishError:
     if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
         reasons = "; ".join(line.removeprefix("- ") for line in str(error).splitlines()[1:])
         return PublishError(f"{host_name()} refuses the card's metadata: {clean(reasons)}; nothing was sent")
-    if isinstance(error, httpx2.HTTPError):
+    if isinstance(error, json.JSONDecodeError):
+        error = NotAHubError(str(error))
+    if isinstance(error, (httpx2.HTTPError, NotAHubError)):
         return PublishError(str(explain(error, subject)).replace(_READ, _WRITTEN))
     return PublishError(
-        f"'{repo_id}': the upload failed ({type(error).__name__}): {clean(str(error))[:120]}; fix: push again, "
+        f"'{repo_id}': the push failed ({type(error).__name__}): {clean(str(error))[:120]}; fix: push again, "
         "what has arrived is not sent twice"
     )
 
@@ -83,8 +87,11 @@ def _answer(error: BaseException) -> _Answer | None:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The client wraps what went wrong with one file in "Error while uploading"."""
-    while isinstance(error, RuntimeError) and str(error).startswith("Error while uploading") and error.__cause__:
+    """What the client wraps: in "Error while uploading" what went wrong with one file, in "not in the cache" why."""
+    while error.__cause__ is not None and (
+        isinstance(error, LocalEntryNotFoundError)
+        or (isinstance(error, RuntimeError) and str(error).startswith("Error while uploading"))
+    ):
         error = error.__cause__
     return error
 

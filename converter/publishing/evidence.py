@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from converter.card import reference_of
 from converter.parity.files import CARD, PARITY
 from converter.parity.report import ParityReport, ReportError
 from converter.publishing.errors import PublishError
@@ -73,10 +74,10 @@ def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, to
         )
     records = {name: record for name, record in records.items() if name != CARD}
     _refuse_leaks(path, records, token)
-    report, unverified = _parity(path, records)
+    report, unverified = _parity(path, records, config["mlxbert"])
     if unverified and not allow_unverified:
         block = config["mlxbert"]
-        verify = f"mlxbert-verify {directory} --reference {block['source']}, or "
+        verify = f"mlxbert-verify {directory} --reference {reference_of(block['source'], block['revision'])}, or "
         verify = "" if "head" in block else verify  # fine-tuned: there is no reference any more
         raise PublishError(
             f"{directory}: {unverified}; fix: {verify}publish it all the same with --allow-unverified, "
@@ -91,8 +92,10 @@ def _require_block(path: Path, config: dict[str, Any]) -> None:
         raise CheckpointError(f'{path}: the "mlxbert" block of config.json names no source; fix: convert again')
 
 
-def _parity(path: Path, records: Mapping[str, FileRecord]) -> tuple[ParityReport | None, str | None]:
-    """The report, and why it is no proof of these files."""
+def _parity(
+    path: Path, records: Mapping[str, FileRecord], block: Mapping[str, Any]
+) -> tuple[ParityReport | None, str | None]:
+    """The report, and why it is no proof that these files are the model that `block` names."""
     if PARITY not in records:
         return None, "the model was never compared with PyTorch"
     try:
@@ -110,6 +113,12 @@ def _parity(path: Path, records: Mapping[str, FileRecord]) -> tuple[ParityReport
     stale += sorted(name for name in compared if name not in records)
     if stale:
         return report, f"its comparison with PyTorch was of another {stale[0]}"
+    # Converted once more from what had been converted, it was compared with that. The names of local sources tell
+    # nothing: a directory may be called anything, and the card names the one that it was compared with.
+    seen, named = report.provenance, (block["source"], block["revision"])
+    if block["revision"] is not None and (seen.source, seen.revision) != named:
+        at = "" if seen.revision is None else f" at {seen.revision}"
+        return report, f"its comparison with PyTorch was with '{seen.source}'{at}, not with the source that it names"
     return report, None
 
 

@@ -13,8 +13,9 @@ _SECRETS = {
 }
 # The user's name is in it, whoever it is.
 _PATH = re.compile(
-    r"(?<![\w./:])/(?:home|Users|root|mnt|tmp|var|private|Volumes)/[^\s\"'`)]+"
-    r"|[A-Za-z]:\\+Users\\+[^\s\"'`)]+"
+    r"(?:file://|(?<![\w./:]))"
+    r"/(?:home|Users|root|mnt|tmp|var|private|Volumes|workspace|data|content|kaggle)/[^\s\"'`)]+"
+    r"|\b[A-Za-z]:[\\/]+Users[\\/]+[^\s\"'`)]+"
 )
 
 

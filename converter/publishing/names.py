@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from converter.facts import trained_head
 from converter.hub_rules import is_repo_id
 from converter.publishing.errors import PublishError
 
@@ -22,17 +23,26 @@ def precision_suffix(config: dict[str, Any], bits_per_weight: float | None = Non
     if not isinstance(quantization, dict):
         return _DTYPES.get(str(config.get("dtype")), str(config.get("dtype")))
     layers = [layer for layer in quantization.values() if isinstance(layer, dict)]
-    own = {(layer.get("bits"), layer.get("mode", "affine")) for layer in layers}
-    bits, mode = quantization.get("bits"), quantization.get("mode", "affine")
+    own = {(str(layer.get("bits")), str(layer.get("mode", "affine"))) for layer in layers}
+    bits, mode = str(quantization.get("bits")), str(quantization.get("mode", "affine"))
     if own - {(bits, mode)}:
         return f"mixed-{bits_per_weight:.1f}bit" if bits_per_weight else "mixed"
-    return f"{bits}bit" if mode == "affine" else str(mode)
+    return f"{bits}bit" if mode == "affine" else mode
 
 
 def default_repo_id(config: dict[str, Any], directory_name: str, bits_per_weight: float | None = None) -> str:
-    """`mlx-community/NAME-SUFFIX`: NAME is the Hub source's own, or the directory's where the source was local."""
+    """`mlx-community/NAME-SUFFIX`: NAME is the Hub source's own, or the directory's where the source was local.
+
+    Raises:
+        PublishError: the model has a head that was trained here, or NAME breaks the Hub's rules.
+    """
     block = config["mlxbert"]
     name = block["source"].rpartition("/")[2] if block["revision"] else directory_name
+    if (head := trained_head(block)) is not None:  # named after its source, it would take that one's place
+        raise PublishError(
+            f"{directory_name}: a model with a head that was trained here has no default name; "
+            f"fix: --to YOUR_NAME/{name}-{head}, or another"
+        )
     suffix = precision_suffix(config, bits_per_weight)
     return check_repo_id(f"{DEFAULT_NAMESPACE}/{name.removesuffix(f'-{suffix}')}-{suffix}")
 

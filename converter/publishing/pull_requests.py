@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from converter.publishing.errors import FAILURES, explain_push
-from converter.publishing.remote import look_at
+from converter.publishing.remote import CheckedFile, look_at
+from mlxbert.hub.errors import clean
 
 _LOOKED_AT = 20  # newest first; each costs a listing
 
@@ -23,7 +23,7 @@ class OpenPullRequest:
 
 
 def find_pull_request(
-    api: HfApi, repo_id: str, author: str, files: Mapping[str, bytes | Path]
+    api: HfApi, repo_id: str, author: str, files: Mapping[str, bytes | CheckedFile]
 ) -> OpenPullRequest | None:
     """The open (or draft) pull request of `author` that holds `files`; None where there is none.
 
@@ -41,5 +41,5 @@ def find_pull_request(
     for found in sorted(mine, key=lambda found: -found.num)[:_LOOKED_AT]:
         remote = look_at(api, repo_id, f"refs/pr/{found.num}")
         if remote.exists and all(n in remote.files and remote.files[n].holds(data) for n, data in files.items()):
-            return OpenPullRequest(found.url, remote.commit)
+            return OpenPullRequest(clean(found.url), remote.commit)
     return None

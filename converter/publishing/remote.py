@@ -13,11 +13,23 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from converter.facts import trained_head
 from converter.publishing.errors import FAILURES, PublishError, explain_push
+from converter.publishing.names import precision_suffix
 from converter.publishing.retry import retried
+from mlxbert.hub.errors import clean
 from mlxbert.writer.manifest import NAME
+from mlxbert.writer.output_file import FileRecord
 
 _SMALL = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """A file of the directory, and what it was when it was checked: that, and nothing else, is to arrive."""
+
+    path: Path
+    record: FileRecord
 
 
 @dataclass(frozen=True)
@@ -28,29 +40,33 @@ class RemoteFile:
     sha256: str | None
     blob_id: str
 
-    def holds(self, data: bytes | Path) -> bool:
-        """Whether it is these bytes, or those of this local file."""
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        if size != self.size:
+    def holds(self, data: bytes | CheckedFile) -> bool:
+        """Whether it is these bytes, or those that this local file was checked with."""
+        record = FileRecord.of(data) if isinstance(data, bytes) else data.record
+        if record.size != self.size:
             return False
         if self.sha256 is not None:
-            if isinstance(data, bytes):
-                return hashlib.sha256(data).hexdigest() == self.sha256
-            with data.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
-        content = data if isinstance(data, bytes) else data.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % size + content).hexdigest() == self.blob_id
+            return record.sha256 == self.sha256
+        try:
+            content = data if isinstance(data, bytes) else data.path.read_bytes()
+        except OSError:
+            return False
+        # Git's id says nothing of a SHA-256: the bytes have to be there still to tell.
+        unchanged = FileRecord.of(content) == record
+        return unchanged and hashlib.sha1(b"blob %d\0" % record.size + content).hexdigest() == self.blob_id
 
 
 @dataclass(frozen=True)
 class Remote:
     """A branch of a repository; `commit` is None where the repository does not exist yet.
 
-    `exists` tells a branch that is yet to be made, which begins as `main` is, from one that is there.
+    `exists` tells a branch that is yet to be made, which begins as `main` is, from one that is there. `private` is
+    None where the Hub does not say.
     """
 
     commit: str | None = None
     exists: bool = False
+    private: bool | None = None
     files: Mapping[str, RemoteFile] = field(default_factory=dict)
 
 
@@ -62,10 +78,10 @@ def look_at(api: HfApi, repo_id: str, revision: str | None) -> Remote:
     """
     try:
         try:
-            commit, exists = retried(lambda: api.model_info(repo_id, revision=revision).sha), True
+            info, exists = retried(lambda: api.model_info(repo_id, revision=revision)), True
         except RevisionNotFoundError:
-            commit, exists = retried(lambda: api.model_info(repo_id).sha), False
-        listed = retried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit)))
+            info, exists = retried(lambda: api.model_info(repo_id)), False
+        listed = retried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=info.sha)))
     except RepositoryNotFoundError:
         return Remote()
     except FAILURES as error:
@@ -75,13 +91,14 @@ def look_at(api: HfApi, repo_id: str, revision: str | None) -> Remote:
         for item in listed
         if isinstance(item, RepoFile)
     }
-    return Remote(commit, exists, files)
+    return Remote(info.sha, exists, info.private, files)
 
 
 def refuse_another_model(api: HfApi, repo_id: str, remote: Remote, config: dict[str, Any]) -> frozenset[str]:
     """Make sure that what is there is this model, and return the names that its manifest lists.
 
-    The same model: converted by mlxbert from the same source, of the same sizes, and quantized where this one is.
+    The same model: converted by mlxbert from the same source and class, of the same sizes, in the same precision, and
+    with the same head where one was trained. Another revision of the source, and another report, is the same model.
 
     Raises:
         PublishError: there is another model, or one that mlxbert did not convert.
@@ -93,21 +110,41 @@ def refuse_another_model(api: HfApi, repo_id: str, remote: Remote, config: dict[
         if weights:
             raise PublishError(f"'{repo_id}' holds {weights[0]} of another model; {fix}")
         return frozenset()
-    block = held.get("mlxbert")
-    if not isinstance(block, dict):
+    if not isinstance(held.get("mlxbert"), dict):
         raise PublishError(f"'{repo_id}' holds a model that mlxbert did not convert; {fix}")
-    ours = config["mlxbert"]
-    if block.get("source") != ours["source"]:
-        raise PublishError(f"'{repo_id}' holds another model, converted from '{block.get('source')}'; {fix}")
-    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "dtype"):
-        if held.get(name) != config.get(name):
-            raise PublishError(f"'{repo_id}' holds another model: its {name} is {held.get(name)!r}; {fix}")
-    if ("quantization" in held) != ("quantization" in config):
-        form = "a quantized" if "quantization" in held else "an unquantized"
-        raise PublishError(f"'{repo_id}' holds {form} model, and this one is not: another model; {fix}")
+    if (difference := _difference(held, config)) is not None:
+        raise PublishError(f"'{repo_id}' holds {clean(difference)}; {fix}")
     manifest = _read_json(api, repo_id, remote, NAME) or {}
     listed = manifest.get("files")
     return frozenset(listed) if isinstance(listed, dict) else frozenset()
+
+
+def _difference(held: dict[str, Any], config: dict[str, Any]) -> str | None:
+    """What makes the one that is held another model than ours; None: it is the same."""
+    theirs, ours = held["mlxbert"], config["mlxbert"]
+    if theirs.get("source") != ours["source"]:
+        return f"another model, converted from '{theirs.get('source')}'"
+    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "dtype"):
+        if held.get(name) != config.get(name):
+            return f"another model: its {name} is {held.get(name)!r}"
+    if theirs.get("original_architectures") != ours.get("original_architectures"):
+        return f"another model: its original class is {theirs.get('original_architectures')!r}"
+    if ("quantization" in held) != ("quantization" in config):
+        form = "a quantized" if "quantization" in held else "an unquantized"
+        return f"{form} model, and this one is not: another model"
+    if precision_suffix(held) != precision_suffix(config):
+        return f"another model, in {precision_suffix(held)}"
+    if _trained_for(theirs) != _trained_for(ours):
+        return f"another model: its trained head is {trained_head(theirs) or 'none'!r}, of another task"
+    return None
+
+
+def _trained_for(block: dict[str, Any]) -> tuple[Any, ...]:
+    """What a trained head tells apart; how it was trained does not make another of it."""
+    head = block.get("head")
+    arguments = head.get("arguments") if isinstance(head, dict) else None
+    arguments = arguments if isinstance(arguments, dict) else {}
+    return trained_head(block), arguments.get("num_outputs"), arguments.get("classes")
 
 
 def _read_json(api: HfApi, repo_id: str, remote: Remote, name: str) -> dict[str, Any] | None:
@@ -119,9 +156,10 @@ def _read_json(api: HfApi, repo_id: str, remote: Remote, name: str) -> dict[str,
         return {}
     try:
         path = api.hf_hub_download(repo_id, name, revision=remote.commit)
-        parsed = json.loads(Path(path).read_bytes())
     except FAILURES as error:
-        if isinstance(error, ValueError):
-            return {}
         raise explain_push(error, repo_id) from None
+    try:
+        parsed = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError):
+        return {}
     return parsed if isinstance(parsed, dict) else {}

@@ -17,14 +17,15 @@ from huggingface_hub import HfApi
 from converter.publishing.errors import FAILURES, PublishError, explain_push, is_transient, moved, status_of
 from converter.publishing.plan import PushPlan, PushResult
 from converter.publishing.pull_requests import find_pull_request
-from converter.publishing.remote import Remote, look_at, refuse_another_model
+from converter.publishing.remote import CheckedFile, Remote, look_at, refuse_another_model
 from converter.publishing.retry import ATTEMPTS, pause, retried
 from converter.publishing.rights import Writer
 from mlxbert.errors import first_ten
 from mlxbert.hub import progress_bars
-from mlxbert.hub.errors import host_name
+from mlxbert.hub.errors import clean, endpoint, host_name
+from mlxbert.writer.manifest import is_file_of
 
-Files = Mapping[str, bytes | Path]
+Files = Mapping[str, bytes | CheckedFile]
 """What is sent under each name: bytes, or a file of the directory."""
 
 
@@ -49,6 +50,7 @@ class Sending:
         remote = look_at(self.api, repo_id, self.plan.revision)
         if remote.commit is None and self.plan.pull_request:
             raise PublishError(f"'{repo_id}' is not there to propose anything to: push without --pr to make it")
+        self._refuse_public(remote)
         listed = refuse_another_model(self.api, repo_id, remote, self.config) if remote.commit else frozenset()
         held = {name for name, data in self.files.items() if name in remote.files and remote.files[name].holds(data)}
         plan = replace(
@@ -64,9 +66,8 @@ class Sending:
             return PushResult(plan, "unchanged", found.commit, found.url)
         if not confirm(plan):
             return PushResult(plan, "declined")
-        remote = self._prepare(plan, remote)
         with _quiet_client(), progress_bars(self.progress), _staged(self.files) as folder:
-            return self._upload(plan, remote, folder)
+            return self._upload(plan, self._prepare(plan, remote), folder)
 
     def _prepare(self, plan: PushPlan, remote: Remote) -> Remote:
         """Make the repository and the branch, where they are not there."""
@@ -82,7 +83,21 @@ class Sending:
             raise PublishError(f"{host_name()} does not answer like a Hugging Face Hub: check HF_ENDPOINT") from None
         except FAILURES as error:
             raise explain_push(error, plan.repo_id) from None
-        return look_at(self.api, plan.repo_id, plan.revision)
+        made = look_at(self.api, plan.repo_id, plan.revision)
+        # It was asked for so that an answer that got lost does no harm: so what is there may be somebody else's.
+        begun = made.commit == remote.commit if remote.commit else set(made.files) <= {".gitattributes"}
+        if not begun:
+            raise PublishError(moved(plan.repo_id))
+        self._refuse_public(made)
+        return made
+
+    def _refuse_public(self, remote: Remote) -> None:
+        """--private is about a repository that is made; one that is public would publish what was to be kept."""
+        if self.plan.private and remote.private is False:
+            raise PublishError(
+                f"'{self.plan.repo_id}' is public, so nothing in it is private: make it private in its settings, or "
+                "leave --private out"
+            )
 
     def _upload(self, plan: PushPlan, remote: Remote, folder: Path) -> PushResult:
         for attempt in range(1, ATTEMPTS + 1):
@@ -124,14 +139,20 @@ class Sending:
 
     def _checked(self, plan: PushPlan, commit: str, pr_url: str | None) -> PushResult:
         """Compare what the Hub lists at the new commit with what was sent."""
-        differing = self._differences(plan, look_at(self.api, plan.repo_id, commit))
+        try:
+            differing = self._differences(plan, look_at(self.api, plan.repo_id, commit))
+        except PublishError as error:
+            raise PublishError(
+                f"'{plan.repo_id}' has commit {commit} with your files, but what arrived could not be compared: push "
+                f"again, which compares it ({error})"
+            ) from None
         if differing:
             raise PublishError(
                 f"'{plan.repo_id}': what arrived at commit {commit} is not what was sent; do not use it, push again\n"
                 + first_ten(differing)
             )
         done = self._result(plan, "pushed", commit)
-        return replace(done, url=pr_url) if pr_url else done
+        return replace(done, url=clean(pr_url)) if pr_url else done
 
     def _differences(self, plan: PushPlan, remote: Remote) -> list[str]:
         missing = [name for name in self.files if name not in remote.files]
@@ -139,18 +160,25 @@ class Sending:
         return sorted([*missing, *changed, *(name for name in plan.remove if name in remote.files)])
 
     def _result(self, plan: PushPlan, status: str, commit: str | None) -> PushResult:
-        url = f"{self.api.endpoint}/{plan.repo_id}" + (f"/tree/{plan.revision}" if plan.revision else "")
+        url = f"{endpoint()}/{plan.repo_id}" + (f"/tree/{plan.revision}" if plan.revision else "")
         return PushResult(plan, status, commit, url)
 
 
-def size_of(data: bytes | Path) -> int:
+def size_of(data: bytes | CheckedFile) -> int:
     """In bytes."""
-    return len(data) if isinstance(data, bytes) else data.stat().st_size
+    return len(data) if isinstance(data, bytes) else data.record.size
 
 
 @contextmanager
 def _staged(files: Files) -> Iterator[Path]:
-    """A directory with exactly the files to send, linked where they are files."""
+    """A directory with exactly the files to send, linked where they are files.
+
+    Raises:
+        PublishError: one has changed since it was checked.
+    """
+    for data in files.values():
+        if isinstance(data, CheckedFile) and not is_file_of(data.path, data.record):
+            raise PublishError(f"{data.path}: changed while it was being published; nothing was sent: push again")
     with tempfile.TemporaryDirectory(prefix="mlxbert-push-") as name:
         folder = Path(name)
         for path, data in files.items():
@@ -159,7 +187,7 @@ def _staged(files: Files) -> Iterator[Path]:
             if isinstance(data, bytes):
                 target.write_bytes(data)
             else:
-                target.symlink_to(data.resolve())
+                target.symlink_to(data.path.resolve())
         yield folder
 
 

@@ -97,7 +97,8 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
         if not isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
             return HubError(_unreachable(error, subject))
         message = _unreachable(error, subject)
-        hint = _NO_PATH.format(subject.repo_id) if message.startswith("No network") else ""
+        mistyped = subject.what == "model" and message.startswith("No network")  # a push names its repository
+        hint = _NO_PATH.format(subject.repo_id) if mistyped else ""
         return HubError(message + (_lacking(subject, missing) or hint))
     if isinstance(error, (NotAHubError, FileMetadataError)):
         return HubError(

@@ -78,8 +78,13 @@ def _arrived_whole(file: Path) -> bool:
 
 def _forget(file: Path) -> None:
     blob = file.resolve()
-    file.unlink()
-    blob.unlink(missing_ok=True)
+    try:
+        file.unlink()
+        blob.unlink(missing_ok=True)
+    except OSError as error:
+        raise HubError(
+            f"{blob} is damaged and cannot be removed ({error.strerror}): delete it, then run it again"
+        ) from None
 
 
 def _digest(file: Path, algorithm: str) -> str:

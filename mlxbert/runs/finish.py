@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlxbert.runs.files import RunFiles, write_json
+from mlxbert.checkpoint import read_config
+from mlxbert.runs.files import RunFiles, without_nan, write_json
 from mlxbert.runs.out_of_fold import fitted_head, prediction_columns, write_out_of_fold
 from mlxbert.runs.predict import forecast, predict_frame, write_submission
 from mlxbert.runs.prepare import Prepared
@@ -17,6 +21,8 @@ from mlxbert.runs.submission import columns_of
 from mlxbert.runs.tables import write_csv
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.judging import scores as score
+from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
+from mlxbert.writer.output_file import FileRecord, replace_file, write_errors
 
 
 def finish(
@@ -37,10 +43,44 @@ def finish(
             values=settings.values,
             encoding=settings.encoding,
         )
+    _tell_members(files, prepared, scores)
     scores["seconds"] = seconds
     shutil.rmtree(files.resume, ignore_errors=True)
     write_json(files.scores, scores)
     return scores
+
+
+def _tell_members(files: RunFiles, prepared: Prepared, scores: Mapping[str, Any]) -> None:
+    """Put how the run scored into the config.json of each of its models, for the card of one that is published.
+
+    No times are in it: a run that was resumed ends in the same bytes.
+    """
+    members = scores["members"]
+    of_one_seed = [one for one in members if one["seed"] == members[0]["seed"]]
+    for one in members:
+        directory = files.member(one["member"])
+        config = read_config(directory)
+        trained = {
+            "task": prepared.problem.task.task,
+            "metric": scores["metric"],
+            "pooled": scores["pooled"],
+            "folds": len(prepared.folds),
+            "data_rows": sum(each["rows"] for each in of_one_seed),
+            "models": len(members),
+            "own": one["metrics"],
+            "own_rows": one["rows"],
+        }
+        config["mlxbert"]["trained"] = without_nan(trained)
+        _replace_config(directory, config)
+
+
+def _replace_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Another config.json, and its line in the manifest; killed in between, the resumed run does both again."""
+    data = (json.dumps(config, indent=2) + "\n").encode()
+    listed = read_manifest(directory) or {}
+    with write_errors(directory, len(data), fix="free some space and resume the run"):
+        replace_file(directory / "config.json", data)
+        replace_file(directory / NAME, manifest_bytes({**listed, "config.json": FileRecord.of(data)}))
 
 
 def _hold_out(run: Run, prepared: Prepared, metrics: list[str]) -> dict[str, Any]:

@@ -69,9 +69,10 @@ def run_lock(root: Path) -> Iterator[None]:
 
 def delete_leftovers(root: Path) -> None:
     """Delete files that a killed process had half written."""
-    if root.is_dir():
-        for path in [path for path in root.iterdir() if _LEFT.fullmatch(path.name)]:
-            path.unlink(missing_ok=True)
+    for folder in (root, *root.glob("members/*")):
+        if folder.is_dir():
+            for path in [path for path in folder.iterdir() if _LEFT.fullmatch(path.name)]:
+                path.unlink(missing_ok=True)
 
 
 def empty(root: Path) -> None:

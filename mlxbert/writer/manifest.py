@@ -28,7 +28,7 @@ def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
     """The files that `directory`'s manifest lists; None when it has none of ours (absent, or another's format)."""
     try:
         parsed = json.loads((directory / NAME).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
     if not isinstance(parsed, dict) or parsed.get("format") != FORMAT:
         return None
@@ -36,7 +36,7 @@ def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
         return {
             str(name): FileRecord(int(entry["size"]), str(entry["sha256"])) for name, entry in parsed["files"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: a size of Infinity
         return None
 
 
