@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from mlxbert.cli import main
 from mlxbert.runs import Run, resume, train
@@ -365,3 +366,20 @@ def test_a_run_is_not_overwritten_by_one_that_begins_in_it(trained: Path) -> Non
         f"mlxbert: error: {model} lies in {trained / 'run'}, which is to be overwritten; fix: another -o DIRECTORY"
     )
     assert model.is_dir()
+
+
+def test_a_quantized_encoder_is_refused_before_an_old_run_is_deleted(place: Place) -> None:
+    packed = place.root / "packed"
+    convert(place.model, packed, quantize="nvfp4", verify=False)  # its groups of 16 divide rows of 48
+    place.model = packed
+    expected = f"fix: mlxbert-convert {packed} --dequantize -o OUT, train that, and quantize the result"
+    line = place.refused(sample("binary"))
+    assert line.startswith("this model is quantized")
+    assert line.endswith(expected)
+    place.run.mkdir()
+    (place.run / "run.json").write_text(json.dumps({"format": "mlxbert-run", "version": 1}))
+    (place.run / "scores.json").write_text("{}")
+    result = place.train(sample("binary"), "--overwrite")
+    assert result.exit_code == 2
+    assert told(result)[-1].endswith(expected)
+    assert (place.run / "scores.json").is_file()

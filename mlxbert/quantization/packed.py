@@ -215,9 +215,10 @@ def refuse_training(model: nn.Module) -> None:
         layered = isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
         if layered or isinstance(getattr(module, "packed", None), PackedWeights):
             place = f" (at {path})" if path else ""
+            source = getattr(model, "source", None) or "DIRECTORY"
             raise QuantizationError(
                 f"this model is quantized{place}: its weights are rounded, and steps of training would be lost; "
-                "fix: mlxbert-convert DIRECTORY --dequantize -o OUT, train that, and quantize the result"
+                f"fix: mlxbert-convert {source} --dequantize -o OUT, train that, and quantize the result"
             )
 
 
