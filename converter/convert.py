@@ -18,7 +18,7 @@ from converter.facts import card_facts
 from converter.mapping import Planned
 from converter.output_config import notes_on, output_config
 from converter.quantize.settings import quantize_settings
-from converter.source import Source, open_source
+from converter.source import Source, TensorEntry, open_source
 from converter.source_card import SourceCard, read_source_card
 from mlxbert.errors import MLXBertError
 from mlxbert.home import expand_home
@@ -142,7 +142,7 @@ def convert(
 
     given = expand_home(src) if expand_home(src).is_file() else source.directory
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
-        heads = _to_write(source, planned.heads, dtype)
+        heads = [*_to_write(source, planned.heads, dtype), *_as_they_are(source.own_head)]
         quantized = None
         if settings is None:
             tensors = _to_write(source, planned.encoder, dtype)
@@ -231,6 +231,8 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
         reason = "an .npz has no PyTorch reference; run mlxbert-verify with --reference of the original"
     elif dequantize:
         reason = "what is quantized has no PyTorch reference; run mlxbert-verify with --reference of the original"
+    elif source.own_head:
+        reason = "a head that mlxbert trained has no PyTorch reference"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
         reason = 'torch and transformers are not installed; pip install "mlxbert[torch]"'
     if reason and verify:
@@ -244,6 +246,11 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 def _to_write(source: Source, items: tuple[Planned, ...], dtype: str) -> list[PlannedTensor]:
     return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype)) for item in items]
+
+
+def _as_they_are(entries: Mapping[str, TensorEntry]) -> list[PlannedTensor]:
+    """A head that mlxbert trained, in its own dtypes: a conversion is about its encoder."""
+    return [PlannedTensor(name, entry.shape, entry.dtype, entry.read) for name, entry in entries.items()]
 
 
 def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> QuantizationReport:

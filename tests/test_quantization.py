@@ -130,6 +130,28 @@ def test_a_pretrained_head_runs_on_a_packed_encoder_and_is_saved_with_it(packed:
     np.testing.assert_allclose(a, b, atol=0.05)
 
 
+def test_a_trained_head_goes_with_its_encoder_when_that_is_packed_and_unpacked(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "plain", verify=False)
+    head = BinaryClassificationHead(64)
+    trained = mlxbert.BertWithHead.from_pretrained(tmp_path / "plain", head, {"name": "attention"})
+    trained.save(tmp_path / "trained")
+    result = convert(tmp_path / "trained", tmp_path / "packed", quantize="8bit")
+    assert result.unverified == "a head that mlxbert trained has no PyTorch reference"
+    assert result.quantization is not None
+    convert(tmp_path / "packed", tmp_path / "back", dequantize=True)
+    first, *others = (tmp_path / name for name in ("trained", "packed", "back"))
+    for other in others:
+        assert (other / "heads.safetensors").read_bytes() == (first / "heads.safetensors").read_bytes()
+        configs = [json.loads((one / "config.json").read_text())["mlxbert"]["head"] for one in (first, other)]
+        assert configs[0] == configs[1]
+    models = [mlxbert.BertWithHead.load(one) for one in (first, *others)]
+    exact, packed, unpacked = (np.array(model(IDS, MASK)) for model in models)
+    np.testing.assert_array_equal(packed, unpacked)
+    np.testing.assert_allclose(exact, packed, atol=0.05)
+    assert np.abs(exact - packed).max() > 0
+    refuse_training(models[2])
+
+
 @pytest.mark.parametrize("way", [True, False])
 def test_training_is_refused_with_the_way_out(way: bool, packed: Path) -> None:
     from mlxbert.training.schedule import Schedule
