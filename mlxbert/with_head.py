@@ -207,10 +207,13 @@ class BertWithHead(nn.Module):
     def _config(self) -> dict[str, Any]:
         """`config.json`: the source's, with the dtype of these tensors and the head's settings."""
         if self.source is not None:
-            config = dict(read_config(self.source))
+            config = dict(read_config(self.source, other_tools=True))
         else:
             config = {"model_type": "bert", "architectures": ["BertModel"], **asdict(self.core.config)}
-        config.setdefault("mlxbert", {"format_version": 1, "source": None, "revision": None})
+        if not isinstance(config.get("mlxbert"), dict):  # another tool's, whose class may be one with a head
+            config["mlxbert"] = {"format_version": 1, "source": None, "revision": None}
+            config["mlxbert"]["original_architectures"] = config.get("architectures")
+            config["architectures"] = ["BertModel"]
         packed = self.core.packed
         config["dtype"] = dtype = stored_dtype(self.core) if packed is None else packed.dtype
         if packed is not None:

@@ -152,6 +152,25 @@ def test_a_trained_head_goes_with_its_encoder_when_that_is_packed_and_unpacked(s
     refuse_training(models[2])
 
 
+@pytest.mark.parametrize("quantize", ["8bit", None])
+def test_a_head_on_another_tool_s_files_is_saved(quantize: str | None, source: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    convert(source, theirs, quantize=quantize, verify=False)
+    for name in ("heads.safetensors", "manifest.json"):
+        (theirs / name).unlink()
+    config = json.loads((theirs / "config.json").read_text())
+    del config["mlxbert"]
+    (theirs / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    model = mlxbert.BertWithHead.from_pretrained(theirs, BinaryClassificationHead(64))
+    model.save(tmp_path / "saved")
+    again = mlxbert.BertWithHead.load(tmp_path / "saved")
+    np.testing.assert_array_equal(np.array(again(IDS, MASK)), np.array(model(IDS, MASK)))
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["architectures"] == ["BertModel"]
+    assert saved["mlxbert"]["original_architectures"] == ["BertForMaskedLM"]
+    assert saved.get("quantization") == config.get("quantization")
+
+
 @pytest.mark.parametrize("way", [True, False])
 def test_training_is_refused_with_the_way_out(way: bool, packed: Path) -> None:
     from mlxbert.training.schedule import Schedule
