@@ -13,7 +13,7 @@ from converter.dtypes import CODES, NUMPY
 from converter.mapping import Planned
 from converter.quantize.affine import AffineWeight, pack
 from converter.quantize.calibrated import Calibrated, calibrate
-from converter.quantize.recipes import RECIPES, configure
+from converter.quantize.recipes import RECIPES, configure, require_packable
 from converter.quantize.settings import QuantizeSettings
 from converter.quantize.streaming import packed_tensors
 from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch, token_batches
@@ -71,9 +71,10 @@ def quantize(
         progress: told of calibration.
 
     Raises:
-        MLXBertError: it cannot be calibrated, or the target cannot be reached; the message says the nearest.
+        MLXBertError: nothing can be packed, or calibrated, or the target cannot be reached: it says the nearest.
     """
     shapes = matrices(items)
+    require_packable(settings.recipe, shapes)
     allotment, calibrated = None, None
     if settings.calibration is None:
         config = configure(settings.recipe, shapes)

@@ -106,4 +106,20 @@ def configure(
     return QuantizationConfig(recipe.default, overrides, skipped)
 
 
+def require_packable(recipe: Recipe, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a model of which a recipe would pack nothing, and call that quantized.
+
+    Raises:
+        RecipeError: says the widths.
+    """
+    config = configure(recipe, shapes)
+    if all(config.of(path) is None for path in shapes):
+        widths = " and ".join(map(str, sorted({width for _, width in shapes.values()})))
+        groups = ", ".join(map(str, MODES[recipe.default.mode][1]))
+        raise RecipeError(
+            f"--quantize {recipe.name}: no layer can be packed: rows of {widths} divide into no groups of {groups}; "
+            "fix: --dtype float16 without --quantize"
+        )
+
+
 FEW_ROWS = 4
