@@ -112,6 +112,21 @@ def test_weights_that_float16_scales_cannot_hold() -> None:
     assert np.isfinite(rest["scales"].astype(np.float32)).all()
 
 
+@pytest.mark.parametrize("name", ["embeddings.word_embeddings", "encoder.layer.1.output.dense"])
+def test_a_calibrated_weight_that_float16_scales_cannot_hold(name: str, plain: Path, texts: Path) -> None:
+    core, tokenizer = load(plain)
+    weight = np.array(named_parameters(core)[f"{name}.weight"])
+    weight[7, ::2] = -1e6
+    core.load_weights([(f"{name}.weight", mx.array(weight))], strict=False)
+    shapes = {
+        path.removesuffix(".weight"): array.shape for path, array in named_parameters(core).items() if array.ndim == 2
+    }
+    batches = token_batches(texts.read_text().splitlines()[:8], tokenizer, max_length=64)
+    config = configure(RECIPES["8bit"], shapes)
+    with pytest.raises(DtypeError, match=f"{name}: its weights are too large for float16 scales; fix: --dtype bfloat"):
+        calibrate(core, batches, config)
+
+
 def test_importance_decides_the_range() -> None:
     groups = RNG.standard_normal((1, 64)).astype(np.float32)
     groups[0, 0] = 9

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import float32_core, read
-from converter.dtypes import CODES, NUMPY
+from converter.dtypes import CODES, cast
 from converter.mapping import Planned
 from converter.quantize.affine import AffineWeight, pack
 from converter.quantize.calibrated import Calibrated, calibrate
@@ -163,7 +163,7 @@ def _written(
     if layer is not None:
         return packed_tensors(path, item.shape, layer, dtype, partial(read, source, item, "float32"))
     if calibrated is not None and item.target in calibrated.biases:
-        bias = calibrated.biases[item.target].astype(NUMPY[dtype])
+        bias = cast(calibrated.biases[item.target], dtype, item.target)
         return [PlannedTensor(item.target, item.shape, CODES[dtype], lambda: bias)]
     return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype))]
 
