@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import mlxbert
 from converter.convert import convert
@@ -197,6 +199,9 @@ TINY: dict[str, Any] = {
     [
         ({"quantization": {"bits": 4}}, "config.json: quantization has no group_size"),
         ({"quantization": {"bits": 7, "group_size": 64}}, "mode affine: bits 7 is none of 2, 3, 4, 5, 6, 8"),
+        ({"quantization": {"bits": 4.0, "group_size": 64}}, "mode affine: bits 4.0 is none of 2, 3, 4, 5, 6, 8"),
+        ({"quantization": {"bits": 4, "group_size": True}}, "mode affine: group_size True is none of 32, 64, 128"),
+        ({"quantization": {"bits": 4, "group_size": 64, "mode": ["affine"]}}, "unhashable type"),
         ({"quantization": {"bits": 4, "group_size": 64, "mode": "int4"}}, "mode 'int4' is unknown"),
         ({"quantization": [4]}, "quantization must be an object"),
         ({"quantization": {"bits": 8, "group_size": 64}}, "config.json calls for"),
@@ -211,3 +216,15 @@ def test_a_config_that_contradicts_the_files(change: dict[str, Any], message: st
     config = json.loads((packed / "config.json").read_text()) | change
     with pytest.raises(CheckpointError, match=message):
         load_core(packed, config=config)
+
+
+def test_scales_of_what_is_no_matrix_are_unexpected(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    tensors["embeddings.LayerNorm.scales"] = tensors["embeddings.LayerNorm.weight"]
+    save_file(tensors, tmp_path / "out" / "model.safetensors", metadata={"format": "mlx"})
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    index["weight_map"]["embeddings.LayerNorm.scales"] = "model.safetensors"
+    (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="unexpected: embeddings.LayerNorm.scales"):
+        load_core(tmp_path / "out")

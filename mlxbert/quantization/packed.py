@@ -80,7 +80,7 @@ class PackedWeights:
         problems = []
         for name, shape in shapes.items():
             path = name.removesuffix(".weight")
-            layer = layers.get(path) if path != name else None
+            layer = layers.get(path) if path != name and len(shape) == 2 else None  # a vector has no rows to pack
             if layer is None:
                 expected[name] = (shape, "a floating-point dtype")
                 continue
