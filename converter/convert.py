@@ -158,6 +158,7 @@ def convert(
                 progress=progress,
             )
             tensors = list(quantized.tensors)
+            notes += quantized.notes
         total = sum(tensor.nbytes for tensor in (*tensors, *heads))
         done = Counter[str]()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -24,7 +25,7 @@ from converter.quantize.quality import divergence, embeddings, measure_quality, 
 from converter.quantize.recipes import RECIPES, RecipeError, configure, recipe_named
 from converter.quantize.settings import parse_size, quantize_settings
 from converter.quantize.streaming import pack_rows
-from converter.quantize.texts import HELD_OUT, CalibrationError, built_in, token_batches
+from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, built_in, thinned, token_batches
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization import LayerQuantization
@@ -443,6 +444,43 @@ def test_a_calibration_file_that_cannot_be_used(
         convert(source, tmp_path / "out", quantize="4bit", calibration=file)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+class WordsAlone:
+    """A tokenizer of [CLS]-less texts, in which a text can have no token."""
+
+    vocab_size, pad_token_id = 97, 0
+
+    def encode(self, texts: list[str], max_length: int) -> list[Any]:
+        found = [tuple(5 + len(word) for word in text.split() if word.isalpha())[:max_length] for text in texts]
+        return [SimpleNamespace(ids=ids) for ids in found]
+
+
+def test_texts_without_a_token_are_left_out() -> None:
+    tokenizer: Any = WordsAlone()
+    batches = token_batches(["a bc def", "1 2", "g"], tokenizer, max_length=8, variants=4)
+    assert sum(len(batch.input_ids) for batch in batches) == 2 * 5
+    assert all(batch.keep.any(axis=1).all() for batch in batches)
+    with pytest.raises(CalibrationError, match="no text has a token; fix: give texts that this tokenizer knows"):
+        token_batches(["1 2"], tokenizer, max_length=8, variants=4)
+
+
+def test_more_texts_than_have_room_are_thinned_and_it_is_said(
+    source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, tokenizer = TextList("book.txt", ("a b",) * 9000, ""), WordsAlone()
+    room: dict[str, Any] = {"max_length": 8, "width": 64, "variants": 4}
+    used, notes = thinned(given, tokenizer, **room)  # type: ignore[arg-type]
+    assert len(used) == 3000
+    assert notes == [
+        "calibration uses one text in 3 of book.txt, 3,000 of 9,000: more take too much time or memory"
+    ]
+    assert thinned(TextList("few.txt", ("a b",) * 50, ""), tokenizer, **room)[1] == []  # type: ignore[arg-type]
+    monkeypatch.setattr("converter.quantize.texts._STATE_BYTES", 2_000_000)
+    result = convert(source, tmp_path / "out", quantize="4bit", calibration=texts, verify=False)
+    assert any(note.startswith("calibration uses one text in") for note in result.notes)
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())["mlxbert"]["quantization"]["calibration"]
+    assert 0 < facts["texts"] < 50
 
 
 def test_a_model_without_a_tokenizer_cannot_be_calibrated(source: Path, tmp_path: Path) -> None:

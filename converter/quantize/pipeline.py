@@ -16,7 +16,7 @@ from converter.quantize.calibrated import Calibrated, calibrate
 from converter.quantize.recipes import RECIPES, configure, require_packable
 from converter.quantize.settings import QuantizeSettings
 from converter.quantize.streaming import packed_tensors
-from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch, token_batches
+from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch, thinned, token_batches
 from converter.source import Source
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
 from mlxbert.writer.safetensors_writer import MLX_METADATA, PlannedTensor, header, in_file_order
@@ -37,6 +37,7 @@ class Quantized:
         parameters: their true number.
         facts: for the "mlxbert" block of `config.json`: recipe, calibration, target, reasons.
         allotment: how `auto` came to it.
+        notes: what the user should know.
     """
 
     config: QuantizationConfig
@@ -44,6 +45,7 @@ class Quantized:
     parameters: int
     facts: Mapping[str, Any]
     allotment: Allotment | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -76,14 +78,18 @@ def quantize(
     shapes = matrices(items)
     require_packable(settings.recipe, shapes)
     allotment, calibrated = None, None
+    texts: tuple[str, ...] = ()
+    notes: list[str] = []
     if settings.calibration is None:
         config = configure(settings.recipe, shapes)
     else:
         core = float32_core(source)
-        tokenizer = tokenizer_of(source, core.config.max_position_embeddings)
         limit = core.config.max_position_embeddings
+        tokenizer = tokenizer_of(source, limit)
         make = partial(token_batches, tokenizer=tokenizer, max_length=limit)
-        texts = settings.calibration.texts
+        texts, notes = thinned(
+            settings.calibration, tokenizer, max_length=limit, width=core.config.hidden_size, variants=VARIANTS
+        )
         if settings.target is not None:
             from converter.quantize.auto import allot
             from converter.quantize.quality import pooling_of
@@ -110,13 +116,13 @@ def quantize(
     if settings.calibration is not None:
         facts["calibration"] = {
             "name": settings.calibration.name,
-            "texts": len(settings.calibration.texts),
+            "texts": len(texts),
             "sha256": settings.calibration.digest,
         }
     if settings.target is not None:
         facts["target"] = settings.target.words
     parameters = sum(PlannedTensor(item.target, item.shape, "F32", _unread).parameters for item in items)
-    return Quantized(config, tuple(tensors), parameters, facts, allotment)
+    return Quantized(config, tuple(tensors), parameters, facts, allotment, tuple(notes))
 
 
 def matrices(items: Sequence[Planned]) -> dict[str, tuple[int, int]]:
