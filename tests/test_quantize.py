@@ -17,13 +17,13 @@ from converter.cli import convert as command
 from converter.convert import convert
 from converter.dtypes import DtypeError
 from converter.quantize.affine import encode, full_range, pack, rounded, searched_range
-from converter.quantize.allotment import BudgetError, Option, allot_bits, frontier
+from converter.quantize.allotment import BudgetError, Option, allot_bits, check_reach, frontier, rounded_down
 from converter.quantize.calibrated import calibrate
 from converter.quantize.fp4 import round_fp4
 from converter.quantize.gptq import Moments, compensate, corrected_bias
 from converter.quantize.quality import divergence, embeddings, measure_quality, rank_correlation
 from converter.quantize.recipes import RECIPES, RecipeError, configure, recipe_named
-from converter.quantize.settings import parse_size, quantize_settings
+from converter.quantize.settings import Target, parse_size, quantize_settings
 from converter.quantize.streaming import pack_rows
 from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, built_in, thinned, token_batches
 from mlxbert.checkpoint import load, load_core
@@ -233,10 +233,50 @@ def test_what_is_left_of_a_budget_is_spent() -> None:
 
 def test_a_budget_that_no_allotment_reaches_says_the_nearest() -> None:
     options = {"only": [option(2, 2_000_000, 0.5), option(8, 8_000_000, 0.001)]}
-    with pytest.raises(BudgetError, match=r"no allotment is so small; the nearest is 2\.00MB .*--target-size 2\.00MB"):
-        allot_bits(options, fixed_bytes=0, budget=1_000_000)
-    with pytest.raises(BudgetError, match=r"no allotment is so near; the nearest is 0\.99900, at 8\.00MB"):
-        allot_bits(options, fixed_bytes=0, harm=0.0001)
+    about: dict[str, int] = {"fixed_bytes": 10_000, "file_bytes": 10_000, "parameters": 7_000_000}
+    for target, message in (
+        (
+            Target(size=1_000_000),
+            "--target-size 1.00MB: no allotment is so small; the nearest is 2.01MB (expected cosine 0.500); "
+            "fix: --target-size 2.01MB or more",
+        ),
+        (
+            Target(bits=2),
+            "--target-bits 2: no allotment is so small; the nearest is 2.29 bits a weight, 2.01MB (expected cosine "
+            "0.500); fix: --target-bits 2.29 or more",
+        ),
+        (
+            Target(cosine=0.9995),
+            "--target-cosine 0.9995: no allotment is so near; the nearest is 0.99900, at 8.01MB; fix: a lower",
+        ),
+    ):
+        with pytest.raises(BudgetError, match=re.escape(message)):
+            check_reach(target, options, **about)
+    for target in (Target(size=2_010_000), Target(bits=2.29), Target(cosine=0.999)):
+        check_reach(target, options, **about)
+    assert allot_bits(options, fixed_bytes=0, budget=1)[0]["only"].layer.bits == 2
+    assert allot_bits(options, fixed_bytes=0, harm=0.0)[0]["only"].layer.bits == 8
+
+
+def test_a_cosine_is_rounded_to_one_that_is_reached() -> None:
+    assert rounded_down(0.99996, 4) == "0.9999"
+    assert rounded_down(0.5, 4) == "0.5000"
+
+
+def test_auto_that_falls_short_says_the_best_that_it_found(
+    source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.9, 0.94, 0.97006, 0.95, 0.96])  # the first: all layers at 4 bits
+    monkeypatch.setattr("converter.quantize.auto._Study.cosine", lambda self, calibrated: next(found))
+    message = r"--target-cosine 0.98: the nearest found is 0\.97006, at 0\.\d\dMB; fix: --target-cosine 0\.9700, or"
+    with pytest.raises(BudgetError, match=message):
+        convert(source, tmp_path / "out", quantize="auto", calibration=texts, target_cosine=0.98, verify=False)
+
+
+def test_auto_needs_more_than_one_text(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a b c\n")
+    with pytest.raises(CalibrationError, match="and there is one; fix: --calibration with a few hundred, one a line"):
+        convert(source, tmp_path / "out", quantize="auto", calibration=tmp_path / "one.txt", target_bits=5.0)
 
 
 def test_rank_correlation_is_scipy_s() -> None:
