@@ -62,7 +62,9 @@ class Allotment:
         curve: the best models from the smallest to the largest, as expected.
         uniform: the same packing for every layer, by recipe, as expected.
         expected: of the chosen model.
-        measured: its mean cosine on calibration text held back; None before it was calibrated.
+        measured: its mean cosine on calibration text; None before it was calibrated. Where a cosine is the target, that
+            text was held back from the choice of codes; otherwise all of it chose them, and only the held-out lists of
+            `converter.quantize.quality` are unseen.
     """
 
     config: QuantizationConfig
@@ -72,6 +74,11 @@ class Allotment:
     uniform: Mapping[str, CurvePoint]
     expected: CurvePoint
     measured: float | None = None
+
+    @property
+    def measured_on(self) -> str:
+        """For people: whether the codes that were chosen saw the text."""
+        return "calibration text held back" if self.target.cosine is not None else "the calibration text itself"
 
     def files(self) -> dict[str, bytes]:
         """The plot of size against quality, for the output directory; nothing where matplotlib is missing."""
