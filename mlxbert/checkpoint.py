@@ -147,7 +147,7 @@ def load_core(
     if packed is None:
         core.load_weights([(name, t if dtype is None else t.astype(dtype)) for name, t in tensors.items()])
     elif dequantize or (dequantize is None and on_cpu):
-        core.load_weights(list(packed.dequantized(dtype)))
+        core.load_weights(list(packed.dequantized(dtype or getattr(mx, packed.dtype))))
     else:
         packed.install(core, dtype)
     core.eval()

@@ -228,3 +228,10 @@ def test_scales_of_what_is_no_matrix_are_unexpected(packed: Path, tmp_path: Path
     (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="unexpected: embeddings.LayerNorm.scales"):
         load_core(tmp_path / "out")
+
+
+def test_off_the_cpu_everything_is_unpacked_in_the_stored_dtype(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "default_device", lambda: None)
+        core = load_core(packed, dequantize=True)
+    assert {array.dtype for array in named_parameters(core).values()} == {mx.float16}
