@@ -18,6 +18,7 @@ from heads.pretrained import MaskedLMHead, MultipleChoiceHead, SequenceClassific
 from heads.pretrained.masked_lm import Predictions
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.config import ConfigError
+from mlxbert.encode import SentenceEncoder
 from mlxbert.pretrained.head_class import CLASSIFIER, HEAD_CLASSES, NEXT_SENTENCE, PREDICTIONS, SPAN, HeadClassError
 from mlxbert.pretrained.head_class import choose_head_class as choose
 from mlxbert.pretrained.labels import Labels
@@ -213,7 +214,7 @@ def test_a_saved_sentence_model_pools_as_before(tmp_path: Path) -> None:
     (out / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     model, _ = mlxbert.load_with_head(out)
     model.save(tmp_path / "saved")
-    before, after = (mlxbert.SentenceEncoder.from_pretrained(path) for path in (out, tmp_path / "saved"))
+    before, after = (SentenceEncoder.from_pretrained(path) for path in (out, tmp_path / "saved"))
     np.testing.assert_array_equal(before.encode(["a b c"]), after.encode(["a b c"]))
 
 
