@@ -256,13 +256,19 @@ def _as_they_are(entries: Mapping[str, TensorEntry]) -> list[PlannedTensor]:
 
 def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> QuantizationReport:
     """The cost of a quantization where there is no PyTorch to verify with: it takes MLX alone."""
-    from converter.canonical import float32_core
+    from converter.canonical import float32_core, float32_model
+    from converter.parity.own_head import head_choice
     from converter.quantize.report import describe_quantization
-    from mlxbert.checkpoint import load_core
+    from converter.verify import written_model
+    from mlxbert.checkpoint import CheckpointError
+    from mlxbert.pretrained.head_class import HeadClassError
 
-    return describe_quantization(
-        directory, hf_config, float32_core(source), load_core(directory, config=hf_config, dequantize=True)
-    )
+    try:
+        head = head_choice(source)
+        exact = float32_core(source) if head is None else float32_model(source, head)
+    except (HeadClassError, CheckpointError):  # half a head: the encoder's cost can be told all the same
+        head, exact = None, float32_core(source)
+    return describe_quantization(directory, hf_config, exact, written_model(directory, hf_config, head))
 
 
 def _source_card(source: Source) -> tuple[SourceCard, list[str]]:

@@ -21,11 +21,11 @@ from converter.quantize.allotment import BudgetError, Option, allot_bits, check_
 from converter.quantize.calibrated import calibrate
 from converter.quantize.fp4 import round_fp4
 from converter.quantize.gptq import Moments, compensate, corrected_bias
-from converter.quantize.quality import divergence, embeddings, measure_quality, rank_correlation
+from converter.quantize.quality import distributions, divergence, embeddings, measure_quality, rank_correlation
 from converter.quantize.recipes import RECIPES, RecipeError, configure, recipe_named
 from converter.quantize.settings import Target, parse_size, quantize_settings
 from converter.quantize.streaming import pack_rows
-from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, built_in, thinned, token_batches
+from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, TokenBatch, built_in, thinned, token_batches
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization import LayerQuantization
@@ -304,6 +304,38 @@ def test_quality_of_a_model_with_itself(plain: Path) -> None:
         assert quality.cosine_min == pytest.approx(1, abs=1e-6)
         assert quality.rank_correlation == pytest.approx(1)
         assert (quality.logit_agreement, quality.logit_kl) == (1, 0)
+
+
+def test_several_labels_are_compared_each_by_itself() -> None:
+    special = pytest.importorskip("scipy.special")
+    batch = TokenBatch(np.zeros((4, 2), np.int64), np.ones((4, 2), np.int64))
+    logits = RNG.standard_normal((2, 4, 3)).astype(np.float32)
+    (a,), (b,) = (
+        distributions({"logits": mx.array(one)}, batch, "multi_label_classification") for one in logits
+    )
+    p, q = special.expit(logits.astype(np.float64))
+    np.testing.assert_allclose(divergence(a, b), special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q), atol=1e-7)
+    np.testing.assert_array_equal(a.argmax(axis=-1) == b.argmax(axis=-1), (p > 0.5) == (q > 0.5))
+    assert distributions({"logits": mx.array(logits[0])}, batch, "regression") == []
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "single_label_classification", "regression"])
+def test_without_pytorch_the_head_s_cost_is_measured_too(
+    problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(tmp_path / "source", "BertForSequenceClassification", num_labels=3, problem_type=problem, **SIZES)
+    monkeypatch.setattr("converter.convert.why_not_verified", lambda *_, **__: "no torch")
+    result = convert(tmp_path / "source", tmp_path / "out", quantize="4bit")
+    assert result.report is None
+    assert result.quantization is not None
+    for quality in result.quantization.quality:
+        if problem == "regression":
+            assert (quality.logit_agreement, quality.logit_kl) == (None, None)
+        else:
+            assert quality.logit_agreement is not None
+            assert quality.logit_kl is not None
+            assert 0.5 < quality.logit_agreement <= 1
+            assert 0 < quality.logit_kl < 0.5
 
 
 def test_calibration_and_held_out_texts_share_nothing() -> None:
