@@ -174,8 +174,10 @@ def convert(
             output.copy(name, file)
         hf_config = output_config(source, planned, dtype, source_card, quantized)
         if quantized is not None and quantized.allotment is not None:
-            for name, data in quantized.allotment.files().items():
+            plots = quantized.allotment.files()
+            for name, data in plots.items():
                 output.write_bytes(name, data)
+            notes.append(where_plotted(target, plots))
 
         report = None
         if unverified is None:
@@ -192,6 +194,8 @@ def convert(
         quantization = None if report is None else report.quantization
         if quantized is not None and report is None and verify is not False:
             quantization = _describe(source, output.path, hf_config)
+        if quantized is not None and quantization is None:  # where it is measured, its table has them
+            notes += quantized.kept
         cost = None if quantization is None else Quantization.from_json(quantization.to_dict())
         facts = card_facts(output.path, hf_config, report, name=target.name, records=output.records, quantization=cost)
         output.write_bytes("README.md", render_card(facts).encode())
@@ -252,6 +256,12 @@ def _to_write(source: Source, items: tuple[Planned, ...], dtype: str) -> list[Pl
 def _as_they_are(entries: Mapping[str, TensorEntry]) -> list[PlannedTensor]:
     """A head that mlxbert trained, in its own dtypes: a conversion is about its encoder."""
     return [PlannedTensor(name, entry.shape, entry.dtype, entry.read) for name, entry in entries.items()]
+
+
+def where_plotted(target: Path, plots: Mapping[str, bytes]) -> str:
+    """Where the plot of `auto` is, or why there is none."""
+    missing = 'no plot: matplotlib is not installed; pip install "mlxbert[kaggle]"'
+    return f"size against quality: {', '.join(str(target / name) for name in plots) or missing}"
 
 
 def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> QuantizationReport:

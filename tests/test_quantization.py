@@ -83,7 +83,10 @@ def test_config_says_it_as_mlx_lm_does(packed: Path) -> None:
 
 def test_a_width_that_no_group_divides_is_skipped_and_listed(tmp_path: Path) -> None:
     save_tiny(tmp_path / "source", hidden_size=48, intermediate_size=64)
-    convert(tmp_path / "source", tmp_path / "out", quantize="4bit", verify=False)
+    result = convert(tmp_path / "source", tmp_path / "out", quantize="4bit", verify=False)
+    told = [note for note in result.notes if note.startswith("not quantized (rows of 48 divide into no groups of 32, 64")]
+    assert len(told) == 1
+    assert told[0].endswith("pooler.dense")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     parsed = QuantizationConfig.from_hf(config)
     assert parsed is not None

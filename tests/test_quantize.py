@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from converter.cli import convert as command
-from converter.convert import convert
+from converter.convert import convert, where_plotted
 from converter.dtypes import DtypeError
 from converter.quantize.affine import encode, full_range, pack, rounded, searched_range
 from converter.quantize.allotment import BudgetError, Option, allot_bits, check_reach, frontier, rounded_down
@@ -364,6 +364,7 @@ def test_auto_by_size_bits_and_cosine(source: Path, texts: Path, tmp_path: Path)
         assert result.allotment is not None
         sizes[name] = sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors"))
         assert (tmp_path / name / "quantization.png").read_bytes().startswith(b"\x89PNG")
+        assert f"size against quality: {tmp_path / name / 'quantization.png'}" in result.notes
         bits = {choice.option.layer.bits for choice in result.allotment.choices}
         assert len(bits) > 1
         assert 0 <= result.allotment.expected.bytes - sizes[name] < 600  # the header, estimated from above
@@ -375,6 +376,13 @@ def test_auto_by_size_bits_and_cosine(source: Path, texts: Path, tmp_path: Path)
     assert near.allotment.measured is not None
     assert near.allotment.measured >= 0.98
     assert near.allotment.measured_on == "calibration text held back"
+
+
+def test_where_the_plot_is_or_why_there_is_none() -> None:
+    assert where_plotted(Path("out"), {"quantization.png": b""}) == "size against quality: out/quantization.png"
+    assert where_plotted(Path("out"), {}) == (
+        'size against quality: no plot: matplotlib is not installed; pip install "mlxbert[kaggle]"'
+    )
 
 
 def test_a_budget_that_cannot_be_met_leaves_nothing(source: Path, texts: Path, tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ class Quantized:
     notes: tuple[str, ...] = ()
 
     @property
+    def kept(self) -> list[str]:
+        """A line for each reason why layers keep their numbers."""
+        reasons: dict[str, list[str]] = {}
+        for path, why in self.config.skipped.items():
+            reasons.setdefault(why, []).append(path)
+        return [f"not quantized ({why}): {', '.join(paths)}" for why, paths in reasons.items()]
+
+    @property
     def size(self) -> int:
         """Bytes of the encoder's tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
