@@ -310,9 +310,7 @@ def test_several_labels_are_compared_each_by_itself() -> None:
     special = pytest.importorskip("scipy.special")
     batch = TokenBatch(np.zeros((4, 2), np.int64), np.ones((4, 2), np.int64))
     logits = RNG.standard_normal((2, 4, 3)).astype(np.float32)
-    (a,), (b,) = (
-        distributions({"logits": mx.array(one)}, batch, "multi_label_classification") for one in logits
-    )
+    (a,), (b,) = (distributions({"logits": mx.array(one)}, batch, "multi_label_classification") for one in logits)
     p, q = special.expit(logits.astype(np.float64))
     np.testing.assert_allclose(divergence(a, b), special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q), atol=1e-7)
     np.testing.assert_array_equal(a.argmax(axis=-1) == b.argmax(axis=-1), (p > 0.5) == (q > 0.5))
@@ -564,14 +562,13 @@ def test_texts_without_a_token_are_left_out() -> None:
 def test_more_texts_than_have_room_are_thinned_and_it_is_said(
     source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, tokenizer = TextList("book.txt", ("a b",) * 9000, ""), WordsAlone()
+    tokenizer: Any = WordsAlone()
+    given = TextList("book.txt", ("a b",) * 9000, "")
     room: dict[str, Any] = {"max_length": 8, "width": 64, "variants": 4}
-    used, notes = thinned(given, tokenizer, **room)  # type: ignore[arg-type]
+    used, notes = thinned(given, tokenizer, **room)
     assert len(used) == 3000
-    assert notes == [
-        "calibration uses one text in 3 of book.txt, 3,000 of 9,000: more take too much time or memory"
-    ]
-    assert thinned(TextList("few.txt", ("a b",) * 50, ""), tokenizer, **room)[1] == []  # type: ignore[arg-type]
+    assert notes == ["calibration uses one text in 3 of book.txt, 3,000 of 9,000: more take too much time or memory"]
+    assert thinned(TextList("few.txt", ("a b",) * 50, ""), tokenizer, **room)[1] == []
     monkeypatch.setattr("converter.quantize.texts._STATE_BYTES", 2_000_000)
     result = convert(source, tmp_path / "out", quantize="4bit", calibration=texts, verify=False)
     assert any(note.startswith("calibration uses one text in") for note in result.notes)
