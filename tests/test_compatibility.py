@@ -124,7 +124,7 @@ def test_quantized_in_mlx_vlm(packed: Path) -> None:
 
 @pytest.fixture(scope="module")
 def calibrated(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real model, calibrated on a few sentences: overrides, skipped layers, and biases that calibration changed."""
+    """The real model, calibrated on a few sentences: overrides, skipped layers, biases that calibration changed."""
     root = tmp_path_factory.mktemp("calibrated")
     (root / "texts.txt").write_text("\n".join(built_in("calibration").texts[::8]), encoding="utf-8")
     convert(minilm_source, root / "out", quantize="mixed", calibration=root / "texts.txt", verify=False)

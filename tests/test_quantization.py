@@ -84,9 +84,9 @@ def test_config_says_it_as_mlx_lm_does(packed: Path) -> None:
 def test_a_width_that_no_group_divides_is_skipped_and_listed(tmp_path: Path) -> None:
     save_tiny(tmp_path / "source", hidden_size=48, intermediate_size=64)
     result = convert(tmp_path / "source", tmp_path / "out", quantize="4bit", verify=False)
-    told = [note for note in result.notes if note.startswith("not quantized (rows of 48 divide into no groups of 32, 64")]
+    told = [note for note in result.notes if note.startswith("not quantized (rows of 48 divide into no groups of 32")]
     assert len(told) == 1
-    assert told[0].endswith("pooler.dense")
+    assert "encoder.layer.2.intermediate.dense" in told[0]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     parsed = QuantizationConfig.from_hf(config)
     assert parsed is not None
@@ -230,12 +230,12 @@ def test_scales_of_what_is_no_matrix_are_unexpected(packed: Path, tmp_path: Path
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     index["weight_map"]["embeddings.LayerNorm.scales"] = "model.safetensors"
     (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="unexpected: embeddings.LayerNorm.scales"):
+    with pytest.raises(CheckpointError, match=r"unexpected: embeddings\.LayerNorm\.scales"):
         load_core(tmp_path / "out")
 
 
 def test_off_the_cpu_everything_is_unpacked_in_the_stored_dtype(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(mx, "default_device", lambda: None)
+        patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
         core = load_core(packed, dequantize=True)
     assert {array.dtype for array in named_parameters(core).values()} == {mx.float16}

@@ -62,9 +62,9 @@ class Allotment:
         curve: the best models from the smallest to the largest, as expected.
         uniform: the same packing for every layer, by recipe, as expected.
         expected: of the chosen model.
-        measured: its mean cosine on calibration text; None before it was calibrated. Where a cosine is the target, that
-            text was held back from the choice of codes; otherwise all of it chose them, and only the held-out lists of
-            `converter.quantize.quality` are unseen.
+        measured: its mean cosine on calibration text; None before it was calibrated. Where a cosine is the target,
+            that text was held back from the choice of codes; otherwise all of it chose them, and only the held-out
+            lists of `converter.quantize.quality` are unseen.
     """
 
     config: QuantizationConfig
@@ -161,8 +161,8 @@ def allot_bits(
         harm: expected mean 1 − cosine at most.
 
     Returns:
-        the choice, and the curve from the smallest model to the largest, the choice on it; the nearest to a budget or a
-        harm that is out of reach.
+        the choice, and the curve from the smallest model to the largest, the choice on it; the nearest to a budget
+        or a harm that is out of reach.
     """
     hulls = {path: frontier(found) for path, found in options.items()}
     place = dict.fromkeys(hulls, 0)

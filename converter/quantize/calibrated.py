@@ -91,7 +91,7 @@ class _Run:
             table = own[path.rpartition(".")[2]]
             if (layer := self.config.of(path)) is not None:
                 weight = rounded(np.array(table.weight), layer, search=True, dtype=self.dtype)
-                self._keep(path, weight)
+                self._accept(path, weight)
                 table.weight = mx.array(weight.numbers)
             self._advance()
         ids = [mx.array(batch.input_ids) for batch in self.batches]
@@ -156,13 +156,13 @@ class _Run:
         if layer is not None:
             weight, bias = np.array(linear.weight), np.array(linear.bias)
             packed = compensate(weight, moments, layer, dtype=self.dtype)
-            self._keep(path, packed)
+            self._accept(path, packed)
             self.result.biases[f"{path}.bias"] = corrected_bias(bias, weight, packed.numbers, moments)
             linear.weight = mx.array(packed.numbers)
             linear.bias = mx.array(self.result.biases[f"{path}.bias"])
         self._advance()
 
-    def _keep(self, path: str, weight: AffineWeight) -> None:
+    def _accept(self, path: str, weight: AffineWeight) -> None:
         check_finite(path, weight.scales, weight.biases, self.dtype)
         self.result.weights[path] = weight
 

@@ -154,7 +154,7 @@ def _on_list(exact: Model, quantized: Model, tokenizer: Tokenizer, pooling: Sequ
 
 
 def distributions(outputs: dict[str, mx.array], batch: TokenBatch, problem: str | None) -> list[np.ndarray]:
-    """The head's scores as rows of logits, over real positions alone; `problem` as a configuration's `problem_type`."""
+    """The head's scores as rows of logits, over real positions alone; `problem`: its `problem_type`."""
     rows = []
     for name, array in outputs.items():
         scores = np.array(array.astype(mx.float32))
