@@ -589,11 +589,11 @@ def test_a_model_without_a_tokenizer_cannot_be_calibrated(source: Path, tmp_path
     assert result.report.quantization.quality == ()
 
 
-@pytest.mark.parametrize("recipe", ["4bit", "mixed", "mxfp4"])
+@pytest.mark.parametrize("recipe", ["4bit", "mixed", "mxfp4", "nvfp4"])
 def test_a_model_of_which_nothing_can_be_packed_is_refused(recipe: str, tmp_path: Path) -> None:
-    save_tiny(tmp_path / "source", hidden_size=40, intermediate_size=80, num_hidden_layers=1)
-    groups = "32" if recipe == "mxfp4" else "32, 64, 128"
-    message = f"--quantize {recipe}: no layer can be packed: rows of 40 and 80 divide into no groups of {groups}; fix:"
+    save_tiny(tmp_path / "source", hidden_size=48, intermediate_size=80, num_hidden_layers=1)
+    groups = "32" if "fp4" in recipe else "32, 64, 128"
+    message = f"--quantize {recipe}: no layer can be packed: rows of 48 and 80 divide into no groups of {groups}; fix:"
     with pytest.raises(RecipeError, match=re.escape(message)):
         convert(tmp_path / "source", tmp_path / "out", quantize=recipe, verify=False)
     assert not (tmp_path / "out").exists()

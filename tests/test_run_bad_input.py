@@ -23,6 +23,7 @@ from mlxbert.runs import Run, resume, train
 from mlxbert.training.callbacks import Callback, StepEvent
 from mlxbert.writer.output_file import WriteError
 from tests.run_samples import QUICK, options, sample
+from tests.tiny import save_tiny
 
 COLUMNS = ("--text", "text", "--target", "y", "--id", "id")
 SHORT = ("--epochs", "1", "--batch-size", "8", "--folds", "2", "--rate", "3e-3", "--no-compiled")
@@ -370,7 +371,8 @@ def test_a_run_is_not_overwritten_by_one_that_begins_in_it(trained: Path) -> Non
 
 def test_a_quantized_encoder_is_refused_before_an_old_run_is_deleted(place: Place) -> None:
     packed = place.root / "packed"
-    convert(place.model, packed, quantize="nvfp4", verify=False)  # its groups of 16 divide rows of 48
+    save_tiny(place.root / "source", hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    convert(place.root / "source", packed, quantize="8bit", verify=False)
     place.model = packed
     expected = f"fix: mlxbert-convert {packed} --dequantize -o OUT, train that, and quantize the result"
     line = place.refused(sample("binary"))
