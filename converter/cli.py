@@ -62,13 +62,17 @@ def _is_ours(error: Exception) -> bool:
 @click.command(cls=OneLineErrors, context_settings=CONTEXT, epilog="Docs and examples: README.md")
 @click.argument("src")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory to write.  [default: mlx_models/NAME]")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: the source's own]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="[default: the source's own; with --quantize float16, of scales and of what is not packed]",
+)
 @click.option("--revision", help="Branch, tag or commit of a Hub id.")
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json, where SRC has none beside it.")
 @click.option("--verify/--no-verify", default=None, help="Compare with PyTorch.  [default: where torch is installed]")
 @click.option("--overwrite", is_flag=True, help="Replace a converted model that is there already.")
 @click.option(
-    "--quantize", metavar="RECIPE", help="2bit to 8bit, mxfp4, mxfp8, nvfp4, mixed, or auto with one --target-…."
+    "--quantize", metavar="RECIPE", help="2bit to 6bit, 8bit, mxfp4, mxfp8, nvfp4, mixed, or auto with one --target-…."
 )
 @click.option(
     "--calibration",

@@ -18,7 +18,7 @@ from converter.facts import card_facts
 from converter.mapping import Planned
 from converter.output_config import cleaned_side_file, notes_on, output_config
 from converter.quantize.settings import quantize_settings
-from converter.source import Source, open_source
+from converter.source import Source, TensorEntry, open_source
 from converter.source_card import SourceCard, read_source_card
 from mlxbert.errors import MLXBertError
 from mlxbert.home import expand_home
@@ -142,7 +142,7 @@ def convert(
 
     given = expand_home(src) if expand_home(src).is_file() else source.directory
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
-        heads = _to_write(source, planned.heads, dtype)
+        heads = [*_to_write(source, planned.heads, dtype), *_as_they_are(source.own_head)]
         quantized = None
         if settings is None:
             tensors = _to_write(source, planned.encoder, dtype)
@@ -158,6 +158,7 @@ def convert(
                 progress=progress,
             )
             tensors = list(quantized.tensors)
+            notes += quantized.notes
         total = sum(tensor.nbytes for tensor in (*tensors, *heads))
         done = Counter[str]()
 
@@ -177,8 +178,10 @@ def convert(
                 output.write_bytes(name, cleaned)
         hf_config = output_config(source, planned, dtype, source_card, quantized)
         if quantized is not None and quantized.allotment is not None:
-            for name, data in quantized.allotment.files().items():
+            plots = quantized.allotment.files()
+            for name, data in plots.items():
                 output.write_bytes(name, data)
+            notes.append(where_plotted(target, plots))
 
         report = None
         if unverified is None:
@@ -195,6 +198,8 @@ def convert(
         quantization = None if report is None else report.quantization
         if quantized is not None and report is None and verify is not False:
             quantization = _describe(source, output.path, hf_config)
+        if quantized is not None and quantization is None:  # where it is measured, its table has them
+            notes += quantized.kept
         cost = None if quantization is None else Quantization.from_json(quantization.to_dict())
         facts = card_facts(output.path, hf_config, report, name=target.name, records=output.records, quantization=cost)
         output.write_bytes("README.md", render_card(facts).encode())
@@ -235,6 +240,8 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
         reason = "an .npz has no PyTorch reference; run mlxbert-verify with --reference of the original"
     elif dequantize:
         reason = "what is quantized has no PyTorch reference; run mlxbert-verify with --reference of the original"
+    elif source.own_head:
+        reason = "a head that mlxbert trained has no PyTorch reference"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
         reason = 'torch and transformers are not installed; pip install "mlxbert[torch]"'
     if reason and verify:
@@ -250,15 +257,32 @@ def _to_write(source: Source, items: tuple[Planned, ...], dtype: str) -> list[Pl
     return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype)) for item in items]
 
 
+def _as_they_are(entries: Mapping[str, TensorEntry]) -> list[PlannedTensor]:
+    """A head that mlxbert trained, in its own dtypes: a conversion is about its encoder."""
+    return [PlannedTensor(name, entry.shape, entry.dtype, entry.read) for name, entry in entries.items()]
+
+
+def where_plotted(target: Path, plots: Mapping[str, bytes]) -> str:
+    """Where the plot of `auto` is, or why there is none."""
+    missing = 'no plot: matplotlib is not installed; pip install "mlxbert[kaggle]"'
+    return f"size against quality: {', '.join(str(target / name) for name in plots) or missing}"
+
+
 def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> QuantizationReport:
     """The cost of a quantization where there is no PyTorch to verify with: it takes MLX alone."""
-    from converter.canonical import float32_core
+    from converter.canonical import float32_core, float32_model
+    from converter.parity.own_head import head_choice
     from converter.quantize.report import describe_quantization
-    from mlxbert.checkpoint import load_core
+    from converter.verify import written_model
+    from mlxbert.checkpoint import CheckpointError
+    from mlxbert.pretrained.head_class import HeadClassError
 
-    return describe_quantization(
-        directory, hf_config, float32_core(source), load_core(directory, config=hf_config, dequantize=True)
-    )
+    try:
+        head = head_choice(source)
+        exact = float32_core(source) if head is None else float32_model(source, head)
+    except (HeadClassError, CheckpointError):  # half a head: the encoder's cost can be told all the same
+        head, exact = None, float32_core(source)
+    return describe_quantization(directory, hf_config, exact, written_model(directory, hf_config, head))
 
 
 def _source_card(source: Source) -> tuple[SourceCard, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from converter.mapping import hugging_face_names, plan
 from converter.mappings import mapping_for
 from converter.readers.json_file import read_json_object
-from converter.source import Source, open_source
+from converter.source import OWN_HEADS, Source, open_source
 from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.home import expand_home
@@ -17,8 +17,6 @@ from mlxbert.writer.output_directory import OutputDirectory
 from mlxbert.writer.safetensors_writer import PlannedTensor
 
 PYTORCH_METADATA = {"format": "pt"}
-# A head that mlxbert trained (its parameters in heads.safetensors): transformers has no class for it.
-OWN_HEADS = ("head.", "pooling.")
 
 
 class ExportError(MLXBertError):
@@ -64,7 +62,7 @@ def _converted_config(converted: Path) -> dict[str, Any]:
 
 def _tensors(source: Source) -> list[PlannedTensor]:
     """Every tensor of a converted directory under its Hugging Face name."""
-    own = [key for key in source.entries if key.startswith(OWN_HEADS)]
+    own = [key for key in (*source.entries, *source.own_head) if key.startswith(OWN_HEADS)]
     if own:
         raise ExportError(
             f"{source.directory}: heads.safetensors has a head that mlxbert trained, {_trained_head(source.config)}\n"

@@ -48,6 +48,8 @@ def output_config(
         "dropped": planned.dropped,
         "source_card": card.as_block(),
     }
+    if isinstance(earlier, dict) and source.own_head:
+        config["mlxbert"] |= {key: earlier[key] for key in ("head", "trained") if key in earlier}
     if quantized is not None:
         config["quantization"] = quantized.config.to_mlx()
         config["quantization_config"] = quantized.config.to_mlx()

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
 
+# A head that mlxbert trained (its parameters in heads.safetensors): transformers has no class for it.
+OWN_HEADS = ("head.", "pooling.")
+
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _FILE_SUFFIXES = (
     *WEIGHT_SUFFIXES,
@@ -64,6 +67,7 @@ class Source:
     weight_files: tuple[Path, ...]
     side_files: dict[str, Path]  # relative POSIX name -> file, copied to the output as they are
     notes: tuple[str, ...]  # what the user should be told
+    own_head: dict[str, TensorEntry]  # of a head that mlxbert trained: no encoder's, and no tensor of transformers'
 
     @property
     def name(self) -> str:
@@ -132,8 +136,9 @@ def _open_local(location: str, path: Path, revision: str | None, config: Path | 
     chosen = directory / choice.name
     weights = read_sharded(chosen) if choice.is_index else read_weights(chosen)
     parsed = read_config(directory, config, lightning=weights.lightning, dequantize=dequantize)
+    own_head: dict[str, TensorEntry] = {}
     if path.is_dir() and "mlxbert" in parsed:
-        weights = _with_heads(directory, weights)
+        weights, own_head = _with_heads(directory, parsed["mlxbert"], weights)
     names, prefixes = strip_prefixes(chosen, weights.entries)
     entries = {name: replace(weights.entries[key], key=name) for name, key in names.items()}
     if dequantize:
@@ -154,6 +159,7 @@ def _open_local(location: str, path: Path, revision: str | None, config: Path | 
         weight_files=weights.files,
         side_files=side_files,
         notes=tuple(notes),
+        own_head=own_head,
     )
 
 
@@ -181,19 +187,26 @@ def _names(directory: Path) -> list[str]:
     return names
 
 
-def _with_heads(directory: Path, weights: Weights) -> Weights:
-    """This project's own output as SRC: its heads lie in a file that the index does not list."""
+def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights, dict[str, TensorEntry]]:
+    """This project's own output as SRC: its heads lie in a file that the index does not list.
+
+    Those of transformers' classes join the weights; a head that mlxbert trained stays by itself, its names being ours.
+    """
     path = directory / "heads.safetensors"
     if not path.exists():
-        return weights
+        return weights, {}
     heads = read_weights(path)
+    files = (*weights.files, path)
+    trained = isinstance(block, dict) and isinstance(block.get("head"), dict)
+    if trained and all(key.startswith(OWN_HEADS) for key in heads.entries):
+        return replace(weights, files=files), heads.entries
     twice = [shown(key) for key in heads.entries if key in weights.entries]
     if twice:
         raise SourceError(
             f"{path}: has tensors that the model's own files have too; "
             f"fix: convert the original again\n{first_ten(twice)}"
         )
-    return replace(weights, entries={**weights.entries, **heads.entries}, files=(*weights.files, path))
+    return replace(weights, entries={**weights.entries, **heads.entries}, files=files), {}
 
 
 def _side_files(directory: Path, config: Path | None) -> tuple[dict[str, Path], list[str]]:

@@ -109,9 +109,9 @@ def verify_staged(
     reference = build_reference(source)
     # What transformers could not build with its head is compared as an encoder, on both sides.
     head = HeadChoice(reference.class_name) if reference.class_name in HEAD_CLASSES else None
-    written = _written(directory, hf_config, head)
+    written = written_model(directory, hf_config, head)
     if not quantized and _is_lossless(source, dtype):
-        model = written if dtype == "float32" else _written(directory, hf_config, head, mx.float32)
+        model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)
         float32_side = f"the written {dtype} weights in float32"
     else:
         model = float32_core(source) if head is None else float32_model(source, head)
@@ -144,7 +144,7 @@ def verify_staged(
     return replace(report, quantization=describe_quantization(directory, hf_config, model, written))
 
 
-def _written(
+def written_model(
     directory: Path, hf_config: dict[str, Any], head: HeadChoice | None, dtype: mx.Dtype | None = None
 ) -> BertCore | PretrainedBert:
     """The written checkpoint with its head; the encoder alone where there is none, which the gates then say."""

@@ -35,7 +35,7 @@ SIDE_FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
-"""What loading reads beside configuration and weights, at the top of a directory."""
+"""What loading reads beside configuration and weights, at the top of a directory; `side_files` has all of it."""
 
 
 class CheckpointError(MLXBertError):
@@ -157,7 +157,7 @@ def load_core(
     if packed is None:
         core.load_weights([(name, t if dtype is None else t.astype(dtype)) for name, t in tensors.items()])
     elif dequantize or (dequantize is None and on_cpu):
-        core.load_weights(list(packed.dequantized(dtype)))
+        core.load_weights(list(packed.dequantized(dtype or getattr(mx, packed.dtype))))
     else:
         packed.install(core, dtype)
     core.eval()
@@ -165,16 +165,24 @@ def load_core(
     return core
 
 
-def _needed(names: Sequence[str]) -> list[str]:
-    """Of a converted repository's files, those that loading reads."""
-    wanted = {"config.json", "manifest.json", "model.safetensors.index.json", "heads.safetensors", *SIDE_FILES}
+def side_files(names: Sequence[str]) -> list[str]:
+    """Of a converted directory's files, those that loading reads beside configuration and weights."""
     return [
         name
         for name in names
-        if name in wanted
+        if name in SIDE_FILES
         or fnmatch(name, "sentence_*_config.json")
-        or (name.startswith("model") and name.endswith(".safetensors") and "/" not in name)
         or (name[:1].isdigit() and name.count("/") == 1 and name.endswith(("/config.json", "/model.safetensors")))
+    ]
+
+
+def _needed(names: Sequence[str]) -> list[str]:
+    """Of a converted repository's files, those that loading reads."""
+    wanted = {"config.json", "manifest.json", "model.safetensors.index.json", "heads.safetensors", *side_files(names)}
+    return [
+        name
+        for name in names
+        if name in wanted or (name.startswith("model") and name.endswith(".safetensors") and "/" not in name)
     ]
 
 

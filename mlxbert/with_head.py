@@ -85,10 +85,11 @@ class BertWithHead(nn.Module):
         *,
         revision: str | None = None,
         dtype: mx.Dtype | None = None,
+        dequantize: bool | None = None,
     ) -> Self:
         """A new head on a converted encoder; arguments as for `mlxbert.load`. In evaluation mode."""
         directory = resolve(path_or_hub_id, revision)
-        model = cls(load_core(directory, dtype=dtype), head, pooling, source=directory)
+        model = cls(load_core(directory, dtype=dtype, dequantize=dequantize), head, pooling, source=directory)
         model.eval()
         return model
 
@@ -176,13 +177,21 @@ class BertWithHead(nn.Module):
             return output.commit(config)
 
     @classmethod
-    def load(cls, path_or_hub_id: str | Path, revision: str | None = None, *, dtype: mx.Dtype | None = None) -> Self:
+    def load(
+        cls,
+        path_or_hub_id: str | Path,
+        revision: str | None = None,
+        *,
+        dtype: mx.Dtype | None = None,
+        dequantize: bool | None = None,
+    ) -> Self:
         """What `save` wrote, in evaluation mode; its tokenizer is `mlxbert.load(path)[1]`.
 
         Args:
             path_or_hub_id: a directory, or the id of a repository on the Hub.
             revision: a branch, tag or commit of that repository.
             dtype: what the encoder computes in, as for `mlxbert.load`; head and pooling keep their stored dtype.
+            dequantize: of a quantized encoder, as for `mlxbert.load`.
 
         Raises:
             CheckpointError: it has no head of this kind, or is damaged.
@@ -196,7 +205,7 @@ class BertWithHead(nn.Module):
             )
         try:
             head = head_from_settings(settings)
-            core = load_core(directory, config=config, dtype=dtype)
+            core = load_core(directory, config=config, dtype=dtype, dequantize=dequantize)
             model = cls(core, head, settings.get("pooling") or {}, source=directory)
         except (HeadError, PoolingError) as error:
             raise CheckpointError(f"{directory}: config.json, mlxbert.head: {error}") from error
@@ -207,10 +216,13 @@ class BertWithHead(nn.Module):
     def _config(self) -> dict[str, Any]:
         """`config.json`: the source's, with the dtype of these tensors and the head's settings."""
         if self.source is not None:
-            config = dict(read_config(self.source))
+            config = dict(read_config(self.source, other_tools=True))
         else:
             config = {"model_type": "bert", "architectures": ["BertModel"], **asdict(self.core.config)}
-        config.setdefault("mlxbert", {"format_version": 1, "source": None, "revision": None})
+        if not isinstance(config.get("mlxbert"), dict):  # another tool's, whose class may be one with a head
+            config["mlxbert"] = {"format_version": 1, "source": None, "revision": None}
+            config["mlxbert"]["original_architectures"] = config.get("architectures")
+            config["architectures"] = ["BertModel"]
         packed = self.core.packed
         config["dtype"] = dtype = stored_dtype(self.core) if packed is None else packed.dtype
         if packed is not None:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import mlxbert
 from converter.convert import convert
+from converter.quantize.texts import built_in
 from converter.verify import verify
 from mlxbert.encode import SentenceEncoder
 from tests.test_core import error
@@ -119,6 +120,31 @@ def test_quantized_in_mlx_embeddings(packed: Path) -> None:
 
 def test_quantized_in_mlx_vlm(packed: Path) -> None:
     check_quantized(pytest.importorskip("mlx_vlm.embedding_loader").load_embedding_model(packed), packed)
+
+
+@pytest.fixture(scope="module")
+def calibrated(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model, calibrated on a few sentences: overrides, skipped layers, biases that calibration changed."""
+    root = tmp_path_factory.mktemp("calibrated")
+    (root / "texts.txt").write_text("\n".join(built_in("calibration").texts[::8]), encoding="utf-8")
+    convert(minilm_source, root / "out", quantize="mixed", calibration=root / "texts.txt", verify=False)
+    return root / "out"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["mlx_embeddings", "mlx_vlm"])
+def test_a_real_calibrated_model_gives_the_same_embeddings(package: str, calibrated: Path) -> None:
+    if package == "mlx_embeddings":
+        theirs, _ = pytest.importorskip("mlx_embeddings").load(str(calibrated))
+    else:
+        theirs = pytest.importorskip("mlx_vlm.embedding_loader").load_embedding_model(calibrated)
+    check_quantized(theirs, calibrated)
+    _, tokenizer = mlxbert.load(calibrated)
+    inputs = tokenizer(TEXTS[:3])
+    output = theirs(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    expected = np.array(output.text_embeds.astype(mx.float32))
+    ours = SentenceEncoder.from_pretrained(calibrated).encode(TEXTS[:3])
+    assert (ours * expected).sum(axis=1).min() > 0.9999
 
 
 def check_quantized(theirs: Any, packed: Path) -> None:

@@ -18,6 +18,7 @@ from heads.pretrained import MaskedLMHead, MultipleChoiceHead, SequenceClassific
 from heads.pretrained.masked_lm import Predictions
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.config import ConfigError
+from mlxbert.encode import SentenceEncoder
 from mlxbert.pretrained.head_class import CLASSIFIER, HEAD_CLASSES, NEXT_SENTENCE, PREDICTIONS, SPAN, HeadClassError
 from mlxbert.pretrained.head_class import choose_head_class as choose
 from mlxbert.pretrained.labels import Labels
@@ -199,6 +200,22 @@ def test_label_names_survive(tmp_path: Path) -> None:
     names = {0: "O", 1: "B-PER", 2: "I-PER"}
     model, _ = mlxbert.load_with_head(converted(tmp_path, "BertForTokenClassification", id2label=names))
     assert model.labels.id2label == names
+
+
+def test_a_saved_sentence_model_pools_as_before(tmp_path: Path) -> None:
+    out = converted(tmp_path, "BertForMaskedLM")
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (out / "modules.json").write_text(json.dumps(modules))
+    (out / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 48, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (out / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    model, _ = mlxbert.load_with_head(out)
+    model.save(tmp_path / "saved")
+    before, after = (SentenceEncoder.from_pretrained(path) for path in (out, tmp_path / "saved"))
+    np.testing.assert_array_equal(before.encode(["a b c"]), after.encode(["a b c"]))
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])

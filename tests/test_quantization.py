@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import mlxbert
 from converter.convert import convert
@@ -81,7 +83,10 @@ def test_config_says_it_as_mlx_lm_does(packed: Path) -> None:
 
 def test_a_width_that_no_group_divides_is_skipped_and_listed(tmp_path: Path) -> None:
     save_tiny(tmp_path / "source", hidden_size=48, intermediate_size=64)
-    convert(tmp_path / "source", tmp_path / "out", quantize="4bit", verify=False)
+    result = convert(tmp_path / "source", tmp_path / "out", quantize="4bit", verify=False)
+    told = [note for note in result.notes if note.startswith("not quantized (rows of 48 divide into no groups of 32")]
+    assert len(told) == 1
+    assert "encoder.layer.2.intermediate.dense" in told[0]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     parsed = QuantizationConfig.from_hf(config)
     assert parsed is not None
@@ -92,12 +97,13 @@ def test_a_width_that_no_group_divides_is_skipped_and_listed(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("way", [True, False])
 def test_saving_writes_the_same_bytes(way: bool, packed: Path, tmp_path: Path) -> None:
-    core = load_core(packed, dequantize=way)
-    mlxbert.BertWithHead(core, BinaryClassificationHead(64), source=packed).save(tmp_path / "saved")
+    head = BinaryClassificationHead(64)
+    mlxbert.BertWithHead.from_pretrained(packed, head, dequantize=way).save(tmp_path / "saved")
     for name in ("model.safetensors", "model.safetensors.index.json"):
         assert (tmp_path / "saved" / name).read_bytes() == (packed / name).read_bytes()
-    again = mlxbert.BertWithHead.load(tmp_path / "saved")
-    np.testing.assert_array_equal(hidden(again.core), hidden(load_core(packed)))
+    again = mlxbert.BertWithHead.load(tmp_path / "saved", dequantize=way)
+    assert any(name.endswith(".scales") for name in named_parameters(again)) is not way
+    np.testing.assert_array_equal(hidden(again.core), hidden(load_core(packed, dequantize=way)))
     again.save(tmp_path / "twice")
     assert (tmp_path / "twice" / "heads.safetensors").is_file()
     assert (tmp_path / "twice" / "model.safetensors").read_bytes() == (packed / "model.safetensors").read_bytes()
@@ -130,6 +136,47 @@ def test_a_pretrained_head_runs_on_a_packed_encoder_and_is_saved_with_it(packed:
     np.testing.assert_allclose(a, b, atol=0.05)
 
 
+def test_a_trained_head_goes_with_its_encoder_when_that_is_packed_and_unpacked(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "plain", verify=False)
+    head = BinaryClassificationHead(64)
+    trained = mlxbert.BertWithHead.from_pretrained(tmp_path / "plain", head, {"name": "attention"})
+    trained.save(tmp_path / "trained")
+    result = convert(tmp_path / "trained", tmp_path / "packed", quantize="8bit")
+    assert result.unverified == "a head that mlxbert trained has no PyTorch reference"
+    assert result.quantization is not None
+    convert(tmp_path / "packed", tmp_path / "back", dequantize=True)
+    first, *others = (tmp_path / name for name in ("trained", "packed", "back"))
+    for other in others:
+        assert (other / "heads.safetensors").read_bytes() == (first / "heads.safetensors").read_bytes()
+        configs = [json.loads((one / "config.json").read_text())["mlxbert"]["head"] for one in (first, other)]
+        assert configs[0] == configs[1]
+    models = [mlxbert.BertWithHead.load(one) for one in (first, *others)]
+    exact, packed, unpacked = (np.array(model(IDS, MASK)) for model in models)
+    np.testing.assert_array_equal(packed, unpacked)
+    np.testing.assert_allclose(exact, packed, atol=0.05)
+    assert np.abs(exact - packed).max() > 0
+    refuse_training(models[2])
+
+
+@pytest.mark.parametrize("quantize", ["8bit", None])
+def test_a_head_on_another_tool_s_files_is_saved(quantize: str | None, source: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    convert(source, theirs, quantize=quantize, verify=False)
+    for name in ("heads.safetensors", "manifest.json"):
+        (theirs / name).unlink()
+    config = json.loads((theirs / "config.json").read_text())
+    del config["mlxbert"]
+    (theirs / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    model = mlxbert.BertWithHead.from_pretrained(theirs, BinaryClassificationHead(64))
+    model.save(tmp_path / "saved")
+    again = mlxbert.BertWithHead.load(tmp_path / "saved")
+    np.testing.assert_array_equal(np.array(again(IDS, MASK)), np.array(model(IDS, MASK)))
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["architectures"] == ["BertModel"]
+    assert saved["mlxbert"]["original_architectures"] == ["BertForMaskedLM"]
+    assert saved.get("quantization") == config.get("quantization")
+
+
 @pytest.mark.parametrize("way", [True, False])
 def test_training_is_refused_with_the_way_out(way: bool, packed: Path) -> None:
     from mlxbert.training.schedule import Schedule
@@ -156,6 +203,9 @@ TINY: dict[str, Any] = {
     [
         ({"quantization": {"bits": 4}}, "config.json: quantization has no group_size"),
         ({"quantization": {"bits": 7, "group_size": 64}}, "mode affine: bits 7 is none of 2, 3, 4, 5, 6, 8"),
+        ({"quantization": {"bits": 4.0, "group_size": 64}}, "mode affine: bits 4.0 is none of 2, 3, 4, 5, 6, 8"),
+        ({"quantization": {"bits": 4, "group_size": True}}, "mode affine: group_size True is none of 32, 64, 128"),
+        ({"quantization": {"bits": 4, "group_size": 64, "mode": ["affine"]}}, "unhashable type"),
         ({"quantization": {"bits": 4, "group_size": 64, "mode": "int4"}}, "mode 'int4' is unknown"),
         ({"quantization": [4]}, "quantization must be an object"),
         ({"quantization": {"bits": 8, "group_size": 64}}, "config.json calls for"),
@@ -170,3 +220,22 @@ def test_a_config_that_contradicts_the_files(change: dict[str, Any], message: st
     config = json.loads((packed / "config.json").read_text()) | change
     with pytest.raises(CheckpointError, match=message):
         load_core(packed, config=config)
+
+
+def test_scales_of_what_is_no_matrix_are_unexpected(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    tensors["embeddings.LayerNorm.scales"] = tensors["embeddings.LayerNorm.weight"]
+    save_file(tensors, tmp_path / "out" / "model.safetensors", metadata={"format": "mlx"})
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    index["weight_map"]["embeddings.LayerNorm.scales"] = "model.safetensors"
+    (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"unexpected: embeddings\.LayerNorm\.scales"):
+        load_core(tmp_path / "out")
+
+
+def test_off_the_cpu_everything_is_unpacked_in_the_stored_dtype(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+        core = load_core(packed, dequantize=True)
+    assert {array.dtype for array in named_parameters(core).values()} == {mx.float16}

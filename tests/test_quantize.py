@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -13,18 +14,18 @@ import pytest
 from click.testing import CliRunner
 
 from converter.cli import convert as command
-from converter.convert import convert
+from converter.convert import convert, where_plotted
 from converter.dtypes import DtypeError
 from converter.quantize.affine import encode, full_range, pack, rounded, searched_range
-from converter.quantize.allotment import BudgetError, Option, allot_bits, frontier
+from converter.quantize.allotment import BudgetError, Option, allot_bits, check_reach, frontier, rounded_down
 from converter.quantize.calibrated import calibrate
 from converter.quantize.fp4 import round_fp4
 from converter.quantize.gptq import Moments, compensate, corrected_bias
-from converter.quantize.quality import divergence, embeddings, measure_quality, rank_correlation
+from converter.quantize.quality import distributions, divergence, embeddings, measure_quality, rank_correlation
 from converter.quantize.recipes import RECIPES, RecipeError, configure, recipe_named
-from converter.quantize.settings import parse_size, quantize_settings
+from converter.quantize.settings import Target, parse_size, quantize_settings
 from converter.quantize.streaming import pack_rows
-from converter.quantize.texts import HELD_OUT, CalibrationError, built_in, token_batches
+from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, TokenBatch, built_in, thinned, token_batches
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization import LayerQuantization
@@ -110,6 +111,21 @@ def test_weights_that_float16_scales_cannot_hold() -> None:
     words, rest = pack_rows("x", weight, LayerQuantization(4, 64), "bfloat16")
     assert words.shape == (2, 8)
     assert np.isfinite(rest["scales"].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("name", ["embeddings.word_embeddings", "encoder.layer.1.output.dense"])
+def test_a_calibrated_weight_that_float16_scales_cannot_hold(name: str, plain: Path, texts: Path) -> None:
+    core, tokenizer = load(plain)
+    weight = np.array(named_parameters(core)[f"{name}.weight"])
+    weight[7, ::2] = -1e6
+    core.load_weights([(f"{name}.weight", mx.array(weight))], strict=False)
+    shapes = {
+        path.removesuffix(".weight"): array.shape for path, array in named_parameters(core).items() if array.ndim == 2
+    }
+    batches = token_batches(texts.read_text().splitlines()[:8], tokenizer, max_length=64)
+    config = configure(RECIPES["8bit"], shapes)
+    with pytest.raises(DtypeError, match=f"{name}: its weights are too large for float16 scales; fix: --dtype bfloat"):
+        calibrate(core, batches, config)
 
 
 def test_importance_decides_the_range() -> None:
@@ -217,10 +233,50 @@ def test_what_is_left_of_a_budget_is_spent() -> None:
 
 def test_a_budget_that_no_allotment_reaches_says_the_nearest() -> None:
     options = {"only": [option(2, 2_000_000, 0.5), option(8, 8_000_000, 0.001)]}
-    with pytest.raises(BudgetError, match=r"no allotment is so small; the nearest is 2\.00MB .*--target-size 2\.00MB"):
-        allot_bits(options, fixed_bytes=0, budget=1_000_000)
-    with pytest.raises(BudgetError, match=r"no allotment is so near; the nearest is 0\.99900, at 8\.00MB"):
-        allot_bits(options, fixed_bytes=0, harm=0.0001)
+    about: dict[str, int] = {"fixed_bytes": 10_000, "file_bytes": 10_000, "parameters": 7_000_000}
+    for target, message in (
+        (
+            Target(size=1_000_000),
+            "--target-size 1.00MB: no allotment is so small; the nearest is 2.01MB (expected cosine 0.500); "
+            "fix: --target-size 2.01MB or more",
+        ),
+        (
+            Target(bits=2),
+            "--target-bits 2: no allotment is so small; the nearest is 2.29 bits a weight, 2.01MB (expected cosine "
+            "0.500); fix: --target-bits 2.29 or more",
+        ),
+        (
+            Target(cosine=0.9995),
+            "--target-cosine 0.9995: no allotment is so near; the nearest is 0.99900, at 8.01MB; fix: a lower",
+        ),
+    ):
+        with pytest.raises(BudgetError, match=re.escape(message)):
+            check_reach(target, options, **about)
+    for target in (Target(size=2_010_000), Target(bits=2.29), Target(cosine=0.999)):
+        check_reach(target, options, **about)
+    assert allot_bits(options, fixed_bytes=0, budget=1)[0]["only"].layer.bits == 2
+    assert allot_bits(options, fixed_bytes=0, harm=0.0)[0]["only"].layer.bits == 8
+
+
+def test_a_cosine_is_rounded_to_one_that_is_reached() -> None:
+    assert rounded_down(0.99996, 4) == "0.9999"
+    assert rounded_down(0.5, 4) == "0.5000"
+
+
+def test_auto_that_falls_short_says_the_best_that_it_found(
+    source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.9, 0.94, 0.970064, 0.95, 0.96])  # the first: all layers at 4 bits
+    monkeypatch.setattr("converter.quantize.auto._Study.cosine", lambda self, calibrated: next(found))
+    message = r"--target-cosine 0.98: the nearest found is 0\.97006, at 0\.\d\dMB; fix: --target-cosine 0\.9700, or"
+    with pytest.raises(BudgetError, match=message):
+        convert(source, tmp_path / "out", quantize="auto", calibration=texts, target_cosine=0.98, verify=False)
+
+
+def test_auto_needs_more_than_one_text(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a b c\n")
+    with pytest.raises(CalibrationError, match="and there is one; fix: --calibration with a few hundred, one a line"):
+        convert(source, tmp_path / "out", quantize="auto", calibration=tmp_path / "one.txt", target_bits=5.0)
 
 
 def test_rank_correlation_is_scipy_s() -> None:
@@ -250,6 +306,36 @@ def test_quality_of_a_model_with_itself(plain: Path) -> None:
         assert (quality.logit_agreement, quality.logit_kl) == (1, 0)
 
 
+def test_several_labels_are_compared_each_by_itself() -> None:
+    special = pytest.importorskip("scipy.special")
+    batch = TokenBatch(np.zeros((4, 2), np.int64), np.ones((4, 2), np.int64))
+    logits = RNG.standard_normal((2, 4, 3)).astype(np.float32)
+    (a,), (b,) = (distributions({"logits": mx.array(one)}, batch, "multi_label_classification") for one in logits)
+    p, q = special.expit(logits.astype(np.float64))
+    np.testing.assert_allclose(divergence(a, b), special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q), atol=1e-7)
+    np.testing.assert_array_equal(a.argmax(axis=-1) == b.argmax(axis=-1), (p > 0.5) == (q > 0.5))
+    assert distributions({"logits": mx.array(logits[0])}, batch, "regression") == []
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "single_label_classification", "regression"])
+def test_without_pytorch_the_head_s_cost_is_measured_too(
+    problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(tmp_path / "source", "BertForSequenceClassification", num_labels=3, problem_type=problem, **SIZES)
+    monkeypatch.setattr("converter.convert.why_not_verified", lambda *_, **__: "no torch")
+    result = convert(tmp_path / "source", tmp_path / "out", quantize="4bit")
+    assert result.report is None
+    assert result.quantization is not None
+    for quality in result.quantization.quality:
+        if problem == "regression":
+            assert (quality.logit_agreement, quality.logit_kl) == (None, None)
+        else:
+            assert quality.logit_agreement is not None
+            assert quality.logit_kl is not None
+            assert 0.5 < quality.logit_agreement <= 1
+            assert 0 < quality.logit_kl < 0.5
+
+
 def test_calibration_and_held_out_texts_share_nothing() -> None:
     lists = [built_in("calibration"), *map(built_in, HELD_OUT)]
     assert [len(texts.texts) for texts in lists] == [268, 64, 64]
@@ -276,15 +362,25 @@ def test_auto_by_size_bits_and_cosine(source: Path, texts: Path, tmp_path: Path)
         assert result.allotment is not None
         sizes[name] = sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors"))
         assert (tmp_path / name / "quantization.png").read_bytes().startswith(b"\x89PNG")
+        assert f"size against quality: {tmp_path / name / 'quantization.png'}" in result.notes
         bits = {choice.option.layer.bits for choice in result.allotment.choices}
         assert len(bits) > 1
         assert 0 <= result.allotment.expected.bytes - sizes[name] < 600  # the header, estimated from above
     assert sizes["size"] <= 80_000
     assert result.report.quantization.bits_per_weight <= 5.0
+    assert result.allotment.measured_on == "the calibration text itself"
     near = convert(source, tmp_path / "near", quantize="auto", calibration=texts, target_cosine=0.98, verify=False)
     assert near.allotment is not None
     assert near.allotment.measured is not None
     assert near.allotment.measured >= 0.98
+    assert near.allotment.measured_on == "calibration text held back"
+
+
+def test_where_the_plot_is_or_why_there_is_none() -> None:
+    assert where_plotted(Path("out"), {"quantization.png": b""}) == "size against quality: out/quantization.png"
+    assert where_plotted(Path("out"), {}) == (
+        'size against quality: no plot: matplotlib is not installed; pip install "mlxbert[kaggle]"'
+    )
 
 
 def test_a_budget_that_cannot_be_met_leaves_nothing(source: Path, texts: Path, tmp_path: Path) -> None:
@@ -316,6 +412,20 @@ def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypa
         assert quality.cosine_min >= 0.992
         assert quality.rank_correlation is not None
         assert quality.rank_correlation >= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "mean"), [("13.0MB", 0.986), ("20MB", 0.999)])
+def test_minilm_in_a_given_size(
+    size: str, mean: float, minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.quantize.auto.VARIANTS", 1)  # of 4, for the time they take; the limits stay
+    convert(minilm_source, tmp_path / "out", quantize="auto", target_size=size, verify=False)
+    convert(minilm_source, tmp_path / "float32", verify=False)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= parse_size(size)
+    (exact, tokenizer), (quantized, _) = load(tmp_path / "float32"), load(tmp_path / "out")
+    for quality in measure_quality(exact, quantized, tokenizer, ("mean",)):
+        assert quality.cosine_mean >= mean
 
 
 def test_parity_json_says_what_it_cost(source: Path, tmp_path: Path) -> None:
@@ -430,6 +540,42 @@ def test_a_calibration_file_that_cannot_be_used(
     assert not (tmp_path / "out").exists()
 
 
+class WordsAlone:
+    """A tokenizer of [CLS]-less texts, in which a text can have no token."""
+
+    vocab_size, pad_token_id = 97, 0
+
+    def encode(self, texts: list[str], max_length: int) -> list[Any]:
+        found = [tuple(5 + len(word) for word in text.split() if word.isalpha())[:max_length] for text in texts]
+        return [SimpleNamespace(ids=ids) for ids in found]
+
+
+def test_texts_without_a_token_are_left_out() -> None:
+    tokenizer: Any = WordsAlone()
+    batches = token_batches(["a bc def", "1 2", "g"], tokenizer, max_length=8, variants=4)
+    assert sum(len(batch.input_ids) for batch in batches) == 2 * 5
+    assert all(batch.keep.any(axis=1).all() for batch in batches)
+    with pytest.raises(CalibrationError, match="no text has a token; fix: give texts that this tokenizer knows"):
+        token_batches(["1 2"], tokenizer, max_length=8, variants=4)
+
+
+def test_more_texts_than_have_room_are_thinned_and_it_is_said(
+    source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer: Any = WordsAlone()
+    given = TextList("book.txt", ("a b",) * 9000, "")
+    room: dict[str, Any] = {"max_length": 8, "width": 64, "variants": 4}
+    used, notes = thinned(given, tokenizer, **room)
+    assert len(used) == 3000
+    assert notes == ["calibration uses one text in 3 of book.txt, 3,000 of 9,000: more take too much time or memory"]
+    assert thinned(TextList("few.txt", ("a b",) * 50, ""), tokenizer, **room)[1] == []
+    monkeypatch.setattr("converter.quantize.texts._STATE_BYTES", 2_000_000)
+    result = convert(source, tmp_path / "out", quantize="4bit", calibration=texts, verify=False)
+    assert any(note.startswith("calibration uses one text in") for note in result.notes)
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())["mlxbert"]["quantization"]["calibration"]
+    assert 0 < facts["texts"] < 50
+
+
 def test_a_model_without_a_tokenizer_cannot_be_calibrated(source: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -441,6 +587,16 @@ def test_a_model_without_a_tokenizer_cannot_be_calibrated(source: Path, tmp_path
     assert result.report is not None
     assert result.report.quantization is not None
     assert result.report.quantization.quality == ()
+
+
+@pytest.mark.parametrize("recipe", ["4bit", "mixed", "mxfp4", "nvfp4"])
+def test_a_model_of_which_nothing_can_be_packed_is_refused(recipe: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source", hidden_size=48, intermediate_size=80, num_hidden_layers=1)
+    groups = "32" if "fp4" in recipe else "32, 64, 128"
+    message = f"--quantize {recipe}: no layer can be packed: rows of 48 and 80 divide into no groups of {groups}; fix:"
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        convert(tmp_path / "source", tmp_path / "out", quantize=recipe, verify=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_sources_that_are_quantized_already_or_not_at_all(plain: Path, tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from mlxbert.cli import main
 from mlxbert.runs import Run, resume, train
 from mlxbert.training.callbacks import Callback, StepEvent
 from mlxbert.writer.output_file import WriteError
 from tests.run_samples import QUICK, options, sample
+from tests.tiny import save_tiny
 
 COLUMNS = ("--text", "text", "--target", "y", "--id", "id")
 SHORT = ("--epochs", "1", "--batch-size", "8", "--folds", "2", "--rate", "3e-3", "--no-compiled")
@@ -365,3 +367,21 @@ def test_a_run_is_not_overwritten_by_one_that_begins_in_it(trained: Path) -> Non
         f"mlxbert: error: {model} lies in {trained / 'run'}, which is to be overwritten; fix: another -o DIRECTORY"
     )
     assert model.is_dir()
+
+
+def test_a_quantized_encoder_is_refused_before_an_old_run_is_deleted(place: Place) -> None:
+    packed = place.root / "packed"
+    save_tiny(place.root / "source", hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    convert(place.root / "source", packed, quantize="8bit", verify=False)
+    place.model = packed
+    expected = f"fix: mlxbert-convert {packed} --dequantize -o OUT, train that, and quantize the result"
+    line = place.refused(sample("binary"))
+    assert line.startswith("this model is quantized")
+    assert line.endswith(expected)
+    place.run.mkdir()
+    (place.run / "run.json").write_text(json.dumps({"format": "mlxbert-run", "version": 1}))
+    (place.run / "scores.json").write_text("{}")
+    result = place.train(sample("binary"), "--overwrite")
+    assert result.exit_code == 2
+    assert told(result)[-1].endswith(expected)
+    assert (place.run / "scores.json").is_file()

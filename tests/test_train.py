@@ -94,6 +94,18 @@ def test_a_run_predicts_new_rows(runs: dict[str, Run], task: str) -> None:
     assert not predicted.isna().any().any()
 
 
+def test_a_run_begins_with_another_tool_s_unquantized_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(tiny_checkpoint, theirs)
+    (theirs / "manifest.json").unlink()
+    config = json.loads((theirs / "config.json").read_text())
+    del config["mlxbert"]
+    (theirs / "config.json").write_text(json.dumps(config))
+    run = train(sample("binary"), model=theirs, out=tmp_path / "run", **options("binary"), **{**QUICK, "epochs": 1})
+    assert run.info["model"]["source"] is None
+    assert len(run.predict(sample("binary", rows=4))) == 4
+
+
 def test_that_texts_are_cut_is_said_once_for_all_pieces_of_a_file(
     runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

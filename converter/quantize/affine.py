@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 
+from converter.dtypes import DtypeError
 from mlxbert.quantization import LayerQuantization
 
 Array = np.ndarray[Any, Any]
@@ -55,6 +56,7 @@ class AffineWeight:
         return codes.reshape(rows, -1)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of scales that `check_finite` refuses
 def encode(weight: Array, scales: Array, biases: Array, bits: int) -> AffineWeight:
     """The nearest codes for given scales and biases."""
     rows, groups = scales.shape
@@ -72,6 +74,7 @@ def full_range(groups: Array, bits: int, dtype: str = "float16") -> tuple[Array,
     return _rounded(low + cut, high - cut, bits, dtype)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def searched_range(
     groups: Array, bits: int, importance: Array | None = None, dtype: str = "float16"
 ) -> tuple[Array, Array]:
@@ -104,6 +107,16 @@ def rounded(weight: Array, layer: LayerQuantization, *, search: bool = False, dt
     """Each weight to its nearest code: `weight` (rows, width) float32."""
     parts = in_chunks(partial(rounded_rows, layer=layer, search=search, dtype=dtype), weight)
     return AffineWeight(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
+
+
+def check_finite(path: str, scales: Array, biases: Array, dtype: str) -> None:
+    """Refuse scales and biases of the layer `path` that do not fit their dtype.
+
+    Raises:
+        DtypeError: a weight is too large.
+    """
+    if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
+        raise DtypeError(f"{path}: its weights are too large for {dtype} scales; fix: --dtype bfloat16")
 
 
 def in_chunks(compute: Callable[[Array], Result], weight: Array) -> list[Result]:
@@ -141,6 +154,7 @@ def _arrays(weight: AffineWeight) -> tuple[Array, Array, Array]:
     return weight.codes, weight.scales, weight.biases
 
 
+@np.errstate(over="ignore")
 def _rounded(low: Array, high: Array, bits: int, dtype: str) -> tuple[Array, Array]:
     target = SCALE_DTYPES[dtype]
     scale = np.maximum((high - low) / (2**bits - 1), _SMALLEST_SCALE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,9 @@ class Allotment:
         curve: the best models from the smallest to the largest, as expected.
         uniform: the same packing for every layer, by recipe, as expected.
         expected: of the chosen model.
-        measured: its mean cosine on calibration text held back; None before it was calibrated.
+        measured: its mean cosine on calibration text; None before it was calibrated. Where a cosine is the target,
+            that text was held back from the choice of codes; otherwise all of it chose them, and only the held-out
+            lists of `converter.quantize.quality` are unseen.
     """
 
     config: QuantizationConfig
@@ -71,6 +74,11 @@ class Allotment:
     uniform: Mapping[str, CurvePoint]
     expected: CurvePoint
     measured: float | None = None
+
+    @property
+    def measured_on(self) -> str:
+        """For people: whether the codes that were chosen saw the text."""
+        return "calibration text held back" if self.target.cosine is not None else "the calibration text itself"
 
     def files(self) -> dict[str, bytes]:
         """The plot of size against quality, for the output directory; nothing where matplotlib is missing."""
@@ -95,6 +103,48 @@ def frontier(options: Sequence[Option]) -> list[Option]:
     return hull
 
 
+def check_reach(
+    target: Target,
+    options: Mapping[str, Sequence[Option]],
+    *,
+    fixed_bytes: int,
+    file_bytes: int,
+    parameters: int,
+) -> None:
+    """Refuse a target below the smallest model or above the best one.
+
+    Args:
+        target: what is asked for.
+        options: of each layer; any order.
+        fixed_bytes: of the files beside the packed layers.
+        file_bytes: those of them that are not the encoder's.
+        parameters: of the encoder.
+
+    Raises:
+        BudgetError: says the nearest, in the target's own unit.
+    """
+    hulls = [frontier(found) for found in options.values()]
+    small, best = (_point(fixed_bytes, [hull[end] for hull in hulls]) for end in (0, -1))
+    nearest = f"{small.bytes / 1e6:.2f}MB (expected cosine {small.cosine:.3f})"
+    if target.size is not None and small.bytes > target.size:
+        raise BudgetError(
+            f"--target-size {target.size / 1e6:.2f}MB: no allotment is so small; the nearest is {nearest}; "
+            f"fix: --target-size {_up(small.bytes / 1e6)}MB or more"
+        )
+    bits = 8 * (small.bytes - file_bytes) / parameters
+    if target.bits is not None and bits > target.bits:
+        raise BudgetError(
+            f"--target-bits {target.bits:g}: no allotment is so small; the nearest is {_up(bits)} bits a weight, "
+            f"{nearest}; fix: --target-bits {_up(bits)} or more"
+        )
+    if target.cosine is not None and best.cosine < target.cosine:
+        raise BudgetError(
+            f"--target-cosine {target.cosine:g}: no allotment is so near; the nearest is "
+            f"{rounded_down(best.cosine, 5)}, at {best.bytes / 1e6:.2f}MB; "
+            "fix: a lower --target-cosine, or --dtype float16 without --quantize"
+        )
+
+
 def allot_bits(
     options: Mapping[str, Sequence[Option]],
     *,
@@ -111,20 +161,13 @@ def allot_bits(
         harm: expected mean 1 − cosine at most.
 
     Returns:
-        the choice, and the curve from the smallest model to the largest, the choice on it.
-
-    Raises:
-        BudgetError: not even the smallest (or the best) is within it.
+        the choice, and the curve from the smallest model to the largest, the choice on it; the nearest to a budget
+        or a harm that is out of reach.
     """
     hulls = {path: frontier(found) for path, found in options.items()}
     place = dict.fromkeys(hulls, 0)
     size = fixed_bytes + sum(hull[0].bytes for hull in hulls.values())
     total = sum(hull[0].harm for hull in hulls.values())
-    if budget is not None and size > budget:
-        raise BudgetError(
-            f"--target-size {budget / 1e6:.2f}MB: no allotment is so small; the nearest is {size / 1e6:.2f}MB "
-            f"(expected cosine {1 - total:.3f}); fix: --target-size {_rounded_up(size)}MB or more"
-        )
     curve = [CurvePoint(size, 1 - total)]
     chosen: dict[str, Option] | None = None
     steps = [(-_gain(hull[0], hull[1]), path) for path, hull in hulls.items() if len(hull) > 1]
@@ -146,11 +189,6 @@ def allot_bits(
         curve.append(CurvePoint(size, 1 - total))
         if at + 2 < len(hull):
             heapq.heappush(steps, (-_gain(hull[at + 1], hull[at + 2]), path))
-    if chosen is None and harm is not None:
-        raise BudgetError(
-            f"--target-cosine {1 - harm:g}: no allotment is so near; the nearest is {1 - total:.5f}, "
-            f"at {size / 1e6:.2f}MB; fix: a lower --target-cosine, or --dtype float16 without --quantize"
-        )
     return chosen or {path: hulls[path][at] for path, at in place.items()}, curve
 
 
@@ -177,5 +215,15 @@ def _gain(small: Option, large: Option) -> float:
     return (small.harm - large.harm) / max(large.bytes - small.bytes, 1)
 
 
-def _rounded_up(size: int) -> str:
-    return f"{-(-size // 10**4) / 100:.2f}"
+def _point(fixed_bytes: int, options: Sequence[Option]) -> CurvePoint:
+    return CurvePoint(fixed_bytes + sum(o.bytes for o in options), 1 - sum(o.harm for o in options))
+
+
+def _up(value: float) -> str:
+    """Rounded up: the fix that is told has to work."""
+    return f"{math.ceil(value * 100) / 100:.2f}"
+
+
+def rounded_down(cosine: float, digits: int) -> str:
+    """A cosine that is reached, as text: rounded to the nearest, it may not be."""
+    return f"{math.floor(cosine * 10**digits) / 10**digits:.{digits}f}"

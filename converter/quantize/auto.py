@@ -11,12 +11,21 @@ import mlx.core as mx
 import numpy as np
 
 from converter.quantize.affine import SCALE_DTYPES, rounded
-from converter.quantize.allotment import Allotment, BudgetError, Choice, CurvePoint, Option, allot_bits
+from converter.quantize.allotment import (
+    Allotment,
+    BudgetError,
+    Choice,
+    CurvePoint,
+    Option,
+    allot_bits,
+    check_reach,
+    rounded_down,
+)
 from converter.quantize.calibrated import EMBEDDINGS, Calibrated, calibrate
 from converter.quantize.quality import embeddings
 from converter.quantize.recipes import GROUP, RECIPES, configure, fitted
 from converter.quantize.settings import QuantizeSettings
-from converter.quantize.texts import VARIANTS, TokenBatch
+from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch
 from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization import MODES, LayerQuantization
@@ -68,11 +77,17 @@ def allot(
 
     Raises:
         BudgetError: no allotment reaches the target; says the nearest.
+        CalibrationError: a single text, which cannot be both seen and held back.
     """
     target = settings.target
     assert target is not None
-    held = make(texts[::_HELD_BACK])
     kept = [text for i, text in enumerate(texts) if i % _HELD_BACK]
+    if not kept:
+        raise CalibrationError(
+            "--quantize auto: chooses codes on some texts and measures on others, and there is one; "
+            "fix: --calibration with a few hundred, one a line"
+        )
+    held = make(texts[::_HELD_BACK])
     plain = configure(RECIPES["4bit"], shapes)
     packable = {path: shape for path, shape in shapes.items() if plain.of(path) is not None}
     item = SCALE_DTYPES[dtype].itemsize
@@ -81,10 +96,11 @@ def allot(
     fixed_bytes = plain_bytes + file_bytes
     parameters = sum(rows * width for rows, width in shapes.values()) + (plain_bytes - skipped) // item
 
-    study = _Study(core, held, pooling)
+    study = _Study(core, held, pooling, dtype)
     harms = study.harms(packable, progress=partial(progress, "measure"))
     gain = study.gain(calibrate(core, make(kept), plain, dtype=dtype, progress=partial(progress, "try 4 bits")), harms)
-    options = {path: _options(core, path, shape, harms[path], gain, item) for path, shape in packable.items()}
+    options = {path: _options(core, path, shape, harms[path], gain, dtype) for path, shape in packable.items()}
+    check_reach(target, options, fixed_bytes=fixed_bytes, file_bytes=file_bytes, parameters=parameters)
 
     def choose(**limit: Any) -> tuple[dict[str, Option], list[CurvePoint]]:
         return allot_bits(options, fixed_bytes=fixed_bytes, **limit)
@@ -109,25 +125,29 @@ def allot(
         return replace(allotment, measured=study.cosine(calibrated)), calibrated
     batches = make(kept, variants=VARIANTS)
     allowed = 1 - target.cosine
+    tried: list[Allotment] = []
     for attempt in range(_ATTEMPTS):
         allotment = done(*choose(harm=allowed))
         stage = "calibrate" if attempt == 0 else f"calibrate again ({attempt + 1})"
         calibrated = calibrate(core, batches, allotment.config, dtype=dtype, progress=partial(progress, stage))
         measured = study.cosine(calibrated)
+        tried.append(replace(allotment, measured=measured))
         if measured >= target.cosine:
-            return replace(allotment, measured=measured), calibrated
+            return tried[-1], calibrated
         allowed *= 0.95 * (1 - target.cosine) / (1 - measured)
+    best = max(tried, key=lambda found: found.measured or 0.0)
     raise BudgetError(
-        f"--target-cosine {target.cosine:g}: the nearest found is {measured:.5f}, at "
-        f"{allotment.expected.bytes / 1e6:.2f}MB; fix: --target-cosine {measured:.4f}, or --target-size"
+        f"--target-cosine {target.cosine:g}: the nearest found is {rounded_down(best.measured or 0.0, 5)}, at "
+        f"{best.expected.bytes / 1e6:.2f}MB; fix: "
+        f"--target-cosine {rounded_down(best.measured or 0.0, 4)}, or --target-size"
     )
 
 
 class _Study:
     """Sentence embeddings of the held-back texts, and how rounding moves them."""
 
-    def __init__(self, core: BertCore, held: Sequence[TokenBatch], pooling: Sequence[str]):
-        self._core, self._held, self._pooling = core, held, pooling
+    def __init__(self, core: BertCore, held: Sequence[TokenBatch], pooling: Sequence[str], dtype: str):
+        self._core, self._held, self._pooling, self._dtype = core, held, pooling, dtype
         self._exact = embeddings(core, held, pooling)
         self._exact_pooler = embeddings(core, held, ("pooler",)) if "pooler" in core else None
 
@@ -141,7 +161,7 @@ class _Study:
             assert layer is not None  # unpackable ones are left out
             name = f"{path}.weight"
             weight = named_parameters(self._core)[name]
-            changed = rounded(np.array(weight), layer, search=True).numbers
+            changed = rounded(np.array(weight), layer, search=True, dtype=self._dtype).numbers
             try:
                 self._core.load_weights([(name, mx.array(changed))], strict=False)
                 found[path] = self._harm(path)
@@ -178,23 +198,24 @@ class _Study:
         return max(harm, 1e-9)  # rounding noise may be below 0
 
 
-def _options(core: BertCore, path: str, shape: tuple[int, int], harm: float, gain: float, item: int) -> list[Option]:
+def _options(core: BertCore, path: str, shape: tuple[int, int], harm: float, gain: float, dtype: str) -> list[Option]:
     rows, width = shape
+    item = SCALE_DTYPES[dtype].itemsize
     weight = named_parameters(core)[f"{path}.weight"]
     sample = np.array(weight[:: -(-rows // _SAMPLED_ROWS)])
     measured = fitted(_MEASURED, width)
     assert measured is not None
-    reference = _squared_error(sample, measured) or 1.0
     share = 1.0 if path in EMBEDDINGS else gain
+    scale = share * harm / (_squared_error(sample, measured, dtype) or 1.0)
     return [
-        Option(layer, layer.bytes_of(rows, width, item), share * harm * _squared_error(sample, layer) / reference)
+        Option(layer, layer.bytes_of(rows, width, item), scale * _squared_error(sample, layer, dtype))
         for layer in _CANDIDATES
         if layer.fits(width)
     ]
 
 
-def _squared_error(weight: np.ndarray, layer: LayerQuantization) -> float:
-    return float(np.square(rounded(weight, layer, search=True).numbers - weight).sum())
+def _squared_error(weight: np.ndarray, layer: LayerQuantization, dtype: str) -> float:
+    return float(np.square(rounded(weight, layer, search=True, dtype=dtype).numbers - weight).sum())
 
 
 def _uniform(options: Mapping[str, Sequence[Option]], fixed_bytes: int) -> dict[str, CurvePoint]:

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from converter.quantize.affine import AffineWeight, rounded
+from converter.quantize.affine import AffineWeight, check_finite, rounded
 from converter.quantize.gptq import Moments, compensate, corrected_bias
 from converter.quantize.texts import TokenBatch
 from mlxbert.core import BertCore
@@ -55,6 +55,9 @@ def calibrate(
         config: affine throughout.
         dtype: of scales and biases.
         progress: told how many matrices are done.
+
+    Raises:
+        DtypeError: a weight is too large for the scales' dtype.
     """
     run = _Run(core, batches, config, dtype, progress)
     exact, own = run.embeddings()
@@ -88,7 +91,7 @@ class _Run:
             table = own[path.rpartition(".")[2]]
             if (layer := self.config.of(path)) is not None:
                 weight = rounded(np.array(table.weight), layer, search=True, dtype=self.dtype)
-                self.result.weights[path] = weight
+                self._accept(path, weight)
                 table.weight = mx.array(weight.numbers)
             self._advance()
         ids = [mx.array(batch.input_ids) for batch in self.batches]
@@ -153,11 +156,15 @@ class _Run:
         if layer is not None:
             weight, bias = np.array(linear.weight), np.array(linear.bias)
             packed = compensate(weight, moments, layer, dtype=self.dtype)
-            self.result.weights[path] = packed
+            self._accept(path, packed)
             self.result.biases[f"{path}.bias"] = corrected_bias(bias, weight, packed.numbers, moments)
             linear.weight = mx.array(packed.numbers)
             linear.bias = mx.array(self.result.biases[f"{path}.bias"])
         self._advance()
+
+    def _accept(self, path: str, weight: AffineWeight) -> None:
+        check_finite(path, weight.scales, weight.biases, self.dtype)
+        self.result.weights[path] = weight
 
     def _advance(self) -> None:
         self._done += 1

@@ -79,6 +79,7 @@ def corrected_bias(bias: Array, weight: Array, rounded: Array, moments: Moments)
     return (bias + weight @ exact - rounded @ own).astype(np.float32)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of scales that `check_finite` refuses
 def _round_in_order(weight: Array, hessian: Array, layer: LayerQuantization, dtype: str) -> AffineWeight:
     rows, width = weight.shape
     size, top = layer.group_size, 2**layer.bits - 1

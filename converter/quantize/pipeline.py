@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import float32_core, read
-from converter.dtypes import CODES, NUMPY
+from converter.dtypes import CODES, cast
 from converter.mapping import Planned
 from converter.quantize.affine import AffineWeight, pack
 from converter.quantize.calibrated import Calibrated, calibrate
-from converter.quantize.recipes import RECIPES, configure
+from converter.quantize.recipes import RECIPES, configure, require_packable
 from converter.quantize.settings import QuantizeSettings
 from converter.quantize.streaming import packed_tensors
-from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch, token_batches
+from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch, thinned, token_batches
 from converter.source import Source
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
 from mlxbert.writer.safetensors_writer import MLX_METADATA, PlannedTensor, header, in_file_order
@@ -37,6 +37,7 @@ class Quantized:
         parameters: their true number.
         facts: for the "mlxbert" block of `config.json`: recipe, calibration, target, reasons.
         allotment: how `auto` came to it.
+        notes: what the user should know.
     """
 
     config: QuantizationConfig
@@ -44,6 +45,15 @@ class Quantized:
     parameters: int
     facts: Mapping[str, Any]
     allotment: Allotment | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> list[str]:
+        """A line for each reason why layers keep their numbers."""
+        reasons: dict[str, list[str]] = {}
+        for path, why in self.config.skipped.items():
+            reasons.setdefault(why, []).append(path)
+        return [f"not quantized ({why}): {', '.join(paths)}" for why, paths in reasons.items()]
 
     @property
     def size(self) -> int:
@@ -71,18 +81,23 @@ def quantize(
         progress: told of calibration.
 
     Raises:
-        MLXBertError: it cannot be calibrated, or the target cannot be reached; the message says the nearest.
+        MLXBertError: nothing can be packed, or calibrated, or the target cannot be reached: it says the nearest.
     """
     shapes = matrices(items)
+    require_packable(settings.recipe, shapes)
     allotment, calibrated = None, None
+    texts: tuple[str, ...] = ()
+    notes: list[str] = []
     if settings.calibration is None:
         config = configure(settings.recipe, shapes)
     else:
         core = float32_core(source)
-        tokenizer = tokenizer_of(source, core.config.max_position_embeddings)
         limit = core.config.max_position_embeddings
+        tokenizer = tokenizer_of(source, limit)
         make = partial(token_batches, tokenizer=tokenizer, max_length=limit)
-        texts = settings.calibration.texts
+        texts, notes = thinned(
+            settings.calibration, tokenizer, max_length=limit, width=core.config.hidden_size, variants=VARIANTS
+        )
         if settings.target is not None:
             from converter.quantize.auto import allot
             from converter.quantize.quality import pooling_of
@@ -109,13 +124,13 @@ def quantize(
     if settings.calibration is not None:
         facts["calibration"] = {
             "name": settings.calibration.name,
-            "texts": len(settings.calibration.texts),
+            "texts": len(texts),
             "sha256": settings.calibration.digest,
         }
     if settings.target is not None:
         facts["target"] = settings.target.words
     parameters = sum(PlannedTensor(item.target, item.shape, "F32", _unread).parameters for item in items)
-    return Quantized(config, tuple(tensors), parameters, facts, allotment)
+    return Quantized(config, tuple(tensors), parameters, facts, allotment, tuple(notes))
 
 
 def matrices(items: Sequence[Planned]) -> dict[str, tuple[int, int]]:
@@ -162,7 +177,7 @@ def _written(
     if layer is not None:
         return packed_tensors(path, item.shape, layer, dtype, partial(read, source, item, "float32"))
     if calibrated is not None and item.target in calibrated.biases:
-        bias = calibrated.biases[item.target].astype(NUMPY[dtype])
+        bias = cast(calibrated.biases[item.target], dtype, item.target)
         return [PlannedTensor(item.target, item.shape, CODES[dtype], lambda: bias)]
     return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype))]
 

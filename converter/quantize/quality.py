@@ -38,8 +38,10 @@ class Quality:
         sentences: in it.
         cosine_mean, cosine_min: between a sentence's two embeddings.
         rank_correlation: Spearman's, of the cosines of all pairs of sentences.
-        logit_agreement: share of the head's decisions (argmax) that are the same; None: no head of classes.
-        logit_kl: mean KL divergence, in nats, from the float32 head's distribution; None likewise.
+        logit_agreement: share of the head's decisions that are the same (the largest score; of several labels each
+            by itself, at a probability of 0.5); None: no head, or one of numbers.
+        logit_kl: mean KL divergence, in nats, from the float32 head's distribution, of several labels each
+            label's; None likewise.
     """
 
     text: str
@@ -124,13 +126,14 @@ def _on_list(exact: Model, quantized: Model, tokenizer: Tokenizer, pooling: Sequ
     batches = token_batches(texts.texts, tokenizer, max_length=cores[0].config.max_position_embeddings)
     vectors: tuple[list[np.ndarray], ...] = ([], [])
     agreement, kl = [], []
+    problem = exact.labels.problem_type if _is_sequence_classifier(exact) else None
     for batch in batches:
         outputs = [core(batch.input_ids, batch.attention_mask) for core in cores]
         for found, output in zip(vectors, outputs, strict=True):
             found.append(pooled(output, batch, pooling))
         if cores[0] is not exact and not _is_choice(exact):
             scores = [
-                _distributions(model.apply_head(output), batch)
+                distributions(model.apply_head(output), batch, problem)
                 for model, output in zip((exact, quantized), outputs, strict=True)
             ]
             for a, b in zip(*scores, strict=True):
@@ -150,16 +153,22 @@ def _on_list(exact: Model, quantized: Model, tokenizer: Tokenizer, pooling: Sequ
     )
 
 
-def _distributions(outputs: dict[str, mx.array], batch: TokenBatch) -> list[np.ndarray]:
-    """The head's scores as rows of logits, over real positions alone."""
+def distributions(outputs: dict[str, mx.array], batch: TokenBatch, problem: str | None) -> list[np.ndarray]:
+    """The head's scores as rows of logits, over real positions alone; `problem`: its `problem_type`."""
     rows = []
     for name, array in outputs.items():
         scores = np.array(array.astype(mx.float32))
         if name in _SPAN_SCORES:
             rows.append(np.where(batch.keep, scores, -np.inf))
-        elif name in _CLASS_SCORES and scores.shape[-1] > 1:
+        elif problem == "multi_label_classification":  # each label by itself: yes or no
+            rows.append(np.stack([scores, np.zeros_like(scores)], axis=-1))
+        elif name in _CLASS_SCORES and scores.shape[-1] > 1 and problem != "regression":
             rows.append(scores[batch.keep] if scores.ndim == 3 else scores)
     return rows
+
+
+def _is_sequence_classifier(model: Model) -> bool:
+    return core_of(model) is not model and model.architecture == "BertForSequenceClassification"
 
 
 def _is_choice(model: PretrainedBert) -> bool:

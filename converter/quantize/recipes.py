@@ -10,6 +10,10 @@ from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig, Q
 
 AUTO, MIXED = "auto", "mixed"
 GROUP = 64
+FEW_ROWS = 4
+
+# Two groups of nvfp4: MLX unpacks 32 weights at once, and fails on an odd number of 16 (mlx 0.32.4).
+_AT_ONCE = 32
 
 
 class RecipeError(QuantizationError):
@@ -75,7 +79,7 @@ def fitted(layer: LayerQuantization, width: int) -> LayerQuantization | None:
     """The packing with a group size that divides rows of `width`: its own, or a smaller one; None: none does."""
     sizes = sorted((size for size in MODES[layer.mode][1] if size <= layer.group_size), reverse=True)
     for size in sizes:
-        if width % size == 0:
+        if width % max(size, _AT_ONCE) == 0:
             return LayerQuantization(layer.bits, size, layer.mode)
     return None
 
@@ -98,12 +102,27 @@ def configure(
         if rows <= FEW_ROWS:
             skipped[path] = f"{rows} rows: nothing to gain"
         elif layer is None:
-            sizes = ", ".join(map(str, MODES[wanted.mode][1]))
-            skipped[path] = f"rows of {width} divide into no groups of {sizes}"
+            skipped[path] = f"rows of {width} divide into no groups of {_sizes(wanted.mode)}"
         # mlx-embeddings and mlx-vlm ask for 64 weights or multiples of them where a layer has no entry of its own.
         elif layer != recipe.default or rows * width % 64:
             overrides[path] = layer
     return QuantizationConfig(recipe.default, overrides, skipped)
 
 
-FEW_ROWS = 4
+def require_packable(recipe: Recipe, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a model of which a recipe would pack nothing, and call that quantized.
+
+    Raises:
+        RecipeError: says the widths.
+    """
+    config = configure(recipe, shapes)
+    if all(config.of(path) is None for path in shapes):
+        widths = " and ".join(map(str, sorted({width for _, width in shapes.values()})))
+        raise RecipeError(
+            f"--quantize {recipe.name}: no layer can be packed: rows of {widths} divide into no groups of "
+            f"{_sizes(recipe.default.mode)}; fix: --dtype float16 without --quantize"
+        )
+
+
+def _sizes(mode: str) -> str:
+    return ", ".join(str(max(size, _AT_ONCE)) for size in MODES[mode][1])

@@ -123,6 +123,6 @@ def parse_size(text: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or not (size := int(float(match[1]) * unit)):
+    if match is None or unit is None or not (size := round(float(match[1]) * unit)):
         raise RecipeError(f"--target-size {text}: not a size; fix: as in 14MB, 13.5MB or 12MiB")
     return size

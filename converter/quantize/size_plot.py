@@ -36,7 +36,7 @@ def plot_sizes(allotment: Allotment) -> bytes | None:
     size = allotment.expected.bytes / 1e6
     axes.plot([size], [_loss(allotment.expected.cosine)], "o", color="#2563c9", markersize=9, label="chosen, expected")
     if allotment.measured is not None:
-        label = f"chosen, measured: {allotment.measured:.4f}"
+        label = f"chosen, on {allotment.measured_on}: {allotment.measured:.4f}"
         axes.plot([size], [_loss(allotment.measured)], "*", color="#157a3c", markersize=14, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("weight files, MB")

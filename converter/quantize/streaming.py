@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from converter.dtypes import CODES, DtypeError
-from converter.quantize.affine import Array, in_chunks, pack, rounded_rows
+from converter.dtypes import CODES
+from converter.quantize.affine import Array, check_finite, in_chunks, pack, rounded_rows
 from converter.quantize.fp4 import round_fp4
 from mlxbert.quantization import LayerQuantization
 from mlxbert.writer.safetensors_writer import PlannedTensor
@@ -64,15 +64,14 @@ def pack_rows(path: str, weight: Array, layer: LayerQuantization, dtype: str) ->
     """
     parts = in_chunks(partial(_pack_chunk, layer=layer, dtype=dtype), weight)
     packed: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if layer.has_biases and not (np.isfinite(packed["scales"]).all() and np.isfinite(packed["biases"]).all()):
-        raise DtypeError(f"{path}: its weights are too large for {dtype} scales; fix: --dtype bfloat16")
+    if layer.has_biases:
+        check_finite(path, packed["scales"], packed["biases"], dtype)
     return packed.pop("weight"), packed
 
 
 def _pack_chunk(chunk: Array, *, layer: LayerQuantization, dtype: str) -> dict[str, Array]:
     if layer.has_biases:
-        with np.errstate(over="ignore", invalid="ignore"):
-            affine = rounded_rows(chunk, layer, dtype=dtype)
+        affine = rounded_rows(chunk, layer, dtype=dtype)
         return {"weight": pack(affine.codes, layer.bits), "scales": affine.scales, "biases": affine.biases}
     if layer.bits == 4:
         codes, scales = round_fp4(chunk, layer.group_size, layer.mode)

@@ -51,7 +51,7 @@ def allotment_table(allotment: Allotment) -> Group:
         table.add_row(choice.path, *numbers, f"{choice.option.bytes / 1e3:,.0f}")
     lines = [f"target: {allotment.target.words}; expected cosine {allotment.expected.cosine:.4f}"]
     if allotment.measured is not None:
-        lines[0] += f", measured on calibration text {allotment.measured:.4f}"
+        lines.append(f"measured on {allotment.measured_on}: {allotment.measured:.4f}")
     return Group(table, *map(Text, lines))
 
 

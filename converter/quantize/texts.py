@@ -22,10 +22,15 @@ BUILT_IN = "built-in"
 HELD_OUT = ("encyclopedia", "everyday")
 """The two lists of sentences that quality is measured on: `converter/quantize/sentences/heldout_*.txt`."""
 
-# Longer texts add tokens and no variety; and a calibration on a book would never end.
+# Longer texts add tokens and no variety.
 _MAX_LENGTH = 128
-_MAX_TEXTS = 4096
 _BATCH = 32
+
+# A book would never end: of more texts than this, and of more tokens than have room, every n-th text calibrates.
+_MAX_TEXTS = 4096
+_STATE_BYTES = 1 << 31
+# Hidden states of every batch at once: before and after a step, and the contexts, of either model; float32.
+_STATES, _FLOAT = 6, 4
 
 # Variants of each text: a word of it in three is another one, so that calibration meets more than a few hundred
 # sentences can say. Measured on all-MiniLM-L6-v2: mean cosine on held-out text from 0.9960 to 0.9967.
@@ -86,9 +91,30 @@ def calibration_texts(given: str | Path) -> TextList:
     found = _text_list(path.name, text)
     if not found.texts:
         raise CalibrationError(f"--calibration {path}: is empty; fix: a few hundred texts, one a line")
-    if len(found.texts) > _MAX_TEXTS:
-        return TextList(found.name, found.texts[:: -(-len(found.texts) // _MAX_TEXTS)], found.digest)
     return found
+
+
+def thinned(
+    given: TextList, tokenizer: Tokenizer, *, max_length: int, width: int, variants: int
+) -> tuple[tuple[str, ...], list[str]]:
+    """Every n-th text, so that calibration has room and ends; and a line that says so where n is not 1.
+
+    Args:
+        given: the texts.
+        tokenizer: the model's.
+        max_length: of a text, in tokens.
+        width: of a hidden state.
+        variants: of each text, beside it.
+    """
+    step = -(-len(given.texts) // _MAX_TEXTS)
+    encoded = tokenizer.encode(list(given.texts[::step]), max_length=min(_MAX_LENGTH, max_length))
+    tokens = (1 + variants) * sum(len(encoding.ids) for encoding in encoded)
+    step *= max(1, -(-tokens * width * _STATES * _FLOAT // _STATE_BYTES))
+    texts = given.texts[::step]
+    if step == 1:
+        return texts, []
+    share = f"one text in {step} of {given.name}, {len(texts):,} of {len(given.texts):,}"
+    return texts, [f"calibration uses {share}: more take too much time or memory"]
 
 
 def token_batches(
@@ -101,6 +127,9 @@ def token_batches(
     """
     limit = min(_MAX_LENGTH, max_length)
     rows = [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode(list(texts), max_length=limit)]
+    rows = [row for row in rows if len(row)]
+    if not rows:
+        raise CalibrationError("calibration: no text has a token; fix: give texts that this tokenizer knows")
     rng = np.random.default_rng(seed)
     # Not the special tokens and single letters that open a vocabulary, where it has words at all.
     lowest = min(1000, tokenizer.vocab_size // 2)
@@ -114,9 +143,7 @@ def token_batches(
             inner = rng.random(len(row)) < _REPLACED[variant % len(_REPLACED)]
             inner[[0, -1]] = False
             rows.append(np.where(inner, rng.integers(lowest, tokenizer.vocab_size, len(row)), row)[:limit])
-    rows = sorted((row for row in rows if len(row)), key=len)
-    if not rows:
-        raise CalibrationError("calibration: no text has a token; fix: give texts that this tokenizer knows")
+    rows.sort(key=len)
     return [_batch(rows[start : start + _BATCH], tokenizer.pad_token_id or 0) for start in range(0, len(rows), _BATCH)]
 
 

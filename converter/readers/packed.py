@@ -13,7 +13,6 @@ from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import TensorEntry
 from mlxbert.quantization import LayerQuantization, QuantizationConfig, QuantizationError
 
-_ROWS = 4096
 _KEYS = ("quantization", "quantization_config")
 
 
@@ -72,15 +71,10 @@ def _entry(where: Path, path: str, layer: LayerQuantization, entries: Mapping[st
 
 
 def _unpack(parts: list[TensorEntry], layer: LayerQuantization) -> np.ndarray:
-    import mlx.core as mx
+    from mlxbert.quantization.packed import unpack  # imports MLX, which a source that is not packed does not need
 
-    arrays = [part.read() for part in parts]
-    if layer.has_biases:
-        arrays[1:] = [array.astype(np.float32) for array in arrays[1:]]
-    chunks = []
-    for start in range(0, len(arrays[0]), _ROWS):
-        rows = [mx.array(array[start : start + _ROWS]) for array in arrays]
-        biases = rows[2] if layer.has_biases else None
-        packed = (rows[0], rows[1], biases, layer.group_size, layer.bits, layer.mode)
-        chunks.append(np.array(mx.dequantize(*packed, dtype=mx.float32)))
-    return np.concatenate(chunks)
+    weight, *scales = [part.read() for part in parts]
+    if layer.has_biases:  # MLX does not take NumPy's bfloat16
+        scales = [array.astype(np.float32) for array in scales]
+    scale, bias = (*scales, None)[:2]
+    return np.concatenate([np.array(rows) for rows in unpack(weight, scale, bias, layer)])

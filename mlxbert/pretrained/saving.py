@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxbert.checkpoint import SIDE_FILES, read_config
+from mlxbert.checkpoint import read_config, side_files
 from mlxbert.core import BertCore
 from mlxbert.model_tensors import DTYPE_CODES, named_parameters, planned_tensors, read_array, stored_dtype
 from mlxbert.writer.output_directory import OutputDirectory
@@ -57,9 +57,9 @@ def save_pretrained(
     with OutputDirectory(Path(directory), overwrite=overwrite, source=source) as output:
         output.write_model(encoder, parameters=None if packed is None else packed.parameters)
         output.write_safetensors("heads.safetensors", heads)
-        for name in SIDE_FILES:
-            if (source / name).is_file():
-                output.copy(name, source / name)
+        files = [file for file in (*source.glob("*"), *source.glob("*/*")) if file.is_file()]
+        for name in side_files([file.relative_to(source).as_posix() for file in files]):
+            output.copy(name, source / name)
         return output.commit(config)
 
 

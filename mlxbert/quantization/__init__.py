@@ -50,7 +50,7 @@ class LayerQuantization:
             raise QuantizationError(f"quantization mode {self.mode!r} is unknown; known: {', '.join(MODES)}")
         bits, groups = MODES[self.mode]
         for name, value, known in (("bits", self.bits, bits), ("group_size", self.group_size, groups)):
-            if isinstance(value, bool) or value not in known:
+            if type(value) is not int or value not in known:
                 allowed = ", ".join(map(str, known))
                 raise QuantizationError(f"quantization mode {self.mode}: {name} {value!r} is none of {allowed}")
 

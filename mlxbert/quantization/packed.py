@@ -80,7 +80,7 @@ class PackedWeights:
         problems = []
         for name, shape in shapes.items():
             path = name.removesuffix(".weight")
-            layer = layers.get(path) if path != name else None
+            layer = layers.get(path) if path != name and len(shape) == 2 else None  # a vector has no rows to pack
             if layer is None:
                 expected[name] = (shape, "a floating-point dtype")
                 continue
@@ -163,24 +163,20 @@ class PackedWeights:
 
     def _numbers(self, path: str, layer: LayerQuantization) -> mx.array:
         weight, scales = self.tensors[f"{path}.weight"], self.tensors[f"{path}.scales"]
-        biases = self.tensors.get(f"{path}.biases")
-        if biases is not None:  # in float32: s · q + b in float16 would round a second time
-            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        parts = []
-        for start in range(0, weight.shape[0], _ROWS):
-            rows = slice(start, start + _ROWS)
-            part = mx.dequantize(
-                weight[rows],
-                scales[rows],
-                None if biases is None else biases[rows],
-                layer.group_size,
-                layer.bits,
-                layer.mode,
-                dtype=mx.float32,
-            )
-            mx.eval(part)
-            parts.append(part)
+        parts = list(unpack(weight, scales, self.tensors.get(f"{path}.biases"), layer))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def unpack(weight: Any, scales: Any, biases: Any, layer: LayerQuantization) -> Iterator[mx.array]:
+    """The float32 numbers of a packed matrix, some rows after the other, from arrays of MLX or NumPy."""
+    for start in range(0, weight.shape[0], _ROWS):
+        rows = slice(start, start + _ROWS)
+        words, scale, bias = mx.array(weight[rows]), mx.array(scales[rows]), None
+        if biases is not None:  # in float32: s · q + b in float16 would round a second time
+            scale, bias = scale.astype(mx.float32), mx.array(biases[rows]).astype(mx.float32)
+        part = mx.dequantize(words, scale, bias, layer.group_size, layer.bits, layer.mode, dtype=mx.float32)
+        mx.eval(part)
+        yield part
 
 
 def split_quantized(config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> PackedWeights | None:
@@ -215,9 +211,10 @@ def refuse_training(model: nn.Module) -> None:
         layered = isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
         if layered or isinstance(getattr(module, "packed", None), PackedWeights):
             place = f" (at {path})" if path else ""
+            source = getattr(model, "source", None) or "DIRECTORY"
             raise QuantizationError(
                 f"this model is quantized{place}: its weights are rounded, and steps of training would be lost; "
-                "fix: mlxbert-convert DIRECTORY --dequantize -o OUT, train that, and quantize the result"
+                f"fix: mlxbert-convert {source} --dequantize -o OUT, train that, and quantize the result"
             )
 
 

@@ -28,7 +28,7 @@ def run_info(
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of run.json."""
-    about = read_config(prepared.directory)["mlxbert"]
+    about = read_config(prepared.directory, other_tools=True).get("mlxbert") or {}  # another tool's has none
     problem = prepared.problem
     members = members_of(config, len(prepared.folds))
     return {

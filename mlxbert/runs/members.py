@@ -18,6 +18,7 @@ import numpy as np
 from heads.base import Head
 from mlxbert.checkpoint import load_core
 from mlxbert.dropout_mode import set_dropout
+from mlxbert.quantization.packed import refuse_training
 from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
@@ -61,13 +62,14 @@ def train_members(
 
 
 def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> None:
-    """Refuse settings that do not fit the encoder or a fold's targets, before anything is written.
+    """Refuse a quantized encoder, and settings that do not fit it or a fold's targets, before anything is written.
 
     Raises:
         MLXBertError, HeadError: says which.
     """
     first, *others = members_of(config, len(prepared.folds))
     model = new_model(prepared, settings, config, first)
+    refuse_training(model)
     reinitialize_top(model, config.reinitialize_layers, first.entropy())
     training_rules(model, config)
     for member in others:
