@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from heads.metrics import METRICS
+from heads.thresholds import best_threshold
 from mlxbert.cli import main
 from mlxbert.runs import Run, RunError, train
 from mlxbert.runs.blend import Blend, blend
@@ -56,6 +57,25 @@ def test_a_fold_has_no_say_in_its_own_weights() -> None:
     assert (before.values[folds == 1] != after.values[folds == 1]).any()
 
 
+def test_rows_of_one_fold_are_dealt_into_parts_that_weigh_one_another() -> None:
+    truth = np.random.default_rng(0).integers(0, 2, 300)
+    good, useless = noisy(truth, 1, 1), noisy(0 * truth, 1, 3)
+    honest = cross_fitted_blend(truth, [good, useless], np.zeros(300, int), METRICS["roc_auc"])
+    equal = (good.values + useless.values) / 2
+    assert METRICS["roc_auc"](truth, honest.values) > METRICS["roc_auc"](truth, equal) + 0.02
+
+
+def test_each_of_many_labels_is_weighed_and_decided_at_its_own_threshold() -> None:
+    """Both labels are told well by probabilities far below one half, where no F1 is above 0."""
+    truth = np.random.default_rng(0).integers(0, 2, (300, 2))
+    low = np.array([0.05, 0.2]) * (0.5 + truth)
+    good = Predictions("multilabel", low)
+    useless = Predictions("multilabel", np.random.default_rng(1).random((300, 2)))
+    np.testing.assert_array_equal(selected_weights(truth, [useless, good], METRICS["f1_macro"]), [0, 1])
+    honest = cross_fitted_blend(truth, [useless, good], np.arange(300) % 3, METRICS["f1_macro"])
+    assert METRICS["f1_macro"](truth, honest.labels()) == 1
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> list[Path]:
     root = tmp_path_factory.mktemp("blend")
@@ -98,6 +118,8 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
         blend(pair[:1], out=out)
     with pytest.raises(RunError, match="ranks are averaged for metrics of order, and f1 reads labels"):
         blend(pair, out=out, average="ranks")
+    with pytest.raises(RunError, match="ranks are averaged for metrics of order, and log_loss reads probabilities"):
+        blend(pair, out=out, metric="log_loss", average="ranks")
     settings = {**options("binary"), **QUICK, "epochs": 1}
     other = train(sample("binary", seed=9), model=tiny_checkpoint, out=tmp_path / "other", **settings)
     with pytest.raises(RunError, match="other out-of-fold rows or targets"):
@@ -108,3 +130,17 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
         write_submission(ranked, "absent.csv", out=tmp_path / "s.csv")
     with pytest.raises(RunError, match="is there already"):
         blend(pair, out=out)
+    plain = blend(pair, out=tmp_path / "plain")
+    with pytest.raises(RunError, match="ranks are averaged, and the submission holds labels"):
+        write_submission(plain, "absent.csv", out=tmp_path / "s.csv", how="ranks")
+
+
+def test_labels_are_decided_for_the_metric_of_the_runs(pair: list[Path]) -> None:
+    """Weights may optimize another one, which has no threshold."""
+    made = blend(pair, metric="auc")
+    truth, _ = _truth_and(made.runs[0].oof())
+    mean = sum(weight * run.oof()["probability"] for weight, run in zip(made.weights, made.runs, strict=True))
+    assert made.info["thresholds"] == pytest.approx(best_threshold(mean.to_numpy(), truth, "f1", "test"))
+    assert made.info["thresholds"] != 0.5
+    parts = [Predictions("binary", run.oof()["probability"].to_numpy()) for run in made.runs]
+    np.testing.assert_array_equal(made.combine(parts).labels(), mean >= made.info["thresholds"])

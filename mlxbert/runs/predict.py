@@ -158,7 +158,9 @@ def write_submission(
         MLXBertError: the file cannot be read, a column is missing, ids repeat.
     """
     form = run.submission(values)
-    check_average(str(run.info["average"]) if isinstance(run, Blend) else how, form)
+    check_average(how, form)
+    if isinstance(run, Blend):
+        check_average(str(run.info["average"]), form)
     target = expand_home(out)
     if target.is_dir():
         raise RunError(f"{target} is a directory; fix: give the name of a file with -o")
