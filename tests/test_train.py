@@ -15,8 +15,13 @@ import pytest
 from heads.errors import HeadError
 from heads.forward_chaining import times_ahead
 from mlxbert.errors import MLXBertError
+from mlxbert.factory.text_columns import RowText
+from mlxbert.folds import FoldWarning
 from mlxbert.runs import Run, RunError, train
+from mlxbert.runs.prepare import Prepared, prepare
+from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.tokenization import TruncationWarning
+from mlxbert.training.config import TrainingConfig
 from mlxbert.with_head import BertWithHead
 from tests.run_samples import QUICK, TASKS, options, sample
 
@@ -261,11 +266,70 @@ def test_pairs_templates_groups_and_serialized_rows(tmp_path: Path, tiny_checkpo
     assert rows.text.columns == ("text", "other", "team")
 
 
-def test_a_series_may_have_labels_and_forward_folds(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_labels_with_times_are_folded_forward(tmp_path: Path, tiny_checkpoint: Path) -> None:
     frame = sample("binary", 60)
     frame["day"] = [str(np.datetime64("2020-01-01") + i) for i in range(60)]
-    settings = {**options("binary"), **QUICK, "epochs": 1, "time": "day", "fold_kind": "forward"}
+    settings = {**options("binary"), **QUICK, "epochs": 1, "time": "day"}
     run = train(frame, model=tiny_checkpoint, out=tmp_path / "run", **settings)
+    assert run.info["folds"]["kind"] == "forward"
     assert len(run.prediction_members) == 1
     assert run.oof()["row"].min() >= 20
     assert len(run.predict(frame[:5])) == 5
+
+
+def prepared(checkpoint: Path, frame: pd.DataFrame, task: str, valid: Any = None, **changes: Any) -> Prepared:
+    """What `train` makes of a frame before its first model; `changes` of the run's settings."""
+    told = options(task)
+    own: dict[str, Any] = {**told, "target": as_columns(told["target"]), "text": RowText.make(told["text"], None)}
+    settings = RunSettings(**{**own, "model": str(checkpoint), **changes})
+    return prepare(frame, settings, TrainingConfig(folds=2 if valid is None else 1), valid)
+
+
+def test_a_series_with_a_validation_file_learns_from_none_of_its_values(tiny_checkpoint: Path) -> None:
+    """Windows of 8 values, forecasts of 4: those that forecast rows of both files are on neither side."""
+    frame = sample("time_series", 60)
+    learned, judged = frame[:48].reset_index(drop=True), frame[48:].reset_index(drop=True)
+    made = prepared(tiny_checkpoint, learned, "time_series", judged)
+    ((fold,), windows) = made.folds, made.examples.windows
+    assert windows is not None
+    assert made.rows[fold.train].tolist() == list(range(7, 44))
+    assert made.rows[fold.valid].tolist() == list(range(47, 56))
+    np.testing.assert_array_equal(windows.targets[fold.valid[0]], judged["y"][:4])
+    assert windows.known_at[fold.train].max() <= windows.made_at[fold.valid].min()
+    with pytest.raises(RunError, match="the validation file has 3 rows, and a forecast is of 4; fix: give 4 or more"):
+        prepared(tiny_checkpoint, learned, "time_series", judged[:3])
+
+
+def test_rows_of_a_validation_file_are_numbered_on_though_some_are_left_out(tiny_checkpoint: Path) -> None:
+    frame = sample("binary", 60)
+    learned, judged = frame[:40].copy(), frame[40:].reset_index(drop=True)
+    learned.loc[:2, "y"], judged.loc[4, "y"] = None, None
+    made = prepared(tiny_checkpoint, learned, "binary", judged, drop_missing=True)
+    assert made.rows.tolist() == [*range(3, 44), *range(45, 60)]
+
+
+def test_a_row_of_which_one_number_is_missing_is_dropped_and_one_label_is_not(tiny_checkpoint: Path) -> None:
+    numbers = sample("regression").rename(columns={"y": "y1"})
+    numbers["y2"] = numbers["y1"] / 2
+    numbers.loc[5, "y2"], numbers.loc[7, ["y1", "y2"]] = None, None
+    with pytest.warns(UserWarning, match="1 of 47 rows have not every target and are left out"):
+        made = prepared(tiny_checkpoint, numbers, "regression", target=("y1", "y2"), drop_missing=True)
+    assert made.rows.tolist() == [row for row in range(48) if row not in (5, 7)]
+    labels = sample("multilabel")
+    labels.loc[5, "y2"] = None
+    assert len(prepared(tiny_checkpoint, labels, "multilabel", drop_missing=True).rows) == 48
+
+
+def test_a_label_too_rare_to_be_held_out_is_named(tiny_checkpoint: Path) -> None:
+    frame = sample("multilabel").assign(threat=[1, *[0] * 47])
+    with pytest.warns(FoldWarning) as caught:
+        prepared(tiny_checkpoint, frame, "multilabel", target=("y1", "y2", "threat"), hold_out=0.25)
+    told = [str(one.message) for one in caught if "too rare" in str(one.message)]
+    assert told
+    assert all("threat" in one for one in told)
+
+
+def test_a_series_is_folded_forward_alone(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    series: dict[str, Any] = {**options("time_series"), "id": None, "model": tiny_checkpoint}
+    message = "fold_kind 'plain' puts overlapping windows of a series on both sides; fix: leave it out (forward)"
+    refused(message, sample("time_series"), tmp_path / "run", **series, fold_kind="plain")
