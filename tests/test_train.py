@@ -19,6 +19,7 @@ from mlxbert.factory.text_columns import RowText
 from mlxbert.folds import FoldWarning
 from mlxbert.runs import Run, RunError, train
 from mlxbert.runs.prepare import Prepared, prepare
+from mlxbert.runs.rows_to_predict import pieces, row_ids
 from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.tokenization import TruncationWarning
 from mlxbert.training.config import TrainingConfig
@@ -333,3 +334,9 @@ def test_a_series_is_folded_forward_alone(tmp_path: Path, tiny_checkpoint: Path)
     series: dict[str, Any] = {**options("time_series"), "id": None, "model": tiny_checkpoint}
     message = "fold_kind 'plain' puts overlapping windows of a series on both sides; fix: leave it out (forward)"
     refused(message, sample("time_series"), tmp_path / "run", **series, fold_kind="plain")
+
+
+def test_ids_of_a_file_are_text_though_the_run_was_trained_on_a_frame_of_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "test.csv"
+    file.write_text("id,text\n0012,a b\n7,c\n")
+    assert row_ids(pieces(file, {"id": "number", "text": "text"}, ["text"], "id", None), "id", "test") == ["0012", "7"]

@@ -195,8 +195,8 @@ def _truth(task: InferredTask, table: Any) -> np.ndarray:
     if task.task == "multilabel":
         return np.stack(columns, axis=1).astype(np.int32)
     classes = task.classes or ()
-    if all(isinstance(one, str) for one in classes):
-        columns[0] = columns[0].astype(str)
+    if any(isinstance(one, str) for one in classes):  # and so `Run.oof` reads them
+        return encode_labels(columns[0].astype(str), [str(one) for one in classes], "oof.csv")
     return encode_labels(columns[0], classes, "oof.csv")
 
 

@@ -28,7 +28,10 @@ def pieces(
     Raises:
         MLXBertError: it cannot be read, or a column is missing.
     """
-    required = [*columns, *([id_column] if id_column else [])]
+    own = [id_column] if id_column else []
+    required = [*columns, *own]
+    # Of a run on a frame the kind may be "number": 0012 is to be written as it is read all the same.
+    kinds = {**kinds, **dict.fromkeys(own, "text")}
     return read_chunks(data, kinds, rows=ROWS, required=required, encoding=encoding)
 
 

@@ -139,7 +139,10 @@ class Run:
 
         if not self.files.oof.is_file():
             raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: mlxbert train --resume {self.path}")
-        return read_csv(self.files.oof)
+        classes = self.task.classes or ()
+        labels = any(isinstance(one, str) for one in classes) and self.task.task != "multilabel"
+        # A label such as "007" is a word, whatever it looks like.
+        return read_csv(self.files.oof, [f"target:{self.task.target[0]}", "label"] if labels else ())
 
     def predict(self, frame: Any, *, values: str | None = None, average: str = "probabilities") -> Any:
         """Predictions for the rows of a pandas frame: a frame of the id (or row number) and the prediction columns.
