@@ -159,6 +159,15 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
         (["--adversarial", "pgd"], "adversarial 'pgd' is unknown; known: fgm, awp"),
         (["--freeze-layers", "9"], "freeze_layers is 9; fix: from 0 to 2, the encoder's layers"),
         (["--reinitialize-layers", "9"], "reinitialize_top: 9 layers; fix: from 0 to 2"),
+        (
+            ["--freeze-layers", "2", "--reinitialize-layers", "1"],
+            "freeze_layers=2 and reinitialize_layers=1 of 2 layers would freeze 1 at random weights; fix: 1 less of one",
+        ),
+        (
+            ["--adversarial", "fgm", "--freeze-embeddings"],
+            "adversarial 'fgm' moves the word embeddings, which are frozen; fix: train them, or adversarial='awp'",
+        ),
+        (["--schedule-power", "0"], "schedule: power must be above 0, not 0.0"),
         (["--folds", "100"], "48 rows are too few for 100 parts; fix: fewer folds, or more data"),
         (["--fold-kind", "loo"], "fold_kind 'loo' is not known; known: plain"),
         (["--valid-size", "0.5"], "valid_size goes with folds=1, not with 2 folds; fix: leave one out"),
