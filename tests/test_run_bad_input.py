@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import resource
@@ -363,6 +364,20 @@ def test_test_files_and_flags_that_cannot_be(trained: Path) -> None:
     ]
     result = command("predict", trained / "run", trained / "test.csv", "-o", trained)
     assert told(result) == [f"mlxbert: error: {trained} is a directory; fix: give the name of a file with -o"]
+
+
+def test_a_run_that_cannot_be_deleted_is_told_in_a_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(root: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(root / "oof.csv"))
+
+    place.run.mkdir()
+    (place.run / "run.json").write_text('{"format": "mlxbert-run", "version": 1}')
+    monkeypatch.setattr("mlxbert.runs.session.empty", denied)
+    result = place.train(sample("binary"), "--overwrite")
+    assert result.exit_code == 2
+    assert told(result) == [
+        f"mlxbert: error: {place.run}: cannot be written: Permission denied; give another output with -o"
+    ]
 
 
 def test_a_run_is_not_overwritten_by_one_that_begins_in_it(trained: Path) -> None:

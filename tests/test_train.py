@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -18,6 +19,7 @@ from mlxbert.errors import MLXBertError
 from mlxbert.factory.text_columns import RowText
 from mlxbert.folds import FoldWarning
 from mlxbert.runs import Run, RunError, train
+from mlxbert.runs.info import check_same
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.rows_to_predict import pieces, row_ids
 from mlxbert.runs.settings import RunSettings, as_columns
@@ -200,6 +202,7 @@ def test_a_validation_file_takes_the_place_of_folds(tmp_path: Path, tiny_checkpo
     del settings["folds"]
     run = train(learn, model=tiny_checkpoint, out=tmp_path / "run", valid=judge, **settings)
     assert run.info["folds"]["kind"] == "file"
+    assert run.info["data"]["valid"]["sha256"] == hashlib.sha256(judge.read_bytes()).hexdigest()
     assert list(run.oof()["id"]) == list(frame["id"][40:])
     with pytest.raises(RunError, match="valid goes with folds=1"):
         train(learn, model=tiny_checkpoint, out=tmp_path / "other", valid=judge, **settings, folds=3)
@@ -250,6 +253,11 @@ def test_a_test_file_is_predicted_at_the_end_in_the_samples_order(tmp_path: Path
     np.testing.assert_allclose(sent[columns].sum(axis=1), 1, atol=1e-6)
     direct = run.predict(test, values="probabilities").set_index("id")
     np.testing.assert_allclose(sent["top"], direct.loc[list(shuffled), "top"], atol=1e-9)
+    read = run.info["data"]["test"]
+    assert read["sha256"] == hashlib.sha256((tmp_path / "test.csv").read_bytes()).hexdigest()
+    other = {**run.info, "data": {**run.info["data"], "test": {**read, "sha256": "0"}}}
+    with pytest.raises(RunError, match=r"test\.csv has changed since the run began; fix: put back what it was"):
+        check_same(other, run.info)
     ranks = run.predict(test, values="probabilities", average="ranks")
     assert ranks["low"].between(0, 1).all()
 
