@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import warnings
@@ -12,15 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from heads.errors import HeadError
 from heads.forward_chaining import times_ahead
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.text_columns import RowText
 from mlxbert.folds import FoldWarning
-from mlxbert.runs import Run, RunError, train
+from mlxbert.runs import Run, RunError, progress, train
 from mlxbert.runs.info import check_same
 from mlxbert.runs.prepare import Prepared, prepare
+from mlxbert.runs.progress import ProgressBar
 from mlxbert.runs.rows_to_predict import pieces, row_ids
 from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.tokenization import TruncationWarning
@@ -315,6 +318,9 @@ def test_rows_of_a_validation_file_are_numbered_on_though_some_are_left_out(tiny
     learned.loc[:2, "y"], judged.loc[4, "y"] = None, None
     made = prepared(tiny_checkpoint, learned, "binary", judged, drop_missing=True)
     assert made.rows.tolist() == [*range(3, 44), *range(45, 60)]
+    assert made.examples.names == [f"r{row:04d}" for row in made.rows]
+    unnamed = prepared(tiny_checkpoint, learned, "binary", judged, drop_missing=True, id=None)
+    assert unnamed.examples.names == [str(row) for row in made.rows]
 
 
 def test_a_row_of_which_one_number_is_missing_is_dropped_and_one_label_is_not(tiny_checkpoint: Path) -> None:
@@ -348,3 +354,29 @@ def test_ids_of_a_file_are_text_though_the_run_was_trained_on_a_frame_of_numbers
     file = tmp_path / "test.csv"
     file.write_text("id,text\n0012,a b\n7,c\n")
     assert row_ids(pieces(file, {"id": "number", "text": "text"}, ["text"], "id", None), "id", "test") == ["0012", "7"]
+
+
+def test_frames_of_every_kind_are_predicted(runs: dict[str, Run]) -> None:
+    frame = sample("binary", rows=6, seed=5)
+    expected = runs["binary"].predict(frame)
+    pl = pytest.importorskip("polars")
+    for other in (frame.to_dict("list"), pl.DataFrame(frame.to_dict("list")), frame.set_index("id"), frame.set_index("text")):
+        pd.testing.assert_frame_equal(runs["binary"].predict(other), expected)
+    series = sample("time_series")
+    ahead = runs["time_series"].predict(series)
+    pd.testing.assert_frame_equal(runs["time_series"].predict(series.set_index("month")), ahead)
+
+
+def test_a_series_that_lacks_a_value_cannot_be_forecast(runs: dict[str, Run]) -> None:
+    series = sample("time_series")
+    series.loc[40, "y"] = None
+    with pytest.raises(RunError, match="the series has no value of 'y' in row 40; fix: fill it in, or end the history"):
+        runs["time_series"].predict(series)
+
+
+def test_bars_are_shown_in_notebooks_that_have_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(progress, "find_spec", lambda name: name)
+    assert not ProgressBar(1).bars.disable
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    assert not progress.shows_bars(Console(file=io.StringIO(), force_terminal=False))

@@ -134,7 +134,7 @@ def prepare(
     tokens = token_rows(
         tokenizer, texts, pairs, max_length=config.max_length, directory=directory, cache=token_cache()
     )
-    examples = Examples(tokens, targets, windows)
+    examples = Examples(tokens, targets, windows, ids or [str(row) for row in rows])
     if valid is not None:
         kind = cast(FoldKind, "file")
         folds: tuple[Fold, ...] = (_validation_fold(texts, pairs, len(valid), windows),)
