@@ -334,7 +334,7 @@ def check_coverage(kind: str, targets: Any, *held_out: list[int]) -> None:
 
 def test_plain_folds_without_a_class_are_refused_and_the_users_own_warned_of() -> None:
     targets = [*"aabbabac", *"abcabcab"]
-    with pytest.raises(FoldError, match="plain folds leave a side without a class; fix: fold_kind='stratified'") as bad:
+    with pytest.raises(FoldError, match="plain folds leave a side without a class; fix: fold_kind='strat") as bad:
         check_coverage("plain", targets, [0, 1], [7, 10, 13])
     assert str(bad.value).splitlines()[1:] == [
         "  fold 0 has no 'b' held out",
@@ -358,7 +358,8 @@ def test_labels_that_a_side_lacks_are_warned_of() -> None:
     with pytest.warns(FoldWarning) as caught:
         check_coverage("group", targets, [1, 2])
     assert str(caught[0].message) == (
-        "not every metric is defined: fold 0 has no positive of '1' to learn from, fold 0 has no negative of '0' held out"
+        "not every metric is defined: fold 0 has no positive of '1' to learn from, "
+        "fold 0 has no negative of '0' held out"
     )
 
 

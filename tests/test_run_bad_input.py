@@ -162,7 +162,7 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
         (["--reinitialize-layers", "9"], "reinitialize_top: 9 layers; fix: from 0 to 2"),
         (
             ["--freeze-layers", "2", "--reinitialize-layers", "1"],
-            "freeze_layers=2 and reinitialize_layers=1 of 2 layers would freeze 1 at random weights; fix: 1 less of one",
+            "freeze_layers=2 and reinitialize_layers=1 of 2 layers would freeze 1 at random weights; fix: 1 less",
         ),
         (
             ["--adversarial", "fgm", "--freeze-embeddings"],

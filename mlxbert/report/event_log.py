@@ -56,7 +56,7 @@ class History:
     finished: MemberScores | None = None
 
     def kept_step(self, keep: str) -> int | None:
-        """After which step the weights were judged that were kept ("best" or "last"); so far, of an unfinished member."""
+        """The step whose weights are kept ("best" or "last"): so far, where the member is unfinished."""
         if self.finished is not None and self.finished.step in self.evaluations:
             return self.finished.step
         return max((step for step, one in self.evaluations.items() if one.best or keep == "last"), default=None)

@@ -179,8 +179,9 @@ def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings, whole: bo
     )
     if keep.all() or not keep.any():
         return frame, rows
-    lacking = "no target" if len(columns) == 1 else "not every target" if whole else "none of the targets"
-    warnings.warn(f"{(~keep).sum()} of {len(keep)} rows have {lacking} and are left out", DataWarning, stacklevel=2)
+    several = "lack one of the targets" if whole else "have none of the targets"
+    what = several if len(columns) > 1 else "have no target"
+    warnings.warn(f"{(~keep).sum()} of {len(keep)} rows {what} and are left out", DataWarning, stacklevel=2)
     return frame[keep].reset_index(drop=True), rows[keep]
 
 
