@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from converter.convert import convert
 from mlxbert.cli import main
-from mlxbert.runs import environment as environment_module
 from mlxbert.runs import Run, resume, train
+from mlxbert.runs import environment as environment_module
 from mlxbert.runs.files import RunFiles
 from mlxbert.runs.place import run_lock
 from mlxbert.runs.session import _command

@@ -111,9 +111,7 @@ def _draw_loss(figure: Any, theme: Theme, histories: Sequence[History]) -> None:
         legend_below(figure, axes, columns=3)
 
 
-def _draw_metrics(
-    figure: Any, theme: Theme, histories: Sequence[History], names: Sequence[str], keep: str
-) -> None:
+def _draw_metrics(figure: Any, theme: Theme, histories: Sequence[History], names: Sequence[str], keep: str) -> None:
     grid = panels(figure, len(names), OTHERS_A_ROW)
     for axes, name in zip(grid, names, strict=True):
         for history in filter(_has(name), histories):
