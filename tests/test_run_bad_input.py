@@ -109,6 +109,8 @@ def test_a_class_too_rare_for_the_folds_is_an_error_and_a_label_a_warning(place:
     frame = sample("binary")
     line = place.refused(frame.assign(y=["odd", *frame["y"][1:]]), "--task", "multiclass")
     assert line.startswith("1 of 3 classes: too rare for 2 folds")
+    line = place.refused(frame.assign(y=["odd", *frame["y"][1:]]), "--task", "multiclass", "--fold-kind", "plain")
+    assert line.startswith("plain folds leave a side without a class; fix: fold_kind='stratified'")
     labels = sample("multilabel").assign(y3=[1, *[0] * 47])
     columns = ("--text", "text", "--id", "id", "--target", "y1", "--target", "y2", "--target", "y3")
     result = place.train(labels, columns=columns)
