@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from heads.metrics import METRICS
+from heads.thresholds import best_threshold
 from mlxbert.cli import main
+from mlxbert.factory.infer_task import InferredTask
 from mlxbert.runs import Run, RunError, train
-from mlxbert.runs.blend import Blend, blend
+from mlxbert.runs.blend import Blend, _truth, blend
 from mlxbert.runs.blend_weights import cross_fitted_blend, selected_weights
 from mlxbert.runs.predict import write_submission
+from mlxbert.runs.tables import write_csv
 from mlxbert.training.predictions import Predictions
 from tests.run_samples import QUICK, options, sample
 
@@ -54,6 +58,25 @@ def test_a_fold_has_no_say_in_its_own_weights() -> None:
     assert after.thresholds is not None
     np.testing.assert_array_equal(before.thresholds[folds == 0], after.thresholds[folds == 0])
     assert (before.values[folds == 1] != after.values[folds == 1]).any()
+
+
+def test_rows_of_one_fold_are_dealt_into_parts_that_weigh_one_another() -> None:
+    truth = np.random.default_rng(0).integers(0, 2, 300)
+    good, useless = noisy(truth, 1, 1), noisy(0 * truth, 1, 3)
+    honest = cross_fitted_blend(truth, [good, useless], np.zeros(300, int), METRICS["roc_auc"])
+    equal = (good.values + useless.values) / 2
+    assert METRICS["roc_auc"](truth, honest.values) > METRICS["roc_auc"](truth, equal) + 0.02
+
+
+def test_each_of_many_labels_is_weighed_and_decided_at_its_own_threshold() -> None:
+    """Both labels are told well by probabilities far below one half, where no F1 is above 0."""
+    truth = np.random.default_rng(0).integers(0, 2, (300, 2))
+    low = np.array([0.05, 0.2]) * (0.5 + truth)
+    good = Predictions("multilabel", low)
+    useless = Predictions("multilabel", np.random.default_rng(1).random((300, 2)))
+    np.testing.assert_array_equal(selected_weights(truth, [useless, good], METRICS["f1_macro"]), [0, 1])
+    honest = cross_fitted_blend(truth, [useless, good], np.arange(300) % 3, METRICS["f1_macro"])
+    assert METRICS["f1_macro"](truth, honest.labels()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +121,8 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
         blend(pair[:1], out=out)
     with pytest.raises(RunError, match="ranks are averaged for metrics of order, and f1 reads labels"):
         blend(pair, out=out, average="ranks")
+    with pytest.raises(RunError, match="ranks are averaged for metrics of order, and log_loss reads probabilities"):
+        blend(pair, out=out, metric="log_loss", average="ranks")
     settings = {**options("binary"), **QUICK, "epochs": 1}
     other = train(sample("binary", seed=9), model=tiny_checkpoint, out=tmp_path / "other", **settings)
     with pytest.raises(RunError, match="other out-of-fold rows or targets"):
@@ -108,3 +133,28 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
         write_submission(ranked, "absent.csv", out=tmp_path / "s.csv")
     with pytest.raises(RunError, match="is there already"):
         blend(pair, out=out)
+    plain = blend(pair, out=tmp_path / "plain")
+    with pytest.raises(RunError, match="ranks are averaged, and the submission holds labels"):
+        write_submission(plain, "absent.csv", out=tmp_path / "s.csv", how="ranks")
+
+
+def test_labels_that_look_like_numbers_are_words(tmp_path: Path) -> None:
+    task = InferredTask("multiclass", "as asked for", ("code",), ("007", "1e3", "7"), 1, 3, 0)
+    table = pd.DataFrame({"row": range(3), "target:code": ["7", "007", "1e3"], "label": ["007", "7", "7"]})
+    write_csv(tmp_path / "oof.csv", table)
+    read = Run(tmp_path, {"task": asdict(task)}).oof()
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    np.testing.assert_array_equal(_truth(task, read), [2, 0, 1])
+    numbers = replace(task, classes=(0.5, 1, 7))
+    np.testing.assert_array_equal(_truth(numbers, table.assign(**{"target:code": [7.0, 0.5, 1.0]})), [2, 0, 1])
+
+
+def test_labels_are_decided_for_the_metric_of_the_runs(pair: list[Path]) -> None:
+    """Weights may optimize another one, which has no threshold."""
+    made = blend(pair, metric="auc")
+    truth, _ = _truth_and(made.runs[0].oof())
+    mean = sum(weight * run.oof()["probability"] for weight, run in zip(made.weights, made.runs, strict=True))
+    assert made.info["thresholds"] == pytest.approx(best_threshold(mean.to_numpy(), truth, "f1", "test"))
+    assert made.info["thresholds"] != 0.5
+    parts = [Predictions("binary", run.oof()["probability"].to_numpy()) for run in made.runs]
+    np.testing.assert_array_equal(made.combine(parts).labels(), mean >= made.info["thresholds"])

@@ -13,8 +13,9 @@ import pytest
 from heads.forward_chaining import as_times, check_forward, windows
 from mlxbert.data.reading import read_data
 from mlxbert.errors import MLXBertError
-from mlxbert.factory.competition import FOLD_KINDS, FoldKind, get_competition
+from mlxbert.factory.competition import FOLD_KINDS, FoldKind, fold_kinds, get_competition
 from mlxbert.factory.frames import Table
+from mlxbert.factory.infer_task import infer_task
 from mlxbert.folds import (
     Fold,
     FoldError,
@@ -24,6 +25,7 @@ from mlxbert.folds import (
     make_folds,
     validation_fold,
 )
+from mlxbert.folds.coverage import check_labels
 from mlxbert.folds.row_groups import join_rows, normalized, text_keys
 from tests.competition_files import real_file
 
@@ -322,6 +324,49 @@ def test_a_fold_that_lacks_a_class_is_refused() -> None:
             "stratified", [f"t{i}" for i in range(12)], targets=[*"aaaaaabbbbbb"], groups=[0] * 6 + [1] * 6, folds=2
         )
     assert str(rare.value).endswith("\n  a: 6 rows in 1 groups\n  b: 6 rows in 1 groups")
+
+
+def check_coverage(kind: str, targets: Any, *held_out: list[int]) -> None:
+    rows = np.arange(len(targets))
+    folds = [Fold(np.setdiff1d(rows, one), np.array(one)) for one in held_out]
+    check_labels(folds, np.asarray(targets), infer_task(targets), kind)
+
+
+def test_plain_folds_without_a_class_are_refused_and_the_users_own_warned_of() -> None:
+    targets = [*"aabbabac", *"abcabcab"]
+    with pytest.raises(FoldError, match="plain folds leave a side without a class; fix: fold_kind='strat") as bad:
+        check_coverage("plain", targets, [0, 1], [7, 10, 13])
+    assert str(bad.value).splitlines()[1:] == [
+        "  fold 0 has no 'b' held out",
+        "  fold 0 has no 'c' held out",
+        "  fold 1 has no 'c' to learn from",
+        "  fold 1 has no 'a' held out",
+        "  fold 1 has no 'b' held out",
+    ]
+    with pytest.warns(FoldWarning, match="^not every metric is defined: fold 0 has no 'c' held out$"):
+        check_coverage("group", targets, [0, 2])
+    with pytest.raises(FoldError, match=r"^fold 0 has one class only to learn from \(a\); fix: fewer folds"):
+        check_coverage("forward", [*"aaab"], [2, 3])
+    for kind, valid in (("stratified", [0, 1]), ("plain", [0, 2, 7])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_coverage(kind, targets, valid)
+
+
+def test_labels_that_a_side_lacks_are_warned_of() -> None:
+    targets = np.array([[1, 0], [1, 1], [1, 0], [0, 0]])
+    with pytest.warns(FoldWarning) as caught:
+        check_coverage("group", targets, [1, 2])
+    assert str(caught[0].message) == (
+        "not every metric is defined: fold 0 has no positive of '1' to learn from, "
+        "fold 0 has no negative of '0' held out"
+    )
+
+
+def test_rows_with_times_are_dealt_by_them() -> None:
+    assert fold_kinds("binary", None)[0] == "stratified"
+    assert fold_kinds("binary", "day")[0] == "forward"
+    assert fold_kinds("time_series", "day") == ("forward",)
 
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

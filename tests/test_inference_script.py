@@ -180,6 +180,21 @@ def test_probabilities_of_classes_go_to_their_columns(classifier: Path, tmp_path
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
 
 
+def test_labels_and_targets_go_to_their_columns() -> None:
+    settings = {"task": "multilabel", "classes": ["a", "b", "c"], "target": ["a", "b", "c"]}
+    form = {"id_column": "id", "columns": ["c", "a", "b"], "values": "labels"}
+    found = inference.Predictions(np.array([[0.9, 0.1, 0.4]]), [[1, 0, 0]])
+    assert inference.columns_of({**settings, "submission": form}, found) == [[0, 1, 0]]
+    form["values"] = "probabilities"
+    assert inference.columns_of({**settings, "submission": form}, found) == [[0.4, 0.9, 0.1]]
+    form["values"] = "values"
+    settings |= {"task": "regression", "classes": None}
+    numbers = inference.Predictions(values=np.array([[1.0, 2.0, 3.0]]))
+    assert inference.columns_of({**settings, "submission": form}, numbers) == [[3.0, 1.0, 2.0]]
+    form["columns"] = ["x", "y", "z"]
+    assert inference.columns_of({**settings, "submission": form}, numbers) == [[1.0, 2.0, 3.0]]
+
+
 def test_a_single_column_of_ordinal_probabilities_is_the_expected_rank(converted: Path, tmp_path: Path) -> None:
     trained(converted, tmp_path / "run/members/a", "ordinal", "mean")
     submission = {"id_column": "id", "columns": ["rating"], "values": "probabilities"}

@@ -29,7 +29,8 @@ from heads import metrics as scoring
 from mlxbert.report import ReportError, write_report
 from mlxbert.report.calibration import reliability
 from mlxbert.report.classification_plots import confusion_matrix
-from mlxbert.report.curves import smoothed
+from mlxbert.report.curves import _draw_metrics, smoothed
+from mlxbert.report.event_log import Evaluation, History, MemberScores
 from mlxbert.report.figures import LIGHT, evenly, render, short
 from mlxbert.report.forecast_plots import forecast_plots
 from mlxbert.report.predictions import ClassPredictions, LabelPredictions, NumberPredictions, read_predictions
@@ -634,3 +635,17 @@ class TestPieces:
         assert evenly(3, 5) == [0, 1, 2]
         assert evenly(100, 4) == [0, 33, 66, 99]
         assert len(evenly(10_000, 5000)) == 5000
+
+
+def test_a_ring_marks_the_weights_that_were_kept() -> None:
+    from matplotlib.figure import Figure
+
+    evaluations = {5: Evaluation(1.0, 0.5, {"f1": 0.8}, True), 10: Evaluation(2.0, 0.6, {"f1": 0.7}, False)}
+    history = History("seed0-fold0", 0, 0, evaluations=evaluations)
+    assert history.kept_step("best") == 5
+    assert history.kept_step("last") == 10
+    history.finished = MemberScores("seed0-fold0", None, 10, 2.0, {})
+    figure = Figure()
+    _draw_metrics(figure, LIGHT, [history], ["f1"], "best")
+    (ring,) = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2.0], [0.7])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from click.testing import CliRunner, Result
 
 from converter.convert import convert
 from mlxbert.cli import main
+from mlxbert.runs import Run, resume, train
 from mlxbert.runs import environment as environment_module
-from mlxbert.runs import resume, train
+from mlxbert.runs.files import RunFiles
 from mlxbert.runs.place import delete_leftovers, run_lock
+from mlxbert.runs.session import _command
 from mlxbert.training.callbacks import Callback, EvaluationEvent
 from mlxbert.training.outcome import TrainingInterrupted
 from tests.run_samples import QUICK, options, sample
@@ -79,13 +82,22 @@ def test_other_threads_are_refused_and_allowed(stage: Path, monkeypatch: pytest.
     )
     assert command("--resume", stage / "run", "--allow-changes").exit_code == 0
     assert (stage / "run/scores.json").is_file()
+    run = Run.open(stage / "run")
+    assert run.info["environment"]["threads"] == now
+    assert [one["environment"]["threads"] for one in run.info["resumed"]] == [now + 1]
 
 
-def test_another_mlx_is_refused(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment_module, "package_versions", lambda names: dict.fromkeys(names, "9.9"))
+@pytest.mark.parametrize("package", ["mlx", "mlxbert", "numpy", "scipy", "tokenizers", "pandas"])
+def test_another_version_is_refused(stage: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = environment_module.package_versions
+    monkeypatch.setattr(
+        environment_module,
+        "package_versions",
+        lambda names: {name: "9.9" if name == package else version for name, version in versions(names).items()},
+    )
     line = refused(stage)
-    assert "packages.mlx was" in line
-    assert "is 9.9" in line
+    assert f"{'' if package == 'mlxbert' else 'packages.'}{package} was" in line
+    assert "is 9.9)" in line
 
 
 @pytest.mark.parametrize("allowed", [(), ("--allow-changes",)])
@@ -166,6 +178,11 @@ def test_no_other_flag_goes_with_resume(stage: Path, flags: list[str], named: st
     assert refused(stage, *flags) == (
         f"mlxbert train: error: --resume takes the run's own settings, not {named}; fix: see mlxbert train --help"
     )
+
+
+def test_the_command_to_go_on_with_is_quoted(tmp_path: Path) -> None:
+    command_line = _command(RunFiles(tmp_path / "my run"), {"data": {"path": "train.csv"}})
+    assert shlex.split(command_line) == ["mlxbert", "train", "--resume", str(tmp_path / "my run")]
 
 
 def test_one_process_at_a_time(stage: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import resource
@@ -110,6 +111,8 @@ def test_a_class_too_rare_for_the_folds_is_an_error_and_a_label_a_warning(place:
     frame = sample("binary")
     line = place.refused(frame.assign(y=["odd", *frame["y"][1:]]), "--task", "multiclass")
     assert line.startswith("1 of 3 classes: too rare for 2 folds")
+    line = place.refused(frame.assign(y=["odd", *frame["y"][1:]]), "--task", "multiclass", "--fold-kind", "plain")
+    assert line.startswith("plain folds leave a side without a class; fix: fold_kind='stratified'")
     labels = sample("multilabel").assign(y3=[1, *[0] * 47])
     columns = ("--text", "text", "--id", "id", "--target", "y1", "--target", "y2", "--target", "y3")
     result = place.train(labels, columns=columns)
@@ -161,6 +164,15 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
         (["--adversarial", "pgd"], "adversarial 'pgd' is unknown; known: fgm, awp"),
         (["--freeze-layers", "9"], "freeze_layers is 9; fix: from 0 to 2, the encoder's layers"),
         (["--reinitialize-layers", "9"], "reinitialize_top: 9 layers; fix: from 0 to 2"),
+        (
+            ["--freeze-layers", "2", "--reinitialize-layers", "1"],
+            "freeze_layers=2 and reinitialize_layers=1 of 2 layers would freeze 1 at random weights; fix: 1 less",
+        ),
+        (
+            ["--adversarial", "fgm", "--freeze-embeddings"],
+            "adversarial 'fgm' moves the word embeddings, which are frozen; fix: train them, or adversarial='awp'",
+        ),
+        (["--schedule-power", "0"], "schedule: power must be above 0, not 0.0"),
         (["--folds", "100"], "48 rows are too few for 100 parts; fix: fewer folds, or more data"),
         (["--fold-kind", "loo"], "fold_kind 'loo' is not known; known: plain"),
         (["--valid-size", "0.5"], "valid_size goes with folds=1, not with 2 folds; fix: leave one out"),
@@ -209,9 +221,9 @@ def test_a_loss_that_is_not_finite_stops_and_is_skipped_if_asked(
         "mlxbert: error: seed0-fold0, epoch 1, batch 3: step 3, batch 1 of it: the loss is nan; the weights are "
         "those of before it; fix: look at its rows, lower the rate, or on_nonfinite='skip'"
     )
-    numbers = [int(row) for row in rows.split(", ")]
-    assert len(set(numbers)) == 8
-    assert set(numbers) <= set(range(48))
+    ids = rows.split(", ")
+    assert len(set(ids)) == 8
+    assert set(ids) <= set(sample("binary")["id"])
     broken.calls = 0
     result = place.train(sample("binary"), "--on-nonfinite", "skip", "--overwrite")
     assert result.exit_code == 0, result.output
@@ -356,6 +368,20 @@ def test_test_files_and_flags_that_cannot_be(trained: Path) -> None:
     ]
     result = command("predict", trained / "run", trained / "test.csv", "-o", trained)
     assert told(result) == [f"mlxbert: error: {trained} is a directory; fix: give the name of a file with -o"]
+
+
+def test_a_run_that_cannot_be_deleted_is_told_in_a_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(root: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(root / "oof.csv"))
+
+    place.run.mkdir()
+    (place.run / "run.json").write_text('{"format": "mlxbert-run", "version": 1}')
+    monkeypatch.setattr("mlxbert.runs.session.empty", denied)
+    result = place.train(sample("binary"), "--overwrite")
+    assert result.exit_code == 2
+    assert told(result) == [
+        f"mlxbert: error: {place.run}: cannot be written: Permission denied; give another output with -o"
+    ]
 
 
 def test_a_run_is_not_overwritten_by_one_that_begins_in_it(trained: Path) -> None:

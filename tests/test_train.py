@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import shutil
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from converter.card_evidence import read_scores
 from heads.errors import HeadError
@@ -19,9 +22,17 @@ from heads.forward_chaining import times_ahead
 from mlxbert.checkpoint import read_config
 from mlxbert.data.reading import DataWarning
 from mlxbert.errors import MLXBertError
-from mlxbert.runs import Run, RunError, train
+from mlxbert.factory.text_columns import RowText
+from mlxbert.folds import FoldWarning
+from mlxbert.runs import Run, RunError, progress, train
+from mlxbert.runs.info import check_same
 from mlxbert.runs.predict import write_submission
+from mlxbert.runs.prepare import Prepared, prepare
+from mlxbert.runs.progress import ProgressBar
+from mlxbert.runs.rows_to_predict import pieces, row_ids
+from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.tokenization import TruncationWarning
+from mlxbert.training.config import TrainingConfig
 from mlxbert.with_head import BertWithHead
 from mlxbert.writer.manifest import manifest_problems
 from tests.run_samples import QUICK, TASKS, options, sample
@@ -257,6 +268,7 @@ def test_a_validation_file_takes_the_place_of_folds(tmp_path: Path, tiny_checkpo
     del settings["folds"]
     run = train(learn, model=tiny_checkpoint, out=tmp_path / "run", valid=judge, **settings)
     assert run.info["folds"]["kind"] == "file"
+    assert run.info["data"]["valid"]["sha256"] == hashlib.sha256(judge.read_bytes()).hexdigest()
     assert list(run.oof()["id"]) == list(frame["id"][40:])
     with pytest.raises(RunError, match="valid goes with folds=1"):
         train(learn, model=tiny_checkpoint, out=tmp_path / "other", valid=judge, **settings, folds=3)
@@ -307,6 +319,11 @@ def test_a_test_file_is_predicted_at_the_end_in_the_samples_order(tmp_path: Path
     np.testing.assert_allclose(sent[columns].sum(axis=1), 1, atol=1e-6)
     direct = run.predict(test, values="probabilities").set_index("id")
     np.testing.assert_allclose(sent["top"], direct.loc[list(shuffled), "top"], atol=1e-9)
+    read = run.info["data"]["test"]
+    assert read["sha256"] == hashlib.sha256((tmp_path / "test.csv").read_bytes()).hexdigest()
+    other = {**run.info, "data": {**run.info["data"], "test": {**read, "sha256": "0"}}}
+    with pytest.raises(RunError, match=r"test\.csv has changed since the run began; fix: put back what it was"):
+        check_same(other, run.info)
     ranks = run.predict(test, values="probabilities", average="ranks")
     assert ranks["low"].between(0, 1).all()
 
@@ -324,11 +341,106 @@ def test_pairs_templates_groups_and_serialized_rows(tmp_path: Path, tiny_checkpo
     assert rows.text.columns == ("text", "other", "team")
 
 
-def test_a_series_may_have_labels_and_forward_folds(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_labels_with_times_are_folded_forward(tmp_path: Path, tiny_checkpoint: Path) -> None:
     frame = sample("binary", 60)
     frame["day"] = [str(np.datetime64("2020-01-01") + i) for i in range(60)]
-    settings = {**options("binary"), **QUICK, "epochs": 1, "time": "day", "fold_kind": "forward"}
+    settings = {**options("binary"), **QUICK, "epochs": 1, "time": "day"}
     run = train(frame, model=tiny_checkpoint, out=tmp_path / "run", **settings)
+    assert run.info["folds"]["kind"] == "forward"
     assert len(run.prediction_members) == 1
     assert run.oof()["row"].min() >= 20
     assert len(run.predict(frame[:5])) == 5
+
+
+def prepared(checkpoint: Path, frame: pd.DataFrame, task: str, valid: Any = None, **changes: Any) -> Prepared:
+    """What `train` makes of a frame before its first model; `changes` of the run's settings."""
+    told = options(task)
+    own: dict[str, Any] = {**told, "target": as_columns(told["target"]), "text": RowText.make(told["text"], None)}
+    settings = RunSettings(**{**own, "model": str(checkpoint), **changes})
+    return prepare(frame, settings, TrainingConfig(folds=2 if valid is None else 1), valid)
+
+
+def test_a_series_with_a_validation_file_learns_from_none_of_its_values(tiny_checkpoint: Path) -> None:
+    """Windows of 8 values, forecasts of 4: those that forecast rows of both files are on neither side."""
+    frame = sample("time_series", 60)
+    learned, judged = frame[:48].reset_index(drop=True), frame[48:].reset_index(drop=True)
+    made = prepared(tiny_checkpoint, learned, "time_series", judged)
+    ((fold,), windows) = made.folds, made.examples.windows
+    assert windows is not None
+    assert made.rows[fold.train].tolist() == list(range(7, 44))
+    assert made.rows[fold.valid].tolist() == list(range(47, 56))
+    np.testing.assert_array_equal(windows.targets[fold.valid[0]], judged["y"][:4])
+    assert windows.known_at[fold.train].max() <= windows.made_at[fold.valid].min()
+    with pytest.raises(RunError, match="the validation file has 3 rows, and a forecast is of 4; fix: give 4 or more"):
+        prepared(tiny_checkpoint, learned, "time_series", judged[:3])
+
+
+def test_rows_of_a_validation_file_are_numbered_on_though_some_are_left_out(tiny_checkpoint: Path) -> None:
+    frame = sample("binary", 60)
+    learned, judged = frame[:40].copy(), frame[40:].reset_index(drop=True)
+    learned.loc[:2, "y"], judged.loc[4, "y"] = None, None
+    made = prepared(tiny_checkpoint, learned, "binary", judged, drop_missing=True)
+    assert made.rows.tolist() == [*range(3, 44), *range(45, 60)]
+    assert made.examples.names == [f"r{row:04d}" for row in made.rows]
+    unnamed = prepared(tiny_checkpoint, learned, "binary", judged, drop_missing=True, id=None)
+    assert unnamed.examples.names == [str(row) for row in made.rows]
+
+
+def test_a_row_of_which_one_number_is_missing_is_dropped_and_one_label_is_not(tiny_checkpoint: Path) -> None:
+    numbers = sample("regression").rename(columns={"y": "y1"})
+    numbers["y2"] = numbers["y1"] / 2
+    numbers.loc[5, "y2"], numbers.loc[7, ["y1", "y2"]] = None, None
+    with pytest.warns(UserWarning, match="1 of 47 rows lack one of the targets and are left out"):
+        made = prepared(tiny_checkpoint, numbers, "regression", target=("y1", "y2"), drop_missing=True)
+    assert made.rows.tolist() == [row for row in range(48) if row not in (5, 7)]
+    labels = sample("multilabel")
+    labels.loc[5, "y2"] = None
+    assert len(prepared(tiny_checkpoint, labels, "multilabel", drop_missing=True).rows) == 48
+
+
+def test_a_label_too_rare_to_be_held_out_is_named(tiny_checkpoint: Path) -> None:
+    frame = sample("multilabel").assign(threat=[1, *[0] * 47])
+    with pytest.warns(FoldWarning) as caught:
+        prepared(tiny_checkpoint, frame, "multilabel", target=("y1", "y2", "threat"), hold_out=0.25)
+    told = [str(one.message) for one in caught if "too rare" in str(one.message)]
+    assert told
+    assert all("threat" in one for one in told)
+
+
+def test_a_series_is_folded_forward_alone(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    series: dict[str, Any] = {**options("time_series"), "id": None, "model": tiny_checkpoint}
+    message = "fold_kind 'plain' puts overlapping windows of a series on both sides; fix: leave it out (forward)"
+    refused(message, sample("time_series"), tmp_path / "run", **series, fold_kind="plain")
+
+
+def test_ids_of_a_file_are_text_though_the_run_was_trained_on_a_frame_of_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "test.csv"
+    file.write_text("id,text\n0012,a b\n7,c\n")
+    assert row_ids(pieces(file, {"id": "number", "text": "text"}, ["text"], "id", None), "id", "test") == ["0012", "7"]
+
+
+def test_frames_of_every_kind_are_predicted(runs: dict[str, Run]) -> None:
+    frame = sample("binary", rows=6, seed=5)
+    expected = runs["binary"].predict(frame)
+    pl = pytest.importorskip("polars")
+    columns = frame.to_dict("list")
+    for other in (columns, pl.DataFrame(columns), frame.set_index("id"), frame.set_index("text")):
+        pd.testing.assert_frame_equal(runs["binary"].predict(other), expected)
+    series = sample("time_series")
+    ahead = runs["time_series"].predict(series)
+    pd.testing.assert_frame_equal(runs["time_series"].predict(series.set_index("month")), ahead)
+
+
+def test_a_series_that_lacks_a_value_cannot_be_forecast(runs: dict[str, Run]) -> None:
+    series = sample("time_series")
+    series.loc[40, "y"] = None
+    with pytest.raises(RunError, match="the series has no value of 'y' in row 40; fix: fill it in, or"):
+        runs["time_series"].predict(series)
+
+
+def test_bars_are_shown_in_notebooks_that_have_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(progress, "find_spec", lambda name: name)
+    assert not ProgressBar(1).bars.disable
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    assert not progress.shows_bars(Console(file=io.StringIO(), force_terminal=False))

@@ -147,7 +147,7 @@ def test_every_way_of_training_learns(tiny_checkpoint: Path, changes: dict[str, 
 
 def test_a_loss_that_is_not_finite_names_step_batch_and_rows(tiny_checkpoint: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"seed0-fold0, epoch 1, batch [12].*the (loss|gradient).*; rows \d+"
+        TrainingError, match=r"seed0-fold0, epoch 1, batch [12].*the (loss|gradient).*; rows r\d+"
     ) as caught:
         fitted(tiny_checkpoint, rate=1e30, max_norm=0.0)
     assert "on_nonfinite='skip'" in str(caught.value)

@@ -751,16 +751,23 @@ def columns_of(settings: Mapping[str, Any], found: Predictions) -> list[list[Any
     submission = settings["submission"]
     if submission["values"] == "labels":
         assert found.labels is not None
-        return [list(one) if isinstance(one, list) else [one] for one in found.labels]
+        rows = [list(one) if isinstance(one, list) else [one] for one in found.labels]
+        order = _order(settings, len(rows[0]))
+        return [[row[place] for place in order] for row in rows]
     array = found.values if submission["values"] == "values" else found.probabilities
     assert array is not None
     if settings["task"] == "ordinal" and len(submission["columns"]) == 1:
         array = array @ np.arange(array.shape[1])  # the expected rank
     table = array[:, None] if array.ndim == 1 else array
-    names = [str(name) for name in settings["classes"] or ()]
-    if table.shape[1] > 1 and set(names) == set(submission["columns"]):
-        table = table[:, [names.index(name) for name in submission["columns"]]]
-    return table.tolist()
+    return table[:, _order(settings, table.shape[1])].tolist()
+
+
+def _order(settings: Mapping[str, Any], count: int) -> list[int]:
+    """Where each column is among `count` predictions: by its name, where these are the labels or the targets."""
+    columns, names = settings["submission"]["columns"], [str(one) for one in settings["classes"] or settings["target"]]
+    if len(names) == count and set(names) == set(columns):
+        return [names.index(name) for name in columns]
+    return list(range(count))
 
 
 def _ids(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str]:

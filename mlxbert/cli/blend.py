@@ -47,7 +47,7 @@ def blend(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for run, weight, alone in zip(made.runs, made.weights, info["alone"], strict=True):
         table.add_row(run.path.name, f"{weight:.2f}", *(_shown(alone[name]) for name in names))
-    table.add_row("blend, weights of the other folds", "", *(_shown(info["pooled"][name]) for name in names))
+    table.add_row("blend, weights of other rows", "", *(_shown(info["pooled"][name]) for name in names))
     show(table)
     if out is None:
         show("Next   -o DIRECTORY keeps the blend, and mlxbert predict DIRECTORY test.csv -o submission.csv uses it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,14 @@ def show_run(run: Any) -> None:
     from mlxbert.runs.summary import scores_table
     from mlxbert.terminal import show
 
-    files = run.files
+    files, path = run.files, shlex.quote(str(run.path))
     show(scores_table(run))
     lines = [f"Run         {run.path}", f"Out of fold {files.oof}"]
     if files.submission.is_file():
         lines.append(f"Submission  {files.submission}")
-    lines.append(f"Next        mlxbert predict {run.path} test.csv -o submission.csv")
-    lines.append(f"            mlxbert report {run.path}")
-    lines.append(f"            mlxbert-export {run.path} -o DIRECTORY   (for a notebook without MLX)")
+    lines.append(f"Next        mlxbert predict {path} test.csv -o submission.csv")
+    lines.append(f"            mlxbert report {path}")
+    lines.append(f"            mlxbert-export {path} -o DIRECTORY   (for a notebook without MLX)")
     show("\n".join(lines))
 
 

@@ -31,6 +31,12 @@ FOLD_KINDS: Mapping[str, tuple[FoldKind, ...]] = MappingProxyType(
 """How rows are dealt into folds, by competition type, the usual one first. "binned": stratified by quantiles."""
 
 
+def fold_kinds(task: str, time: str | None) -> tuple[FoldKind, ...]:
+    """Likewise where rows may have times: what comes later is then held out, whatever the task."""
+    kinds = FOLD_KINDS[task]
+    return kinds if time is None or "forward" in kinds else ("forward", *kinds)
+
+
 class CompetitionError(MLXBertError):
     """A configuration that contradicts itself, an unknown name, or one that is taken."""
 
@@ -70,7 +76,7 @@ class Competition:
         group: rows of one value never lie on both sides of a fold.
         time: the column of times, for forward-chaining folds.
         folds: how many.
-        fold_kind: how; None: the usual for the competition type (`FOLD_KINDS`).
+        fold_kind: how; None: the usual one (`fold_kinds`).
         head: options of the head: classes, horizon, log_targets, …: the target's transform is one of them.
         pooling: of `mlxbert.pooling.spec.CHOICES`.
         training: settings of `mlxbert.training.config.TrainingConfig` that these data need, in place of its defaults.
@@ -112,7 +118,7 @@ class Competition:
             metric = get_metric(self.metric)
         except HeadError as error:
             raise CompetitionError(f"competition {self.name!r}: {error}") from error
-        kinds = FOLD_KINDS[self.task]
+        kinds = fold_kinds(self.task, self.time)
         if self.fold_kind is None:
             object.__setattr__(self, "fold_kind", kinds[0])
         object.__setattr__(self, "head", dict(self.head))

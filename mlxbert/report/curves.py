@@ -19,6 +19,7 @@ def curve_plots(run: RunFiles) -> list[Plot]:
     """The curves that there is something to draw of."""
     stepped = [history for history in run.histories if history.steps]
     judged = [history for history in run.histories if history.evaluations]
+    keep = (run.info.get("config") or {}).get("keep", "best")
     plots: list[Plot] = []
     one_each = "" if len(run.histories) <= LEGEND_LINES else " One line a member; those of a color share a fold."
     if stepped or judged:
@@ -39,7 +40,7 @@ def curve_plots(run: RunFiles) -> list[Plot]:
                 "metric",
                 f"{run.metric}, the run's metric",
                 f"Of the held-out rows; {direction(run.metric)}. A ring marks the weights that were kept.{one_each}",
-                lambda figure, theme: _draw_metrics(figure, theme, judged, [run.metric]),
+                lambda figure, theme: _draw_metrics(figure, theme, judged, [run.metric], keep),
                 size=(5.2, 4.6),
             )
         )
@@ -51,7 +52,7 @@ def curve_plots(run: RunFiles) -> list[Plot]:
                 "other-metrics",
                 "The other metrics",
                 "Of the held-out rows. ↑ more is better, ↓ less is better.",
-                lambda figure, theme: _draw_metrics(figure, theme, judged, others),
+                lambda figure, theme: _draw_metrics(figure, theme, judged, others, keep),
                 size=(10.4, 0.7 + 2.7 * rows),
                 wide=True,
             )
@@ -110,16 +111,16 @@ def _draw_loss(figure: Any, theme: Theme, histories: Sequence[History]) -> None:
         legend_below(figure, axes, columns=3)
 
 
-def _draw_metrics(figure: Any, theme: Theme, histories: Sequence[History], names: Sequence[str]) -> None:
+def _draw_metrics(figure: Any, theme: Theme, histories: Sequence[History], names: Sequence[str], keep: str) -> None:
     grid = panels(figure, len(names), OTHERS_A_ROW)
     for axes, name in zip(grid, names, strict=True):
         for history in filter(_has(name), histories):
             color = _color(theme, histories, history)
-            found = [history.evaluations[step] for step in sorted(history.evaluations)]
-            found = [one for one in found if name in one.metrics]
-            epochs, values = [one.epoch for one in found], [one.metrics[name] for one in found]
+            found = {step: one for step, one in sorted(history.evaluations.items()) if name in one.metrics}
+            epochs = [one.epoch for one in found.values()]
+            values = [one.metrics[name] for one in found.values()]
             axes.plot(epochs, values, color=color, marker="o", markersize=3.5, label=history.label)
-            kept = [i for i, one in enumerate(found) if one.best][-1:]
+            kept = [i for i, step in enumerate(found) if step == history.kept_step(keep)]
             axes.plot(
                 [epochs[i] for i in kept],
                 [values[i] for i in kept],

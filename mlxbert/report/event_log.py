@@ -55,6 +55,12 @@ class History:
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
     finished: MemberScores | None = None
 
+    def kept_step(self, keep: str) -> int | None:
+        """The step whose weights are kept ("best" or "last"): so far, where the member is unfinished."""
+        if self.finished is not None and self.finished.step in self.evaluations:
+            return self.finished.step
+        return max((step for step, one in self.evaluations.items() if one.best or keep == "last"), default=None)
+
     @property
     def label(self) -> str:
         """For a legend."""

@@ -16,7 +16,7 @@ from mlxbert.data.cells import Kind
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.home import expand_home
-from mlxbert.runs.blend_weights import cross_fitted_blend, decision_threshold, selected_weights
+from mlxbert.runs.blend_weights import cross_fitted_blend, decided, decision_thresholds, selected_weights
 from mlxbert.runs.files import RunError, write_json
 from mlxbert.runs.out_of_fold import prediction_columns
 from mlxbert.runs.run import Run
@@ -26,7 +26,7 @@ from mlxbert.training.judging import scores
 from mlxbert.training.predictions import NUMBERS, Predictions, ranks
 from mlxbert.training.predictions import average as weighted_mean
 
-FORMAT, VERSION, NAME = "mlxbert-blend", 1, "blend.json"
+FORMAT, VERSION, NAME = "mlxbert-blend", 2, "blend.json"
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,11 @@ class Blend:
         return self.runs[0].submission(values)
 
     def combine(self, parts: Sequence[Predictions]) -> Predictions:
-        """The weighted mean of the runs' predictions for the same rows, decided at the blend's own threshold."""
+        """The weighted mean of the runs' predictions for the same rows, decided at the blend's own thresholds."""
         if self.info["average"] == "ranks":
             parts = [ranks(part) for part in parts]
-        mean = weighted_mean(parts, self.weights)
-        threshold = np.full(len(mean), float(self.info["threshold"])) if mean.task == "binary" else mean.thresholds
-        return Predictions(mean.task, mean.values, threshold)
+        thresholds = self.info["thresholds"]
+        return decided(weighted_mean(parts, self.weights), None if thresholds is None else np.array(thresholds))
 
 
 def blend(
@@ -112,7 +111,7 @@ def blend(
         overwrite: replace a blend that is there already.
 
     Raises:
-        RunError: fewer than two runs, or runs of other rows, targets or tasks; ranks for a metric of labels.
+        RunError: fewer than two runs, or runs of other rows, targets or tasks; ranks for a metric of more than order.
     """
     opened = [Run.open(one) for one in runs]
     if len(opened) < 2:
@@ -124,15 +123,21 @@ def blend(
     _check_same_rows(opened, tables)
     task, first = opened[0].task, tables[0]
     chosen = metric_of(metric or opened[0].info["metric"], task.task)
-    if average == "ranks" and chosen.needs in ("labels", "values"):
+    if average == "ranks" and chosen.needs != "scores":
         raise RunError(f"ranks are averaged for metrics of order, and {chosen.name} reads {chosen.needs}; fix: auc")
+    # Labels are handed in for the metric that the runs were trained for, whatever the weights optimize.
+    deciding = chosen if chosen.needs == "labels" else metric_of(opened[0].info["metric"], task.task)
     truth = _truth(task, first)
     parts = [_predictions(task, table) for table in tables]
     if average == "ranks":
         parts = [ranks(part) for part in parts]
     weights = selected_weights(truth, parts, chosen)
-    threshold = decision_threshold(truth, weighted_mean(parts, weights), chosen)
-    honest = cross_fitted_blend(truth, parts, first["fold"].to_numpy(), chosen)
+    thresholds = decision_thresholds(truth, weighted_mean(parts, weights), deciding)
+
+    def cross_fitted(several: Sequence[Predictions]) -> Predictions:
+        return cross_fitted_blend(truth, several, first["fold"].to_numpy(), chosen, deciding)
+
+    honest = cross_fitted(parts)
     names = [chosen.name] if average == "ranks" else list(opened[0].info["metrics"])
     names = list(dict.fromkeys([chosen.name, *names]))
     info = {
@@ -143,9 +148,10 @@ def blend(
         "metric": chosen.name,
         "greater_is_better": chosen.greater_is_better,
         "average": average,
-        "threshold": threshold,
+        "thresholds": None if thresholds is None or average == "ranks" else thresholds.tolist(),
         "alone": [
-            _alone(run, truth, part, names, average == "ranks") for run, part in zip(opened, parts, strict=True)
+            _alone(run, truth, cross_fitted([part]), names, average == "ranks")
+            for run, part in zip(opened, parts, strict=True)
         ],
         "pooled": scores(truth, honest, names),
     }
@@ -189,8 +195,8 @@ def _truth(task: InferredTask, table: Any) -> np.ndarray:
     if task.task == "multilabel":
         return np.stack(columns, axis=1).astype(np.int32)
     classes = task.classes or ()
-    if all(isinstance(one, str) for one in classes):
-        columns[0] = columns[0].astype(str)
+    if any(isinstance(one, str) for one in classes):  # and so `Run.oof` reads them
+        return encode_labels(columns[0].astype(str), [str(one) for one in classes], "oof.csv")
     return encode_labels(columns[0], classes, "oof.csv")
 
 

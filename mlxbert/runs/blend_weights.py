@@ -16,23 +16,26 @@ from heads.thresholds import best_threshold
 from mlxbert.training.predictions import Predictions, average
 
 _ROUNDS = 60
+# What the rows of one fold are dealt into, so that none has a say in its own weights and threshold.
+_PARTS = 5
 
 
 def selected_weights(
     truth: np.ndarray, parts: Sequence[Predictions], metric: Metric, rounds: int = _ROUNDS
 ) -> np.ndarray:
-    """Weights (parts,) that sum to 1, each a multiple of 1 / (number of additions).
+    """Weights (parts,) that sum to 1, each a multiple of 1 / (number of additions); equal where no score is defined.
 
     Args:
         truth: (N, …) as `Head.metric_targets` gives it.
         parts: predictions for these N rows.
-        metric: to optimize; of labels of two classes, at the threshold that is best for each candidate.
+        metric: to optimize; of labels of two classes, at the threshold that is best for each candidate, and so for
+            each of many labels.
         rounds: additions; the best mean on the way is taken.
     """
     score = _scorer(truth, metric)
     counts = np.zeros(len(parts))
     total: np.ndarray | None = None
-    best_counts, best = counts, -np.inf
+    best_counts, best = np.ones(len(parts)), -np.inf
     for done in range(rounds):
         candidates = []
         for part in parts:
@@ -49,29 +52,67 @@ def selected_weights(
 
 
 def cross_fitted_blend(
-    truth: np.ndarray, parts: Sequence[Predictions], folds: np.ndarray, metric: Metric
+    truth: np.ndarray,
+    parts: Sequence[Predictions],
+    folds: np.ndarray,
+    metric: Metric,
+    deciding: Metric | None = None,
 ) -> Predictions:
-    """The blend of each fold's rows with weights, and a threshold, that the other folds' rows have chosen."""
+    """The blend of each fold's rows with weights, and thresholds, that the other folds' rows have chosen.
+
+    The rows of one fold alone are dealt into five parts in place of folds.
+
+    Args:
+        truth: (N, …) as `Head.metric_targets` gives it.
+        parts: predictions for these N rows.
+        folds: (N,) their fold.
+        metric: that the weights optimize.
+        deciding: that the threshold of two classes is learned for (`decision_thresholds`); None: `metric`.
+    """
+    if len(np.unique(folds)) == 1:
+        folds = np.random.default_rng(len(truth)).permutation(len(truth)) % _PARTS
     values = np.empty_like(parts[0].values)
-    thresholds = np.full(len(truth), 0.5)
+    thresholds = np.full(values.shape, 0.5)
     for number in np.unique(folds):
         mine, others = folds == number, folds != number
         if not others.any():
             return average(parts)
         weights = selected_weights(truth[others], [part[others] for part in parts], metric)
         values[mine] = average([part[mine] for part in parts], weights).values
-        thresholds[mine] = decision_threshold(
-            truth[others], average([part[others] for part in parts], weights), metric
-        )
-    binary = parts[0].task == "binary"
-    return Predictions(parts[0].task, values, thresholds if binary else None)
+        learned = average([part[others] for part in parts], weights)
+        found = decision_thresholds(truth[others], learned, deciding or metric)
+        if found is not None:
+            thresholds[mine] = found
+    labelled = parts[0].task in ("binary", "multilabel")
+    return Predictions(parts[0].task, values, thresholds if labelled else None)
 
 
-def decision_threshold(truth: np.ndarray, predictions: Predictions, metric: Metric) -> float:
-    """The probability from which on a row counts as positive; one half where nothing is to be decided."""
-    if predictions.task != "binary" or metric.needs != "labels" or len(np.unique(truth)) < 2:
+def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Metric) -> np.ndarray | None:
+    """The probability from which on a row counts as positive: () of "binary", (L,) of "multilabel"; else None.
+
+    For "binary" it is learned where `metric` reads labels, and otherwise one half; one label of many is judged by F1,
+    whatever the metric over all of them (`MultilabelClassificationHead`). Rows of one class teach nothing: one half.
+    """
+    values = predictions.values
+    if predictions.task == "binary":
+        return np.array(_best(values, truth, metric.name) if metric.needs == "labels" else 0.5)
+    if predictions.task == "multilabel":
+        return np.array([_best(*pair, "f1") for pair in zip(values.T, truth.T, strict=True)])
+    return None
+
+
+def decided(predictions: Predictions, thresholds: np.ndarray | None) -> Predictions:
+    """The same values, labelled at these thresholds of `decision_thresholds`; None: at one half."""
+    shape = predictions.values.shape
+    own = None if thresholds is None else np.broadcast_to(thresholds, shape)
+    return Predictions(predictions.task, predictions.values, own)
+
+
+def _best(values: np.ndarray, truth: np.ndarray, metric: str) -> float:
+    known = truth >= 0  # −1 is an unknown label
+    if len(np.unique(truth[known])) < 2:
         return 0.5
-    return best_threshold(predictions.values, truth, metric.name, "blend")
+    return best_threshold(values[known], truth[known], metric, "blend")
 
 
 def _scorer(truth: np.ndarray, metric: Metric) -> Callable[[Predictions], float]:
@@ -79,10 +120,9 @@ def _scorer(truth: np.ndarray, metric: Metric) -> Callable[[Predictions], float]
     sign = 1.0 if metric.greater_is_better else -1.0
 
     def score(predictions: Predictions) -> float:
-        threshold = decision_threshold(truth, predictions, metric)
-        thresholds = np.full(len(truth), threshold) if predictions.task == "binary" else None
-        decided = Predictions(predictions.task, predictions.values, thresholds)
-        value = sign * float(metric.function(truth, decided.outputs(metric.needs)))
+        thresholds = decision_thresholds(truth, predictions, metric) if metric.needs == "labels" else None
+        outputs = decided(predictions, thresholds).outputs(metric.needs)
+        value = sign * float(metric.function(truth, outputs))
         return value if value == value else -np.inf
 
     return score

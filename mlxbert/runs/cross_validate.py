@@ -122,7 +122,8 @@ def train(
         chosen = RunSettings.for_competition(ready, **own)
         if model is None:
             default_checkpoint(ready)
-        numbers = {**_numbers_of(ready), **numbers}
+        dealt = {} if time is None else {"fold_kind": None}  # rows that are given times are folded by them
+        numbers = {**_numbers_of(ready), **dealt, **numbers}
     else:
         if model is None:
             raise RunError("no model is named; fix: --model DIRECTORY, made by mlxbert-convert")

@@ -10,8 +10,8 @@ from mlxbert.environment import blas_name, blas_threads, device_name, package_ve
 from mlxbert.runs.files import RunError
 
 _PACKAGES = ("mlx", "numpy", "pandas", "scikit-learn", "scipy", "tokenizers", "scipy-openblas32")
-# A change of these changes sums, and so weights: the rest is for the record.
-_BINDING = ("device", "blas", "threads", "machine", "packages.mlx")
+# A change of these may change sums, texts, folds, thresholds or digits: the rest is for the record.
+_BINDING = ("mlxbert", "device", "blas", "threads", "machine", *(f"packages.{name}" for name in _PACKAGES))
 
 
 def environment() -> dict[str, Any]:

@@ -37,19 +37,25 @@ def read_frame(
         file = read.file
         record = {"path": str(data), "sha256": file.sha256, "size": file.size, "rows": len(read.frame)}
         return read.frame, read.kinds, record
-    table = Table(data)
-    frame = _as_pandas(data, table)
+    frame = as_pandas(data)
     return frame, _kinds(frame), {"path": None, "sha256": frame_sha256(frame), "size": None, "rows": len(frame)}
 
 
-def _as_pandas(data: Any, table: Table) -> Any:
+def as_pandas(data: Any) -> Any:
+    """A pandas or polars frame, or a dict of columns, as a pandas frame with its rows numbered from 0.
+
+    Raises:
+        FrameError: it is none of these, or has no rows.
+        RunError: there is no pandas.
+    """
+    table = Table(data)
     try:
         import pandas
     except ModuleNotFoundError as error:
         raise RunError("training on data needs pandas; fix: pip install 'mlxbert[kaggle]'") from error
     if isinstance(data, pandas.DataFrame):
         # An index that has a name was a column, such as the months of a series.
-        return data.reset_index(drop=all(name is None for name in data.index.names))
+        return data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))
     return pandas.DataFrame({str(name): list(table.column(name).values) for name in table.names})
 
 

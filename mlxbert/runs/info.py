@@ -11,6 +11,7 @@ from typing import Any
 
 from mlxbert.checkpoint import read_config
 from mlxbert.folds import folds_sha256
+from mlxbert.home import expand_home
 from mlxbert.runs.environment import environment
 from mlxbert.runs.files import FORMAT, VERSION, RunError
 from mlxbert.runs.members import members_of
@@ -26,8 +27,9 @@ def run_info(
     prepared: Prepared,
     kinds: Mapping[str, str],
     record: Mapping[str, Any],
+    valid: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of run.json."""
+    """The content of run.json; `record` of the data, `valid` of the validation file."""
     about = read_config(prepared.directory, other_tools=True).get("mlxbert") or {}  # another tool's has none
     problem = prepared.problem
     members = members_of(config, len(prepared.folds))
@@ -41,6 +43,8 @@ def run_info(
         "metrics": list(dict.fromkeys((prepared.metric.name, *problem.head_class.metrics))),
         "data": {
             **record,
+            "valid": None if valid is None else dict(valid),
+            "test": None if settings.test is None else _file(expand_home(settings.test)),
             "kinds": dict(kinds),
             "text": problem.text.to_dict(),
             "id": settings.id,
@@ -76,6 +80,9 @@ def check_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         RunError: names what has changed.
     """
     data, encoder = now["data"]["path"] or "the frame", now["model"]["checkpoint"]
+    test, was = now["data"]["test"], before["data"].get("test")
+    if test and was and test["sha256"] != was["sha256"]:
+        raise RunError(f"{test['path']} has changed since the run began; fix: put back what it was, or train anew")
     for what, section, key, fix in (
         (f"{data}: the data have", "data", "examples_sha256", "give what the run began with"),
         ("the folds have", "folds", "sha256", "use the package versions of run.json"),
@@ -86,5 +93,22 @@ def check_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
             raise RunError(f"{what} changed since the run began; fix: {fix}, or train anew")
 
 
+def going_on(before: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json of a run that goes on; another environment than the last one's is added to its "resumed"."""
+    resumed = list(before.get("resumed", ()))
+    last = (resumed or [before])[-1]["environment"]
+    if environment == last:
+        return dict(before)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**before, "resumed": [*resumed, {"at": now, "environment": dict(environment)}]}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "sha256": _sha256(path)}
+
+
 def _sha256(file: Path) -> str | None:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    if not file.is_file():
+        return None
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -113,10 +113,15 @@ def forecast(run: Run, history: Any) -> tuple[list[Any], Predictions]:
         history: a pandas frame, oldest first; at least the head's window of rows.
 
     Raises:
-        RunError: the history is too short, or times are no steps of one length.
+        RunError: the history is too short or lacks a value, or times are no steps of one length.
     """
     table = Table(history, "the series")
     (column,) = [table.column(name, "target column") for name in run.task.target]
+    if None in column.values:
+        row = column.values.index(None)
+        raise RunError(
+            f"the series has no value of {column.name!r} in row {row}; fix: fill it in, or end the history before it"
+        )
     series = np.asarray(target_values([column], run.task), np.float64)
     stamps = np.arange(len(series)) if run.time is None else list(table.column(run.time, "time column").values)
     times = as_times(stamps, "time")
@@ -171,7 +176,9 @@ def write_submission(
         MLXBertError: the file cannot be read, a column is missing, ids repeat.
     """
     form = run.submission(values)
-    check_average(str(run.info["average"]) if isinstance(run, Blend) else how, form)
+    check_average(how, form)
+    if isinstance(run, Blend):
+        check_average(str(run.info["average"]), form)
     target = expand_home(out)
     if target.is_dir():
         raise RunError(f"{target} is a directory; fix: give the name of a file with -o")

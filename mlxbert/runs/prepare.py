@@ -11,16 +11,18 @@ from typing import Any, cast
 
 import numpy as np
 
+from heads.forward_chaining import Windows
 from heads.metrics import Metric, metric_of
 from mlxbert.checkpoint import load_tokenizer, resolve
 from mlxbert.config import BertConfig
 from mlxbert.data.reading import DataWarning, id_values, render_texts
 from mlxbert.data.token_rows import token_rows
-from mlxbert.factory.competition import FOLD_KINDS, FoldKind
+from mlxbert.factory.competition import FoldKind, fold_kinds
 from mlxbert.factory.create import check_options
 from mlxbert.factory.frames import Table, plain
 from mlxbert.factory.problem import Problem, make_problem, target_of
 from mlxbert.folds import Fold, make_folds, validation_fold
+from mlxbert.folds.coverage import check_labels
 from mlxbert.runs.cache import token_cache
 from mlxbert.runs.checks import check_columns, check_weights
 from mlxbert.runs.files import RunError
@@ -92,8 +94,8 @@ def prepare(
     directory = resolve(settings.model, settings.revision)
     check_weights(directory)
     check_columns(frame, settings, what)
-    rows = np.arange(len(frame))
-    frame, rows = _with_targets(frame, rows, settings)
+    given = len(frame)
+    frame, rows = _with_targets(frame, np.arange(given), settings)
     problem = make_problem(
         frame,
         target=settings.target,
@@ -105,6 +107,8 @@ def prepare(
     )
     task = problem.task.task
     check_options(problem.head_class, settings.head)
+    if task != "multilabel":  # which alone learns from a row of which one target is known
+        frame, rows = _with_targets(frame, rows, settings, whole=True)
     metric = metric_of(config.metric or problem.head_class.default_metric, task)
     held_out = history = None
     if settings.id is not None:
@@ -112,7 +116,7 @@ def prepare(
     if settings.hold_out is not None:
         frame, rows, held_out, history = _hold_out(frame, rows, problem, settings, config)
     if valid is not None:
-        valid, numbers = _with_targets(valid, np.arange(len(valid)) + len(rows), settings)
+        valid, numbers = _with_targets(valid, np.arange(len(valid)) + given, settings, whole=task != "multilabel")
         frame, rows = _joined(frame, valid), np.concatenate([rows, numbers])
     ids = None if settings.id is None else id_values(frame, settings.id, what)
     hidden = read_json(directory / "config.json", RunError) or {}
@@ -132,16 +136,12 @@ def prepare(
     tokens = token_rows(
         tokenizer, texts, pairs, max_length=config.max_length, directory=directory, cache=token_cache()
     )
-    examples = Examples(tokens, targets, windows)
-    kind = cast(FoldKind, config.fold_kind or FOLD_KINDS[task][0])
+    examples = Examples(tokens, targets, windows, ids or [str(row) for row in rows])
     if valid is not None:
-        split = len(texts) - len(valid)
-        seconds = (None, None) if pairs is None else (pairs[:split], pairs[split:])
-        folds: tuple[Fold, ...] = (
-            validation_fold(texts[:split], texts[split:], train_pairs=seconds[0], valid_pairs=seconds[1]),
-        )
         kind = cast(FoldKind, "file")
+        folds: tuple[Fold, ...] = (_validation_fold(texts, pairs, len(valid), windows),)
     else:
+        kind = _fold_kind(task, settings, config)
         folds = make_folds(
             kind,
             texts,
@@ -153,8 +153,9 @@ def prepare(
             folds=config.folds,
             valid_size=config.valid_size,
             seed=config.fold_seed,
-            label_names=[str(one) for one in problem.task.classes or ()] or None,
+            label_names=_label_names(problem),
         )
+    check_labels(folds, targets, problem.task, kind)
     return Prepared(
         *(directory, tokenizer, problem, metric, examples, folds, kind, rows),
         *(settings.id, ids, texts, pairs, held_out, history),
@@ -169,17 +170,20 @@ def frame_sha256(frame: Any) -> str:
     return digest.hexdigest()
 
 
-def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings) -> tuple[Any, np.ndarray]:
-    """Without the rows that have no target, where they are to be dropped."""
+def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings, whole: bool = False) -> tuple[Any, np.ndarray]:
+    """Without the rows that have no target, or not every one (`whole`), where they are to be dropped."""
     if not settings.drop_missing:
         return frame, rows
     columns = target_of(Table(frame), settings.target)
+    enough = all if whole else any
     keep = np.array(
-        [any(value is not None for value in cells) for cells in zip(*(c.values for c in columns), strict=True)]
+        [enough(value is not None for value in cells) for cells in zip(*(c.values for c in columns), strict=True)]
     )
     if keep.all() or not keep.any():
         return frame, rows
-    warnings.warn(f"{(~keep).sum()} of {len(keep)} rows have no target and are left out", DataWarning, stacklevel=2)
+    several = "lack one of the targets" if whole else "have none of the targets"
+    what = several if len(columns) > 1 else "have no target"
+    warnings.warn(f"{(~keep).sum()} of {len(keep)} rows {what} and are left out", DataWarning, stacklevel=2)
     return frame[keep].reset_index(drop=True), rows[keep]
 
 
@@ -200,7 +204,7 @@ def _hold_out(
     if not 0 < size < 1 and not (size == int(size) and 1 <= size < len(frame)):
         raise RunError(f"hold_out must be a share between 0 and 1, or fewer than {len(frame)} rows, not {size:g}")
     rendered = problem.text.render(frame)
-    kind = cast(FoldKind, config.fold_kind or FOLD_KINDS[problem.task.task][0])
+    kind = _fold_kind(problem.task.task, settings, config)
     (fold,) = make_folds(
         "plain" if kind == "group" else kind,
         rendered.texts,
@@ -211,9 +215,44 @@ def _hold_out(
         folds=1,
         valid_size=size if size < 1 else int(size),
         seed=config.fold_seed,
+        label_names=_label_names(problem),
     )
     learn, out = frame.iloc[fold.train].reset_index(drop=True), frame.iloc[fold.valid].reset_index(drop=True)
     return learn, rows[fold.train], out, None
+
+
+def _fold_kind(task: str, settings: RunSettings, config: TrainingConfig) -> FoldKind:
+    """As asked for; else forward where there are times, and the usual one of the task."""
+    kind = cast(FoldKind, config.fold_kind or fold_kinds(task, settings.time)[0])
+    if task == "time_series" and kind != "forward":
+        raise RunError(
+            f"fold_kind {kind!r} puts overlapping windows of a series on both sides; fix: leave it out (forward)"
+        )
+    return kind
+
+
+def _label_names(problem: Problem) -> list[str] | None:
+    return [str(one) for one in problem.task.classes or ()] or None
+
+
+def _validation_fold(texts: Sequence[str], pairs: Sequence[str] | None, valid: int, windows: Windows | None) -> Fold:
+    """The fold whose held-out rows are the last `valid`; of a series the windows that forecast these alone.
+
+    Raises:
+        RunError: of a series, fewer rows than are forecast at once.
+    """
+    learned = begin = len(texts) - valid
+    if windows is not None:
+        horizon = 1 if windows.targets.ndim == 1 else windows.targets.shape[1]
+        if valid < horizon:
+            raise RunError(
+                f"the validation file has {valid} rows, and a forecast is of {horizon}; fix: give {horizon} or more"
+            )
+        # A window in between forecasts rows of both files: it is on neither side.
+        begin, learned = len(texts) - valid + horizon - 1, max(len(texts) - valid, 0)
+    seconds = (None, None) if pairs is None else (pairs[:learned], pairs[begin:])
+    fold = validation_fold(texts[:learned], texts[begin:], train_pairs=seconds[0], valid_pairs=seconds[1])
+    return Fold(fold.train, fold.valid + begin - learned)
 
 
 def _joined(frame: Any, valid: Any) -> Any:

@@ -1,10 +1,11 @@
-"""What a person sees while a run goes on: a bar on a terminal, a line for each evaluation elsewhere."""
+"""What a person sees while a run goes on: a bar on a terminal or in a notebook, else a line for each evaluation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -23,7 +24,7 @@ class ProgressBar(Callback):
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %  {task.fields[numbers]}"),
         )
-        self.bars = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.bars = Progress(*columns, console=self.console, disable=not shows_bars(self.console), transient=True)
         self._task: TaskID | None = None
         self._done_members = 0
         self._loss: float | None = None
@@ -80,6 +81,11 @@ class ProgressBar(Callback):
         self.bars.stop()
 
 
+def shows_bars(console: Console) -> bool:
+    """On a terminal, and in a notebook with the widgets that rich draws them with."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 def duration(seconds: float) -> str:
     """ "1 h 05 min", "3 min 20 s", "12 s"."""
     whole = max(round(seconds), 0)
@@ -91,7 +97,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def row_progress() -> Iterator[Callable[[int, int | None], None]]:
-    """A bar of rows done, on standard error; nothing where that is not a terminal."""
+    """A bar of rows done, on standard error; nothing where that is neither a terminal nor a notebook."""
     console = Console(stderr=True)
     columns = (
         TextColumn("Predicting"),
@@ -99,7 +105,7 @@ def row_progress() -> Iterator[Callable[[int, int | None], None]]:
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, disable=not shows_bars(console)) as bars:
         task = bars.add_task("", total=1)
 
         def progress(done: int, total: int | None) -> None:

@@ -28,8 +28,11 @@ def pieces(
     Raises:
         MLXBertError: it cannot be read, or a column is missing.
     """
-    required = [*columns, *([id_column] if id_column else [])]
-    return read_chunks(data, kinds, rows=ROWS, required=required, encoding=encoding)
+    own = [id_column] if id_column else []
+    required = [*columns, *own]
+    # Of a run on a frame the kind may be "number": 0012 is to be written as it is read all the same.
+    as_read: dict[str, Kind] = dict.fromkeys(own, "text")
+    return read_chunks(data, {**kinds, **as_read}, rows=ROWS, required=required, encoding=encoding)
 
 
 def row_ids(frames: Iterator[Any], id_column: str | None, what: str) -> list[str]:

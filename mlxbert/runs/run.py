@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,15 @@ class Run:
         """
         if len(self.members) < len(self.info["members"]):
             done = f"{len(self.members)} of {len(self.info['members'])} models are done"
-            raise RunError(f"{self.path} is not finished ({done}); fix: mlxbert train --resume {self.path}")
+            raise RunError(f"{self.path} is not finished ({done}); fix: {self._go_on}")
         if self.info["folds"]["kind"] != "forward":
             return self.members
         last = f"-fold{self.info['folds']['count'] - 1}"
         return [member for member in self.members if member.name.endswith(last)]
+
+    @property
+    def _go_on(self) -> str:
+        return f"mlxbert train --resume {shlex.quote(str(self.path))}"
 
     @property
     def task(self) -> InferredTask:
@@ -138,15 +143,18 @@ class Run:
         from mlxbert.runs.tables import read_csv
 
         if not self.files.oof.is_file():
-            raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: mlxbert train --resume {self.path}")
-        return read_csv(self.files.oof)
+            raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self._go_on}")
+        classes = self.task.classes or ()
+        labels = any(isinstance(one, str) for one in classes) and self.task.task != "multilabel"
+        # A label such as "007" is a word, whatever it looks like.
+        return read_csv(self.files.oof, [f"target:{self.task.target[0]}", "label"] if labels else ())
 
     def predict(self, frame: Any, *, values: str | None = None, average: str = "probabilities") -> Any:
-        """Predictions for the rows of a pandas frame: a frame of the id (or row number) and the prediction columns.
+        """Predictions for the rows of a frame: a pandas frame of the id (or row number) and the prediction columns.
 
         Args:
-            frame: with the columns that the texts are made of; of a time series, its history (what follows it is
-                forecast).
+            frame: pandas, polars or a dict, with the columns that the texts are made of; of a time series, its history
+                (what follows it is forecast).
             values: "labels", "probabilities" or "values"; None: as the run's submissions have it.
             average: of members: "probabilities" or "ranks".
 
@@ -156,11 +164,13 @@ class Run:
         """
         import pandas
 
+        from mlxbert.runs.frames import as_pandas
         from mlxbert.runs.predict import check_average, forecast, predict_frame
         from mlxbert.runs.submission import columns_of
 
         form = self.submission(values)
         check_average(average, form)
+        frame = as_pandas(frame)
         if self.task.task == "time_series":
             times, predictions = forecast(self, frame)
             return pandas.DataFrame({form.id_column: times, form.columns[0]: predictions.values[0]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from mlxbert.runs.files import RunError, RunFiles, write_json
 from mlxbert.runs.finish import finish
 from mlxbert.runs.frames import read_frame
-from mlxbert.runs.info import check_same, run_info
+from mlxbert.runs.info import check_same, going_on, run_info
 from mlxbert.runs.members import check_models, train_members
 from mlxbert.runs.metrics_log import MetricsLog
 from mlxbert.runs.place import empty
@@ -25,7 +26,7 @@ from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.outcome import TrainingInterrupted
-from mlxbert.writer.output_file import WriteError
+from mlxbert.writer.output_file import WriteError, write_errors
 
 
 def run_session(
@@ -52,12 +53,14 @@ def run_session(
     about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
     kinds = None if before is None else before["data"]["kinds"]
     frame, kinds, record = read_frame(data, **about, kinds=kinds)
-    valid = None if settings.valid is None else read_frame(settings.valid, **about, kinds=kinds)[0]
+    valid, judged = None, None
+    if settings.valid is not None:
+        valid, _, judged = read_frame(settings.valid, **about, kinds=kinds)
     prepared = prepare(frame, settings, config, valid, record["path"] or "the frame")
-    info = run_info(settings, config, prepared, kinds, record)
+    info = run_info(settings, config, prepared, kinds, record, judged)
     if before is not None:
         check_same(info, before)
-        info = dict(before)
+        info = going_on(before, info["environment"])
     problem, form = prepared.problem, submission_form(settings, prepared.problem.task, prepared.metric.needs, None)
     check_rows_to_predict(settings, prepared.task, problem.text.columns, kinds, form)
     bar = ProgressBar(len(info["members"])) if progress else None
@@ -73,6 +76,8 @@ def run_session(
             files, info, overwrite, (data, settings.valid, settings.test, settings.sample_submission, settings.model)
         )
     else:
+        if info != before:
+            write_json(files.info, info)
         shutil.rmtree(files.best_so_far, ignore_errors=True)
     if bar:
         bar.skip(sum(files.is_done(name) for name in info["members"]))
@@ -92,13 +97,15 @@ def run_session(
 
 def _begin(files: RunFiles, info: Mapping[str, Any], overwrite: bool, sources: Sequence[Any]) -> None:
     """Make the directory, or empty it, and write run.json."""
-    files.root.mkdir(parents=True, exist_ok=True)
+    with write_errors(files.root, 0):
+        files.root.mkdir(parents=True, exist_ok=True)
     if overwrite:
         root = files.root.resolve()
         for source in sources:
             if isinstance(source, str | Path) and Path(source).resolve().is_relative_to(root):
                 raise RunError(f"{source} lies in {files.root}, which is to be overwritten; fix: another -o DIRECTORY")
-        empty(files.root)
+        with write_errors(files.root, 0):
+            empty(files.root)
     write_json(files.info, info)
 
 
@@ -113,4 +120,4 @@ def _interrupted(files: RunFiles, info: Mapping[str, Any], error: BaseException)
 def _command(files: RunFiles, info: Mapping[str, Any]) -> str:
     if info["data"]["path"] is None:
         return f"mlxbert.resume({str(files.root)!r}, frame)"
-    return f"mlxbert train --resume {files.root}"
+    return f"mlxbert train --resume {shlex.quote(str(files.root))}"

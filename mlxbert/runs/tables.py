@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ def write_csv(file: Path, frame: Any) -> None:
         replace_file(file, data)
 
 
-def read_csv(file: Path) -> Any:
-    """What `write_csv` wrote, as a pandas frame: ids and labels as pandas reads them."""
+def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
+    """What `write_csv` wrote, as a pandas frame: `text` columns as they are written, others as pandas reads them."""
     import pandas
 
-    return pandas.read_csv(file, keep_default_na=False, na_values=[""])
+    return pandas.read_csv(file, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])

@@ -11,7 +11,7 @@ from typing import Any, Self
 from heads.errors import unknown_name
 from mlxbert.errors import MLXBertError
 from mlxbert.training.adversarial import AWP, FGM
-from mlxbert.training.schedule import SHAPES
+from mlxbert.training.schedule import SHAPES, Schedule
 from mlxbert.training.step import StepSettings
 
 ADVERSARIAL = {"fgm": FGM, "awp": AWP}
@@ -93,9 +93,15 @@ class TrainingConfig:
                 raise ConfigurationError(f"{name} {getattr(self, name)!r} is unknown; known: {known}")
         if self.adversarial_size is not None and self.adversarial is None:
             raise ConfigurationError("adversarial_size goes with adversarial; fix: adversarial='fgm' or 'awp'")
+        if self.adversarial == "fgm" and (self.freeze_embeddings or self.freeze_layers):
+            raise ConfigurationError(
+                "adversarial 'fgm' moves the word embeddings, which are frozen; fix: train them, or adversarial='awp'"
+            )
         if self.valid_size is not None and self.folds != 1:
             raise ConfigurationError(f"valid_size goes with folds=1, not with {self.folds} folds; fix: leave one out")
-        self.step_settings()  # what it refuses is refused here
+        # What these refuse is refused here.
+        self.step_settings()
+        Schedule(1, self.schedule, 0, self.schedule_end, self.schedule_power)
 
     @classmethod
     def make(cls, settings: Mapping[str, Any]) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,13 @@ class Examples:
         tokens: N rows of ids.
         targets: N, in the user's own values, as `Head.fit_targets` and `encode_targets` take them.
         windows: of a time series: history and times of each row.
+        names: N, what messages call the rows: ids, or their numbers in the data; None: their numbers here.
     """
 
     tokens: TokenRows
     targets: np.ndarray
     windows: Windows | None = None
+    names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

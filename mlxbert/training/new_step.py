@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.groups import Rule, default_learning_rate, parameter_rules
+from mlxbert.training.groups import GroupError, Rule, default_learning_rate, parameter_rules
 from mlxbert.training.schedule import Schedule
 from mlxbert.training.step import TrainStep
 from mlxbert.with_head import BertWithHead
@@ -13,7 +13,7 @@ def training_rules(model: BertWithHead, config: TrainingConfig) -> tuple[dict[st
     """The rule of every parameter, and the peak rate.
 
     Raises:
-        GroupError: the settings do not fit this model.
+        GroupError: the settings do not fit this model, or would freeze layers at random weights.
     """
     peak = default_learning_rate(model.core.config) if config.rate is None else config.rate
     rules = parameter_rules(
@@ -25,6 +25,13 @@ def training_rules(model: BertWithHead, config: TrainingConfig) -> tuple[dict[st
         freeze_embeddings=config.freeze_embeddings,
         freeze_layers=config.freeze_layers,
     )
+    layers = model.core.config.num_hidden_layers
+    both = config.freeze_layers + config.reinitialize_layers - layers
+    if config.freeze_layers and config.reinitialize_layers and both > 0:
+        raise GroupError(
+            f"freeze_layers={config.freeze_layers} and reinitialize_layers={config.reinitialize_layers} of {layers} "
+            f"layers would freeze {both} at random weights; fix: {both} less of one of them"
+        )
     return rules, peak
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,8 @@ class Outcome:
     note: str | None
 
 
-def named_rows(batch: Batch) -> str:
-    """The numbers of a batch's first ten rows, and how many there are beyond these."""
-    rows = ", ".join(map(str, batch.rows[: min(batch.real, 10)].tolist()))
+def named_rows(batch: Batch, names: Sequence[str] | None) -> str:
+    """A batch's first ten rows by name, or number, and how many there are beyond these."""
+    first = batch.rows[: min(batch.real, 10)].tolist()
+    rows = ", ".join(str(row) if names is None else names[row] for row in first)
     return rows + (f", … ({batch.real} in all)" if batch.real > 10 else "")

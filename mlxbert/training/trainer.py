@@ -177,7 +177,7 @@ class Trainer:
                 return False
             report = self.step.update()
         except NonFiniteLossError as error:
-            raise TrainingError(f"{where}: {error}; rows {named_rows(batch)}") from error
+            raise TrainingError(f"{where}: {error}; rows {named_rows(batch, self.examples.names)}") from error
         done = -(-at.batch // self.config.accumulation)  # steps of this epoch
         if at.batch == len(self.batches):
             at.epoch, at.batch = at.epoch + 1, 0
