@@ -99,6 +99,8 @@ def test_accumulated_batches_are_one_large_one(tiny_checkpoint: Path) -> None:
     assert len(told.steps) == len(others.steps) == 1
     assert others.steps[0].loss == pytest.approx(told.steps[0].loss, rel=1e-5)
     for name, array in named_parameters(whole.model).items():
+        if name.endswith("self.key.bias"):  # its gradient is zero but for rounding, which Adam makes a step of
+            continue
         other = named_parameters(parts.model)[name]
         np.testing.assert_allclose(np.array(other), np.array(array), rtol=2e-3, atol=2e-5, err_msg=name)
 
