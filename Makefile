@@ -44,7 +44,7 @@ demo: $(RUNS)  ## Convert the packaged all-MiniLM-L6-v2, prove it equal to PyTor
 	$(BIN)/mlxbert-convert "$$source" -o $(MODEL) --overwrite --verify && \
 	$(BIN)/mlxbert encode $(MODEL) "A cat sits on the mat." "A kitten rests on a rug." "Stock markets fell sharply today."
 
-test: $(TESTS)  ## All tests, with branch coverage (about 10 minutes on two cores)
+test: $(TESTS)  ## All tests, with branch coverage (about 15 minutes on two cores)
 	$(BIN)/python -m pytest --cov --cov-report=term --durations=10 -q
 
 test-fast: $(TESTS)  ## The tests that take seconds

@@ -415,17 +415,14 @@ def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "mean"), [("13.0MB", 0.986), ("20MB", 0.999)])
-def test_minilm_in_a_given_size(
-    size: str, mean: float, minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_minilm_in_13_mb(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter.quantize.auto.VARIANTS", 1)  # of 4, for the time they take; the limits stay
-    convert(minilm_source, tmp_path / "out", quantize="auto", target_size=size, verify=False)
+    convert(minilm_source, tmp_path / "out", quantize="auto", target_size="13.0MB", verify=False)
     convert(minilm_source, tmp_path / "float32", verify=False)
-    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= parse_size(size)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 13_000_000
     (exact, tokenizer), (quantized, _) = load(tmp_path / "float32"), load(tmp_path / "out")
     for quality in measure_quality(exact, quantized, tokenizer, ("mean",)):
-        assert quality.cosine_mean >= mean
+        assert quality.cosine_mean >= 0.986
 
 
 def test_parity_json_says_what_it_cost(source: Path, tmp_path: Path) -> None:
