@@ -11,7 +11,7 @@ from converter.card_evidence import read_quantization
 from converter.facts import card_facts
 from converter.parity.files import CARD
 from converter.publishing.errors import PublishError
-from converter.publishing.evidence import Evidence, gather_evidence
+from converter.publishing.evidence import Evidence, existing, gather_evidence
 from converter.publishing.lint import lint_card
 from converter.publishing.names import check_repo_id, default_repo_id
 from converter.publishing.plan import PushPlan, PushResult
@@ -61,6 +61,7 @@ def push(
         raise PublishError("--pr and --revision: a pull request is always made to the default branch; leave one out")
     if to is not None:
         check_repo_id(to)
+    existing(directory)  # said before a login is asked for
     from huggingface_hub import HfApi, get_token
 
     from mlxbert.hub.errors import check_token

@@ -131,6 +131,12 @@ def test_a_mistake_costs_one_line(hub: Hub, verified: Path, arguments: list[str]
     assert text in result.stderr
 
 
+def test_a_directory_that_is_not_there_is_said_before_a_login_is_asked_for(hub: Hub, tmp_path: Path) -> None:
+    result = invoke(tmp_path / "none")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"none: no such directory; fix: mlxbert-convert SRC -o {tmp_path}/none\n")
+
+
 @pytest.mark.slow
 def test_convert_and_push_in_one_go(hub: Hub, writer: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")

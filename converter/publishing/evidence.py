@@ -43,6 +43,18 @@ class Evidence:
     unlisted: tuple[str, ...]
 
 
+def existing(directory: str | Path) -> Path:
+    """The directory as a path.
+
+    Raises:
+        PublishError: it is not there.
+    """
+    path = expand_home(directory)
+    if not path.is_dir():
+        raise PublishError(f"{directory}: no such directory; fix: mlxbert-convert SRC -o {directory}")
+    return path
+
+
 def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, token: str | None = None) -> Evidence:
     """Check every file against the manifest and the manifest against the parity report.
 
@@ -51,9 +63,7 @@ def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, to
             did not pass, is missing, or was of other weights.
         CheckpointError: not a converted directory.
     """
-    path = expand_home(directory)
-    if not path.is_dir():
-        raise PublishError(f"{directory}: no such directory; fix: mlxbert-convert SRC -o {directory}")
+    path = existing(directory)
     config = read_config(path)
     records = read_manifest(path)
     if records is None:

@@ -31,11 +31,12 @@ def reuse_buffers() -> None:
 
 @cache
 def keep_heap() -> bool:
-    """Let glibc serve arrays of up to 1 GiB from a heap that keeps up to 1 GiB free: 15 % of a training step.
+    """Let glibc serve arrays of up to 1 GiB from a heap that keeps up to 1 GiB free.
 
-    For the whole process and for good, and so only where a training begins. MLX's own cache, made as large, keeps
-    buffers of each batch length and doubles the peak; the heap is one for all. False, with nothing changed, where the
-    environment has settings of its own or the C library is another.
+    What it saves, `python -m benchmarks.tweets` shows beside the same with MALLOC_TRIM_THRESHOLD_=131072 set. For the
+    whole process and for good, and so only where a training begins. MLX's own cache, made as large, would keep buffers
+    of each batch length beside each other; the heap is one for all. False, with nothing changed, where the environment
+    has settings of its own or the C library is another.
     """
     if any(name in os.environ for name in _SETTINGS):
         return False

@@ -74,13 +74,31 @@ class RunFiles:
         """best-so-far/: the kept weights of the model in training, as a model, after Ctrl-C."""
         return self.root / "best-so-far"
 
+    @property
+    def members(self) -> Path:
+        """members/: the finished models."""
+        return self.root / "members"
+
     def member(self, name: str) -> Path:
         """A finished model."""
-        return self.root / "members" / name
+        return self.members / name
+
+    @property
+    def all_logits(self) -> Path:
+        """logits/: of each model's held-out rows."""
+        return self.root / "logits"
 
     def logits(self, name: str) -> Path:
-        """Its held-out rows: logits and cross-fitted predictions."""
-        return self.root / "logits" / f"{name}.npz"
+        """A model's held-out rows: logits and cross-fitted predictions."""
+        return self.all_logits / f"{name}.npz"
+
+    @property
+    def made(self) -> tuple[Path, ...]:
+        """All that a run, its trackers and its report make here but run.json; first what says that it is finished."""
+        files = (self.scores, self.log, self.oof, self.worst, self.submission, self.hold_out)
+        folders = (self.resume, self.best_so_far, self.members, self.all_logits)
+        beside = (self.root / name for name in ("tensorboard", "wandb", "report.html", "plots"))
+        return (*files, *folders, *beside)
 
     def is_done(self, name: str) -> bool:
         """Whether a model is finished: its logits are the last thing of it to be written."""

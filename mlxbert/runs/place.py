@@ -10,17 +10,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mlxbert.home import expand_home
-from mlxbert.runs.files import RunError, read_info
+from mlxbert.runs.files import RunError, RunFiles, read_info
 from mlxbert.writer.output_file import WriteError, write_errors
 from mlxbert.writer.recovery import target_lock
 
-# What `RunFiles` names, the trackers' logs, and what is made of them by default: reports and blends.
-_MADE = (
-    "scores.json",
-    *("metrics.jsonl", "oof.csv", "worst_rows.csv", "submission.csv", "hold_out.csv"),
-    *("resume", "best-so-far", "members", "logits"),
-    *("tensorboard", "wandb", "report.html", "plots"),
-)
 # What `replace_file` leaves where it is killed.
 _LEFT = re.compile(r"\..+\.\d+\.tmp")
 
@@ -75,13 +68,12 @@ def delete_leftovers(root: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def empty(root: Path) -> None:
-    """Delete what a run and its reports have made: first what says that it is finished, and not run.json.
+def empty(files: RunFiles) -> None:
+    """Delete what a run and its report have made, but run.json; anything else that lies there stays.
 
-    What a kill leaves of it is an unfinished run, to be overwritten or resumed. Anything else that lies there stays.
+    What a kill leaves of it is an unfinished run, to be overwritten or resumed.
     """
-    for name in _MADE:
-        path = root / name
+    for path in files.made:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -105,7 +105,7 @@ def _begin(files: RunFiles, info: Mapping[str, Any], overwrite: bool, sources: S
             if isinstance(source, str | Path) and Path(source).resolve().is_relative_to(root):
                 raise RunError(f"{source} lies in {files.root}, which is to be overwritten; fix: another -o DIRECTORY")
         with write_errors(files.root, 0):
-            empty(files.root)
+            empty(files)
     write_json(files.info, info)
 
 

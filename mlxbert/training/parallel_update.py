@@ -25,7 +25,7 @@ class Part:
 def parts(sizes: Mapping[str, int]) -> tuple[Part, ...]:
     """Parameters with these numbers of elements, dealt to the streams of the default device: the largest first.
 
-    Two parts on a CPU of several threads: these loops wait for memory, and more threads wait no less. One elsewhere.
+    Two parts on a CPU of several threads, one elsewhere.
     """
     device = mx.default_device()
     streams = [mx.default_stream(device)]
