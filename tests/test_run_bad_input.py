@@ -21,6 +21,7 @@ from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from mlxbert.cli import main
 from mlxbert.runs import Run, resume, train
+from mlxbert.runs.files import RunFiles
 from mlxbert.training.callbacks import Callback, StepEvent
 from mlxbert.writer.output_file import WriteError
 from tests.run_samples import QUICK, options, sample
@@ -371,8 +372,8 @@ def test_test_files_and_flags_that_cannot_be(trained: Path) -> None:
 
 
 def test_a_run_that_cannot_be_deleted_is_told_in_a_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(root: Path) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(root / "oof.csv"))
+    def denied(files: RunFiles) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(files.oof))
 
     place.run.mkdir()
     (place.run / "run.json").write_text('{"format": "mlxbert-run", "version": 1}')
