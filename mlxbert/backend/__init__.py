@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,6 +201,12 @@ def _warn(message: str) -> None:
     import logging  # 10 ms, wanted only where there is something to say
 
     logging.getLogger("mlxbert").warning("mlxbert: %s", message)
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
+    """Inside, OpenBLAS multiplies on the thread that asks for a product; nothing where MLX keeps its own BLAS."""
+    library = use_fast_blas().library
+    return nullcontext() if library is None else openblas.one_thread(library)
 
 
 def reuse_memory(*, training: bool = False) -> None:

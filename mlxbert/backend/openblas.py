@@ -81,6 +81,25 @@ def load(path: Path) -> OpenBlas:
 
 
 @contextmanager
+def one_thread(path: str) -> Iterator[None]:
+    """Inside, a product is computed on the thread that asks for it: for a caller who has threads of his own.
+
+    `path` is that of the loaded library.
+    """
+    library, before = ctypes.CDLL(path), threads(path)
+    library.scipy_openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        library.scipy_openblas_set_num_threads(before)
+
+
+def threads(path: str) -> int:
+    """How many threads the loaded library of this path multiplies with now."""
+    return int(ctypes.CDLL(path).scipy_openblas_get_num_threads())
+
+
+@contextmanager
 def _settings() -> Iterator[None]:
     """OpenBLAS's environment variables while it loads, which is when it reads them; the user's own are left alone."""
     wanted = {"OPENBLAS_THREAD_TIMEOUT": _THREAD_TIMEOUT}

@@ -1,9 +1,11 @@
-"""Gradients of one batch, added to those of the batches before: the part of a step that is differentiated."""
+"""Gradients of one batch, and sums of them: the part of a step that is differentiated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import reduce
+from operator import add
 from typing import Any, cast
 
 import mlx.core as mx
@@ -20,8 +22,13 @@ Sums = dict[str, Any]
 SCALARS = ("loss", "weight", "rows")
 
 
+def add_up(arrays: Sequence[Arrays]) -> Arrays:
+    """Dicts of the same names, added name by name in their order."""
+    return {name: reduce(add, (one[name] for one in arrays)) for name in arrays[0]}
+
+
 class Gradients:
-    """`add` is a pure function of its arrays and the random state; model and settings are what is compiled in."""
+    """`of` is a pure function of its arrays and the random state; model and settings are what is compiled in."""
 
     def __init__(
         self,
@@ -36,17 +43,16 @@ class Gradients:
         self.checkpoint_layers, self.adversarial = checkpoint_layers, adversarial
         self.padding_row = padding_row(model, names)
 
-    def add(
+    def of(
         self,
-        sums: Sums,
         weights: Arrays,
         frozen: Arrays,
         inputs: Arrays,
         targets: mx.array,
         rows: mx.array,
         loss_scale: mx.array,
-    ) -> tuple[Sums, mx.array]:
-        """`sums` with this batch in them ({}: this is the first), and its mean loss.
+    ) -> Sums:
+        """The sums of one batch.
 
         It leaves whatever it was called with in the model: the caller puts the weights back.
         """
@@ -68,12 +74,7 @@ class Gradients:
             _, second = cast(Any, differentiate)(moved)
             second = self._without_padding(second)
             gradients = {name: 0.5 * (first + second[name]) for name, first in gradients.items()}
-        new: Sums = {"gradients": gradients, "loss": loss * weight, "weight": weight, "rows": rows.sum()}
-        if sums:
-            before = sums["gradients"]
-            new["gradients"] = {name: before[name] + gradient for name, gradient in gradients.items()}
-            new |= {name: sums[name] + new[name] for name in SCALARS}
-        return new, loss
+        return {"gradients": gradients, "loss": loss * weight, "weight": weight, "rows": rows.sum()}
 
     def _set(self, arrays: Arrays) -> None:
         # The encoder alone computes in the narrow dtype; its master weights get float32 gradients through the cast.

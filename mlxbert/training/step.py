@@ -24,11 +24,13 @@ from mlxbert.errors import MLXBertError
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization.packed import refuse_training
 from mlxbert.training.adversarial import AWP, FGM
-from mlxbert.training.gradients import COMPUTE_DTYPES, Gradients, Sums
+from mlxbert.training.gradients import COMPUTE_DTYPES, SCALARS, Gradients, Sums, add_up
 from mlxbert.training.groups import Rule, trainable
 from mlxbert.training.optim import AdamW, Arrays, clip_factor, ema_decay, ema_update, global_norm, squared_norms
-from mlxbert.training.parallel_update import parts, take
+from mlxbert.training.random_state import split_state
 from mlxbert.training.schedule import Schedule
+from mlxbert.training.shards import Shard, split_batch
+from mlxbert.training.streams import evaluate, parts, streams, take
 
 # float16 gradients below 6e-8 are 0: the loss is scaled up, half as much after an overflow, twice after this many good
 # steps (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2).
@@ -135,9 +137,12 @@ class TrainStep:
         # The random state is an input and an output: as a constant it would drop the same units at every step.
         compiled = self.settings.compiled
         random: Any = {"inputs": mx.random.state, "outputs": mx.random.state}
-        self._add = mx.compile(self._gradients.add, **random) if compiled else self._gradients.add
+        self._sums = mx.compile(self._gradients.of, **random) if compiled else self._gradients.of
+        self._add_up = mx.compile(add_up) if compiled else add_up
         self._apply = mx.compile(self._update) if compiled else self._update
         self._squared_norms = mx.compile(squared_norms) if compiled else squared_norms
+        # An adversarial step looks at the gradient of the whole batch before it goes on.
+        self._streams = streams()[: 1 if self.settings.adversarial else None]
         self._parts = parts({name: array.size for name, array in self.weights.items()})
         self.show()
         mx.eval(self.weights, self.frozen, self.means, self.squares, self.average)
@@ -162,18 +167,12 @@ class TrainStep:
         arrays = {name: mx.array(value) for name, value in inputs.items() if value is not None}
         targets = mx.array(targets)
         real = mx.ones((len(targets),)) if rows is None else mx.array(rows).astype(mx.float32)
-        previous = {} if self.sums is None else self.sums
-        try:
-            sums, loss = self._add(
-                previous, self.weights, self.frozen, arrays, targets, real, mx.array(self.loss_scale, mx.float32)
-            )
-        finally:
-            self.show()  # tracing has left its placeholders in the model
-        mx.eval(sums, loss, *cast(Any, mx.random.state))
+        found = self._compute(split_batch(arrays, targets, real, self._streams))
         self.batches += 1
-        value = _number(loss)
+        loss, weight = (sum(_number(sums[name]) for sums in found) for name in ("loss", "weight"))
+        value = loss / weight if weight else loss
         if math.isfinite(value):
-            self.sums = sums
+            self.sums = self._total([*([] if self.sums is None else [self.sums]), *found])
         elif self.settings.on_nonfinite == "stop":
             raise NonFiniteLossError(
                 f"step {self.step + 1}, batch {self.batches} of it: the loss is {value}; the weights are "
@@ -221,6 +220,35 @@ class TrainStep:
         """Put the current weights into the model, or others such as `average`; frozen ones stay."""
         shown = {**self.frozen, **self.weights, **(weights or {})}
         self.model.update(tree_unflatten(list(shown.items())))
+
+    def _compute(self, shards: list[Shard]) -> list[Sums]:
+        """The sums of each, which draws its random numbers from a state of its own."""
+        *seeds, after = split_state(len(shards) + 1)
+        scale = mx.array(self.loss_scale, mx.float32)
+        found: list[Sums] = []
+        try:
+            for shard, seed in zip(shards, seeds, strict=True):
+                mx.random.seed(seed)
+                with mx.stream(shard.stream):
+                    found.append(self._sums(self.weights, self.frozen, shard.inputs, shard.targets, shard.rows, scale))
+        finally:
+            self.show()  # tracing has left its placeholders in the model
+            mx.random.seed(after)
+        evaluate(found)
+        return found
+
+    def _total(self, found: list[Sums]) -> Sums:
+        if len(found) == 1:
+            return found[0]
+        gradients = [sums.pop("gradients") for sums in found]
+        added: Arrays = {}
+        for part in self._parts:
+            with mx.stream(part.stream):
+                added.update(self._add_up([take(part.names, arrays) for arrays in gradients]))
+        total: Sums = {"gradients": {name: added[name] for name in self.weights}}
+        total |= add_up([{name: sums[name] for name in SCALARS} for sums in found])
+        mx.eval(total)
+        return total
 
     def _norm(self, gradients: Arrays) -> mx.array:
         squares: Arrays = {}

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.training.gradients import SCALARS
 from mlxbert.training.optim import Arrays
+from mlxbert.training.random_state import seed_of
 from mlxbert.training.step import TrainStep
 
 _DICTS = ("weights", "frozen", "means", "squares", "average")
@@ -72,6 +73,5 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
     for name in _COUNTERS:
         setattr(step, name, int(cast(Any, state[name].item())))
     step.loss_scale = float(cast(Any, state["loss_scale"].item()))
-    high, low = (int(part) for part in cast(Any, state[RANDOM].tolist()))
-    mx.random.seed((high << 32) | low)
+    mx.random.seed(seed_of(cast(Any, state[RANDOM].tolist())))
     step.show()
