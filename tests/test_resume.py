@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,10 @@ class Stage:
         return resumed
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Stage]:
-    root = tmp_path_factory.mktemp("resume")
-    sample("binary", 32).to_csv(root / "train.csv", index=False)
-    test = sample("binary", 10, seed=5).drop(columns="y")
-    test.to_csv(root / "test.csv", index=False)
-    test[["id"]].assign(y="no").iloc[::-1].to_csv(root / "sample.csv", index=False)
-    arguments = ["train", str(root / "train.csv"), "--model", str(tiny_checkpoint)]
-    arguments += ["--text", "text", "--target", "y", "--id", "id", "--metric", "f1", "--no-compiled"]
-    arguments += ["--test", str(root / "test.csv"), "--sample-submission", str(root / "sample.csv")]
-    arguments += ["--folds", "2", "--epochs", "3", "--batch-size", "4", "--rate", "3e-3", "--dropout", "0.1"]
-    arguments += ["--accumulation", "3", "--save-every", "2", "--evaluations", "2", "--patience", "3"]
-    arguments += ["--ema", "0.9", "--adversarial", "fgm"]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MLXBERT_CACHE": str(root / "cache")}
+@contextmanager
+def driven(root: Path, arguments: list[str], threads: int) -> Iterator[Stage]:
+    """A stage on which the undisturbed run has been, twice."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "MLXBERT_CACHE": str(root / "cache")}
     with subprocess.Popen(
         [sys.executable, "-m", "tests.resume_driver"],
         stdin=subprocess.PIPE,
@@ -102,6 +93,36 @@ def stage(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> It
             ended = made.begin(name)
             assert ended["code"] == 0, ended["stderr"]
         yield replace(made, names=ended["names"])
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Stage]:
+    root = tmp_path_factory.mktemp("resume")
+    sample("binary", 32).to_csv(root / "train.csv", index=False)
+    test = sample("binary", 10, seed=5).drop(columns="y")
+    test.to_csv(root / "test.csv", index=False)
+    test[["id"]].assign(y="no").iloc[::-1].to_csv(root / "sample.csv", index=False)
+    arguments = ["train", str(root / "train.csv"), "--model", str(tiny_checkpoint)]
+    arguments += ["--text", "text", "--target", "y", "--id", "id", "--metric", "f1", "--no-compiled"]
+    arguments += ["--test", str(root / "test.csv"), "--sample-submission", str(root / "sample.csv")]
+    arguments += ["--folds", "2", "--epochs", "3", "--batch-size", "4", "--rate", "3e-3", "--dropout", "0.1"]
+    arguments += ["--accumulation", "3", "--save-every", "2", "--evaluations", "2", "--patience", "3"]
+    arguments += ["--ema", "0.9", "--adversarial", "fgm"]
+    with driven(root, arguments, threads=1) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sharded_stage(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Stage]:
+    """What a run is without any option: compiled, on all threads; with batches of enough tokens for two shards."""
+    root = tmp_path_factory.mktemp("sharded")
+    frame = sample("binary", 48)
+    frame.assign(text=[" ".join([text] * 30) for text in frame["text"]]).to_csv(root / "train.csv", index=False)
+    arguments = ["train", str(root / "train.csv"), "--model", str(tiny_checkpoint), "--text", "text", "--target", "y"]
+    arguments += ["--folds", "2", "--epochs", "1", "--batch-size", "16", "--rate", "3e-3", "--dropout", "0.1"]
+    arguments += ["--accumulation", "2", "--save-every", "1"]
+    with driven(root, arguments, threads=2) as made:
+        yield made
 
 
 @dataclass(frozen=True)
@@ -169,6 +190,18 @@ def test_killed_and_resumed_to_the_bit(stage: Stage, number: int) -> None:
     assert ended["names"][-1] == point.name == stage.names[point.number], "killed where it should be"
     assert not (stage.root / name / "scores.json").exists(), "the kill came before the end"
     stage.assert_ends_as_if_never_interrupted(name)
+
+
+@pytest.mark.parametrize(("phase", "occurrence"), [("batch: begins", 1), ("save: half a write", -1)])
+def test_a_run_on_two_threads_and_compiled_resumes_to_the_bit(
+    sharded_stage: Stage, phase: str, occurrence: int
+) -> None:
+    made_on = json.loads((sharded_stage.root / "straight/run.json").read_text())["environment"]
+    assert made_on["threads"] == (2 if made_on["device"] == "cpu" else made_on["threads"])
+    at = [number for number, name in enumerate(sharded_stage.names) if name == phase][occurrence]
+    name = phase.partition(":")[0]
+    assert sharded_stage.begin(name, at=at, signals=[signal.SIGKILL])["signal"] == signal.SIGKILL
+    sharded_stage.assert_ends_as_if_never_interrupted(name)
 
 
 def test_several_kills_of_one_run(stage: Stage) -> None:
