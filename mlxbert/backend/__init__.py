@@ -205,8 +205,8 @@ def _warn(message: str) -> None:
 
 def one_blas_thread() -> AbstractContextManager[None]:
     """Inside, OpenBLAS multiplies on the thread that asks for a product; nothing where MLX keeps its own BLAS."""
-    library = use_fast_blas().library
-    return nullcontext() if library is None else openblas.one_thread(library)
+    status = use_fast_blas()
+    return nullcontext() if status.library is None else openblas.one_thread(status.library, status.threads)
 
 
 def reuse_memory(*, training: bool = False) -> None:

@@ -81,17 +81,19 @@ def load(path: Path) -> OpenBlas:
 
 
 @contextmanager
-def one_thread(path: str) -> Iterator[None]:
+def one_thread(blas_path: str, afterwards: int) -> Iterator[None]:
     """Inside, a product is computed on the thread that asks for it: for a caller who has threads of his own.
 
-    `path` is that of the loaded library.
+    Args:
+        blas_path: of the loaded library.
+        afterwards: its threads then; not those of before, which another caller may just have lowered.
     """
-    library, before = ctypes.CDLL(path), threads(path)
+    library = ctypes.CDLL(blas_path)
     library.scipy_openblas_set_num_threads(1)
     try:
         yield
     finally:
-        library.scipy_openblas_set_num_threads(before)
+        library.scipy_openblas_set_num_threads(afterwards)
 
 
 def threads(path: str) -> int:

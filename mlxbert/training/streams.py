@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import mlx.core as mx
@@ -35,7 +36,7 @@ def streams() -> list[mx.Stream]:
     """The default stream, and on a CPU with OpenBLAS one more for each further thread of it, up to 8 in all."""
     device = mx.default_device()
     threads = min(use_fast_blas().threads, _MOST) if device == mx.cpu else 1
-    return [mx.default_stream(device), *map(_further_stream, range(1, threads))]
+    return [mx.default_stream(device), *(_further_stream(number, get_ident()) for number in range(1, threads))]
 
 
 def parts(sizes: Mapping[str, int]) -> tuple[Part, ...]:
@@ -76,8 +77,11 @@ def evaluate(outputs: Sequence[Any]) -> None:
 
 
 @cache
-def _further_stream(number: int) -> mx.Stream:
-    """One for all steps: MLX keeps the thread of a stream for good. "Unsafe": any thread may evaluate on it."""
+def _further_stream(number: int, owner: int) -> mx.Stream:
+    """One for all steps of the thread `owner`: MLX keeps a stream's own thread for good.
+
+    "Unsafe" is one that any thread may evaluate on, and no two at once.
+    """
     return mx.new_thread_unsafe_stream(mx.cpu)
 
 
