@@ -59,7 +59,9 @@ class CardFacts:
     `place` is what `mlxbert.load` is given: a Hub id, or a stand-in for the directory; `branch` is its revision, None:
     the default one. `weights` are the names of the weight files and their SHA-256. `trained_head` is the name of a
     head that this project trained, with the encoder, and `classes` are what it tells apart. `max_length` is how many
-    tokens of a text are read. `unverified` says why a model is published whose comparison did not pass.
+    tokens of a text are read. `skipped` are the layers that a quantization left as they were, each with its reason,
+    which `quantization` repeats where the cost was measured. `unverified` says why a model is published whose
+    comparison did not pass.
     """
 
     name: str
@@ -77,6 +79,7 @@ class CardFacts:
     source_card: SourceCard = field(default_factory=SourceCard)
     quantization: Quantization | None = None
     quantized: bool = False
+    skipped: Mapping[str, str] = field(default_factory=dict)
     trained_head: str | None = None
     classes: tuple[str, ...] = ()
     scores: Scores | None = None
