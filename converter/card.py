@@ -7,12 +7,17 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from converter.card_evidence import Quantization, Scores
 from converter.parity.report import LOCAL, PADDING, PRECISION, ParityReport
 from converter.readers.source_error import shown
 from converter.source_card import SourceCard
+
+if TYPE_CHECKING:
+    import jinja2
 
 _TASKS = {
     "BertForPreTraining": "fill-mask",
@@ -59,7 +64,9 @@ class CardFacts:
     `place` is what `mlxbert.load` is given: a Hub id, or a stand-in for the directory; `branch` is its revision, None:
     the default one. `weights` are the names of the weight files and their SHA-256. `trained_head` is the name of a
     head that this project trained, with the encoder, and `classes` are what it tells apart. `max_length` is how many
-    tokens of a text are read. `unverified` says why a model is published whose comparison did not pass.
+    tokens of a text are read. `skipped` are the layers that a quantization left as they were, each with its reason,
+    which `quantization` repeats where the cost was measured. `unverified` says why a model is published whose
+    comparison did not pass.
     """
 
     name: str
@@ -77,6 +84,7 @@ class CardFacts:
     source_card: SourceCard = field(default_factory=SourceCard)
     quantization: Quantization | None = None
     quantized: bool = False
+    skipped: Mapping[str, str] = field(default_factory=dict)
     trained_head: str | None = None
     classes: tuple[str, ...] = ()
     scores: Scores | None = None
@@ -167,12 +175,17 @@ def reference_of(source: str, revision: str | None) -> str:
 
 def render_card(facts: CardFacts) -> str:
     """The card as Markdown with its front matter."""
+    return _template().render({name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, *_COMPUTED)})
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Compiled once: that takes 80 ms, as long as the rest of a small push."""
     import jinja2  # 40 ms that `--help` should not pay
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["code"] = _code
-    template = environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
-    return template.render({name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, *_COMPUTED)})
+    return environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
 
 
 def _compared(gate: str, check: str, names: Iterable[str]) -> str:

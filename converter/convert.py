@@ -14,7 +14,7 @@ from converter.canonical import plan_source, read
 from converter.card import render_card
 from converter.card_evidence import Quantization
 from converter.dtypes import CODES, output_dtype
-from converter.facts import card_facts
+from converter.facts import card_facts, weight_sums
 from converter.mapping import Planned
 from converter.output_config import cleaned_side_file, notes_on, output_config
 from converter.quantize.settings import quantize_settings
@@ -198,6 +198,10 @@ def convert(
         quantization = None if report is None else report.quantization
         if quantized is not None and report is None and verify is not False:
             quantization = _describe(source, output.path, hf_config)
+            from converter.parity.cost import cost_json
+
+            cost_alone = cost_json(quantization, why=str(unverified), weights=weight_sums(output.records))
+            output.write_bytes("parity.json", cost_alone.encode())
         if quantized is not None and quantization is None:  # where it is measured, its table has them
             notes += quantized.kept
         cost = None if quantization is None else Quantization.from_json(quantization.to_dict())

@@ -15,6 +15,7 @@ from converter.source_card import SourceCard
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.dense import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
+from mlxbert.quantization import QuantizationConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,13 +72,26 @@ def card_facts(
         source_card=SourceCard.from_block(block),
         quantization=quantization,
         quantized="quantization" in config,
+        skipped=_skipped(config),
         trained_head=trained_head(block),
         classes=_classes(block),
         scores=read_scores(block),
-        weights={file: record.sha256 for file, record in records.items() if _is_weights(file)},
+        weights=weight_sums(records),
         max_length=_max_length(directory, config),
         sentence_modules=(directory / "modules.json").is_file(),
     )
+
+
+def weight_sums(records: Mapping[str, FileRecord]) -> dict[str, str]:
+    """The SHA-256 of every weight file, by its name."""
+    weights = (file for file in records if file.endswith(".safetensors") and "/" not in file)
+    return {file: records[file].sha256 for file in weights}
+
+
+def _skipped(config: Mapping[str, Any]) -> Mapping[str, str]:
+    """The layers that a quantization left as they were, and why: known without measuring what it cost."""
+    quantization = QuantizationConfig.from_hf(config)
+    return quantization.skipped if quantization else {}
 
 
 def trained_head(block: Mapping[str, Any]) -> str | None:
@@ -103,10 +117,6 @@ def _max_length(directory: Path, config: Mapping[str, Any]) -> int | None:
         plan = None
     limits = [config.get("max_position_embeddings"), plan.max_length if plan else None]
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _is_weights(file: str) -> bool:
-    return file.endswith(".safetensors") and "/" not in file
 
 
 def _original_class(config: dict[str, Any]) -> str:

@@ -78,11 +78,19 @@ def show_result(result: ConvertResult) -> None:
         rows.append(("Own head", f"{len(result.heads)} tensors in heads.safetensors"))
     rows += [("Dropped", f"{key}: {why}") for key, why in result.dropped.items()]
     rows += [("Note", note) for note in result.notes]
-    rows.append(("Parity", "VERIFIED" if result.report else f"NOT VERIFIED: {result.unverified}"))
+    rows.append(("Parity", _verdict(result)))
     path = str(result.path)
     rows.append(("Next", f"mlxbert.load({json.dumps(path, ensure_ascii=False)})"))
     rows.append(("", f'mlxbert encode {shlex.quote(path)} "A sentence."'))
     show("\n".join(f"{label:<10}{text}" for label, text in rows))
+
+
+def _verdict(result: ConvertResult) -> str:
+    """Of a source that is a conversion itself, what the proof does not reach."""
+    if result.report is None:
+        return f"NOT VERIFIED: {result.unverified}"
+    reservation = result.report.provenance.reservation
+    return f"VERIFIED against {reservation}" if reservation else "VERIFIED"
 
 
 def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:

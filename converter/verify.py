@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from converter.parity.files import write_reports
+from converter.readers.source_error import shown
 from mlxbert.errors import MLXBertError
 from mlxbert.home import expand_home
 from mlxbert.writer.manifest import manifest_problems
@@ -133,6 +134,7 @@ def verify_staged(
             float32_core=float32_side,
             seed=seed,
             notes=(*notes, *probe_notes),
+            origin=_origin(source),
         ),
         model_type=hf_config["model_type"],
         progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
@@ -172,6 +174,15 @@ def _written_dtype(directory: Path, weights: list[Path]) -> str:
         found = ", ".join(sorted(dtypes)) or "no tensors"
         raise VerifyError(f"{directory}: one dtype expected in model*.safetensors, found {found}; fix: convert again")
     return dtypes.pop()
+
+
+def _origin(source: Source) -> str | None:
+    """What a source that mlxbert had converted was made from; of one that it trained, or of any other, None."""
+    block = source.config.get("mlxbert")
+    if not isinstance(block, dict) or "head" in block or not isinstance(block.get("source"), str):
+        return None
+    revision = block.get("revision")
+    return shown(f"{block['source']} at {revision}" if revision else block["source"])
 
 
 def _is_lossless(source: Source, dtype: str) -> bool:

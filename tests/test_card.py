@@ -129,6 +129,26 @@ def test_compared_with_something_else_than_the_source_is_no_yes() -> None:
     assert "Yes" not in card
 
 
+def test_a_reference_that_is_a_conversion_itself_is_said_to_be() -> None:
+    whole = report(1e-6)
+    again = replace(whole, provenance=replace(whole.provenance, origin="team/bert at " + "a" * 40))
+    card = render_card(replace(LOCAL_SOURCE, parity=again))
+    origin = f"`team/bert at {'a' * 40}`"
+    assert f"with\n`model`, itself a conversion of {origin}, which was not compared, in PyTorch, over" in card
+    assert "itself a conversion" not in render_card(replace(LOCAL_SOURCE, parity=whole))
+
+
+def test_layers_that_kept_their_numbers_are_told_though_nothing_was_measured() -> None:
+    reasons = {"embeddings.word_embeddings": "rows of 312", "pooler.dense": "config.json says so"}
+    card = render_card(replace(LOCAL_SOURCE, quantized=True, skipped=reasons))
+    assert "## What quantization cost\n\nNobody has measured it on text. Not quantized:\n" in card
+    assert "<summary>2 layers</summary>\n\n- `embeddings.word_embeddings`: rows of 312\n" in card
+    assert "- `pooler.dense`: config.json says so\n\n</details>\n\n## Use\n" in card
+    card = render_card(replace(LOCAL_SOURCE, quantized=True))
+    assert "Nobody has measured it on text.\n\n## Use\n" in card
+    assert "<details>" not in card
+
+
 def test_how_a_trained_head_is_used() -> None:
     facts = replace(LOCAL_SOURCE, place="alice/tweets", trained_head="binary", heads=("head.weight",))
     card = render_card(replace(facts, classes=("no", "yes")))

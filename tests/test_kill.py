@@ -12,8 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from mlxbert.writer.manifest import manifest_problems
 from mlxbert.writer.recovery import recover
 
 REPOSITORY = Path(__file__).parents[1]
-pytestmark = pytest.mark.slow  # some fifty processes
+pytestmark = pytest.mark.slow  # some hundred conversions
 
 SEEDS = range(20)
 MODES = ("fresh", "overwrite")
@@ -38,6 +40,11 @@ class Stage:
     old: Path
     new: Path
     points: dict[str, list[str]]
+    driver: subprocess.Popen[str]
+
+    def kill(self, out: Path, *, overwrite: bool, at: int) -> dict[str, Any]:
+        """Convert the source in a process that is killed at a point; how it ended."""
+        return drive(self.driver, self.source, out, overwrite=overwrite, at=at)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -45,9 +52,13 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
-def drive(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.kill_driver", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+def drive(driver: subprocess.Popen[str], src: Path, out: Path, *, overwrite: bool, at: int | None) -> dict[str, Any]:
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+    driver.stdin.write(json.dumps({"src": str(src), "out": str(out), "overwrite": overwrite, "at": at}) + "\n")
+    driver.stdin.flush()
+    ended: dict[str, Any] = json.loads(driver.stdout.readline())
+    return ended
 
 
 def save_random_model(directory: Path, seed: int) -> Path:
@@ -71,7 +82,7 @@ def save_random_model(directory: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     directory = tmp_path_factory.mktemp("stage")
     old_source = save_random_model(directory / "a/bert", seed=0)
     source = save_random_model(directory / "b/bert", seed=1)
@@ -79,13 +90,20 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     new = convert(source, directory / "new/out", verify=False).path
     assert contents(old) != contents(new)
     points = {}
-    for mode in MODES:
-        out = prepare(directory / mode, mode, old)
-        run = drive(source, out, *(["--overwrite"] if mode == "overwrite" else []))
-        assert run.returncode == 0, run.stderr
-        assert contents(out) == contents(new)
-        points[mode] = json.loads(run.stdout)
-    return Stage(source, old, new, points)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.kill_driver"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    ) as driver:
+        for mode in MODES:
+            out = prepare(directory / mode, mode, old)
+            run = drive(driver, source, out, overwrite=mode == "overwrite", at=None)
+            assert run["code"] == 0, run["stderr"]
+            assert contents(out) == contents(new)
+            points[mode] = run["names"]
+        yield Stage(source, old, new, points, driver)
 
 
 def prepare(work: Path, mode: str, old: Path) -> Path:
@@ -102,9 +120,9 @@ def kill_and_check(stage: Stage, work: Path, mode: str, at: int, *, recover_firs
     old, new = contents(stage.old), contents(stage.new)
     out = prepare(work, mode, stage.old)
 
-    run = drive(stage.source, out, *(["--overwrite"] if overwrite else []), "--at", at)
-    assert run.returncode == -signal.SIGKILL, f"{place}: {run.stderr}"
-    assert run.stdout == "", place  # it did not get to its end
+    run = stage.kill(out, overwrite=overwrite, at=at)
+    assert run["signal"] == signal.SIGKILL, f"{place}: {run['stderr']}"
+    assert run["names"] is None, place  # it did not get to its end
 
     models = [path.parent for path in work.glob("*/config.json")]
     for model in models:

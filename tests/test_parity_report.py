@@ -28,7 +28,7 @@ from converter.parity.report import (
     Provenance,
     ReportError,
 )
-from converter.parity.table import parity_table
+from converter.parity.table import parity_table, verdict
 
 NAMES = ("embeddings", *(f"encoder.layer.{i}" for i in range(12)), "pooler")
 
@@ -133,6 +133,10 @@ def test_an_edited_verdict_is_not_believed() -> None:
         ("{}", "parity.json is not a parity report (KeyError"),
         ('{"format_version": 99}', "parity.json has format version 99, this mlxbert reads 1; fix: run mlxbert-verify"),
         ('{"format_version": 1}', "parity.json is damaged (KeyError"),
+        (
+            '{"format_version": 1, "passed": true, "not_compared": "no torch", "points": []}',
+            "parity.json compares nothing with PyTorch (no torch); fix: run mlxbert-verify",
+        ),
     ],
 )
 def test_a_damaged_report_is_refused_in_one_line(text: str, message: str) -> None:
@@ -143,8 +147,25 @@ def test_a_damaged_report_is_refused_in_one_line(text: str, message: str) -> Non
     assert "\n" not in str(error.value)
 
 
+def test_a_report_without_the_newest_field_is_read() -> None:
+    data = json.loads(report().to_json())
+    del data["provenance"]["origin"]
+    assert ParityReport.from_json(json.dumps(data)) == report()
+
+
+def test_a_reference_that_is_a_conversion_itself_is_said_to_be_everywhere() -> None:
+    each = replace(report(), provenance=replace(report().provenance, origin="team/bert"))
+    words = "org/bert alone, itself a conversion of team/bert, which was not compared"
+    assert each.provenance.reservation == words
+    assert verdict(each).plain.startswith(f"PASS  the same model as {words} (")
+    assert "itself a conversion of team/bert, which was not compared" in render_html(each)
+    assert 'name="source_converted_from" value="team/bert"' in render_junit(each)
+    assert report().provenance.reservation is None
+    assert "itself a conversion" not in render_html(report())
+
+
 def test_the_table_fits_80_columns_and_says_what_failed() -> None:
-    for each, verdict in (
+    for each, last in (
         (report(), "PASS  the same model as org/bert"),
         (failing(), "FAIL  against org/bert: first"),
     ):
@@ -152,7 +173,7 @@ def test_the_table_fits_80_columns_and_says_what_failed() -> None:
         console.print(parity_table(each))
         lines = shown.getvalue().splitlines()
         assert max(map(len, lines)) <= 80
-        assert any(line.startswith(verdict) for line in lines)
+        assert any(line.startswith(last) for line in lines)
         for name in NAMES:
             rows = [line for line in lines if line.strip().startswith(f"{name} ")]
             assert len(rows) == 2

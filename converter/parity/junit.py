@@ -30,6 +30,7 @@ def _properties(suite: ElementTree.Element, report: ParityReport) -> None:
     facts = {
         "source": report.provenance.source,
         "revision": report.provenance.revision or "",
+        "source_converted_from": report.provenance.origin or "",
         "written_dtype": report.written_dtype,
         "seed": str(report.provenance.seed),
         **report.environment,

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MAPPING, PRECISION = "mapping", "precision"
 CUMULATIVE, LOCAL, PADDING = "cumulative", "layer-local", "padding"
+NOT_COMPARED = "not_compared"
 
 
 class ReportError(MLXBertError):
     """A `parity.json` that is damaged, or of another format version."""
+
+
+class NotComparedError(ReportError):
+    """A `parity.json` that says what a quantization cost (`converter.parity.cost`), and compares nothing."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Provenance:
         float32_core: what the mapping gate's MLX side was: the written weights, or the source through the mapping.
         seed: the probes'.
         notes: what a reader should know besides.
+        origin: what the reference itself had been converted from, by mlxbert; None: it is no conversion.
     """
 
     source: str
@@ -93,6 +99,14 @@ class Provenance:
     float32_core: str
     seed: int
     notes: tuple[str, ...] = ()
+    origin: str | None = None
+
+    @property
+    def reservation(self) -> str | None:
+        """What a comparison with something converted leaves open, to follow "verified against"; None: nothing."""
+        if self.origin is None:
+            return None
+        return f"{self.source} alone, itself a conversion of {self.origin}, which was not compared"
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,7 @@ class ParityReport:
         """Read `to_json`'s output; the verdict is computed again, not believed.
 
         Raises:
+            NotComparedError: it says what a quantization cost, and nothing was compared with PyTorch.
             ReportError: not JSON, of another version, or with fields missing.
         """
         try:
@@ -177,9 +192,13 @@ class ParityReport:
                 f"parity.json has format version {found!r}, this mlxbert reads {FORMAT_VERSION}; "
                 "fix: run mlxbert-verify again"
             )
+        if NOT_COMPARED in data:
+            raise NotComparedError(
+                f"parity.json compares nothing with PyTorch ({data[NOT_COMPARED]}); fix: run mlxbert-verify"
+            )
         try:
             values = _only_fields(cls, {"quantization": None, **data})
-            provenance = _only_fields(Provenance, values["provenance"])
+            provenance = _only_fields(Provenance, {"origin": None, **values["provenance"]})
             provenance["notes"] = tuple(provenance["notes"])
             values["provenance"] = Provenance(**provenance)
             values["points"] = tuple(Point(**point) for point in values["points"])

@@ -22,7 +22,8 @@ def verdict(report: ParityReport) -> Text:
     where = f"{len(report.probes)} probes, MLX {environment.get('mlx')} on {environment.get('device')}"
     where += f", PyTorch {environment.get('torch')}"
     if report.passed:
-        return Text(f"PASS  the same model as {report.provenance.source} ({where})", style="bold green")
+        reservation = report.provenance.reservation
+        return Text(f"PASS  the same model as {reservation or report.provenance.source} ({where})", style="bold green")
     layer = report.first_diverging_layer
     at = f": first wrong at {layer}" if layer else ": same model, but the written precision costs too much"
     return Text(f"FAIL  against {report.provenance.source}{at} ({where})", style="bold red")

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.card import reference_of
 from converter.parity.files import CARD, PARITY
-from converter.parity.report import ParityReport, ReportError
+from converter.parity.report import NotComparedError, ParityReport, ReportError
 from converter.publishing.errors import PublishError
 from converter.publishing.leaks import leaks
 from mlxbert.checkpoint import CheckpointError, read_config
@@ -17,6 +17,8 @@ from mlxbert.errors import first_ten
 from mlxbert.home import expand_home
 from mlxbert.writer.manifest import NAME, manifest_problems, read_manifest
 from mlxbert.writer.output_file import FileRecord
+
+_NEVER_COMPARED = "the model was never compared with PyTorch"
 
 # Text in somebody else's words, too long to look through, and no place for a path.
 _NOT_SEARCHED = ("tokenizer.json", "vocab.txt", "model.safetensors.index.json")
@@ -107,9 +109,11 @@ def _parity(
 ) -> tuple[ParityReport | None, str | None]:
     """The report, and why it is no proof that these files are the model that `block` names."""
     if PARITY not in records:
-        return None, "the model was never compared with PyTorch"
+        return None, _NEVER_COMPARED
     try:
         report = ParityReport.from_json((path / PARITY).read_text(encoding="utf-8"))
+    except NotComparedError:
+        return None, _NEVER_COMPARED
     except (ReportError, UnicodeDecodeError) as error:
         return None, f"its comparison with PyTorch cannot be read ({error})"
     if not report.passed:

@@ -24,6 +24,7 @@ class PushPlan:
         message: of the commit.
         card: the README.md that goes with it.
         unverified: why the model counts as not verified; None where it is.
+        reservation: what the comparison leaves open: it was with something that had been converted itself.
     """
 
     repo_id: str
@@ -38,6 +39,7 @@ class PushPlan:
     message: str
     card: str = field(repr=False)
     unverified: str | None = None
+    reservation: str | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -55,7 +57,8 @@ class PushPlan:
             rows.append(("There", f"{len(self.unchanged)} files, the same bytes: {', '.join(self.unchanged)}"))
         rows += [("Remove", name) for name in self.remove]
         rows += [("Not sent", f"{name} (not in the manifest)") for name in self.kept_here]
-        rows.append(("Parity", f"NOT VERIFIED: {self.unverified}" if self.unverified else "VERIFIED"))
+        verified = f"VERIFIED against {self.reservation}" if self.reservation else "VERIFIED"
+        rows.append(("Parity", f"NOT VERIFIED: {self.unverified}" if self.unverified else verified))
         return [f"{label:<10}{text}" for label, text in rows]
 
 

@@ -1,1 +1,1 @@
-"""Sentences that choose codes and bits, and others that quality is measured on: README.md has what is what."""
+"""Sentences that choose codes and bits, and others that quality is measured on: README.md says whence they are."""
