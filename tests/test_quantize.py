@@ -489,8 +489,8 @@ def test_scales_in_another_dtype(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Half of the calibration that the command does, for the time it takes; the limits are those of all of it.
-    monkeypatch.setattr("converter.quantize.pipeline.VARIANTS", 2)
+    # A part of the calibration that the command does, for the time it takes; the limits are those of all of it.
+    monkeypatch.setattr("converter.quantize.pipeline.VARIANTS", 1)
     result = convert(minilm_source, tmp_path / "out", quantize="mixed", verify=False)
     convert(minilm_source, tmp_path / "float32", verify=False)
     assert result.size < 14_300_000
@@ -505,7 +505,10 @@ def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_minilm_in_13_mb(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.quantize.auto.VARIANTS", 1)  # of 4, for the time they take; the limits stay
+    # The first of four trials and no variants, for the time they take; the limits stay.
+    monkeypatch.setattr("converter.quantize.auto.worth_a_trial", lambda *args, **kw: worth_a_trial(*args, **kw)[:1])
+    monkeypatch.setattr("converter.quantize.auto.VARIANTS", 0)
+    monkeypatch.setattr("converter.quantize.auto.TRIED_VARIANTS", 0)
     convert(minilm_source, tmp_path / "out", quantize="auto", target_size="13.0MB", verify=False)
     convert(minilm_source, tmp_path / "float32", verify=False)
     assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 13_000_000

@@ -47,7 +47,7 @@ _HELD_BACK = 4
 _ATTEMPTS = 4
 
 # Variants of each text in a trial: enough to tell allotments apart, and quick.
-_TRIED_VARIANTS = 1
+TRIED_VARIANTS = 1
 
 
 def allot(
@@ -111,7 +111,7 @@ def allot(
     tried: list[tuple[float, float, Chosen]] = []
     for number, (tilt, chosen) in enumerate(ways, 1):
         config = _configured(settings, shapes, chosen)
-        calibrated = run(kept, _TRIED_VARIANTS, config, f"try {number} of {len(ways)}")
+        calibrated = run(kept, TRIED_VARIANTS, config, f"try {number} of {len(ways)}")
         tried.append((study.cosine(calibrated), tilt, chosen))
     cosine, tilt, chosen = max(tried, key=lambda found: found[0])
     # From what layers harm alone to what they were seen to harm together.
