@@ -75,7 +75,7 @@ def allot(
         dtype: of scales and biases.
         plain_bytes: of the encoder's tensors that are no matrices.
         file_bytes: of the weight files beside the encoder's tensors: headers, heads.
-        progress: told of "measure", of every trial and of "calibrate".
+        progress: told of every stage: what is measured, tried, calibrated.
 
     Raises:
         BudgetError: no allotment reaches the target; says the nearest.
@@ -97,7 +97,8 @@ def allot(
     parameters = sum(rows * width for rows, width in shapes.values()) + plain_bytes // item
 
     study = Study(core, make(texts[::_HELD_BACK]), pooling)
-    run = _Calibration(core, make, embedding_metric(core, make(kept)), dtype, progress)
+    metric = embedding_metric(core, make(kept), progress=partial(progress, "embeddings"))
+    run = _Calibration(core, make, metric, dtype, progress)
     harms = study.harms(run(kept, 0, plain, "each layer alone", alone=True), progress=partial(progress, "measure"))
     options = {path: layer_options(core, path, shape, harms[path], dtype) for path, shape in packable.items()}
     check_reach(target, options, fixed_bytes=fixed_bytes, file_bytes=file_bytes, parameters=parameters)

@@ -9,7 +9,7 @@ by J e, so that its square is eᵀ Jᵀ J e; Jᵀ J is estimated from gradients 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -25,23 +25,33 @@ Array = np.ndarray[Any, Any]
 _TOKENS = 6000
 
 
-def embedding_metric(core: BertCore, batches: Sequence[TokenBatch], *, seed: int = 0) -> Array:
+def embedding_metric(
+    core: BertCore,
+    batches: Sequence[TokenBatch],
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Array:
     """(D, D) float64: mean over tokens of Jᵀ J, J the derivative of a text's mean hidden state (scaled to length 1).
 
     Args:
         core: the float32 encoder; only its last hidden states count.
         batches: calibration text; of more than some thousand tokens evenly spaced batches.
         seed: of the projections.
+        progress: told how many batches are done.
     """
     rng = np.random.default_rng(seed)
     width = core.config.hidden_size
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
     step = max(1, round(tokens / _TOKENS))
     metric, counted = np.zeros((width, width)), 0
-    for batch in batches[::step]:
+    spaced = batches[::step]
+    for done, batch in enumerate(spaced, 1):
         gradients = _gradients(core, batch, mx.array(rng.standard_normal((len(batch.input_ids), width), np.float32)))
         metric += gradients.T @ gradients
         counted += len(gradients)
+        if progress is not None:
+            progress(done, len(spaced))
     return metric / counted
 
 
