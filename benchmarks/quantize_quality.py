@@ -1,10 +1,11 @@
 """What the bits cost all-MiniLM-L6-v2 on text that calibration never saw: rounded, calibrated, and with allotted bits.
 
-    python -m benchmarks.quantize_quality [--texts FILE …]
+    python -m benchmarks.quantize_quality [--only rounded|limits|auto] [--texts FILE …]
 
 Every model is converted here and loaded as a user would; cosines are between its sentence embeddings and those of the
 float32 model, on the two held-out lists of the package and on any text file given (one text a line). Sizes are bytes
-of `model.safetensors`. The last rows give `auto` the bytes of the calibrated uniform recipes.
+of `model.safetensors`. The last rows give `auto` the bytes of the calibrated uniform recipes. Below the table stands,
+for every limit and for `auto` against the best uniform recipe of at most its bytes, whether it is met and by how much.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +23,70 @@ from rich.table import Table
 
 from benchmarks.machine import load, machine
 from converter.convert import convert
-from converter.quantize.quality import measure_quality, pooling_of
+from converter.quantize.quality import Quality, measure_quality, pooling_of
 from converter.quantize.texts import HELD_OUT, TextList, built_in, calibration_texts
 from examples.packaged_minilm import model_directory
 
-LIMITS = {
-    "auto, 14.3MB": "mean 0.996, min 0.992",
-    "auto, 13.0MB": "mean 0.986",
-    "auto, 20MB": "mean 0.999",
+
+@dataclass(frozen=True)
+class Limit:
+    """The smallest cosines that a size is to give on every list: the mean, and any one sentence's."""
+
+    mean: float
+    min: float | None = None
+
+    @property
+    def words(self) -> str:
+        """For the table."""
+        return f"mean {self.mean:g}" + ("" if self.min is None else f", min {self.min:g}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversion: what `convert` is told, and what it is to reach.
+
+    Attributes:
+        recipe: `quantize=`.
+        options: the others.
+        limit: of a size that has one.
+        equal: the name of the row whose bytes it gets.
+    """
+
+    recipe: str
+    options: Mapping[str, Any]
+    limit: Limit | None = None
+    equal: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row that was run: bytes, and the quality on every list."""
+
+    row: Row
+    size: int
+    quality: tuple[Quality, ...]
+
+
+_ROUNDED = {f"{name}, rounded": Row(name, {}) for name in ("4bit", "5bit", "6bit", "8bit", "mxfp4", "nvfp4")}
+_CALIBRATED = {f"{name}, calibrated": Row(name, {"calibration": "built-in"}) for name in ("4bit", "5bit")}
+_MIXED = {"mixed, calibrated": Row("mixed", {}, Limit(0.996, 0.992))}
+_SIZES = {
+    f"auto, {size}": Row("auto", {"target_size": size}, limit)
+    for size, limit in {"14.3MB": Limit(0.996, 0.992), "13.0MB": Limit(0.986), "20MB": Limit(0.999)}.items()
 }
+_EQUAL = {f"auto, bytes of {name}": Row("auto", {}, equal=f"{name}, calibrated") for name in ("4bit", "5bit")}
+
+ONLY = {"rounded": _ROUNDED, "limits": {**_MIXED, **_SIZES}, "auto": {**_CALIBRATED, **_EQUAL}}
+EVERYTHING = {**_ROUNDED, **_CALIBRATED, **_MIXED, **_SIZES, **_EQUAL}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the table."""
+    """Print the table and the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=ONLY, help="a part: auto is against the calibrated recipes, at their bytes")
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="more held-out text, one a line")
-    lists = [*map(built_in, HELD_OUT), *map(calibration_texts, parser.parse_args(argv).texts)]
+    args = parser.parse_args(argv)
+    lists = [*map(built_in, HELD_OUT), *map(calibration_texts, args.texts)]
     console = Console()
     console.print(f"{machine()}; {load()}", soft_wrap=True)
     try:
@@ -47,38 +98,63 @@ def main(argv: list[str] | None = None) -> None:
     table.add_column("recipe")
     for column in ("MB", "seconds", *(texts.name for texts in lists), "limit"):
         table.add_column(column, justify="right")
+    found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        convert(source, Path(scratch) / "float32", verify=False)
-        sizes: dict[str, int] = {}
-
-        def row(name: str, quantize: str, **options: Any) -> None:
+        exact = Path(scratch) / "float32"
+        convert(source, exact, verify=False)
+        for name, row in (ONLY[args.only] if args.only else EVERYTHING).items():
             out = Path(scratch) / name.replace(" ", "-")
+            options = row.options if row.equal is None else {"target_size": found[row.equal].size}
             begin = time.perf_counter()
-            convert(source, out, quantize=quantize, verify=False, **options)
+            convert(source, out, quantize=row.recipe, verify=False, **options)
             seconds = time.perf_counter() - begin
-            sizes[name] = (out / "model.safetensors").stat().st_size
-            numbers = quality(Path(scratch) / "float32", out, lists)
-            table.add_row(name, f"{sizes[name] / 1e6:.2f}", f"{seconds:.0f}", *numbers, LIMITS.get(name, ""))
-
-        for recipe in ("4bit", "5bit", "6bit", "8bit", "mxfp4", "nvfp4"):
-            row(f"{recipe}, rounded", recipe)
-        for recipe in ("4bit", "5bit"):
-            row(f"{recipe}, calibrated", recipe, calibration="built-in")
-        row("mixed, calibrated", "mixed")
-        for name in LIMITS:
-            row(name, "auto", target_size=name.partition(", ")[2])
-        for recipe in ("4bit", "5bit"):
-            row(f"auto, bytes of {recipe}", "auto", target_size=sizes[f"{recipe}, calibrated"])
+            found[name] = Found(row, (out / "model.safetensors").stat().st_size, quality(exact, out, lists))
+            cells = [
+                f"{q.cosine_mean:.4f} / {q.cosine_min:.4f}, {q.rank_correlation or 0:.4f}" for q in found[name].quality
+            ]
+            limit = row.limit.words if row.limit else ""
+            table.add_row(name, f"{found[name].size / 1e6:.2f}", f"{seconds:.0f}", *cells, limit)
     console.print(table)
+    for line in verdicts(found):
+        console.print(line, soft_wrap=True)
 
 
-def quality(exact: Path, quantized: Path, lists: list[TextList]) -> list[str]:
-    """A cell for every list."""
+def quality(exact: Path, quantized: Path, lists: Sequence[TextList]) -> tuple[Quality, ...]:
+    """On every list."""
     import mlxbert
 
     (core, tokenizer), (other, _) = mlxbert.load(exact), mlxbert.load(quantized)
-    found = measure_quality(core, other, tokenizer, pooling_of(exact), lists)
-    return [f"{q.cosine_mean:.4f} / {q.cosine_min:.4f}, {q.rank_correlation or 0:.4f}" for q in found]
+    return measure_quality(core, other, tokenizer, pooling_of(exact), lists)
+
+
+def verdicts(found: Mapping[str, Found]) -> list[str]:
+    """A line for every limit on every list, and for `auto` against the best uniform recipe of at most its bytes."""
+    lines = []
+    for name, one in found.items():
+        for at, q in enumerate(one.quality):
+            if one.row.limit is not None:
+                lines.append(f"{name}, {q.text}: mean {_met(q.cosine_mean, one.row.limit.mean)}")
+                if one.row.limit.min is not None:
+                    lines.append(f"{name}, {q.text}: min {_met(q.cosine_min, one.row.limit.min)}")
+            if one.row.equal is not None:
+                budget = found[one.row.equal].size
+                # `mixed` and `auto` give layers different bits; all others are uniform.
+                uniform = {
+                    other: them.quality[at].cosine_mean
+                    for other, them in found.items()
+                    if them.row.recipe not in ("auto", "mixed") and them.size <= budget
+                }
+                best = max(uniform, key=lambda other: uniform[other])
+                lines.append(f"{name}, {q.text}: mean {_met(q.cosine_mean, uniform[best], strictly=True)} of {best}")
+    return lines
+
+
+def _met(value: float, limit: float, *, strictly: bool = False) -> str:
+    """Whether, and by how much; also as a share of the way to 1 that the limit leaves."""
+    met = value > limit if strictly else value >= limit
+    word = "more than" if strictly else "at least"
+    share = (value - limit) / (1 - limit) if limit < 1 else 0.0
+    return f"{value:.5f}, {'MET' if met else 'MISSED'} by {abs(value - limit):.5f} ({share:+.0%}): {word} {limit:.5f}"
 
 
 if __name__ == "__main__":

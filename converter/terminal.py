@@ -21,8 +21,9 @@ from mlxbert.terminal import show
 _VERBS = {
     "convert": "Converting",
     "verify": "Comparing with PyTorch",
+    "embeddings": "Measuring embeddings",
+    "each layer alone": "Rounding each layer",
     "measure": "Measuring each layer",
-    "try 4 bits": "Calibrating, 4 bits",
     "calibrate": "Calibrating",
 }
 

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 import benchmarks
-from benchmarks import airline, baselines
+from benchmarks import airline, baselines, quantize_quality
 from benchmarks.__main__ import NOT_BENCHMARKS
 from benchmarks.inputs import MissingInputError, training_file
+from converter.quantize.quality import Quality
 
 NAMES = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - NOT_BENCHMARKS)
 
@@ -25,6 +26,36 @@ def test_its_main_takes_arguments_and_has_help(name: str, capsys: pytest.Capture
         importlib.import_module(f"benchmarks.{name}").main(["--help"])
     assert caught.value.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def test_verdicts_name_the_limit_and_the_best_uniform_recipe_of_the_same_bytes() -> None:
+    def found(row: quantize_quality.Row, size: int, mean: float, smallest: float = 0.9) -> quantize_quality.Found:
+        return quantize_quality.Found(row, size, (Quality("everyday", 64, mean, smallest, None),))
+
+    limit = quantize_quality.Limit(0.996, 0.992)
+    rows = {
+        "4bit, rounded": found(quantize_quality.Row("4bit", {}), 12, 0.970),
+        "4bit, calibrated": found(quantize_quality.Row("4bit", {}), 12, 0.990),
+        "5bit, calibrated": found(quantize_quality.Row("5bit", {}), 15, 0.998),
+        "mixed, calibrated": found(quantize_quality.Row("mixed", {}), 11, 0.999),
+        "auto, 14.3MB": found(quantize_quality.Row("auto", {}, limit), 14, 0.997, 0.991),
+        "auto, bytes of 4bit": found(quantize_quality.Row("auto", {}, equal="4bit, calibrated"), 12, 0.992),
+        "auto, bytes of 5bit": found(quantize_quality.Row("auto", {}, equal="5bit, calibrated"), 15, 0.998),
+    }
+    assert quantize_quality.verdicts(rows) == [
+        "auto, 14.3MB, everyday: mean 0.99700, MET by 0.00100 (+25%): at least 0.99600",
+        "auto, 14.3MB, everyday: min 0.99100, MISSED by 0.00100 (-12%): at least 0.99200",
+        "auto, bytes of 4bit, everyday: mean 0.99200, MET by 0.00200 (+20%): more than 0.99000 of 4bit, calibrated",
+        "auto, bytes of 5bit, everyday: mean 0.99800, MISSED by 0.00000 (+0%): more than 0.99800 of 5bit, calibrated",
+    ]
+
+
+@pytest.mark.parametrize("rows", quantize_quality.ONLY.values(), ids=quantize_quality.ONLY)
+def test_a_part_of_the_quality_table_has_what_it_is_compared_with(rows: dict[str, quantize_quality.Row]) -> None:
+    names = list(rows)
+    assert set(names) <= set(quantize_quality.EVERYTHING)
+    for name, row in rows.items():
+        assert row.equal is None or names.index(row.equal) < names.index(name)
 
 
 def test_missing_data_are_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,18 +17,29 @@ from converter.cli import convert as command
 from converter.convert import convert, where_plotted
 from converter.dtypes import DtypeError
 from converter.quantize.affine import encode, full_range, pack, rounded, searched_range
-from converter.quantize.allotment import BudgetError, Option, allot_bits, check_reach, frontier, rounded_down
-from converter.quantize.calibrated import calibrate
+from converter.quantize.allotment import (
+    BudgetError,
+    Option,
+    allot_bits,
+    check_reach,
+    frontier,
+    point_of,
+    rounded_down,
+)
+from converter.quantize.calibrated import EMBEDDINGS, calibrate
+from converter.quantize.embedding_metric import embedding_metric
 from converter.quantize.fp4 import round_fp4
-from converter.quantize.gptq import Moments, compensate, corrected_bias
+from converter.quantize.gptq import Moments, compensate, compensate_table, corrected_bias
+from converter.quantize.layer_options import TILTS, layer_options, scaled, uniform_choices, worth_a_trial
 from converter.quantize.quality import distributions, divergence, embeddings, measure_quality, rank_correlation
 from converter.quantize.recipes import RECIPES, RecipeError, configure, recipe_named
 from converter.quantize.settings import Target, parse_size, quantize_settings
 from converter.quantize.streaming import pack_rows
+from converter.quantize.study import Study
 from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, TokenBatch, built_in, thinned, token_batches
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
-from mlxbert.quantization import LayerQuantization
+from mlxbert.quantization import LayerQuantization, QuantizationConfig
 from tests.tiny import save_tiny
 
 RNG = np.random.default_rng(0)
@@ -163,7 +174,8 @@ def test_compensation_aims_at_what_the_float_model_would_have_given() -> None:
     moments = Moments.empty(64)
     moments.add(exact, own)
     weight = RNG.standard_normal((16, 64)).astype(np.float32)
-    numbers = compensate(weight, moments, LayerQuantization(8, 64), dtype="float16").numbers
+    # Hardly damped, as these inputs are all there are: what it aims at is then what it gives.
+    numbers = compensate(weight, moments, LayerQuantization(8, 64), dtype="float16", target_damping=0.01).numbers
     error = np.square(own @ numbers.T - exact @ weight.T).mean() / np.square(exact @ weight.T).mean()
     assert error < 1e-4  # as it is, the weight would be off by 1e-2
 
@@ -202,6 +214,51 @@ def test_calibration_beats_rounding_on_a_model(plain: Path, texts: Path) -> None
     assert 1 - cosines[0] < 0.8 * (1 - cosines[1])
 
 
+def test_a_table_is_rounded_where_its_errors_do_not_show() -> None:
+    directions = RNG.standard_normal((16, 64))
+    metric = directions.T @ directions  # 48 of 64 directions do not matter
+    table, layer = RNG.standard_normal((9000, 64)).astype(np.float32), LayerQuantization(3, 64)
+    plain, compensated = rounded(table, layer, search=True), compensate_table(table, metric, layer, dtype="float16")
+    assert compensated.codes.shape == table.shape
+    harm = [np.square((other.numbers - table) @ directions.T).mean() for other in (compensated, plain)]
+    assert harm[0] < 0.6 * harm[1]
+    nothing = compensate_table(table[:5], np.zeros((64, 64)), layer, dtype="float16")  # no direction matters
+    assert np.isfinite(nothing.numbers).all()
+
+
+def test_the_metric_says_what_an_error_of_an_embedding_does(plain: Path, texts: Path) -> None:
+    core, tokenizer = load(plain)
+    batches = token_batches(texts.read_text().splitlines(), tokenizer, max_length=64)
+    metric = embedding_metric(core, batches)
+    np.testing.assert_array_equal(metric, embedding_metric(core, batches))
+    values, vectors = np.linalg.eigh(metric)
+    # The same for all embeddings is what LayerNorm takes away.
+    assert np.ones(64) @ metric @ np.ones(64) < 1e-6 * 64 * values[-1]
+    exact = embeddings(core, batches, ("mean",))
+    rows, moved = core.embeddings.word_embeddings.weight, []
+    for direction in (vectors[:, -4:], vectors[:, 1:5]):
+        noise = RNG.standard_normal((len(rows), 4)) @ direction.T
+        core.load_weights([("embeddings.word_embeddings.weight", rows + mx.array(0.02 * noise))], strict=False)
+        moved.append(1 - (embeddings(core, batches, ("mean",)) * exact).sum(axis=1).mean())
+    assert moved[0] > 3 * moved[1]
+
+
+def test_alone_each_layer_is_rounded_on_what_float32_gives_it(plain: Path, texts: Path) -> None:
+    core, tokenizer = load(plain)
+    batches = token_batches(texts.read_text().splitlines(), tokenizer, max_length=64)
+    shapes = {
+        name.removesuffix(".weight"): array.shape for name, array in named_parameters(core).items() if array.ndim == 2
+    }
+    path = "encoder.layer.1.output.dense"
+    only = configure(RECIPES["3bit"], {path: shapes[path]})
+    only = QuantizationConfig(only.default, only.overrides, {other: "kept" for other in shapes if other != path})
+    expected = calibrate(core, batches, only).weights[path]
+    found = calibrate(core, batches, configure(RECIPES["3bit"], shapes), alone=True).weights
+    np.testing.assert_array_equal(found[path].codes, expected.codes)
+    together = calibrate(core, batches, configure(RECIPES["3bit"], shapes)).weights[path]
+    assert (together.codes != expected.codes).any()
+
+
 def option(bits: int, size: int, harm: float) -> Option:
     return Option(LayerQuantization(bits, 64), size, harm)
 
@@ -223,6 +280,36 @@ def test_bits_go_where_they_help() -> None:
     assert [point.cosine for point in curve] == sorted(point.cosine for point in curve)
     chosen, _ = allot_bits(options, fixed_bytes=50, harm=0.3)
     assert {path: o.layer.bits for path, o in chosen.items()} == {"sensitive": 4, "robust": 2}
+
+
+def test_what_is_tried_fits_and_the_uniform_recipe_is_among_it(plain: Path) -> None:
+    core, _ = load(plain)
+    shapes = {
+        name.removesuffix(".weight"): array.shape for name, array in named_parameters(core).items() if array.ndim == 2
+    }
+    shapes = {path: shape for path, shape in shapes.items() if shape[0] > 4}
+    harms = {path: 1e-3 * 1.5**i for i, path in enumerate(shapes)}
+    options = {path: layer_options(core, path, shape, harms[path], "float16") for path, shape in shapes.items()}
+    uniform = uniform_choices(options)
+    budget = int(1.05 * point_of(uniform["5bit"], 100).bytes)
+    ways = worth_a_trial(options, fixed_bytes=100, budget=budget)
+    assert ways[-1][1] == uniform["5bit"]
+    assert all(point_of(chosen, 100).bytes <= budget for _, chosen in ways)
+    assert [tilt for tilt, _ in ways] == [*TILTS, 1.0, 1.0]
+    tables = {tilt: sum(o.bytes for p, o in chosen.items() if p in EMBEDDINGS) for tilt, chosen in ways[:2]}
+    assert tables[0.5] < tables[1.0]
+    # The harms are those of the options, not the tilted ones; without room for 2 bits, nothing is uniform.
+    assert all(option in options[path] for _, chosen in ways for path, option in chosen.items())
+    # The one before the last: all tables alike, and all linear layers, each at a recipe's bits.
+    pairs = {frozenset((p in EMBEDDINGS, o.layer.bits) for p, o in ways[-2][1].items())}
+    assert all(len(pair) == 2 for pair in pairs)
+    # Too small for any uniform recipe, the greedy choice stays.
+    small = worth_a_trial(options, fixed_bytes=100, budget=point_of(uniform["2bit"], 100).bytes - 1)
+    assert {tilt for tilt, _ in small} <= set(TILTS)
+    linear, table = "encoder.layer.0.output.dense", "embeddings.word_embeddings"
+    half = scaled(options, 0.5, tables=3)
+    assert half[linear][0].harm == pytest.approx(0.5 * options[linear][0].harm)
+    assert half[table][0].harm == pytest.approx(1.5 * options[table][0].harm)
 
 
 def test_what_is_left_of_a_budget_is_spent() -> None:
@@ -266,8 +353,10 @@ def test_a_cosine_is_rounded_to_one_that_is_reached() -> None:
 def test_auto_that_falls_short_says_the_best_that_it_found(
     source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = iter([0.9, 0.94, 0.970064, 0.95, 0.96])  # the first: all layers at 4 bits
-    monkeypatch.setattr("converter.quantize.auto._Study.cosine", lambda self, calibrated: next(found))
+    found = iter([0.9, 0.94, 0.970064, 0.95, 0.96])  # the first: the one trial
+    monkeypatch.setattr("converter.quantize.auto.worth_a_trial", lambda *args, **kw: worth_a_trial(*args, **kw)[:1])
+    monkeypatch.setattr(Study, "harms", lambda self, alone, progress: dict.fromkeys(alone.weights, 1e-3))
+    monkeypatch.setattr(Study, "cosine", lambda self, calibrated: next(found))
     message = r"--target-cosine 0.98: the nearest found is 0\.97006, at 0\.\d\dMB; fix: --target-cosine 0\.9700, or"
     with pytest.raises(BudgetError, match=message):
         convert(source, tmp_path / "out", quantize="auto", calibration=texts, target_cosine=0.98, verify=False)
@@ -400,8 +489,8 @@ def test_scales_in_another_dtype(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Half of the calibration that the command does, for the time it takes; the limits are those of all of it.
-    monkeypatch.setattr("converter.quantize.pipeline.VARIANTS", 2)
+    # A part of the calibration that the command does, for the time it takes; the limits are those of all of it.
+    monkeypatch.setattr("converter.quantize.pipeline.VARIANTS", 1)
     result = convert(minilm_source, tmp_path / "out", quantize="mixed", verify=False)
     convert(minilm_source, tmp_path / "float32", verify=False)
     assert result.size < 14_300_000
@@ -416,8 +505,13 @@ def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_minilm_in_13_mb(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.quantize.auto.VARIANTS", 1)  # of 4, for the time they take; the limits stay
-    convert(minilm_source, tmp_path / "out", quantize="auto", target_size="13.0MB", verify=False)
+    # The first of four trials, half of the texts and no variants, for the time they take; the limits stay.
+    monkeypatch.setattr("converter.quantize.auto.worth_a_trial", lambda *args, **kw: worth_a_trial(*args, **kw)[:1])
+    monkeypatch.setattr("converter.quantize.auto.VARIANTS", 0)
+    monkeypatch.setattr("converter.quantize.auto.TRIED_VARIANTS", 0)
+    half = tmp_path / "half.txt"
+    half.write_text("\n".join(built_in("calibration").texts[::2]), encoding="utf-8")
+    convert(minilm_source, tmp_path / "out", quantize="auto", calibration=half, target_size="13.0MB", verify=False)
     convert(minilm_source, tmp_path / "float32", verify=False)
     assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 13_000_000
     (exact, tokenizer), (quantized, _) = load(tmp_path / "float32"), load(tmp_path / "out")

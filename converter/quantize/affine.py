@@ -6,7 +6,7 @@ little-endian stream of bits (`mlx/backend/cpu/quantized.cpp`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +106,11 @@ def searched_range(
 def rounded(weight: Array, layer: LayerQuantization, *, search: bool = False, dtype: str = "float16") -> AffineWeight:
     """Each weight to its nearest code: `weight` (rows, width) float32."""
     parts = in_chunks(partial(rounded_rows, layer=layer, search=search, dtype=dtype), weight)
+    return joined(parts)
+
+
+def joined(parts: Iterable[AffineWeight]) -> AffineWeight:
+    """Some rows, and those after them."""
     return AffineWeight(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
 
 

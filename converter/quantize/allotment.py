@@ -40,7 +40,7 @@ class Choice:
     Attributes:
         path: of the layer.
         rows, width: of its matrix.
-        sensitivity: mean 1 − cosine of sentence embeddings with this layer alone rounded to 4 bits.
+        sensitivity: mean 1 − cosine of sentence embeddings with this layer alone calibrated at 4 bits.
         option: what it was given.
     """
 
@@ -59,9 +59,10 @@ class Allotment:
         config: the result.
         target: what was asked for.
         choices: each layer's.
-        curve: the best models from the smallest to the largest, as expected.
+        curve: the best models from the smallest to the largest, as expected: what layers alone harm, added up, and
+            brought to what the model tried with these bits harmed in all.
         uniform: the same packing for every layer, by recipe, as expected.
-        expected: of the chosen model.
+        expected: of the chosen model, on text held back from its trial.
         measured: its mean cosine on calibration text; None before it was calibrated. Where a cosine is the target,
             that text was held back from the choice of codes; otherwise all of it chose them, and only the held-out
             lists of `converter.quantize.quality` are unseen.
@@ -123,8 +124,8 @@ def check_reach(
     Raises:
         BudgetError: says the nearest, in the target's own unit.
     """
-    hulls = [frontier(found) for found in options.values()]
-    small, best = (_point(fixed_bytes, [hull[end] for hull in hulls]) for end in (0, -1))
+    hulls = {path: frontier(found) for path, found in options.items()}
+    small, best = (point_of({path: hull[end] for path, hull in hulls.items()}, fixed_bytes) for end in (0, -1))
     nearest = f"{small.bytes / 1e6:.2f}MB (expected cosine {small.cosine:.3f})"
     if target.size is not None and small.bytes > target.size:
         raise BudgetError(
@@ -215,7 +216,9 @@ def _gain(small: Option, large: Option) -> float:
     return (small.harm - large.harm) / max(large.bytes - small.bytes, 1)
 
 
-def _point(fixed_bytes: int, options: Sequence[Option]) -> CurvePoint:
+def point_of(chosen: Mapping[str, Option], fixed_bytes: int) -> CurvePoint:
+    """The whole model with a choice for every layer, as expected: harms add up."""
+    options = chosen.values()
     return CurvePoint(fixed_bytes + sum(o.bytes for o in options), 1 - sum(o.harm for o in options))
 
 

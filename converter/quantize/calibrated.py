@@ -3,6 +3,9 @@
 Two copies of the model run side by side over the calibration batches, one layer at a time: the float32 model, whose
 outputs are wanted, and the quantized one, whose inputs are to be lived with. Of each only the hidden states of the
 current layer are held.
+
+The tables of embeddings come first; they have no inputs, and are rounded by what their errors do to the encoder's
+output.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from converter.quantize.affine import AffineWeight, check_finite, rounded
-from converter.quantize.gptq import Moments, compensate, corrected_bias
+from converter.quantize.affine import AffineWeight, Array, check_finite
+from converter.quantize.embedding_metric import embedding_metric
+from converter.quantize.gptq import Moments, compensate, compensate_table, corrected_bias
 from converter.quantize.texts import TokenBatch
 from mlxbert.core import BertCore
 from mlxbert.layers import BertLayer
@@ -36,7 +40,7 @@ class Calibrated:
     """Packed weights by path, and the biases that changed with them, by name; biases are float32."""
 
     weights: dict[str, AffineWeight] = field(default_factory=dict)
-    biases: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    biases: dict[str, Array] = field(default_factory=dict)
 
 
 def calibrate(
@@ -45,6 +49,8 @@ def calibrate(
     config: QuantizationConfig,
     *,
     dtype: str = "float16",
+    alone: bool = False,
+    metric: Array | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Round every layer that `config` packs; `core` (float32) is not changed.
@@ -54,12 +60,14 @@ def calibrate(
         batches: calibration text.
         config: affine throughout.
         dtype: of scales and biases.
+        alone: round each layer as if it were the only one: on the inputs that the float32 model gives it.
+        metric: of the tables' errors, where it is known already: `embedding_metric` of the core.
         progress: told how many matrices are done.
 
     Raises:
         DtypeError: a weight is too large for the scales' dtype.
     """
-    run = _Run(core, batches, config, dtype, progress)
+    run = _Run(core, batches, config, dtype, alone, metric, progress)
     exact, own = run.embeddings()
     for index in range(core.config.num_hidden_layers):
         exact, own = run.layer(index, exact, own)
@@ -74,10 +82,13 @@ class _Run:
         batches: Sequence[TokenBatch],
         config: QuantizationConfig,
         dtype: str,
+        alone: bool,
+        metric: Array | None,
         progress: Progress | None,
     ):
-        self.core, self.batches, self.config, self.dtype = core, batches, config, dtype
+        self.core, self.batches, self.config, self.dtype, self._alone = core, batches, config, dtype, alone
         self.result = Calibrated()
+        self._metric = metric
         self._progress = progress
         self._total = 3 + 6 * core.config.num_hidden_layers + ("pooler" in core)
         self._masks = [mx.array(batch.attention_mask).astype(mx.bool_)[:, None, None, :] for batch in batches]
@@ -87,12 +98,17 @@ class _Run:
     def embeddings(self) -> tuple[States, States]:
         """Round the embeddings; their outputs, float32 and rounded."""
         own = copy.deepcopy(self.core.embeddings)
+        packed = {path: layer for path in EMBEDDINGS if (layer := self.config.of(path)) is not None}
+        if packed and self._metric is None:
+            self._metric = embedding_metric(self.core, self.batches)
         for path in EMBEDDINGS:
             table = own[path.rpartition(".")[2]]
-            if (layer := self.config.of(path)) is not None:
-                weight = rounded(np.array(table.weight), layer, search=True, dtype=self.dtype)
+            if path in packed:
+                assert self._metric is not None
+                weight = compensate_table(np.array(table.weight), self._metric, packed[path], dtype=self.dtype)
                 self._accept(path, weight)
-                table.weight = mx.array(weight.numbers)
+                if not self._alone:
+                    table.weight = mx.array(weight.numbers)
             self._advance()
         ids = [mx.array(batch.input_ids) for batch in self.batches]
         return _computed(map(self.core.embeddings, ids)), _computed(map(own, ids))
@@ -158,8 +174,9 @@ class _Run:
             packed = compensate(weight, moments, layer, dtype=self.dtype)
             self._accept(path, packed)
             self.result.biases[f"{path}.bias"] = corrected_bias(bias, weight, packed.numbers, moments)
-            linear.weight = mx.array(packed.numbers)
-            linear.bias = mx.array(self.result.biases[f"{path}.bias"])
+            if not self._alone:
+                linear.weight = mx.array(packed.numbers)
+                linear.bias = mx.array(self.result.biases[f"{path}.bias"])
         self._advance()
 
     def _accept(self, path: str, weight: AffineWeight) -> None:

@@ -3,22 +3,30 @@
 Frantar et al. 2022, https://arxiv.org/abs/2210.17323, with the order of falling importance ("act-order") inside fixed
 groups; and the target of Li et al. 2025 (GPTAQ, https://arxiv.org/abs/2504.02692): the layer is to give what the
 float32 layer gives on the float32 model's own inputs, although it will get those of the quantized layers before it.
+
+A table of embeddings has no inputs to weigh errors by, but its rows are what the encoder reads: there the place of XᵀX
+is taken by how errors of a row move what the encoder gives (`converter.quantize.embedding_metric`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from converter.quantize.affine import AffineWeight, encode, searched_range
+from converter.quantize.affine import AffineWeight, encode, in_chunks, joined, searched_range
 from mlxbert.quantization import LayerQuantization
 
 Array = np.ndarray[Any, Any]
 
 # A share of the mean diagonal is added to it: few inputs must not make a weight free to become anything.
-DAMPING = 0.03
+DAMPING = 0.3
+
+# The same for the target, a regression on the inputs of the calibration texts, which learns them by heart where it
+# may: from 0.03 to 1 of the diagonal, the harm on tweets, reviews and comments fell with every step.
+TARGET_DAMPING = 1.0
 
 _BLOCK = 64
 
@@ -54,23 +62,30 @@ class Moments:
         self.exact_sum += exact.sum(axis=0)
         self.tokens += len(own)
 
-    def damped(self) -> Array:
-        """`own` with its diagonal raised."""
-        return self.own + np.eye(len(self.own), dtype=np.float32) * self.damping
+    def ridge(self, share: float) -> Array:
+        """(D, D): `share` of the mean of `own`'s diagonal, on a diagonal.
 
-    @property
-    def damping(self) -> float:
-        """What is added to the diagonal; never 0, so that inputs that never occurred do not divide by it."""
-        return float(DAMPING * np.diag(self.own).mean()) or 1.0
+        Never 0: inputs that never occurred must not divide by it.
+        """
+        return np.eye(len(self.own)) * (share * np.diag(self.own).mean() or 1.0)
 
 
-def compensate(weight: Array, moments: Moments, layer: LayerQuantization, *, dtype: str) -> AffineWeight:
+def compensate(
+    weight: Array, moments: Moments, layer: LayerQuantization, *, dtype: str, target_damping: float = TARGET_DAMPING
+) -> AffineWeight:
     """The codes of `weight` (outputs, D) whose outputs on the inputs seen are nearest to the float32 model's."""
-    hessian = moments.damped().astype(np.float64)
-    # argmin over V of |W Xᵀ - V X'ᵀ|² + damping |W - V|²: what V has to be before it is rounded.
-    wanted = weight @ (moments.cross + np.eye(len(hessian), dtype=np.float32) * moments.damping)
-    target = np.linalg.solve(hessian, wanted.T.astype(np.float64)).T.astype(np.float32)
-    return _round_in_order(target, hessian, layer, dtype)
+    # argmin over V of |W Xᵀ - V X'ᵀ|² + ridge |W - V|²: what V has to be before it is rounded.
+    ridge = moments.ridge(target_damping)
+    wanted = weight @ (moments.cross + ridge)
+    target = np.linalg.solve(moments.own + ridge, wanted.T).T.astype(np.float32)
+    return _round_in_order(target, _Elimination.of(moments.own + moments.ridge(DAMPING)), layer, dtype)
+
+
+def compensate_table(table: Array, metric: Array, layer: LayerQuantization, *, dtype: str) -> AffineWeight:
+    """The codes of embeddings `table` (rows, D) with the smallest errors eᵀ M e of a row, M being `metric` (D, D)."""
+    damping = float(DAMPING * np.diag(metric).mean()) or 1.0
+    elimination = _Elimination.of(metric.astype(np.float64) + np.eye(len(metric)) * damping)
+    return joined(in_chunks(partial(_round_in_order, elimination=elimination, layer=layer, dtype=dtype), table))
 
 
 def corrected_bias(bias: Array, weight: Array, rounded: Array, moments: Moments) -> Array:
@@ -79,18 +94,36 @@ def corrected_bias(bias: Array, weight: Array, rounded: Array, moments: Moments)
     return (bias + weight @ exact - rounded @ own).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class _Elimination:
+    """In which order inputs are rounded, and what rounding one does to the best values of those after it.
+
+    Attributes:
+        importance: (D,), what an error of each counts by itself.
+        order: (D,), falling.
+        upper: (D, D), in that order; row i is for the inputs after i.
+    """
+
+    importance: Array
+    order: Array
+    upper: Array
+
+    @classmethod
+    def of(cls, hessian: Array) -> _Elimination:
+        importance = np.diag(hessian).astype(np.float32)
+        order = np.argsort(-importance, kind="stable")
+        upper = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)])).T.astype(np.float32)
+        return cls(importance, order, upper)
+
+
 @np.errstate(over="ignore", invalid="ignore")  # of scales that `check_finite` refuses
-def _round_in_order(weight: Array, hessian: Array, layer: LayerQuantization, dtype: str) -> AffineWeight:
+def _round_in_order(weight: Array, elimination: _Elimination, layer: LayerQuantization, dtype: str) -> AffineWeight:
     rows, width = weight.shape
     size, top = layer.group_size, 2**layer.bits - 1
-    importance = np.diag(hessian).astype(np.float32)
-    scales, biases = searched_range(
-        weight.reshape(rows, -1, size), layer.bits, importance.reshape(-1, size), dtype=dtype
-    )
+    order, upper = elimination.order, elimination.upper
+    importance = elimination.importance.reshape(-1, size)
+    scales, biases = searched_range(weight.reshape(rows, -1, size), layer.bits, importance, dtype=dtype)
     wide_scales, wide_biases = scales.astype(np.float32).T, biases.astype(np.float32).T  # (groups, rows)
-    order = np.argsort(-importance, kind="stable")
-    # The rows of this factor are what rounding input i does to the best values of those after it.
-    upper = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)])).T.astype(np.float32)
     left = np.ascontiguousarray(weight[:, order].T)  # (D, outputs): one input is one row
     final = np.empty_like(left)
     for start in range(0, width, _BLOCK):
