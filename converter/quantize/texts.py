@@ -33,7 +33,7 @@ _STATE_BYTES = 1 << 31
 _STATES, _FLOAT = 6, 4
 
 # Variants of each text: a word of it in three is another one, so that calibration meets more than a few hundred
-# sentences can say. Measured on all-MiniLM-L6-v2: mean cosine on held-out text from 0.9960 to 0.9967.
+# sentences can say.
 VARIANTS = 4
 _REPLACED = (0.15, 0.3, 0.5)
 
