@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +21,27 @@ import jinja2  # noqa: F401
 
 import converter.mappings.bert  # noqa: F401
 from converter.convert import convert
+from tests.forked import Job, in_fork, serve
 from tests.interruption import Points, counted_points
 
 
-def run(job: dict[str, Any], place: Path) -> dict[str, Any]:
-    """Do one job in a process of its own; how it ended. `place` is a folder for what it tells."""
-    names, errors = place / "names.json", place / "stderr"
+def run(job: Job, place: Path) -> dict[str, Any]:
+    """Do one job; how it ended. `place` is a folder for what it tells."""
+    names = place / "names.json"
     names.write_text("null")
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        return {
-            "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
-            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
-            "stderr": errors.read_text(),
-            "names": json.loads(names.read_text()),
-        }
-    code = 1
-    with errors.open("w") as file:
-        os.dup2(file.fileno(), 2)
-        os.dup2(file.fileno(), 1)
-    points = Points(lambda: os.kill(os.getpid(), signal.SIGKILL), job["at"])
-    try:
+
+    def work() -> int:
+        points = Points(lambda: os.kill(os.getpid(), signal.SIGKILL), job["at"])
         with counted_points(points):
             convert(job["src"], job["out"], verify=False, overwrite=job["overwrite"])
         names.write_text(json.dumps(points.names))
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return 0
+
+    ended = in_fork(work, place / "stderr")
+    return {**ended, "names": json.loads(names.read_text())}
 
 
 if __name__ == "__main__":
     huggingface_hub.repocard.metadata_load  # noqa: B018 (the package imports its parts when they are asked for)
     with tempfile.TemporaryDirectory() as folder:
-        for line in sys.stdin:
-            print(json.dumps(run(json.loads(line), Path(folder))), flush=True)
+        serve(lambda job: run(job, Path(folder)))

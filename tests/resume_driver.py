@@ -11,8 +11,6 @@ import functools
 import json
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from mlxbert.cli import main as command
 from mlxbert.training.held_out import HeldOut
 from mlxbert.training.step import TrainStep
 from mlxbert.with_head import BertWithHead
+from tests.forked import Job, in_fork, serve
 from tests.interruption import Points, counted_points
 
 
@@ -75,48 +74,32 @@ class Phases(Points):
         self.during(finish, "write_submission", "finish")
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one job in a process of its own; how it ended, its standard error, and the points that it passed.
+def run(job: Job) -> dict[str, Any]:
+    """Do one job; how it ended, its standard error, and the points that it passed.
 
     A job: "arguments" of the command; "files", a prefix for what it leaves; "at": at which point it sends itself
     "signals", by number.
     """
-    report, errors = Path(f"{job['files']}.json"), Path(f"{job['files']}.stderr")
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        return {
-            "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
-            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
-            "stderr": errors.read_text(),
-            "names": json.loads(report.read_text()) if report.is_file() else [],
-        }
-    code = 1
-    with errors.open("w") as file:
-        os.dup2(file.fileno(), 2)
-        os.dup2(file.fileno(), 1)
+    report = Path(f"{job['files']}.json")
 
-    def stop() -> None:
-        report.write_text(json.dumps(points.names))
-        for number in job["signals"]:
-            os.kill(os.getpid(), number)
+    def work() -> int:
+        def stop() -> None:
+            report.write_text(json.dumps(points.names))
+            for number in job["signals"]:
+                os.kill(os.getpid(), number)
 
-    # Where the tests run in the background of a script, SIGINT is ignored; here it is a person's Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    points = Phases(stop, job.get("at"))
-    try:
+        # Where the tests run in the background of a script, SIGINT is ignored; here it is a person's Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        points = Phases(stop, job.get("at"))
         points.watch()
         with counted_points(points):
             code = command(job["arguments"], standalone_mode=False) or 0
         report.write_text(json.dumps(points.names))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return int(code)
+
+    ended = in_fork(work, Path(f"{job['files']}.stderr"))
+    return {**ended, "names": json.loads(report.read_text()) if report.is_file() else []}
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))), flush=True)
+    serve(run)

@@ -6,12 +6,9 @@ Where the kill comes is counted in contacts with the file system (:mod:`tests.in
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +21,9 @@ import transformers
 from converter.convert import convert
 from mlxbert.writer.manifest import manifest_problems
 from mlxbert.writer.recovery import recover
+from tests.forked import Driver
+from tests.forked import driver as running
 
-REPOSITORY = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow  # some hundred conversions
 
 SEEDS = range(20)
@@ -40,7 +38,7 @@ class Stage:
     old: Path
     new: Path
     points: dict[str, list[str]]
-    driver: subprocess.Popen[str]
+    driver: Driver
 
     def kill(self, out: Path, *, overwrite: bool, at: int) -> dict[str, Any]:
         """Convert the source in a process that is killed at a point; how it ended."""
@@ -52,13 +50,8 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
-def drive(driver: subprocess.Popen[str], src: Path, out: Path, *, overwrite: bool, at: int | None) -> dict[str, Any]:
-    assert driver.stdin is not None
-    assert driver.stdout is not None
-    driver.stdin.write(json.dumps({"src": str(src), "out": str(out), "overwrite": overwrite, "at": at}) + "\n")
-    driver.stdin.flush()
-    ended: dict[str, Any] = json.loads(driver.stdout.readline())
-    return ended
+def drive(driver: Driver, src: Path, out: Path, *, overwrite: bool, at: int | None) -> dict[str, Any]:
+    return driver({"src": str(src), "out": str(out), "overwrite": overwrite, "at": at})
 
 
 def save_random_model(directory: Path, seed: int) -> Path:
@@ -90,13 +83,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     new = convert(source, directory / "new/out", verify=False).path
     assert contents(old) != contents(new)
     points = {}
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.kill_driver"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    ) as driver:
+    with running("tests.kill_driver") as driver:
         for mode in MODES:
             out = prepare(directory / mode, mode, old)
             run = drive(driver, source, out, overwrite=mode == "overwrite", at=None)

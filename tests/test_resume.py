@@ -8,12 +8,9 @@ early stopping, calibration and two folds are on: every random stream and counte
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,10 +20,11 @@ from typing import Any
 import pytest
 
 from mlxbert.with_head import BertWithHead
+from tests.forked import Driver
+from tests.forked import driver as running
 from tests.run_samples import sample
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).parents[1]
 # How many of the 20 kills come in which phase.
 KILLS = {"save": 6, "batch": 4, "update": 2, "evaluation": 2, "between folds": 3, "finish": 3}
 # Seconds, and what follows from them.
@@ -46,26 +44,18 @@ class Stage:
 
     root: Path
     arguments: list[str]
-    driver: subprocess.Popen[str]
+    driver: Driver
     names: list[str] = field(default_factory=list)
 
     def begin(self, name: str, *more: str, at: int | None = None, signals: Sequence[int] = ()) -> dict[str, Any]:
         """Train the run `name` in a process that sends itself `signals` at a point; how it ended."""
         arguments = [*self.arguments, "-o", str(self.root / name), *more]
-        return self._do({"arguments": arguments, "files": str(self.root / name), "at": at, "signals": [*signals]})
+        return self.driver({"arguments": arguments, "files": str(self.root / name), "at": at, "signals": [*signals]})
 
     def resume(self, name: str, *, at: int | None = None, signals: Sequence[int] = ()) -> dict[str, Any]:
         """Likewise for a run that is there."""
         arguments, files = ["train", "--resume", str(self.root / name)], str(self.root / f"{name}-resumed")
-        return self._do({"arguments": arguments, "files": files, "at": at, "signals": [*signals]})
-
-    def _do(self, job: dict[str, Any]) -> dict[str, Any]:
-        assert self.driver.stdin is not None
-        assert self.driver.stdout is not None
-        self.driver.stdin.write(json.dumps(job) + "\n")
-        self.driver.stdin.flush()
-        ended: dict[str, Any] = json.loads(self.driver.stdout.readline())
-        return ended
+        return self.driver({"arguments": arguments, "files": files, "at": at, "signals": [*signals]})
 
     def assert_ends_as_if_never_interrupted(self, name: str) -> dict[str, Any]:
         """Resume it, and compare every file; how it ended."""
@@ -78,15 +68,8 @@ class Stage:
 @contextmanager
 def driven(root: Path, arguments: list[str], threads: int) -> Iterator[Stage]:
     """A stage on which the undisturbed run has been, twice."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "MLXBERT_CACHE": str(root / "cache")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.resume_driver"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env=environment,
-    ) as driver:
+    environment = {"OPENBLAS_NUM_THREADS": str(threads), "MLXBERT_CACHE": str(root / "cache")}
+    with running("tests.resume_driver", environment) as driver:
         made = Stage(root, arguments, driver)
         # The first one fills the cache of tokens; the second is the same run once more.
         for name in ("first", "straight"):

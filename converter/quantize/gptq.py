@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 DAMPING = 0.3
 
 # The same for the target, a regression on the inputs of the calibration texts, which learns them by heart where it
-# may: from 0.03 to 1 of the diagonal, the harm on tweets, reviews and comments fell with every step.
+# may, at the cost of text of other kinds.
 TARGET_DAMPING = 1.0
 
 _BLOCK = 64

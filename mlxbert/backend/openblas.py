@@ -96,11 +96,6 @@ def one_thread(blas_path: str, afterwards: int) -> Iterator[None]:
         library.scipy_openblas_set_num_threads(afterwards)
 
 
-def threads(path: str) -> int:
-    """How many threads the loaded library of this path multiplies with now."""
-    return int(ctypes.CDLL(path).scipy_openblas_get_num_threads())
-
-
 @contextmanager
 def _settings() -> Iterator[None]:
     """OpenBLAS's environment variables while it loads, which is when it reads them; the user's own are left alone."""

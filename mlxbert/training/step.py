@@ -195,9 +195,8 @@ class TrainStep:
         sums, self.sums = self.sums, None
         self.step += 1
         weight = 0.0 if sums is None else _number(sums["weight"])
-        if (
-            sums is None or weight == 0
-        ):  # no real row, or none with a label, or every batch left out: no weight decay either
+        # No real row, or none with a label, or every batch left out: no weight decay either.
+        if sums is None or weight == 0:
             return StepReport(self.step, math.nan, 0, factor, math.nan, skipped=True)
         loss, rows = _number(sums["loss"]) / weight, int(_number(sums["rows"]))
         norm = _number(self._norm(sums["gradients"])) / (weight * self.loss_scale)
