@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from converter.card_evidence import Quantization, Scores
 from converter.parity.report import LOCAL, PADDING, PRECISION, ParityReport
-from converter.readers.source_error import shown
 from converter.source_card import SourceCard
+from mlxbert.errors import printable
 
 if TYPE_CHECKING:
     import jinja2
@@ -204,7 +204,7 @@ def _compared(gate: str, check: str, names: Iterable[str]) -> str:
 
 def _code(text: object) -> str:
     """Somebody else's name as inline code: on one line, and unable to end it."""
-    return "`" + shown(str(text)).replace("`", "'") + "`"
+    return "`" + printable(str(text)).replace("`", "'") + "`"
 
 
 def _yaml(name: str, value: str | Iterable[str]) -> str:

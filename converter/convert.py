@@ -21,11 +21,11 @@ from converter.quantize.settings import quantize_settings
 from converter.source import Source, TensorEntry, open_source
 from converter.source_card import SourceCard, read_source_card
 from mlxbert.errors import MLXBertError
+from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.recovery import recover
+from mlxbert.files.safetensors_writer import PlannedTensor, safetensors_bytes
+from mlxbert.files.target import check_target
 from mlxbert.home import expand_home
-from mlxbert.writer.output_directory import OutputDirectory
-from mlxbert.writer.recovery import recover
-from mlxbert.writer.safetensors_writer import PlannedTensor, safetensors_bytes
-from mlxbert.writer.target import check_target
 
 if TYPE_CHECKING:
     from converter.parity.report import ParityReport

@@ -12,9 +12,9 @@ from converter.readers.json_file import read_json_object
 from converter.source import OWN_HEADS, Source, open_source
 from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.safetensors_writer import PlannedTensor
 from mlxbert.home import expand_home
-from mlxbert.writer.output_directory import OutputDirectory
-from mlxbert.writer.safetensors_writer import PlannedTensor
 
 PYTORCH_METADATA = {"format": "pt"}
 

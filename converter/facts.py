@@ -10,18 +10,18 @@ from converter.card import CardFacts
 from converter.card_evidence import Quantization, read_scores
 from converter.mappings import mapping_for
 from converter.readers.safetensors import read_safetensors
-from converter.readers.source_error import shown
 from converter.source_card import SourceCard
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.dense import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
+from mlxbert.errors import printable
 from mlxbert.quantization import QuantizationConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from converter.parity.report import ParityReport
-    from mlxbert.writer.output_file import FileRecord
+    from mlxbert.files.output_file import FileRecord
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
@@ -57,7 +57,7 @@ def card_facts(
             f'{directory}: the "mlxbert" block of config.json lacks {", ".join(absent)}; fix: convert again'
         )
     return CardFacts(
-        name=shown(name),
+        name=printable(name),
         source=block["source"],
         revision=block["revision"],
         original_class=_original_class(config),

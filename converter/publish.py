@@ -19,8 +19,8 @@ from converter.publishing.remote import CheckedFile
 from converter.publishing.rights import who_writes
 from converter.publishing.sending import Sending, size_of
 from mlxbert.errors import first_ten
-from mlxbert.writer.manifest import NAME, manifest_bytes
-from mlxbert.writer.output_file import FileRecord
+from mlxbert.files.manifest import NAME, manifest_bytes
+from mlxbert.files.output_file import FileRecord
 
 __all__ = ["PublishError", "PushPlan", "PushResult", "push", "require_pushable"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from converter.readers.packed import dequantized
 from converter.readers.side_files import collect_side_files, has_tokenizer
 from converter.readers.source_config import read_config, refuse_quantized
-from converter.readers.source_error import SourceError, os_error, shown
+from converter.readers.source_error import SourceError, os_error
 from converter.readers.tensor_entry import TensorEntry
 from converter.readers.weight_files import (
     CARD,
@@ -28,7 +28,7 @@ from converter.readers.weight_files import (
 )
 from converter.readers.weights import Weights, read_sharded, read_weights
 from converter.readers.wrapper_prefixes import strip_prefixes
-from mlxbert.errors import first_ten
+from mlxbert.errors import first_ten, printable
 from mlxbert.home import expand_home
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Source:
     @property
     def name(self) -> str:
         """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
-        return self.location if self.revision else shown(Path(self.location).resolve().name)
+        return self.location if self.revision else printable(Path(self.location).resolve().name)
 
 
 def open_source(
@@ -99,7 +99,7 @@ def open_source(
     if path.is_symlink():
         raise SourceError(f"{src}: is a link to nothing; fix: check where it leads")
     if not looks_like_repo_id(src):
-        raise SourceError(f"{shown(src)}: no such file or directory; fix: check the path, or give a Hub id")
+        raise SourceError(f"{printable(src)}: no such file or directory; fix: check the path, or give a Hub id")
     from mlxbert import hub  # the client takes a while to import, and a local source needs none
 
     snapshot = hub.snapshot(src, revision=revision, select=select_files)
@@ -200,7 +200,7 @@ def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights,
     trained = isinstance(block, dict) and isinstance(block.get("head"), dict)
     if trained and all(key.startswith(OWN_HEADS) for key in heads.entries):
         return replace(weights, files=files), heads.entries
-    twice = [shown(key) for key in heads.entries if key in weights.entries]
+    twice = [printable(key) for key in heads.entries if key in weights.entries]
     if twice:
         raise SourceError(
             f"{path}: has tensors that the model's own files have too; "

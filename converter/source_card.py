@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.hub_rules import is_language, is_license, is_repo_id
-from converter.readers.source_error import shown
 from converter.readers.weight_files import CARD
+from mlxbert.errors import printable
 
 _MAX_BYTES = 4 * 2**20
 _UNREAD = f"the source's {CARD} cannot be read ({{}}): its license and languages are left out of our card"
@@ -65,7 +65,7 @@ def _valid(name: str, value: object, is_valid: Callable[[object], bool]) -> tupl
     values = value if isinstance(value, list) else [] if value is None else [value]
     kept = tuple(dict.fromkeys(str(item) for item in values if is_valid(item)))
     notes = [
-        f"the source's card has {name} {shown(str(item))[:80]!r}, which the Hub refuses: left out of our card"
+        f"the source's card has {name} {printable(str(item))[:80]!r}, which the Hub refuses: left out of our card"
         for item in values
         if not is_valid(item)
     ]

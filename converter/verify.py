@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from converter.parity.files import write_reports
-from converter.readers.source_error import shown
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, printable
+from mlxbert.files.manifest import manifest_problems
 from mlxbert.home import expand_home
-from mlxbert.writer.manifest import manifest_problems
 
 __all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
 
@@ -182,7 +181,7 @@ def _origin(source: Source) -> str | None:
     if not isinstance(block, dict) or "head" in block or not isinstance(block.get("source"), str):
         return None
     revision = block.get("revision")
-    return shown(f"{block['source']} at {revision}" if revision else block["source"])
+    return printable(f"{block['source']} at {revision}" if revision else block["source"])
 
 
 def _is_lossless(source: Source, dtype: str) -> bool:

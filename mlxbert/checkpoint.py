@@ -18,11 +18,11 @@ from mlx.utils import tree_flatten
 from mlxbert.config import BertConfig, ConfigError
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.files.reading import read_json
 from mlxbert.home import expand_home
 from mlxbert.mlx_tools import INDEX, written_by_mlx_tool
 from mlxbert.quantization import QuantizationError
 from mlxbert.quantization.packed import PackedWeights, split_quantized
-from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
 
 SIDE_FILES = (

@@ -1,15 +1,12 @@
-"""The base of every error that this project raises on purpose."""
+"""The base of every error that this project raises on purpose, and how names are listed in one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from heads.errors import MLXBertError, escaped, printable, shortened
 
-class MLXBertError(Exception):
-    """Something the caller can mend: the message names the thing, the place and the fix.
-
-    Commands print it as it is, without a traceback, and exit with code 2.
-    """
+__all__ = ["Interrupted", "MLXBertError", "escaped", "first_ten", "printable", "shortened"]
 
 
 class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
@@ -19,7 +16,7 @@ class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
 def first_ten(names: Iterable[str]) -> str:
     """Join names one a line, indented; after ten of them, say how many more there are."""
     names = list(names)
-    lines = [f"  {name}" for name in names[:10]]
+    lines = [f"  {printable(name, 400)}" for name in names[:10]]
     if len(names) > 10:
         lines.append(f"  … and {len(names) - 10} more")
     return "\n".join(lines)

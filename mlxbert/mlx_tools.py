@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxbert.errors import MLXBertError
-from mlxbert.small_files import read_json
+from mlxbert.files.reading import read_json
 
 INDEX = "model.safetensors.index.json"
 _PARTS = ("embeddings.", "encoder.", "pooler.")

@@ -18,10 +18,10 @@ from mlxbert.checkpoint import CheckpointError, load_core, read_config, resolve
 from mlxbert.core import BertCore
 from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.model_tensors import named_parameters, planned_tensors, stored_dtype
 from mlxbert.pooling import PoolingError, WeightedLayerPooling
 from mlxbert.pooling.spec import PoolingModule, make_pooling, pooling_settings
-from mlxbert.writer.output_directory import OutputDirectory
 
 HEADS_FILE = "heads.safetensors"
 TOKENIZER_FILES = (

@@ -20,8 +20,8 @@ import mlxbert
 from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from mlxbert.checkpoint import load_core, read_config
+from mlxbert.files.manifest import manifest_problems
 from mlxbert.with_head import BertWithHead
-from mlxbert.writer.manifest import manifest_problems
 from tests.test_core import LIMIT, batch, error, torch_output
 from tests.tiny import CLASSES, save_tiny, tiny_model, write_vocab
 

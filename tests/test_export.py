@@ -19,7 +19,7 @@ from converter import cli
 from converter.convert import convert
 from converter.export import ExportError, export
 from mlxbert.errors import MLXBertError
-from mlxbert.writer.manifest import manifest_problems
+from mlxbert.files.manifest import manifest_problems
 from tests.tiny import CLASSES, save_tiny, tiny_model, write_vocab
 
 INPUTS = {

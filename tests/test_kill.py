@@ -19,8 +19,8 @@ import torch
 import transformers
 
 from converter.convert import convert
-from mlxbert.writer.manifest import manifest_problems
-from mlxbert.writer.recovery import recover
+from mlxbert.files.manifest import manifest_problems
+from mlxbert.files.recovery import recover
 from tests.forked import Driver
 from tests.forked import driver as running
 

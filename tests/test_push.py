@@ -15,8 +15,8 @@ import mlxbert
 from converter.publish import push
 from converter.publishing.rights import Writer
 from converter.publishing.sending import Sending
-from mlxbert.writer.manifest import manifest_bytes, manifest_problems, read_manifest
-from mlxbert.writer.output_file import FileRecord
+from mlxbert.files.manifest import manifest_bytes, manifest_problems, read_manifest
+from mlxbert.files.output_file import FileRecord
 from tests.card_samples import QUANTIZATION
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, assert_published, pushed

@@ -14,8 +14,8 @@ from converter.publishing.evidence import gather_evidence
 from converter.publishing.remote import CheckedFile, _difference
 from converter.publishing.sending import _staged
 from mlxbert.checkpoint import read_config
-from mlxbert.writer.manifest import manifest_bytes, read_manifest
-from mlxbert.writer.output_file import FileRecord
+from mlxbert.files.manifest import manifest_bytes, read_manifest
+from mlxbert.files.output_file import FileRecord
 from tests.hub.exchange import Reply
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, pushed, refusal

@@ -17,8 +17,8 @@ from converter.publishing.evidence import gather_evidence
 from converter.quantize.texts import HELD_OUT
 from converter.terminal import show_result
 from converter.verify import verify
-from mlxbert.writer.manifest import manifest_bytes, manifest_problems, read_manifest
-from mlxbert.writer.output_file import FileRecord
+from mlxbert.files.manifest import manifest_bytes, manifest_problems, read_manifest
+from mlxbert.files.output_file import FileRecord
 from tests.tiny import save_tiny
 
 pytest.importorskip("torch")

@@ -26,6 +26,7 @@ pytest.importorskip("sklearn")
 
 import mlxbert.report.page
 from heads import metrics as scoring
+from mlxbert.files.output_file import WriteError
 from mlxbert.report import ReportError, write_report
 from mlxbert.report.calibration import reliability
 from mlxbert.report.classification_plots import confusion_matrix
@@ -37,7 +38,6 @@ from mlxbert.report.predictions import ClassPredictions, LabelPredictions, Numbe
 from mlxbert.report.regression_plots import number_plots
 from mlxbert.report.run_files import read_run
 from mlxbert.report.tables import column, prediction_table
-from mlxbert.writer.output_file import WriteError
 
 ROOT = Path(__file__).parent.parent
 CURVES = {"loss", "metric", "other-metrics"}

@@ -20,10 +20,10 @@ from click.testing import CliRunner, Result
 from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from mlxbert.cli import main
+from mlxbert.files.output_file import WriteError
 from mlxbert.runs import Run, resume, train
 from mlxbert.runs.files import RunFiles
 from mlxbert.training.callbacks import Callback, StepEvent
-from mlxbert.writer.output_file import WriteError
 from tests.run_samples import QUICK, options, sample
 from tests.tiny import save_tiny
 

@@ -26,8 +26,8 @@ from converter.run_export.directory import export_directory
 from converter.run_export.member import stl_matrices
 from heads.seasonality import decompose
 from mlxbert.factory.text_columns import RowText
+from mlxbert.files.manifest import manifest_problems
 from mlxbert.pooling.spec import CHOICES
-from mlxbert.writer.manifest import manifest_problems
 from tests.exported_samples import logits_of, months, run_json, series, texts, trained, write_run
 from tests.tiny import save_tiny
 

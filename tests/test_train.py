@@ -23,6 +23,7 @@ from mlxbert.checkpoint import read_config
 from mlxbert.data.reading import DataWarning
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.text_columns import RowText
+from mlxbert.files.manifest import manifest_problems
 from mlxbert.folds import FoldWarning
 from mlxbert.runs import Run, RunError, progress, train
 from mlxbert.runs.info import check_same
@@ -34,7 +35,6 @@ from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.tokenization import TruncationWarning
 from mlxbert.training.config import TrainingConfig
 from mlxbert.with_head import BertWithHead
-from mlxbert.writer.manifest import manifest_problems
 from tests.run_samples import QUICK, TASKS, options, sample
 
 

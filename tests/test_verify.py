@@ -12,7 +12,7 @@ import pytest
 from converter.convert import convert
 from converter.parity.report import CUMULATIVE, MAPPING, PADDING, PRECISION, ParityReport
 from converter.verify import VerifyError, verify, write_reports
-from mlxbert.writer.manifest import manifest_problems
+from mlxbert.files.manifest import manifest_problems
 from tests.hub.plugin import Hub
 from tests.tiny import save_tiny, tiny_model
 

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 import safetensors
 
-from mlxbert.writer.manifest import is_complete, manifest_problems, read_manifest
-from mlxbert.writer.output_directory import OutputDirectory
-from mlxbert.writer.output_file import HashedFile, WriteError, format_bytes
-from mlxbert.writer.recovery import aside_path, lock_path, recover, siblings, target_lock, temporary_path
-from mlxbert.writer.safetensors_writer import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
+from mlxbert.files.manifest import is_complete, manifest_problems, read_manifest
+from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.output_file import HashedFile, WriteError, format_bytes
+from mlxbert.files.recovery import aside_path, lock_path, recover, siblings, target_lock, temporary_path
+from mlxbert.files.safetensors_writer import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
 from tests.interruption import Points, counted_points
 
 REPOSITORY = Path(__file__).parents[1]

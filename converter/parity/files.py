@@ -11,9 +11,9 @@ from converter.parity.html import render_html
 from converter.parity.junit import render_junit
 from converter.parity.report import ParityReport, ReportError
 from mlxbert.checkpoint import read_config
+from mlxbert.files.manifest import NAME, manifest_bytes, read_manifest
+from mlxbert.files.output_file import FileRecord, WriteError, replace_file, write_errors
 from mlxbert.home import expand_home
-from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
-from mlxbert.writer.output_file import FileRecord, WriteError, replace_file, write_errors
 
 PARITY = "parity.json"
 CARD = "README.md"

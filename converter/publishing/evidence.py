@@ -14,9 +14,9 @@ from converter.publishing.errors import PublishError
 from converter.publishing.leaks import leaks
 from mlxbert.checkpoint import CheckpointError, read_config
 from mlxbert.errors import first_ten
+from mlxbert.files.manifest import NAME, manifest_problems, read_manifest
+from mlxbert.files.output_file import FileRecord
 from mlxbert.home import expand_home
-from mlxbert.writer.manifest import NAME, manifest_problems, read_manifest
-from mlxbert.writer.output_file import FileRecord
 
 _NEVER_COMPARED = "the model was never compared with PyTorch"
 

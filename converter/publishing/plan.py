@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlxbert.writer.output_file import format_bytes
+from mlxbert.files.output_file import format_bytes
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from converter.facts import trained_head
 from converter.publishing.errors import FAILURES, PublishError, explain_push
 from converter.publishing.names import precision_suffix
 from converter.publishing.retry import retried
+from mlxbert.files.manifest import NAME
+from mlxbert.files.output_file import FileRecord
 from mlxbert.hub.errors import clean
-from mlxbert.writer.manifest import NAME
-from mlxbert.writer.output_file import FileRecord
 
 _SMALL = 4 * 2**20
 

@@ -21,9 +21,9 @@ from converter.publishing.remote import CheckedFile, Remote, look_at, refuse_ano
 from converter.publishing.retry import ATTEMPTS, pause, retried
 from converter.publishing.rights import Writer
 from mlxbert.errors import first_ten
+from mlxbert.files.manifest import is_file_of
 from mlxbert.hub import progress_bars
 from mlxbert.hub.errors import clean, endpoint, host_name
-from mlxbert.writer.manifest import is_file_of
 
 Files = Mapping[str, bytes | CheckedFile]
 """What is sent under each name: bytes, or a file of the directory."""

@@ -18,8 +18,8 @@ from converter.quantize.settings import QuantizeSettings
 from converter.quantize.streaming import packed_tensors
 from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch, thinned, token_batches
 from converter.source import Source
+from mlxbert.files.safetensors_writer import MLX_METADATA, PlannedTensor, header, in_file_order
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
-from mlxbert.writer.safetensors_writer import MLX_METADATA, PlannedTensor, header, in_file_order
 
 if TYPE_CHECKING:
     from converter.quantize.allotment import Allotment

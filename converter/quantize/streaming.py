@@ -11,8 +11,8 @@ import numpy as np
 from converter.dtypes import CODES
 from converter.quantize.affine import Array, check_finite, in_chunks, pack, rounded_rows
 from converter.quantize.fp4 import round_fp4
+from mlxbert.files.safetensors_writer import PlannedTensor
 from mlxbert.quantization import LayerQuantization
-from mlxbert.writer.safetensors_writer import PlannedTensor
 
 
 def packed_tensors(

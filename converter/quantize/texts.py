@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxbert.errors import MLXBertError
+from mlxbert.files.reading import read_text
 from mlxbert.home import expand_home
-from mlxbert.small_files import read_text
 
 if TYPE_CHECKING:
     from mlxbert.tokenization import Tokenizer

@@ -8,7 +8,8 @@ from typing import Any
 
 from converter.readers.regular_file import file_size, read_bytes
 from converter.readers.sniff import refuse_stand_in
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
+from mlxbert.errors import printable
 
 MAX_JSON_BYTES = 64 << 20
 
@@ -47,7 +48,7 @@ def require_inside(path: Path, name: str) -> str:
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
     if outside or not pure.parts:
         raise SourceError(
-            f"{path}: names {shown(name)!r}, which points outside its directory; "
+            f"{path}: names {printable(name)!r}, which points outside its directory; "
             "fix: do not trust this checkpoint, or repair the file to name files beside it"
         )
     return name

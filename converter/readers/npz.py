@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import (
     DTYPES,
     StridedTensor,
@@ -20,6 +20,7 @@ from converter.readers.tensor_entry import (
     tensor_entry,
 )
 from converter.readers.zip_archive import AGAIN, ZipArchive, ZipMember
+from mlxbert.errors import printable
 
 MAX_HEADER_BYTES = 10_000  # numpy's own limit
 _KINDS = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in DTYPES.items() if name != "BF16"}
@@ -38,7 +39,7 @@ def read_npz(archive: ZipArchive) -> dict[str, TensorEntry]:
 
 
 def _entry(path: Path, key: str, member: ZipMember) -> TensorEntry:
-    bad = SourceError(f"{path}: array {shown(key)} has no valid .npy header; {AGAIN}")
+    bad = SourceError(f"{path}: array {printable(key)} has no valid .npy header; {AGAIN}")
     prelude = member.read(0, min(12, member.size))
     if len(prelude) < 12 or prelude[:6] != b"\x93NUMPY" or prelude[6] not in (1, 2, 3):
         raise bad
@@ -52,7 +53,7 @@ def _entry(path: Path, key: str, member: ZipMember) -> TensorEntry:
     descr, fortran, shape = header
     if descr.lstrip("|<>=").startswith("O"):
         raise SourceError(
-            f"{path}: array {shown(key)} holds pickled Python objects, which are never loaded; "
+            f"{path}: array {printable(key)} holds pickled Python objects, which are never loaded; "
             "fix: save plain number arrays"
         )
     dtype = _KINDS.get(descr.lstrip("|<>="), descr)
@@ -61,7 +62,7 @@ def _entry(path: Path, key: str, member: ZipMember) -> TensorEntry:
     entry = tensor_entry(path, key, StridedTensor(data, dtype, shape, strides, big_endian=descr.startswith(">")))
     if math.prod(shape) * DTYPES[dtype].itemsize != data.nbytes:
         raise SourceError(
-            f"{path}: array {shown(key)}, {dtype} of shape {shape}, does not fit its {data.nbytes} bytes; {AGAIN}"
+            f"{path}: array {printable(key)}, {dtype} of shape {shape}, does not fit its {data.nbytes} bytes; {AGAIN}"
         )
     return entry
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.readers.regular_file import FileBytes, file_size, read_bytes
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import (
     DTYPES,
     StridedTensor,
@@ -17,6 +17,7 @@ from converter.readers.tensor_entry import (
     plausible_shape,
     tensor_entry,
 )
+from mlxbert.errors import printable
 
 MAX_HEADER_BYTES = 100_000_000  # upstream's limit
 AGAIN = "fix: get the file again"
@@ -43,7 +44,7 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
     entries, at = {}, 0
     for start, end, key in spans:
         if start != at:
-            raise SourceError(f"{path}: tensor {shown(key)} leaves a gap or overlaps another; {AGAIN}")
+            raise SourceError(f"{path}: tensor {printable(key)} leaves a gap or overlaps another; {AGAIN}")
         entries[key] = _entry(path, key, header[key], FileBytes(path, begin + start, end - start))
         at = end
     if at != length:
@@ -80,18 +81,18 @@ def _offsets(path: Path, key: str, claim: Any) -> tuple[int, int]:
         or any(type(n) is not int for n in offsets)
         or not 0 <= offsets[0] <= offsets[1]
     ):
-        raise SourceError(f"{path}: tensor {shown(key)} has no valid data_offsets; {AGAIN}")
+        raise SourceError(f"{path}: tensor {printable(key)} has no valid data_offsets; {AGAIN}")
     return offsets[0], offsets[1]
 
 
 def _entry(path: Path, key: str, claim: dict[str, Any], data: FileBytes) -> TensorEntry:
     dtype, shape = claim.get("dtype"), claim.get("shape")
     if not isinstance(dtype, str) or not isinstance(shape, list) or not plausible_shape(shape):
-        raise SourceError(f"{path}: tensor {shown(key)} has no valid dtype and shape; {AGAIN}")
+        raise SourceError(f"{path}: tensor {printable(key)} has no valid dtype and shape; {AGAIN}")
     entry = tensor_entry(path, key, StridedTensor(data, dtype, tuple(shape), contiguous_strides(tuple(shape))))
     if math.prod(shape) * DTYPES[dtype].itemsize != data.nbytes:
         raise SourceError(
-            f"{path}: tensor {shown(key)}, {dtype} of shape {tuple(shape)}, does not fit its {data.nbytes} bytes; "
+            f"{path}: tensor {printable(key)}, {dtype} of shape {tuple(shape)}, does not fit its {data.nbytes} bytes; "
             f"{AGAIN}"
         )
     return entry

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from converter.readers.json_file import read_json_object, require_inside
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import TensorEntry
-from mlxbert.errors import first_ten
+from mlxbert.errors import first_ten, printable
 
 AGAIN = "fix: get the shards and their index again, from one version of the model"
 
@@ -28,7 +28,7 @@ def shard_names(index: Path) -> dict[str, list[str]]:
     shards: dict[str, list[str]] = {}
     for key, name in weight_map.items():
         shards.setdefault(require_inside(index, name), []).append(key)
-    missing = [shown(name) for name in shards if not (index.parent / name).exists()]
+    missing = [printable(name) for name in shards if not (index.parent / name).exists()]
     if missing:
         raise SourceError(
             f"{index}: {len(missing)} of {len(shards)} shards missing; fix: download them too\n{first_ten(missing)}"
@@ -42,10 +42,10 @@ def read_shards(index: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> 
     for name, promised in shard_names(index).items():
         shard = index.parent / name
         there = read(shard)
-        lacking = [shown(key) for key in promised if key not in there]
+        lacking = [printable(key) for key in promised if key not in there]
         if lacking:
             raise SourceError(f"{shard}: lacks tensors that {index.name} promises; {AGAIN}\n{first_ten(lacking)}")
-        extra = [shown(key) for key in sorted(set(there) - set(promised))]
+        extra = [printable(key) for key in sorted(set(there) - set(promised))]
         if extra:
             raise SourceError(f"{shard}: has tensors that {index.name} does not list; {AGAIN}\n{first_ten(extra)}")
         entries.update(there)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.readers.json_file import read_json_object
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import TensorEntry
+from mlxbert.errors import printable
 
 _ORIGINAL = "fix: give the original, unquantized checkpoint as SRC"
 _UNPACK = f"{_ORIGINAL}, or --dequantize"
@@ -42,7 +43,7 @@ def read_config(directory: Path, config: Path | None, *, lightning: bool, dequan
         raise SourceError(f'{path}: says "quantization": this is an MLX checkpoint quantized{to} already; {_UNPACK}')
     if other:
         method = other.get("quant_method") if isinstance(other, dict) else None
-        by = f" by {shown(method)}" if isinstance(method, str) else ""
+        by = f" by {printable(method)}" if isinstance(method, str) else ""
         raise SourceError(f'{path}: says "quantization_config": its weights are quantized{by} already; {_ORIGINAL}')
     return parsed
 
@@ -53,6 +54,6 @@ def refuse_quantized(where: Path, entries: Mapping[str, TensorEntry]) -> None:
         stem = key.removesuffix(".weight")
         if entry.dtype == "U32" and stem != key and f"{stem}.scales" in entries:
             raise SourceError(
-                f"{where}: {shown(key)} is packed uint32 beside {shown(stem)}.scales: this is an MLX checkpoint "
-                f"quantized already; {_UNPACK}"
+                f"{where}: {printable(key)} is packed uint32 beside {printable(stem)}.scales: this is an MLX "
+                f"checkpoint quantized already; {_UNPACK}"
             )

@@ -11,12 +11,6 @@ class SourceError(MLXBertError):
     """A source cannot be read; the message names the file, what is wrong with it, and the fix."""
 
 
-def shown(name: str) -> str:
-    """A name out of an untrusted file as one printable line of at most 120 characters."""
-    text = name if name.isprintable() else ascii(name)
-    return text if len(text) <= 120 else text[:119] + "…"
-
-
 def os_error(path: Path, error: OSError) -> SourceError:
     """The operating system's refusal, said with the fix."""
     if isinstance(error, PermissionError):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.readers.pickle_objects import Placeholder
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import TensorEntry
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_pickle import TensorRef, UnreadableTensor
-from mlxbert.errors import first_ten
+from mlxbert.errors import first_ten, printable
 
 # Lightning and most scripts; the PyTorch tutorial; fairseq and many scripts; DeepSpeed
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -65,7 +65,7 @@ def find_state_dict(file: TorchFile) -> StateDict:
 
 
 def _collect(file: TorchFile, level: Mapping[Any, Any], notes: list[str], lightning: bool) -> StateDict:
-    unreadable = [f"{_label(k)}: {shown(v.kind)}" for k, v in level.items() if isinstance(v, UnreadableTensor)]
+    unreadable = [f"{_label(k)}: {printable(v.kind)}" for k, v in level.items() if isinstance(v, UnreadableTensor)]
     if unreadable:
         raise SourceError(
             f"{file.path}: {_count(unreadable)} of a kind that is not read (quantized, sparse or a subclass); "
@@ -107,14 +107,14 @@ def _holds_tensors(value: dict[Any, Any]) -> bool:
 
 
 def _label(key: Any) -> str:
-    return shown(key) if isinstance(key, str) else f"a key of type {type(key).__name__}"
+    return printable(key) if isinstance(key, str) else f"a key of type {type(key).__name__}"
 
 
 def _no_state_dict(file: TorchFile, top: Any) -> SourceError:
     save = "fix: torch.save(model.state_dict(), FILE)"
     if isinstance(top, Placeholder):
         return SourceError(
-            f"{file.path}: is a whole pickled model ({shown(top.name)}), not a state dict: loading it would run "
+            f"{file.path}: is a whole pickled model ({printable(top.name)}), not a state dict: loading it would run "
             f"code from the file, so nothing was loaded; {save} where the model's class is at hand"
         )
     if isinstance(top, TensorRef | UnreadableTensor):
@@ -127,21 +127,21 @@ def _no_state_dict(file: TorchFile, top: Any) -> SourceError:
     if dicts:
         return SourceError(
             f"{file.path}: has no state dict under {', '.join(WRAPPERS)}, but tensors under {_listed(dicts)}; "
-            f"fix: torch.save(torch.load(FILE)[{shown(dicts[0])!r}], NEW_FILE)"
+            f"fix: torch.save(torch.load(FILE)[{printable(dicts[0])!r}], NEW_FILE)"
         )
     whole = [(k, v) for k, v in top.items() if isinstance(v, Placeholder) and isinstance(v.state, dict)]
     for key, value in whole:
         if "_parameters" in value.state or "_modules" in value.state:
             return SourceError(
-                f"{file.path}: has a whole pickled model ({shown(value.name)}) under {_label(key)}, no state dict: "
-                f"loading it would run code from the file, so nothing was loaded; {save}"
+                f"{file.path}: has a whole pickled model ({printable(value.name)}) under {_label(key)}, no state "
+                f"dict: loading it would run code from the file, so nothing was loaded; {save}"
             )
     return SourceError(f"{file.path}: holds no tensors (it has {_listed([_label(k) for k in top])}); {save}")
 
 
 def _listed(names: list[str]) -> str:
     more = f" … and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(shown(name) for name in names[:10]) + more
+    return ", ".join(printable(name) for name in names[:10]) + more
 
 
 def _count(names: list[str]) -> str:

@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 
 from converter.readers.regular_file import ByteRange
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
+from mlxbert.errors import printable
 
 # safetensors' names: the vocabulary of every reader here
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -116,10 +117,10 @@ def tensor_entry(where: Path, key: str, tensor: StridedTensor) -> TensorEntry:
     Raises SourceError: a dtype that is not read, a negative or absurd shape, elements outside the bytes, or
     more elements than the bytes hold (a small file must not make a huge array).
     """
-    name = shown(key)
+    name = printable(key)
     if tensor.dtype not in DTYPES:
         raise SourceError(
-            f"{where}: tensor {name} has dtype {shown(tensor.dtype)}, which is not read "
+            f"{where}: tensor {name} has dtype {printable(tensor.dtype)}, which is not read "
             f"(read are {', '.join(DTYPES)}); fix: cast it to float32 or float16 and save it again"
         )
     if (

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from converter.readers.regular_file import ByteRange
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import StridedTensor, TensorEntry, tensor_entry
 from converter.readers.torch_pickle import TensorRef
+from mlxbert.errors import printable
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class TorchFile:
         """A tensor of this file, as `key`; SourceError when it claims bytes that are not there."""
         data = self.data.get(ref.storage.key)
         if data is None:
-            raise SourceError(f"{self.path}: tensor {shown(key)} has no data in the file; fix: get the file again")
+            raise SourceError(f"{self.path}: tensor {printable(key)} has no data in the file; fix: get the file again")
         offset = ref.offset
         if ref.storage.offset and type(offset) is int:
             if ref.dtype != ref.storage.dtype:
                 raise SourceError(
-                    f"{self.path}: tensor {shown(key)} reads a storage view as another dtype; "
+                    f"{self.path}: tensor {printable(key)} reads a storage view as another dtype; "
                     "fix: torch.load and torch.save it with a current torch"
                 )
             offset += ref.storage.offset

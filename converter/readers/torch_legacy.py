@@ -12,11 +12,12 @@ from typing import Any, BinaryIO
 from converter.readers.pickle_machine import PickleMachine
 from converter.readers.pickle_objects import MalformedPickle, Placeholder
 from converter.readers.regular_file import ByteRange, FileBytes, file_size
-from converter.readers.source_error import SourceError, os_error, shown
+from converter.readers.source_error import SourceError, os_error
 from converter.readers.tensor_entry import DTYPES
 from converter.readers.torch_dtypes import OTHER_ITEM_SIZES
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_pickle import StorageRef, load_torch_pickle
+from mlxbert.errors import printable
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -64,7 +65,7 @@ def _plain(path: Path, file: BinaryIO, what: str) -> Any:
         machine = PickleMachine(lambda found: None, lambda callee, _: Placeholder(str(callee)), lambda value: None)
         return machine.run(file)
     except MalformedPickle as error:
-        raise SourceError(f"{path}: its {what} is damaged or cut off ({shown(str(error))}); {AGAIN}") from error
+        raise SourceError(f"{path}: its {what} is damaged or cut off ({printable(str(error))}); {AGAIN}") from error
 
 
 def _locate(path: Path, file: BinaryIO, size: int, keys: Any, storages: dict[str, StorageRef]) -> dict[str, ByteRange]:
@@ -79,7 +80,8 @@ def _locate(path: Path, file: BinaryIO, size: int, keys: Any, storages: dict[str
         item_size = DTYPES[storage.dtype].itemsize if storage.dtype in DTYPES else OTHER_ITEM_SIZES.get(storage.dtype)
         if item_size is None:
             raise SourceError(
-                f"{path}: has a {shown(storage.dtype)}, which is not read; fix: cast it to float32 and save it again"
+                f"{path}: has a {printable(storage.dtype)}, which is not read; fix: cast it to float32 and save "
+                "it again"
             )
         file.seek(at)
         count = int.from_bytes(file.read(8), "little")

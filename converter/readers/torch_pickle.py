@@ -15,8 +15,9 @@ from typing import Any, BinaryIO
 
 from converter.readers.pickle_machine import PickleMachine
 from converter.readers.pickle_objects import Global, MalformedPickle, Placeholder, safe_key
-from converter.readers.source_error import SourceError, shown
+from converter.readers.source_error import SourceError
 from converter.readers.torch_dtypes import STORAGES, TORCH_DTYPES
+from mlxbert.errors import printable
 
 # Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold
 # harmless classes, or share their name with people's own folders (code.model.Classifier is somebody's model).
@@ -85,7 +86,7 @@ def load_torch_pickle(path: Path, file: BinaryIO) -> tuple[Any, dict[str, Storag
         return PickleMachine(on_global, _call, on_persistent).run(file), storages
     except MalformedPickle as error:
         raise SourceError(
-            f"{path}: its pickle is damaged or no checkpoint's ({shown(str(error))}); fix: get the file again"
+            f"{path}: its pickle is damaged or no checkpoint's ({printable(str(error))}); fix: get the file again"
         ) from error
 
 
@@ -93,7 +94,7 @@ def _refuse_code(path: Path, found: Global) -> None:
     builtin = _BUILTIN.fullmatch(str(found))
     if _RUNS_CODE.fullmatch(str(found)) or (builtin and not _HARMLESS_BUILTIN.fullmatch(builtin["name"])):
         raise SourceError(
-            f"{path}: its pickle names {shown(str(found))}, which executes code when loaded (nothing was run); "
+            f"{path}: its pickle names {printable(str(found))}, which executes code when loaded (nothing was run); "
             "fix: do not trust this file; get the model as safetensors, or its state_dict() saved anew by its "
             "author"
         )

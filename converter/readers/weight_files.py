@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from converter.readers.sniff import TF_FIX
-from converter.readers.source_error import SourceError, shown
-from mlxbert.errors import first_ten
+from converter.readers.source_error import SourceError
+from mlxbert.errors import first_ten, printable
 
 INDEX_SUFFIX = ".index.json"
 CARD = "README.md"
@@ -183,7 +183,7 @@ def _no_weights(where: str, root: set[str], names: Collection[str]) -> SourceErr
     if foreign:
         labels = "/".join(label for label, _ in foreign)
         return SourceError(f"{where}: has {labels} weights only, which are not read; {foreign[0][1]}")
-    there = ", ".join(shown(name) for name in sorted(root)[:10]) or "nothing"
+    there = ", ".join(printable(name) for name in sorted(root)[:10]) or "nothing"
     return SourceError(
         f"{where}: has no weights (model.safetensors, pytorch_model.bin, *.npz …; there is: {there}); "
         "fix: check the path, or download the model whole"

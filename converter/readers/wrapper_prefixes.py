@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from converter.readers.source_error import SourceError, shown
-from mlxbert.errors import first_ten
+from converter.readers.source_error import SourceError
+from mlxbert.errors import first_ten, printable
 
 LEADING = ("module", "model")
 # segments that only torch's own wrappers write, and also in the middle: torch.compile(model.bert)
@@ -32,7 +32,7 @@ def strip_prefixes(where: Path, keys: Iterable[str]) -> tuple[dict[str, str], tu
             stripped[segments.pop(0)] = None
         name = ".".join(segments) or key
         if name in names:
-            collisions.append(f"{shown(names[name])} and {shown(key)} would both be {shown(name)}")
+            collisions.append(f"{printable(names[name])} and {printable(key)} would both be {printable(name)}")
         names[name] = key
     if collisions:
         raise SourceError(

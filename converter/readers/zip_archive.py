@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import cast
 
 from converter.readers.regular_file import file_size, read_bytes, read_into
-from converter.readers.source_error import SourceError, os_error, shown
+from converter.readers.source_error import SourceError, os_error
+from mlxbert.errors import printable
 
 AGAIN = "fix: get the file again"
 # what the standard library raises on a damaged archive, beside BadZipFile
@@ -57,13 +58,13 @@ class ZipMember:
     def read_into(self, start: int, out: memoryview) -> None:
         """Fill `out` from `start` bytes behind the head."""
         if start < 0 or start + len(out) > self.nbytes:
-            raise SourceError(f"{self.path}: a tensor reaches beyond its data in {shown(self.name)}; {AGAIN}")
+            raise SourceError(f"{self.path}: a tensor reaches beyond its data in {printable(self.name)}; {AGAIN}")
         if self.data_offset is None:
             self._inflate(len(self.head) + start, out)
             return
         read_into(self.path, self.data_offset + len(self.head) + start, out)
         if len(out) == self.nbytes and self.crc and zlib.crc32(out, zlib.crc32(self.head)) != self.crc:
-            raise SourceError(f"{self.path}: {shown(self.name)} is damaged (its CRC-32 is wrong); {AGAIN}")
+            raise SourceError(f"{self.path}: {printable(self.name)} is damaged (its CRC-32 is wrong); {AGAIN}")
 
     def read(self, start: int, count: int) -> bytes:
         """`count` bytes from `start` on."""
@@ -82,7 +83,7 @@ class ZipMember:
         except OSError as error:
             raise os_error(self.path, error) from error
         except DAMAGED as error:
-            raise SourceError(f"{self.path}: {shown(self.name)} is damaged ({error}); {AGAIN}") from error
+            raise SourceError(f"{self.path}: {printable(self.name)} is damaged ({error}); {AGAIN}") from error
 
 
 def _early_end() -> int:
@@ -115,8 +116,8 @@ class ZipArchive:
         """Find a member's bytes; SourceError: missing, twice there, encrypted, or with impossible sizes."""
         info = self._infos.get(name)
         if info is None:
-            raise SourceError(f"{self.path}: has no {shown(name)} inside; {AGAIN}")
-        label = f"{self.path}: {shown(name)}"
+            raise SourceError(f"{self.path}: has no {printable(name)} inside; {AGAIN}")
+        label = f"{self.path}: {printable(name)}"
         if self._times[name] > 1:
             raise SourceError(f"{label} is in the archive twice; {AGAIN}")
         if info.flag_bits & 0x1:

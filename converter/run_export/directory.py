@@ -13,11 +13,11 @@ from converter.export import ExportError, export
 from converter.run_export.member import SEQUENCE, MemberExport, read_member, write_member
 from converter.run_export.run_settings import RUN_FILE, RunInfo, inference_settings, read_run, run_of
 from mlxbert.errors import first_ten
+from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.reading import read_json
 from mlxbert.home import expand_home
-from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
 from mlxbert.with_head import TOKENIZER_FILES
-from mlxbert.writer.output_directory import OutputDirectory
 
 SCRIPT = "inference.py"
 SETTINGS = "inference.json"

@@ -14,11 +14,11 @@ from converter.export import PYTORCH_METADATA, ExportError
 from heads.scaling import TargetScaler
 from heads.seasonality import decompose
 from mlxbert.checkpoint import read_config
+from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.safetensors_writer import PlannedTensor, plan_shards, shard_index
 from mlxbert.model_tensors import planned_tensors, stored_dtype
 from mlxbert.pooling.spec import pooling_settings
 from mlxbert.with_head import TOKENIZER_FILES, BertWithHead
-from mlxbert.writer.output_directory import OutputDirectory
-from mlxbert.writer.safetensors_writer import PlannedTensor, plan_shards, shard_index
 
 SEQUENCE, ENCODER = "BertForSequenceClassification", "BertModel"
 HEADS = ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series")

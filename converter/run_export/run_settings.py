@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.export import ExportError
 from heads.base import Head
-from mlxbert.small_files import read_json
+from mlxbert.files.reading import read_json
 
 RUN_FILE = "run.json"
 FORMAT, VERSION = "mlxbert-inference", 1

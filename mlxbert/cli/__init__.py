@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from heads.errors import HeadError
 from mlxbert.cli import blend, encode, predict, report, train
 from mlxbert.errors import Interrupted, MLXBertError
 
@@ -28,7 +27,7 @@ class OneLineErrors(click.Group):
         except Interrupted as error:
             click.echo(f"mlxbert: {error}", err=True)
             ctx.exit(130)
-        except (MLXBertError, HeadError) as error:
+        except MLXBertError as error:
             click.echo(f"mlxbert: error: {error}", err=True)
             ctx.exit(2)
         except click.exceptions.NoArgsIsHelpError:

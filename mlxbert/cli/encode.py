@@ -27,8 +27,8 @@ def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path |
     from rich.table import Table
 
     from mlxbert.encode import SentenceEncoder
+    from mlxbert.files.output_file import write_errors
     from mlxbert.terminal import show
-    from mlxbert.writer.output_file import write_errors
 
     embeddings = SentenceEncoder.from_pretrained(model, revision=revision).encode(list(texts))
     if out is not None:

@@ -22,7 +22,7 @@ import numpy as np
 import tokenizers
 
 from mlxbert.errors import MLXBertError
-from mlxbert.small_files import read_json
+from mlxbert.files.reading import read_json
 from mlxbert.tokenization import Tokenizer, TokenizerError
 from mlxbert.tokenization.truncation import warn_of_truncation
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlxbert.encode.dense import Dense, SentenceModuleError
-from mlxbert.small_files import parse_json, read_json
+from mlxbert.files.reading import parse_json, read_json
 
 # sentence-transformers' name -> ours, in the order in which several are concatenated.
 _MODES = {

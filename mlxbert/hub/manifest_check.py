@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlxbert.errors import first_ten
+from mlxbert.files.manifest import NAME, read_manifest
 from mlxbert.hub import HubError, Snapshot
-from mlxbert.writer.manifest import NAME, read_manifest
 
 
 def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[str]]) -> None:

@@ -11,9 +11,9 @@ import mlx.nn as nn
 
 from mlxbert.checkpoint import read_config, side_files
 from mlxbert.core import BertCore
+from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.safetensors_writer import PlannedTensor
 from mlxbert.model_tensors import DTYPE_CODES, named_parameters, planned_tensors, read_array, stored_dtype
-from mlxbert.writer.output_directory import OutputDirectory
-from mlxbert.writer.safetensors_writer import PlannedTensor
 
 
 def save_pretrained(

@@ -12,9 +12,9 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.files.safetensors_writer import PlannedTensor
 from mlxbert.model_tensors import named_parameters, read_array
 from mlxbert.quantization import LayerQuantization, QuantizationConfig, QuantizationError
-from mlxbert.writer.safetensors_writer import PlannedTensor
 
 # What is dequantized at once: the codes of a whole 30,522 × 1,024 embedding are not needed beside its numbers.
 _ROWS = 4096

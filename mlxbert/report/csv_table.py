@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from mlxbert.files.reading import read_text
 from mlxbert.report.report_error import ReportError
-from mlxbert.small_files import read_text
 
 T = TypeVar("T")
 

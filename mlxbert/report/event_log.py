@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlxbert.files.reading import read_text
 from mlxbert.report.json_values import JsonValues
 from mlxbert.report.report_error import ReportError
-from mlxbert.small_files import read_text
 
 FIX = "fix: restore the file, or remove the line"
 

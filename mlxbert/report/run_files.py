@@ -9,12 +9,12 @@ from typing import Any
 
 from heads.head_registry import COMPETITION_TYPES
 from mlxbert.factory.frames import shown
+from mlxbert.files.reading import read_text
 from mlxbert.home import expand_home
 from mlxbert.report.csv_table import CsvTable, read_csv
 from mlxbert.report.event_log import History, MemberScores, read_events
 from mlxbert.report.json_values import JsonValues
 from mlxbert.report.report_error import ReportError
-from mlxbert.small_files import read_text
 
 FORMAT, VERSION = "mlxbert-run", 1
 FIX = "fix: restore the file from a copy of the run, or train it again"

@@ -7,11 +7,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxbert.files.output_file import write_errors
 from mlxbert.home import expand_home
 from mlxbert.report.page import MARK, Page, make_page
 from mlxbert.report.report_error import ReportError
 from mlxbert.report.run_files import RunFiles, read_run
-from mlxbert.writer.output_file import write_errors
 
 HEAD_BYTES = 1000  # the mark is in the page's first lines
 

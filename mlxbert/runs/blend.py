@@ -15,13 +15,13 @@ from heads.metrics import metric_of
 from mlxbert.data.cells import Kind
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
+from mlxbert.files.reading import read_json
 from mlxbert.home import expand_home
 from mlxbert.runs.blend_weights import cross_fitted_blend, decided, decision_thresholds, selected_weights
 from mlxbert.runs.files import RunError, write_json
 from mlxbert.runs.out_of_fold import prediction_columns
 from mlxbert.runs.run import Run
 from mlxbert.runs.tables import write_csv
-from mlxbert.small_files import read_json
 from mlxbert.training.judging import scores
 from mlxbert.training.predictions import NUMBERS, Predictions, ranks
 from mlxbert.training.predictions import average as weighted_mean

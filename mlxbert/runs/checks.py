@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.factory.frames import Table
+from mlxbert.files.manifest import is_file_of, read_manifest
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
-from mlxbert.writer.manifest import is_file_of, read_manifest
 
 
 def check_weights(directory: Path) -> None:

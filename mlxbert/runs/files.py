@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.errors import MLXBertError
-from mlxbert.small_files import read_json
-from mlxbert.writer.output_file import replace_file, write_errors
+from mlxbert.files.output_file import replace_file, write_errors
+from mlxbert.files.reading import read_json
 
 FORMAT, VERSION = "mlxbert-run", 1
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from mlxbert.checkpoint import read_config
+from mlxbert.files.manifest import NAME, manifest_bytes, read_manifest
+from mlxbert.files.output_file import FileRecord, replace_file, write_errors
 from mlxbert.runs.files import RunFiles, without_nan, write_json
 from mlxbert.runs.out_of_fold import fitted_head, prediction_columns, write_out_of_fold
 from mlxbert.runs.predict import forecast, predict_frame, write_submission
@@ -21,8 +23,6 @@ from mlxbert.runs.submission import columns_of
 from mlxbert.runs.tables import write_csv
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.judging import scores as score
-from mlxbert.writer.manifest import NAME, manifest_bytes, read_manifest
-from mlxbert.writer.output_file import FileRecord, replace_file, write_errors
 
 
 def finish(

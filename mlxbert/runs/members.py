@@ -18,6 +18,7 @@ import numpy as np
 from heads.base import Head
 from mlxbert.checkpoint import load_core
 from mlxbert.dropout_mode import set_dropout
+from mlxbert.files.output_file import fsync_directory, write_errors
 from mlxbert.quantization.packed import refuse_training
 from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.runs.prepare import Prepared
@@ -31,7 +32,6 @@ from mlxbert.training.outcome import Outcome, TrainingInterrupted
 from mlxbert.training.predictions import Predictions
 from mlxbert.training.trainer import Trainer
 from mlxbert.with_head import BertWithHead
-from mlxbert.writer.output_file import fsync_directory, write_errors
 
 
 def members_of(config: TrainingConfig, folds: int) -> tuple[Member, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlxbert.files.output_file import replace_file, write_errors
 from mlxbert.runs.files import without_nan
 from mlxbert.training.callbacks import Callback, EvaluationEvent, Event, MemberEvent, StepEvent, event_record
-from mlxbert.writer.output_file import replace_file, write_errors
 
 _FIX = "free some space and resume the run"
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from mlxbert.files.output_file import WriteError, write_errors
+from mlxbert.files.recovery import target_lock
 from mlxbert.home import expand_home
 from mlxbert.runs.files import RunError, RunFiles, read_info
-from mlxbert.writer.output_file import WriteError, write_errors
-from mlxbert.writer.recovery import target_lock
 
 # What `replace_file` leaves where it is killed.
 _LEFT = re.compile(r"\..+\.\d+\.tmp")

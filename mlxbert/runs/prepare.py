@@ -21,13 +21,13 @@ from mlxbert.factory.competition import FoldKind, fold_kinds
 from mlxbert.factory.create import check_options
 from mlxbert.factory.frames import Table, plain
 from mlxbert.factory.problem import Problem, make_problem, target_of
+from mlxbert.files.reading import read_json
 from mlxbert.folds import Fold, make_folds, validation_fold
 from mlxbert.folds.coverage import check_labels
 from mlxbert.runs.cache import token_cache
 from mlxbert.runs.checks import check_columns, check_weights
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
-from mlxbert.small_files import read_json
 from mlxbert.tokenization import Tokenizer
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.examples import Examples

@@ -13,11 +13,11 @@ from mlxbert.data.cells import Kind
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.factory.text_columns import RowText
+from mlxbert.files.reading import read_json
 from mlxbert.home import expand_home
 from mlxbert.runs.files import RunError, RunFiles, read_info
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import submission_form
-from mlxbert.small_files import read_json
 
 
 @dataclass(frozen=True)

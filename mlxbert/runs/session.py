@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlxbert.files.output_file import WriteError, write_errors
 from mlxbert.runs.files import RunError, RunFiles, write_json
 from mlxbert.runs.finish import finish
 from mlxbert.runs.frames import read_frame
@@ -26,7 +27,6 @@ from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.outcome import TrainingInterrupted
-from mlxbert.writer.output_file import WriteError, write_errors
 
 
 def run_session(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mlxbert.writer.output_file import replace_file, write_errors
+from mlxbert.files.output_file import replace_file, write_errors
 
 
 def write_csv(file: Path, frame: Any) -> None:

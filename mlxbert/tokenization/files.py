@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from mlxbert.errors import MLXBertError
-from mlxbert.small_files import read_json
+from mlxbert.files.reading import read_json
 
 # The order in which transformers adds those that the vocabulary lacks, so that their ids come out the same.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -19,7 +19,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from mlxbert.small_files import read_text
+from mlxbert.files.reading import read_text
 from mlxbert.tokenization.files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles
 
 # Names that transformers 5 resolves to BertTokenizer itself, or to a subclass that builds the same.

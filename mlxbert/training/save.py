@@ -20,9 +20,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlxbert.errors import MLXBertError
+from mlxbert.files.output_file import fsync_directory, write_errors
+from mlxbert.files.safetensors_writer import PlannedTensor, write_safetensors
 from mlxbert.training.optim import Arrays
-from mlxbert.writer.output_file import fsync_directory, write_errors
-from mlxbert.writer.safetensors_writer import PlannedTensor, write_safetensors
 
 STATE = "state.safetensors"
 _CODES = {mx.float32: "F32", mx.int32: "I32", mx.uint32: "U32", mx.float16: "F16", mx.bfloat16: "BF16"}

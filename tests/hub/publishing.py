@@ -74,7 +74,7 @@ def one_line(error: MLXBertError, directory: Path) -> str:
 
 def assert_published(repo: Repository, directory: Path, *, branch: str = "main") -> None:
     """Every file of the manifest is there, byte for byte; and a card and a manifest of its own."""
-    from mlxbert.writer.manifest import read_manifest
+    from mlxbert.files.manifest import read_manifest
 
     held = {path: blob.data for path, blob in repo.commits[repo.branches[branch]].items()}
     listed = read_manifest(directory)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxbert.writer.output_file import FileRecord
+from mlxbert.files.output_file import FileRecord
 
 NAME = "manifest.json"
 FORMAT = "mlxbert-manifest"

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from mlxbert.errors import first_ten
-from mlxbert.writer.manifest import NAME, read_manifest, unlisted
-from mlxbert.writer.output_file import WriteError, write_errors
-from mlxbert.writer.recovery import is_empty_directory
+from mlxbert.files.manifest import NAME, read_manifest, unlisted
+from mlxbert.files.output_file import WriteError, write_errors
+from mlxbert.files.recovery import is_empty_directory
 
 # Beside what the manifest lists: what this project's commands and macOS put into a converted directory later.
 ADDED_LATER = frozenset({"parity.json", "README.md", ".DS_Store"})

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from mlxbert.errors import first_ten
-from mlxbert.writer.output_file import FileRecord, HashedFile, WriteError
+from mlxbert.files.output_file import FileRecord, HashedFile, WriteError
 
 MLX_METADATA = {"format": "mlx"}
 MAX_SHARD_SIZE = 5_000_000_000

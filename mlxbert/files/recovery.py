@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlxbert.writer.manifest import is_complete
-from mlxbert.writer.output_file import WriteError, fsync_directory, write_errors
+from mlxbert.files.manifest import is_complete
+from mlxbert.files.output_file import WriteError, fsync_directory, write_errors
 
 
 def temporary_path(target: Path) -> Path:

@@ -1,7 +1,7 @@
 """The output directory, whole or not at all.
 
 It is written as a hidden directory beside the target, config.json last (no config.json, no model), synced, and
-renamed into place. What a kill leaves of that, :mod:`mlxbert.writer.recovery` mends.
+renamed into place. What a kill leaves of that, :mod:`mlxbert.files.recovery` mends.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from mlxbert.writer import manifest
-from mlxbert.writer.output_file import FileRecord, WriteError, copy_file, fsync_directory, write_bytes, write_errors
-from mlxbert.writer.recovery import (
+from mlxbert.files import manifest
+from mlxbert.files.output_file import FileRecord, WriteError, copy_file, fsync_directory, write_bytes, write_errors
+from mlxbert.files.recovery import (
     aside_path,
     is_empty_directory,
     recover,
@@ -24,7 +24,7 @@ from mlxbert.writer.recovery import (
     target_lock,
     temporary_path,
 )
-from mlxbert.writer.safetensors_writer import (
+from mlxbert.files.safetensors_writer import (
     MAX_SHARD_SIZE,
     MLX_METADATA,
     PlannedTensor,
@@ -32,7 +32,7 @@ from mlxbert.writer.safetensors_writer import (
     shard_index,
     write_safetensors,
 )
-from mlxbert.writer.target import check_target
+from mlxbert.files.target import check_target
 
 OnTensor = Callable[[PlannedTensor], None]
 
@@ -52,8 +52,8 @@ class OutputDirectory:
     there is moved aside, and deleted after the new one is in its place. First of all, what a killed run left
     at this target is mended.
 
-    Raises :class:`~mlxbert.writer.output_file.WriteError` on entering when the target is refused
-    (:func:`~mlxbert.writer.target.check_target`) or another run is writing it, and from every method when writing
+    Raises :class:`~mlxbert.files.output_file.WriteError` on entering when the target is refused
+    (:func:`~mlxbert.files.target.check_target`) or another run is writing it, and from every method when writing
     fails.
     """
 
