@@ -1,4 +1,4 @@
-"""Reading a competition's data: CSV, TSV, JSONL and Parquet into pandas frames, whole or in pieces.
+"""Reading a competition's data: CSV, TSV, JSON, Parquet and Excel into pandas frames, whole or in pieces.
 
 Column names come without padding and byte order marks, ids and texts as text, and only what is written as missing is
 missing (`mlxbert.data.cells`).
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxbert.data.cells import Kind, as_text, convert, infer_kind
-from mlxbert.data.file_format import DataError, DataFile, DataWarning, inspect_file
+from mlxbert.data.data_file import DataError, DataFile, DataWarning, Quoting
+from mlxbert.data.file_format import inspect_file
 from mlxbert.data.file_rows import raw_frames
 from mlxbert.errors import first_ten
 from mlxbert.factory.frames import Table
@@ -45,54 +46,69 @@ def read_data(
     required: Iterable[str] = (),
     kinds: Mapping[str, Kind] | None = None,
     encoding: str | None = None,
+    quoting: Quoting | None = None,
+    labels: Mapping[str, Collection[str]] | None = None,
 ) -> Data:
     """Read a whole file.
 
     Args:
-        path: CSV, TSV, JSONL (one object a line) or Parquet.
+        path: CSV, TSV, JSON (one object a line, or a document), Parquet or Excel; also compressed.
         text_columns: those to keep as text whatever they hold: ids and texts.
         required: columns that must be there (`text_columns` need not).
         kinds: those of the training file, for a file that is to be read alike.
         encoding: of the text; None: found out.
+        quoting: of a text table; None: found out.
+        labels: words by column that are values though they look missing, such as NA.
 
     Raises:
         DataError: the file cannot be read; the line is named where there is one.
         FrameError: a required column is missing (the nearest names are given), or there are no rows.
 
     Warns:
-        DataWarning: the file is not UTF-8, and what it is read as.
+        DataWarning: the file is not UTF-8, or its quotes are not as usual, and what it is read as.
     """
-    file = inspect_file(path, encoding=encoding)
-    frame = next(raw_frames(file, None))
+    file = inspect_file(path, encoding=encoding, quoting=quoting)
+    frame = _without_blank_columns(next(raw_frames(file, None)))
     found = dict(kinds or {})
     _check(frame, file, required)
     text = set(text_columns)
     for name in frame.columns:
-        if name in text:
+        if name in text or (file.format == "csv" and (labels or {}).get(name)):
             found[name] = "text"
         elif name not in found or (found[name] == "native") != (file.format != "csv"):
             found[name] = infer_kind(frame[name]) if file.format == "csv" else "native"
-    return Data(_typed(frame, found, file), {name: found[name] for name in frame.columns}, file)
+    return Data(_typed(frame, found, file, labels or {}), {name: found[name] for name in frame.columns}, file)
+
+
+def _without_blank_columns(frame: Any) -> Any:
+    """Without the columns that have neither name nor cell, which separators at the end of every line make."""
+    blank = [
+        name
+        for name in frame.columns
+        if name.startswith("Unnamed: ") and frame[name].map(lambda cell: cell is None or cell == "").all()
+    ]
+    return frame.drop(columns=blank) if blank and len(blank) < len(frame.columns) else frame
 
 
 def read_chunks(
-    path: str | Path,
+    path: str | Path | DataFile,
     kinds: Mapping[str, Kind],
     *,
     rows: int = 2048,
     required: Iterable[str] = (),
     encoding: str | None = None,
+    quoting: Quoting | None = None,
 ) -> Iterator[Any]:
     """The same values as `read_data` with these kinds, `rows` rows at a time: memory does not grow with the file.
 
-    A column that the kinds lack is text.
+    A column that the kinds lack is text. A file that `inspect_file` has looked at is not looked at again.
 
     Raises:
         DataError, FrameError: as `read_data`.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise DataError(f"rows must be a positive whole number, not {rows!r}")
-    file = inspect_file(path, encoding=encoding)
+    file = path if isinstance(path, DataFile) else inspect_file(path, encoding=encoding, quoting=quoting)
     start = 0
     for frame in raw_frames(file, rows):
         if not start:
@@ -154,14 +170,16 @@ def _check(frame: Any, file: DataFile, required: Iterable[str]) -> None:
         table.find(name)
 
 
-def _typed(frame: Any, kinds: Mapping[str, Kind], file: DataFile) -> Any:
+def _typed(
+    frame: Any, kinds: Mapping[str, Kind], file: DataFile, labels: Mapping[str, Collection[str]] | None = None
+) -> Any:
     import pandas
 
     columns: dict[str, Any] = {}
     for name in frame.columns:
         kind, column = kinds[name], frame[name]
         if file.format == "csv":
-            columns[name] = convert(column, "text" if kind == "native" else kind)
+            columns[name] = convert(column, "text" if kind == "native" else kind, (labels or {}).get(name, ()))
         elif kind == "text":
             columns[name] = pandas.Series(as_text(column), index=frame.index, dtype=object)
         else:
