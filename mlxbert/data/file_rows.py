@@ -53,8 +53,8 @@ def _pandas() -> Any:
 def _csv_frames(pandas: Any, file: DataFile, rows: int | None) -> Iterator[Any]:
     common: dict[str, Any] = {"sep": file.separator, "dtype": str, "na_filter": False}
     common |= DIALECTS[file.quoting or "minimal"]
-    with _parse_errors(pandas, file), file.open_text() as text:
-        header = pandas.read_csv(text, header=None, nrows=1, **common)
+    with _parse_errors(pandas, file), file.open_text() as stream:
+        header = pandas.read_csv(stream, header=None, nrows=1, **common)
     names = _names(file, ["" if cell is None else str(cell) for cell in header.iloc[0]])
     beyond = [f"beyond the header {i}" for i in range(file.extra)]
     # A blank line is a row without text where there is but one column, and nothing where there are more.

@@ -78,6 +78,8 @@ def make_problem(
     time: str | None = None,
     classes: Sequence[Label] | None = None,
     ignore: Sequence[str] = (),
+    decimal: str | None = None,
+    label_separator: str | None = None,
 ) -> Problem:
     """Find out what a frame's target is; arguments as for `from_dataframe`.
 
@@ -97,6 +99,8 @@ def make_problem(
         time=None if times is None else times.values,
         task=_task_of(head_class, task),
         classes=classes,
+        decimal=decimal,
+        label_separator=label_separator,
     )
     head_class = head_class or head_for(inferred.task)
     if inferred.task not in head_class.competition_types:
