@@ -9,6 +9,7 @@ import re
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,21 @@ def inspect_file(
         DataWarning: it is not UTF-8, or quotes are not read as usual, and what it is read as.
     """
     path = expand_home(path)
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return _inspected(path, encoding, quoting, like, ())
+    # A file is read several times in a command: it is looked at, and warned of, once.
+    return _inspected(
+        path, encoding, quoting, like, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    )
+
+
+@lru_cache(maxsize=16)
+def _inspected(
+    path: Path, encoding: str | None, quoting: Quoting | None, like: Quoting | None, state: tuple[int, ...]
+) -> DataFile:
+    """As `inspect_file`, of a file in this state."""
     head, size, sha256 = _first_look(path)
     compression = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     name, format = path.name, _FORMATS.get(path.suffix.lower())

@@ -6,6 +6,7 @@ missing (`mlxbert.data.cells`).
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxbert.data.cells import Kind, as_text, convert, infer_kind
+from mlxbert.data.cells import MISSING, Kind, as_text, convert, infer_kind
 from mlxbert.data.data_file import DataError, DataFile, DataWarning, Quoting
 from mlxbert.data.file_format import inspect_file
 from mlxbert.data.file_rows import raw_frames
@@ -21,7 +22,17 @@ from mlxbert.errors import first_ten
 from mlxbert.factory.frames import Table
 from mlxbert.factory.text_columns import Rendered, RowText
 
-__all__ = ["Data", "DataError", "DataFile", "DataWarning", "id_values", "read_chunks", "read_data", "render_texts"]
+__all__ = [
+    "Data",
+    "DataError",
+    "DataFile",
+    "DataWarning",
+    "Quoting",
+    "id_values",
+    "read_chunks",
+    "read_data",
+    "render_texts",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ def read_data(
     kinds: Mapping[str, Kind] | None = None,
     encoding: str | None = None,
     quoting: Quoting | None = None,
+    like: Quoting | None = None,
     labels: Mapping[str, Collection[str]] | None = None,
 ) -> Data:
     """Read a whole file.
@@ -58,7 +70,8 @@ def read_data(
         kinds: those of the training file, for a file that is to be read alike.
         encoding: of the text; None: found out.
         quoting: of a text table; None: found out.
-        labels: words by column that are values though they look missing, such as NA.
+        like: the training file's, which is preferred.
+        labels: target columns, and words in them that are values though they look missing, such as NA.
 
     Raises:
         DataError: the file cannot be read; the line is named where there is one.
@@ -67,7 +80,7 @@ def read_data(
     Warns:
         DataWarning: the file is not UTF-8, or its quotes are not as usual, and what it is read as.
     """
-    file = inspect_file(path, encoding=encoding, quoting=quoting)
+    file = inspect_file(path, encoding=encoding, quoting=quoting, like=like)
     frame = _without_blank_columns(next(raw_frames(file, None)))
     found = dict(kinds or {})
     _check(frame, file, required)
@@ -77,7 +90,28 @@ def read_data(
             found[name] = "text"
         elif name not in found or (found[name] == "native") != (file.format != "csv"):
             found[name] = infer_kind(frame[name]) if file.format == "csv" else "native"
+    if file.format == "csv":
+        _warn_of_missing_words(frame, found, labels or {}, file)
     return Data(_typed(frame, found, file, labels or {}), {name: found[name] for name in frame.columns}, file)
+
+
+def _warn_of_missing_words(
+    frame: Any, kinds: Mapping[str, Kind], labels: Mapping[str, Collection[str]], file: DataFile
+) -> None:
+    """Say which words of a target are taken for missing ones: a class may be called so."""
+    for name in labels:
+        if kinds.get(name) != "text":
+            continue
+        words = frame[name][frame[name].isin([word for word in MISSING if word and word not in labels[name]])]
+        if len(words):
+            others = sorted({*frame[name]} - {""})[:20]
+            options = " ".join(f"--class {shlex.quote(one)}" for one in others)
+            warnings.warn(
+                f"{file.path}: column {name!r}: {len(words)} cells such as {words.iloc[0]!r} are read as missing; if "
+                f"that is a label, name every label: {options}{' …' if len(others) == 20 else ''}",
+                DataWarning,
+                stacklevel=3,
+            )
 
 
 def _without_blank_columns(frame: Any) -> Any:
@@ -91,24 +125,25 @@ def _without_blank_columns(frame: Any) -> Any:
 
 
 def read_chunks(
-    path: str | Path | DataFile,
+    path: str | Path,
     kinds: Mapping[str, Kind],
     *,
     rows: int = 2048,
     required: Iterable[str] = (),
     encoding: str | None = None,
     quoting: Quoting | None = None,
+    like: Quoting | None = None,
 ) -> Iterator[Any]:
     """The same values as `read_data` with these kinds, `rows` rows at a time: memory does not grow with the file.
 
-    A column that the kinds lack is text. A file that `inspect_file` has looked at is not looked at again.
+    A column that the kinds lack is text.
 
     Raises:
         DataError, FrameError: as `read_data`.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise DataError(f"rows must be a positive whole number, not {rows!r}")
-    file = path if isinstance(path, DataFile) else inspect_file(path, encoding=encoding, quoting=quoting)
+    file = inspect_file(path, encoding=encoding, quoting=quoting, like=like)
     start = 0
     for frame in raw_frames(file, rows):
         if not start:

@@ -39,10 +39,10 @@ class FrameModel(Problem):
 def from_dataframe(
     frame: Any,
     *,
-    target: str | Sequence[str],
+    target: str | int | Sequence[str | int],
     checkpoint: str | Path,
-    text: str | Sequence[str] | RowText | None = None,
-    pair: str | Sequence[str] | None = None,
+    text: str | int | Sequence[str | int] | RowText | None = None,
+    pair: str | int | Sequence[str | int] | None = None,
     task: str | None = None,
     time: str | None = None,
     classes: Sequence[Label] | None = None,

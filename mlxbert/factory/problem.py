@@ -71,9 +71,9 @@ class Problem:
 def make_problem(
     frame: Any,
     *,
-    target: str | Sequence[str],
-    text: str | Sequence[str] | RowText | None = None,
-    pair: str | Sequence[str] | None = None,
+    target: str | int | Sequence[str | int],
+    text: str | int | Sequence[str | int] | RowText | None = None,
+    pair: str | int | Sequence[str | int] | None = None,
     task: str | None = None,
     time: str | None = None,
     classes: Sequence[Label] | None = None,
@@ -89,7 +89,9 @@ def make_problem(
         FactoryError: the text has the target in it, or the head is for another task.
     """
     table = Table(frame)
-    targets = tuple(table.find(name, "target column") for name in ((target,) if isinstance(target, str) else target))
+    targets = tuple(
+        table.find(name, "target column") for name in ((target,) if isinstance(target, str | int) else target)
+    )
     if not targets:
         raise FactoryError("no target is named; fix: target='column'")
     times = None if time is None else table.column(time, "time column")
@@ -125,8 +127,8 @@ def _task_of(head_class: type[Head] | None, task: str | None) -> str | None:
 
 def _row_text(
     table: Table,
-    text: str | Sequence[str] | RowText | None,
-    pair: str | Sequence[str] | None,
+    text: str | int | Sequence[str | int] | RowText | None,
+    pair: str | int | Sequence[str | int] | None,
     targets: Sequence[str],
     inferred: InferredTask,
     ignore: Sequence[str],
