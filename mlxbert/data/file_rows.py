@@ -177,15 +177,21 @@ def _parquet_frame(table: Any, file: DataFile) -> Any:
 
 def _excel_frame(pandas: Any, file: DataFile) -> Any:
     """The first sheet that holds anything, cells typed, blank rows left out."""
-    ods = file.path.suffix.lower() == ".ods"
-    if ods:
-        _refuse_repeats(file)
+    with os_errors(file.path), zipfile.ZipFile(file.path) as archive:
+        ods = "content.xml" in archive.namelist()
+        if ods:
+            _refuse_repeats(file, archive.read("content.xml"))
     try:
         with _foreign_errors(file), pandas.ExcelFile(file.path, engine="odf" if ods else "openpyxl") as book:
             names, cells, chosen = book.sheet_names, None, None
             for chosen in names:
-                cells = book.parse(chosen, header=None, dtype=object, keep_default_na=False, na_values=[""])
-                cells = cells.dropna(how="all")
+                options: dict[str, Any] = {
+                    "header": None,
+                    "dtype": object,
+                    "keep_default_na": False,
+                    "na_values": [""],
+                }
+                cells = pandas.read_excel(book, sheet_name=chosen, **options).dropna(how="all")
                 if len(cells):
                     break
     except ImportError as error:
@@ -206,11 +212,10 @@ def _excel_frame(pandas: Any, file: DataFile) -> Any:
     return frame.where(frame.notna(), None)
 
 
-def _refuse_repeats(file: DataFile) -> None:
-    with os_errors(file.path), zipfile.ZipFile(file.path) as archive:
-        for what, count in re.findall(rb'number-(columns|rows)-repeated="(\d{1,99})"', archive.read("content.xml")):
-            if int(count) > _MOST_REPEATS[what]:
-                raise DataError(f"{file.path} repeats a cell {int(count)} times; fix: give it as CSV")
+def _refuse_repeats(file: DataFile, content: bytes) -> None:
+    for what, count in re.findall(rb'number-(columns|rows)-repeated="(\d{1,99})"', content):
+        if int(count) > _MOST_REPEATS[what]:
+            raise DataError(f"{file.path} repeats a cell {int(count)} times; fix: give it as CSV")
 
 
 @contextmanager

@@ -135,19 +135,33 @@ def _split_rows(file: DataFile, columns: Sequence[Any], data: Sequence[Any]) -> 
 
 
 def _labelled_rows(file: DataFile, value: Mapping[str, Record]) -> list[Record]:
-    """Of an object of objects: by columns, as pandas writes it, unless its own keys are row numbers alone."""
+    """Of an object of objects: by columns, as pandas writes it, unless its own keys are row numbers alone, or cells of
+    one type stand only then in one column.
+    """
     labels = dict.fromkeys(label for column in value.values() for label in column)
     numbered = [all(name.lstrip("-").isdecimal() for name in names) for names in (value, labels)]
     if numbered == [True, False]:
         return list(value.values())
     if numbered == [False, False]:
+        mixed = [sum(map(_is_mixed, columns)) for columns in (value.values(), _turned(value, labels).values())]
+        if mixed[1] < mixed[0]:
+            return list(value.values())
         warnings.warn(
             f"{file.path}: an object of objects is read by columns ({', '.join(map(repr, list(value)[:3]))}, …), as "
             "pandas' to_json writes it; for rows write to_json(orient='records')",
             DataWarning,
             stacklevel=5,
         )
-    return [{name: column.get(label) for name, column in value.items()} for label in labels]
+    return list(_turned(value, labels).values())
+
+
+def _turned(value: Mapping[str, Record], labels: Iterable[str]) -> dict[str, Record]:
+    return {label: {name: column.get(label) for name, column in value.items()} for label in labels}
+
+
+def _is_mixed(column: Record) -> bool:
+    """Whether cells are text as well as something else."""
+    return len({isinstance(cell, str) for cell in column.values() if cell is not None}) > 1
 
 
 def _checked(file: DataFile, record: Record, where: str, escapes: bool) -> tuple[Record, bool]:

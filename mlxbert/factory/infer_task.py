@@ -115,7 +115,7 @@ def infer_task(
     if len(columns) > 1:
         found, why, labels = _several(columns, task, labels)
     else:
-        found, why, labels = _single(columns[0], time, task, labels, joined_by(cells))
+        found, why, labels = _single(columns[0], time, task, labels, cells)
     if how := described(cells, given):
         why += f"; {how}"
     if missing:
@@ -171,11 +171,13 @@ def _and_not(binary: bool, task: str | None) -> str:
     return " of other values than 0, 1 and −1" if task == "multilabel" and not binary else ""
 
 
-def _single(column: Column, time: Any, task: str | None, classes: tuple[Label, ...] | None, sets: str) -> Choice:
+def _single(column: Column, time: Any, task: str | None, classes: tuple[Label, ...] | None, cells: Cells) -> Choice:
     counts = value_counts(column)
     if task is not None:
         return _asked_for(column, counts, time, task, classes)
-    found, why, labels = choose_by_values(column, counts, sets)
+    found, why, labels = choose_by_values(column, counts, joined_by(cells))
+    if (cells.get("thousands") or cells.get("unit")) and classes is None:  # nobody counts classes so
+        found, why, labels = "regression", f"amounts, {shown(min(counts))} … {shown(max(counts))}", None
     if classes is not None:
         if found != "multilabel":  # classes that these rows lack count too
             known = replace(column, values=(*column.values, *classes))

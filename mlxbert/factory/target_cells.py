@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from heads.labels import Label, label_text
-from mlxbert.factory.frames import Column
-from mlxbert.factory.target_rules import TaskError, TaskWarning
+from mlxbert.factory.frames import Column, shown
+from mlxbert.factory.target_rules import MOST_RATINGS, TaskError, TaskWarning
 
 Cells = dict[str, str]
 """How cells are read. {}: as they stand; {"as": "numbers"} with "decimal", "thousands" and "unit"; {"as": "sets"} with
@@ -30,7 +30,9 @@ _LIST = re.compile(r"\s*[\[({].*[\])}]\s*", re.DOTALL)
 _QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 # In a column of numbers these are no words (`mlxbert.data.cells` has them for plain numbers).
 _NO_NUMBER = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"))
-SEPARATORS = ("|", ";", ",", " ")
+SEPARATORS = ("|", ";", ",")
+# These stand in names, too: they separate labels only where a part comes again in other company.
+_DOUBTFUL = (" ", "/", "+", "&", "\t")
 LIST = "[]"
 
 
@@ -66,6 +68,8 @@ def find_cells(
     texts = [text for value in values if (text := label_text(value)).lower() not in _NO_NUMBER]
     words = not texts or any(isinstance(one, str) for one in classes or ())
     numbers = None if words else _number_cells(texts, named, decimal)
+    if numbers is None and not words:
+        _look_for_numbers(texts, named, decimal)
     if numbers is not None or task is not None or len(columns) > 1:
         return numbers or {}
     return _inferred_sets(values)
@@ -119,15 +123,21 @@ def described(cells: Mapping[str, str], columns: Sequence[Column]) -> str:
         what += [f"{cells['thousands']!r} groups thousands"] if cells["thousands"] else []
         what += [f"{cells['unit']!r} is left out"] if cells["unit"] else []
         because = f": {', '.join(what)}" if what else ""
-        other = "." if cells["decimal"] == "," else ","
+        other = "," if cells["decimal"] == "." else "."
+        bodies = [found[4].strip() for v in marked if (found := _AMOUNT.fullmatch(_plain_marks(label_text(v))))]
+        option = (
+            f"--decimal '{other}' reads the marks otherwise, "
+            if set("".join(bodies)) & set(".,") and _marks(bodies, "", other)
+            else ""
+        )
         return (
-            f"{label_text(example)!r} is read as {_number(example, cells, '', 0):g}{because} (--decimal '{other}' "
-            "reads the marks otherwise, --task multiclass keeps the cells as labels)"
+            f"{label_text(example)!r} is read as {shown(_number(example, cells, '', 0))}{because} "
+            f"({option}--task multiclass keeps the cells as labels)"
         )
     if cells.get("as") == "sets":
         several = [value for value in values if len(split_labels(value, cells["separator"])) > 1]
         if not several:
-            return ""
+            return "no cell holds several labels (--label-separator names the mark between them, if one does)"
         parts = ", ".join(map(repr, split_labels(several[0], cells["separator"])))
         return (
             f"{several[0]!r} is read as the labels {parts} (--label-separator splits otherwise, "
@@ -181,18 +191,17 @@ def _set_separator(values: Sequence[str]) -> str:
     """What stands between labels where several are asked for: the first mark that a cell holds."""
     if all(_LIST.fullmatch(value) for value in values):
         return LIST
-    for mark in SEPARATORS[:-1]:
-        if any(mark in value for value in values):
-            return mark
+    certain = (mark for mark in SEPARATORS if any(mark in value for value in values))
     # New York is one label, unless New or York come in other cells, too.
-    return " " if _come_again(values, " ") else "|"
+    doubtful = (mark for mark in _DOUBTFUL if _come_again(values, mark))
+    return next(certain, None) or next(doubtful, SEPARATORS[0])
 
 
 def _inferred_sets(values: Sequence[str]) -> Cells:
     """Of a target of which nothing was said: sets where labels come again in other company."""
     if all(_LIST.fullmatch(value) for value in values):
         return {"as": "sets", "separator": LIST}
-    for mark in SEPARATORS[:-1]:
+    for mark in SEPARATORS:
         parts = [part for value in values for part in split_labels(value, mark)]
         if (
             len(parts) > len(values)
@@ -228,6 +237,23 @@ def _number_cells(values: Sequence[str], name: str, decimal: str | None) -> Cell
             f"target {name!r} mixes units: {' and '.join(map(repr, with_units[:3]))}; fix: give one unit, or numbers"
         )
     return {"as": "numbers", "decimal": marks[0], "thousands": marks[1], "unit": units.pop()}
+
+
+def _look_for_numbers(values: Sequence[str], name: str, decimal: str | None) -> None:
+    """Refuse a decimal mark that the numbers do not have; warn where most cells are numbers and some are not."""
+    if decimal is not None and _number_cells(values, name, None) is not None:
+        raise TaskError(
+            f"target {name!r} holds {values[0]!r}, and {decimal!r} is not its decimal mark; fix: leave --decimal out"
+        )
+    distinct = list(dict.fromkeys(values))[:1000]
+    numbers = [value for value in distinct if _number_cells([value], name, decimal) is not None]
+    marked = any(set(value) & set(".,") for value in numbers)
+    if 2 * len(numbers) > len(distinct) and (marked or len(numbers) > MOST_RATINGS):
+        other = next(value for value in distinct if value not in set(numbers))
+        _warn(
+            f"target {name!r}: most cells are numbers such as {numbers[0]!r}, and {other!r:.60} is none: all are read "
+            "as labels; fix: drop or mend the others, if numbers are to be predicted"
+        )
 
 
 def _marks(bodies: Sequence[str], name: str, decimal: str | None) -> tuple[str, str] | None:

@@ -132,6 +132,10 @@ def refuse_infinite(column: Column) -> None:
     for row, value in enumerate(column.values):
         if isinstance(value, float) and math.isinf(value):
             raise TaskError(f"target {column.name!r} is {value} in row {row}; fix: drop or replace it")
+        if isinstance(value, int) and value.bit_length() > 1023:
+            raise TaskError(
+                f"target {column.name!r} has a number too large for a float in row {row}; fix: drop or replace it"
+            )
 
 
 def refuse_ids(column: Column, counts: Counter[Any]) -> None:
