@@ -60,8 +60,6 @@ def run_session(
     if settings.valid is not None:
         valid, _, judged = read_frame(settings.valid, **about, kinds=kinds)
     prepared = prepare(frame, settings, config, valid, record["path"] or "the frame")
-    if progress:
-        show_inference(prepared, settings, record, frame.columns)
     info = run_info(settings, config, prepared, kinds, record, judged)
     if before is not None:
         check_same(info, before)
@@ -86,6 +84,8 @@ def run_session(
         shutil.rmtree(files.best_so_far, ignore_errors=True)
     if bar:
         bar.skip(sum(files.is_done(name) for name in info["members"]))
+    if progress:
+        show_inference(prepared, settings, record, frame.columns)
     everyone.on_run_start(info)
     scores = None
     try:
