@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import converter.convert
 import converter.verify
 from converter.cli import convert, export, verify
 from mlxbert.cli import main
+from mlxbert.errors import Interrupted
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -150,7 +152,7 @@ def test_encode_interrupted_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlxbert.encode.SentenceEncoder, "from_pretrained", interrupted)
     result = run(main, "encode", "x", "y")
     assert result.exit_code == 130
-    assert result.stderr == "\nmlxbert: interrupted\n"
+    assert result.stderr == "\nmlxbert: interrupted; nothing half-written was left\n"
 
 
 def test_a_reader_that_goes_changes_neither_the_files_nor_the_exit_code(source: Path) -> None:
@@ -171,8 +173,55 @@ def test_a_bug_of_ours_is_not_taken_for_a_failed_parity(source: Path, monkeypatc
     monkeypatch.setattr(converter.verify, "verify", broken)
     result = run(verify, "x", "--reference", "y")
     assert result.exit_code == 2
-    assert "ZeroDivisionError: a bug" in result.stderr
-    assert result.stderr.splitlines()[-1].endswith("could not run: the lines above show a bug; fix: report it")
+    assert re.fullmatch(UNFORESEEN.format(command="verify", error="ZeroDivisionError: a bug"), result.stderr)
+
+
+UNFORESEEN = (
+    r"{command}: could not run: {error} \(test_commands\.py:\d+\); "
+    r"fix: this is a bug, report it with what MLXBERT_TRACEBACK=1 shows\n"
+)
+
+
+def deep(n: int = 0) -> int:
+    return deep(n + 1) + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("\x1b]0;x\x07"), UNFORESEEN.format(command="mlxbert", error=r"KeyError: '\\x1b\]0;x\\x07'")),
+        (OSError("a\x1b[2Jb"), UNFORESEEN.format(command="mlxbert", error=r"OSError: a\\x1b\[2Jb")),
+        (ValueError("x" * 5000), UNFORESEEN.format(command="mlxbert", error="ValueError: x+…x+")),
+        (None, UNFORESEEN.format(command="mlxbert", error="RecursionError: maximum recursion depth exceeded.*")),
+        (MemoryError(), r"mlxbert: error: out of memory; fix: shorter texts, a smaller batch, .*\n"),
+        (RuntimeError("[malloc] Unable to allocate 9 bytes."), r"mlxbert: error: out of memory; fix: .*\n"),
+        (BrokenPipeError(), r"mlxbert: error: nobody reads the output any more; fix: write it to a file\n"),
+        (Interrupted("stopped at step 3"), r"mlxbert: stopped at step 3\n"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, line: str
+) -> None:
+    import mlxbert.encode
+
+    def broken(*_: object, **__: object) -> None:
+        warnings.warn("column \x1b]0;x\x07 is odd", UserWarning, stacklevel=1)
+        if error is None:
+            deep()
+        else:
+            raise error
+
+    monkeypatch.setattr(mlxbert.encode.SentenceEncoder, "from_pretrained", broken)
+    result = run(main, "encode", "x", "y")
+    assert result.exit_code == (130 if isinstance(error, Interrupted) else 2)
+    assert result.stdout == ""
+    warning, rest = result.stderr.split("\n", 1)
+    assert warning == r"mlxbert: warning: column \x1b]0;x\x07 is odd"
+    assert re.fullmatch(line, rest), rest
+    monkeypatch.setenv("MLXBERT_TRACEBACK", "1")
+    shown = run(main, "encode", "x", "y").stderr
+    assert "Traceback (most recent call last):\n" in shown
+    assert "\x1b" not in shown
 
 
 def test_a_negative_seed_could_not_run(source: Path) -> None:
@@ -251,9 +300,12 @@ def test_encode_shows_texts_as_they_are_and_says_what_it_assumed(source: Path) -
     assert np.load("x.npy").shape == (2, 48)
 
 
-@pytest.mark.parametrize("out", ["none/x.npy", "source"])
-def test_encode_into_what_cannot_be_written(out: str, source: Path) -> None:
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [("out/config.json/x.npy", "cannot be written: Not a directory"), ("source", "is a directory, ")],
+)
+def test_encode_into_what_cannot_be_written(out: str, reason: str, source: Path) -> None:
     run(convert, source, "-o", "out", "--no-verify")
     result = run(main, "encode", "out", "w1", "-o", out)
     assert result.exit_code == 2
-    assert f"error: {out}: cannot be written: " in result.stderr
+    assert f"error: {out}: {reason}" in result.stderr

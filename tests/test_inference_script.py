@@ -401,7 +401,7 @@ def test_a_link_stays_a_link_and_a_device_a_device(classifier: Path, tmp_path: P
     for out in (tmp_path / "out.csv", device):
         assert write_submission(predictor, test, out) == 1
     assert (tmp_path / "out.csv").is_symlink()
-    assert [row[0] for row in read_csv(real)] == ["id", "1"]
+    assert read_csv(real)[1][0] == "1"
     assert real.stat().st_mode & 0o777 == 0o640
     assert [path.name for path in real.parent.iterdir()] == ["real.csv"]
     assert device.is_symlink()
