@@ -70,11 +70,18 @@ class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
     """Ctrl-C was answered: the message says what is saved and how to go on. Commands exit with code 130."""
 
 
+class MLXBertWarning(UserWarning):
+    """Something that the caller should look at; its text is safe to print, as that of `MLXBertError`."""
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
+
+
 class HeadError(MLXBertError, ValueError):
     """Something the caller can mend: the message names the thing, the place and the fix, in one line."""
 
 
-class MetricUndefinedWarning(UserWarning):
+class MetricUndefinedWarning(MLXBertWarning):
     """A metric has no value on these rows, or leaves out a part of them that has none; the message says why."""
 
 

@@ -19,12 +19,20 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.table import Table
+from rich.text import Text
 
 import converter.convert
 import converter.verify
 from converter.cli import convert, export, verify
+from heads.errors import MetricUndefinedWarning
+from heads.head_registry import HeadDiscoveryWarning
+from heads.multilabel import ThresholdWarning
 from mlxbert.cli import main
-from mlxbert.errors import Interrupted
+from mlxbert.data.file_format import DataWarning
+from mlxbert.errors import Interrupted, MLXBertWarning
+from mlxbert.folds.strata import FoldWarning
+from mlxbert.terminal import show
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -309,3 +317,39 @@ def test_encode_into_what_cannot_be_written(out: str, reason: str, source: Path)
     result = run(main, "encode", "out", "w1", "-o", out)
     assert result.exit_code == 2
     assert f"error: {out}: {reason}" in result.stderr
+
+
+TITLE = "\x1b]0;owned\x07\u202e\x9b2J"
+ESCAPED = r"\x1b]0;owned\x07\u202e\x9b2J"
+
+
+def test_a_name_in_a_line_a_title_or_a_cell_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(title=f"T{TITLE}", caption=f"C{TITLE}")
+    table.add_column(f"H{TITLE}")
+    table.add_row(f"c{TITLE}")
+    table.add_row(Text(f"t{TITLE}", style="red"))
+    table.add_row("n" * 5000)
+    show(f"line {TITLE} [red]", table, Text(f"text {TITLE}"))
+    shown = capsys.readouterr().out
+    assert set("\x1b\x07\x9b\u202e").isdisjoint(shown)
+    for what in ("line ", "T", "C", "H", "c"):
+        assert f"{what}{ESCAPED}" in shown
+    for what in ("t", "text "):  # rich itself takes the bell out of a Text
+        assert what + ESCAPED.replace(r"\x07", "") in shown
+    assert "[red]" in shown
+    assert 190 <= shown.count("n") <= 230
+
+
+def test_a_path_in_a_line_is_whole_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/a" * 500
+    show(f"Written   {path}")
+    assert capsys.readouterr().out == f"Written   {path}\n"
+
+
+def test_a_warning_in_python_does_not_steer_the_terminal() -> None:
+    for kind in (DataWarning, FoldWarning, HeadDiscoveryWarning, MetricUndefinedWarning, ThresholdWarning):
+        assert issubclass(kind, MLXBertWarning)
+    with pytest.warns(MLXBertWarning) as caught:
+        warnings.warn(f"column {TITLE} is odd", DataWarning, stacklevel=1)
+    (one,) = caught
+    assert f"column {ESCAPED} is odd" in warnings.formatwarning(one.message, one.category, one.filename, one.lineno)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, MLXBertWarning
 from mlxbert.home import expand_home
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -35,7 +35,7 @@ class DataError(MLXBertError):
     """A data file that cannot be read, or not as what it calls itself."""
 
 
-class DataWarning(UserWarning):
+class DataWarning(MLXBertWarning):
     """The data were read, but not without an assumption that should be known."""
 
 

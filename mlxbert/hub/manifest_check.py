@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlxbert.errors import first_ten
+from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.files.manifest import NAME, read_manifest
 from mlxbert.hub import HubError, Snapshot
 
@@ -30,7 +30,8 @@ def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[s
     if records is None:
         if (found.path / NAME).exists():
             raise HubError(f"model '{found.repo_id}' has a {NAME} that is not readable: {_CHANGED}")
-        warnings.warn(f"model '{found.repo_id}' has no {NAME}: its files are loaded unchecked", stacklevel=4)
+        message = f"model '{found.repo_id}' has no {NAME}: its files are loaded unchecked"
+        warnings.warn(message, MLXBertWarning, stacklevel=4)
         return
     present = [path.relative_to(found.path).as_posix() for path in found.path.rglob("*") if path.is_file()]
     damaged, changed = [], []
