@@ -73,9 +73,10 @@ def test_a_secret_in_the_header_of_a_weight_file(tmp_path: Path) -> None:
 
 
 def test_a_secret_behind_escapes(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"a": "\\u0068f_' + BASE62 + '"}')
-    with pytest.raises(LeakError, match=r"config\.json: a Hugging Face token$"):
-        refuse_leaks(tmp_path, ["config.json"])
+    for text in (r'{"a": "\u0068f_' + BASE62 + '"}', json.dumps({"a": f"one\nhf_{BASE62}"})):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(LeakError, match=r"config\.json: a Hugging Face token$"):
+            refuse_leaks(tmp_path, ["config.json"])
 
 
 def test_words_are_no_secrets(minilm_source: Path) -> None:
