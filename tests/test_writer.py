@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ import safetensors
 from mlxbert.files.manifest import ManifestError, is_complete, manifest_problems, read_manifest
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.output_file import HashedFile, WriteError, format_bytes
-from mlxbert.files.recovery import aside_path, lock_path, recover, siblings, target_lock, temporary_path
+from mlxbert.files.recovery import aside_path, exchange, lock_path, recover, siblings, target_lock, temporary_path
 from mlxbert.files.safetensors_writer import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
-from tests.interruption import Points, counted_points
+from tests.interruption import Points, counted_points, no_exchange
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = {"model_type": "bert", "mlxbert": {"format_version": 1}}
@@ -406,6 +407,35 @@ class TestTargets:
         assert manifest_problems(target) == []
         assert names_in(tmp_path) == ["out"]
 
+    def test_a_reader_never_finds_the_model_absent_while_it_is_replaced(self, tmp_path: Path) -> None:
+        if not exchange(*(self.made(tmp_path / name) for name in "ab")):
+            pytest.skip("the system cannot exchange two directories")
+        target = write_model(tmp_path / "out")
+        config, ended = os.fsencode(target / "config.json"), os.fsencode(tmp_path / "ended")
+        reader = os.fork()  # a thread would wait for this one between two calls of the system
+        if not reader:
+            looks = absent = 0
+            while not absent and not os.access(ended, os.F_OK):
+                for _ in range(1000):
+                    absent += not os.access(config, os.F_OK)
+                looks += 1000
+            os._exit(1 if absent else 2 if looks < 10_000 else 0)
+        for seed in range(1, 40):
+            write_model(target, seed=seed, overwrite=True)
+        (tmp_path / "ended").touch()
+        _, status = os.waitpid(reader, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert names_in(tmp_path) == ["a", "b", "ended", "out"]
+
+    def made(self, directory: Path) -> Path:
+        directory.mkdir()
+        return directory
+
+    def test_two_directories_that_cannot_be_exchanged_stay(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        assert not exchange(tmp_path / "a", tmp_path / "absent")
+        assert names_in(tmp_path) == ["a"]
+
     def test_overwrite_of_nothing_is_fine(self, tmp_path: Path) -> None:
         write_model(tmp_path / "out", overwrite=True)
         assert is_complete(tmp_path / "out")
@@ -537,8 +567,10 @@ class TestInterruption:
             leave()
         assert names_in(tmp_path) == []
 
-    @pytest.mark.parametrize("overwrite", [False, True])
-    def test_ctrl_c_at_every_point_loses_nothing(self, tmp_path: Path, overwrite: bool) -> None:
+    @pytest.mark.parametrize("mode", ["fresh", "overwrite", "overwrite in two steps"])
+    def test_ctrl_c_at_every_point_loses_nothing(self, tmp_path: Path, mode: str) -> None:
+        overwrite = mode != "fresh"
+
         def stop() -> None:
             raise KeyboardInterrupt
 
@@ -552,14 +584,23 @@ class TestInterruption:
             if overwrite:
                 shutil.copytree(tmp_path / "old", target)
 
+        def counted(points: Points) -> AbstractContextManager[object]:
+            both = ExitStack()
+            if mode == "overwrite in two steps":
+                both.enter_context(no_exchange())
+            both.enter_context(counted_points(points))
+            return both
+
         fresh_start()
-        with counted_points(Points()) as undisturbed:
+        undisturbed = Points()
+        with counted(undisturbed):
             write_model(target, seed=1, overwrite=overwrite)
+        assert ("before exchange" in undisturbed.names) == overwrite
         assert len(undisturbed.names) > 60
         seen = set()
         for at in range(len(undisturbed.names)):
             fresh_start()
-            with pytest.raises(KeyboardInterrupt), counted_points(Points(stop, at)):
+            with pytest.raises(KeyboardInterrupt), counted(Points(stop, at)):
                 write_model(target, seed=1, overwrite=overwrite)
             recover(target)
             state = contents(target) if target.exists() else None
@@ -580,7 +621,8 @@ class TestInterruption:
             real_rename(old, new)
 
         monkeypatch.setattr(os, "rename", rename)
-        text = message(lambda: write_model(target, seed=1, overwrite=True))
+        with no_exchange():
+            text = message(lambda: write_model(target, seed=1, overwrite=True))
         assert text == f"{target}: cannot be written: Input/output error; give another output with -o"
         assert contents(target) == before
         assert names_in(tmp_path) == ["out"]
