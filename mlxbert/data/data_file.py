@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.errors import MLXBertError, MLXBertWarning, first_ten
 from mlxbert.files.reading import open_regular
 
 Format = Literal["csv", "jsonl", "json", "parquet", "excel"]
