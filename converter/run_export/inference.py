@@ -20,6 +20,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -748,27 +749,39 @@ def write_submission(
             at += len(chunk)
             yield from columns_of(settings, found)
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        try:
-            with (
-                temporary.open("w", encoding="utf-8", newline="") as file,
-                tqdm(desc="Predicting", total=len(ids), unit="row", mininterval=0.5) as bar,
-            ):
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(columns)
-                lines = ([name, *row] for name, row in zip(ids, cells(bar.update), strict=True))
-                made = ([line[place] for place in places] for line in lines)
-                if order is not None:  # the sample's
-                    by_id = dict(zip(ids, made, strict=True))
-                    made = (by_id[name] for name in order)
-                writer.writerows(made)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _output(out) as file, tqdm(desc="Predicting", total=len(ids), unit="row", mininterval=0.5) as bar:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            lines = ([name, *row] for name, row in zip(ids, cells(bar.update), strict=True))
+            made = ([line[place] for place in places] for line in lines)
+            if order is not None:  # the sample's
+                by_id = dict(zip(ids, made, strict=True))
+                made = (by_id[name] for name in order)
+            writer.writerows(made)
     except OSError as error:
         raise InferenceError(f"{out} cannot be written: {error.strerror or error}; fix: another place") from None
     return len(ids)
+
+
+@contextmanager
+def _output(out: Path) -> Iterator[TextIO]:
+    """A file that becomes `out` at the end, or the device or pipe that `out` is; a link's file is replaced."""
+    if out.exists() and not out.is_file():
+        with out.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    real = Path(os.path.realpath(out))
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{real.name[:50]}.", dir=real.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(descriptor, real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~umask)
+            yield file
+        Path(temporary).replace(real)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def columns_of(settings: Mapping[str, Any], found: Predictions) -> list[list[Any]]:
