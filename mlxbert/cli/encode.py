@@ -63,9 +63,9 @@ def _similarities(texts: Sequence[str], cosines: np.ndarray, width: int) -> Tabl
 
     table = Table(title=f"Cosine similarity, {width} dimensions")
     if len(texts) <= MATRIX:
-        table.add_column("", no_wrap=True, overflow="ellipsis", max_width=72 - 8 * len(texts))
+        table.add_column("", no_wrap=True, overflow="ellipsis", max_width=76 - 9 * len(texts))
         for number in range(1, len(texts) + 1):
-            table.add_column(str(number), justify="right", no_wrap=True, min_width=5)
+            table.add_column(str(number), justify="right", no_wrap=True, min_width=6)
         for number, (text, row) in enumerate(zip(texts, cosines, strict=True), start=1):
             table.add_row(f"{number}  {text}", *(f"{value:.3f}" for value in row))
         return table
