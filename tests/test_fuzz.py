@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 from tests.forked import Driver, driver
 from tests.fuzz.faults import FAULTS
 from tests.fuzz.samples import build
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import ENVIRONMENT, TARGETS
 
 # How many inputs of each target a test run takes; all of them together are about half a minute.
 INPUTS = {
@@ -37,7 +37,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Driver]:
-    with driver("tests.fuzz.worker", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}) as do:
+    with driver("tests.fuzz.worker", ENVIRONMENT) as do:
         yield do
 
 
@@ -47,7 +47,6 @@ def test_nothing_raw_nothing_outside_nothing_endless(
 ) -> None:
     job = {
         "samples": str(samples),
-        "place": str(tmp_path / "place"),
         "target": target,
         "fault": None,
         "limit": SECONDS,
@@ -59,11 +58,10 @@ def test_nothing_raw_nothing_outside_nothing_endless(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(name: str, samples: Path, worker: Driver, tmp_path: Path) -> None:
+def test_a_planted_fault_is_found(name: str, samples: Path, worker: Driver) -> None:
     fault = FAULTS[name]
     job = {
         "samples": str(samples),
-        "place": str(tmp_path / "place"),
         "target": fault.target,
         "fault": name,
         "limit": 3,

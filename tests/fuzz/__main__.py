@@ -12,7 +12,7 @@ import click
 
 from tests.forked import driver
 from tests.fuzz.samples import build
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import ENVIRONMENT, TARGETS
 
 PIECE = 50
 
@@ -36,9 +36,9 @@ def main(inputs: int, seconds: int, targets: tuple[str, ...], first: int, limit:
     counts: dict[str, list[int]] = {target: [0, 0] for target in targets or TARGETS}
     with (
         tempfile.TemporaryDirectory() as folder,
-        driver("tests.fuzz.worker", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}) as work,
+        driver("tests.fuzz.worker", ENVIRONMENT) as work,
     ):
-        samples, place = Path(folder) / "samples", Path(folder) / "place"
+        samples = Path(folder) / "samples"
         build(samples)
         for start in range(first, first + inputs, PIECE):
             for target, (done, refused) in counts.items():
@@ -47,7 +47,6 @@ def main(inputs: int, seconds: int, targets: tuple[str, ...], first: int, limit:
                 seeds = [start, min(start + PIECE, first + inputs)]
                 job = {
                     "samples": str(samples),
-                    "place": str(place),
                     "target": target,
                     "seeds": seeds,
                     "fault": None,

@@ -173,7 +173,7 @@ def cells(samples: Path, place: Path, rng: random.Random) -> Use:
 
 
 def output(samples: Path, place: Path, rng: random.Random) -> Use:
-    """Something that is no regular file stands where a command writes: it stays what it is, written into or refused."""
+    """Something that is no regular file stands where a command writes: it stays what it is."""
     from mlxbert.files import output_file
     from mlxbert.report import write_report
     from mlxbert.runs.predict import open_predictor, write_submission
@@ -226,6 +226,9 @@ TARGETS: dict[str, Target] = {
     "output": output,
     "hub": hub_answers.target,
 }
+
+# Of the worker. MLX would compile its kernels by g++ in each fork anew, seconds in which the fork itself only waits.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MLX_DISABLE_COMPILE": "1"}
 
 
 def clean(place: Path) -> None:
