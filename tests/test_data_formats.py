@@ -260,6 +260,15 @@ def test_parquet_with_damaged_metadata_of_pandas_is_read_without_it(tmp_path: Pa
         assert any("what pandas wrote about its index is damaged" in one for one in said) or not said
 
 
+def test_parquet_with_text_that_is_none_is_damaged(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    text = pyarrow.array([b"a", b"\xff\xfe"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"t": text}), tmp_path / "a.parquet")
+    assert refusal(tmp_path / "a.parquet").startswith("FILE is damaged (")
+
+
 def test_ten_thousand_columns_and_names_that_steer_a_terminal(tmp_path: Path) -> None:
     names = ["\x1b]0;owned\x07", *(f"c{i}" for i in range(9_999))]
     path = tmp_path / "a.csv"

@@ -163,6 +163,7 @@ def _parquet_frames(file: DataFile, rows: int | None) -> Iterator[Any]:
 
 
 def _parquet_frame(table: Any, file: DataFile) -> Any:
+    table.validate(full=True)  # text that is not UTF-8 would be found out cell by cell, much later
     try:
         frame = table.to_pandas(integer_object_nulls=True)  # ids beside a missing one stay exact
     except Exception as error:  # what pandas left in the metadata is JSON that pyarrow trusts
