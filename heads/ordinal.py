@@ -104,7 +104,7 @@ class OrdinalRegressionHead(Head):
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of ranks, −100 is left out."""
-        ranks = row_targets(targets, rows, logits, _IGNORED, self.title)
+        ranks = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
         function = {"coral": coral, "corn": corn, "cumulative_link": cumulative_logits}[self.objective]
         return function(logits, ranks, ignore_index=_IGNORED)
 
