@@ -44,6 +44,12 @@ class Tokenizer:
             one that the vocabulary lacks (padding is then id 0, which the mask hides).
     """
 
+    # A setting that there is not, such as transformers' `padding_side`, is an error and not ignored.
+    __slots__ = (
+        *("_backend", "_frames", "_long_texts", "_truncation_side", "max_length", "model_limit", "type_limit"),
+        *("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "unk_token_id"),
+    )
+
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
@@ -199,19 +205,22 @@ class Tokenizer:
         An id that the vocabulary does not have gives nothing, as in transformers.
 
         Raises:
-            TokenizerError: not a flat list of ids, or a negative one.
+            TokenizerError: not a flat list of whole numbers from 0.
         """
-        values: Any = ids.tolist() if isinstance(ids, mx.array | np.ndarray) else list(ids)
-        if not isinstance(values, list) or any(isinstance(one, list) for one in values):
+        values: Any = ids.tolist() if isinstance(ids, mx.array | np.ndarray) else ids
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise TokenizerError(f"decode takes the ids of one text, not {type(values).__name__}")
+        values = [one.item() if isinstance(one, mx.array | np.generic) else one for one in values]
+        if any(isinstance(one, Iterable) and not isinstance(one, str) for one in values):
             raise TokenizerError("decode takes the ids of one text; fix: call it for each row")
-        values = [int(one) for one in values]
-        if any(one < 0 for one in values):
-            raise TokenizerError(f"decode: {min(values)} is no token id; fix: drop ignored positions such as -100")
+        for one in values:
+            if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 2**32:
+                raise TokenizerError(f"decode: {one!r} is no token id; fix: drop ignored positions such as -100")
         return self._backend.decode(values, skip_special_tokens=skip_special_tokens)
 
     def id_to_token(self, index: int) -> str | None:
         """The token with this id; None if there is none."""
-        return self._backend.id_to_token(index)
+        return self._backend.id_to_token(index) if 0 <= index < 2**32 else None
 
     def token_to_id(self, token: str) -> int | None:
         """The id of this token; None if the vocabulary does not have it."""
@@ -247,7 +256,7 @@ class Tokenizer:
         if second is not None and len(first) != len(second):
             raise TokenizerError(f"{len(first)} texts and {len(second)} pairs; fix: give one pair for each text")
         self.check_types(pair=second is not None)
-        limit = self._limit(max_length, pair=second is not None)
+        limit = self.checked_limit(max_length, pair=second is not None)
         room = None if limit is None or strategy == "do_not_truncate" else limit
         rows: list[Encoding] = []
         for part in _parts(first, second):
@@ -326,7 +335,12 @@ class Tokenizer:
             self._frames[pair] = Frame.of(self._backend, pair=pair)
         return self._frames[pair]
 
-    def _limit(self, max_length: int | None, *, pair: bool) -> int | None:
+    def checked_limit(self, max_length: int | None, *, pair: bool = False) -> int | None:
+        """Return the number of tokens that a call with this `max_length` cuts to; None for no limit.
+
+        Raises:
+            TokenizerError: it leaves no room for text, or is more than the model has positions.
+        """
         limit = self.max_length if max_length is None else max_length
         if limit is None:
             return None
