@@ -225,14 +225,14 @@ def row_weights(rows: Any, count: int, what: str) -> mx.array:
 
 
 def row_targets(
-    targets: Any, rows: Any, logits: mx.array, ignored: int, what: str, *, classes: int | None = None
+    targets: Any, rows: Any, logits: Any, ignored: int, what: str, *, classes: int | None = None
 ) -> mx.array:
     """`targets` (B, …) with `ignored` in the rows of weight 0.
 
     Args:
         targets: what the head's `encode_targets` gives.
         rows: (B,), 1 for real rows; None: all are real.
-        logits: (B, …).
+        logits: (B, …): their number is that of the rows.
         ignored: the label that is left out.
         what: the head, for messages.
         classes: how many classes there are, where targets are their indices.
@@ -245,12 +245,13 @@ def row_targets(
         values = as_array(targets, None, what)
         if values.dtype == object or values.dtype.kind not in "biuf":
             raise HeadError(f"{what}: targets are {values.dtype}, no numbers; fix: head.encode_targets(targets)")
-        wrong = np.zeros(0) if classes is None else values[((values < 0) | (values >= classes)) & (values != ignored)]
-        if len(wrong):
-            raise HeadError(
-                f"{what}: label {wrong[0]} is none of the {classes} classes, 0 to {classes - 1}; "
-                f"fix: head.encode_targets(targets), or {ignored} for a row to leave out"
-            )
+        if classes is not None:
+            wrong = values[((values < 0) | (values >= classes)) & (values != ignored)]
+            if len(wrong):
+                raise HeadError(
+                    f"{what}: label {wrong[0]} is none of the {classes} classes, 0 to {classes - 1}; "
+                    f"fix: head.encode_targets(targets), or {ignored} for a row to leave out"
+                )
         targets = mx.array(values)
     encoded = targets
     if encoded.ndim == 0 or len(encoded) != len(logits):

@@ -1,4 +1,4 @@
-"""Arrays on the host: logits in float64, and the squashing functions there: predictions are made without MLX's rounding.
+"""Arrays on the host: logits and squashing functions in float64, so that predictions are without MLX's rounding.
 
 scipy has these too; they are here so that a trained model predicts where scipy is not installed.
 """

@@ -106,7 +106,7 @@ class MulticlassClassificationHead(Head):
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
         """The class weights of the real rows; see `Head.loss_weight`."""
-        labels = row_targets(targets, rows, mx.array(targets), _IGNORED, self.title)
+        labels = row_targets(targets, rows, targets, _IGNORED, self.title)
         keep = labels != _IGNORED
         weight = self._weights()
         if weight is None:

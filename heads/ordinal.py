@@ -110,7 +110,7 @@ class OrdinalRegressionHead(Head):
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
         """The ranked real rows, or the questions that CORN asks of them; see `Head.loss_weight`."""
-        ranks = row_targets(targets, rows, mx.array(targets), _IGNORED, self.title)
+        ranks = row_targets(targets, rows, targets, _IGNORED, self.title)
         asked = ranks != _IGNORED
         if self.objective == "corn":
             asked = asked[:, None] & (ranks[:, None] >= mx.arange(len(self.classes) - 1))

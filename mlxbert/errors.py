@@ -6,11 +6,16 @@ from collections.abc import Iterable
 
 from heads.errors import MLXBertError, escaped, printable, shortened
 
-__all__ = ["Interrupted", "MLXBertError", "escaped", "first_ten", "printable", "shortened"]
+__all__ = ["Interrupted", "MLXBertError", "escaped", "first_ten", "printable", "shortened", "shown"]
 
 
 class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
     """Ctrl-C was answered: the message says what is saved and how to go on. Commands exit with code 130."""
+
+
+def shown(value: object) -> str:
+    """Return a value out of an untrusted file as Python writes it, in one line of at most 200 characters."""
+    return printable(repr(value))
 
 
 def first_ten(names: Iterable[str]) -> str:

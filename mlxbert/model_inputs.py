@@ -53,15 +53,14 @@ def mask_of(name: str, value: Any) -> mx.array:
     Raises:
         InputError: rows of different lengths, or a value that is neither 0 nor 1.
     """
-    array = value if isinstance(value, mx.array) else None
-    values = _array(name, value) if array is None else host_values(array)
+    values = host_values(value) if isinstance(value, mx.array) else _array(name, value)
     if values is not None and values.dtype != np.bool_ and values.size:
         if values.dtype.kind not in "iuf":
             raise InputError(f"{name} is {values.dtype}; fix: 1 for real tokens, 0 for padding")
         if not ((values == 0) | (values == 1)).all():
             other = values[(values != 0) & (values != 1)][0]
             raise InputError(f"{name} holds {other}; fix: 1 for real tokens, 0 for padding; masks are never added")
-    return mx.array(values) if array is None else array
+    return mx.array(values) if isinstance(values, np.ndarray) and not isinstance(value, mx.array) else value
 
 
 def embedded(name: str, table: nn.Module, ids: mx.array) -> mx.array:

@@ -105,7 +105,12 @@ def main() -> None:
         for call in calls():
             found = pipeline(**call)
             answers.append(found if isinstance(found, list) else [found])
-    FILE.write_text(json.dumps({"transformers": transformers.__version__, "answers": answers}, ) + "\n")
+    FILE.write_text(
+        json.dumps(
+            {"transformers": transformers.__version__, "answers": answers},
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

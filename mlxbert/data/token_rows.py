@@ -110,8 +110,8 @@ def token_rows(
 
     Raises:
         TokenRowsError: a cache without `directory`.
-        TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`, pairs for a
-            model with one token type.
+        TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`, or pairs
+            for a model with one token type.
 
     Warns:
         TruncationWarning: rows were cut: how many, the longest, the limit.

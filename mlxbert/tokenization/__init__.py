@@ -12,11 +12,11 @@ import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
-from mlxbert.errors import first_ten
+from mlxbert.errors import first_ten, shown
 from mlxbert.tokenization.encoding import Encoding, Frame, padded
 from mlxbert.tokenization.files import TokenizerError, read_tokenizer_files
-from mlxbert.tokenization.long_text import MOST, WHOLE, LongTexts, Tokens
-from mlxbert.tokenization.text_input import check_texts, refuse_surrogates
+from mlxbert.tokenization.long_text import LongTexts, Tokens
+from mlxbert.tokenization.text_input import check_texts, refuse_stop, refuse_surrogates
 from mlxbert.tokenization.truncation import (
     TruncationWarning,
     kept_tokens,
@@ -95,10 +95,11 @@ class Tokenizer:
         side = files.config.get("truncation_side", "right")
         if side not in ("right", "left"):
             raise TokenizerError(
-                f"{files.directory / 'tokenizer_config.json'}: truncation_side must be 'right' or 'left', not {side!r}"
+                f"{files.directory / 'tokenizer_config.json'}: truncation_side must be 'right' or 'left', not "
+                f"{shown(side)}"
             )
         limits = [limit for limit in (files.model_max_length, max_length) if limit is not None]
-        return cls(
+        tokenizer = cls(
             backend,
             {name: token.content for name, token in special.items()},
             max_length=min(limits, default=None),
@@ -106,6 +107,15 @@ class Tokenizer:
             type_limit=type_limit,
             truncation_side=side,
         )
+        try:
+            for pair in (False, True):
+                tokenizer._frame(pair)
+        except BaseException as error:
+            refuse_stop(error)
+            raise TokenizerError(
+                f"{files.directory / 'tokenizer.json'}: it cannot encode a text ({error}); fix: fetch the file again"
+            ) from None
+        return tokenizer
 
     def __call__(
         self,
@@ -265,7 +275,8 @@ class Tokenizer:
                 rows += self._part(first[part], seconds, room, strategy, offsets=offsets)
             except TokenizerError:
                 raise
-            except Exception as error:  # tokenizers raises bare exceptions that do not name the text
+            except BaseException as error:  # tokenizers raises bare exceptions that do not name the text
+                refuse_stop(error)
                 refuse_surrogates(first, "text")
                 refuse_surrogates(second or [], "pair")
                 raise TokenizerError(f"the texts could not be encoded: {error}") from error
@@ -275,14 +286,15 @@ class Tokenizer:
         self, first: list[str], second: list[str] | None, limit: int | None, strategy: str, *, offsets: bool
     ) -> list[Encoding]:
         """Some rows; only these are in memory at their full length."""
-        if limit is not None and len(first) == 1 and _characters(first[0], second and second[0]) > WHOLE:
-            return [self._cut(first[0], second and second[0], limit, strategy)]
+        pairs: list[str | None] = [None] * len(first) if second is None else [*second]
+        if limit is not None and len(first) == 1 and _characters(first[0], pairs[0]) > LongTexts.whole:
+            return [self._cut(first[0], pairs[0], limit, strategy)]
         inputs: list[Any] = first if second is None else list(zip(first, second, strict=True))
         encode_batch = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
         rows = []
         for i, row in enumerate(encode_batch(inputs)):
             if limit is not None and len(row) > limit:
-                rows.append(self._cut(first[i], second and second[i], limit, strategy))
+                rows.append(self._cut(first[i], pairs[i], limit, strategy))
             elif offsets:
                 rows.append(
                     Encoding(
@@ -305,11 +317,11 @@ class Tokenizer:
         second = None if pair is None else read(pair, room + 1)
         if second is not None and pair is not None and strategy == "longest_first" and room % 2:
             first, second = self._compared(text, pair, first, second)  # which of the two gets the odd token
-        parts = (first,) if second is None else (first, second)
+        parts: tuple[Tokens, ...] = (first,) if second is None else (first, second)
         if any(not part.whole and len(part) <= room for part in parts):
             raise TokenizerError(
-                f"a text of {_characters(text, pair)} characters has less than {room} tokens in a million of them, and "
-                "goes on; fix: is it text? drop what is not"
+                f"a text of {_characters(text, pair)} characters has less than {room} tokens in a million of them; "
+                "fix: is it text? drop what is not"
             )
         total = sum(map(len, parts))
         if total > room:
@@ -321,7 +333,7 @@ class Tokenizer:
     def _compared(self, text: str, pair: str, first: Tokens, second: Tokens) -> tuple[Tokens, Tokens]:
         """Read on until it is known which of the two has more tokens."""
         while not (first.whole and second.whole):
-            if first.whole and len(second) > len(first) or second.whole and len(first) > len(second):
+            if (first.whole and len(second) > len(first)) or (second.whole and len(first) > len(second)):
                 break
             known = len(first) + len(second)
             first = first if first.whole else self._long_texts.read(text, known)
@@ -366,9 +378,9 @@ def _parts(first: list[str], second: list[str] | None) -> Iterator[slice]:
     alone = False
     for i, text in enumerate(first):
         size = _characters(text, None if second is None else second[i])
-        if i > start and (alone or size > WHOLE or total + size > _PART):
+        if i > start and (alone or size > LongTexts.whole or total + size > _PART):
             yield slice(start, i)
             start, total = i, 0
-        total, alone = total + size, size > WHOLE
+        total, alone = total + size, size > LongTexts.whole
     if start < len(first):
         yield slice(start, len(first))

@@ -1,11 +1,11 @@
 """The beginning of a long text as tokens, without tokenizing all of it: `tokenizers` takes 200 bytes a character.
 
 BERT's pipeline is local. Its normalizer works character by character; words end at blanks, punctuation and Chinese
-characters; WordPiece looks at one word. So a text that is cut anywhere has the tokens of the whole text, but for the
-last words: the word that was cut, and those that a longer added token would have joined (it spans at most as many words
-as it has characters; a character normalizes to at most four). Those words are dropped here, and if too few tokens are
-left, twice as many characters are read. Some texts have few tokens however much is read, and are shortened first, in
-the middle of their runs: a run of blanks has no token, and a word of more than 100 letters is one unknown word.
+characters; WordPiece looks at one word. So a text that is cut anywhere has the tokens of the whole text, but for its
+last words: the one that was cut, and those that a longer added token would have joined (it spans at most as many words
+as it has characters, and a character normalizes to at most four). Those words are dropped here, and if too few tokens
+are left, twice as many characters are read. Some texts have few tokens however much is read: a run of blanks has no
+token, and a word of more than 100 letters is one unknown word. Such runs are shortened in their middle first.
 """
 
 from __future__ import annotations
@@ -15,16 +15,10 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import tokenizers
 from tokenizers import models, pre_tokenizers
-
-
-WHOLE = 2**16
-"""Texts of at most this many characters are tokenized whole."""
-
-MOST = 2**20
-"""No more characters than this (0.3 GB of memory) are tokenized at once."""
 
 _RUN, _KEPT = 512, 128
 # Characters that BERT's normalizer makes a blank of, or drops; and letters that it keeps whatever its settings are.
@@ -34,7 +28,7 @@ _LETTER = "A-Za-z0-9À-ÖØ-öø-ſΑ-ΡΣ-Ωα-ωА-я"
 _LONG_RUN = re.compile(
     rf"(?<![{_LETTER}])[{_LETTER}]{{{_RUN},}}"
     rf"|(?<![{_BLANK}{_DROPPED}])(?P<blank>[{_BLANK}{_DROPPED}]{{{_RUN},}})"
-    rf"|(?P<same>.)(?P=same){{{_RUN - 1},{WHOLE}}}"
+    rf"|(?P<same>.)(?P=same){{{_RUN - 1},{2**16}}}"
 )
 _A_BLANK = re.compile(f"[{_BLANK}]")
 _ONLY = re.compile(rf"[{_LETTER}]+|[{_BLANK}{_DROPPED}]+")
@@ -64,7 +58,15 @@ class Tokens:
 
 
 class LongTexts:
-    """Reads as much of a text as is needed, for one `tokenizers` pipeline."""
+    """Reads as much of a text as is needed, for one `tokenizers` pipeline.
+
+    Attributes:
+        whole: texts of at most this many characters are tokenized whole.
+        most: no more characters than this (0.3 GB of memory) are tokenized at once.
+    """
+
+    whole: ClassVar[int] = 2**16
+    most: ClassVar[int] = 2**20
 
     def __init__(self, backend: tokenizers.Tokenizer, side: str):
         """`side` is where texts are cut: "right" keeps their beginning, "left" their end."""
@@ -77,14 +79,14 @@ class LongTexts:
         self._local = _is_local(backend) and not overlaps
 
     def read(self, text: str, tokens: int) -> Tokens:
-        """Return at least `tokens` tokens of `text`, or all that it has; fewer where `MOST` characters have fewer."""
-        size, places, squeezed = min(max(WHOLE, 8 * tokens), MOST), _Places(), not self._squeezes
+        """Return at least `tokens` tokens of `text`, or all that it has; fewer where `most` characters have fewer."""
+        size, places, squeezed = min(max(self.whole, 8 * tokens), self.most), _Places(), not self._squeezes
         while self._local and size < len(text):
             found = self._part(text, size, places)
-            if len(found) >= tokens or (squeezed and size >= MOST):
+            if len(found) >= tokens or (squeezed and size >= self.most):
                 return found
             if squeezed:
-                size = min(2 * size, MOST)
+                size = min(2 * size, self.most)
             else:
                 text, places = self._squeezed(text)
                 squeezed = True
@@ -95,7 +97,7 @@ class LongTexts:
         """`text` without the middle of runs that have no token, or one token, however long they are."""
         pieces, places, done = [], _Places(), 0
         for run in _LONG_RUN.finditer(text):
-            if not self._left and places.length > MOST:
+            if not self._left and places.length > self.most:
                 break  # more is not read
             same = run["same"]
             if same is not None and len(self._backend.encode(same * _RUN, add_special_tokens=False)) > 1:
@@ -112,7 +114,7 @@ class LongTexts:
         """The tokens of the first (or last) `size` characters, less the words that the cut may have changed."""
         skipped = len(text) - size if self._left else 0
         encoding = self._backend.encode(text[skipped : skipped + size], add_special_tokens=False)
-        words = encoding.word_ids
+        words = [-1 if word is None else word for word in encoding.word_ids]
         if not words:
             return Tokens([], [], False)
         if self._left:

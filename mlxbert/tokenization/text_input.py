@@ -52,3 +52,9 @@ def refuse_surrogates(texts: Sequence[str], what: str) -> None:
                 f"{error.start}, which is no text; "
                 "fix: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
             ) from None
+
+
+def refuse_stop(error: BaseException) -> None:
+    """Raise Ctrl-C and exits again; what else is no Exception is a panic of `tokenizers`."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error

@@ -46,7 +46,7 @@ def warn_of_no_truncation(over: int, total: int, longest: int, limit: int, *, st
     """Say once that texts are longer than the model takes; arguments as for `warn_of_truncation`."""
     warnings.warn(
         f"{over} of {total} texts {'is' if over == 1 else 'are'} longer than {limit} tokens (the longest has "
-        f"{longest}) and {'was' if over == 1 else 'were'} not cut: the model refuses more tokens than it has positions",
+        f"{longest}) and {'was' if over == 1 else 'were'} not cut: a model refuses more tokens than it has positions",
         TruncationWarning,
         stacklevel=stacklevel + 1,
     )
