@@ -166,6 +166,8 @@ class Tokenizer:
                 more = any(row.uncounted for row in rows)
                 warn_of_truncation(len(over), len(rows), max(lengths), limit, stacklevel=2, at_least=more)
         longest = max(map(len, rows), default=0)
+        if pad_to is not None and (isinstance(pad_to, bool) or not isinstance(pad_to, int)):
+            raise TokenizerError(f"pad_to must be a whole number, not {pad_to!r}")
         if pad_to is not None and pad_to < longest:
             raise TokenizerError(f"pad_to={pad_to} is less than the longest text's {longest} tokens; fix: raise it")
         return padded(

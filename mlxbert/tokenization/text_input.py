@@ -27,7 +27,7 @@ def check_texts(texts: str | Iterable[str], what: str = "text") -> list[str]:
         if not isinstance(item, str):
             fix = "decode it" if isinstance(item, bytes) else "drop it, or replace it by ''"
             if isinstance(item, tuple | list):
-                fix = "give second texts as pairs="
+                fix = "join both texts, or give the tokenizer second texts as pairs="
             raise TokenizerError(f"{what} {i} is {_shown(item)}, not a string; fix: {fix}")
     return list(items)
 
