@@ -14,8 +14,9 @@ from mlxbert.checkpoint import load, resolve
 from mlxbert.core import BertCore
 from mlxbert.encode.dense import Dense, SentenceModuleError
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
+from mlxbert.errors import MLXBertWarning
 from mlxbert.output import BertOutput
-from mlxbert.pooling import POOLING, PoolingError, pool
+from mlxbert.pooling import STRATEGIES, PoolingError, pool
 from mlxbert.tokenization import Tokenizer
 from mlxbert.tokenization.encoding import padded
 from mlxbert.tokenization.text_input import check_texts
@@ -25,7 +26,7 @@ from mlxbert.tokenization.truncation import warn_of_truncation
 _BLOCK = 8192
 
 
-class SentenceEncoderWarning(UserWarning):
+class SentenceEncoderWarning(MLXBertWarning):
     """The checkpoint does not say how its embeddings are made."""
 
 
@@ -82,8 +83,8 @@ class SentenceEncoder:
             SentenceEncoderWarning: there is no `modules.json` and `pooling` is not given: mean pooling, as
                 sentence-transformers does.
         """
-        if pooling is not None and pooling not in POOLING:
-            raise PoolingError(f"pooling {pooling!r} is unknown; known: {', '.join(POOLING)}")
+        if pooling is not None and pooling not in STRATEGIES:
+            raise PoolingError(f"pooling {pooling!r} is unknown; known: {', '.join(STRATEGIES)}")
         directory = resolve(path_or_hub_id, revision)
         plan = read_sentence_plan(directory)
         if plan is not None and pooling is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 
+from mlxbert.errors import MLXBertWarning
 from mlxbert.tokenization.files import TokenizerError
 
 STRATEGIES = ("longest_first", "only_first", "only_second", "do_not_truncate")
 """transformers' names: which text of a pair is cut."""
 
 
-class TruncationWarning(UserWarning):
+class TruncationWarning(MLXBertWarning):
     """Texts were cut to the longest input that the model takes, or are longer than that and were not cut."""
 
 
