@@ -279,7 +279,11 @@ def test_input_forms(tmp_path: Path, vocabulary: list[str]) -> None:
         (["a", None], "text 1 is None (NoneType), not a string; fix: drop it, or replace it by ''"),
         ([float("nan")], "text 0 is nan (float), not a string; fix: drop it, or replace it by ''"),
         (["a", b"b"], "text 1 is b'b' (bytes), not a string; fix: decode it"),
-        ([("a", "b")], "text 0 is ('a', 'b') (tuple), not a string; fix: join both texts, or give the"),
+        (
+            [("a", "b")],
+            "text 0 is ('a', 'b') (tuple), not a string; "
+            "fix: join both texts, or give the tokenizer second texts as pairs=",
+        ),
         (b"a", "texts must be a string or a sequence of strings, not bytes"),
         (None, "texts must be a string or a sequence of strings, not NoneType"),
         ({"a": 1}, "texts must be a string or a sequence of strings, not dict"),
