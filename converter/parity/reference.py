@@ -214,11 +214,13 @@ def _build(
     import torch
     import transformers
 
+    # Chunks of the feed-forward save memory and change no number; transformers runs no length that they do not divide.
+    config = {**source.config, "chunk_size_feed_forward": 0}
     try:
         with quiet_transformers():
             model, info = getattr(transformers, class_name).from_pretrained(
                 **weights,
-                config=transformers.BertConfig.from_dict(dict(source.config)),
+                config=transformers.BertConfig.from_dict(config),
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,

@@ -70,7 +70,7 @@ def predict_pieces(
     members = run.prediction_members
     made: list[list[Predictions]] = [[] for _ in members]
     together: list[Predictions] = []
-    done, empty, cut, longest = 0, 0, 0, 0
+    done, empty, cut, longest, uncounted = 0, 0, 0, 0, False
     tokenizer = _tokenizer(run, members[0])
     for frame in frames:
         rendered = run.text.render(frame, what)
@@ -78,6 +78,7 @@ def predict_pieces(
             warnings.simplefilter("ignore", TruncationWarning)  # once, below, instead of for every piece
             tokens = token_rows(tokenizer, rendered.texts, rendered.pairs, max_length=run.max_length)
         empty, cut, longest = empty + rendered.empty, cut + tokens.cut, max(longest, tokens.longest)
+        uncounted = uncounted or tokens.uncounted
         parts = []
         for member in members:
             # One model in memory at a time: reading it again costs less than a batch.
@@ -97,7 +98,7 @@ def predict_pieces(
         raise RunError("there are no rows to predict; fix: is the file empty?")
     warn_of_empty(empty, done, what, stacklevel=2)
     if cut:
-        warn_of_truncation(cut, done, longest, tokens.limit, stacklevel=2)
+        warn_of_truncation(cut, done, longest, tokens.limit, stacklevel=2, at_least=uncounted)
     if how == "ranks":
         return average([ranks(concatenate(several)) for several in made])
     return concatenate(together)
