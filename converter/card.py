@@ -64,8 +64,7 @@ class CardFacts:
     `place` is what `mlxbert.load` is given: a Hub id, or a stand-in for the directory; `branch` is its revision, None:
     the default one. `weights` are the names of the weight files and their SHA-256. `trained_head` is the name of a
     head that this project trained, with the encoder, and `classes` are what it tells apart. `max_length` is how many
-    tokens of a text are read. `cannot_embed` says why its sentence-transformers modules do not run here. `skipped` are
-    the layers that a quantization left as they were, each with its reason,
+    tokens of a text are read. `skipped` are the layers that a quantization left as they were, each with its reason,
     which `quantization` repeats where the cost was measured. `unverified` says why a model is published whose
     comparison did not pass.
     """
@@ -92,7 +91,6 @@ class CardFacts:
     weights: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     sentence_modules: bool = False
-    cannot_embed: str | None = None
     place: str = "PATH_OF_THIS_DIRECTORY"
     branch: str | None = None
     unverified: str | None = None

@@ -62,7 +62,6 @@ class ConvertResult:
         unverified: why not, where nothing was.
         quantization: what was packed, and what that cost; None where nothing was.
         allotment: how `auto` came to its bits.
-        cannot_embed: why `SentenceEncoder` refuses it, although it has sentence-transformers modules.
     """
 
     path: Path
@@ -76,7 +75,6 @@ class ConvertResult:
     unverified: str | None
     quantization: QuantizationReport | None = None
     allotment: Allotment | None = None
-    cannot_embed: str | None = None
 
 
 def convert(
@@ -192,12 +190,7 @@ def convert(
             output.write_safetensors("heads.safetensors", heads, on_tensor=written)
         write_side_files(output, source, parsed.hidden_size)
         hf_config = output_config(source, planned, dtype, source_card, quantized)
-        cannot_embed = check_staged(output.path, hf_config, source)
-        if cannot_embed is not None:
-            notes.append(
-                f"the sentence-transformers modules are copied, and cannot run in mlxbert: {cannot_embed}; "
-                "mlxbert.load gives the vectors of tokens"
-            )
+        check_staged(output.path, hf_config, source)
         if quantized is not None and quantized.allotment is not None:
             plots = quantized.allotment.files()
             for name, data in plots.items():
@@ -242,7 +235,6 @@ def convert(
         unverified=unverified,
         quantization=quantization,
         allotment=None if quantized is None else quantized.allotment,
-        cannot_embed=cannot_embed,
     )
 
 

@@ -12,7 +12,7 @@ from converter.readers.safetensors import read_safetensors
 from converter.source_card import SourceCard
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.modules import SentenceModuleError
-from mlxbert.encode.sentence_modules import MODULES, SentencePlan, read_sentence_plan
+from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
 from mlxbert.files.reading import read_json
 from mlxbert.mlx_tools import INDEX
@@ -59,7 +59,6 @@ def card_facts(
         raise CheckpointError(
             f'{directory}: the "mlxbert" block of config.json lacks {", ".join(absent)}; fix: convert again'
         )
-    plan, cannot_embed = _sentence_plan(directory, config)
     return CardFacts(
         name=printable(name),
         source=block["source"],
@@ -81,9 +80,8 @@ def card_facts(
         classes=_classes(block),
         scores=read_scores(block),
         weights=weight_sums(records),
-        max_length=_max_length(plan, config),
-        sentence_modules=(directory / MODULES).is_file(),
-        cannot_embed=cannot_embed,
+        max_length=_max_length(directory, config),
+        sentence_modules=(directory / "modules.json").is_file(),
     )
 
 
@@ -114,16 +112,12 @@ def _classes(block: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, classes)) if isinstance(classes, list) else ()
 
 
-def _sentence_plan(directory: Path, config: Mapping[str, Any]) -> tuple[SentencePlan | None, str | None]:
-    """What `modules.json` asks for, and why that is not computed here, where it is not."""
-    try:
-        return read_sentence_plan(directory, config), None
-    except SentenceModuleError as error:  # which does not stop a conversion
-        return None, str(error).removeprefix(f"{directory}/")
-
-
-def _max_length(plan: SentencePlan | None, config: Mapping[str, Any]) -> int | None:
+def _max_length(directory: Path, config: Mapping[str, Any]) -> int | None:
     """How many tokens of a text are read: a sentence-transformers model may cut it before its positions end."""
+    try:
+        plan = read_sentence_plan(directory, config)
+    except SentenceModuleError:  # a module that is not known here, which does not stop a conversion
+        plan = None
     limits = [config.get("max_position_embeddings"), plan.max_length if plan else None]
     return min((limit for limit in limits if limit is not None), default=None)
 

@@ -16,14 +16,13 @@ from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import TensorEntry
 from converter.readers.weights import read_weights
 from converter.source import Source
-from mlxbert.checkpoint import load_tokenizer, unloaded_core
+from mlxbert.checkpoint import load_core, load_tokenizer
 from mlxbert.encode import SentenceEncoder
-from mlxbert.encode.modules import SentenceModuleError, UnsupportedModuleError
+from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import MODULES, both_spellings, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors_writer import NUMPY_DTYPES, PlannedTensor
-from mlxbert.tokenization import TokenizerError
 
 _TRANSFORMER = "sentence_transformers.models.Transformer"
 _MODULE_WEIGHTS = re.compile(r"[^/]+/(model\.safetensors|pytorch_model\.bin)")
@@ -61,8 +60,10 @@ def write_side_files(output: OutputDirectory, source: Source, hidden_size: int) 
             output.write_json(name, changed)
 
 
-def check_staged(directory: Path, config: Mapping[str, Any], source: Source) -> str | None:
-    """Load what was written as its user will, weights aside; returns why sentence embeddings are not computed here.
+def check_staged(directory: Path, config: Mapping[str, Any], source: Source) -> None:
+    """Load what was written as its user will, weights aside: headers, tokenizer and sentence-transformers' files.
+
+    A module that is not computed here is no fault of the files, and is told elsewhere (the card shows what runs).
 
     Args:
         directory: the whole output but for its `config.json`.
@@ -70,37 +71,24 @@ def check_staged(directory: Path, config: Mapping[str, Any], source: Source) -> 
         source: where it came from, for messages.
 
     Raises:
-        StagedModelError: the encoder, the tokenizer or the sentence-transformers files cannot be loaded.
+        StagedModelError: something cannot be loaded.
     """
-
-    def said(error: MLXBertError) -> str:
-        return (
-            str(error).replace(f"{directory}/", f"{source.directory}/").replace(str(directory), str(source.directory))
-        )
-
+    core = load_core(directory, config=dict(config), lazy=True)
     try:
-        core = unloaded_core(directory, dict(config))
-        try:
-            tokenizer = None if _has_no_tokenizer(directory) else load_tokenizer(directory, core.config)
-        except (TokenizerError, MLXBertError) as error:
-            raise StagedModelError(
-                f"{said(error)}; without tokenizer.json and vocab.txt, {source.name} converts to an encoder alone"
-            ) from error
-        try:
-            plan = read_sentence_plan(directory, config)
-        except UnsupportedModuleError as error:
-            return said(error).removeprefix(f"{source.directory}/")
+        part = "tokenizer.json and vocab.txt"
+        there = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+        tokenizer = load_tokenizer(directory, core.config) if there else None
+        part = MODULES
+        plan = read_sentence_plan(directory, config)
         if plan is not None and tokenizer is not None:
             SentenceEncoder(core, tokenizer, plan)
-    except SentenceModuleError as error:
+    except UnsupportedModuleError:
+        return
+    except MLXBertError as error:
+        message = str(error).replace(str(directory), str(source.directory))
         raise StagedModelError(
-            f"{said(error)}; without {MODULES}, {source.name} converts to an encoder alone"
+            f"{message}; nothing was written; without {part}, {source.name} converts to an encoder alone"
         ) from error
-    return None
-
-
-def _has_no_tokenizer(directory: Path) -> bool:
-    return not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
 
 
 def _moved_modules(file: Path, modules: tuple[SourceModule, ...]) -> list[dict[str, Any]] | None:

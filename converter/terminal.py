@@ -82,8 +82,7 @@ def show_result(result: ConvertResult) -> None:
     rows.append(("Parity", _verdict(result)))
     path = str(result.path)
     rows.append(("Next", f"mlxbert.load({json.dumps(path, ensure_ascii=False)})"))
-    if result.cannot_embed is None:
-        rows.append(("", f'mlxbert encode {shlex.quote(path)} "A sentence."'))
+    rows.append(("", f'mlxbert encode {shlex.quote(path)} "A sentence."'))
     show("\n".join(f"{label:<10}{text}" for label, text in rows))
 
 

@@ -136,14 +136,23 @@ def load_core(
     config: dict[str, Any] | None = None,
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
+    lazy: bool = False,
 ) -> BertCore:
     """The encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
+
+    With `lazy` a tensor is read from its file when it is first computed with, as in mlx-lm.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
     """
     config = read_config(directory, other_tools=True) if config is None else config
-    core, tensors, packed = _checked_core(directory, config)
+    tensors = _read_tensors(directory)
+    try:
+        packed = split_quantized(config, tensors)
+        core = BertCore(BertConfig.from_hf(config), add_pooling_layer=any(n.startswith("pooler.") for n in tensors))
+    except (ConfigError, QuantizationError) as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+    _check_names_and_shapes(directory, core, tensors, packed)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if dtype is None and on_cpu:
         dtype = mx.float32
@@ -155,33 +164,9 @@ def load_core(
     else:
         packed.install(core, dtype)
     core.eval()
-    mx.eval(core.parameters())
+    if not lazy:
+        mx.eval(core.parameters())
     return core
-
-
-def unloaded_core(directory: Path, config: dict[str, Any]) -> BertCore:
-    """`load_core` without its weights: every check of names, shapes and dtypes, and no tensor is read.
-
-    Raises:
-        CheckpointError: as `load_core`.
-    """
-    core = _checked_core(directory, config)[0]
-    core.eval()
-    return core
-
-
-def _checked_core(
-    directory: Path, config: dict[str, Any]
-) -> tuple[BertCore, dict[str, mx.array], PackedWeights | None]:
-    """The encoder, not filled yet, and the tensors that fit it, not read yet."""
-    tensors = _read_tensors(directory)
-    try:
-        packed = split_quantized(config, tensors)
-        core = BertCore(BertConfig.from_hf(config), add_pooling_layer=any(n.startswith("pooler.") for n in tensors))
-    except (ConfigError, QuantizationError) as error:
-        raise CheckpointError(f"{directory}: {error}") from error
-    _check_names_and_shapes(directory, core, tensors, packed)
-    return core, tensors, packed
 
 
 def side_files(names: Sequence[str]) -> list[str]:

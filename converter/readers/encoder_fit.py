@@ -42,11 +42,13 @@ class Fit:
         prefix: what its names begin with, as the wrappers of torch left it.
         shown: the same as the file has it.
         keys: the names of its tensors, by target.
+        right_shapes: whether they have the shapes that the configuration calls for.
     """
 
     prefix: str
     shown: str
     keys: Mapping[str, str]
+    right_shapes: bool
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,7 @@ def find_encoder(
         (*stripped, *([base] if base else [])),
         base,
         grouped(dropped, names.values(), why),
-        tuple(
-            f"{printable(key)}, beside {fit.shown}, is taken for transformers' head of that name; "
-            "--encoder-only leaves it out"
-            for key in outside.values()
-        ),
+        _note_on(outside.values(), fit.shown),
     )
 
 
@@ -228,10 +226,9 @@ def _without_torch_wrappers(keys: Iterable[str]) -> tuple[dict[str, str], tuple[
 
 
 def _fits(rules: Rules, config: Any, plain: Mapping[str, str], shapes: Mapping[str, Shape]) -> list[Fit]:
-    """Every prefix with a whole encoder; where shapes tell one from the others, that one first and alone.
+    """Every prefix with a whole encoder.
 
-    Where there is no whole encoder, the one that lacks least, if it has most of its tensors: the plan then says what
-    is missing.
+    Where there is none, the one that lacks least, if it has most of the tensors: the plan then says what is missing.
     """
     expected = rules.expected(config)
     needed = {target for target in expected if not target.startswith(rules.optional)}
@@ -248,14 +245,15 @@ def _fits(rules: Rules, config: Any, plain: Mapping[str, str], shapes: Mapping[s
     if not whole and found:
         best = max(found, key=lambda prefix: len(found[prefix]))
         whole = {best: found[best]} if 2 * len(needed & set(found[best])) > len(needed) else {}
-    if len(whole) > 1:
-        fitting = {
-            prefix: keys
-            for prefix, keys in whole.items()
-            if all(shape_fits(config, expected[target], shapes[plain[keys[target]]]) for target in needed)
-        }
-        whole = fitting or whole
-    return [Fit(prefix, _shown(prefix, keys, plain), keys) for prefix, keys in whole.items()]
+    return [
+        Fit(
+            prefix,
+            _shown(prefix, keys, plain),
+            keys,
+            all(shape_fits(config, expected[target], shapes[plain[key]]) for target, key in keys.items()),
+        )
+        for prefix, keys in whole.items()
+    ]
 
 
 def _shown(prefix: str, keys: Mapping[str, str], plain: Mapping[str, str]) -> str:
@@ -276,12 +274,22 @@ def _chosen(where: Path, fits: list[Fit], prefix: str | None) -> Fit | None:
                 f"({listed}), or leave --prefix out"
             )
         return fit
+    fits = [fit for fit in fits if fit.right_shapes] or fits
     if len(fits) > 1:
         raise SeveralEncodersError(
             f"{where}: has {len(fits)} encoders, under the prefixes {listed}; fix: choose one, as in "
             f"--prefix {printable(fits[0].shown) or repr('')}"
         )
     return fits[0] if fits else None
+
+
+def _note_on(heads: Iterable[str], prefix: str) -> tuple[str, ...]:
+    """What the user should know of heads outside of the encoder's prefix."""
+    names = [printable(name) for name in heads]
+    if not names:
+        return ()
+    listed = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return (f"{listed} beside {prefix}: taken for transformers' own head; --encoder-only leaves it out",)
 
 
 def _is_base(prefix: str, base_prefix: str) -> bool:

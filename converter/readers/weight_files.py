@@ -128,7 +128,7 @@ def select_files(names: Sequence[str], folder: str | None = None) -> list[str]:
         wanted.add("heads.safetensors")  # of a model that this project converted
     wanted = {begin + name for name in wanted} | ({*SIDE_FILES} if folder else set())
     for other in {name.split("/")[0] for name in names if name.count("/") == 1} - {folder}:
-        if _MODULE_FOLDER.fullmatch(other):
+        if _MODULE_FOLDER.fullmatch(other) and not _TRANSFORMER.fullmatch(other):
             wanted |= set(module_files(other, names))
     return [name for name in dict.fromkeys(names) if name in wanted]
 

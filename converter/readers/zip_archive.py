@@ -113,7 +113,7 @@ class ZipArchive:
         if inflated > max(INFLATED_FREELY, MAX_INFLATION * sum(info.compress_size for info in packed)):
             raise SourceError(
                 f"{path}: its {self._size / 2**20:.1f} MB would inflate to {inflated / 2**20:.0f} MB, far more than "
-                "weights do (a zip bomb?); fix: do not trust this file; if you do, unpack and zip it as stored (zip -0)"
+                "weights do (a zip bomb?); fix: do not trust it; if you do, unpack it and zip it as stored (zip -0)"
             )
         self._infos = {info.filename: info for info in infos}
         self._times = Counter(info.filename for info in infos)
