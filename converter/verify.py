@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.manifest import manifest_problems
-from mlxbert.files.reading import refuse_links_out
+from mlxbert.files.reading import require_own_files
 from mlxbert.home import expand_home
 
 __all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
@@ -77,12 +77,12 @@ def verify(
         raise VerifyError(f"{converted}: is a file; fix: give the directory that mlxbert-convert wrote")
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
+    require_own_files(directory, VerifyError)
     hf_config = read_config(directory, other_tools=True)
     block = hf_config.get("mlxbert") or {}  # another tool's quantized files have none
     if revision is None and reference == block.get("source"):
         # What it was converted from, not what the branch has become since.
         revision = block.get("revision")
-    refuse_links_out(directory, VerifyError)
     source = _reference_source(reference, block, revision, config, prefix)
     if source.root.resolve() == directory.resolve():
         raise VerifyError(f"{converted}: is compared with itself; fix: give --reference what it was converted from")
