@@ -267,7 +267,7 @@ def test_an_unreadable_file_is_not_called_damaged(converted: Path, monkeypatch: 
         ("tokenizer.json", "[1]"),
         ("tokenizer_config.json", "no JSON"),
         ("tokenizer_config.json", '{"model_max_length": "long"}'),
-        ("added_tokens.json", '{"x": 5000}'),
+        ("added_tokens.json", '{"brandnew": 97}'),
         ("special_tokens_map.json", '{"cls_token": 3}'),
     ],
 )
