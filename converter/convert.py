@@ -18,6 +18,7 @@ from converter.dtypes import CODES, DTYPE_SUFFIXES, output_dtype
 from converter.facts import card_facts, weight_sums
 from converter.mapping import Planned
 from converter.output_config import notes_on, output_config
+from converter.publishing.leaks import refuse_secrets
 from converter.quantize.settings import quantize_settings
 from converter.side_output import check_staged, write_side_files
 from converter.source import Source, TensorEntry, local_name, open_source
@@ -190,6 +191,7 @@ def convert(
             output.write_safetensors("heads.safetensors", heads, on_tensor=written)
         write_side_files(output, source, parsed.hidden_size)
         hf_config = output_config(source, planned, dtype, source_card, quantized)
+        refuse_secrets(source.side_files, hf_config, src)
         check_staged(output.path, hf_config, source)
         if quantized is not None and quantized.allotment is not None:
             plots = quantized.allotment.files()
