@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,11 @@ from converter.mappings import mapping_for
 from converter.readers.safetensors import read_safetensors
 from converter.source_card import SourceCard
 from mlxbert.checkpoint import CheckpointError
-from mlxbert.encode.dense import SentenceModuleError
+from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
+from mlxbert.files.reading import read_json
+from mlxbert.mlx_tools import INDEX
 from mlxbert.quantization import QuantizationConfig
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def card_facts(
         CheckpointError: the "mlxbert" block is not as the conversion writes it.
         ReportError: nor is its "trained" block.
     """
-    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    index = read_json(directory / INDEX, CheckpointError)
+    if index is None:
+        raise CheckpointError(f"{directory}: {INDEX} is missing; fix: convert again")
     heads = directory / "heads.safetensors"
     block = config["mlxbert"]
     if absent := sorted({"source", "revision", "converter_version", "original_architectures", "dropped"} - set(block)):
@@ -112,7 +115,7 @@ def _classes(block: Mapping[str, Any]) -> tuple[str, ...]:
 def _max_length(directory: Path, config: Mapping[str, Any]) -> int | None:
     """How many tokens of a text are read: a sentence-transformers model may cut it before its positions end."""
     try:
-        plan = read_sentence_plan(directory)
+        plan = read_sentence_plan(directory, config)
     except SentenceModuleError:  # a module that is not known here, which does not stop a conversion
         plan = None
     limits = [config.get("max_position_embeddings"), plan.max_length if plan else None]
