@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.card import CardFacts
-from converter.card_evidence import Quantization, read_scores
+from converter.card_evidence import read_scores
 from converter.mappings import mapping_for
+from converter.quantize.cost import QuantizationReport
 from converter.readers.safetensors import read_safetensors
 from converter.source_card import SourceCard
+from converter.usage import run_usage
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.dense import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
@@ -33,7 +35,7 @@ def card_facts(
     *,
     name: str,
     records: Mapping[str, FileRecord],
-    quantization: Quantization | None = None,
+    quantization: QuantizationReport | None = None,
 ) -> CardFacts:
     """The facts of the model in `directory`, whose `config.json` holds, or will hold, `config`.
 
@@ -79,6 +81,7 @@ def card_facts(
         weights=weight_sums(records),
         max_length=_max_length(directory, config),
         sentence_modules=(directory / "modules.json").is_file(),
+        usage=run_usage(directory, config),
     )
 
 

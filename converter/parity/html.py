@@ -10,7 +10,7 @@ from converter.parity.plot import Line, Mark, log_plot
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point
 
 if TYPE_CHECKING:
-    from converter.quantize.report import LayerReport
+    from converter.quantize.cost import LayerReport
 
 
 def render_html(report: ParityReport) -> str:
