@@ -262,7 +262,7 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
 
 
 def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
-    """What failed, and what to do: a mapping that is wrong is ours to mend, a packing that costs too much the user's."""
+    """What failed, and what to do: a wrong mapping is ours to mend, a packing that costs too much the user's."""
     first = report.failures[0]
     if first.startswith("cost "):
         return (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.card import render_card
-from converter.card_evidence import read_quantization
 from converter.facts import card_facts
 from converter.parity.html import render_html
 from converter.parity.junit import render_junit
@@ -76,8 +75,7 @@ def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
     # The title is the first heading: a directory may have been renamed since, or lie in the Hub's cache.
     titles = [line[2:] for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
     cost = report.quantization
-    quantization = read_quantization(directory) if cost is None else cost
-    facts = card_facts(directory, config, report, name=titles[0], records=records, quantization=quantization)
+    facts = card_facts(directory, config, report, name=titles[0], records=records, quantization=cost)
     return {CARD: render_card(facts).encode()}
 
 

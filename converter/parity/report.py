@@ -288,7 +288,7 @@ class ParityReport:
             "first_diverging_layer": self.first_diverging_layer,
             "failures": self.failures,
         }
-        values = asdict(self)
+        values = asdict(self) | {"quantization": self.quantization and self.quantization.to_dict()}
         for point in values["points"]:
             del point["seconds"]
         return json.dumps(head | values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

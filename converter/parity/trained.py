@@ -55,6 +55,8 @@ class TrainedModel:
         given = extra_inputs(head, probe)
         logits = head(features, **(head.inputs(**given) if given else {}))
         made = head.probabilities(logits) if head.head_name == "ordinal" else head.predict(logits)
+        if head.head_name == "time_series":
+            logits = logits[:, : head.horizon]  # the export leaves out the variances that stand behind them
         found = {PREDICTION: mx.array(np.asarray(made, np.float32).reshape(len(features), -1))}
         return found if self._folded else {"logits": logits, **found}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlxbert.errors import MLXBertError
@@ -68,6 +68,7 @@ class LayerReport:
         bytes: what it takes, scales and biases included.
         error: |W − Ŵ| / |W|, Frobenius, against the float32 matrix.
         limit: on `error`.
+        seconds: that comparing it took; not kept in `parity.json`, whose bytes repeat.
     """
 
     path: str
@@ -77,11 +78,19 @@ class LayerReport:
     bytes: int
     error: float
     limit: float
+    seconds: float | None = field(default=None, compare=False)
 
     @property
     def form(self) -> str:
         """`4-bit affine, groups of 64`."""
         return f"{self.bits}-bit {self.mode}, groups of {self.group_size}"
+
+    @property
+    def failure(self) -> str | None:
+        """Why these are not the rounded source's numbers; None: they are."""
+        if self.error <= self.limit:  # so that NaN fails
+            return None
+        return f"packing: {self.path}: error {self.error:.3f} > {self.limit:g}, the limit of {self.form}"
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class Quality:
             by itself, at a probability of 0.5); None: no head, or one of numbers.
         logit_kl: mean KL divergence, in nats, from the float32 head's distribution, of several labels each
             label's; None likewise.
+        seconds: that measuring it took; not kept in `parity.json`.
     """
 
     text: str
@@ -123,6 +133,7 @@ class Quality:
     rank_correlation: float | None
     logit_agreement: float | None = None
     logit_kl: float | None = None
+    seconds: float | None = field(default=None, compare=False)
 
     def failures(self, limits: CostLimits) -> list[str]:
         """A line for each measure beyond its limit; NaN is."""
@@ -166,11 +177,7 @@ class QuantizationReport:
     @property
     def failures(self) -> list[str]:
         """A line for each matrix that is not the rounded source's, then for each measure on text beyond its limit."""
-        found = [
-            f"packing: {layer.path}: error {layer.error:.3f} > {layer.limit:g}, the limit of {layer.form}"
-            for layer in self.layers
-            if not layer.error <= layer.limit
-        ]
+        found = [layer.failure for layer in self.layers if layer.failure is not None]
         if self.kept is not None and not self.kept.error <= self.kept.limit:
             found.append(f"packing: {self.kept.name}, not packed: error {self.kept.error:.1e} > {self.kept.limit:g}")
         found += [line for item in self.quality for line in item.failures(self.limits)]
@@ -199,8 +206,11 @@ class QuantizationReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data, without the seconds that it took."""
+        values = asdict(self)
+        for item in (*values["layers"], *values["quality"]):
+            del item["seconds"]
+        return values
 
 
 def read_cost(block: Mapping[str, Any], error: type[MLXBertError]) -> QuantizationReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,7 @@ def _on_list(exact: Model, quantized: Model, tokenizer: Tokenizer, pooling: Sequ
 def _on_batches(
     exact: Model, quantized: Model, batches: Sequence[TokenBatch], pooling: Sequence[str], name: str
 ) -> Quality:
+    begin = time.perf_counter()
     cores = [core_of(model) for model in (exact, quantized)]
     vectors: tuple[list[np.ndarray], ...] = ([], [])
     agreement, kl = [], []
@@ -142,6 +144,7 @@ def _on_batches(
         rank_correlation=rank_correlation((a @ a.T)[upper], (b @ b.T)[upper]) if len(a) > 2 else None,
         logit_agreement=float(np.concatenate(agreement).mean()) if agreement else None,
         logit_kl=_finite(float(np.concatenate(kl).mean())) if kl else None,
+        seconds=time.perf_counter() - begin,
     )
 
 

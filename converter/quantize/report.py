@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,8 @@ def weight_bytes(directory: Path) -> int:
 def _layers(packed: PackedWeights, original: Tensors, numbers: Tensors) -> tuple[LayerReport, ...]:
     layers = []
     for path, layer in packed.layers.items():
+        begin = time.perf_counter()
+        error = _relative(np.array(original[f"{path}.weight"]), np.array(numbers[f"{path}.weight"]))
         leaves = ("weight", "scales", "biases") if layer.has_biases else ("weight", "scales")
         layers.append(
             LayerReport(
@@ -67,8 +70,9 @@ def _layers(packed: PackedWeights, original: Tensors, numbers: Tensors) -> tuple
                 bits=layer.bits,
                 group_size=layer.group_size,
                 bytes=sum(packed.tensors[f"{path}.{leaf}"].nbytes for leaf in leaves),
-                error=_relative(np.array(original[f"{path}.weight"]), np.array(numbers[f"{path}.weight"])),
+                error=error,
                 limit=ERROR_LIMITS[row(layer)],
+                seconds=time.perf_counter() - begin,
             )
         )
     return tuple(layers)
