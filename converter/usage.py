@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxbert.errors import MLXBertError, printable
+from mlxbert.errors import MLXBertError, reason
 
 if TYPE_CHECKING:
     from mlxbert.core import BertCore
@@ -79,9 +79,7 @@ def run_usage(directory: Path, config: Mapping[str, Any]) -> Usage:
                 _require_finite(call())
             ran.append(name)
         except Exception as error:  # whatever a user would meet: the note and the card name it
-            kind = "" if isinstance(error, MLXBertError) else f"{type(error).__name__}: "
-            reason = str(error).partition("; fix:")[0].replace("\n  ", ", ").replace(f"{directory}/", "")
-            failed[name] = printable(f"{kind}{reason}".replace(f"{directory}: ", ""), 300)
+            failed[name] = reason(error, directory)
     return Usage(tuple(ran), failed)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from converter.parity.files import write_reports
-from mlxbert.errors import MLXBertError, printable
+from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.manifest import manifest_problems
 from mlxbert.home import expand_home
 
@@ -206,8 +206,7 @@ def _compared_head(
     try:
         written_model(directory, hf_config, choice)
     except MLXBertError as error:  # the encoder is compared all the same
-        why = str(error).replace("\n  ", ", ").replace("; fix:", ":").removeprefix(f"{directory}: ")
-        return None, Part(OWN_HEAD, False, why)
+        return None, Part(OWN_HEAD, False, reason(error, directory))
     beside = [name for name in read_head_tensors(directory) if not name.startswith(HEAD_CLASSES[choice.name])]
     if beside:
         return choice, Part("other head tensors", False, f"{choice.name} has no use for {', '.join(beside[:3])}")

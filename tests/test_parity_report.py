@@ -73,7 +73,7 @@ def report(**changed: Point) -> ParityReport:
         probes=("random ids, length 7 (2 × 7)",),
         environment={"mlx": "0.32", "torch": "2.13", "transformers": "5", "device": "cpu", "platform": "Linux x86_64"},
         points=tuple(points.values()),
-        scope=(Part("encoder", True, "with PyTorch's BertModel"), Part("pooler", True, "with PyTorch's")),
+        scope=(Part("encoder", True, "with PyTorch's BertModel"), Part("pooler", True, "with PyTorch's pooler")),
     )
 
 
@@ -253,7 +253,7 @@ def test_a_quantization_says_that_the_mapping_is_proven_and_what_the_bits_cost()
     assert lines[0].startswith("PASS  mapping proven, float32 before packing: the same as org/bert: encoder, pooler (")
     assert lines[1] == (
         "COST  4bit, 4.50 bits a weight: on everyday cosine 0.9600 (smallest 0.9300), rank correlation 0.9500; within "
-        "the limits of 4bit (mean 0.93, 0.88, 0.92)"
+        "the limits of 4bit (mean 0.93, smallest 0.88, rank 0.92)"
     )
     assert packed().verdict == "VERIFIED before packing: encoder, pooler; the cost is within the limits of 4bit"
     costly, broken = packed(cosine=0.9), packed(error=1.39)

@@ -152,7 +152,7 @@ def _scope(
     names = {point.name for point in points if point.gate == MAPPING}
     parts = [Part(ENCODER, True, f"with PyTorch's {class_name}")]
     if "pooler" in names:
-        parts.append(Part(POOLER, True, "with PyTorch's"))
+        parts.append(Part(POOLER, True, "with PyTorch's pooler"))
     if any(name.startswith(LOGITS) for name in names):
         parts.append(Part(TRAINED_HEAD if trained else OWN_HEAD, True, f"its logits, as {class_name}"))
     if sentences is not None and SENTENCE in names:

@@ -24,7 +24,7 @@ from converter.parity.own_head import (
 )
 from converter.parity.probes import Probe
 from converter.parity.torch_settings import full_float32, quiet_transformers
-from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.errors import MLXBertError, first_ten, reason
 from mlxbert.pretrained.head_class import HeadClassError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
     try:
         choice = head_choice(source)
     except HeadClassError as error:
-        return replace(_build(source, weights, notes), left_out=str(error).partition("; fix:")[0])
+        return replace(_build(source, weights, notes), left_out=reason(error))
     if choice is None:
         return _build(source, weights, notes)
     pooler = None
@@ -156,8 +156,8 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
     try:
         reference = _build(source, weights, (*notes, *filter(None, [choice.note])), class_name=choice.name)
     except ReferenceModelError as error:
-        reason = str(error).replace("\n  ", ", ").removeprefix(f"{source.location}: ").replace("; fix:", ":")
-        return replace(_build(source, weights, notes), left_out=f"as {choice.name}, {reason}")
+        left_out = f"as {choice.name}, {reason(error, source.location)}"
+        return replace(_build(source, weights, notes), left_out=left_out)
     if pooler is None:
         return reference
     reference.model.base_model.pooler = pooler

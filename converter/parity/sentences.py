@@ -19,7 +19,7 @@ import numpy as np
 from converter.parity.probes import SENTENCES, Probe
 from converter.parity.report import CUMULATIVE, MAPPING, PIPELINE, PRECISION, SENTENCE, Part
 from converter.parity.torch_settings import full_float32, quiet_transformers
-from mlxbert.errors import MLXBertError, printable
+from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.reading import parse_json, read_json
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def compare_sentences(
         exact = _encoder(directory, float32)
         expected, how = _expected(source, reference, exact)
     except MLXBertError as error:
-        return Part(PIPELINE, False, printable(str(error).partition("; fix:")[0], 300))
+        return Part(PIPELINE, False, reason(error, directory))
     begin = time.perf_counter()
     ours = _encoded(exact)
     seconds = time.perf_counter() - begin

@@ -20,7 +20,7 @@ from converter.parity.report import (
 from converter.publishing.errors import PublishError
 from converter.publishing.leaks import leaks
 from mlxbert.checkpoint import CheckpointError, read_config
-from mlxbert.errors import first_ten
+from mlxbert.errors import first_ten, reason
 from mlxbert.files.manifest import NAME, manifest_problems, read_manifest
 from mlxbert.files.output_file import FileRecord
 from mlxbert.home import expand_home
@@ -123,13 +123,12 @@ def _parity(
     except NotComparedError:
         return None, _NEVER_COMPARED
     except ReportError as error:
-        why = str(error).removeprefix(f"{path}/").partition("; fix:")[0]
-        return None, f"its comparison with PyTorch cannot be read ({why})"
+        return None, f"its comparison with PyTorch cannot be read ({reason(error, path)})"
     if report is None:
         return None, _NEVER_COMPARED
     if not report.passed:
-        reason = report.failures[0] if report.failures else "a gate compared nothing"
-        return report, f"its comparison with PyTorch FAILED ({reason})"
+        first = report.failures[0] if report.failures else "a gate compared nothing"
+        return report, f"its comparison with PyTorch FAILED ({first})"
     if (left_out := _incomplete(report, records, block)) is not None:
         return report, left_out
     if report.provenance.own_export:

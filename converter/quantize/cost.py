@@ -199,7 +199,8 @@ class QuantizationReport:
             return f"{self.recipe}: not measured"
         rank = "" if worst.rank_correlation is None else f", rank correlation {worst.rank_correlation:.4f}"
         within = "beyond" if self.failures else "within"
-        asked = f"mean {self.limits.cosine_mean:g}, {self.limits.cosine_min:g}, {self.limits.rank_correlation:g}"
+        limits = self.limits
+        asked = f"mean {limits.cosine_mean:g}, smallest {limits.cosine_min:g}, rank {limits.rank_correlation:g}"
         return (
             f"{self.recipe}, {self.bits_per_weight:.2f} bits a weight: on {worst.text} cosine {worst.cosine_mean:.4f} "
             f"(smallest {worst.cosine_min:.4f}){rank}; {within} the limits of {self.limits.name} ({asked})"
