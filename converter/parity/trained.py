@@ -1,13 +1,17 @@
 """A model that mlxbert fine-tuned, against its own export to PyTorch.
 
 Its weights are in no PyTorch checkpoint, so the reference is what `mlxbert-export` writes of it: transformers' own
-encoder, and the head in torch as `converter/run_export/inference.py` computes it, which shares no code with `heads/`.
+encoder, and the head in torch as the shipped `inference.py` computes it, which shares no code with `heads/`.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -81,11 +85,13 @@ class ExportedReference:
     """The exported model in PyTorch.
 
     Attributes:
-        member: `converter.run_export.inference.Member`.
+        script: the module that an export ships, `inference.py`.
+        member: its `Member`.
         head: the MLX head, for what it reads beside the text.
         class_name: the transformers class that it was exported as, and its head.
     """
 
+    script: ModuleType
     member: Any
     head: Any
     class_name: str
@@ -96,8 +102,6 @@ class ExportedReference:
         """Every hidden state, the pooler's output, the logits and the predictions for one batch."""
         import torch
 
-        from converter.run_export.inference import decide, outcome
-
         batch = {
             name: torch.from_numpy(getattr(probe, name)) for name in ("input_ids", "attention_mask", "token_type_ids")
         }
@@ -106,7 +110,7 @@ class ExportedReference:
             encoded = self.member.model.base_model(**batch, output_hidden_states=True)
             logits = self.member.logits(batch, extra_inputs(self.head, probe)).double().numpy()
         thresholds = np.asarray(settings.get("thresholds", [0.5]))
-        made = decide(settings, outcome(settings, logits), thresholds)
+        made = self.script.decide(settings, self.script.outcome(settings, logits), thresholds)
         values = made.probabilities if made.values is None else made.values
         assert values is not None
         found = {} if is_folded(settings) else {"logits": logits.astype(np.float32)}
@@ -131,7 +135,6 @@ def build_exported(directory: Path, scratch: Path) -> tuple[ExportedReference, b
     require_torch()
     import torch
 
-    from converter.run_export.inference import Member
     from converter.run_export.member import SEQUENCE, read_member, write_member
     from mlxbert.files.output_directory import OutputDirectory
 
@@ -144,5 +147,21 @@ def build_exported(directory: Path, scratch: Path) -> tuple[ExportedReference, b
         else f"{member.class_name} with a {member.head['name']} head"
     )
     with full_float32():
-        exported = Member(scratch / "export", torch.device("cpu"))
-    return ExportedReference(exported, member.model.head, name), is_folded(member.head)
+        script = shipped_script()
+        exported = script.Member(scratch / "export", torch.device("cpu"))
+    return ExportedReference(script, exported, member.model.head, name), is_folded(member.head)
+
+
+@cache
+def shipped_script() -> ModuleType:
+    """The script that an export ships, run from its file as its user runs it: nothing of ours is imported by it."""
+    from converter.run_export.directory import SCRIPT
+
+    file = Path(__file__).parent.parent / "run_export" / SCRIPT
+    spec = importlib.util.spec_from_file_location("mlxbert_exported", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
