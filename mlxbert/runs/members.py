@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +16,10 @@ import numpy as np
 from heads.base import Head
 from mlxbert.checkpoint import load_core
 from mlxbert.dropout_mode import set_dropout
-from mlxbert.files.output_file import fsync_directory, write_errors
+from mlxbert.files.array_file import array_file_bytes, read_array_file
+from mlxbert.files.output_file import fsync_directory, replace_file, write_errors
 from mlxbert.quantization.packed import refuse_training
-from mlxbert.runs.files import RunError, RunFiles
+from mlxbert.runs.files import GO_ON, RunError, RunFiles
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
@@ -146,17 +145,10 @@ def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:
     arrays |= {"step": np.array(outcome.step), "epoch": np.array(outcome.epoch)}
     if outcome.predictions.thresholds is not None:
         arrays["thresholds"] = outcome.predictions.thresholds
-    temporary = file.with_name(f".{file.name}")
-    with write_errors(file, sum(array.nbytes for array in arrays.values()), fix="free some space and resume the run"):
+    data = array_file_bytes(arrays)
+    with write_errors(file, len(data), fix=GO_ON):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as out:
-                np.savez(out, **arrays)  # type: ignore[arg-type]
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(file, data)
         fsync_directory(file.parent)
 
 
@@ -176,19 +168,31 @@ class HeldOutRows:
     epoch: float
 
 
-def held_out(files: RunFiles, member: Member, task: str) -> HeldOutRows:
-    """Read what `train_members` left.
+def held_out(files: RunFiles, member: Member, task: str, rows: np.ndarray, shape: tuple[int, ...]) -> HeldOutRows:
+    """Read what `train_members` left of a model.
+
+    Args:
+        files: of the run.
+        member: which model.
+        task: the competition type.
+        rows: (n,) that its fold held out.
+        shape: of its predictions for them: (n,), (n, classes) or (n, targets).
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is damaged, or of other rows.
     """
     file = files.logits(member.name)
-    try:
-        with np.load(file, allow_pickle=False) as held:
-            thresholds = held["thresholds"] if "thresholds" in held.files else None
-            predictions = Predictions(task, held["values"], thresholds)
-            return HeldOutRows(held["rows"], predictions, int(held["step"]), float(held["epoch"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"{file} is damaged ({error}); fix: delete {files.member(member.name)} and resume the run"
-        ) from error
+    fix = f"fix: delete {files.member(member.name)} and resume the run"
+    arrays = read_array_file(file, RunError, fix=fix)
+    if arrays is None:
+        raise RunError(f"{file} is not there; {fix}")
+    expected = {"rows": rows.shape, "values": shape, "step": (), "epoch": ()}
+    if "thresholds" in arrays:
+        expected["thresholds"] = shape
+    found = {name: arrays[name].shape if name in arrays else None for name in expected}
+    if found != expected:
+        raise RunError(f"{file} is damaged (its arrays have the shapes {found}, expected {expected}); {fix}")
+    if not np.array_equal(arrays["rows"], rows) or not np.isfinite(arrays["values"]).all():
+        raise RunError(f"{file} is damaged (it is of other rows, or not finite); {fix}")
+    predictions = Predictions(task, arrays["values"], arrays.get("thresholds"))
+    return HeldOutRows(rows, predictions, int(arrays["step"]), float(arrays["epoch"]))

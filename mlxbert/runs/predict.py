@@ -178,7 +178,7 @@ def write_submission(
     form = run.submission(values)
     check_average(how, form)
     if isinstance(run, Blend):
-        check_average(str(run.info["average"]), form)
+        check_average(run.record.average, form)
     target = expand_home(out)
     if target.is_dir():
         raise RunError(f"{target} is a directory; fix: give the name of a file with -o")
