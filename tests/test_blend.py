@@ -145,7 +145,7 @@ def test_labels_that_look_like_numbers_are_words(tmp_path: Path) -> None:
     task = InferredTask("multiclass", "as asked for", ("code",), ("007", "1e3", "7"), 1, 3, 0)
     table = pd.DataFrame({"row": range(3), "target:code": ["7", "007", "1e3"], "label": ["007", "7", "7"]})
     info = json.loads((report_samples.write_run(tmp_path / "run", "multiclass") / "run.json").read_text())
-    run = Run(tmp_path, RunRecord.of({**info, "task": asdict(task)}))
+    run = Run(tmp_path, RunRecord.of(json.loads(json.dumps({**info, "task": asdict(task)}))))
     write_csv(run.files.oof, table)
     read = run.oof()
     pd.testing.assert_frame_equal(read, table, check_dtype=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,20 +43,22 @@ def train_members(
     settings: RunSettings,
     config: TrainingConfig,
     callbacks: Sequence[Callback],
-) -> None:
-    """Train what is not finished yet.
+) -> float:
+    """Train what is not finished yet; return the seconds that earlier sittings spent on these models.
 
     Raises:
         TrainingInterrupted: Ctrl-C; what is trained so far is in `files.best_so_far`.
         MLXBertError: as `Trainer` raises.
     """
+    before = 0.0
     for member in members_of(config, len(prepared.folds)):
         state = files.resume / member.name
         if not files.is_done(member.name):
-            _train(files, member, state, prepared, settings, config, callbacks)
+            before += _train(files, member, state, prepared, settings, config, callbacks)
             # A trainer and its compiled step refer to each other: without this its weights wait for the next one's.
             gc.collect()
         shutil.rmtree(state, ignore_errors=True)
+    return before
 
 
 def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> None:
@@ -109,8 +110,8 @@ def _train(
     settings: RunSettings,
     config: TrainingConfig,
     callbacks: Sequence[Callback],
-) -> None:
-    started = time.monotonic()
+) -> float:
+    """Train one model; return the seconds that earlier sittings spent on it."""
     model = new_model(prepared, settings, config, member)
     trainer = Trainer(
         model,
@@ -123,6 +124,7 @@ def _train(
         directory=state,
         callbacks=callbacks,
     )
+    before = trainer.position.seconds
     try:
         outcome = trainer.fit()
     except TrainingInterrupted:
@@ -133,11 +135,12 @@ def _train(
     Callbacks(callbacks).on_member_end(
         MemberEvent(
             *(member.name, member.seed, member.fold, outcome.epoch, outcome.step),
-            *(outcome.metrics, time.monotonic() - started, outcome.note),
+            *(outcome.metrics, trainer.seconds, outcome.note),
         )
     )
     # Last of all: with these the model is finished (`RunFiles.is_done`), and whoever was to be told has been told.
     _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome)
+    return before
 
 
 def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:

@@ -15,7 +15,7 @@ from mlxbert.runs.finish import finish
 from mlxbert.runs.frames import read_frame
 from mlxbert.runs.info import check_same, going_on, new_record
 from mlxbert.runs.members import check_models, train_members
-from mlxbert.runs.metrics_log import MetricsLog
+from mlxbert.runs.metrics_log import MetricsLog, read_log
 from mlxbert.runs.place import empty
 from mlxbert.runs.prepare import prepare
 from mlxbert.runs.progress import ProgressBar
@@ -25,7 +25,7 @@ from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import submission_form
 from mlxbert.runs.trackers import tracker
-from mlxbert.training.callbacks import Callback, Callbacks
+from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.outcome import TrainingInterrupted
 
@@ -85,8 +85,9 @@ def run_session(
     everyone.on_run_start(dict(run.values))
     scores = None
     try:
-        train_members(files, prepared, settings, config, everyone.several)
-        scores = finish(files, prepared, settings, config, time.monotonic() - started)
+        earlier = _seconds_of_finished(files, run)
+        earlier += train_members(files, prepared, settings, config, everyone.several)
+        scores = finish(files, prepared, settings, config, earlier + time.monotonic() - started)
     except (TrainingInterrupted, KeyboardInterrupt) as error:
         raise TrainingInterrupted(_interrupted(files, run, error)) from error
     except WriteError as error:
@@ -94,6 +95,14 @@ def run_session(
     finally:
         everyone.on_run_end(scores)
     return Run.open(files.root)
+
+
+def _seconds_of_finished(files: RunFiles, run: RunRecord) -> float:
+    """The seconds that earlier sittings spent on the models that are finished already."""
+    log = read_log(files.log)
+    events = () if log is None else (line.event for line in log.lines)
+    seconds = {event.member: event.seconds for event in events if isinstance(event, MemberEvent)}
+    return sum(seconds.get(name, 0.0) for name in run.members if files.is_done(name))
 
 
 def _begin(files: RunFiles, run: RunRecord, overwrite: bool, sources: Sequence[Any]) -> None:
