@@ -1,19 +1,14 @@
-"""Files of a run that are damaged or hostile: every command that reads them ends well, or in one line and exit code 2."""
+"""Files of a run that are damaged or hostile: commands that read them end well, or in one line with exit code 2."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import shutil
-import socket
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
@@ -26,7 +21,20 @@ from mlxbert.training.callbacks import Callback, StepEvent
 from mlxbert.training.outcome import TrainingInterrupted
 from tests.run_samples import QUICK, options, sample
 
-WRONG: tuple[Any, ...] = (None, True, -1, 10**30, 1.5, float("nan"), "x\x1b]0;title\x07", [], {}, [[]], [{}], {"a": {}})
+WRONG: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    10**30,
+    1.5,
+    float("nan"),
+    "x\x1b]0;title\x07",
+    [],
+    {},
+    [[]],
+    [{}],
+    {"a": {}},
+)
 
 
 class Stop(Callback):

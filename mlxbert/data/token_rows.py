@@ -17,8 +17,8 @@ import numpy as np
 import tokenizers
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.array_file import array_file_bytes, read_array_file
-from mlxbert.files.output_file import replace_file
+from mlxbert.files.array_file import read_array_file
+from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_json
 from mlxbert.tokenization import Tokenizer, TokenizerError
 from mlxbert.tokenization.truncation import warn_of_truncation
@@ -206,13 +206,12 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
 
 def _write(file: Path, key: str, rows: TokenRows) -> None:
     """Write the cache file whole or not at all; without it the run goes on."""
-    arrays = {"ids": rows.ids, "type_ids": rows.type_ids, "starts": rows.starts}
-    arrays |= {"counts": np.array([rows.cut, rows.longest]), "key": np.array(key)}
+    counts = np.array([rows.cut, rows.longest])
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, array_file_bytes(arrays))
-    except OSError as error:
-        _warn(f"{file} cannot be written ({error.strerror or error}); the next run tokenizes again")
+        with replacing(file, fix="the next run tokenizes again", follow_links=False) as out:
+            np.savez(out, ids=rows.ids, type_ids=rows.type_ids, starts=rows.starts, counts=counts, key=key)
+    except WriteError as error:
+        _warn(str(error))
 
 
 def _warn(message: str) -> None:

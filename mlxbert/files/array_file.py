@@ -7,7 +7,6 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +34,8 @@ _DAMAGE = (
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-def array_file_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return the content of a file that `read_array_file` reads: numbers and texts, by name."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
 def read_array_file(file: Path, error: type[MLXBertError], *, fix: str) -> dict[str, np.ndarray] | None:
-    """Return the arrays in a file, by name; None when there is no such file.
+    """Return the arrays that `numpy.savez` wrote to a file, by name; None when there is no such file.
 
     Takes no more memory than twice the file: compressed entries, pickles and sizes that the file does not have are
     refused.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.output_file import replace_file, write_errors
+from mlxbert.files.output_file import replace_file
 
 GO_ON = "free some space and resume the run"
 
@@ -112,9 +112,7 @@ def write_json(file: Path, value: Any, *, fix: str = GO_ON) -> None:
     """
     # A lone surrogate, which JSON can hold and UTF-8 cannot, is written as JSON's own escape.
     data = (json.dumps(without_nan(value), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    with write_errors(file, len(data), fix=fix):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, data)
+    replace_file(file, data, fix=fix, follow_links=False)
 
 
 def without_nan(value: Any) -> Any:

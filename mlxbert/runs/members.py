@@ -15,8 +15,8 @@ import numpy as np
 from heads.base import Head
 from mlxbert.checkpoint import load_core
 from mlxbert.dropout_mode import set_dropout
-from mlxbert.files.array_file import array_file_bytes, read_array_file
-from mlxbert.files.output_file import fsync_directory, replace_file, write_errors
+from mlxbert.files.array_file import read_array_file
+from mlxbert.files.output_file import replacing
 from mlxbert.quantization.packed import refuse_training
 from mlxbert.runs.files import GO_ON, RunError, RunFiles
 from mlxbert.runs.prepare import Prepared
@@ -148,11 +148,9 @@ def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:
     arrays |= {"step": np.array(outcome.step), "epoch": np.array(outcome.epoch)}
     if outcome.predictions.thresholds is not None:
         arrays["thresholds"] = outcome.predictions.thresholds
-    data = array_file_bytes(arrays)
-    with write_errors(file, len(data), fix=GO_ON):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, data)
-        fsync_directory(file.parent)
+    needed = sum(array.nbytes for array in arrays.values())
+    with replacing(file, needed=needed, fix=GO_ON, follow_links=False) as out:
+        np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)

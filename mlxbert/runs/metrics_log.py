@@ -91,8 +91,7 @@ class MetricsLog(Callback):
             return not isinstance(event, MemberEvent) and event.step <= done
 
         data = "".join(_line(line.values) for line in log.lines if stays(line.event)).encode("utf-8")
-        with write_errors(self.file, len(data), fix=GO_ON):
-            replace_file(self.file, data)
+        replace_file(self.file, data, fix=GO_ON, follow_links=False)
 
     def on_step(self, event: StepEvent) -> None:
         self._append(event)

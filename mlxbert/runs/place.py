@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from mlxbert.files.output_file import WriteError, write_errors
+from mlxbert.files.output_file import TEMPORARY, WriteError, write_errors
 from mlxbert.files.recovery import target_lock
 from mlxbert.home import expand_home
 from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.runs.record import INFO, read_values
 from mlxbert.runs.trackers import TRACKERS
-
-# What `replace_file` leaves where it is killed.
-_LEFT = re.compile(r"\..+\.\d+\.tmp")
 
 
 def new_directory(out: str | Path, overwrite: bool) -> Path:
@@ -30,7 +26,7 @@ def new_directory(out: str | Path, overwrite: bool) -> Path:
     root = expand_home(out)
     if root.exists() and not root.is_dir():
         raise RunError(f"{root} is a file; fix: give another directory with -o")
-    if not root.is_dir() or all(_LEFT.fullmatch(path.name) for path in root.iterdir()):
+    if not root.is_dir() or all(TEMPORARY.fullmatch(path.name) for path in root.iterdir()):
         return root
     if not os.path.lexists(root / INFO):
         raise RunError(f"{root} is not empty, and no run; fix: give another directory with -o")
@@ -101,7 +97,7 @@ def check_own(path: Path, *, inside: bool = True) -> None:
 def delete_leftovers(root: Path) -> None:
     """Delete files that a killed process had half written."""
     for folder in (root, *(path for part in ("members", "resume", "logits") for path in root.glob(f"{part}/**/"))):
-        for path in [path for path in folder.iterdir() if _LEFT.fullmatch(path.name)] if folder.is_dir() else ():
+        for path in [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)] if folder.is_dir() else ():
             path.unlink(missing_ok=True)
 
 
