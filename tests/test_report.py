@@ -336,12 +336,16 @@ class TestHostile:
         assert [row[0] for row in page.tables["outcomes"][1:]] == [HOSTILE, "ok", "$_{"]
 
     @pytest.mark.usefixtures("undrawn")
-    def test_a_lone_surrogate_and_a_nul_do_no_harm(self, tmp_path: Path) -> None:
+    def test_a_nul_does_no_harm_and_a_lone_surrogate_is_no_text(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "run", "binary", finished=1)
         info = json.loads((run / "run.json").read_text())
-        info["competition"] = "\ud800 \u0000 <i>"
+        info["competition"] = "\u0000 <i>"
         (run / "run.json").write_text(json.dumps(info))
         assert "<i>" in page_of(write_report(run).parent).text
+        info["competition"] = "\ud800 <i>"
+        (run / "run.json").write_text(json.dumps(info))
+        with pytest.raises(RunError, match=r'competition must be a text or null, found "\\ud800 <i>"; fix: restore'):
+            write_report(run)
 
     @pytest.mark.usefixtures("undrawn")
     def test_a_text_longer_than_csv_allows_is_cut_and_says_so(self, tmp_path: Path) -> None:

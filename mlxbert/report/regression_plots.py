@@ -29,8 +29,8 @@ def number_plots(made: NumberPredictions) -> list[Plot]:
         for name, (truth, prediction) in columns.items()
         if present[name].any()
     }
-    if not columns:
-        return []
+    if not columns or all(len(truth) < 2 for truth, _ in columns.values()):
+        return []  # one point: `tables.point_tables` has it
     note = "" if made.origins is not None or len(columns) == len(made.names) else f" {len(columns)} of the targets."
     sampled = max(len(truth) for truth, _ in columns.values()) > MOST_POINTS
     points = f" {MOST_POINTS:,} of the rows are drawn, evenly chosen." if sampled else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from heads.labels import Label
@@ -107,9 +107,16 @@ class RunSettings:
             "head": {name: list(one) if isinstance(one, tuple) else one for name, one in self.head.items()},
         }
 
-    def with_text(self, text: RowText) -> Self:
-        """With the text that `text=None` came to."""
-        return replace(self, text=text)
+
+def competition_numbers(competition: Competition) -> dict[str, Any]:
+    """Return the fields of `TrainingConfig` that a ready configuration brings."""
+    return {
+        "metric": competition.metric,
+        "folds": competition.folds,
+        "fold_kind": competition.fold_kind,
+        "pooling": competition.pooling,
+        **competition.training,
+    }
 
 
 def as_columns(value: str | Sequence[str] | None) -> tuple[str, ...]:
