@@ -75,6 +75,11 @@ def _draw_confusion(figure: Any, theme: Theme, matrix: np.ndarray, support: np.n
     axes.tick_params(which="minor", length=0)
     length = 14 if len(names) <= MOST_NUMBERS else 18
     ticks, labels = range(len(names)), [short(name, length) for name in names]
+    if len(set(labels)) < len(labels):  # names that begin alike differ at their ends
+        labels = [
+            label if len(name) <= length else f"{label[: length // 2 - 1]}…{short(name, len(name))[-length // 2 :]}"
+            for name, label in zip(names, labels, strict=True)
+        ]
     turn = 90 if len(names) > MOST_NUMBERS else 35 if max(map(len, labels)) > 5 else 0
     axes.set_xticks(ticks, labels, rotation=turn, ha="right" if turn == 35 else "center")
     axes.set_yticks(ticks, labels)

@@ -133,12 +133,12 @@ def _tiles(run: ReportedRun) -> list[tuple[str, str, str]]:
         unit = "forecasts" if run.task == "time_series" else "rows"
         rows = f"{len(run.oof.lines):,} {unit}" if run.oof is not None else f"all {unit}"
         tiles.append((name, column([scores.pooled[run.metric]])[0], f"pooled: {rows}, out of fold"))
-    spread = None if scores is None else scores.spread.get(run.metric)
+    spread = scores.spread.get(run.metric) if scores is not None and len(scores.members) > 1 else None
     if spread is not None:
         mean, deviation = column([spread.mean, spread.std])
-        members = "1 member" if len(own) == 1 else f"{len(own)} members"
-        tiles.append((f"{name} per member", f"{mean} ± {deviation}", f"mean ± standard deviation of {members}"))
-    elif own:
+        words = f"mean ± standard deviation of {len(own)} members"
+        tiles.append((f"{name} per member", f"{mean} ± {deviation}", words))
+    elif own and scores is None:
         words = "the finished member" if len(own) == 1 else f"{len(own)} finished members, lowest and highest"
         values = column([min(own), max(own)] if len(own) > 1 else own)
         tiles.append((f"{name} so far", " to ".join(values), words))

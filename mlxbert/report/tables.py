@@ -86,8 +86,9 @@ def _summaries(run: ReportedRun) -> Iterator[tuple[str, Mapping[str, float], int
     scores = run.scores
     if scores is None:
         return
+    spread_of = scores.spread if len(scores.members) > 1 else {}  # one member has no spread
     for name, key in (("mean", "mean"), ("standard deviation", "std"), ("lowest", "low"), ("highest", "high")):
-        values = {metric: getattr(spread, key) for metric, spread in scores.spread.items()}
+        values = {metric: getattr(spread, key) for metric, spread in spread_of.items()}
         if values:
             yield name, values, None
     yield "pooled", scores.pooled, None if run.oof is None else len(run.oof.lines)
