@@ -11,6 +11,7 @@ import socket
 import unicodedata
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,13 @@ def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     shutil.copytree(tmp_path / "copy", made)
 
 
+@pytest.fixture
+def undamaged(made: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """`made` itself, for commands that refuse: what a test changes, it puts back."""
+    monkeypatch.setattr(mlxbert.report.page, "render", lambda plot, theme: b"a picture")
+    return Runs(made)
+
+
 def invoke(command: Any, arguments: list[Any]) -> Result:
     return CliRunner().invoke(command, [str(one) for one in arguments])
 
@@ -169,43 +177,43 @@ def test_json_of_a_run_with_values_of_other_types(runs: Runs, tmp_path: Path) ->
     assert refused > 20
 
 
-@pytest.mark.parametrize(
-    ("path", "new", "message"),
-    [
-        (("task", "target"), 5, "task.target must be a list of texts, found 5"),
-        (("task", "target", 0), None, "task.target[0] must be a text, found null"),
-        (
-            ("task", "classes", 1),
-            {},
-            "task.classes[1] must be a text or a whole number or a number or true or false",
-        ),
-        (("task", "task"), "binry", "task.task 'binry' is none of binary, multiclass"),
-        (("data", "kinds", "text"), "words", "data.kinds.text must be one of text, number, boolean, native, found"),
-        (("data", "max_length"), True, "data.max_length must be a whole number, found true"),
-        (("data", "text", "first"), {}, "data.text.first must be a text or a list of texts, found an object"),
-        (("data", "text", "first"), [], "data.text: the text () names no column"),
-        (("config", "epochs"), 0, "config: epochs must be a whole number from 1, not 0"),
-        (("config", "seeds"), None, "config.seeds must be a list of whole numbers, found null"),
-        (("settings", "head"), [], "settings.head must be an object, found a list of 0"),
-        (("folds", "count"), 10**30, "folds.count must be a whole number, found 1000000000000"),
-        (("members",), ["../finished"], "members: '../finished' is not the name of a folder of the run"),
-        (("submission", "values"), "label", "submission.values must be one of labels, probabilities, values, found"),
-        (("environment",), "x\x1b[2J", r'environment must be an object, found "x\u001b[2J"'),
-        (("resumed",), [{"at": 5}], "resumed[0].at must be a text, found 5"),
-    ],
+WRONG_FIELDS: tuple[tuple[tuple[Any, ...], Any, str], ...] = (
+    (("task", "target"), 5, "task.target must be a list of texts, found 5"),
+    (("task", "target", 0), None, "task.target[0] must be a text, found null"),
+    (
+        ("task", "classes", 1),
+        {},
+        "task.classes[1] must be a text or a whole number or a number or true or false",
+    ),
+    (("task", "task"), "binry", "task.task 'binry' is none of binary, multiclass"),
+    (("data", "kinds", "text"), "words", "data.kinds.text must be one of text, number, boolean, native, found"),
+    (("data", "max_length"), True, "data.max_length must be a whole number, found true"),
+    (("data", "text", "first"), {}, "data.text.first must be a text or a list of texts, found an object"),
+    (("data", "text", "first"), [], "data.text: the text () names no column"),
+    (("config", "epochs"), 0, "config: epochs must be a whole number from 1, not 0"),
+    (("config", "seeds"), None, "config.seeds must be a list of whole numbers, found null"),
+    (("settings", "head"), [], "settings.head must be an object, found a list of 0"),
+    (("folds", "count"), 10**30, "folds.count must be a whole number, found 1000000000000"),
+    (("members",), ["../finished"], "members: '../finished' is not the name of a folder of the run"),
+    (("submission", "values"), "label", "submission.values must be one of labels, probabilities, values, found"),
+    (("environment",), "x\x1b[2J", r'environment must be an object, found "x\u001b[2J"'),
+    (("resumed",), [{"at": 5}], "resumed[0].at must be a text, found 5"),
 )
+
+
 @pytest.mark.parametrize("command", ["report", "predict", "export", "resume finished"])
-def test_a_wrong_field_of_run_json_is_named(
-    runs: Runs, tmp_path: Path, command: str, path: tuple[Any, ...], new: Any, message: str
-) -> None:
-    file = runs.root / "finished/run.json"
-    file.write_text(json.dumps(replaced(json.loads(file.read_text()), path, new)))
-    result = invoke(*runs.commands(tmp_path)[command])
-    assert result.exit_code == 2
-    assert complaint(result) is None
-    (line,) = result.output.splitlines()
-    assert f"error: {file}: {message}" in line
-    assert line.endswith("; fix: restore the file from a copy of the run, or train again")
+def test_a_wrong_field_of_run_json_is_named(undamaged: Runs, tmp_path: Path, command: str) -> None:
+    file = undamaged.root / "finished/run.json"
+    content = file.read_bytes()
+    for path, new, message in WRONG_FIELDS:
+        file.write_text(json.dumps(replaced(json.loads(content), path, new)))
+        result = invoke(*undamaged.commands(tmp_path)[command])
+        file.write_bytes(content)
+        assert result.exit_code == 2
+        assert complaint(result) is None
+        line = result.output.splitlines()[-1]
+        assert f"error: {file}: {message}" in line
+        assert line.endswith("; fix: restore the file from a copy of the run, or train again")
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -288,27 +296,67 @@ def test_logits_of_other_rows_or_another_shape(runs: Runs, tmp_path: Path) -> No
         assert result.output.endswith(f"; {fix}\n")
 
 
-LINKED = ("members", "logits", "resume", "metrics.jsonl", "oof.csv", "run.json", "logits/.x.npz", "members/x", "plots")
+@contextmanager
+def set_aside(path: Path) -> Iterator[None]:
+    """Put something else at `path` inside; what was there is there again afterwards."""
+    there = os.path.lexists(path)
+    aside = path.with_name(f"{path.name}-aside")
+    if there:
+        path.rename(aside)
+    try:
+        yield
+    finally:
+        path.unlink()
+        if there:
+            aside.rename(path)
 
 
-@pytest.mark.parametrize("name", LINKED)
-def test_a_link_in_a_run_leads_no_writing_outside(runs: Runs, tmp_path: Path, name: str) -> None:
-    path, outside = runs.root / "stopped" / name, tmp_path / "outside"
-    if path.exists():
-        path.rename(outside)
-    elif path.suffix:
-        outside.write_text("private")
+def make_outside(path: Path, name: str) -> dict[str, bytes]:
+    """A file, or a folder with a file of a name that a run deletes; its content."""
+    if "." in name:
+        path.write_text(mlxbert.report.page.MARK)
     else:
-        outside.mkdir()
-        (outside / "kept-9.safetensors").write_text("private")
-    path.symlink_to(outside)
-    before = contents(outside)
-    result = invoke(*runs.commands(tmp_path)["resume"])
+        path.mkdir()
+        (path / "kept-9.safetensors").write_text("private")
+    return contents(path)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {str(file): file.read_bytes() for file in files}
+
+
+REFUSED_LINK = "is a link, and a run writes only to files and folders of its own; fix: delete it, or put there what it"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["members", "logits", "resume", "metrics.jsonl", "oof.csv", "run.json", "logits/.x.npz", "members/x", "plots"],
+)
+def test_resuming_writes_through_no_link(undamaged: Runs, tmp_path: Path, name: str) -> None:
+    path, outside = undamaged.root / "stopped" / name, tmp_path / "outside"
+    before = make_outside(outside, name)
+    with set_aside(path):
+        path.symlink_to(outside)
+        if name == "run.json":
+            outside.write_bytes(path.with_name("run.json-aside").read_bytes())
+            before = contents(outside)
+        result = invoke(*undamaged.commands(tmp_path)["resume"])
     assert result.exit_code == 2
-    assert result.output == (
-        f"mlxbert: error: {path} is a link, and a run writes only to files and folders of its own; "
-        "fix: delete it, or put there what it leads to\n"
-    )
+    assert result.output.startswith(f"mlxbert: error: {path} {REFUSED_LINK}")
+    assert contents(outside) == before
+
+
+@pytest.mark.parametrize("name", ["plots", "report.html", "plots/loss.png"])
+def test_a_report_writes_through_no_link(undamaged: Runs, tmp_path: Path, name: str) -> None:
+    path, outside = undamaged.root / "other" / name, tmp_path / "outside"
+    path.parent.mkdir(exist_ok=True)
+    before = make_outside(outside, name)
+    with set_aside(path):
+        path.symlink_to(outside)
+        result = invoke(mlxbert.cli.main, ["report", undamaged.root / "other"])
+    assert result.exit_code == 2
+    assert f"error: {path} {REFUSED_LINK}" in result.output
     assert contents(outside) == before
 
 
@@ -319,43 +367,21 @@ def test_the_directory_of_a_run_may_be_a_link(runs: Runs, tmp_path: Path) -> Non
     assert (runs.root / "stopped/scores.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["plots", "report.html", "plots/loss.png"])
-def test_a_report_writes_through_no_link(runs: Runs, tmp_path: Path, name: str) -> None:
-    path, outside = runs.root / "finished" / name, tmp_path / "outside"
-    path.parent.mkdir(exist_ok=True)
-    outside.write_text(mlxbert.report.page.MARK) if path.suffix else outside.mkdir()
-    path.symlink_to(outside)
-    before = contents(outside)
-    result = invoke(mlxbert.cli.main, ["report", runs.root / "finished"])
-    assert result.exit_code == 2
-    assert f"error: {path} is a link, and a run writes only to" in result.output
-    assert contents(outside) == before
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return {str(file): file.read_bytes() for file in files}
-
-
 def make_special(path: Path, kind: str) -> None:
-    path.unlink(missing_ok=True)
-    if kind == "pipe":
+    if kind == "a pipe":
         os.mkfifo(path)
-    elif kind == "socket":
-        # A socket's path is short: bound beside, then moved.
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
         with socket.socket(socket.AF_UNIX) as bound:
             here = Path.cwd()
-            os.chdir(path.parent)
+            os.chdir(path.parent)  # a socket's path is short
             try:
-                bound.bind("s")
+                bound.bind(path.name)
             finally:
                 os.chdir(here)
-        (path.parent / "s").rename(path)
-    else:
-        path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "endless device"])
 @pytest.mark.parametrize(
     ("file", "command"),
     [
@@ -372,11 +398,13 @@ def make_special(path: Path, kind: str) -> None:
         ("stopped/logits/seed0-fold0.npz", "resume"),
     ],
 )
-def test_a_pipe_a_socket_or_a_device_in_a_run(runs: Runs, tmp_path: Path, file: str, command: str, kind: str) -> None:
-    make_special(runs.root / file, kind)
-    result = invoke(*runs.commands(tmp_path)[command])
-    assert result.exit_code == 2, result.output
-    assert complaint(result) is None
-    line = result.output.splitlines()[-1]
-    assert Path(file).name in line
-    assert "not a regular file; fix:" in line or "a run writes only to files and folders of its own; fix:" in line
+def test_a_pipe_a_socket_or_a_device_in_a_run(undamaged: Runs, tmp_path: Path, file: str, command: str) -> None:
+    for kind in ("a pipe", "a socket", "a device"):
+        with set_aside(undamaged.root / file):
+            make_special(undamaged.root / file, kind)
+            result = invoke(*undamaged.commands(tmp_path)[command])
+        assert result.exit_code == 2, result.output
+        line = result.output.splitlines()[-1]
+        assert f"{undamaged.root / file}" in line
+        refused = f"is {kind}, not a regular file; fix:", "a run writes only to files and folders of its own; fix:"
+        assert any(words in line for words in refused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ class Run:
         """
         from mlxbert.runs.tables import read_csv
 
-        if not self.files.oof.is_file():
+        if not os.path.lexists(self.files.oof):
             raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self.go_on}")
         classes = self.task.classes or ()
         labels = any(isinstance(one, str) for one in classes) and self.task.task != "multilabel"
