@@ -6,12 +6,12 @@ Every flag is a keyword of the Python function that the command calls. Heavy imp
 
 from __future__ import annotations
 
-import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from heads.errors import last_catch, readable  # not mlxbert's: importing that is what fails where MLX has no backend
 
 if TYPE_CHECKING:
     from converter.publishing.plan import PushPlan
@@ -24,39 +24,19 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class OneLineErrors(click.Command):
-    """A command whose mistakes of the caller's cost one clear message and exit code 2, never a traceback.
-
-    A mistake of ours shows its traceback, and exits with 2 too: 1 would say that two models differ.
-    """
+    """A command whose errors cost one clear message and exit code 2: 1 would say that two models differ."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         try:
             return super().make_context(info_name, args, *rest, **extra)
         except click.UsageError as error:
-            click.echo(f"{info_name}: error: {error.format_message()}; fix: see {info_name} --help", err=True)
+            line = f"{info_name}: error: {error.format_message()}; fix: see {info_name} --help"
+            click.echo(readable(line), err=True)
             raise click.exceptions.Exit(EXIT_COULD_NOT_RUN) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with last_catch(ctx.command_path, (click.ClickException, click.exceptions.Exit, click.Abort)):
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            click.echo(f"\n{ctx.command_path}: interrupted; nothing half-written was left", err=True)
-            ctx.exit(EXIT_INTERRUPTED)
-        except Exception as error:
-            if _is_ours(error):
-                click.echo(f"{ctx.command_path}: error: {error}", err=True)
-            else:
-                traceback.print_exc()
-                click.echo(f"{ctx.command_path}: could not run: the lines above show a bug; fix: report it", err=True)
-            ctx.exit(EXIT_COULD_NOT_RUN)
-
-
-def _is_ours(error: Exception) -> bool:
-    """An MLXBertError. Not imported for that: importing mlxbert is what raises one where MLX has no backend."""
-    errors = sys.modules.get("mlxbert.errors")
-    return errors is not None and isinstance(error, errors.MLXBertError)
 
 
 @click.command(cls=OneLineErrors, context_settings=CONTEXT, epilog="Docs and examples: README.md")

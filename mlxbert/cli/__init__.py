@@ -5,13 +5,12 @@ A command's file imports what is heavy inside its function, so that `mlxbert --h
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import click
 
 from mlxbert.cli import blend, encode, predict, report, train
-from mlxbert.errors import Interrupted, MLXBertError
+from mlxbert.errors import last_catch, readable
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -21,29 +20,14 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _warn
+            with last_catch("mlxbert", (click.ClickException, click.exceptions.Exit, click.Abort)):
                 return super().invoke(ctx)
-        except Interrupted as error:
-            click.echo(f"mlxbert: {error}", err=True)
-            ctx.exit(130)
-        except MLXBertError as error:
-            click.echo(f"mlxbert: error: {error}", err=True)
-            ctx.exit(2)
         except click.exceptions.NoArgsIsHelpError:
             raise  # a bare `mlxbert` shows its help
         except click.UsageError as error:
             asked = (error.ctx or ctx).command_path
-            click.echo(f"{asked}: error: {error.format_message()}; fix: see {asked} --help", err=True)
+            click.echo(readable(f"{asked}: error: {error.format_message()}; fix: see {asked} --help"), err=True)
             ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\nmlxbert: interrupted", err=True)
-            ctx.exit(130)
-
-
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """One line, without the place in the code, which is of no use to whoever typed a command."""
-    click.echo(f"mlxbert: warning: {message}", err=True)
 
 
 @click.group(cls=OneLineErrors, context_settings=CONTEXT)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from mlxbert.terminal import SafeConsole
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 
 
@@ -18,7 +19,7 @@ class ProgressBar(Callback):
 
     def __init__(self, members: int):
         self.members = members
-        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.console = SafeConsole(stderr=True)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from heads.head_registry import COMPETITION_TYPES
 from mlxbert.data.cells import Kind
+from mlxbert.data.data_file import Quoting
 from mlxbert.errors import printable
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
@@ -28,7 +29,7 @@ FIX = "fix: restore the file from a copy of the run, or train again"
 
 
 @dataclass(frozen=True)
-class DataFile:
+class InputFile:
     """A file that the run read: its path as it was given (None: a frame), SHA-256, bytes and rows."""
 
     path: str | None
@@ -50,6 +51,7 @@ class DataRecord:
         max_length: tokens that a text is cut to.
         examples_sha256: of the encoded rows and their targets.
         size: bytes of the file.
+        quoting: how cells of a text table are quoted.
         id: the column that names a row; likewise `group` and `time`.
         valid: the validation file; `test`: the file that is predicted at the end.
     """
@@ -62,11 +64,12 @@ class DataRecord:
     max_length: int
     examples_sha256: str | None
     size: int | None = None
+    quoting: Quoting | None = None
     id: str | None = None
     group: str | None = None
     time: str | None = None
-    valid: DataFile | None = None
-    test: DataFile | None = None
+    valid: InputFile | None = None
+    test: InputFile | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from heads.metrics import get_metric
 from mlxbert.data.cells import Kind
+from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.factory.text_columns import RowText
@@ -109,6 +110,11 @@ class Run:
     def kinds(self) -> dict[str, Kind]:
         """What the training file's columns hold; test files are read alike."""
         return dict(self.record.data.kinds)
+
+    @property
+    def quoting(self) -> Quoting | None:
+        """Of the training file; test files are read alike, unless they speak against it."""
+        return self.record.data.quoting
 
     @property
     def id(self) -> str | None:
