@@ -283,8 +283,9 @@ def test_a_full_disk_leaves_the_state_before(place: Place) -> None:
 
 
 def test_a_disk_that_is_full_before_run_json_advises_no_resuming(place: Place) -> None:
+    sample("binary").to_csv(place.file, index=False)
     with files_of_at_most(200):
-        result = place.train(sample("binary"))
+        result = command("train", place.file, "--model", place.model, "-o", place.run, *COLUMNS, *SHORT)
     assert result.exit_code == 2
     line = told(result)[-1]
     assert "no room for run.json (File too large)" in line

@@ -1,8 +1,8 @@
 """A run as one HTML page and PNG plots.
 
 `write_report` reads the run's files (`run_files`, `predictions`), says what was decided how (`decisions`), draws
-(`curves`, `classification_plots`, `regression_plots`, `forecast_plots`) and writes. Texts, labels and column names in a run are hostile: the page escapes
-them, runs no script and loads nothing.
+(`curves`, `classification_plots`, `regression_plots`, `forecast_plots`) and writes. Texts, labels and column names in
+a run are hostile: the page escapes them, runs no script and loads nothing.
 """
 
 from __future__ import annotations
