@@ -179,6 +179,7 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
         (["--folds", "100"], "48 rows are too few for 100 parts; fix: fewer folds, or more data"),
         (["--fold-kind", "loo"], "fold_kind 'loo' is not known; known: plain"),
         (["--valid-size", "0.5"], "valid_size goes with folds=1, not with 2 folds; fix: leave one out"),
+        (["--hold-out", "nan"], "hold_out must be a share of the rows or their number, not nan; fix: 0.2"),
         (["--hold-out", "1.5"], "hold_out must be a share between 0 and 1, or fewer than 48 rows, not 1.5"),
         (["--log", "mlflow"], "tracker 'mlflow' is unknown; known: tensorboard, wandb"),
         (["--values", "values"], "a submission of 'values' does not fit binary; fix: labels or probabilities"),
