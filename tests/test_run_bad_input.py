@@ -150,6 +150,19 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("horizon=x", "horizon must be a whole number from 1, not 'x'; fix: --head horizon=12"),
+        ("window=1.5", "window must be a whole number from 0, not 1.5; fix: --head window=12"),
+        ("window=true", "window must be a whole number from 0, not True; fix: --head window=12"),
+    ],
+)
+def test_steps_of_a_series_that_are_no_whole_number(place: Place, option: str, message: str) -> None:
+    columns = ("--target", "y", "--text", "{month}", "--time", "month", "--task", "time_series", "--head", option)
+    assert place.refused(sample("time_series"), columns=columns) == message
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--epochs", "0"], "epochs must be a whole number from 1, not 0"),

@@ -127,7 +127,7 @@ def prepare(
     tokenizer = load_tokenizer(directory, BertConfig.from_hf(hidden))
     rendered = render_texts(frame, problem.text, what)
     if task == "time_series":
-        options = {"window": settings.head.get("window", 0), "horizon": settings.horizon}
+        options = {"window": settings.window, "horizon": settings.horizon}
         windows = problem.cut_windows(frame, **options)
         first = max(options["window"], 1) - 1
         chosen = slice(first, first + len(windows.made_at))

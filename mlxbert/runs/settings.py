@@ -88,11 +88,23 @@ class RunSettings:
         """The steps that a time series is forecast for.
 
         Raises:
-            RunError: the head's option is no whole number.
+            RunError: the head's option is no whole number from 1 on.
         """
-        steps = self.head.get("horizon", 1)
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise RunError(f"horizon must be a whole number from 1, not {steps!r}; fix: --head horizon=12")
+        return self._steps("horizon", 1)
+
+    @property
+    def window(self) -> int:
+        """The steps of a time series that a forecast reads as numbers.
+
+        Raises:
+            RunError: the head's option is no whole number from 0 on.
+        """
+        return self._steps("window", 0)
+
+    def _steps(self, name: str, least: int) -> int:
+        steps = self.head.get(name, least)
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < least:
+            raise RunError(f"{name} must be a whole number from {least}, not {steps!r}; fix: --head {name}=12")
         return steps
 
     @property
