@@ -37,17 +37,17 @@ def blend(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     from mlxbert.terminal import show
 
     made = make(runs, out=out, **options)
-    info = made.info
-    names = list(info["pooled"])[:4]
-    direction = "higher" if info["greater_is_better"] else "lower"
-    table = Table(title=f"Out-of-fold scores ({info['metric']} is optimized, {direction} is better)")
+    record = made.record
+    names = list(record.pooled)[:4]
+    direction = "higher" if record.greater_is_better else "lower"
+    table = Table(title=f"Out-of-fold scores ({record.metric} is optimized, {direction} is better)")
     table.add_column("run", no_wrap=True)
     table.add_column("weight", justify="right")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    for run, weight, alone in zip(made.runs, made.weights, info["alone"], strict=True):
+    for run, weight, alone in zip(made.runs, made.weights, record.alone, strict=True):
         table.add_row(run.path.name, f"{weight:.2f}", *(_shown(alone[name]) for name in names))
-    table.add_row("blend, weights of other rows", "", *(_shown(info["pooled"][name]) for name in names))
+    table.add_row("blend, weights of other rows", "", *(_shown(record.pooled[name]) for name in names))
     show(table)
     if out is None:
         show("Next   -o DIRECTORY keeps the blend, and mlxbert predict DIRECTORY test.csv -o submission.csv uses it")
@@ -56,4 +56,4 @@ def blend(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
 
 
 def _shown(value: float | None) -> str:
-    return "—" if value is None else f"{value:.4f}"
+    return "—" if value is None or value != value else f"{value:.4f}"

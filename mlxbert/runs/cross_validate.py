@@ -13,11 +13,12 @@ from mlxbert.factory.create import default_checkpoint
 from mlxbert.factory.text_columns import RowText
 from mlxbert.home import expand_home
 from mlxbert.runs.environment import check_environment
-from mlxbert.runs.files import RunError, RunFiles, read_info
-from mlxbert.runs.place import new_directory, run_lock
+from mlxbert.runs.files import RunError, RunFiles
+from mlxbert.runs.place import check_paths, new_directory, run_lock
+from mlxbert.runs.record import check_known_settings, read_record
 from mlxbert.runs.run import Run
 from mlxbert.runs.session import run_session
-from mlxbert.runs.settings import RunSettings, as_columns
+from mlxbert.runs.settings import RunSettings, as_columns, competition_numbers
 from mlxbert.training.callbacks import Callback
 from mlxbert.training.config import TrainingConfig
 
@@ -133,7 +134,7 @@ def train(
         if model is None:
             default_checkpoint(ready)
         dealt = {} if time is None else {"fold_kind": None}  # rows that are given times are folded by them
-        numbers = {**_numbers_of(ready), **dealt, **numbers}
+        numbers = {**competition_numbers(ready), **dealt, **numbers}
     else:
         if model is None:
             raise RunError("no model is named; fix: --model DIRECTORY, made by mlxbert-convert")
@@ -169,24 +170,15 @@ def resume(
         MLXBertError: as `train` raises.
     """
     files = RunFiles(expand_home(out))
-    info = read_info(files.root)
+    record = read_record(files.root)
     if files.scores.is_file():
         return Run.open(files.root)
+    check_known_settings(record, files.info)
     if not allow_changes:
-        check_environment(info["environment"])
-    if data is None and info["data"]["path"] is None:
+        check_environment(record.environment)
+    if data is None and record.data.path is None:
         raise RunError(f"{files.root} was trained on a frame; fix: resume(path, frame)")
-    settings, config = RunSettings.from_dict(info["settings"]), TrainingConfig.make(info["config"])
+    check_paths(files)
     with run_lock(files.root):
-        source = info["data"]["path"] if data is None else data
-        return run_session(files, source, settings, config, info, False, trackers, callbacks, progress)
-
-
-def _numbers_of(competition: Competition) -> dict[str, Any]:
-    return {
-        "metric": competition.metric,
-        "folds": competition.folds,
-        "fold_kind": competition.fold_kind,
-        "pooling": competition.pooling,
-        **competition.training,
-    }
+        source = record.data.path if data is None else data
+        return run_session(files, source, record.settings, record.config, record, False, trackers, callbacks, progress)

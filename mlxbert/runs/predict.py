@@ -156,7 +156,7 @@ def open_predictor(path: str | Path) -> Run | Blend:
         RunError: neither does.
     """
     root = expand_home(path)
-    return Blend.open(root) if (root / BLEND).is_file() else Run.open(root)
+    return Blend.open(root) if (root / BLEND).exists() else Run.open(root)
 
 
 def write_submission(
@@ -180,7 +180,7 @@ def write_submission(
     form = run.submission(values)
     check_average(how, form)
     if isinstance(run, Blend):
-        check_average(str(run.info["average"]), form)
+        check_average(run.record.average, form)
     target = expand_home(out)
     if target.is_dir():
         raise RunError(f"{target} is a directory; fix: give the name of a file with -o")

@@ -94,7 +94,7 @@ def check_rows_to_predict(
             quoting=settings.quoting,
             like=like,
         ).frame
-        ids = times_of(frame, settings.time, int(settings.head.get("horizon", 1)))
+        ids = times_of(frame, settings.time, settings.horizon)
     else:
         frames = pieces(settings.test, kinds, columns, settings.id, settings.encoding, settings.quoting, like)
         ids = row_ids(frames, settings.id, settings.test)
