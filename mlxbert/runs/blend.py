@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from heads.labels import encode_labels
 from heads.metrics import metric_of
-from mlxbert.data.cells import Kind
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.files.reading import read_json
@@ -20,8 +19,10 @@ from mlxbert.home import expand_home
 from mlxbert.runs.blend_weights import cross_fitted_blend, decided, decision_thresholds, selected_weights
 from mlxbert.runs.files import RunError, write_json
 from mlxbert.runs.out_of_fold import prediction_columns
+from mlxbert.runs.rows_to_predict import TableFormat
 from mlxbert.runs.run import Run
-from mlxbert.runs.tables import write_csv
+from mlxbert.runs.submission import SubmissionRules
+from mlxbert.runs.tables import id_name, truth_columns, write_csv
 from mlxbert.training.judging import scores
 from mlxbert.training.predictions import NUMBERS, Predictions, ranks
 from mlxbert.training.predictions import average as weighted_mean
@@ -67,23 +68,41 @@ class Blend:
         return self.runs[0].task
 
     @property
-    def id(self) -> str | None:
-        """The column that names a row."""
-        return self.runs[0].id
+    def table_format(self) -> TableFormat:
+        """How it reads a table: what the texts of all runs are made of, and the ids of the first run that has them."""
+        formats = [run.table_format for run in self.runs]
+        named = next((one for one in formats if one.id is not None), formats[0])
+        return replace(
+            named,
+            kinds={name: kind for one in reversed(formats) for name, kind in one.kinds.items()},
+            columns=tuple(dict.fromkeys(name for one in formats for name in one.columns)),
+        )
 
     @property
-    def kinds(self) -> dict[str, Kind]:
-        """What the columns hold."""
-        return {name: kind for run in reversed(self.runs) for name, kind in run.kinds.items()}
-
-    @property
-    def columns(self) -> list[str]:
-        """Those that the runs' texts are made of."""
-        return list(dict.fromkeys(name for run in self.runs for name in run.columns))
+    def rules(self) -> SubmissionRules:
+        """What the format of its submissions follows from: the first run's."""
+        return self.runs[0].rules
 
     def submission(self, values: str | None = None) -> Submission:
         """The format of its submissions: the first run's."""
-        return self.runs[0].submission(values)
+        return self.rules.form(values)
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        values: str | None = None,
+        average: str = "probabilities",
+        sample_submission: Any = None,
+        id: str | None = None,
+    ) -> Any:
+        """Predictions for the rows of a frame or file: see `Run.predict`."""
+        from mlxbert.runs.predict import predict_table
+
+        made, _ = predict_table(
+            self, data, sample_submission=sample_submission, values=values, id=id, how=average, strict=False
+        )
+        return made
 
     def combine(self, parts: Sequence[Predictions]) -> Predictions:
         """The weighted mean of the runs' predictions for the same rows, decided at the blend's own thresholds."""
@@ -158,7 +177,8 @@ def blend(
     if out is None:
         return Blend(root, tuple(opened), info)
     write_json(root / NAME, info)
-    table = first[[name for name in ("row", opened[0].id, "fold", "made_at") if name in first.columns]].copy()
+    key = opened[0].id and id_name(opened[0].id)
+    table = first[[name for name in ("row", key, "fold", "made_at") if name in first.columns]].copy()
     columns = {"rank": honest.values} if average == "ranks" else prediction_columns(task, truth, honest)
     for name, column in columns.items():
         if column.ndim == 1:
@@ -175,7 +195,7 @@ def _alone(run: Run, truth: np.ndarray, part: Predictions, names: Sequence[str],
 
 def _check_same_rows(runs: Sequence[Run], tables: Sequence[Any]) -> None:
     leader, first = runs[0], tables[0]
-    targets = [name for name in first.columns if name.startswith("target:")]
+    targets = truth_columns(first.columns)
     for run, table in zip(runs[1:], tables[1:], strict=True):
         if run.task.task != leader.task.task or run.task.classes != leader.task.classes:
             raise RunError(f"{run.path} is {run.task}, {leader.path} {leader.task}; fix: blend runs of one target")
@@ -189,7 +209,7 @@ def _check_same_rows(runs: Sequence[Run], tables: Sequence[Any]) -> None:
 
 
 def _truth(task: InferredTask, table: Any) -> np.ndarray:
-    columns = [table[name].to_numpy() for name in table.columns if name.startswith("target:")]
+    columns = [table[name].to_numpy() for name in truth_columns(table.columns)]
     if task.task in NUMBERS:
         return np.asarray(columns[0] if len(columns) == 1 else np.stack(columns, axis=1), np.float64)
     if task.task == "multilabel":
@@ -201,7 +221,7 @@ def _truth(task: InferredTask, table: Any) -> np.ndarray:
 
 
 def _predictions(task: InferredTask, table: Any) -> Predictions:
-    prefix = "prediction:" if task.task in NUMBERS else "probability"
-    columns = [table[name].to_numpy(np.float64) for name in table.columns if name.startswith(prefix)]
+    what = "prediction" if task.task in NUMBERS else "probability"
+    columns = [table[name].to_numpy(np.float64) for name in truth_columns(table.columns, what)]
     values = columns[0] if len(columns) == 1 and task.task in ("binary", *NUMBERS) else np.stack(columns, axis=1)
     return Predictions(task.task, values)

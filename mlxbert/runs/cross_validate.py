@@ -13,6 +13,7 @@ from mlxbert.factory.text_columns import RowText
 from mlxbert.home import expand_home
 from mlxbert.runs.environment import check_environment
 from mlxbert.runs.files import RunError, RunFiles, read_info
+from mlxbert.runs.frames import FRAME, Inputs
 from mlxbert.runs.place import new_directory, run_lock
 from mlxbert.runs.run import Run
 from mlxbert.runs.session import run_session
@@ -39,12 +40,13 @@ def train(
     head: Mapping[str, Any] | None = None,
     revision: str | None = None,
     encoding: str | None = None,
-    valid: str | Path | None = None,
+    valid: Any = None,
     hold_out: float | None = None,
-    test: str | Path | None = None,
-    sample_submission: str | Path | None = None,
+    test: Any = None,
+    sample_submission: Any = None,
     values: str | None = None,
     drop_missing: bool = False,
+    escape_formulas: bool = False,
     overwrite: bool = False,
     config: TrainingConfig | None = None,
     trackers: Sequence[str] = (),
@@ -64,19 +66,21 @@ def train(
         competition: a ready configuration of `mlxbert.factory`; what else is given takes the place of its own.
         task: a competition type or a head's name; None: inferred from the target.
         classes: the labels, where the data do not tell.
-        id: the column that names a row: kept in predictions, never read as text.
+        id: the column that names a row: kept in predictions, never read as text; None: the sample's first column, or
+            one that is called an id (id, PassengerId, qid, …) and has another value in every row.
         group: rows of one value never lie on both sides of a fold.
         time: the column of times: a time series, or forward-chaining folds.
         ignore: columns that `text=None` leaves out.
         head: options of the head, such as {"objective": "focal"}.
         revision: of a model on the Hub.
         encoding: of the data's text; None: found out.
-        valid: a file of rows to be judged on, in place of folds.
+        valid: rows to be judged on, in place of folds: a file or frame, like `data`.
         hold_out: rows held out of everything, predicted and scored at the end: a share, or their number.
-        test: a file to predict at the end.
-        sample_submission: that these predictions must fit.
+        test: rows to predict at the end: a file or frame, like `data`.
+        sample_submission: that these predictions must fit: a file or frame, like `data`.
         values: what a submission holds: "labels", "probabilities" or "values".
         drop_missing: leave out rows without a target.
+        escape_formulas: put a ' before cells of the CSV files that a spreadsheet would compute, such as "=1+1".
         overwrite: replace a run that is there already.
         config: the numbers of the training; None: the defaults.
         trackers: "tensorboard", "wandb".
@@ -94,6 +98,7 @@ def train(
     row_text = None if text is None else RowText.make(text, pair)
     if pair is not None and text is None:
         raise RunError("pair is given without text; fix: give both sentences")
+    inputs = Inputs(data, valid, test, sample_submission)
     own: dict[str, Any] = {
         "model": None if model is None else str(model),
         "revision": revision,
@@ -106,12 +111,13 @@ def train(
         "time": time,
         "ignore": tuple(ignore),
         "encoding": encoding,
-        "valid": None if valid is None else str(valid),
+        "valid": inputs.record("valid"),
         "hold_out": hold_out,
-        "test": None if test is None else str(test),
-        "sample_submission": None if sample_submission is None else str(sample_submission),
+        "test": inputs.record("test"),
+        "sample_submission": inputs.record("sample_submission"),
         "values": values,
         "drop_missing": drop_missing,
+        "escape_formulas": escape_formulas,
         "head": dict(head or {}),
     }
     numbers = {**(config.to_dict() if config is not None else {}), **settings}
@@ -134,13 +140,16 @@ def train(
     trained = TrainingConfig.make(numbers)
     with run_lock(files.root):
         new_directory(files.root, overwrite)  # again: another run may have ended since the first look
-        return run_session(files, data, chosen, trained, None, overwrite, trackers, callbacks, progress)
+        return run_session(files, inputs, chosen, trained, None, overwrite, trackers, callbacks, progress)
 
 
 def resume(
     out: str | Path,
     data: Any = None,
     *,
+    valid: Any = None,
+    test: Any = None,
+    sample_submission: Any = None,
     allow_changes: bool = False,
     trackers: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
@@ -151,6 +160,7 @@ def resume(
     Args:
         out: the run's directory.
         data: where the data lie now; None: where they lay (a run on a frame needs the frame again).
+        valid: likewise; and so `test` and `sample_submission`.
         allow_changes: go on though device, versions or threads have changed: to other bytes, then.
         trackers: as for `train`; likewise `callbacks` and `progress`.
 
@@ -164,12 +174,17 @@ def resume(
         return Run.open(files.root)
     if not allow_changes:
         check_environment(info["environment"])
-    if data is None and info["data"]["path"] is None:
-        raise RunError(f"{files.root} was trained on a frame; fix: resume(path, frame)")
     settings, config = RunSettings.from_dict(info["settings"]), TrainingConfig.make(info["config"])
+    given = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
+    saved = {name: getattr(settings, name) for name in given if name != "data"}
+    saved["data"] = info["data"]["path"] or FRAME
+    inputs = Inputs(**{name: saved[name] if one is None else one for name, one in given.items()})
+    frames = [name for name, one in vars(inputs).items() if isinstance(one, str) and one == FRAME]
+    if frames:
+        needed = ", ".join("frame" if name == "data" else f"{name}=frame" for name in frames)
+        raise RunError(f"{files.root} was trained on a frame; fix: resume(path, {needed})")
     with run_lock(files.root):
-        source = info["data"]["path"] if data is None else data
-        return run_session(files, source, settings, config, info, False, trackers, callbacks, progress)
+        return run_session(files, inputs, settings, config, info, False, trackers, callbacks, progress)
 
 
 def _numbers_of(competition: Competition) -> dict[str, Any]:

@@ -9,16 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from heads.metrics import Metric
+from heads.thresholds import threshold_metric
 from mlxbert.checkpoint import read_config
+from mlxbert.factory.competition import Submission
+from mlxbert.factory.infer_task import InferredTask
 from mlxbert.folds import folds_sha256
-from mlxbert.home import expand_home
 from mlxbert.runs.environment import environment
 from mlxbert.runs.files import FORMAT, VERSION, RunError
 from mlxbert.runs.members import members_of
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import submission_form
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.predictions import NUMBERS
 
 
 def run_info(
@@ -27,9 +30,21 @@ def run_info(
     prepared: Prepared,
     kinds: Mapping[str, str],
     record: Mapping[str, Any],
+    form: Submission,
+    *,
     valid: Mapping[str, Any] | None = None,
+    test: Mapping[str, Any] | None = None,
+    id_found: bool = False,
 ) -> dict[str, Any]:
-    """The content of run.json; `record` of the data, `valid` of the validation file."""
+    """The content of run.json.
+
+    Args:
+        settings: of the run; likewise `config` and `prepared`.
+        kinds: what the columns of the data hold.
+        record: of the data; `valid` of the validation table, `test` of that to predict.
+        form: of the submissions.
+        id_found: whether the id column was found by its name.
+    """
     about = read_config(prepared.directory, other_tools=True).get("mlxbert") or {}  # another tool's has none
     problem = prepared.problem
     members = members_of(config, len(prepared.folds))
@@ -44,10 +59,11 @@ def run_info(
         "data": {
             **record,
             "valid": None if valid is None else dict(valid),
-            "test": None if settings.test is None else _file(expand_home(settings.test)),
+            "test": None if test is None else dict(test),
             "kinds": dict(kinds),
             "text": problem.text.to_dict(),
             "id": settings.id,
+            "id_found": id_found,
             "group": settings.group,
             "time": settings.time,
             "max_length": prepared.limit,
@@ -68,7 +84,8 @@ def run_info(
             "sha256": folds_sha256(prepared.folds),
         },
         "members": [member.name for member in members],
-        "submission": asdict(submission_form(settings, problem.task, prepared.metric.needs, None)),
+        "submission": asdict(form),
+        "decision": decision(problem.task, prepared.metric, config),
         "environment": environment(),
     }
 
@@ -103,8 +120,17 @@ def going_on(before: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[
     return {**before, "resumed": [*resumed, {"at": now, "environment": dict(environment)}]}
 
 
-def _file(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "sha256": _sha256(path)}
+def decision(task: InferredTask, metric: Metric, config: TrainingConfig) -> str | None:
+    """Return how probabilities become labels, in words; None: they do not."""
+    if task.task in NUMBERS:
+        return None
+    if task.task in ("multiclass", "ordinal"):
+        return "the most probable class" if task.task == "multiclass" else "the median rating"
+    if not config.calibrate:
+        return "labels are 1 from a probability of one half on"
+    fitted = threshold_metric(metric.name) if task.task == "binary" else "f1"
+    what = "a threshold" if task.task == "binary" else "a threshold for each label"
+    return f"labels are decided at {what} fitted for {fitted} on held-out rows"
 
 
 def _sha256(file: Path) -> str | None:

@@ -12,17 +12,17 @@ from typing import Any
 from mlxbert.files.output_file import WriteError, write_errors
 from mlxbert.runs.files import RunError, RunFiles, write_json
 from mlxbert.runs.finish import finish
-from mlxbert.runs.frames import read_frame
+from mlxbert.runs.frames import FRAME, Inputs, read_frame, table_record
 from mlxbert.runs.info import check_same, going_on, run_info
 from mlxbert.runs.members import check_models, train_members
 from mlxbert.runs.metrics_log import MetricsLog
 from mlxbert.runs.place import empty
 from mlxbert.runs.prepare import prepare
 from mlxbert.runs.progress import ProgressBar
-from mlxbert.runs.rows_to_predict import check_rows_to_predict
+from mlxbert.runs.rows_to_predict import TableFormat, rows_to_predict, training_id
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import submission_form
+from mlxbert.runs.submission import submission_rules
 from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
@@ -31,7 +31,7 @@ from mlxbert.training.outcome import TrainingInterrupted
 
 def run_session(
     files: RunFiles,
-    data: Any,
+    inputs: Inputs,
     settings: RunSettings,
     config: TrainingConfig,
     before: Mapping[str, Any] | None,
@@ -50,19 +50,47 @@ def run_session(
         MLXBertError: as `mlxbert.runs.cross_validate` raises.
     """
     started = time.monotonic()
-    about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
     kinds = None if before is None else before["data"]["kinds"]
-    frame, kinds, record = read_frame(data, **about, kinds=kinds)
-    valid, judged = None, None
-    if settings.valid is not None:
-        valid, _, judged = read_frame(settings.valid, **about, kinds=kinds)
-    prepared = prepare(frame, settings, config, valid, record["path"] or "the frame")
-    info = run_info(settings, config, prepared, kinds, record, judged)
+    about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
+    frame, kinds, record = read_frame(inputs.data, **about, kinds=kinds)
+    what = record["path"] or "the frame"
+    id_found = bool(before and before["data"].get("id_found"))
+    if before is None and (column := training_id(frame, settings, inputs.sample_submission, what)) is not None:
+        settings, id_found = settings.with_id(column), True
+        about["id_column"] = column
+        if kinds[column] != "text":  # 1.0 and 0012 are to be written as they are read
+            frame, kinds, record = read_frame(inputs.data, **about, kinds=None)
+    valid, judged, test = None, None, None
+    if inputs.valid is not None:
+        valid, _, judged = read_frame(inputs.valid, **about, kinds=kinds, what="the validation frame")
+    if inputs.test is not None:
+        test = table_record(inputs.test, "the test frame")
+    prepared = prepare(frame, settings, config, valid, what)
+    task = prepared.problem.task
+    rules = submission_rules(settings, task, prepared.metric.name, config.metric)
+    form = rules.usual
+    if inputs.test is not None:
+        table = TableFormat(
+            kinds=kinds,
+            columns=prepared.problem.text.columns,
+            id=settings.id,
+            id_found=id_found,
+            target=task.target,
+            time=settings.time,
+            horizon=int(settings.head.get("horizon", 1)) if task.task == "time_series" else 0,
+        )
+        form = rows_to_predict(
+            inputs.test,
+            table,
+            rules,
+            sample_submission=inputs.sample_submission,
+            values=settings.values,
+            encoding=settings.encoding,
+        ).form
+    info = run_info(settings, config, prepared, kinds, record, form, valid=judged, test=test, id_found=id_found)
     if before is not None:
         check_same(info, before)
         info = going_on(before, info["environment"])
-    problem, form = prepared.problem, submission_form(settings, prepared.problem.task, prepared.metric.needs, None)
-    check_rows_to_predict(settings, prepared.task, problem.text.columns, kinds, form)
     bar = ProgressBar(len(info["members"])) if progress else None
     told: list[Callback] = [
         MetricsLog(files.log),
@@ -72,9 +100,7 @@ def run_session(
     everyone = Callbacks([*told, *callbacks])
     if before is None:
         check_models(prepared, settings, config)
-        _begin(
-            files, info, overwrite, (data, settings.valid, settings.test, settings.sample_submission, settings.model)
-        )
+        _begin(files, info, overwrite, (*vars(inputs).values(), settings.model))
     else:
         if info != before:
             write_json(files.info, info)
@@ -85,7 +111,7 @@ def run_session(
     scores = None
     try:
         train_members(files, prepared, settings, config, everyone.several)
-        scores = finish(files, prepared, settings, config, time.monotonic() - started)
+        scores = finish(files, prepared, settings, config, inputs, time.monotonic() - started)
     except (TrainingInterrupted, KeyboardInterrupt) as error:
         raise TrainingInterrupted(_interrupted(files, info, error)) from error
     except WriteError as error:
@@ -118,6 +144,11 @@ def _interrupted(files: RunFiles, info: Mapping[str, Any], error: BaseException)
 
 
 def _command(files: RunFiles, info: Mapping[str, Any]) -> str:
+    """How to go on with a run: in Python where it was given frames, which are needed again."""
+    settings = info["settings"]
+    frames = [f"{name}=frame" for name in ("valid", "test", "sample_submission") if settings[name] == FRAME]
     if info["data"]["path"] is None:
-        return f"mlxbert.resume({str(files.root)!r}, frame)"
+        frames.insert(0, "frame")
+    if frames:
+        return f"mlxbert.resume({', '.join([repr(str(files.root)), *frames])})"
     return f"mlxbert train --resume {shlex.quote(str(files.root))}"

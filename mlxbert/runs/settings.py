@@ -30,13 +30,14 @@ class RunSettings:
         head: options of the head.
         competition: the ready configuration that the rest comes from.
         encoding: of the data's text.
-        valid: a file of held-out rows, with one fold.
+        valid: a file of held-out rows, with one fold; "<frame>" for a frame, and likewise below.
         hold_out: rows held out of everything and predicted at the end: a share, or their number.
         test: a file to predict at the end.
         sample_submission: that the predictions must fit.
         values: what a submission holds: "labels", "probabilities" or "values"; None: what the metric needs.
         submission: the format, where a competition fixes it.
         drop_missing: leave out rows without a target.
+        escape_formulas: put a ' before cells of the CSV files that a spreadsheet would compute.
     """
 
     model: str
@@ -59,6 +60,7 @@ class RunSettings:
     values: str | None = None
     submission: Submission | None = None
     drop_missing: bool = False
+    escape_formulas: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -127,9 +129,9 @@ class RunSettings:
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"run.json: its settings cannot be read ({error!r}); fix: train again") from error
 
-    def with_text(self, text: RowText) -> Self:
-        """With the text that `text=None` came to."""
-        return replace(self, text=text)
+    def with_id(self, column: str) -> Self:
+        """Return the settings with an id column that was found."""
+        return replace(self, id=column)
 
 
 def as_columns(value: str | Sequence[str] | None) -> tuple[str, ...]:
