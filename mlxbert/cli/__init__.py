@@ -12,6 +12,7 @@ import click
 
 from mlxbert.cli import blend, encode, predict, report, train
 from mlxbert.errors import Interrupted, MLXBertError
+from mlxbert.training.usual_names import our_name
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -34,11 +35,28 @@ class OneLineErrors(click.Group):
             raise  # a bare `mlxbert` shows its help
         except click.UsageError as error:
             asked = (error.ctx or ctx).command_path
-            click.echo(f"{asked}: error: {error.format_message()}; fix: see {asked} --help", err=True)
+            message = _with_usual_option(error) or f"{error.format_message()}; fix: see {asked} --help"
+            click.echo(f"{asked}: error: {message}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("\nmlxbert: interrupted", err=True)
             ctx.exit(130)
+
+
+def _with_usual_option(error: click.UsageError) -> str | None:
+    """The message for an option that other tools have, such as --learning-rate: ours of that meaning; None: unknown."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return None
+    name = our_name(error.option_name) or error.option_name.strip("-").replace("-", "_")
+    parameters = {parameter.name: parameter for parameter in error.ctx.command.params}
+    found = parameters.get(name) or (parameters.get("data") if name == "test" else None)
+    if found is None:
+        return None
+    message = f"No such option {error.option_name!r}"
+    if isinstance(found, click.Argument):
+        return f"{message}; fix: give the file without a flag: {error.ctx.command_path} {str(found.name).upper()}"
+    metavar = f" {found.metavar}" if found.metavar else ""
+    return f"{message}; did you mean {max(found.opts, key=len)}{metavar}?"
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -24,7 +24,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--competition", help="A ready configuration: titanic, house-prices, disaster-tweets, ….")
 @click.option("--task", help="binary, multiclass, multilabel, regression, ordinal, time_series.  [default: inferred]")
 @click.option("--class", "classes", multiple=True, help="A label, in order; where the data do not tell all.")
-@click.option("--id", help="The column that names a row.")
+@click.option("--id", help="Column that names a row.  [default: one called an id (id, PassengerId, …), all different]")
 @click.option("--group", help="Rows of one value never lie on both sides of a fold.")
 @click.option("--time", help="The column of times: a series, or forward-chaining folds.")
 @click.option("--ignore", multiple=True, help="A column that is not read where --text is not given.")
@@ -32,10 +32,17 @@ PATH = click.Path(path_type=Path)
 @click.option("--valid", help="A file of rows to be judged on, in place of folds.")
 @click.option("--hold-out", type=float, help="Rows held out of everything and scored at the end: share or number.")
 @click.option("--test", help="A file to predict at the end.")
-@click.option("--sample-submission", help="That the predictions must fit.")
-@click.option("--values", type=click.Choice(["labels", "probabilities", "values"]), help="What a submission holds.")
+@click.option("--sample-submission", help="File whose ids, columns and order the predictions of --test must have.")
+@click.option(
+    "--values",
+    type=click.Choice(["labels", "probabilities", "values"]),
+    help="What a submission holds.  [default: as in the sample, else what the metric compares]",
+)
 @click.option("--drop-missing", is_flag=True, help="Leave out rows without a target.")
-@click.option("--encoding", help="Of the data's text.  [default: found out]")
+@click.option("--encoding", help="Encoding of the files, such as cp1252.  [default: found out]")
+@click.option(
+    "--escape-formulas", is_flag=True, help="Write ' before CSV cells that begin with = + - @ (not numbers)."
+)
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
 @click.option("--log", "trackers", multiple=True, help="tensorboard or wandb, where installed.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
@@ -101,7 +108,10 @@ def show_run(run: Any) -> None:
     show(scores_table(run))
     lines = [f"Run         {run.path}", f"Out of fold {files.oof}"]
     if files.submission.is_file():
-        lines.append(f"Submission  {files.submission}")
+        form = run.submission()
+        lines.append(f"Submission  {files.submission}: {form.values} in {', '.join(map(repr, form.columns[:3]))}")
+    if run.info.get("decision"):
+        lines.append(f"Labels      {run.info['decision']}")
     lines.append(f"Next        mlxbert predict {path} test.csv -o submission.csv")
     lines.append(f"            mlxbert report {path}")
     lines.append(f"            mlxbert-export {path} -o DIRECTORY   (for a notebook without MLX)")

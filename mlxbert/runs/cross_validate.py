@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,14 @@ from mlxbert.runs.run import Run
 from mlxbert.runs.session import run_session
 from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.training.callbacks import Callback
-from mlxbert.training.config import TrainingConfig
+from mlxbert.training.config import ConfigurationError, TrainingConfig
+from mlxbert.training.usual_names import unknown_setting
 
 
 def train(
     data: Any,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     model: str | Path | None = None,
     target: str | Sequence[str] | None = None,
     text: str | Sequence[str] | RowText | None = None,
@@ -58,7 +61,7 @@ def train(
 
     Args:
         data: a file (CSV, TSV, JSONL, Parquet), a pandas or polars frame, or a dict of columns.
-        out: the run's directory, made here.
+        out: the run's directory, made here; there is no default.
         model: a converted directory, or the id of a converted repository on the Hub.
         target: the column to predict, or several.
         text: a column, several, a template such as "{Sex}, age {Age}"; None: every column as "column: value".
@@ -95,6 +98,9 @@ def train(
         TrainingInterrupted: Ctrl-C; the run can be resumed.
         MLXBertError: a mistake in the data or the settings, in a line with the fix.
     """
+    _refuse_unknown(settings)
+    if out is None:
+        raise RunError("no directory is named for the run; fix: out='runs/NAME' (-o)")
     row_text = None if text is None else RowText.make(text, pair)
     if pair is not None and text is None:
         raise RunError("pair is given without text; fix: give both sentences")
@@ -127,7 +133,7 @@ def train(
         ready = get_competition(competition) if isinstance(competition, str) else competition
         chosen = RunSettings.for_competition(ready, **own)
         if model is None:
-            default_checkpoint(ready)
+            chosen = replace(chosen, model=str(default_checkpoint(ready)))
         dealt = {} if time is None else {"fold_kind": None}  # rows that are given times are folded by them
         numbers = {**_numbers_of(ready), **dealt, **numbers}
     else:
@@ -185,6 +191,14 @@ def resume(
         raise RunError(f"{files.root} was trained on a frame; fix: resume(path, {needed})")
     with run_lock(files.root):
         return run_session(files, inputs, settings, config, info, False, trackers, callbacks, progress)
+
+
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    """Refuse a keyword that neither `train` nor `TrainingConfig` has, before anything else is found wrong."""
+    known = {*inspect.signature(train).parameters, *(one.name for one in fields(TrainingConfig))} - {"settings"}
+    for name in settings:
+        if name not in known:
+            raise ConfigurationError(str(unknown_setting(name, known)))
 
 
 def _numbers_of(competition: Competition) -> dict[str, Any]:

@@ -138,7 +138,9 @@ def rows_to_predict(
     else:
         found = _ids(data, what, table, others, id, encoding, strict)
     if sample is None:
-        return RowsToPredict(what, found.column, found.ids, found.names, None, _named(form, found, what, table))
+        return RowsToPredict(
+            what, found.column, found.ids, found.names, None, _named(form, found, what, table, strict)
+        )
     there = [name for name in others if name in found.columns]
     column = next(name for name in (found.column, id, table.id, *there, *others) if name in sample.columns)
     assert column is not None
@@ -251,13 +253,15 @@ def _told_id(
         raise FrameError(f"{error} (fix: --id COLUMN)") from None
 
 
-def _named(form: Submission, found: _Ids, what: str, table: TableFormat) -> Submission:
+def _named(form: Submission, found: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:
     """The format with the name of the ids' column, where no sample says it."""
     column = found.column
     if column is None and form.id_column in found.columns:
         warn(f"{what}: column {form.id_column!r} has a value twice or none; the rows are numbered as 'row'")
         column = "row"
     elif column is None and table.id is not None and table.id == form.id_column:
-        column = "row"  # these numbers are no ids
+        if strict:
+            warn(f"{what} has no column {table.id!r}: the rows are numbered as 'row'; fix: --id COLUMN")
+        column = "row"
     # The run's own form may have another name for its ids: that of a sample.
     return form if column is None or column == (table.id or table.time) else replace(form, id_column=column)
