@@ -44,7 +44,7 @@ class OneLineErrors(click.Group):
 
 
 def _with_usual_option(error: click.UsageError) -> str | None:
-    """The message for an option that other tools have, such as --learning-rate: ours of that meaning; None: unknown."""
+    """The message for an option that other tools have (--learning-rate), with ours of that meaning; None: unknown."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return None
     name = our_name(error.option_name) or error.option_name.strip("-").replace("-", "_")

@@ -273,7 +273,8 @@ def write_submission(
         encoding=encoding,
         progress=progress,
     )
-    write_csv(target, made, escape_formulas=escape_formulas)
+    # A run may come from a stranger: a link in it must not lead the writing elsewhere.
+    write_csv(target, made, escape_formulas=escape_formulas, follow_links=target.parent != run.path)
     return written
 
 

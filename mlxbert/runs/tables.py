@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mlxbert.files.output_file import replace_file, write_errors
+from mlxbert.files.output_file import replace_file
 
 # What a spreadsheet computes instead of showing it (https://owasp.org/www-community/attacks/CSV_Injection): full-width
 # signs too, and a tab or a carriage return that it strips first. Numbers are no formulas.
@@ -15,30 +15,18 @@ _FORMULA = re.compile(r"(?![+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?%?$)[=+\-@\t
 _ESCAPED = re.compile(r"'[=+\-@\t\r＝＋－＠]")
 # Column names that mean something in oof.csv and worst_rows.csv.
 _TAKEN = frozenset(
-    (
-        "row",
-        "fold",
-        "made_at",
-        "target",
-        "prediction",
-        "probability",
-        "label",
-        "rank",
-        "loss",
-        "truth",
-        "text",
-        "second",
-    )
+    "row fold made_at target prediction probability label rank loss truth text second".split()  # noqa: SIM905
 )
 
 
-def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False) -> None:
+def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False, follow_links: bool = False) -> None:
     """Write a pandas frame as CSV: floats with all their digits, lines ended by a newline alone.
 
     Args:
         file: where to.
         frame: a pandas frame.
         escape_formulas: put a ' before cells that a spreadsheet would compute (`escaped_formula`).
+        follow_links: for an output that the user named, as in `mlxbert.files.output_file.replacing`.
 
     Raises:
         WriteError: the disk is full, or cannot be written; what was there is still there.
@@ -47,9 +35,7 @@ def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False) -> None:
         frame = frame.map(lambda cell: escaped_formula(cell) if isinstance(cell, str) else cell)
         frame.columns = [escaped_formula(str(name)) for name in frame.columns]
     data = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogatepass")
-    with write_errors(file, len(data)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, data)
+    replace_file(file, data, follow_links=follow_links)
 
 
 def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
