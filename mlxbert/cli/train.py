@@ -74,9 +74,10 @@ def train(
     settings = given_settings(options)
     if resume is not None:
         _refuse_settings(context)
-        if (resume / "scores.json").is_file():
-            show(f"{resume} is finished: nothing is left to do")
+        was_finished = (resume / "scores.json").is_file()
         finished = go_on(resume, data, allow_changes=allow_changes, trackers=options["trackers"])
+        if was_finished:
+            show(f"{resume} is finished: nothing is left to do")
     else:
         if data is None or out is None:
             raise click.UsageError("give DATA and -o DIRECTORY, or --resume RUN")

@@ -14,9 +14,7 @@ from mlxbert.files.output_file import replace_file
 _FORMULA = re.compile(r"(?![+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?%?$)[=+\-@\t\r＝＋－＠]", re.ASCII)
 _ESCAPED = re.compile(r"'[=+\-@\t\r＝＋－＠]")
 # Column names that mean something in oof.csv and worst_rows.csv.
-_TAKEN = frozenset(
-    "row fold made_at target prediction probability label rank loss truth text second".split()  # noqa: SIM905
-)
+_TAKEN = re.compile(r"(row|fold|made_at|target|prediction|probability|label|rank|loss|truth|text|second)(:.*)?")
 
 
 def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False, follow_links: bool = False) -> None:
@@ -66,4 +64,4 @@ def truth_columns(names: Iterable[str], what: str = "target") -> list[str]:
 
 def id_name(column: str) -> str:
     """Return what the ids' column is called in oof.csv: its own name, or "id:NAME" where that means something else."""
-    return f"id:{column}" if column.partition(":")[0] in _TAKEN else column
+    return f"id:{column}" if _TAKEN.fullmatch(column) else column
