@@ -26,18 +26,21 @@ pytest.importorskip("sklearn")
 
 import mlxbert.report.page
 from heads import metrics as scoring
+from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import WriteError
 from mlxbert.report import ReportError, write_report
 from mlxbert.report.calibration import reliability
 from mlxbert.report.classification_plots import confusion_matrix
 from mlxbert.report.curves import _draw_metrics, smoothed
-from mlxbert.report.event_log import Evaluation, History, MemberScores
+from mlxbert.report.event_log import History
 from mlxbert.report.figures import LIGHT, evenly, render, short
 from mlxbert.report.forecast_plots import forecast_plots
 from mlxbert.report.predictions import ClassPredictions, LabelPredictions, NumberPredictions, read_predictions
 from mlxbert.report.regression_plots import number_plots
 from mlxbert.report.run_files import read_run
 from mlxbert.report.tables import column, prediction_table
+from mlxbert.runs.files import RunError
+from mlxbert.training.callbacks import EvaluationEvent, MemberEvent
 
 ROOT = Path(__file__).parent.parent
 CURVES = {"loss", "metric", "other-metrics"}
@@ -443,30 +446,37 @@ def remove(name: str, *keys: str) -> Callable[[Path], None]:
 
 
 BAD = {
-    "json": (edit("run.json", 2, "oops"), r"run\.json: not valid JSON \(.* line 2 .*\); fix: restore"),
-    "another json": (edit("run.json", 2, '"format": "other",'), r"run: not a run \(no run\.json of one\); fix: give"),
-    "version": (edit("run.json", 3, '"version": 2,'), r"version 2, and this mlxbert reads 1; fix: upgrade mlxbert"),
-    "no task": (remove("run.json", "task"), r"run\.json: 'task' is missing; fix: restore"),
-    "no target": (remove("run.json", "task", "target"), r"run\.json: task: 'target' is missing; fix: restore"),
-    "no members": (remove("run.json", "members"), r"run\.json: 'members' is missing"),
+    "json": (edit("run.json", 2, "oops"), r"run\.json: not valid JSON \(.* line 2 .*\); fix: get the file again"),
+    "another json": (
+        edit("run.json", 2, '"format": "other",'),
+        r"run is not a run \(no run\.json of mlxbert in it\); fix: give",
+    ),
+    "version": (edit("run.json", 3, '"version": 2,'), r"version 2, and this mlxbert reads 1; fix: update mlxbert"),
+    "no task": (remove("run.json", "task"), r"run\.json: task is missing; fix: restore"),
+    "no target": (remove("run.json", "task", "target"), r"run\.json: task\.target is missing; fix: restore"),
+    "no members": (remove("run.json", "members"), r"run\.json: members is missing"),
     "log": (
         edit("metrics.jsonl", 5, "{oops"),
         r"metrics\.jsonl: line 5 is not JSON \(.*\); fix: restore the file, or rem",
     ),
     "log list": (edit("metrics.jsonl", 5, "[1]"), r"metrics\.jsonl: line 5 is a list, not an object; fix:"),
     "log field": (
-        edit("metrics.jsonl", 2, '{"event": "step", "member": "m", "seed": 0, "fold": 0, "step": 1, "epoch": 0.1}'),
-        r"metrics\.jsonl: line 2: 'loss' is missing; fix:",
+        edit(
+            "metrics.jsonl",
+            2,
+            '{"event": "step", "member": "m", "seed": 0, "fold": 0, "step": 1, "epoch": 0.1, "steps": 2}',
+        ),
+        r"metrics\.jsonl: line 2: loss is missing; fix:",
     ),
     "log kind": (
         edit("metrics.jsonl", 2, '{"event": "member", "member": "m", "seed": "0"}'),
-        r"metrics\.jsonl: line 2: 'seed' is not a whole number; fix:",
+        r'metrics\.jsonl: line 2: seed must be a whole number, found "0"; fix:',
     ),
     "log nested": (edit("metrics.jsonl", 5, "[" * 100_000), r"metrics\.jsonl: line 5 is not JSON"),
-    "scores": (remove("scores.json", "pooled"), r"scores\.json: 'pooled' is missing; fix: restore"),
+    "scores": (remove("scores.json", "pooled"), r"scores\.json: pooled is missing; fix: restore"),
     "scores member": (
         remove("scores.json", "members", 1, "metrics"),  # type: ignore[arg-type]
-        r"scores\.json: members\[1\]: 'metrics' is missing",
+        r"scores\.json: members\[1\]\.metrics is missing",
     ),
     "cells": (
         edit("oof.csv", 4, "2,id2,2"),
@@ -501,7 +511,7 @@ class TestBadInput:
         run = write_run(tmp_path / "run", "binary", rows=24, steps=8)
         change, message = BAD[name]
         change(run)
-        with pytest.raises(ReportError, match=message) as caught:
+        with pytest.raises(MLXBertError, match=message) as caught:
             write_report(run)
         assert "\n" not in str(caught.value)
         assert "; fix: " in str(caught.value)
@@ -514,12 +524,12 @@ class TestBadInput:
             write_report(run)
 
     def test_what_is_no_run(self, tmp_path: Path) -> None:
-        with pytest.raises(ReportError, match=r"absent: no such directory; fix: give the directory of a run"):
+        with pytest.raises(RunError, match=r"absent: no such directory; fix: give a run that `mlxbert train -o` made"):
             write_report(tmp_path / "absent")
         (tmp_path / "file").touch()
-        with pytest.raises(ReportError, match=r"file: a file, not a directory; fix"):
+        with pytest.raises(RunError, match=r"file: a file, not a directory; fix"):
             write_report(tmp_path / "file")
-        with pytest.raises(ReportError, match=r"not a run \(no run\.json of one\); fix"):
+        with pytest.raises(RunError, match=r"is not a run \(no run\.json of mlxbert in it\); fix"):
             write_report(tmp_path)
 
     @pytest.mark.usefixtures("undrawn")
@@ -640,11 +650,14 @@ class TestPieces:
 def test_a_ring_marks_the_weights_that_were_kept() -> None:
     from matplotlib.figure import Figure
 
-    evaluations = {5: Evaluation(1.0, 0.5, {"f1": 0.8}, True), 10: Evaluation(2.0, 0.6, {"f1": 0.7}, False)}
+    evaluations = {
+        5: EvaluationEvent("seed0-fold0", 0, 0, 1.0, 5, 0.5, {"f1": 0.8}, best=True),
+        10: EvaluationEvent("seed0-fold0", 0, 0, 2.0, 10, 0.6, {"f1": 0.7}, best=False),
+    }
     history = History("seed0-fold0", 0, 0, evaluations=evaluations)
     assert history.kept_step("best") == 5
     assert history.kept_step("last") == 10
-    history.finished = MemberScores("seed0-fold0", None, 10, 2.0, {})
+    history.finished = MemberEvent("seed0-fold0", 0, 0, 2.0, 10, {}, seconds=1.0)
     figure = Figure()
     _draw_metrics(figure, LIGHT, [history], ["f1"], "best")
     (ring,) = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]

@@ -30,6 +30,7 @@ from mlxbert.runs.info import check_same
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar
+from mlxbert.runs.record import RunRecord
 from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.tokenization import TruncationWarning
 from mlxbert.training.config import TrainingConfig
@@ -321,9 +322,9 @@ def test_a_test_file_is_predicted_at_the_end_in_the_samples_order(tmp_path: Path
     np.testing.assert_allclose(sent["top"], direct.loc[list(shuffled), "top"], atol=1e-9)
     read = run.info["data"]["test"]
     assert read["sha256"] == hashlib.sha256((tmp_path / "test.csv").read_bytes()).hexdigest()
-    other = {**run.info, "data": {**run.info["data"], "test": {**read, "sha256": "0"}}}
+    other = RunRecord.of({**run.info, "data": {**run.info["data"], "test": {**read, "sha256": "0"}}})
     with pytest.raises(RunError, match=r"test\.csv has changed since the run began; fix: put back what it was"):
-        check_same(other, run.info)
+        check_same(other, run.record)
     ranks = run.predict(test, values="probabilities", average="ranks")
     assert ranks["low"].between(0, 1).all()
 

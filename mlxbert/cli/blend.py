@@ -55,23 +55,24 @@ def _table(made: Blend) -> Table:
     """The scores of each run and of the blend: as many metrics as 80 columns hold with their whole names."""
     from rich.table import Table
 
-    info = made.info
-    direction = "higher" if info["greater_is_better"] else "lower"
-    table = Table(title=f"Out-of-fold scores ({info['metric']} is optimized, {direction} is better)")
+    record = made.record
+    direction = "higher" if record.greater_is_better else "lower"
+    table = Table(title=f"Out-of-fold scores ({record.metric} is optimized, {direction} is better)")
     table.add_column("run", overflow="fold", max_width=_RUN)
     table.add_column("weight", justify="right", no_wrap=True)
-    names, left = [], _WIDTH - (min(_RUN, max(len(run.path.name) for run in made.runs)) + 3) - len("weight") - 4
-    for name in info["pooled"]:
+    names: list[str] = []
+    left = _WIDTH - (min(_RUN, max(len(run.path.name) for run in made.runs)) + 3) - len("weight") - 4
+    for name in record.pooled:
         left -= max(len(name), 6) + 3
         if names and left < 0:
             break
         names.append(name)
         table.add_column(name, justify="right", no_wrap=True)
-    for run, weight, alone in zip(made.runs, made.weights, info["alone"], strict=True):
+    for run, weight, alone in zip(made.runs, made.weights, record.alone, strict=True):
         table.add_row(run.path.name, f"{weight:.2f}", *(_shown(alone[name]) for name in names))
-    table.add_row("blend", "", *(_shown(info["pooled"][name]) for name in names))
+    table.add_row("blend", "", *(_shown(record.pooled[name]) for name in names))
     return table
 
 
 def _shown(value: float | None) -> str:
-    return "—" if value is None else f"{value:.4f}"
+    return "—" if value is None or value != value else f"{value:.4f}"

@@ -111,8 +111,8 @@ def show_run(run: Any) -> None:
     if files.submission.is_file():
         form = run.submission()
         lines.append(f"Submission  {files.submission}: {form.values} in {', '.join(map(repr, form.columns[:3]))}")
-    if run.info.get("decision"):
-        lines.append(f"Labels      {run.info['decision']}")
+    if run.record.decision is not None:
+        lines.append(f"Labels      {run.record.decision}")
     lines.append(f"Next        mlxbert predict {path} test.csv -o submission.csv")
     lines.append(f"            mlxbert report {path}")
     lines.append(f"            mlxbert-export {path} -o DIRECTORY   (for a notebook without MLX)")

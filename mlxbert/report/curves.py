@@ -10,16 +10,16 @@ import numpy as np
 from heads.metrics import METRICS
 from mlxbert.report.event_log import History
 from mlxbert.report.figures import LEGEND_LINES, Plot, Theme, legend_below, panels, short
-from mlxbert.report.run_files import RunFiles
+from mlxbert.report.run_files import ReportedRun
 
 OTHERS_A_ROW = 3
 
 
-def curve_plots(run: RunFiles) -> list[Plot]:
+def curve_plots(run: ReportedRun) -> list[Plot]:
     """The curves that there is something to draw of."""
     stepped = [history for history in run.histories if history.steps]
     judged = [history for history in run.histories if history.evaluations]
-    keep = (run.info.get("config") or {}).get("keep", "best")
+    keep = run.record.config.keep
     plots: list[Plot] = []
     one_each = "" if len(run.histories) <= LEGEND_LINES else " One line a member; those of a color share a fold."
     if stepped or judged:

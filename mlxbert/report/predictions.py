@@ -10,7 +10,7 @@ import numpy as np
 from mlxbert.factory.frames import shown
 from mlxbert.report.csv_table import FIX, CsvTable
 from mlxbert.report.report_error import ReportError
-from mlxbert.report.run_files import RunFiles
+from mlxbert.report.run_files import ReportedRun
 from mlxbert.runs.tables import escaped_formula, truth_columns
 
 
@@ -61,7 +61,7 @@ class NumberPredictions:
 Predictions = ClassPredictions | LabelPredictions | NumberPredictions
 
 
-def read_predictions(run: RunFiles) -> Predictions | None:
+def read_predictions(run: ReportedRun) -> Predictions | None:
     """The out-of-fold predictions; None when there is no oof.csv, or no row in it.
 
     Raises:
@@ -78,7 +78,7 @@ def read_predictions(run: RunFiles) -> Predictions | None:
     return _classes(table, fold, run)
 
 
-def _classes(table: CsvTable, fold: np.ndarray, run: RunFiles) -> ClassPredictions:
+def _classes(table: CsvTable, fold: np.ndarray, run: ReportedRun) -> ClassPredictions:
     if run.task == "binary":
         names = run.classes or ("0", "1")
         positive = _probabilities(table, "probability")

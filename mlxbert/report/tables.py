@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from mlxbert.report.calibration import BINS
 from mlxbert.report.curves import arrow
 from mlxbert.report.predictions import ClassPredictions, LabelPredictions, NumberPredictions, Predictions
-from mlxbert.report.run_files import RunFiles
+from mlxbert.report.run_files import ReportedRun
 
 ABSENT = "–"
 
@@ -53,7 +53,7 @@ def _table(names: Sequence[str], columns: dict[str, Sequence[float | None] | lis
     return Table((first, *columns), [tuple(row) for row in zip(names, *made, strict=True)])
 
 
-def score_table(run: RunFiles) -> Table | None:
+def score_table(run: ReportedRun) -> Table | None:
     """A row for each finished member, then their spread, all rows pooled, and the hold-out; None without any."""
     members = run.finished
     if not members:
@@ -81,18 +81,18 @@ def score_table(run: RunFiles) -> Table | None:
     return Table(table.header, table.rows, len(members), frozenset(strong))
 
 
-def _summaries(run: RunFiles) -> Iterator[tuple[str, dict[str, float], int | None]]:
+def _summaries(run: ReportedRun) -> Iterator[tuple[str, Mapping[str, float], int | None]]:
     """(name, metrics, rows) of what scores.json says of all members together."""
     scores = run.scores
     if scores is None:
         return
     for name, key in (("mean", "mean"), ("standard deviation", "std"), ("lowest", "low"), ("highest", "high")):
-        values = {metric: spread[key] for metric, spread in scores.spread.items() if key in spread}
+        values = {metric: getattr(spread, key) for metric, spread in scores.spread.items()}
         if values:
             yield name, values, None
     yield "pooled", scores.pooled, None if run.oof is None else len(run.oof.lines)
     if scores.hold_out is not None:
-        yield "hold-out", scores.hold_out, scores.hold_out_rows
+        yield "hold-out", scores.hold_out.metrics, scores.hold_out.rows
 
 
 def prediction_table(made: Predictions, task: str) -> tuple[str, Table]:

@@ -9,7 +9,7 @@ from mlxbert.files.output_file import replace_file
 from mlxbert.home import expand_home
 from mlxbert.report.page import MARK, Page, make_page
 from mlxbert.report.report_error import ReportError
-from mlxbert.report.run_files import RunFiles, read_run
+from mlxbert.report.run_files import ReportedRun, read_run
 
 HEAD_BYTES = 1000  # the mark is in the page's first lines
 
@@ -21,7 +21,7 @@ class Written:
     page: Path
     folder: Path
     plots: int
-    run: RunFiles
+    run: ReportedRun
 
 
 def write(run_directory: str | Path, out: str | Path | None, plots: str | Path | None) -> Written:

@@ -14,9 +14,10 @@ from mlxbert.factory.create import default_checkpoint
 from mlxbert.factory.text_columns import RowText
 from mlxbert.home import expand_home
 from mlxbert.runs.environment import check_environment
-from mlxbert.runs.files import RunError, RunFiles, read_info
+from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.runs.frames import FRAME, Inputs
-from mlxbert.runs.place import new_directory, run_lock
+from mlxbert.runs.place import check_paths, new_directory, run_lock
+from mlxbert.runs.record import check_known_settings, read_record
 from mlxbert.runs.run import Run
 from mlxbert.runs.session import run_session
 from mlxbert.runs.settings import RunSettings, as_columns
@@ -175,22 +176,23 @@ def resume(
         MLXBertError: as `train` raises.
     """
     files = RunFiles(expand_home(out))
-    info = read_info(files.root)
+    record = read_record(files.root)
     if files.scores.is_file():
         return Run.open(files.root)
+    check_known_settings(record, files.info)
     if not allow_changes:
-        check_environment(info["environment"])
-    settings, config = RunSettings.from_dict(info["settings"]), TrainingConfig.make(info["config"])
+        check_environment(record.environment)
     given = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
-    saved = {name: getattr(settings, name) for name in given if name != "data"}
-    saved["data"] = info["data"]["path"] or FRAME
+    saved = {name: getattr(record.settings, name) for name in given if name != "data"}
+    saved["data"] = record.data.path or FRAME
     inputs = Inputs(**{name: saved[name] if one is None else one for name, one in given.items()})
     frames = [name for name, one in vars(inputs).items() if isinstance(one, str) and one == FRAME]
     if frames:
         needed = ", ".join("frame" if name == "data" else f"{name}=frame" for name in frames)
         raise RunError(f"{files.root} was trained on a frame; fix: resume(path, {needed})")
+    check_paths(files)
     with run_lock(files.root):
-        return run_session(files, inputs, settings, config, info, False, trackers, callbacks, progress)
+        return run_session(files, inputs, record.settings, record.config, record, False, trackers, callbacks, progress)
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas:
         measured = _series_scores(np.asarray(truth, np.float64), values, metrics)
     else:
         predictions = predict_frame(run, frame)
-        truth = fitted_head(run.files, run.info["members"][0]).metric_targets(prepared.problem.targets(frame))
+        truth = fitted_head(run.files, run.record.members[0]).metric_targets(prepared.problem.targets(frame))
         columns = columns_of(form, task, predictions)
         told = prediction_columns(task, truth, predictions)
         measured = score(truth, predictions, metrics)

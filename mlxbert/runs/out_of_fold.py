@@ -32,10 +32,12 @@ def write_out_of_fold(
     rows, folds, parts = [], [], []
     for number, fold in enumerate(prepared.folds):
         truth = head.metric_targets(prepared.examples.targets[fold.valid])
+        classes = (len(prepared.problem.task.classes or ()),) if prepared.task in ("multiclass", "ordinal") else None
+        shape = truth.shape if classes is None else truth.shape + classes
         of_seeds = []
         for member in members_of(config, len(prepared.folds)):
             if member.fold == number:
-                held = held_out(files, member, prepared.task)
+                held = held_out(files, member, prepared.task, fold.valid, shape)
                 of_seeds.append(held.predictions)
                 members.append(
                     {

@@ -294,7 +294,7 @@ def check_average(how: str, form: Submission) -> None:
 def _check_averages(run: Run | Blend, how: str, form: Submission) -> None:
     check_average(how, form)
     if isinstance(run, Blend):
-        check_average(str(run.info["average"]), form)
+        check_average(run.record.average, form)
 
 
 def _predicted(

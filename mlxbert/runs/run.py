@@ -12,9 +12,9 @@ from mlxbert.data.cells import Kind
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.factory.text_columns import RowText
-from mlxbert.files.reading import read_json
 from mlxbert.home import expand_home
-from mlxbert.runs.files import RunError, RunFiles, read_info
+from mlxbert.runs.files import RunError, RunFiles
+from mlxbert.runs.record import RunRecord, read_record, read_scores
 from mlxbert.runs.rows_to_predict import TableFormat
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import SubmissionRules, submission_rules
@@ -26,21 +26,26 @@ class Run:
 
     Attributes:
         path: its directory.
-        info: the content of run.json.
+        record: the content of run.json, checked.
     """
 
     path: Path
-    info: Mapping[str, Any]
+    record: RunRecord
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """A run, finished or not.
 
         Raises:
-            RunError: the directory is none.
+            RunError: the directory is none, or its run.json is damaged.
         """
         root = expand_home(path)
-        return cls(root, read_info(root))
+        return cls(root, read_record(root))
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """The JSON object in run.json, as it is."""
+        return self.record.values
 
     @property
     def files(self) -> RunFiles:
@@ -49,13 +54,18 @@ class Run:
 
     @property
     def scores(self) -> dict[str, Any] | None:
-        """The content of scores.json; None: the run is not finished."""
-        return read_json(self.files.scores, RunError)
+        """The JSON object in scores.json; None: the run is not finished.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        scores = read_scores(self.path)
+        return None if scores is None else dict(scores.values)
 
     @property
     def members(self) -> list[Path]:
         """Its finished models, in the order of training."""
-        return [self.files.member(name) for name in self.info["members"] if self.files.is_done(name)]
+        return [self.files.member(name) for name in self.record.members if self.files.is_done(name)]
 
     @property
     def prediction_members(self) -> list[Path]:
@@ -64,34 +74,30 @@ class Run:
         Raises:
             RunError: the run is not finished.
         """
-        if len(self.members) < len(self.info["members"]):
-            done = f"{len(self.members)} of {len(self.info['members'])} models are done"
-            raise RunError(f"{self.path} is not finished ({done}); fix: {self._go_on}")
-        if self.info["folds"]["kind"] != "forward":
-            return self.members
-        last = f"-fold{self.info['folds']['count'] - 1}"
-        return [member for member in self.members if member.name.endswith(last)]
+        if len(self.members) < len(self.record.members):
+            done = f"{len(self.members)} of {len(self.record.members)} models are done"
+            raise RunError(f"{self.path} is not finished ({done}); fix: {self.go_on}")
+        return [self.files.member(name) for name in self.record.prediction_members]
 
     @property
-    def _go_on(self) -> str:
+    def go_on(self) -> str:
+        """The command that goes on with it."""
         return f"mlxbert train --resume {shlex.quote(str(self.path))}"
 
     @property
     def task(self) -> InferredTask:
         """What the target is."""
-        saved = self.info["task"]
-        classes = None if saved["classes"] is None else tuple(saved["classes"])
-        return InferredTask(**{**saved, "target": tuple(saved["target"]), "classes": classes})
+        return self.record.task
 
     @property
     def settings(self) -> RunSettings:
         """What it was told to learn."""
-        return RunSettings.from_dict(self.info["settings"])
+        return self.record.settings
 
     @property
     def text(self) -> RowText:
         """How a row becomes a text."""
-        return RowText.from_dict(self.info["data"]["text"])
+        return self.record.data.text
 
     @property
     def columns(self) -> list[str]:
@@ -101,50 +107,47 @@ class Run:
     @property
     def kinds(self) -> dict[str, Kind]:
         """What the training file's columns hold; test files are read alike."""
-        return dict(self.info["data"]["kinds"])
+        return dict(self.record.data.kinds)
 
     @property
     def id(self) -> str | None:
         """The column that names a row."""
-        value = self.info["data"]["id"]
-        return None if value is None else str(value)
+        return self.record.data.id
 
     @property
     def time(self) -> str | None:
         """The column of times."""
-        value = self.info["data"]["time"]
-        return None if value is None else str(value)
+        return self.record.data.time
 
     @property
     def max_length(self) -> int:
         """Tokens that a text is cut to."""
-        return int(self.info["data"]["max_length"])
+        return self.record.data.max_length
 
     @property
     def batch_size(self) -> int:
         """Rows a batch in prediction."""
-        return int(self.info["config"]["evaluation_batch_size"])
+        return self.record.config.evaluation_batch_size
 
     @property
     def rules(self) -> SubmissionRules:
         """What the format of its submissions follows from: as the run began, a sample submission looked at."""
-        info, saved = self.info, self.info["submission"]
-        rules = submission_rules(self.settings, self.task, info["metric"], info["config"]["metric"])
-        return replace(rules, usual=Submission(**{**saved, "columns": tuple(saved["columns"])}))
+        record = self.record
+        rules = submission_rules(record.settings, record.task, record.metric, record.config.metric)
+        return replace(rules, usual=record.submission)
 
     @property
     def table_format(self) -> TableFormat:
         """How it reads a table."""
-        data, task = self.info["data"], self.task
-        horizon = int(self.settings.head.get("horizon", 1)) if task.task == "time_series" else 0
+        data, series = self.record.data, self.task.task == "time_series"
         return TableFormat(
-            kinds=self.kinds,
-            columns=tuple(self.columns),
-            id=self.id,
-            id_found=bool(data.get("id_found")),
-            target=task.target,
-            time=self.time,
-            horizon=horizon,
+            kinds=data.kinds,
+            columns=data.text.columns,
+            id=data.id,
+            id_found=data.id_found,
+            target=self.task.target,
+            time=data.time,
+            horizon=int(self.settings.head.get("horizon", 1)) if series else 0,
         )
 
     def submission(self, values: str | None = None) -> Submission:
@@ -164,7 +167,7 @@ class Run:
         from mlxbert.runs.tables import id_name, plain_cell, read_csv, truth_columns
 
         if not self.files.oof.is_file():
-            raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self._go_on}")
+            raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self.go_on}")
         classes = self.task.classes or ()
         labels = any(isinstance(one, str) for one in classes) and self.task.task != "multilabel"
         # A label such as "007" is a word, and so is an id, whatever they look like.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ from mlxbert.files.output_file import WriteError, write_errors
 from mlxbert.runs.files import RunError, RunFiles, write_json
 from mlxbert.runs.finish import finish
 from mlxbert.runs.frames import FRAME, Inputs, read_frame, table_record
-from mlxbert.runs.info import check_same, going_on, run_info
+from mlxbert.runs.info import check_same, going_on, new_record
 from mlxbert.runs.members import check_models, train_members
-from mlxbert.runs.metrics_log import MetricsLog
+from mlxbert.runs.metrics_log import MetricsLog, read_log
 from mlxbert.runs.place import empty
 from mlxbert.runs.prepare import prepare
 from mlxbert.runs.progress import ProgressBar
+from mlxbert.runs.record import RunRecord
 from mlxbert.runs.rows_to_predict import TableFormat, rows_to_predict, training_id
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import submission_rules
 from mlxbert.runs.trackers import tracker
-from mlxbert.training.callbacks import Callback, Callbacks
+from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.outcome import TrainingInterrupted
 
@@ -34,13 +35,13 @@ def run_session(
     inputs: Inputs,
     settings: RunSettings,
     config: TrainingConfig,
-    before: Mapping[str, Any] | None,
+    before: RunRecord | None,
     overwrite: bool,
     trackers: Sequence[str],
     callbacks: Sequence[Callback],
     progress: bool,
 ) -> Run:
-    """Train what is not trained yet, and finish; `before` is the run.json of a run that goes on.
+    """Train what is not trained yet, and finish; `before` is the record of a run that goes on.
 
     Everything that can be refused is refused before anything is written or deleted.
 
@@ -50,11 +51,11 @@ def run_session(
         MLXBertError: as `mlxbert.runs.cross_validate` raises.
     """
     started = time.monotonic()
-    kinds = None if before is None else before["data"]["kinds"]
+    kinds = None if before is None else dict(before.data.kinds)
     about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
     frame, kinds, record = read_frame(inputs.data, **about, kinds=kinds)
     what = record["path"] or "the frame"
-    id_found = bool(before and before["data"].get("id_found"))
+    id_found = before is not None and before.data.id_found
     if before is None and (column := training_id(frame, settings, inputs.sample_submission, what)) is not None:
         settings, id_found = settings.with_id(column), True
         about["id_column"] = column
@@ -87,11 +88,11 @@ def run_session(
             values=settings.values,
             encoding=settings.encoding,
         ).form
-    info = run_info(settings, config, prepared, kinds, record, form, valid=judged, test=test, id_found=id_found)
+    run = new_record(settings, config, prepared, kinds, record, form, valid=judged, test=test, id_found=id_found)
     if before is not None:
-        check_same(info, before)
-        info = going_on(before, info["environment"])
-    bar = ProgressBar(len(info["members"])) if progress else None
+        check_same(run, before)
+        run = going_on(before, run.environment)
+    bar = ProgressBar(len(run.members)) if progress else None
     told: list[Callback] = [
         MetricsLog(files.log),
         *([bar] if bar else []),
@@ -100,28 +101,37 @@ def run_session(
     everyone = Callbacks([*told, *callbacks])
     if before is None:
         check_models(prepared, settings, config)
-        _begin(files, info, overwrite, (*vars(inputs).values(), settings.model))
+        _begin(files, run, overwrite, (*vars(inputs).values(), settings.model))
     else:
-        if info != before:
-            write_json(files.info, info)
+        if run != before:
+            write_json(files.info, run.values)
         shutil.rmtree(files.best_so_far, ignore_errors=True)
     if bar:
-        bar.skip(sum(files.is_done(name) for name in info["members"]))
-    everyone.on_run_start(info)
+        bar.skip(sum(files.is_done(name) for name in run.members))
+    everyone.on_run_start(dict(run.values))
     scores = None
     try:
-        train_members(files, prepared, settings, config, everyone.several)
-        scores = finish(files, prepared, settings, config, inputs, time.monotonic() - started)
+        earlier = _seconds_of_finished(files, run)
+        earlier += train_members(files, prepared, settings, config, everyone.several)
+        scores = finish(files, prepared, settings, config, inputs, earlier + time.monotonic() - started)
     except (TrainingInterrupted, KeyboardInterrupt) as error:
-        raise TrainingInterrupted(_interrupted(files, info, error)) from error
+        raise TrainingInterrupted(_interrupted(files, run, error)) from error
     except WriteError as error:
-        raise WriteError(f"{error}; go on with: {_command(files, info)}") from error
+        raise WriteError(f"{error}; go on with: {_command(files, run)}") from error
     finally:
         everyone.on_run_end(scores)
     return Run.open(files.root)
 
 
-def _begin(files: RunFiles, info: Mapping[str, Any], overwrite: bool, sources: Sequence[Any]) -> None:
+def _seconds_of_finished(files: RunFiles, run: RunRecord) -> float:
+    """The seconds that earlier sittings spent on the models that are finished already."""
+    log = read_log(files.log)
+    events = () if log is None else (line.event for line in log.lines)
+    seconds = {event.member: event.seconds for event in events if isinstance(event, MemberEvent)}
+    return sum(seconds.get(name, 0.0) for name in run.members if files.is_done(name))
+
+
+def _begin(files: RunFiles, run: RunRecord, overwrite: bool, sources: Sequence[Any]) -> None:
     """Make the directory, or empty it, and write run.json."""
     with write_errors(files.root, 0):
         files.root.mkdir(parents=True, exist_ok=True)
@@ -132,22 +142,23 @@ def _begin(files: RunFiles, info: Mapping[str, Any], overwrite: bool, sources: S
                 raise RunError(f"{source} lies in {files.root}, which is to be overwritten; fix: another -o DIRECTORY")
         with write_errors(files.root, 0):
             empty(files)
-    write_json(files.info, info)
+    # Nothing to resume yet: run.json is the first file of a run.
+    write_json(files.info, run.values, fix="free some space and train again")
 
 
-def _interrupted(files: RunFiles, info: Mapping[str, Any], error: BaseException) -> str:
+def _interrupted(files: RunFiles, run: RunRecord, error: BaseException) -> str:
     """In one line: where it was, what is saved where, and how to go on."""
     told = [str(error) or "interrupted", f"what is trained so far is saved in {files.root}"]
     if files.best_so_far.is_dir():
         told.append(f"its best weights in {files.best_so_far}")
-    return f"{', '.join(told)}; go on with: {_command(files, info)}"
+    return f"{', '.join(told)}; go on with: {_command(files, run)}"
 
 
-def _command(files: RunFiles, info: Mapping[str, Any]) -> str:
+def _command(files: RunFiles, run: RunRecord) -> str:
     """How to go on with a run: in Python where it was given frames, which are needed again."""
-    settings = info["settings"]
-    frames = [f"{name}=frame" for name in ("valid", "test", "sample_submission") if settings[name] == FRAME]
-    if info["data"]["path"] is None:
+    given = {name: getattr(run.settings, name) for name in ("valid", "test", "sample_submission")}
+    frames = [f"{name}=frame" for name, source in given.items() if source == FRAME]
+    if run.data.path is None:
         frames.insert(0, "frame")
     if frames:
         return f"mlxbert.resume({', '.join([repr(str(files.root)), *frames])})"

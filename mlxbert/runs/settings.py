@@ -63,7 +63,9 @@ class RunSettings:
     escape_formulas: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuse what contradicts itself; a list among the head's options is as good as a tuple."""
+        head = {name: tuple(one) if isinstance(one, list) else one for name, one in self.head.items()}
+        object.__setattr__(self, "head", head)
         if not self.target:
             raise RunError("no target is named; fix: --target COLUMN, or --competition NAME")
         if self.valid is not None and self.hold_out is not None:
@@ -96,7 +98,7 @@ class RunSettings:
         return cls(**{**made, **own})
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it."""
+        """JSON-able; run.json has it."""
         return {
             **{one.name: getattr(self, one.name) for one in fields(self)},
             "target": list(self.target),
@@ -106,28 +108,6 @@ class RunSettings:
             "submission": None if self.submission is None else asdict(self.submission),
             "head": {name: list(one) if isinstance(one, tuple) else one for name, one in self.head.items()},
         }
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave.
-
-        Raises:
-            RunError: it is something else.
-        """
-        try:
-            made = dict(saved)
-            for name in ("target", "ignore"):
-                made[name] = tuple(made[name])
-            made["classes"] = None if made["classes"] is None else tuple(made["classes"])
-            made["text"] = None if made["text"] is None else RowText.from_dict(made["text"])
-            if made["submission"] is not None:
-                made["submission"] = Submission(
-                    **{**made["submission"], "columns": tuple(made["submission"]["columns"])}
-                )
-            made["head"] = {name: tuple(one) if isinstance(one, list) else one for name, one in made["head"].items()}
-            return cls(**made)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"run.json: its settings cannot be read ({error!r}); fix: train again") from error
 
     def with_id(self, column: str) -> Self:
         """Return the settings with an id column that was found."""

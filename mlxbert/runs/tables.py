@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlxbert.files.output_file import replace_file
+from mlxbert.files.reading import open_regular
+from mlxbert.runs.files import RunError
+
+_FIX = "fix: restore the file from a copy of the run, or train again"
 
 # What a spreadsheet computes instead of showing it (https://owasp.org/www-community/attacks/CSV_Injection): full-width
 # signs too, and a tab or a carriage return that it strips first. Numbers are no formulas.
@@ -37,10 +43,43 @@ def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False, follow_l
 
 
 def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
-    """What `write_csv` wrote, as a pandas frame: `text` columns as they are written, others as pandas reads them."""
+    """Return what `write_csv` wrote as a pandas frame: `text` columns as they are written, others as pandas does.
+
+    Raises:
+        RunError: no such file, not a regular one, or damaged.
+    """
     import pandas
 
-    return pandas.read_csv(file, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])
+    opened = open_regular(file, RunError)
+    if opened is None:
+        raise RunError(f"{file} is not there; {_FIX}")
+    with opened:
+        try:
+            return pandas.read_csv(
+                opened, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""], low_memory=False
+            )
+        # pandas' own errors are ValueErrors; a file of other bytes ends in any of these.
+        except (ValueError, OverflowError, MemoryError, OSError) as error:
+            raise RunError(f"{file} is damaged ({str(error).strip()}); {_FIX}") from error
+
+
+def numbers(frame: Any, name: str, file: Path, *, missing: bool = False) -> np.ndarray:
+    """Return a column of `read_csv` as float64 (rows,); an empty cell is NaN where `missing` allows it.
+
+    Raises:
+        RunError: no such column, or a cell that is no finite number.
+    """
+    import pandas
+
+    if name not in frame.columns:
+        raise RunError(f"{file} has no column {name!r}; {_FIX}")
+    # What is no number becomes NaN, and is told from an empty cell below.
+    values: np.ndarray = pandas.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
+    wrong = ~np.isfinite(values) & ~(frame[name].isna().to_numpy() & missing)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise RunError(f"{file}: column {name!r} is {frame[name].iloc[row]!r} in row {row}, not a number; {_FIX}")
+    return values
 
 
 def escaped_formula(cell: str) -> str:
