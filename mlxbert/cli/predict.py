@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from mlxbert.cli.training_options import quoting_option
+
 PATH = click.Path(path_type=Path)
 
 
@@ -33,6 +35,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--escape-formulas", is_flag=True, help="Write ' before cells that begin with = + - @ (numbers excepted)."
 )
+@quoting_option
 def predict(run: Path, data: str, out: Path, **options: Any) -> None:
     """Predict DATA with RUN, a finished run or a blend, and write a submission.
 

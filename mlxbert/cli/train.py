@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlxbert.cli.training_options import given_settings, training_options
+from mlxbert.cli.training_options import given_settings, quoting_option, training_options
 
 PATH = click.Path(path_type=Path)
 
@@ -40,6 +40,9 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--drop-missing", is_flag=True, help="Leave out rows without a target.")
 @click.option("--encoding", help="Encoding of the files, such as cp1252.  [default: found out]")
+@quoting_option
+@click.option("--decimal", type=click.Choice([".", ","]), help="Decimal mark of the target.  [default: found out]")
+@click.option("--label-separator", help="Between labels of one cell: ';' or '[]'.  [default: found out]")
 @click.option(
     "--escape-formulas", is_flag=True, help="Write ' before CSV cells that begin with = + - @ (not numbers)."
 )
@@ -57,7 +60,7 @@ def train(
     allow_changes: bool,
     **options: Any,
 ) -> None:
-    """Fine-tune on DATA (CSV, TSV, JSONL, Parquet) with cross-validation, and predict.
+    """Fine-tune on DATA (CSV, TSV, JSON, Parquet, Excel) with cross-validation, and predict.
 
     \b
     Examples:

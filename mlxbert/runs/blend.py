@@ -112,6 +112,7 @@ class Blend:
             named,
             kinds={name: kind for one in reversed(formats) for name, kind in one.kinds.items()},
             columns=tuple(dict.fromkeys(name for one in formats for name in one.columns)),
+            like=next((one.like for one in formats if one.like is not None), None),
         )
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from heads.labels import Label
+from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Competition, get_competition
 from mlxbert.factory.create import default_checkpoint
 from mlxbert.factory.text_columns import RowText
@@ -31,9 +32,9 @@ def train(
     *,
     out: str | Path | None = None,
     model: str | Path | None = None,
-    target: str | Sequence[str] | None = None,
-    text: str | Sequence[str] | RowText | None = None,
-    pair: str | Sequence[str] | None = None,
+    target: str | int | Sequence[str | int] | None = None,
+    text: str | int | Sequence[str | int] | RowText | None = None,
+    pair: str | int | Sequence[str | int] | None = None,
     competition: str | Competition | None = None,
     task: str | None = None,
     classes: Sequence[Label] | None = None,
@@ -44,6 +45,9 @@ def train(
     head: Mapping[str, Any] | None = None,
     revision: str | None = None,
     encoding: str | None = None,
+    quoting: Quoting | None = None,
+    decimal: str | None = None,
+    label_separator: str | None = None,
     valid: Any = None,
     hold_out: float | None = None,
     test: Any = None,
@@ -61,7 +65,7 @@ def train(
     """Cross-validate a model on a competition's data; everything it leaves is in `out`.
 
     Args:
-        data: a file (CSV, TSV, JSONL, Parquet), a pandas or polars frame, or a dict of columns.
+        data: a file (CSV, TSV, JSON, Parquet, Excel; also compressed), a pandas or polars frame, or a dict of columns.
         out: the run's directory, made here; there is no default.
         model: a converted directory, or the id of a converted repository on the Hub.
         target: the column to predict, or several.
@@ -78,6 +82,9 @@ def train(
         head: options of the head, such as {"objective": "focal"}.
         revision: of a model on the Hub.
         encoding: of the data's text; None: found out.
+        quoting: of CSV and TSV: "none" (quotes are characters), "minimal" or "escaped"; None: found out.
+        decimal: the decimal mark of a target that is written as text, "." or ","; None: found out.
+        label_separator: what stands between several labels of a cell; None: found out.
         valid: rows to be judged on, in place of folds: a file or frame, like `data`.
         hold_out: rows held out of everything, predicted and scored at the end: a share, or their number.
         test: rows to predict at the end: a file or frame, like `data`.
@@ -113,11 +120,14 @@ def train(
         "text": row_text,
         "task": task,
         "classes": None if classes is None else tuple(classes),
-        "id": id,
-        "group": group,
-        "time": time,
-        "ignore": tuple(ignore),
+        "id": None if id is None else str(id),
+        "group": None if group is None else str(group),
+        "time": None if time is None else str(time),
+        "ignore": tuple(map(str, ignore)),
         "encoding": encoding,
+        "quoting": quoting,
+        "decimal": decimal,
+        "label_separator": label_separator,
         "valid": inputs.record("valid"),
         "hold_out": hold_out,
         "test": inputs.record("test"),

@@ -52,6 +52,7 @@ def finish(
                 sample_submission=inputs.sample_submission,
                 values=settings.values,
                 encoding=settings.encoding,
+                quoting=settings.quoting,
                 escape_formulas=escape_formulas,
             )
     _tell_members(files, prepared, scores)

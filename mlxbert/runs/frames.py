@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlxbert.data.cells import Kind
-from mlxbert.data.reading import DataError, read_data
+from mlxbert.data.reading import DataError, Quoting, read_data
 from mlxbert.factory.frames import FrameError, Table, is_frame
 from mlxbert.factory.text_columns import RowText
 from mlxbert.files.reading import sha256_hex
@@ -59,6 +59,9 @@ def read_frame(
     id_column: str | None,
     encoding: str | None,
     kinds: Mapping[str, Kind] | None,
+    quoting: Quoting | None = None,
+    labels: Mapping[str, Collection[str]] | None = None,
+    words: Collection[str] = (),
     what: str = "the frame",
 ) -> tuple[Any, dict[str, Kind], dict[str, Any]]:
     """A pandas frame, what its columns hold, and the record of it for run.json.
@@ -69,18 +72,22 @@ def read_frame(
         id_column: kept as text.
         encoding: of a file's text.
         kinds: of the training file, for another one that is to be read alike.
+        quoting: of a text table; None: found out.
+        labels: target columns of a file, and words in them that are labels though they look missing.
+        words: further columns to keep as text.
         what: a frame is called in messages.
 
     Raises:
         DataError, FrameError: it cannot be read.
     """
     if is_path(data):
-        columns = [id_column] if id_column is not None else []
+        columns = [*words, *([id_column] if id_column is not None else [])]
         if text is not None:
             columns += [part for part in (text.first, text.second) if isinstance(part, str) and "{" not in part]
-        read = read_data(data, text_columns=columns, kinds=kinds, encoding=encoding)
+        read = read_data(data, text_columns=columns, kinds=kinds, encoding=encoding, quoting=quoting, labels=labels)
         file = read.file
         record = {"path": str(data), "sha256": file.sha256, "size": file.size, "rows": len(read.frame)}
+        record["quoting"] = file.quoting
         return read.frame, read.kinds, record
     frame = as_pandas(data, what)
     return frame, _kinds(frame), {"path": None, "sha256": frame_sha256(frame), "size": None, "rows": len(frame)}
@@ -125,16 +132,19 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
         raise RunError("training on data needs pandas; fix: pip install 'mlxbert[kaggle]'") from error
     if isinstance(data, pandas.DataFrame):
         # An index that has a name was a column, such as the months of a series.
-        return data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))
+        frame = data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))
+        # pandas numbers the columns of a file without a header.
+        named = all(isinstance(one, str) for one in frame.columns)
+        return frame if named else frame.set_axis(map(str, frame.columns), axis=1)
     # Column by column: whole numbers beside a missing one stay exact.
     columns = {str(name): list(table.column(name).values) for name in table.names}
     return pandas.DataFrame({name: pandas.Series(cells, dtype=_dtype(cells)) for name, cells in columns.items()})
 
 
 def _dtype(cells: list[Any]) -> Any:
-    """object for whole numbers beside missing ones, of which pandas makes floats; None: as pandas has it."""
-    mixed = None in cells and any(isinstance(cell, int) and not isinstance(cell, bool) for cell in cells)
-    return object if mixed and any(abs(cell) > 2**53 for cell in cells if isinstance(cell, int)) else None
+    """object for large whole numbers beside missing ones, of which pandas makes floats; None: as pandas has it."""
+    large = any(isinstance(cell, int) and abs(cell) > 2**53 for cell in cells)
+    return object if large and None in cells else None
 
 
 def _kinds(frame: Any) -> dict[str, Kind]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.config import BertConfig
-from mlxbert.data.reading import render_texts, warn_of_empty
+from mlxbert.data.reading import Quoting, render_texts, warn_of_empty
 from mlxbert.data.token_rows import token_rows
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
@@ -187,6 +187,7 @@ def predict_table(
     id: str | None = None,
     how: str = "probabilities",
     encoding: str | None = None,
+    quoting: Quoting | None = None,
     strict: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Any, Written]:
@@ -201,7 +202,7 @@ def predict_table(
     """
     import pandas
 
-    table, rules = run.table_format, run.rules
+    table, rules = replace(run.table_format, encoding=encoding, quoting=quoting), run.rules
     if sample_submission is None:
         _check_averages(run, how, rules.form(values))
     rows = rows_to_predict(
@@ -211,18 +212,15 @@ def predict_table(
         sample_submission=sample_submission,
         values=values,
         id=id,
-        encoding=encoding,
         strict=strict or sample_submission is not None,
     )
     form, names = rows.form, rows.names
     _check_averages(run, how, form)
     if table.horizon:
-        names, predictions = _forecast(run, read_history(data, table, encoding))
+        names, predictions = _forecast(run, read_history(data, table))
         columns = {form.columns[0]: predictions.values[0]}
     else:
-        predictions = _predicted(
-            run, lambda: pieces(data, table.kinds, table.columns, encoding), how, rows.what, _of(rows, progress)
-        )
+        predictions = _predicted(run, lambda: pieces(data, table), how, rows.what, _of(rows, progress))
         columns = columns_of(form, run.task, predictions)
     made = pandas.DataFrame({form.id_column: names, **columns})
     if rows.sample is not None:
@@ -240,6 +238,7 @@ def write_submission(
     id: str | None = None,
     how: str = "probabilities",
     encoding: str | None = None,
+    quoting: Quoting | None = None,
     escape_formulas: bool = False,
     progress: Progress | None = None,
 ) -> Written:
@@ -253,7 +252,8 @@ def write_submission(
         values: "labels", "probabilities" or "values"; None: as the sample or the run's metric calls for.
         id: the column that names a row; None: found (`rows_to_predict`).
         how: what of the members is averaged, "probabilities" or "ranks".
-        encoding: of the file's text.
+        encoding: of the file's text; None: found out.
+        quoting: of a text table; None: found out.
         escape_formulas: put a ' before cells that a spreadsheet would compute.
         progress: called with rows done and their number.
 
@@ -271,6 +271,7 @@ def write_submission(
         id=id,
         how=how,
         encoding=encoding,
+        quoting=quoting,
         progress=progress,
     )
     # A run may come from a stranger: a link in it must not lead the writing elsewhere.

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from heads.head_registry import COMPETITION_TYPES
 from mlxbert.data.cells import Kind
+from mlxbert.data.data_file import Quoting
 from mlxbert.errors import printable
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
@@ -35,6 +36,7 @@ class DataFile:
     sha256: str | None
     size: int | None = None
     rows: int | None = None
+    quoting: Quoting | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class DataRecord:
         examples_sha256: of the encoded rows and their targets.
         size: bytes of the file.
         id: the column that names a row; likewise `group` and `time`.
+        quoting: of a text table with quotes in it.
         id_found: whether the id column was found by its name, not told.
         valid: the validation table; `test`: the one that is predicted at the end.
     """
@@ -66,6 +69,7 @@ class DataRecord:
     id: str | None = None
     group: str | None = None
     time: str | None = None
+    quoting: Quoting | None = None
     id_found: bool = False
     valid: DataFile | None = None
     test: DataFile | None = None

@@ -11,7 +11,7 @@ import numpy as np
 
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.data.cells import Kind
-from mlxbert.data.reading import DataWarning, id_values, read_chunks, read_data
+from mlxbert.data.reading import DataWarning, Quoting, id_values, read_chunks, read_data
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import FrameError, Table
 from mlxbert.factory.id_columns import id_columns, is_called_id, names_rows
@@ -35,6 +35,8 @@ class TableFormat:
         target: of a series.
         time: the column of times.
         horizon: steps that a series is forecast; 0: it is none.
+        like: the quoting of the training file.
+        encoding: of this table's text, and `quoting`, as they were told; None: found out.
     """
 
     kinds: Mapping[str, Kind]
@@ -44,6 +46,9 @@ class TableFormat:
     target: tuple[str, ...]
     time: str | None
     horizon: int
+    like: Quoting | None = None
+    encoding: str | None = None
+    quoting: Quoting | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +74,14 @@ class RowsToPredict:
 
 def pieces(
     data: Any,
-    kinds: Mapping[str, Kind],
-    columns: Sequence[str],
-    encoding: str | None = None,
+    table: TableFormat,
     words: Sequence[str] = (),
 ) -> Iterator[Any]:
     """The rows of a file or frame as frames of some thousand rows.
 
     Args:
         data: the path of a file, or a frame.
-        kinds: what the training file's columns hold.
-        columns: that must be there.
-        encoding: of a file's text.
+        table: how it is read.
         words: columns of a file that are read as they are written; those that are called an id are, too.
 
     Raises:
@@ -88,13 +89,23 @@ def pieces(
     """
     if not is_path(data):
         frame = as_pandas(data)
-        table = Table(frame)
-        for name in columns:
-            table.find(name)
+        for name in table.columns:
+            Table(frame).find(name)
         return (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
     # The kind of an id may be "number": 0012 is to be written as it is read all the same.
-    ids = {name: "text" for name in (*kinds, *words) if name in words or (is_called_id(name) and name not in columns)}
-    return read_chunks(data, {**kinds, **ids}, rows=ROWS, required=columns, encoding=encoding)  # type: ignore[dict-item]
+    kinds = dict(table.kinds)
+    for name in (*kinds, *words):
+        if name in words or (is_called_id(name) and name not in table.columns):
+            kinds[name] = "text"
+    return read_chunks(
+        data,
+        kinds,
+        rows=ROWS,
+        required=table.columns,
+        encoding=table.encoding,
+        quoting=table.quoting,
+        like=table.like,
+    )
 
 
 def rows_to_predict(
@@ -105,7 +116,6 @@ def rows_to_predict(
     sample_submission: Any = None,
     values: str | None = None,
     id: str | None = None,
-    encoding: str | None = None,
     strict: bool = True,
 ) -> RowsToPredict:
     """Find out which column names the rows, and check rows and format against the sample submission.
@@ -117,7 +127,6 @@ def rows_to_predict(
         sample_submission: a file or frame; None: there is none.
         values: what the submission holds; None: what the sample or the run's metric calls for.
         id: the column that names a row; None: the sample's first one, the training data's, or one that is called so.
-        encoding: of the file's text.
         strict: False: ids may be missing or repeat.
 
     Raises:
@@ -133,10 +142,10 @@ def rows_to_predict(
     if sample is not None:
         others = tuple(name for name in sample.columns if name not in form.columns) or sample.columns
     if table.horizon:
-        ids = times_of(read_history(data, table, encoding), table.time, table.horizon)
+        ids = times_of(read_history(data, table), table.time, table.horizon)
         found = _Ids((), table.time, ids, ids)
     else:
-        found = _ids(data, what, table, others, id, encoding, strict)
+        found = _ids(data, what, table, others, id, strict)
     if sample is None:
         return RowsToPredict(
             what, found.column, found.ids, found.names, None, _named(form, found, what, table, strict)
@@ -181,11 +190,18 @@ def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what:
     return found[0]
 
 
-def read_history(data: Any, table: TableFormat, encoding: str | None) -> Any:
+def read_history(data: Any, table: TableFormat) -> Any:
     """Return the history of a series to forecast, a pandas frame."""
     if not is_path(data):
         return as_pandas(data)
-    return read_data(data, kinds=table.kinds, required=[*table.target], encoding=encoding).frame
+    return read_data(
+        data,
+        kinds=table.kinds,
+        required=table.target,
+        encoding=table.encoding,
+        quoting=table.quoting,
+        like=table.like,
+    ).frame
 
 
 def times_of(history: Any, time: str | None, horizon: int) -> list[str]:
@@ -211,7 +227,6 @@ def _ids(
     table: TableFormat,
     others: Sequence[str],
     id: str | None,
-    encoding: str | None,
     strict: bool,
 ) -> _Ids:
     import pandas
@@ -219,7 +234,7 @@ def _ids(
     words = [name for name in (id, table.id, *others[:1]) if name]
     columns: tuple[str, ...] = ()
     kept, rows = [], 0
-    for frame in pieces(data, table.kinds, table.columns, encoding, words):
+    for frame in pieces(data, table, words):
         columns = tuple(str(name) for name in frame.columns)
         kept.append(frame[[name for name in frame.columns if name in words or is_called_id(name)]])
         rows += len(frame)

@@ -148,6 +148,7 @@ class Run:
             target=self.task.target,
             time=data.time,
             horizon=int(self.settings.head.get("horizon", 1)) if series else 0,
+            like=data.quoting,
         )
 
     def submission(self, values: str | None = None) -> Submission:

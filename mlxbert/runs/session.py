@@ -5,10 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlxbert.data.cells import Kind
+from mlxbert.data.reading import DataWarning
+from mlxbert.factory.competition import Submission
 from mlxbert.files.output_file import WriteError, write_errors
 from mlxbert.runs.files import RunError, RunFiles, write_json
 from mlxbert.runs.finish import finish
@@ -17,13 +22,14 @@ from mlxbert.runs.info import check_same, going_on, new_record
 from mlxbert.runs.members import check_models, train_members
 from mlxbert.runs.metrics_log import MetricsLog, read_log
 from mlxbert.runs.place import empty
-from mlxbert.runs.prepare import prepare
+from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar
 from mlxbert.runs.record import RunRecord
 from mlxbert.runs.rows_to_predict import TableFormat, rows_to_predict, training_id
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import submission_rules
+from mlxbert.runs.summary import show_inference
 from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
@@ -51,44 +57,22 @@ def run_session(
         MLXBertError: as `mlxbert.runs.cross_validate` raises.
     """
     started = time.monotonic()
-    kinds = None if before is None else dict(before.data.kinds)
-    about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
-    frame, kinds, record = read_frame(inputs.data, **about, kinds=kinds)
-    what = record["path"] or "the frame"
-    id_found = before is not None and before.data.id_found
-    if before is None and (column := training_id(frame, settings, inputs.sample_submission, what)) is not None:
-        settings, id_found = settings.with_id(column), True
-        about["id_column"] = column
-        if kinds[column] != "text":  # 1.0 and 0012 are to be written as they are read
-            frame, kinds, record = read_frame(inputs.data, **about, kinds=None)
-    valid, judged, test = None, None, None
-    if inputs.valid is not None:
-        valid, _, judged = read_frame(inputs.valid, **about, kinds=kinds, what="the validation frame")
-    if inputs.test is not None:
-        test = table_record(inputs.test, "the test frame")
-    prepared = prepare(frame, settings, config, valid, what)
-    task = prepared.problem.task
-    rules = submission_rules(settings, task, prepared.metric.name, config.metric)
-    form = rules.usual
-    if inputs.test is not None:
-        table = TableFormat(
-            kinds=kinds,
-            columns=prepared.problem.text.columns,
-            id=settings.id,
-            id_found=id_found,
-            target=task.target,
-            time=settings.time,
-            horizon=int(settings.head.get("horizon", 1)) if task.task == "time_series" else 0,
-        )
-        form = rows_to_predict(
-            inputs.test,
-            table,
-            rules,
-            sample_submission=inputs.sample_submission,
-            values=settings.values,
-            encoding=settings.encoding,
-        ).form
-    run = new_record(settings, config, prepared, kinds, record, form, valid=judged, test=test, id_found=id_found)
+    read = _read_tables(inputs, settings, before)
+    settings = read.settings
+    prepared = prepare(read.frame, settings, config, read.valid, read.record["path"] or "the frame")
+    if progress:
+        show_inference(prepared, settings, read.record, read.frame.columns)
+    run = new_record(
+        settings,
+        config,
+        prepared,
+        read.kinds,
+        read.record,
+        _form(inputs, prepared, config, read),
+        valid=read.judged,
+        test=None if inputs.test is None else table_record(inputs.test, "the test frame"),
+        id_found=read.id_found,
+    )
     if before is not None:
         check_same(run, before)
         run = going_on(before, run.environment)
@@ -129,6 +113,68 @@ def _seconds_of_finished(files: RunFiles, run: RunRecord) -> float:
     events = () if log is None else (line.event for line in log.lines)
     seconds = {event.member: event.seconds for event in events if isinstance(event, MemberEvent)}
     return sum(seconds.get(name, 0.0) for name in run.members if files.is_done(name))
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """What was read: frames, kinds of the columns, records for run.json, and the settings with the id's column."""
+
+    settings: RunSettings
+    id_found: bool
+    frame: Any
+    kinds: dict[str, Kind]
+    record: dict[str, Any]
+    valid: Any = None
+    judged: dict[str, Any] | None = None
+
+
+def _read_tables(inputs: Inputs, settings: RunSettings, before: RunRecord | None) -> _Tables:
+    """Read the training and validation data, and find the column that names the rows where nobody told it."""
+    about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
+    about |= {"quoting": settings.quoting, "labels": settings.labels}
+    about["words"] = settings.target if settings.decimal == "," else ()
+    kinds = None if before is None else before.data.kinds
+    frame, found, record = read_frame(inputs.data, **about, kinds=kinds)
+    id_found = before is not None and before.data.id_found
+    if before is None:
+        column = training_id(frame, settings, inputs.sample_submission, record["path"] or "the frame")
+        if column is not None:
+            settings, id_found, about["id_column"] = settings.with_id(column), True, column
+            if found[column] != "text":  # 1.0 and 0012 are to be written as they are read
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DataWarning)  # said at the first reading
+                    frame, found, record = read_frame(inputs.data, **about, kinds=None)
+    tables = _Tables(settings, id_found, frame, found, record)
+    if inputs.valid is None:
+        return tables
+    valid, _, judged = read_frame(inputs.valid, **about, kinds=found, what="the validation frame")
+    return replace(tables, valid=valid, judged=judged)
+
+
+def _form(inputs: Inputs, prepared: Prepared, config: TrainingConfig, read: _Tables) -> Submission:
+    """The format of the submissions, after a look at the table to predict and its sample.
+
+    Raises:
+        MLXBertError: what could not be predicted after hours of training is refused before them.
+    """
+    settings, task = read.settings, prepared.problem.task
+    rules = submission_rules(settings, task, prepared.metric.name, config.metric)
+    if inputs.test is None:
+        return rules.usual
+    table = TableFormat(
+        kinds=read.kinds,
+        columns=prepared.problem.text.columns,
+        id=settings.id,
+        id_found=read.id_found,
+        target=task.target,
+        time=settings.time,
+        horizon=int(settings.head.get("horizon", 1)) if task.task == "time_series" else 0,
+        like=read.record.get("quoting"),
+        encoding=settings.encoding,
+        quoting=settings.quoting,
+    )
+    sample = inputs.sample_submission
+    return rows_to_predict(inputs.test, table, rules, sample_submission=sample, values=settings.values).form
 
 
 def _begin(files: RunFiles, run: RunRecord, overwrite: bool, sources: Sequence[Any]) -> None:
