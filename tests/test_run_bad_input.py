@@ -27,6 +27,7 @@ from mlxbert.training.callbacks import Callback, StepEvent
 from tests.run_samples import QUICK, options, sample
 from tests.tiny import save_tiny
 
+INFERRED = re.compile(r"(Data|Target|Classes|Metric|Text|Not text|Folds) +\S")
 COLUMNS = ("--text", "text", "--target", "y", "--id", "id")
 SHORT = ("--epochs", "1", "--batch-size", "8", "--folds", "2", "--rate", "3e-3", "--no-compiled")
 
@@ -36,8 +37,8 @@ def command(*arguments: object) -> Result:
 
 
 def told(result: Result) -> list[str]:
-    """The lines of standard error but for the evaluations'."""
-    return [line for line in result.stderr.splitlines() if "held-out loss" not in line]
+    """The lines of standard error but for what was inferred, and the evaluations'."""
+    return [line for line in result.stderr.splitlines() if "held-out loss" not in line and not INFERRED.match(line)]
 
 
 class Place:
