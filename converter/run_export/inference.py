@@ -808,10 +808,10 @@ def make_plan(
     there = [name for name in others if name in names]
     key = next(name for name in (source, id, settings["id"], *there, *others) if name in theirs)
     assert key is not None
-    if source is not None and source != key:
-        _say(f"{sample} calls the ids {key!r}, {test} {source!r}: they are written as {key!r}")
     wanted = [as_text(plain(row[key])) or "" for row in rows]
     _check_ids(sample, wanted, ids, test, source, key)
+    if source is not None and key not in (source, form["id_column"]):
+        _say(f"{sample} calls the ids {key!r}, {test} {source!r}: they are written as {key!r}")
     columns = [name for name in theirs if name != key]
     form = _of_values(settings, values or _values_of(settings, sample, columns, rows))
     form = {**form, "columns": _matched(settings, form, columns, sample)}

@@ -153,9 +153,9 @@ def rows_to_predict(
     there = [name for name in others if name in found.columns]
     column = next(name for name in (found.column, id, table.id, *there, *others) if name in sample.columns)
     assert column is not None
-    if found.column is not None and found.column != column:
-        warn(f"{sample.what} calls the ids {column!r}, {what} {found.column!r}: they are written as {column!r}")
     check_ids(sample, sample.ids(column), found.ids, what, found.column)
+    if found.column is not None and column not in (found.column, form.id_column):
+        warn(f"{sample.what} calls the ids {column!r}, {what} {found.column!r}: they are written as {column!r}")
     form = rules.fitted(sample, column, values)
     return RowsToPredict(what, found.column, found.ids, found.names, sample, form)
 
