@@ -125,7 +125,8 @@ def test_a_class_too_rare_for_the_folds_is_an_error_and_a_label_a_warning(place:
 def test_ids_that_repeat_or_are_missing(place: Place) -> None:
     frame = sample("binary")
     line = place.refused(frame.assign(id=["r0001", *frame["id"][1:]]))
-    assert line == f"{place.file}: 1 ids of column 'id' come more than once; fix: drop the repeated rows"
+    fix = "fix: drop the repeated rows, or name another column: --id COLUMN"
+    assert line == f"{place.file}: 1 ids of column 'id' come more than once; {fix}"
     line = place.refused(frame.assign(id=[None, *frame["id"][1:]]))
     assert line == f"{place.file}: row 0 has no id in column 'id'; fix: fill it, or leave the id out"
 

@@ -44,9 +44,10 @@ def blend(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     from mlxbert.terminal import show
 
     made = make(runs, out=out, **options)
-    show(_table(made), "blend: the weights and thresholds of each row are chosen on the rows of other folds")
+    show(_table(made), "blend: weights and thresholds of each row are chosen on the rows of other folds")
     if out is None:
-        show("Next   -o DIRECTORY keeps the blend, and mlxbert predict DIRECTORY test.csv -o submission.csv uses it")
+        show("Next   the same with -o DIRECTORY keeps the blend, for:")
+        show("       mlxbert predict DIRECTORY test.csv -o submission.csv")
     else:
         show(f"Blend  {made.path}\nNext   mlxbert predict {made.path} test.csv -o submission.csv")
 

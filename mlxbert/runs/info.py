@@ -105,7 +105,10 @@ def check_same(now: RunRecord, before: RunRecord) -> None:
     data, encoder = now.data.path or "the frame", now.model.checkpoint
     test, was = now.data.test, before.data.test
     if test and was and test.sha256 != was.sha256:
-        raise RunError(f"{test.path} has changed since the run began; fix: put back what it was, or train anew")
+        raise RunError(
+            f"{test.path or 'the test frame'} has changed since the run began; fix: put back what it was, or train "
+            "anew"
+        )
     put_back = "put the checkpoint back that the run began with"
     for what, is_now, was_then, fix in (
         (
