@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from io import BytesIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +35,9 @@ from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import WriteError
 from mlxbert.report import ReportError, write_report
 from mlxbert.report.calibration import reliability
-from mlxbert.report.classification_plots import confusion_matrix
+from mlxbert.report.classification_plots import class_plots, confusion_matrix
 from mlxbert.report.curves import _draw_metrics, smoothed
+from mlxbert.report.decisions import decisions
 from mlxbert.report.event_log import History
 from mlxbert.report.figures import LIGHT, evenly, render, short
 from mlxbert.report.forecast_plots import forecast_plots
@@ -93,13 +99,76 @@ class Parsed(HTMLParser):
             self._rows[-1][-1] += data
 
 
+@dataclass(frozen=True)
+class Words:
+    """The words of a plot as they are drawn: text, and the box around it in pixels of the picture."""
+
+    size: tuple[float, float]
+    boxes: list[tuple[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn() -> list[Words]:
+    """What `runs` has drawn."""
+    return []
+
+
+def words_of(canvas: Any) -> Words:
+    """The words of a figure that has just been drawn; labels of ticks outside the view are not."""
+    from matplotlib.text import Text
+
+    figure, hidden = canvas.figure, set()
+    for axes in figure.axes:
+        if not axes.axison:
+            hidden |= set(axes.findobj(Text))
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            beyond = [tick for tick in axis.get_major_ticks() if not low - 1e-9 <= tick.get_loc() <= high + 1e-9]
+            hidden |= {label for tick in beyond for label in (tick.label1, tick.label2)}
+    # The box around a slanted label is larger than the label.
+    seen = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in hidden]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in seen if t.get_rotation() % 90 == 0]
+    return Words((figure.bbox.width, figure.bbox.height), boxes)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, drawn: list[Words]) -> Path:
     """A finished run of every task, and its report."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     root = tmp_path_factory.mktemp("runs")
-    for task in TASKS:
-        write_report(write_run(root / task, task))
+    draw = FigureCanvasAgg.print_png
+
+    def noted(canvas: Any, *arguments: Any, **options: Any) -> None:
+        draw(canvas, *arguments, **options)
+        drawn.append(words_of(canvas))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "print_png", noted)
+        for task in TASKS:
+            write_report(write_run(root / task, task))
+        # Names that are longer than the room beside an axis.
+        names = [f"a target with quite a long name {i}" for i in range(3)]
+        write_report(write_run(root / "long names", "regression", target=names, rows=30, steps=8))
+        names = [f"a class with a long name, number {i}" for i in range(12)]
+        write_report(write_run(root / "many classes", "multiclass", classes=names, rows=240, steps=8))
     return root
+
+
+def test_words_of_a_plot_neither_overlap_nor_leave_the_picture(runs: Path, drawn: list[Words]) -> None:
+    assert len(drawn) > 2 * sum(map(len, PLOTS.values()))
+    for words in drawn:
+        width, height = words.size
+        for text, box in words.boxes:
+            assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -1, text
+        for (one, a), (other, b) in combinations(words.boxes, 2):
+            apart = max(a.x0, b.x0) > min(a.x1, b.x1) - 1 or max(a.y0, b.y0) > min(a.y1, b.y1) - 1
+            assert apart, f"{one!r} and {other!r}"
+
+
+def test_names_that_begin_alike_are_told_apart(runs: Path, drawn: list[Words]) -> None:
+    labels = {text for words in drawn for text, _ in words.boxes if text.startswith("a clas")}
+    assert {f"a clas…umber {i}" for i in range(10)} <= labels
 
 
 @pytest.fixture
@@ -192,6 +261,81 @@ def test_settings_and_origin_are_on_the_page(runs: Path) -> None:
     assert facts["packages"] == "mlx: 0.32.4, numpy: 2.3.5"
     assert facts["rate"] == "5e-05"
     assert facts["created"] == info["created"]
+    page = (runs / "binary" / "report.html").read_text()
+    command = page.partition('<pre class="command"><code>')[2].partition("</code>")[0]
+    words = shlex.split(html.unescape(command).replace("\\\n", " "))
+    assert words[:5] == ["mlxbert", "train", "train.csv", "--model", "mlx_models/minilm"]
+    assert words[-2:] == ["-o", f"{runs / 'binary'}-again"]
+
+
+def test_cells_of_a_confusion_matrix_have_lines(runs: Path) -> None:
+    made = read_predictions(read_run(runs / "binary"))
+    assert isinstance(made, ClassPredictions)
+    from PIL import Image
+
+    (plot,) = [plot for plot in class_plots(made, "binary") if plot.name == "confusion"]
+    with Image.open(BytesIO(render(plot, LIGHT))) as image:
+        pixels = np.asarray(image.convert("RGB"), int)
+    line = np.array([int(LIGHT.muted[i : i + 2], 16) for i in (1, 3, 5)])
+    like_line = np.abs(pixels - line).max(axis=2) < 60
+    # One line between the two rows, one between the two columns, over more than a third of the picture.
+    assert (like_line.sum(axis=1) > pixels.shape[1] / 3).any()
+    assert (like_line.sum(axis=0) > pixels.shape[0] / 3).any()
+
+
+class TestDecisions:
+    """What the page says of thresholds, labels and the submission."""
+
+    @staticmethod
+    def said(run: Path, **fitted: Any) -> str:
+        for member in json.loads((run / "run.json").read_text())["members"]:
+            (run / "members" / member).mkdir(parents=True)
+            config = {"mlxbert": {"head": {"name": "binary", "fitted": fitted}}}
+            (run / "members" / member / "config.json").write_text(json.dumps(config))
+            (run / "logits").mkdir(exist_ok=True)
+            (run / "logits" / f"{member}.npz").touch()
+        return " ".join(decisions(read_run(run)))
+
+    def test_thresholds_that_were_fitted(self, tmp_path: Path) -> None:
+        text = self.said(write_run(tmp_path / "run", "binary", rows=12, steps=4), threshold=0.3412, temperature=1.25)
+        assert (
+            "Thresholds are fitted on held-out rows for f1: a row is positive from a probability of 0.341 on." in text
+        )
+        assert "Probabilities are calibrated by a temperature, fitted on held-out rows: 1.25." in text
+        assert "A submission of this run holds labels, decided as above: id, target." in text
+
+    def test_a_threshold_that_was_not(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", "binary", rows=12, steps=4)
+        info = json.loads((run / "run.json").read_text())
+        info["submission"]["values"] = "probabilities"
+        (run / "run.json").write_text(json.dumps({**info, "metric": "roc_auc"}))
+        (run / "submission.csv").touch()
+        text = self.said(run, threshold=0.5, temperature=1.0)
+        assert "No threshold is fitted: a row is positive from a probability of 0.5 on; roc_auc reads" in text
+        assert "submission.csv holds probabilities, not labels (mlxbert predict --values labels writes" in text
+        assert "temperature" not in text
+
+    def test_a_damaged_member_costs_one_line(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", "binary", rows=12, steps=4)
+        with pytest.raises(RunError, match=r"config\.json: mlxbert\.head\.fitted\.threshold must be a number or null"):
+            self.said(run, threshold="half")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_of_one_epoch_and_one_member_has_a_table_and_no_plot_of_a_point(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "binary", rows=24, folds=1, steps=4)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["event"] != "evaluation" or line["step"] == 3]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_report(run)
+    page = page_of(run)
+    assert {path.stem for path in (run / "plots").iterdir()} & CURVES == {"loss"}
+    (judged,) = page.tables["once"][1:]
+    (event,) = [line for line in kept if line["event"] == "evaluation"]
+    assert judged[:3] == ["seed0-fold0", "1.50", f"{event['loss']:.4f}"]
+    assert judged[3] == f"{event['metrics']['f1']:.4f}"
+    assert [row[0] for row in page.tables["scores"]] == ["member", "seed0-fold0", "pooled", "hold-out"]
+    assert "standard deviation" not in page.text
 
 
 class TestPredictions:
@@ -283,10 +427,13 @@ class TestPredictions:
         write_csv(binary / "oof.csv", ["row", "fold", "target:target", "probability", "label"], rows)
         write_report(binary)
         assert not (binary / "plots" / "roc.png").exists()
+        assert page_of(binary).tables["point"][1] == ["6 rows", "0.2500", "0.0000"]
+        assert not (binary / "plots" / "calibration.png").exists()
         series = write_run(tmp_path / "series", "time_series")
-        write_csv(series / "oof.csv", ["row", "made_at", "fold", "target:+1", "prediction:+1"], [[0, "1950", 0, 5, 5]])
+        write_csv(series / "oof.csv", ["row", "made_at", "fold", "target:+1", "prediction:+1"], [[0, "1950", 0, 5, 4]])
         write_report(series)
-        assert (series / "plots" / "forecasts.png").exists()
+        assert {path.stem for path in (series / "plots").iterdir()} == CURVES
+        assert page_of(series).tables["point"][1] == ["+1", "5.0000", "4.0000", "1.0000"]
 
     @pytest.mark.parametrize("residual", [0.0, 1e6, "an ulp", "unknown"])
     def test_residuals_that_hardly_differ_and_truths_not_known_yet(self, tmp_path: Path, residual: Any) -> None:
@@ -336,12 +483,16 @@ class TestHostile:
         assert [row[0] for row in page.tables["outcomes"][1:]] == [HOSTILE, "ok", "$_{"]
 
     @pytest.mark.usefixtures("undrawn")
-    def test_a_lone_surrogate_and_a_nul_do_no_harm(self, tmp_path: Path) -> None:
+    def test_a_nul_does_no_harm_and_a_lone_surrogate_is_no_text(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "run", "binary", finished=1)
         info = json.loads((run / "run.json").read_text())
-        info["competition"] = "\ud800 \u0000 <i>"
+        info["competition"] = "\u0000 <i>"
         (run / "run.json").write_text(json.dumps(info))
         assert "<i>" in page_of(write_report(run).parent).text
+        info["competition"] = "\ud800 <i>"
+        (run / "run.json").write_text(json.dumps(info))
+        with pytest.raises(RunError, match=r'competition must be a text or null, found "\\ud800 <i>"; fix: restore'):
+            write_report(run)
 
     @pytest.mark.usefixtures("undrawn")
     def test_a_text_longer_than_csv_allows_is_cut_and_says_so(self, tmp_path: Path) -> None:

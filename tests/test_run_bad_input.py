@@ -282,6 +282,16 @@ def test_a_full_disk_leaves_the_state_before(place: Place) -> None:
         assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
+def test_a_disk_that_is_full_before_run_json_advises_no_resuming(place: Place) -> None:
+    with files_of_at_most(200):
+        result = place.train(sample("binary"))
+    assert result.exit_code == 2
+    line = told(result)[-1]
+    assert "no room for run.json (File too large)" in line
+    assert line.endswith(" needed there; free some space and train again")
+    assert "resume" not in line
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """A run whose texts are made of a number and a category."""

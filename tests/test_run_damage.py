@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import random
 import shutil
+import socket
 import unicodedata
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.lib.format
 import pytest
 from click.testing import CliRunner, Result
 
 import converter.cli
 import mlxbert.cli
 import mlxbert.report.page
-from mlxbert.runs import train
+from mlxbert.files.array_file import read_array_file
+from mlxbert.runs import RunError, train
 from mlxbert.runs.blend import blend
 from mlxbert.training.callbacks import Callback, StepEvent
 from mlxbert.training.outcome import TrainingInterrupted
@@ -108,3 +117,266 @@ def complaint(result: Result) -> str | None:
     if any(unicodedata.category(character) == "Cc" for character in result.output.replace("\n", "")):
         return f"control characters: {result.output!r}"
     return None
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every value in a JSON object, of lists the first entry's alone."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from leaves(inner, (*path, key))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """A copy of a JSON value with another one at `path`."""
+    copy = json.loads(json.dumps(value))
+    part = copy
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = new
+    return copy
+
+
+READERS = {
+    "finished/run.json": ("report", "predict", "export", "resume finished"),
+    "finished/scores.json": ("report", "resume finished"),
+    "stopped/run.json": ("report stopped", "resume"),
+    "blend/blend.json": ("predict blend",),
+}
+
+
+def test_json_of_a_run_with_values_of_other_types(runs: Runs, tmp_path: Path) -> None:
+    """A sample of the 5,000 or so; `make fuzz` runs more."""
+    rng, found, refused = random.Random(7), [], 0
+    for name, names in READERS.items():
+        file = runs.root / name
+        content = file.read_bytes()
+        values = json.loads(content)
+        for number, path in enumerate(rng.sample(list(leaves(values)), 12)):
+            new = rng.choice(WRONG)
+            file.write_text(json.dumps(replaced(values, path, new)))
+            command = rng.choice(names)
+            result = invoke(*runs.commands(tmp_path / f"{number}")[command])
+            refused += result.exit_code == 2
+            if why := complaint(result):
+                found.append(f"{name}: {path} = {new!r}, {command}: {why}")
+            if command == "resume" and result.exit_code == 0:
+                shutil.rmtree(runs.root / "stopped")
+                shutil.copytree(tmp_path / "copy/stopped", runs.root / "stopped")
+            file.write_bytes(content)
+    assert found == []
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "message"),
+    [
+        (("task", "target"), 5, "task.target must be a list of texts, found 5"),
+        (("task", "target", 0), None, "task.target[0] must be a text, found null"),
+        (
+            ("task", "classes", 1),
+            {},
+            "task.classes[1] must be a text or a whole number or a number or true or false",
+        ),
+        (("task", "task"), "binry", "task.task 'binry' is none of binary, multiclass"),
+        (("data", "kinds", "text"), "words", "data.kinds.text must be one of text, number, boolean, native, found"),
+        (("data", "max_length"), True, "data.max_length must be a whole number, found true"),
+        (("data", "text", "first"), {}, "data.text.first must be a text or a list of texts, found an object"),
+        (("data", "text", "first"), [], "data.text: the text () names no column"),
+        (("config", "epochs"), 0, "config: epochs must be a whole number from 1, not 0"),
+        (("config", "seeds"), None, "config.seeds must be a list of whole numbers, found null"),
+        (("settings", "head"), [], "settings.head must be an object, found a list of 0"),
+        (("folds", "count"), 10**30, "folds.count must be a whole number, found 1000000000000"),
+        (("members",), ["../finished"], "members: '../finished' is not the name of a folder of the run"),
+        (("submission", "values"), "label", "submission.values must be one of labels, probabilities, values, found"),
+        (("environment",), "x\x1b[2J", r'environment must be an object, found "x\u001b[2J"'),
+        (("resumed",), [{"at": 5}], "resumed[0].at must be a text, found 5"),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "predict", "export", "resume finished"])
+def test_a_wrong_field_of_run_json_is_named(
+    runs: Runs, tmp_path: Path, command: str, path: tuple[Any, ...], new: Any, message: str
+) -> None:
+    file = runs.root / "finished/run.json"
+    file.write_text(json.dumps(replaced(json.loads(file.read_text()), path, new)))
+    result = invoke(*runs.commands(tmp_path)[command])
+    assert result.exit_code == 2
+    assert complaint(result) is None
+    (line,) = result.output.splitlines()
+    assert f"error: {file}: {message}" in line
+    assert line.endswith("; fix: restore the file from a copy of the run, or train again")
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Cut, with other bytes, with some bytes more, or something else altogether."""
+    place = rng.randrange(len(data))
+    kind = rng.choice(("cut", "flip", "flip", "more", "noise"))
+    if kind == "cut":
+        return data[:place]
+    if kind == "more":
+        more = rng.choice((b"\0" * 20, b"9" * 5000, b'"', b",,,", b"\xff\xfe", b"nan", b"[[[" * 2000))
+        return data[:place] + more + data[place:]
+    if kind == "noise":
+        return rng.randbytes(rng.randrange(300))
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 3, 30))):
+        changed[rng.randrange(len(data))] = rng.randrange(256)
+    return bytes(changed)
+
+
+def test_files_of_a_run_with_other_bytes(runs: Runs, tmp_path: Path) -> None:
+    """A small sample; `make fuzz` runs more."""
+    rng, found = random.Random(3), []
+    names = {
+        "finished": ("report", "predict", "export", "resume finished", "push"),
+        "stopped": ("report stopped", "resume"),
+        "blend": ("predict blend",),
+    }
+    files = [file for top in names for file in sorted((runs.root / top).rglob("*")) if file.is_file()]
+    for number, file in enumerate(rng.choices(files, k=30)):
+        top = file.relative_to(runs.root).parts[0]
+        shutil.copytree(runs.root / top, tmp_path / f"{number}/{top}")
+        file.write_bytes(damaged(file.read_bytes(), rng))
+        command = rng.choice(names[top])
+        if why := complaint(invoke(*runs.commands(tmp_path / f"{number}")[command])):
+            found.append(f"{number}: {file}, {command}: {why}")
+        shutil.rmtree(runs.root / top)
+        (tmp_path / f"{number}/{top}").rename(runs.root / top)
+    assert found == []
+
+
+def test_arrays_that_claim_more_than_they_have(tmp_path: Path) -> None:
+    file = tmp_path / "seed0-fold0.npz"
+    np.savez(file, rows=np.arange(3), values=np.zeros((3, 2), order="F"), key="word")
+    read = read_array_file(file, RunError, fix="fix: resume")
+    assert read is not None
+    assert read["values"].shape == (3, 2)
+    assert (read["rows"].tolist(), str(read["key"])) == ([0, 1, 2], "word")
+    np.savez_compressed(file, rows=np.zeros(1_000_000))
+    with pytest.raises(RunError, match=r"npz is damaged \(rows\.npy is compressed, and mlxbert compresses nothing\)"):
+        read_array_file(file, RunError, fix="fix: resume")
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**9)}
+    for shape, content in (((10**9, 10**9), b""), ((4,), b"1234567"), ((-1,), b"12345678")):
+        buffer = io.BytesIO()
+        numpy.lib.format.write_array_header_1_0(buffer, {**header, "shape": shape})
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("rows.npy", buffer.getvalue() + content)
+        with pytest.raises(RunError, match=r"rows\.npy is no plain array of numbers or texts\); fix: resume"):
+            read_array_file(file, RunError, fix="fix: resume")
+    np.savez(file, rows=np.array([{}], object))
+    with pytest.raises(RunError, match=r"rows\.npy is no plain array"):
+        read_array_file(file, RunError, fix="fix: resume")
+    assert read_array_file(tmp_path / "absent.npz", RunError, fix="") is None
+
+
+def test_logits_of_other_rows_or_another_shape(runs: Runs, tmp_path: Path) -> None:
+    file = runs.root / "stopped/logits/seed0-fold0.npz"
+    with np.load(file) as held:
+        arrays = dict(held)
+    fix = f"fix: delete {runs.root / 'stopped/members/seed0-fold0'} and resume the run"
+    for changes, reason in (
+        ({"rows": arrays["rows"][::-1]}, "it is of other rows, or not finite"),
+        ({"values": np.full_like(arrays["values"], np.nan)}, "it is of other rows, or not finite"),
+        ({"values": arrays["values"][:, None]}, "its arrays have the shapes"),
+        ({"step": np.arange(2)}, "its arrays have the shapes"),
+    ):
+        np.savez(file, **{**arrays, **changes})
+        result = invoke(*runs.commands(tmp_path)["resume"])
+        assert result.exit_code == 2, result.output
+        assert f"error: {file} is damaged ({reason}" in result.output
+        assert result.output.endswith(f"; {fix}\n")
+
+
+LINKED = ("members", "logits", "resume", "metrics.jsonl", "oof.csv", "run.json", "logits/.x.npz", "members/x", "plots")
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_in_a_run_leads_no_writing_outside(runs: Runs, tmp_path: Path, name: str) -> None:
+    path, outside = runs.root / "stopped" / name, tmp_path / "outside"
+    if path.exists():
+        path.rename(outside)
+    elif path.suffix:
+        outside.write_text("private")
+    else:
+        outside.mkdir()
+        (outside / "kept-9.safetensors").write_text("private")
+    path.symlink_to(outside)
+    before = contents(outside)
+    result = invoke(*runs.commands(tmp_path)["resume"])
+    assert result.exit_code == 2
+    assert result.output == (
+        f"mlxbert: error: {path} is a link, and a run writes only to files and folders of its own; "
+        "fix: delete it, or put there what it leads to\n"
+    )
+    assert contents(outside) == before
+
+
+def test_the_directory_of_a_run_may_be_a_link(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(runs.root / "stopped")
+    result = invoke(mlxbert.cli.main, ["train", "--resume", tmp_path / "link"])
+    assert result.exit_code == 0, result.output
+    assert (runs.root / "stopped/scores.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["plots", "report.html", "plots/loss.png"])
+def test_a_report_writes_through_no_link(runs: Runs, tmp_path: Path, name: str) -> None:
+    path, outside = runs.root / "finished" / name, tmp_path / "outside"
+    path.parent.mkdir(exist_ok=True)
+    outside.write_text(mlxbert.report.page.MARK) if path.suffix else outside.mkdir()
+    path.symlink_to(outside)
+    before = contents(outside)
+    result = invoke(mlxbert.cli.main, ["report", runs.root / "finished"])
+    assert result.exit_code == 2
+    assert f"error: {path} is a link, and a run writes only to" in result.output
+    assert contents(outside) == before
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {str(file): file.read_bytes() for file in files}
+
+
+def make_special(path: Path, kind: str) -> None:
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        # A socket's path is short: bound beside, then moved.
+        with socket.socket(socket.AF_UNIX) as bound:
+            here = Path.cwd()
+            os.chdir(path.parent)
+            try:
+                bound.bind("s")
+            finally:
+                os.chdir(here)
+        (path.parent / "s").rename(path)
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "endless device"])
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("finished/run.json", "predict"),
+        ("finished/run.json", "export"),
+        ("finished/scores.json", "report"),
+        ("finished/metrics.jsonl", "report"),
+        ("finished/oof.csv", "report"),
+        ("finished/oof.csv", "blend"),
+        ("blend/blend.json", "predict blend"),
+        ("stopped/run.json", "resume"),
+        ("stopped/metrics.jsonl", "resume"),
+        ("stopped/resume/seed0-fold1/state.safetensors", "resume"),
+        ("stopped/logits/seed0-fold0.npz", "resume"),
+    ],
+)
+def test_a_pipe_a_socket_or_a_device_in_a_run(runs: Runs, tmp_path: Path, file: str, command: str, kind: str) -> None:
+    make_special(runs.root / file, kind)
+    result = invoke(*runs.commands(tmp_path)[command])
+    assert result.exit_code == 2, result.output
+    assert complaint(result) is None
+    line = result.output.splitlines()[-1]
+    assert Path(file).name in line
+    assert "not a regular file; fix:" in line or "a run writes only to files and folders of its own; fix:" in line

@@ -33,6 +33,7 @@ from mlxbert.runs import Run, RunError, resume, train
 from mlxbert.runs.blend import blend
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.submission import Sample, SubmissionRules, SubmissionWarning
+from mlxbert.runs.summary import decision
 from mlxbert.runs.tables import escaped_formula, plain_cell
 from tests.run_samples import QUICK, options, sample
 
@@ -297,7 +298,7 @@ def test_labels_score_what_the_run_says(run: Run, place: Place) -> None:
     made = place.write(test.drop(columns="y"), wanted)
     assert set(made["y"]) <= {"0", "1"}
     assert f1_score(test["y"], made["y"].astype(int)) == pytest.approx(run.scores["hold_out"]["metrics"]["f1"])
-    assert run.record.decision == "labels are decided at a threshold fitted for f1 on held-out rows"
+    assert decision(run.record) == "decided at thresholds fitted for f1 on held-out rows"
 
 
 def test_a_blend_follows_the_sample_too(run: Run, tmp_path: Path) -> None:
@@ -457,6 +458,6 @@ def test_out_of_fold_predictions_of_older_runs_are_read(run: Run, tmp_path: Path
     report = CliRunner().invoke(main, ["report", str(older)])
     assert report.exit_code == 0, report.output
     info = json.loads((older / "run.json").read_text())
-    del info["data"]["id_found"], info["decision"], info["settings"]["escape_formulas"]
+    del info["data"]["id_found"], info["settings"]["escape_formulas"]
     (older / "run.json").write_text(json.dumps(info))
     assert np.allclose(Run.open(older).predict(zeros_and_ones(4))["y"], run.predict(zeros_and_ones(4))["y"])

@@ -105,7 +105,7 @@ def _refuse_settings(context: click.Context) -> None:
 
 def show_run(run: Any) -> None:
     """The scores, where everything is, and what to do next."""
-    from mlxbert.runs.summary import scores_table
+    from mlxbert.runs.summary import decision, scores_table
     from mlxbert.terminal import show
 
     files, path = run.files, shlex.quote(str(run.path))
@@ -114,8 +114,9 @@ def show_run(run: Any) -> None:
     if files.submission.is_file():
         form = run.submission()
         lines.append(f"Submission  {files.submission}: {form.values} in {', '.join(map(repr, form.columns[:3]))}")
-    if run.record.decision is not None:
-        lines.append(f"Labels      {run.record.decision}")
+    how = decision(run.record)
+    if how is not None:
+        lines.append(f"Labels      {how}")
     lines.append(f"Next        mlxbert predict {path} test.csv -o submission.csv")
     lines.append(f"            mlxbert report {path}")
     lines.append(f"            mlxbert-export {path} -o DIRECTORY   (for a notebook without MLX)")

@@ -10,6 +10,7 @@ from importlib.resources import files
 
 from mlxbert.report.classification_plots import class_plots, label_plots
 from mlxbert.report.curves import arrow, curve_plots
+from mlxbert.report.decisions import decisions
 from mlxbert.report.facts import sections
 from mlxbert.report.figures import DARK, LIGHT, Plot, render
 from mlxbert.report.forecast_plots import forecast_plots
@@ -22,8 +23,16 @@ from mlxbert.report.predictions import (
 )
 from mlxbert.report.regression_plots import number_plots
 from mlxbert.report.run_files import ReportedRun
-from mlxbert.report.tables import column, origin_table, prediction_table, score_table
+from mlxbert.report.tables import (
+    column,
+    evaluation_table,
+    origin_table,
+    point_tables,
+    prediction_table,
+    score_table,
+)
 from mlxbert.report.worst_rows import worst_rows
+from mlxbert.runs.command import repeating_command
 
 # In the page's head, so that another file is never taken for a report and overwritten.
 MARK = '<meta name="generator" content="mlxbert report">'
@@ -81,12 +90,16 @@ def make_page(run: ReportedRun) -> Page:
         unit="forecasts" if run.task == "time_series" else "rows",
         tiles=_tiles(run),
         scores=score_table(run),
+        decisions=decisions(run),
         curves=curves,
+        once=evaluation_table(run),
         plots=plots,
         predictions=predictions,
+        points=[] if predictions is None else point_tables(predictions),
         outcomes=None if predictions is None else prediction_table(predictions, run.task),
         origins=origin_table(predictions) if isinstance(predictions, NumberPredictions) else None,
         worst=worst,
+        command=repeating_command(run.record, f"{run.path}-again"),
         sections=sections(run),
     )
     # A lone surrogate (JSON has them) is no text that a file can hold.
@@ -120,12 +133,12 @@ def _tiles(run: ReportedRun) -> list[tuple[str, str, str]]:
         unit = "forecasts" if run.task == "time_series" else "rows"
         rows = f"{len(run.oof.lines):,} {unit}" if run.oof is not None else f"all {unit}"
         tiles.append((name, column([scores.pooled[run.metric]])[0], f"pooled: {rows}, out of fold"))
-    spread = None if scores is None else scores.spread.get(run.metric)
+    spread = scores.spread.get(run.metric) if scores is not None and len(scores.members) > 1 else None
     if spread is not None:
         mean, deviation = column([spread.mean, spread.std])
-        members = "1 member" if len(own) == 1 else f"{len(own)} members"
-        tiles.append((f"{name} per member", f"{mean} ± {deviation}", f"mean ± standard deviation of {members}"))
-    elif own:
+        words = f"mean ± standard deviation of {len(own)} members"
+        tiles.append((f"{name} per member", f"{mean} ± {deviation}", words))
+    elif own and scores is None:
         words = "the finished member" if len(own) == 1 else f"{len(own)} finished members, lowest and highest"
         values = column([min(own), max(own)] if len(own) > 1 else own)
         tiles.append((f"{name} so far", " to ".join(values), words))
@@ -134,7 +147,7 @@ def _tiles(run: ReportedRun) -> list[tuple[str, str, str]]:
         tiles.append((f"{name} on the hold-out", value, f"{scores.hold_out.rows:,} rows that no member saw"))
     tiles.append(("Members", f"{len(run.finished)} of {len(run.record.members)}", "trained, each a seed and a fold"))
     if scores is not None:
-        tiles.append(("Time", _duration(scores.seconds), "from the start, or the last resume, to the submission"))
+        tiles.append(("Time", _duration(scores.seconds), "of training and scoring, all sittings together"))
     return tiles
 
 

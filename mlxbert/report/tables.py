@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxbert.report.calibration import BINS
+from mlxbert.report.calibration import BINS, reliability
 from mlxbert.report.curves import arrow
 from mlxbert.report.predictions import ClassPredictions, LabelPredictions, NumberPredictions, Predictions
 from mlxbert.report.run_files import ReportedRun
@@ -86,8 +86,9 @@ def _summaries(run: ReportedRun) -> Iterator[tuple[str, Mapping[str, float], int
     scores = run.scores
     if scores is None:
         return
+    spread_of = scores.spread if len(scores.members) > 1 else {}  # one member has no spread
     for name, key in (("mean", "mean"), ("standard deviation", "std"), ("lowest", "low"), ("highest", "high")):
-        values = {metric: getattr(spread, key) for metric, spread in scores.spread.items()}
+        values = {metric: getattr(spread, key) for metric, spread in spread_of.items()}
         if values:
             yield name, values, None
     yield "pooled", scores.pooled, None if run.oof is None else len(run.oof.lines)
@@ -173,6 +174,46 @@ def _number_table(made: NumberPredictions) -> Table:
             }
         )
     return _table(made.names, _counted(rows), "step" if made.origins is not None else "target")
+
+
+def evaluation_table(run: ReportedRun) -> Table | None:
+    """The one evaluation of each member that was judged once, which would be a point in a plot; None without any."""
+    judged = [one for one in run.histories if len(one.evaluations) == 1]
+    if not judged:
+        return None
+    events = [event for history in judged for event in history.evaluations.values()]
+    return _table(
+        [event.member for event in events],
+        {
+            "epoch": [f"{event.epoch:.2f}" for event in events],
+            "held-out loss": [event.loss for event in events],
+            **{f"{name} {arrow(name)}".strip(): [event.metrics.get(name) for event in events] for name in run.metrics},
+        },
+        "member",
+    )
+
+
+def point_tables(made: Predictions) -> list[tuple[str, Table]]:
+    """(title, table) of what would be a plot with one point: one bin of probabilities, or one row of numbers."""
+    if not isinstance(made, NumberPredictions):
+        found = reliability(made)
+        filled = found.rows > 0
+        if filled.sum() > 1:
+            return []
+        columns: dict[str, Any] = {
+            "probability": found.probability[filled].tolist(),
+            "how often it is so": found.happened[filled].tolist(),
+        }
+        rows = [f"{count:,} {found.unit}" for count in found.rows[filled]]
+        return [(f"Calibration: ECE {found.ece:.4f}. {found.what}", _table(rows, columns, ""))]
+    if len(made.truth) > 1:
+        return []
+    columns = {
+        "truth": made.truth[0].tolist(),
+        "prediction": made.prediction[0].tolist(),
+        "true − predicted": (made.truth[0] - made.prediction[0]).tolist(),
+    }
+    return [("The only row", _table(made.names, columns, "step" if made.origins is not None else "target"))]
 
 
 def origin_table(made: NumberPredictions) -> Table | None:

@@ -21,7 +21,7 @@ from mlxbert.runs.place import check_paths, new_directory, run_lock
 from mlxbert.runs.record import check_known_settings, read_record
 from mlxbert.runs.run import Run
 from mlxbert.runs.session import run_session
-from mlxbert.runs.settings import RunSettings, as_columns
+from mlxbert.runs.settings import RunSettings, as_columns, competition_numbers
 from mlxbert.training.callbacks import Callback
 from mlxbert.training.config import ConfigurationError, TrainingConfig
 from mlxbert.training.usual_names import unknown_setting
@@ -146,7 +146,7 @@ def train(
         if model is None:
             chosen = replace(chosen, model=str(default_checkpoint(ready)))
         dealt = {} if time is None else {"fold_kind": None}  # rows that are given times are folded by them
-        numbers = {**_numbers_of(ready), **dealt, **numbers}
+        numbers = {**competition_numbers(ready), **dealt, **numbers}
     else:
         if model is None:
             raise RunError("no model is named; fix: --model DIRECTORY, made by mlxbert-convert")
@@ -211,13 +211,3 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
     for name in settings:
         if name not in known:
             raise ConfigurationError(str(unknown_setting(name, known)))
-
-
-def _numbers_of(competition: Competition) -> dict[str, Any]:
-    return {
-        "metric": competition.metric,
-        "folds": competition.folds,
-        "fold_kind": competition.fold_kind,
-        "pooling": competition.pooling,
-        **competition.training,
-    }

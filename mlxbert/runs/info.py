@@ -9,11 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from heads.metrics import Metric
-from heads.thresholds import threshold_metric
 from mlxbert.checkpoint import read_config
 from mlxbert.factory.competition import Submission
-from mlxbert.factory.infer_task import InferredTask
 from mlxbert.files.reading import sha256_hex
 from mlxbert.folds import folds_sha256
 from mlxbert.runs.environment import environment
@@ -23,7 +20,6 @@ from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.record import FORMAT, VERSION, RunRecord
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.predictions import NUMBERS
 
 
 def new_record(
@@ -90,7 +86,6 @@ def new_record(
         },
         "members": [member.name for member in members],
         "submission": asdict(form),
-        "decision": decision(problem.task, prepared.metric, config),
         "environment": environment(),
     }
     return RunRecord.of(json.loads(json.dumps(values)))
@@ -134,19 +129,6 @@ def going_on(before: RunRecord, environment: Mapping[str, Any]) -> RunRecord:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     resumed = [*before.values.get("resumed", ()), {"at": now, "environment": dict(environment)}]
     return RunRecord.of({**before.values, "resumed": resumed})
-
-
-def decision(task: InferredTask, metric: Metric, config: TrainingConfig) -> str | None:
-    """Return how probabilities become labels, in words; None: they do not."""
-    if task.task in NUMBERS:
-        return None
-    if task.task in ("multiclass", "ordinal"):
-        return "the most probable class" if task.task == "multiclass" else "the median rating"
-    if not config.calibrate:
-        return "labels are 1 from a probability of one half on"
-    fitted = threshold_metric(metric.name) if task.task == "binary" else "f1"
-    what = "a threshold" if task.task == "binary" else "a threshold for each label"
-    return f"labels are decided at {what} fitted for {fitted} on held-out rows"
 
 
 def _sha256(file: Path) -> str | None:

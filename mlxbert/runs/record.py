@@ -112,7 +112,7 @@ class RunRecord:
         metric: that is optimized; `metrics`: all that are reported.
         settings: what is learned from which columns; `config`: the numbers of the training.
         members: the names of the models, in the order of training.
-        submission: the format of its predictions; `decision`: how probabilities become labels, in words.
+        submission: the format of its predictions.
         environment: versions, device and threads of the first sitting; `resumed`: those of later ones, where they
             differ.
         values: the whole JSON object as it was read.
@@ -131,7 +131,6 @@ class RunRecord:
     environment: Mapping[str, Any]
     created: str | None = None
     competition: str | None = None
-    decision: str | None = None
     resumed: tuple[Sitting, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
 

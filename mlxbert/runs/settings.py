@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from heads.labels import Label
@@ -126,6 +126,17 @@ class RunSettings:
     def with_id(self, column: str) -> Self:
         """Return the settings with an id column that was found."""
         return replace(self, id=column)
+
+
+def competition_numbers(competition: Competition) -> dict[str, Any]:
+    """Return the fields of `TrainingConfig` that a ready configuration brings."""
+    return {
+        "metric": competition.metric,
+        "folds": competition.folds,
+        "fold_kind": competition.fold_kind,
+        "pooling": competition.pooling,
+        **competition.training,
+    }
 
 
 def as_columns(value: str | int | Sequence[str | int] | None) -> tuple[str, ...]:
