@@ -59,17 +59,18 @@ TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": Fals
 TABLES, LINES = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson", ".json")
 
 
-# How a table writes quotes in a cell (mlxbert.data.quoting), as csv.reader takes it.
-QUOTING: dict[str, dict[str, Any]] = {
+# Of text tables, as the training file was found to be (mlxbert.data.quoting); a row with other quotes is refused.
+QUOTINGS: dict[str, dict[str, Any]] = {
     "none": {"quoting": csv.QUOTE_NONE},
-    "escaped": {"escapechar": "\\", "doublequote": False},
+    "minimal": {"strict": True},
+    "escaped": {"strict": True, "escapechar": "\\"},
 }
 
 
 def read_rows(path: Path, kinds: Mapping[str, str], quoting: str | None = None) -> Iterator[list[dict[str, Any]]]:
     """The rows of a CSV, TSV or JSONL file, at most `CHUNK` at a time, None where a value is missing.
 
-    `quoting` is the training file's.
+    `quoting` of a text table: a key of `QUOTINGS`; None: "minimal".
 
     Raises:
         InferenceError: no such file, one of another format, or a broken line (it is named).
@@ -84,7 +85,7 @@ def read_rows(path: Path, kinds: Mapping[str, str], quoting: str | None = None) 
         )
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding=_encoding(path), newline="" if suffix in TABLES else None) as file:
-        chunks = _table(path, file, kinds, quoting) if suffix in TABLES else _lines(path, file, kinds)
+        chunks = _table(path, file, kinds, quoting or "minimal") if suffix in TABLES else _lines(path, file, kinds)
         first = True
         for chunk in chunks:
             first = False
@@ -123,9 +124,23 @@ def _separator(path: Path, file: Any) -> str:
     return next((mark for mark in (own, other, ";") if head and mark in head[0]), own)
 
 
-def _table(path: Path, file: Any, kinds: Mapping[str, str], quoting: str | None) -> Iterator[list[dict[str, Any]]]:
-    reader = csv.reader(file, delimiter=_separator(path, file), **QUOTING.get(quoting or "", {}))
-    header = next((row for row in reader if row), [])
+def _table(path: Path, file: Any, kinds: Mapping[str, str], quoting: str) -> Iterator[list[dict[str, Any]]]:
+    separator = _separator(path, file)
+    # Where a backslash escapes nothing it is a character, and is to be kept.
+    escape = re.compile(rf'\\(["\\\r\n{re.escape(separator)}])|\\')
+    lines = file if quoting != "escaped" else (escape.sub(lambda f: f[0] if f[1] else "\\\\", line) for line in file)
+    reader = csv.reader(lines, delimiter=separator, **QUOTINGS[quoting])
+    try:
+        yield from _chunks(path, reader, kinds)
+    except csv.Error as error:
+        raise InferenceError(
+            f"{path}: line {reader.line_num}: a quote opens a cell and does not close it at its end ({error}); "
+            "fix: --quoting none if quotes are characters like any other, or mend it"
+        ) from None
+
+
+def _chunks(path: Path, reader: Any, kinds: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
+    header: list[str] = next((row for row in reader if row), [])
     names = [_bare(cell) or f"Unnamed: {i}" for i, cell in enumerate(header)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice:
@@ -1150,12 +1165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-size", type=int, default=32, help="[default: 32]")
     parser.add_argument("--device", help="cpu or cuda  [default: cuda where there is one]")
+    parser.add_argument("--quoting", choices=[*QUOTINGS], help="of a text table  [default: as the training file's]")
     parser.add_argument("--text", help="the column to read, for a model exported without its run")
     given = parser.parse_args(arguments)
     if given.batch_size < 1:
         parser.error(f"--batch-size must be 1 or more, not {given.batch_size}")
     try:
         predictor = Predictor(device=given.device, text=given.text)
+        if given.quoting:
+            predictor.settings["quoting"] = given.quoting
         plan = write_submission(
             predictor,
             given.test,

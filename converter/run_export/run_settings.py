@@ -85,6 +85,7 @@ def inference_settings(run: ExportedRun | None, members: list[str], head: Head, 
         "classes": None if classes is None else list(classes),
         "text": None if record is None else record.data.text.to_dict(),
         "kinds": {} if record is None else dict(record.data.kinds),
+        "quoting": None if record is None else record.data.quoting,
         "id": None if record is None else record.data.id,
         "time": None if record is None else record.data.time,
         "max_length": min((n for n in (longest, limit) if n is not None), default=512),
@@ -101,7 +102,7 @@ def _rules(record: RunRecord) -> dict[str, Any]:
     wanted = None if asked is None else "labels" if get_metric(asked).needs == "labels" else "probabilities"
     own = record.settings.submission
     ready = own is not None and record.settings.values in (None, own.values)
-    return {"id_found": record.data.id_found, "wanted": wanted, "ready": ready, "quoting": record.data.quoting}
+    return {"id_found": record.data.id_found, "wanted": wanted, "ready": ready}
 
 
 def _usual_submission(head: Head) -> dict[str, Any]:

@@ -124,9 +124,10 @@ def _explained(file: DataFile, minimal: Layout, backslashes: bool) -> tuple[Quot
         return "minimal", minimal
     if minimal.broken is None and minimal.swallowed is None:
         return "minimal", minimal  # a row has too many cells, whatever the quotes: reading it says so
+    one_cell = ", or --quoting minimal if these lines are one cell" if minimal.broken is None else ""
     raise DataError(
-        f"{file.path}: with quotes, {_complaint(minimal)}; without, {_complaint(none)}; fix: mend the quotes there, "
-        "or say how to read them: --quoting none, minimal or escaped"
+        f"{file.path}: with quotes, {_complaint(minimal)}; without, {_complaint(none)}; fix: mend the quotes "
+        f"there{one_cell}"
     )
 
 

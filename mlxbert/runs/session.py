@@ -60,8 +60,6 @@ def run_session(
     read = _read_tables(inputs, settings, before)
     settings = read.settings
     prepared = prepare(read.frame, settings, config, read.valid, read.record["path"] or "the frame")
-    if progress:
-        show_inference(prepared, settings, read.record, read.frame.columns)
     run = new_record(
         settings,
         config,
@@ -92,6 +90,8 @@ def run_session(
         shutil.rmtree(files.best_so_far, ignore_errors=True)
     if bar:
         bar.skip(sum(files.is_done(name) for name in run.members))
+    if progress:
+        show_inference(prepared, settings, read.record, read.frame.columns)
     everyone.on_run_start(dict(run.values))
     scores = None
     try:
