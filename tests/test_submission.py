@@ -230,6 +230,7 @@ STARS = InferredTask("ordinal", "as asked for", ("y",), (1, 2, 3, 4, 5), 1, 9, 0
         (BINARY, "0.5 0.5 0.5", None, "probabilities", ""),
         (BINARY, "0.5 0.5 0.5", "f1", "probabilities", "--values labels"),
         (BINARY, "0 1 0.25", None, "probabilities", ""),
+        (BINARY, "0,5 0,5 0,5", None, "probabilities", ""),
         (BINARY, "1e-05 1e-05 1e-05", None, "probabilities", ""),
         (WORDS, "no yes no", None, "labels", ""),
         (WORDS, "no no no", None, "labels", ""),

@@ -1039,7 +1039,8 @@ def _some(names: Sequence[str]) -> str:
 
 def _number(cell: str) -> float | None:
     try:
-        value = float(cell)
+        # A comma may be the decimal mark.
+        value = float(cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell)
     except ValueError:
         return None
     return value if np.isfinite(value) else None
@@ -1120,7 +1121,7 @@ def _values_of(settings: Mapping[str, Any], sample: Path, names: Sequence[str], 
         if strange:
             _say(none_of_ours)
         return _told(settings, "labels", f"{sample} holds words")
-    if strange and any(not float(cell).is_integer() for cell in strange):
+    if strange and any(not (_number(cell) or 0.0).is_integer() for cell in strange):
         return _told(settings, "probabilities", f"{sample} holds fractions such as {strange[0]}")
     if not strange and len({_same(cell) for cell in cells}) > 1:
         return _told(settings, "labels", f"{sample} holds {' and '.join(sorted(cells)[:2])}")
@@ -1132,7 +1133,7 @@ def _values_of(settings: Mapping[str, Any], sample: Path, names: Sequence[str], 
         holds = (
             f"{sample} holds {few}, and the labels are {', '.join(repr(shown(one)) for one in settings['classes'])}"
         )
-    whole = all("." not in cell and "e" not in cell.lower() for cell in cells)
+    whole = all(cell.lstrip("+-").isdecimal() for cell in cells)
     chosen = wanted or ("labels" if whole and not strange else "probabilities")
     if wanted != "labels" or strange:
         other = "probabilities" if chosen == "labels" else "labels"

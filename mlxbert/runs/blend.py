@@ -231,7 +231,7 @@ def blend(
     for name, column in columns.items():
         if column.ndim == 1:
             table[name] = column
-    write_csv(root / "oof.csv", table)
+    write_csv(root / "oof.csv", table, escape_formulas=opened[0].settings.escape_formulas)
     return Blend.open(root)
 
 

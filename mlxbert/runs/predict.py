@@ -211,7 +211,7 @@ def predict_table(
         rules,
         sample_submission=sample_submission,
         values=values,
-        id=id,
+        id=None if id is None else str(id),  # pandas numbers the columns of a file without a header
         strict=strict or sample_submission is not None,
     )
     form, names = rows.form, rows.names

@@ -175,8 +175,8 @@ class Run:
         own = f"target:{self.task.target[0]}"
         words = ["target", own, "label"] if labels else []
         table = read_csv(self.files.oof, [*words, *([id_name(self.id)] if self.id else [])])
-        for name in words:
-            if name in table.columns:
+        if self.settings.escape_formulas:
+            for name in table.columns.intersection([*words, *([id_name(self.id)] if self.id else [])]):
                 table[name] = table[name].map(plain_cell, na_action="ignore")
         single = len(truth_columns(table.columns)) == 1 and self.task.task not in ("multilabel", "time_series")
         older = {own: "target", own.replace("target:", "prediction:", 1): "prediction"}

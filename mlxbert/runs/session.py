@@ -14,10 +14,12 @@ from typing import Any
 from mlxbert.data.cells import Kind
 from mlxbert.data.reading import DataWarning
 from mlxbert.factory.competition import Submission
+from mlxbert.factory.frames import plain
+from mlxbert.factory.id_columns import names_rows
 from mlxbert.files.output_file import WriteError, write_errors
 from mlxbert.runs.files import RunError, RunFiles, write_json
 from mlxbert.runs.finish import finish
-from mlxbert.runs.frames import FRAME, Inputs, read_frame, table_record
+from mlxbert.runs.frames import FRAME, Inputs, read_frame, source_name, table_record
 from mlxbert.runs.info import check_same, going_on, new_record
 from mlxbert.runs.members import check_models, train_members
 from mlxbert.runs.metrics_log import MetricsLog, read_log
@@ -148,6 +150,16 @@ def _read_tables(inputs: Inputs, settings: RunSettings, before: RunRecord | None
     if inputs.valid is None:
         return tables
     valid, _, judged = read_frame(inputs.valid, **about, kinds=found, what="the validation frame")
+    column = settings.id
+    if before is None and id_found and column in valid.columns:
+        if not names_rows([plain(value) for table in (frame, valid) for value in table[column]]):
+            warnings.warn(
+                f"{source_name(inputs.valid, 'the validation frame')} has ids of the training data again in column "
+                f"{column!r}: rows are numbered instead",
+                DataWarning,
+                stacklevel=2,
+            )
+            tables = replace(tables, settings=replace(settings, id=None), id_found=False)
     return replace(tables, valid=valid, judged=judged)
 
 

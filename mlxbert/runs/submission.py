@@ -195,7 +195,7 @@ class SubmissionRules:
         if strange:
             labels = ", ".join(repr(shown(one)) for one in self.task.classes or ())
             holds = f"{what} holds {', '.join(cells[:3])}, and the labels are {labels}"
-        whole = all("." not in cell and "e" not in cell.lower() for cell in cells)
+        whole = all(cell.lstrip("+-").isdecimal() for cell in cells)
         chosen = self._wanted or ("labels" if whole and not strange else "probabilities")
         if self._wanted != "labels" or strange:
             other = "probabilities" if chosen == "labels" else "labels"
@@ -342,7 +342,8 @@ def _listed(title: str, names: Sequence[str]) -> str:
 
 def _number(cell: str) -> float | None:
     try:
-        value = float(cell)
+        # A comma may be the decimal mark.
+        value = float(cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell)
     except ValueError:
         return None
     return value if np.isfinite(value) else None
