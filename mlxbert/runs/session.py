@@ -150,17 +150,22 @@ def _read_tables(inputs: Inputs, settings: RunSettings, before: RunRecord | None
     if inputs.valid is None:
         return tables
     valid, _, judged = read_frame(inputs.valid, **about, kinds=found, what="the validation frame")
-    column = settings.id
-    if before is None and id_found and column in valid.columns:
-        if not names_rows([plain(value) for table in (frame, valid) for value in table[column]]):
-            warnings.warn(
-                f"{source_name(inputs.valid, 'the validation frame')} has ids of the training data again in column "
-                f"{column!r}: rows are numbered instead",
-                DataWarning,
-                stacklevel=2,
-            )
-            tables = replace(tables, settings=replace(settings, id=None), id_found=False)
+    if before is None and id_found and _repeats(frame, valid, settings.id):
+        warnings.warn(
+            f"{source_name(inputs.valid, 'the validation frame')} has ids of the training data again in column "
+            f"{settings.id!r}: rows are numbered instead",
+            DataWarning,
+            stacklevel=2,
+        )
+        tables = replace(tables, settings=replace(settings, id=None), id_found=False)
     return replace(tables, valid=valid, judged=judged)
+
+
+def _repeats(frame: Any, valid: Any, column: str | None) -> bool:
+    """Whether a column of two tables, one after the other, names no row."""
+    if column not in valid.columns:
+        return False
+    return not names_rows([plain(value) for table in (frame, valid) for value in table[column]])
 
 
 def _form(inputs: Inputs, prepared: Prepared, config: TrainingConfig, read: _Tables) -> Submission:
