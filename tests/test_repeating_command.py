@@ -16,6 +16,7 @@ from mlxbert.cli import main
 from mlxbert.cli.train import train as train_command
 from mlxbert.factory.text_columns import RowText
 from mlxbert.runs.command import repeating_command
+from mlxbert.runs.frames import Inputs
 from mlxbert.runs.record import RunRecord
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
@@ -35,8 +36,8 @@ def words_of(line: str) -> list[str]:
 def typed(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RunSettings, TrainingConfig]:
     """The data, settings and numbers that a run begins with when the line is typed into a shell."""
 
-    def begin(files: Any, data: Any, settings: RunSettings, config: TrainingConfig, *rest: Any) -> None:
-        raise BegunError(data, settings, config)
+    def begin(files: Any, inputs: Inputs, settings: RunSettings, config: TrainingConfig, *rest: Any) -> None:
+        raise BegunError(inputs.data, settings, config)
 
     monkeypatch.setattr(cross_validate, "run_session", begin)
     program, *arguments = words_of(line)
