@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
 from converter.parity.report import ParityReport
 from converter.publishing.plan import PushPlan, PushResult
-from mlxbert.terminal import show
+from mlxbert.errors import printable, readable
+from mlxbert.terminal import SafeConsole, show
 
 _VERBS = {
     "convert": "Converting",
@@ -31,7 +31,7 @@ _VERBS = {
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
     """One bar a stage, on standard error; nothing where that is not a terminal."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -77,8 +77,8 @@ def show_result(result: ConvertResult) -> None:
     ]
     if result.heads:
         rows.append(("Own head", f"{len(result.heads)} tensors in heads.safetensors"))
-    rows += [("Dropped", f"{key}: {why}") for key, why in result.dropped.items()]
-    rows += [("Note", note) for note in result.notes]
+    rows += [("Dropped", f"{printable(key)}: {why}") for key, why in result.dropped.items()]
+    rows += [("Note", readable(note)) for note in result.notes]
     rows.append(("Parity", _verdict(result)))
     path = str(result.path)
     rows.append(("Next", f"mlxbert.load({json.dumps(path, ensure_ascii=False)})"))

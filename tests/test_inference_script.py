@@ -414,6 +414,25 @@ class TestMistakes:
         assert message in str(caught.value)
 
 
+def test_a_link_stays_a_link_and_a_device_a_device(classifier: Path, tmp_path: Path) -> None:
+    predictor, test = Predictor(classifier, device="cpu"), write_csv(tmp_path / "test.csv", "words,id", ["cab,1"])
+    (tmp_path / "place").mkdir()
+    real = tmp_path / "place" / "real.csv"
+    real.write_text("old")
+    real.chmod(0o640)
+    (tmp_path / "out.csv").symlink_to(real)
+    device = tmp_path / "device"
+    device.symlink_to("/dev/null")
+    for out in (tmp_path / "out.csv", device):
+        assert write_submission(predictor, test, out) == 1
+    assert (tmp_path / "out.csv").is_symlink()
+    assert read_csv(real)[1][0] == "1"
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in real.parent.iterdir()] == ["real.csv"]
+    assert device.is_symlink()
+    assert Path("/dev/null").is_char_device()
+
+
 def test_an_import_leaves_no_obstacle_to_exporting_again(converted: Path, tmp_path: Path) -> None:
     model = trained(converted, tmp_path / "model", "binary")
     out = export_directory(model, tmp_path / "out").path

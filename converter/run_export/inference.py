@@ -20,6 +20,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -776,24 +777,16 @@ def write_submission(
             at += len(chunk)
             yield from columns_of(settings, made)
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        try:
-            with (
-                temporary.open("w", encoding="utf-8", newline="") as file,
-                tqdm(desc="Predicting", total=len(plan.ids), unit="row", mininterval=0.5) as bar,
-            ):
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(plan.columns)
-                lines = ([name, *row] for name, row in zip(plan.ids, cells(bar.update), strict=True))
-                made = ([line[place] for place in places] for line in lines)
-                if sample is not None:
-                    by_id = dict(zip(plan.ids, made, strict=True))
-                    made = (by_id[name] for name in plan.order)
-                writer.writerows(made)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _output(out) as file, tqdm(desc="Predicting", total=len(plan.ids), unit="row", mininterval=0.5) as bar:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(plan.columns)
+            lines = ([name, *row] for name, row in zip(plan.ids, cells(bar.update), strict=True))
+            made = ([line[place] for place in places] for line in lines)
+            if sample is not None:
+                by_id = dict(zip(plan.ids, made, strict=True))
+                made = (by_id[name] for name in plan.order)
+            writer.writerows(made)
     except OSError as error:
         raise InferenceError(f"{out} cannot be written: {error.strerror or error}; fix: another place") from None
     return plan
@@ -871,6 +864,26 @@ def names_rows(values: Sequence[Any]) -> bool:
         for one in values
     )
     return kinds and len(set(values)) == len(values)
+
+
+@contextmanager
+def _output(out: Path) -> Iterator[TextIO]:
+    """A file that becomes `out` at the end, or the device or pipe that `out` is; a link's file is replaced."""
+    if out.exists() and not out.is_file():
+        with out.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    real = Path(os.path.realpath(out))
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{real.name[:50]}.", dir=real.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(descriptor, real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~umask)
+            yield file
+        Path(temporary).replace(real)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def columns_of(settings: Mapping[str, Any], found: Predictions) -> list[list[Any]]:

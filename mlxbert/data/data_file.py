@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.errors import MLXBertError, MLXBertWarning, first_ten
 from mlxbert.files.reading import open_regular
 
 Format = Literal["csv", "jsonl", "json", "parquet", "excel"]
@@ -33,7 +33,7 @@ class DataError(MLXBertError):
     """A data file that cannot be read, or not as what it calls itself."""
 
 
-class DataWarning(UserWarning):
+class DataWarning(MLXBertWarning):
     """The data were read, but not without an assumption that should be known."""
 
 

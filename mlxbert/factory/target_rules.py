@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from heads.labels import Label
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, MLXBertWarning
 from mlxbert.factory.frames import Column, shown
 
 MOST_RATINGS = 11  # 0 … 10
@@ -28,7 +28,7 @@ class TaskError(MLXBertError):
     """A target that nothing can be learned from, or not the task that was asked for."""
 
 
-class TaskWarning(UserWarning):
+class TaskWarning(MLXBertWarning):
     """A target that was read, but not as it stands."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.errors import MLXBertError, MLXBertWarning, first_ten
 from mlxbert.factory.frames import plain, shown
 
 MAX_BINS = 10
@@ -18,7 +18,7 @@ class FoldError(MLXBertError):
     """Folds that cannot be made, or would be of no use."""
 
 
-class FoldWarning(UserWarning):
+class FoldWarning(MLXBertWarning):
     """Folds that are made, but leave something out."""
 
 

@@ -14,7 +14,7 @@ from heads.labels import Label, decode_labels
 from heads.metrics import get_metric
 from mlxbert.data.cells import as_text
 from mlxbert.data.reading import read_chunks
-from mlxbert.errors import first_ten
+from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import plain, shown
 from mlxbert.factory.infer_task import InferredTask
@@ -26,7 +26,7 @@ from mlxbert.training.predictions import NUMBERS, Predictions
 VALUES = ("labels", "probabilities", "values")
 
 
-class SubmissionWarning(UserWarning):
+class SubmissionWarning(MLXBertWarning):
     """The data or the sample leave open how a submission is written; the message says how, and names an option."""
 
 
