@@ -16,15 +16,12 @@ from mlxbert.cli import main
 from mlxbert.cli.train import train as train_command
 from mlxbert.factory.text_columns import RowText
 from mlxbert.runs.command import repeating_command
+from mlxbert.runs.files import RunError
 from mlxbert.runs.frames import Inputs
 from mlxbert.runs.record import RunRecord
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
 from tests.report_samples import write_run
-
-
-class BegunError(Exception):
-    """Carries what a run would have begun with."""
 
 
 def words_of(line: str) -> list[str]:
@@ -36,15 +33,18 @@ def words_of(line: str) -> list[str]:
 def typed(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RunSettings, TrainingConfig]:
     """The data, settings and numbers that a run begins with when the line is typed into a shell."""
 
+    begun: list[tuple[Any, RunSettings, TrainingConfig]] = []
+
     def begin(files: Any, inputs: Inputs, settings: RunSettings, config: TrainingConfig, *rest: Any) -> None:
-        raise BegunError(inputs.data, settings, config)
+        begun.append((inputs.data, settings, config))
+        raise RunError("this is as far as it goes")
 
     monkeypatch.setattr(cross_validate, "run_session", begin)
     program, *arguments = words_of(line)
     assert program == "mlxbert"
     result = CliRunner().invoke(main, arguments)
-    assert isinstance(result.exception, BegunError), result.output
-    return result.exception.args  # type: ignore[return-value]
+    assert len(begun) == 1, result.output
+    return begun[0]
 
 
 def record_of(tmp_path: Path, settings: RunSettings, config: TrainingConfig, path: str | None) -> RunRecord:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from mlxbert.runs.place import delete_leftovers, run_lock
 from mlxbert.runs.session import _command
 from mlxbert.training.callbacks import Callback, EvaluationEvent
 from mlxbert.training.outcome import TrainingInterrupted
-from mlxbert.training.save import read_arrays, write_arrays
 from tests.report_samples import write_run
 from tests.run_samples import QUICK, options, sample
 from tests.tiny import save_tiny
@@ -208,46 +206,6 @@ def test_a_finished_run_is_left_as_it_is(stage: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == ". is finished: nothing is left to do"
     assert contents(stage / "run") == before
-
-
-def test_the_seconds_of_every_sitting_count(stage: Path) -> None:
-    """1,000 of the model that was finished before, 500 of the one that was begun, up to its last saved state."""
-    log, state = stage / "run/metrics.jsonl", stage / "run/resume/seed0-fold1/state.safetensors"
-    events = [json.loads(line) for line in log.read_text().splitlines()]
-    for event in events:
-        if event["event"] == "member":
-            event["seconds"] = 1000.0
-    log.write_text("".join(json.dumps(event) + "\n" for event in events))
-    arrays, about = read_arrays(state)
-    assert 0 < about["seconds"] < 300
-    write_arrays(state, arrays, {**about, "seconds": 500.0})
-    run = resume(stage / "run", progress=False)
-    assert run.scores is not None
-    assert 1500 < run.scores["seconds"] < 1800
-    last = json.loads(log.read_text().splitlines()[-1])
-    assert (last["event"], last["member"]) == ("member", "seed0-fold1")
-    assert 500 < last["seconds"] < 800
-
-
-def test_a_position_that_this_training_does_not_have(stage: Path) -> None:
-    state = stage / "run/resume/seed0-fold1/state.safetensors"
-    arrays, about = read_arrays(state)
-    fix = f"; fix: delete {state.parent}, and this model starts anew"
-    for changes, message in (
-        ({"batch": 99}, f"batch 99 of epoch {about['epoch']} does not exist"),
-        ({"epoch": -1}, f"batch {about['batch']} of epoch -1 does not exist"),
-        ({"stale": "x"}, 'stale must be a whole number, found "x"'),
-        ({"kept": {"step": 3}}, "kept.epoch is missing"),
-    ):
-        write_arrays(state, arrays, {**about, **changes})
-        assert refused(stage) == f"mlxbert: error: {state}: {message}{fix}"
-    write_arrays(state, arrays, about)
-    kept = state.with_name(f"kept-{about['kept']['step']}.safetensors")
-    weights, _ = read_arrays(kept)
-    write_arrays(kept, {name: array[:1] for name, array in weights.items()})
-    assert refused(stage) == f"mlxbert: error: {kept}: its weights are not those of this model{fix}"
-    kept.unlink()
-    assert refused(stage) == f"mlxbert: error: {kept} is not there{fix}"
 
 
 def test_no_run(tmp_path: Path) -> None:

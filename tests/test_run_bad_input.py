@@ -151,6 +151,19 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("horizon=x", "horizon must be a whole number from 1, not 'x'; fix: --head horizon=12"),
+        ("window=1.5", "window must be a whole number from 0, not 1.5; fix: --head window=12"),
+        ("window=true", "window must be a whole number from 0, not True; fix: --head window=12"),
+    ],
+)
+def test_steps_of_a_series_that_are_no_whole_number(place: Place, option: str, message: str) -> None:
+    columns = ("--target", "y", "--text", "{month}", "--time", "month", "--task", "time_series", "--head", option)
+    assert place.refused(sample("time_series"), columns=columns) == message
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--epochs", "0"], "epochs must be a whole number from 1, not 0"),
@@ -180,6 +193,7 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
         (["--folds", "100"], "48 rows are too few for 100 parts; fix: fewer folds, or more data"),
         (["--fold-kind", "loo"], "fold_kind 'loo' is not known; known: plain"),
         (["--valid-size", "0.5"], "valid_size goes with folds=1, not with 2 folds; fix: leave one out"),
+        (["--hold-out", "nan"], "hold_out must be a share of the rows or their number, not nan; fix: 0.2"),
         (["--hold-out", "1.5"], "hold_out must be a share between 0 and 1, or fewer than 48 rows, not 1.5"),
         (["--log", "mlflow"], "tracker 'mlflow' is unknown; known: tensorboard, wandb"),
         (["--values", "values"], "a submission of 'values' does not fit binary; fix: labels or probabilities"),
@@ -284,8 +298,9 @@ def test_a_full_disk_leaves_the_state_before(place: Place) -> None:
 
 
 def test_a_disk_that_is_full_before_run_json_advises_no_resuming(place: Place) -> None:
+    sample("binary").to_csv(place.file, index=False)
     with files_of_at_most(200):
-        result = place.train(sample("binary"))
+        result = command("train", place.file, "--model", place.model, "-o", place.run, *COLUMNS, *SHORT)
     assert result.exit_code == 2
     line = told(result)[-1]
     assert "no room for run.json (File too large)" in line

@@ -11,10 +11,12 @@ import socket
 import unicodedata
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import numpy.lib.format
 import pytest
@@ -28,6 +30,7 @@ from mlxbert.runs import RunError, train
 from mlxbert.runs.blend import blend
 from mlxbert.training.callbacks import Callback, StepEvent
 from mlxbert.training.outcome import TrainingInterrupted
+from mlxbert.training.save import read_arrays, write_arrays
 from tests.run_samples import QUICK, options, sample
 
 WRONG: tuple[Any, ...] = (
@@ -104,6 +107,13 @@ def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     shutil.copytree(tmp_path / "copy", made)
 
 
+@pytest.fixture
+def undamaged(made: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """`made` itself, for commands that refuse: what a test changes, it puts back."""
+    monkeypatch.setattr(mlxbert.report.page, "render", lambda plot, theme: b"a picture")
+    return Runs(made)
+
+
 def invoke(command: Any, arguments: list[Any]) -> Result:
     return CliRunner().invoke(command, [str(one) for one in arguments])
 
@@ -114,6 +124,8 @@ def complaint(result: Result) -> str | None:
         return f"{type(result.exception).__name__}: {result.exception}"
     if result.exit_code not in (0, 2):
         return f"exit code {result.exit_code}: {result.output}"
+    if "could not run" in result.output:  # the last catch: a bug
+        return result.output
     if any(unicodedata.category(character) == "Cc" for character in result.output.replace("\n", "")):
         return f"control characters: {result.output!r}"
     return None
@@ -153,7 +165,7 @@ def test_json_of_a_run_with_values_of_other_types(runs: Runs, tmp_path: Path) ->
         file = runs.root / name
         content = file.read_bytes()
         values = json.loads(content)
-        for number, path in enumerate(rng.sample(list(leaves(values)), 12)):
+        for number, path in enumerate(rng.sample(list(leaves(values)), 8)):
             new = rng.choice(WRONG)
             file.write_text(json.dumps(replaced(values, path, new)))
             command = rng.choice(names)
@@ -166,46 +178,46 @@ def test_json_of_a_run_with_values_of_other_types(runs: Runs, tmp_path: Path) ->
                 shutil.copytree(tmp_path / "copy/stopped", runs.root / "stopped")
             file.write_bytes(content)
     assert found == []
-    assert refused > 20
+    assert refused > 12
 
 
-@pytest.mark.parametrize(
-    ("path", "new", "message"),
-    [
-        (("task", "target"), 5, "task.target must be a list of texts, found 5"),
-        (("task", "target", 0), None, "task.target[0] must be a text, found null"),
-        (
-            ("task", "classes", 1),
-            {},
-            "task.classes[1] must be a text or a whole number or a number or true or false",
-        ),
-        (("task", "task"), "binry", "task.task 'binry' is none of binary, multiclass"),
-        (("data", "kinds", "text"), "words", "data.kinds.text must be one of text, number, boolean, native, found"),
-        (("data", "max_length"), True, "data.max_length must be a whole number, found true"),
-        (("data", "text", "first"), {}, "data.text.first must be a text or a list of texts, found an object"),
-        (("data", "text", "first"), [], "data.text: the text () names no column"),
-        (("config", "epochs"), 0, "config: epochs must be a whole number from 1, not 0"),
-        (("config", "seeds"), None, "config.seeds must be a list of whole numbers, found null"),
-        (("settings", "head"), [], "settings.head must be an object, found a list of 0"),
-        (("folds", "count"), 10**30, "folds.count must be a whole number, found 1000000000000"),
-        (("members",), ["../finished"], "members: '../finished' is not the name of a folder of the run"),
-        (("submission", "values"), "label", "submission.values must be one of labels, probabilities, values, found"),
-        (("environment",), "x\x1b[2J", r'environment must be an object, found "x\u001b[2J"'),
-        (("resumed",), [{"at": 5}], "resumed[0].at must be a text, found 5"),
-    ],
+WRONG_FIELDS: tuple[tuple[tuple[Any, ...], Any, str], ...] = (
+    (("task", "target"), 5, "task.target must be a list of texts, found 5"),
+    (("task", "target", 0), None, "task.target[0] must be a text, found null"),
+    (
+        ("task", "classes", 1),
+        {},
+        "task.classes[1] must be a text or a whole number or a number or true or false",
+    ),
+    (("task", "task"), "binry", "task.task 'binry' is none of binary, multiclass"),
+    (("data", "kinds", "text"), "words", "data.kinds.text must be one of text, number, boolean, native, found"),
+    (("data", "max_length"), True, "data.max_length must be a whole number, found true"),
+    (("data", "text", "first"), {}, "data.text.first must be a text or a list of texts, found an object"),
+    (("data", "text", "first"), [], "data.text: the text () names no column"),
+    (("config", "epochs"), 0, "config: epochs must be a whole number from 1, not 0"),
+    (("config", "seeds"), None, "config.seeds must be a list of whole numbers, found null"),
+    (("settings", "head"), [], "settings.head must be an object, found a list of 0"),
+    (("folds", "count"), 10**30, "folds.count must be a whole number, found 1000000000000"),
+    (("members",), ["../finished"], "members: '../finished' is not the name of a folder of the run"),
+    (("submission", "values"), "label", "submission.values must be one of labels, probabilities, values, found"),
+    (("environment",), "x\x1b[2J", r'environment must be an object, found "x\u001b[2J"'),
+    (("resumed",), [{"at": 5}], "resumed[0].at must be a text, found 5"),
 )
+
+
 @pytest.mark.parametrize("command", ["report", "predict", "export", "resume finished"])
-def test_a_wrong_field_of_run_json_is_named(
-    runs: Runs, tmp_path: Path, command: str, path: tuple[Any, ...], new: Any, message: str
-) -> None:
-    file = runs.root / "finished/run.json"
-    file.write_text(json.dumps(replaced(json.loads(file.read_text()), path, new)))
-    result = invoke(*runs.commands(tmp_path)[command])
-    assert result.exit_code == 2
-    assert complaint(result) is None
-    (line,) = result.output.splitlines()
-    assert f"error: {file}: {message}" in line
-    assert line.endswith("; fix: restore the file from a copy of the run, or train again")
+def test_a_wrong_field_of_run_json_is_named(undamaged: Runs, tmp_path: Path, command: str) -> None:
+    file = undamaged.root / "finished/run.json"
+    content = file.read_bytes()
+    for path, new, message in WRONG_FIELDS:
+        file.write_text(json.dumps(replaced(json.loads(content), path, new)))
+        result = invoke(*undamaged.commands(tmp_path)[command])
+        file.write_bytes(content)
+        assert result.exit_code == 2
+        assert complaint(result) is None
+        line = result.output.splitlines()[-1]
+        assert f"error: {file}: {message}" in line
+        assert line.endswith("; fix: restore the file from a copy of the run, or train again")
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -234,7 +246,7 @@ def test_files_of_a_run_with_other_bytes(runs: Runs, tmp_path: Path) -> None:
         "blend": ("predict blend",),
     }
     files = [file for top in names for file in sorted((runs.root / top).rglob("*")) if file.is_file()]
-    for number, file in enumerate(rng.choices(files, k=30)):
+    for number, file in enumerate(rng.choices(files, k=16)):
         top = file.relative_to(runs.root).parts[0]
         shutil.copytree(runs.root / top, tmp_path / f"{number}/{top}")
         file.write_bytes(damaged(file.read_bytes(), rng))
@@ -288,27 +300,67 @@ def test_logits_of_other_rows_or_another_shape(runs: Runs, tmp_path: Path) -> No
         assert result.output.endswith(f"; {fix}\n")
 
 
-LINKED = ("members", "logits", "resume", "metrics.jsonl", "oof.csv", "run.json", "logits/.x.npz", "members/x", "plots")
+@contextmanager
+def set_aside(path: Path) -> Iterator[None]:
+    """Put something else at `path` inside; what was there is there again afterwards."""
+    there = os.path.lexists(path)
+    aside = path.with_name(f"{path.name}-aside")
+    if there:
+        path.rename(aside)
+    try:
+        yield
+    finally:
+        path.unlink()
+        if there:
+            aside.rename(path)
 
 
-@pytest.mark.parametrize("name", LINKED)
-def test_a_link_in_a_run_leads_no_writing_outside(runs: Runs, tmp_path: Path, name: str) -> None:
-    path, outside = runs.root / "stopped" / name, tmp_path / "outside"
-    if path.exists():
-        path.rename(outside)
-    elif path.suffix:
-        outside.write_text("private")
+def make_outside(path: Path, name: str) -> dict[str, bytes]:
+    """A file, or a folder with a file of a name that a run deletes; its content."""
+    if "." in name:
+        path.write_text(mlxbert.report.page.MARK)
     else:
-        outside.mkdir()
-        (outside / "kept-9.safetensors").write_text("private")
-    path.symlink_to(outside)
-    before = contents(outside)
-    result = invoke(*runs.commands(tmp_path)["resume"])
+        path.mkdir()
+        (path / "kept-9.safetensors").write_text("private")
+    return contents(path)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {str(file): file.read_bytes() for file in files}
+
+
+REFUSED_LINK = "is a link, and a run writes only to files and folders of its own; fix: delete it, or put there what it"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["members", "logits", "resume", "metrics.jsonl", "oof.csv", "run.json", "logits/.x.npz", "members/x", "plots"],
+)
+def test_resuming_writes_through_no_link(undamaged: Runs, tmp_path: Path, name: str) -> None:
+    path, outside = undamaged.root / "stopped" / name, tmp_path / "outside"
+    before = make_outside(outside, name)
+    with set_aside(path):
+        path.symlink_to(outside)
+        if name == "run.json":
+            outside.write_bytes(path.with_name("run.json-aside").read_bytes())
+            before = contents(outside)
+        result = invoke(*undamaged.commands(tmp_path)["resume"])
     assert result.exit_code == 2
-    assert result.output == (
-        f"mlxbert: error: {path} is a link, and a run writes only to files and folders of its own; "
-        "fix: delete it, or put there what it leads to\n"
-    )
+    assert result.output.startswith(f"mlxbert: error: {path} {REFUSED_LINK}")
+    assert contents(outside) == before
+
+
+@pytest.mark.parametrize("name", ["plots", "report.html", "plots/loss.png"])
+def test_a_report_writes_through_no_link(undamaged: Runs, tmp_path: Path, name: str) -> None:
+    path, outside = undamaged.root / "other" / name, tmp_path / "outside"
+    path.parent.mkdir(exist_ok=True)
+    before = make_outside(outside, name)
+    with set_aside(path):
+        path.symlink_to(outside)
+        result = invoke(mlxbert.cli.main, ["report", undamaged.root / "other"])
+    assert result.exit_code == 2
+    assert f"error: {path} {REFUSED_LINK}" in result.output
     assert contents(outside) == before
 
 
@@ -319,43 +371,21 @@ def test_the_directory_of_a_run_may_be_a_link(runs: Runs, tmp_path: Path) -> Non
     assert (runs.root / "stopped/scores.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["plots", "report.html", "plots/loss.png"])
-def test_a_report_writes_through_no_link(runs: Runs, tmp_path: Path, name: str) -> None:
-    path, outside = runs.root / "finished" / name, tmp_path / "outside"
-    path.parent.mkdir(exist_ok=True)
-    outside.write_text(mlxbert.report.page.MARK) if path.suffix else outside.mkdir()
-    path.symlink_to(outside)
-    before = contents(outside)
-    result = invoke(mlxbert.cli.main, ["report", runs.root / "finished"])
-    assert result.exit_code == 2
-    assert f"error: {path} is a link, and a run writes only to" in result.output
-    assert contents(outside) == before
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return {str(file): file.read_bytes() for file in files}
-
-
 def make_special(path: Path, kind: str) -> None:
-    path.unlink(missing_ok=True)
-    if kind == "pipe":
+    if kind == "a pipe":
         os.mkfifo(path)
-    elif kind == "socket":
-        # A socket's path is short: bound beside, then moved.
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
         with socket.socket(socket.AF_UNIX) as bound:
             here = Path.cwd()
-            os.chdir(path.parent)
+            os.chdir(path.parent)  # a socket's path is short
             try:
-                bound.bind("s")
+                bound.bind(path.name)
             finally:
                 os.chdir(here)
-        (path.parent / "s").rename(path)
-    else:
-        path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "endless device"])
 @pytest.mark.parametrize(
     ("file", "command"),
     [
@@ -372,11 +402,66 @@ def make_special(path: Path, kind: str) -> None:
         ("stopped/logits/seed0-fold0.npz", "resume"),
     ],
 )
-def test_a_pipe_a_socket_or_a_device_in_a_run(runs: Runs, tmp_path: Path, file: str, command: str, kind: str) -> None:
-    make_special(runs.root / file, kind)
-    result = invoke(*runs.commands(tmp_path)[command])
-    assert result.exit_code == 2, result.output
-    assert complaint(result) is None
-    line = result.output.splitlines()[-1]
-    assert Path(file).name in line
-    assert "not a regular file; fix:" in line or "a run writes only to files and folders of its own; fix:" in line
+def test_a_pipe_a_socket_or_a_device_in_a_run(undamaged: Runs, tmp_path: Path, file: str, command: str) -> None:
+    for kind in ("a pipe", "a socket", "a device"):
+        with set_aside(undamaged.root / file):
+            make_special(undamaged.root / file, kind)
+            result = invoke(*undamaged.commands(tmp_path)[command])
+        assert result.exit_code == 2, result.output
+        line = result.output.splitlines()[-1]
+        assert f"{undamaged.root / file}" in line
+        refused = f"is {kind}, not a regular file; fix:", "a run writes only to files and folders of its own; fix:"
+        assert any(words in line for words in refused)
+
+
+def test_the_seconds_of_every_sitting_count(runs: Runs, tmp_path: Path) -> None:
+    """1,000 of the model that was finished before, 500 of the one that was begun, up to its last saved state."""
+    run = runs.root / "stopped"
+    log, state = run / "metrics.jsonl", run / "resume/seed0-fold1/state.safetensors"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    for event in events:
+        if event["event"] == "member":
+            event["seconds"] = 1000.0
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+    arrays, about = read_arrays(state)
+    assert 0 < about["seconds"] < 300
+    write_arrays(state, arrays, {**about, "seconds": 500.0})
+    result = invoke(*runs.commands(tmp_path)["resume"])
+    assert result.exit_code == 0, result.output
+    assert 1500 < json.loads((run / "scores.json").read_text())["seconds"] < 1800
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert (last["event"], last["member"]) == ("member", "seed0-fold1")
+    assert 500 < last["seconds"] < 800
+
+
+def test_a_state_that_this_training_cannot_have(undamaged: Runs, tmp_path: Path) -> None:
+    state = undamaged.root / "stopped/resume/seed0-fold1/state.safetensors"
+    content = state.read_bytes()
+    arrays, about = read_arrays(state)
+    kept = state.with_name(f"kept-{about['kept']['step']}.safetensors")
+    fix = f"; fix: delete {state.parent}, and this model starts anew"
+
+    def refused() -> str:
+        result = invoke(*undamaged.commands(tmp_path)["resume"])
+        assert result.exit_code == 2, result.output
+        return result.output.splitlines()[-1].removeprefix("mlxbert: error: ")
+
+    for changes, message in (
+        ({"batch": 99}, f"batch 99 of epoch {about['epoch']} does not exist"),
+        ({"epoch": -1}, f"batch {about['batch']} of epoch -1 does not exist"),
+        ({"stale": "x"}, 'stale must be a whole number, found "x"'),
+        ({"kept": {"step": 3}}, "kept.epoch is missing"),
+    ):
+        write_arrays(state, arrays, {**about, **changes})
+        assert refused() == f"{state}: {message}{fix}"
+    for name, value in (("loss_scale", mx.array(0.0)), ("loss_scale", mx.array(np.nan)), ("step", mx.array(-1))):
+        write_arrays(state, {**arrays, name: value}, about)
+        assert refused() == (
+            f"{state}: {name} is {value.item()}, which no training has; fix: delete the saved state, and this model "
+            "starts anew"
+        )
+    state.write_bytes(content)
+    weights, _ = read_arrays(kept)
+    with set_aside(kept):
+        write_arrays(kept, {name: array[:1] for name, array in weights.items()})
+        assert refused() == f"{kept}: its weights are not those of this model{fix}"

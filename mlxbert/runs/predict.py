@@ -156,7 +156,7 @@ def open_predictor(path: str | Path) -> Run | Blend:
         RunError: neither does.
     """
     root = expand_home(path)
-    return Blend.open(root) if (root / BLEND).is_file() else Run.open(root)
+    return Blend.open(root) if (root / BLEND).exists() else Run.open(root)
 
 
 @dataclass(frozen=True)

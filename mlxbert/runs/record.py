@@ -29,7 +29,7 @@ FIX = "fix: restore the file from a copy of the run, or train again"
 
 
 @dataclass(frozen=True)
-class DataFile:
+class InputFile:
     """A file that the run read: its path as it was given (None: a frame), SHA-256, bytes and rows."""
 
     path: str | None
@@ -52,8 +52,8 @@ class DataRecord:
         max_length: tokens that a text is cut to.
         examples_sha256: of the encoded rows and their targets.
         size: bytes of the file.
+        quoting: how cells of a text table are quoted.
         id: the column that names a row; likewise `group` and `time`.
-        quoting: of a text table with quotes in it.
         id_found: whether the id column was found by its name, not told.
         valid: the validation table; `test`: the one that is predicted at the end.
     """
@@ -66,13 +66,13 @@ class DataRecord:
     max_length: int
     examples_sha256: str | None
     size: int | None = None
+    quoting: Quoting | None = None
     id: str | None = None
     group: str | None = None
     time: str | None = None
-    quoting: Quoting | None = None
     id_found: bool = False
-    valid: DataFile | None = None
-    test: DataFile | None = None
+    valid: InputFile | None = None
+    test: InputFile | None = None
 
 
 @dataclass(frozen=True)

@@ -173,17 +173,16 @@ def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what:
         return None
     table = Table(frame, what)
     taken = {*settings.target, *([settings.group] if settings.group else [])}
-    found = id_columns(table, taken)
+    found, why = id_columns(table, taken), "it is called so"
     if sample_submission is not None:
         first = read_sample(sample_submission).columns[0]
         if first in table.names and first not in taken and names_rows(table.column(first).values):
-            found = (first, *(name for name in found if name != first))
+            found, why = (first, *(name for name in found if name != first)), "the sample begins with it"
     if not found:
         return None
     kept = f"; not read as text: {', '.join(map(repr, found))}" if settings.text is None else ""
     warnings.warn(
-        f"{what}: column {found[0]!r} names the rows (it is called so, and no value repeats){kept}; "
-        "another one: --id COLUMN",
+        f"{what}: column {found[0]!r} names the rows ({why}, and no value repeats){kept}; another one: --id COLUMN",
         DataWarning,
         stacklevel=2,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -147,7 +148,7 @@ class Run:
             id_found=data.id_found,
             target=self.task.target,
             time=data.time,
-            horizon=int(self.settings.head.get("horizon", 1)) if series else 0,
+            horizon=self.settings.horizon if series else 0,
             like=data.quoting,
         )
 
@@ -167,7 +168,7 @@ class Run:
         """
         from mlxbert.runs.tables import id_name, plain_cell, read_csv, truth_columns
 
-        if not self.files.oof.is_file():
+        if not os.path.lexists(self.files.oof):
             raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self.go_on}")
         classes = self.task.classes or ()
         labels = any(isinstance(one, str) for one in classes) and self.task.task != "multilabel"

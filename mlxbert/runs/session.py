@@ -185,7 +185,7 @@ def _form(inputs: Inputs, prepared: Prepared, config: TrainingConfig, read: _Tab
         id_found=read.id_found,
         target=task.target,
         time=settings.time,
-        horizon=int(settings.head.get("horizon", 1)) if task.task == "time_series" else 0,
+        horizon=settings.horizon if task.task == "time_series" else 0,
         like=read.record.get("quoting"),
         encoding=settings.encoding,
         quoting=settings.quoting,

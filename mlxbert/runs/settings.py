@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
@@ -77,10 +78,36 @@ class RunSettings:
             raise RunError("no target is named; fix: --target COLUMN, or --competition NAME")
         if self.valid is not None and self.hold_out is not None:
             raise RunError("valid and hold_out are both given; fix: leave one out")
+        if self.hold_out is not None and not 0 < self.hold_out < math.inf:
+            raise RunError(f"hold_out must be a share of the rows or their number, not {self.hold_out}; fix: 0.2")
         if self.hold_out is not None and self.test is not None:
             raise RunError("hold_out and test are both given; fix: predict the test file afterwards")
         if self.sample_submission is not None and self.test is None:
             raise RunError("sample_submission is given without test; fix: give the file to predict too")
+
+    @property
+    def horizon(self) -> int:
+        """The steps that a time series is forecast for.
+
+        Raises:
+            RunError: the head's option is no whole number from 1 on.
+        """
+        return self._steps("horizon", 1)
+
+    @property
+    def window(self) -> int:
+        """The steps of a time series that a forecast reads as numbers.
+
+        Raises:
+            RunError: the head's option is no whole number from 0 on.
+        """
+        return self._steps("window", 0)
+
+    def _steps(self, name: str, least: int) -> int:
+        steps = self.head.get(name, least)
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < least:
+            raise RunError(f"{name} must be a whole number from {least}, not {steps!r}; fix: --head {name}=12")
+        return steps
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:

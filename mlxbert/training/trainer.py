@@ -36,7 +36,7 @@ from mlxbert.training.save import (
 )
 from mlxbert.training.schedule import evaluation_steps
 from mlxbert.training.step import NonFiniteLossError
-from mlxbert.training.step_state import restore_step, step_state
+from mlxbert.training.step_state import StateError, restore_step, step_state
 from mlxbert.with_head import BertWithHead
 
 # A state is some four times the weights: written every few seconds it would cost more than the training.
@@ -247,7 +247,10 @@ class Trainer:
             if about.pop("member", None) != self.member.name:
                 raise TrainingError(f"{state} is not of {self.member.name}; fix: resume the run that it is of")
             self.position = Position.from_dict(about, state, batches=len(self.batches))
-            restore_step(self.step, arrays)
+            try:
+                restore_step(self.step, arrays)
+            except StateError as error:
+                raise SaveError(f"{state}: {error}") from error
         kept = self.position.kept
         if kept is not None:
             file = kept_file(directory, kept.step)
