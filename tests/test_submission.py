@@ -462,3 +462,26 @@ def test_out_of_fold_predictions_of_older_runs_are_read(run: Run, tmp_path: Path
     del info["data"]["id_found"], info["settings"]["escape_formulas"]
     (older / "run.json").write_text(json.dumps(info))
     assert np.allclose(Run.open(older).predict(zeros_and_ones(4))["y"], run.predict(zeros_and_ones(4))["y"])
+
+
+def test_a_wrong_place_to_predict_with_leads_to_the_right_one(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def said(place: Path) -> str:
+        result = CliRunner().invoke(main, ["predict", str(place), "test.csv", "-o", str(tmp_path / "s.csv")])
+        assert result.exit_code == 2
+        return result.output.strip()
+
+    assert said(run.members[0]).endswith(f"is one model of a run; fix: mlxbert predict {run.path}")
+    assert said(run.files.info).endswith(f"is a file of a run or blend; fix: give its directory, {run.path}")
+    assert "is a checkpoint, not a run; fix: fine-tune it first: mlxbert train --model" in said(tiny_checkpoint)
+    (tmp_path / "gone").mkdir()
+    for place in (tmp_path / "gone", tmp_path / "never"):
+        assert "resume" not in said(place).lower()
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = pd.DataFrame({"id": IDS, "pre\x1b]0;title\x07": 0.5})
+    place.write(rows(IDS), wanted)
+    said = place.said + capsys.readouterr().err
+    assert "calls the predictions" in said
+    assert "\x1b" not in said
+    assert "\x07" not in said

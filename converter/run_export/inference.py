@@ -112,9 +112,9 @@ def _encoding(path: Path) -> str:
         except UnicodeDecodeError:
             continue
         if name != "utf-8-sig":
-            print(f"{path} is not UTF-8; it is read as {name}", file=sys.stderr)
+            _say(f"{path} is not UTF-8; it is read as {name}")
         return name
-    print(f"{path} is not UTF-8; it is read as latin-1", file=sys.stderr)
+    _say(f"{path} is not UTF-8; it is read as latin-1")
     return "latin-1"
 
 
@@ -826,8 +826,10 @@ def make_plan(
     return Plan(ids, key, form, theirs, wanted, source)
 
 
-def _say(message: str) -> None:
-    print(f"inference.py: warning: {message}", file=sys.stderr)
+def _say(message: str, kind: str = "warning: ") -> None:
+    """Print on standard error; a name out of a file must not steer the terminal."""
+    safe = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
+    print(f"inference.py: {kind}{safe}", file=sys.stderr)
 
 
 def _kinds(predictor: Predictor, id: str | None) -> dict[str, str]:
@@ -942,7 +944,7 @@ def _ids(
         found = [name for name, values in kept.items() if names_rows(values)]
         column = min(found, key=_likelihood, default=None)
     if empty:
-        print(f"{test}: {empty} of {rows} rows have no text; they are encoded as an empty one", file=sys.stderr)
+        _say(f"{test}: {empty} of {rows} rows have no text; they are encoded as an empty one")
     if column is None:
         return [str(row) for row in range(rows)], None, names
     ids = [as_text(value) for value in kept[column]]
@@ -1198,7 +1200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=given.batch_size,
         )
     except InferenceError as error:
-        print(f"inference.py: error: {error}", file=sys.stderr)
+        _say(str(error), "error: ")
         return 2
     except KeyboardInterrupt:
         print("inference.py: interrupted; nothing was written", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from mlxbert.home import expand_home
 from mlxbert.runs.blend import NAME as BLEND
 from mlxbert.runs.blend import Blend
 from mlxbert.runs.files import RunError
+from mlxbert.runs.record import INFO, is_run
 from mlxbert.runs.rows_to_predict import ROWS, RowsToPredict, pieces, read_history, rows_to_predict
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import columns_of, in_sample_order
@@ -156,7 +158,17 @@ def open_predictor(path: str | Path) -> Run | Blend:
         RunError: neither does.
     """
     root = expand_home(path)
-    return Blend.open(root) if (root / BLEND).exists() else Run.open(root)
+    if (root / BLEND).exists():
+        return Blend.open(root)
+    if root.is_dir() and not is_run(root):
+        run = root.resolve().parent.parent
+        if root.resolve().parent.name == "members" and is_run(run):
+            raise RunError(f"{root} is one model of a run; fix: mlxbert predict {shlex.quote(str(run))}")
+        if (root / "config.json").is_file():
+            raise RunError(f"{root} is a checkpoint, not a run; fix: fine-tune it first: mlxbert train --model {root}")
+    if root.is_file() and root.name in (INFO, BLEND):
+        raise RunError(f"{root} is a file of a run or blend; fix: give its directory, {root.parent}")
+    return Run.open(root)
 
 
 @dataclass(frozen=True)
