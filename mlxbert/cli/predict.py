@@ -34,6 +34,7 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
       mlxbert predict runs/tweets data/test.csv --sample-submission sample_submission.csv -o submission.csv
       mlxbert predict runs/jigsaw data/test.csv --average ranks -o submission.csv
     """
+    from mlxbert.files.output_file import is_standard_output
     from mlxbert.runs.predict import open_predictor, write_submission
     from mlxbert.runs.progress import row_progress
     from mlxbert.terminal import show
@@ -41,4 +42,5 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
     opened = open_predictor(run)
     with row_progress() as progress:
         rows = write_submission(opened, data, out=out, progress=progress, **options)
-    show(f"{rows} rows written to {out}")
+    if not is_standard_output(out):  # a submission has no such line
+        show(f"{rows} rows written to {out}")
