@@ -21,6 +21,7 @@ EXIT_COULD_NOT_RUN = 2
 EXIT_INTERRUPTED = 130
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_version = click.version_option(package_name="mlxbert")
 
 
 class OneLineErrors(click.Command):
@@ -39,6 +40,7 @@ class OneLineErrors(click.Command):
             return super().invoke(ctx)
 
 
+@_version
 @click.command(cls=OneLineErrors, context_settings=CONTEXT, epilog="Docs and examples: README.md")
 @click.argument("src")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory to write.  [default: mlx_models/NAME]")
@@ -97,6 +99,7 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
         _push(result.path, push_to, yes=yes)
 
 
+@_version
 @click.command(
     cls=OneLineErrors, context_settings=CONTEXT, epilog="Exit codes: 0 same model, 1 parity failed, 2 could not run."
 )
@@ -135,6 +138,7 @@ def verify(converted: Path, reference: str, junit: Path | None, html: Path | Non
         raise SystemExit(EXIT_PARITY_FAILED)
 
 
+@_version
 @click.command(cls=OneLineErrors, context_settings=CONTEXT)
 @click.argument("converted", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to write.")
@@ -160,6 +164,7 @@ def export(converted: Path, **options: Any) -> None:
     show(f"Exported to {done.path}: {done.what}", *(f"Next: {line}" for line in done.use))
 
 
+@_version
 @click.command(cls=OneLineErrors, context_settings=CONTEXT)
 @click.argument("converted", type=click.Path(path_type=Path))
 @click.option("--to", metavar="OWNER/NAME", help="[default: mlx-community/NAME-PRECISION, such as …-4bit or …-bf16]")

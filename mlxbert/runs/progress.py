@@ -13,6 +13,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from mlxbert.terminal import SafeConsole
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 
+# From so many columns on, the bar of a training has room for the learning rate.
+WIDE = 100
+
 
 class ProgressBar(Callback):
     """Loss, rate, throughput and time left of the whole run, on standard error."""
@@ -52,11 +55,13 @@ class ProgressBar(Callback):
         part = event.step / event.steps
         left = (event.steps - event.step + (self.members - self._done_members - 1) * event.steps) * self._seconds
         loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
+        # At 80 columns the bar itself needs the room; metrics.jsonl has the rate of every step.
+        rate = f"rate {event.rate:.1e}  " if self.console.width >= WIDE else ""
         self.bars.update(
             self._task,
             completed=(self._done_members + part) / self.members,
             description=f"{event.member} ({self._done_members + 1}/{self.members})",
-            numbers=f"{loss}rate {event.rate:.1e}  {event.rows_per_second:.0f} rows/s  {duration(left)} left",
+            numbers=f"{loss}{rate}{event.rows_per_second:.0f} rows/s  {duration(left)} left",
         )
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
