@@ -45,6 +45,7 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
       mlxbert predict runs/tweets data/test.csv --sample-submission sample_submission.csv -o submission.csv
       mlxbert predict runs/jigsaw data/test.csv --average ranks -o submission.csv
     """
+    from mlxbert.files.output_file import is_standard_output
     from mlxbert.runs.predict import open_predictor, write_submission
     from mlxbert.runs.progress import row_progress
     from mlxbert.terminal import show
@@ -52,4 +53,5 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
     opened = open_predictor(run)
     with row_progress() as progress:
         written = write_submission(opened, data, out=out, progress=progress, **options)
-    show(f"{written.rows} rows written to {out}: {written}")
+    if not is_standard_output(out):  # a submission has no such line
+        show(f"{written.rows} rows written to {out}: {written}")
