@@ -218,7 +218,7 @@ def _encoding(file: DataFile, head: bytes, given: str | None) -> tuple[str, _Sca
         try:
             codecs.lookup(given)
             "".encode(given)
-        except LookupError:
+        except (LookupError, ValueError):  # a NUL in the name is a ValueError
             raise DataError(f"encoding {given!r} is not known; fix: utf-8, cp1252, latin-1, utf-16, …") from None
         scan = _scan(file, given)
         if scan.wrong is not None:

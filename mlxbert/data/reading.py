@@ -193,8 +193,8 @@ def id_values(frame: Any, column: str, what: str = "the data") -> list[str]:
     repeated = [value for value, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{what}: {len(repeated)} ids of column {column!r} come more than once; fix: drop the repeated rows\n"
-            + first_ten(repeated)
+            f"{what}: {len(repeated)} ids of column {column!r} come more than once; fix: drop the repeated rows, or "
+            "name another column: --id COLUMN\n" + first_ten(repeated)
         )
     return ids
 
