@@ -7,10 +7,7 @@ versions of what cuts them. A file that is damaged, or of another key, is made a
 from __future__ import annotations
 
 import hashlib
-import struct
 import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +17,7 @@ import numpy as np
 import tokenizers
 
 from mlxbert.errors import MLXBertError, MLXBertWarning
+from mlxbert.files.array_file import read_array_file
 from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_json
 from mlxbert.tokenization import Tokenizer, TokenizerError
@@ -29,22 +27,6 @@ from mlxbert.tokenization.truncation import warn_of_truncation
 _FORMAT = b"mlxbert token rows 2"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _PART = 1024
-# What zipfile and NumPy raise for an archive with a flipped byte; a flag bit can ask for a password, too.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class TokenRowsError(MLXBertError):
@@ -199,13 +181,13 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] 
 
 def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> TokenRows | None:
     """What the cache file has; None where there is none, or one that does not hold what it should."""
-    if not file.is_file():
-        return None
     try:
-        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as held:
-            ids, types, starts = held["ids"], held["type_ids"], held["starts"]
-            cut, longest, uncounted = (int(number) for number in held["counts"])
-            own = str(held["key"])
+        held = read_array_file(file, TokenRowsError, fix="it is made again")
+        if held is None:
+            return None
+        ids, types, starts = held["ids"], held["type_ids"], held["starts"]
+        cut, longest, uncounted = (int(number) for number in held["counts"])
+        own = str(held["key"])
         # The ZIP's checksums are of accidents; an id beyond the embedding would read memory that is not its own.
         good = (
             own == key
@@ -217,12 +199,13 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
             and (not len(ids) or 0 <= ids.min() <= ids.max() < tokenizer.vocab_size)
             and (not len(types) or types.max() < (tokenizer.type_limit or 2))
         )
-    except _DAMAGE as error:
-        good, reason = False, str(error)
-    else:
-        reason = "its content is not what its name says"
+    except TokenRowsError as error:
+        _warn(str(error))
+        return None
+    except (KeyError, ValueError, TypeError, IndexError):
+        good = False
     if not good:
-        _warn(f"{file} is damaged ({reason}); it is made again")
+        _warn(f"{file} is damaged (its content is not what its name says); it is made again")
         return None
     return TokenRows(ids, types, starts, cut, longest, limit, tokenizer.pad_token_id or 0, bool(uncounted))
 
