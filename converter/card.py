@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from converter.card_evidence import Quantization, Scores
 from converter.parity.report import LOCAL, PADDING, PRECISION, ParityReport
 from converter.source_card import SourceCard
+from heads import install
 from mlxbert.errors import printable
 
 if TYPE_CHECKING:
@@ -185,6 +186,11 @@ def _template() -> jinja2.Template:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["code"] = _code
+    environment.globals |= {
+        "install_command": install.install_command,
+        "requirement": install.requirement,
+        "released": install.RELEASED,
+    }
     return environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
 
 

@@ -20,6 +20,7 @@ from converter.output_config import cleaned_side_file, notes_on, output_config
 from converter.quantize.settings import quantize_settings
 from converter.source import Source, TensorEntry, open_source
 from converter.source_card import SourceCard, read_source_card
+from heads.install import install_fix
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.recovery import recover
@@ -247,7 +248,7 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     elif source.own_head:
         reason = "a head that mlxbert trained has no PyTorch reference"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
-        reason = 'torch and transformers are not installed; pip install "mlxbert[torch]"'
+        reason = f"torch and transformers are not installed; {install_fix('torch')}"
     if reason and verify:
         raise MLXBertError(f"--verify: cannot compare with PyTorch: {reason}")
     return reason
@@ -268,7 +269,7 @@ def _as_they_are(entries: Mapping[str, TensorEntry]) -> list[PlannedTensor]:
 
 def where_plotted(target: Path, plots: Mapping[str, bytes]) -> str:
     """Where the plot of `auto` is, or why there is none."""
-    missing = 'no plot: matplotlib is not installed; pip install "mlxbert[kaggle]"'
+    missing = f"no plot: matplotlib is not installed; {install_fix('kaggle')}"
     return f"size against quality: {', '.join(str(target / name) for name in plots) or missing}"
 
 

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 import converter.convert
 import converter.verify
 from converter.cli import convert, export, verify
+from heads.install import install_fix
 from mlxbert.cli import main
 from tests.tiny import save_tiny
 
@@ -72,7 +73,7 @@ def test_no_line_is_folded_and_no_extra_is_taken_for_markup(source: Path, monkey
     monkeypatch.setattr(converter.convert.importlib.util, "find_spec", lambda name: None)
     result = run(convert, source, "-o", "out")
     assert result.exit_code == 0, result.output
-    line = 'Parity    NOT VERIFIED: torch and transformers are not installed; pip install "mlxbert[torch]"'
+    line = f"Parity    NOT VERIFIED: torch and transformers are not installed; {install_fix('torch')}"
     assert line in result.stdout.splitlines()
 
 

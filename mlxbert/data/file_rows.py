@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from heads.install import install_fix
 from mlxbert.data.file_format import DataError, DataFile, os_errors
 
 
@@ -32,7 +33,7 @@ def _pandas() -> Any:
     try:
         import pandas
     except ModuleNotFoundError as error:
-        raise DataError("reading data needs pandas; fix: pip install 'mlxbert[kaggle]'") from error
+        raise DataError(f"reading data needs pandas; fix: {install_fix('kaggle')}") from error
     return pandas
 
 
@@ -119,7 +120,7 @@ def _parquet_frames(pandas: Any, file: DataFile, rows: int | None) -> Iterator[A
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise DataError("Parquet needs pyarrow; fix: pip install 'mlxbert[kaggle]'") from error
+        raise DataError(f"Parquet needs pyarrow; fix: {install_fix('kaggle')}") from error
     try:
         with parquet.ParquetFile(file.path) as reader:
             empty = True
