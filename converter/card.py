@@ -67,7 +67,7 @@ class CardFacts:
     head that this project trained, with the encoder, and `classes` are what it tells apart. `max_length` is how many
     tokens of a text are read. `skipped` are the layers that a quantization left as they were, each with its reason,
     which `quantization` repeats where the cost was measured. `unverified` says why a model is published whose
-    comparison did not pass.
+    comparison did not pass. `license_files` came with the source.
     """
 
     name: str
@@ -95,6 +95,7 @@ class CardFacts:
     place: str = "PATH_OF_THIS_DIRECTORY"
     branch: str | None = None
     unverified: str | None = None
+    license_files: tuple[str, ...] = ()
 
     @property
     def trained(self) -> str | None:
@@ -144,7 +145,9 @@ class CardFacts:
         tags = ("mlx", "mlxbert", "bert", *(("sentence-transformers",) if self.sentence_modules else ()))
         values = {
             "library_name": "mlx",
-            "license": self.source_card.license,
+            "license": _one_or_several(self.source_card.license),
+            "license_name": self.source_card.license_name,
+            "license_link": self.source_card.license_link,
             "language": self.source_card.language,
             "datasets": self.source_card.datasets,
             "base_model": self.base_model,
@@ -217,6 +220,11 @@ def _yaml(name: str, value: str | Iterable[str]) -> str:
     if isinstance(value, str):
         return f"{name}: {_scalar(value)}\n"
     return f"{name}:\n" + "".join(f"- {_scalar(item)}\n" for item in value)
+
+
+def _one_or_several(values: tuple[str, ...]) -> str | tuple[str, ...]:
+    """A field that most cards have one value of, in the form that most have."""
+    return values[0] if len(values) == 1 else values
 
 
 def _scalar(text: str) -> str:

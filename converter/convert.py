@@ -19,7 +19,7 @@ from converter.mapping import Planned
 from converter.output_config import cleaned_side_file, notes_on, output_config
 from converter.quantize.settings import quantize_settings
 from converter.source import Source, TensorEntry, open_source
-from converter.source_card import SourceCard, read_source_card
+from converter.source_card import SourceCard, read_source_card, with_reachable_link
 from heads.install import install_fix
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_directory import OutputDirectory
@@ -293,4 +293,7 @@ def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> Qua
 def _source_card(source: Source) -> tuple[SourceCard, list[str]]:
     """What the card takes over from the source's; of our own output as SRC, what that took over from its own."""
     earlier = source.config.get("mlxbert")
-    return (SourceCard.from_block(earlier), []) if isinstance(earlier, dict) else read_source_card(source.directory)
+    if isinstance(earlier, dict):
+        return with_reachable_link(SourceCard.from_block(earlier), source.directory, None)
+    url = f"https://huggingface.co/{source.name}/blob/{source.revision}" if source.revision else None
+    return read_source_card(source.directory, url=url)

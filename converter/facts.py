@@ -11,7 +11,7 @@ from converter.card_evidence import Quantization, read_scores
 from converter.mappings import mapping_for
 from converter.readers.safetensors import read_safetensors
 from converter.source_card import SourceCard
-from mlxbert.checkpoint import CheckpointError
+from mlxbert.checkpoint import CheckpointError, is_license_file
 from mlxbert.encode.dense import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
@@ -78,6 +78,7 @@ def card_facts(
         scores=read_scores(block),
         weights=weight_sums(records),
         max_length=_max_length(directory, config),
+        license_files=tuple(sorted(name for name in records if is_license_file(name))),
         sentence_modules=(directory / "modules.json").is_file(),
     )
 

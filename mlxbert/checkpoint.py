@@ -7,6 +7,7 @@ index, tokenizer files, `manifest.json`. Loading is strict: every tensor the con
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -36,6 +37,9 @@ SIDE_FILES = (
     "config_sentence_transformers.json",
 )
 """What loading reads beside configuration and weights, at the top of a directory; `side_files` has all of it."""
+_LICENSE_FILE = re.compile(
+    r"(licen[cs]e|notice|copying|copyright)s?([-._][\w.-]{0,60})?(\.(txt|md|rst))?", re.IGNORECASE | re.ASCII
+)
 
 
 class CheckpointError(MLXBertError):
@@ -174,6 +178,13 @@ def side_files(names: Sequence[str]) -> list[str]:
         or fnmatch(name, "sentence_*_config.json")
         or (name[:1].isdigit() and name.count("/") == 1 and name.endswith(("/config.json", "/model.safetensors")))
     ]
+
+
+def is_license_file(name: str) -> bool:
+    """Return whether a file of this name holds the rights to a model: it goes wherever the weights go."""
+    suffix = Path(name).suffix.lower()
+    is_text = suffix in ("", ".txt", ".md", ".rst") or suffix[1:].isdigit()
+    return is_text and _LICENSE_FILE.fullmatch(name) is not None
 
 
 def _needed(names: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import head_from_settings
-from mlxbert.checkpoint import CheckpointError, load_core, read_config, resolve
+from mlxbert.checkpoint import CheckpointError, is_license_file, load_core, read_config, resolve
 from mlxbert.core import BertCore
 from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
@@ -171,9 +171,10 @@ class BertWithHead(nn.Module):
             output.write_model(encoder, parameters=None if packed is None else packed.parameters)
             if rest:
                 output.write_safetensors(HEADS_FILE, rest)
-            for name in TOKENIZER_FILES:
-                if self.source is not None and (self.source / name).is_file():
-                    output.copy(name, self.source / name)
+            beside = [] if self.source is None else [file for file in self.source.iterdir() if file.is_file()]
+            for file in beside:  # the rights to the source reach to what was trained from it
+                if file.name in TOKENIZER_FILES or is_license_file(file.name):
+                    output.copy(file.name, file)
             return output.commit(config)
 
     @classmethod

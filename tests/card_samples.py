@@ -42,7 +42,7 @@ MINILM = CardFacts(
     converter_version="0.1.0",
     dropped={"embeddings.position_ids": "a constant: 0, 1, 2, …"},
     parity=parity("all-MiniLM-L6-v2"),
-    source_card=SourceCard("apache-2.0", ("en",), ("s2orc", "ms_marco", "embedding-data/QQP")),
+    source_card=SourceCard(("apache-2.0",), ("en",), ("s2orc", "ms_marco", "embedding-data/QQP")),
     weights=MINILM_PARITY.provenance.weights,
     max_length=256,
     sentence_modules=True,
@@ -105,7 +105,7 @@ WITH_HEAD = replace(
     heads=tuple(
         f"cls.{name}" for name in ("predictions.bias", "predictions.transform.dense.weight", "seq_relationship.bias")
     ),
-    source_card=SourceCard("apache-2.0", ("en",), ("bookcorpus", "wikipedia")),
+    source_card=SourceCard(("apache-2.0",), ("en",), ("bookcorpus", "wikipedia")),
     weights={"heads.safetensors": "12" * 32, "model.safetensors": "cd" * 32},
     sentence_modules=False,
     dropped={"embeddings.position_ids": "a constant: 0, 1, 2, …"},

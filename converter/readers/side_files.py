@@ -1,4 +1,4 @@
-"""The files beside the weights that a converted model needs: tokenizer, sentence-transformers modules."""
+"""The files that go with the weights: tokenizer, sentence-transformers modules, and the rights to all of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from converter.readers.regular_file import file_size, read_bytes
 from converter.readers.sniff import refuse_stand_in
 from converter.readers.source_error import SourceError
 from converter.readers.weight_files import MODULE_FILES, SIDE_FILES, module_files
+from mlxbert.checkpoint import is_license_file
 
 
 def collect_side_files(directory: Path) -> dict[str, Path]:
@@ -18,6 +19,7 @@ def collect_side_files(directory: Path) -> dict[str, Path]:
     a folder outside the directory.
     """
     names = [name for name in SIDE_FILES if (directory / name).exists()]
+    names += sorted(file.name for file in directory.iterdir() if is_license_file(file.name) and not file.is_dir())
     if "modules.json" in names:
         for folder in _module_folders(directory / "modules.json"):
             there = [f"{folder}/{name}" for name in MODULE_FILES if (directory / folder / name).exists()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxbert.checkpoint import read_config, side_files
+from mlxbert.checkpoint import is_license_file, read_config, side_files
 from mlxbert.core import BertCore
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors_writer import PlannedTensor
@@ -58,7 +58,8 @@ def save_pretrained(
         output.write_model(encoder, parameters=None if packed is None else packed.parameters)
         output.write_safetensors("heads.safetensors", heads)
         files = [file for file in (*source.glob("*"), *source.glob("*/*")) if file.is_file()]
-        for name in side_files([file.relative_to(source).as_posix() for file in files]):
+        names = [file.relative_to(source).as_posix() for file in files]
+        for name in (*side_files(names), *filter(is_license_file, names)):
             output.copy(name, source / name)
         return output.commit(config)
 
