@@ -96,6 +96,7 @@ class CardFacts:
     branch: str | None = None
     unverified: str | None = None
     license_files: tuple[str, ...] = ()
+    full_layout: bool = False
 
     @property
     def trained(self) -> str | None:

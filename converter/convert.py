@@ -15,6 +15,7 @@ from converter.card import render_card
 from converter.card_evidence import Quantization
 from converter.dtypes import CODES, output_dtype
 from converter.facts import card_facts, weight_sums
+from converter.layout import choose_layout
 from converter.mapping import Planned
 from converter.output_config import cleaned_side_file, notes_on, output_config
 from converter.quantize.settings import quantize_settings
@@ -24,7 +25,7 @@ from heads.install import install_fix
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.recovery import recover
-from mlxbert.files.safetensors_writer import PlannedTensor, safetensors_bytes
+from mlxbert.files.safetensors_writer import PlannedTensor
 from mlxbert.files.target import check_target
 from mlxbert.home import expand_home
 
@@ -54,13 +55,14 @@ class ConvertResult:
         dtype: of every tensor in it, packed ones aside.
         parameters: how many numbers the encoder has.
         size: bytes of `model*.safetensors`.
-        heads: names of the checkpoint's own head tensors, kept in `heads.safetensors`.
+        heads: names of the checkpoint's own head tensors.
         dropped: source tensors that were not written, and why.
         notes: what the user should know.
         report: the parity report; None where nothing was compared.
         unverified: why not, where nothing was.
         quantization: what was packed, and what that cost; None where nothing was.
         allotment: how `auto` came to its bits.
+        full_layout: whether the head lies in `model.safetensors`.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class ConvertResult:
     unverified: str | None
     quantization: QuantizationReport | None = None
     allotment: Allotment | None = None
+    full_layout: bool = False
 
 
 def convert(
@@ -91,6 +94,7 @@ def convert(
     target_bits: float | None = None,
     target_cosine: float | None = None,
     dequantize: bool = False,
+    layout: str = "encoder",
     progress: Progress | None = None,
 ) -> ConvertResult:
     """Convert a PyTorch or Hugging Face checkpoint to a directory that MLX loads.
@@ -108,6 +112,7 @@ def convert(
         calibration: a text file, "built-in" or "none"; None: the built-in texts for "mixed" and "auto", else none.
         target_size, target_bits, target_cosine: what "auto" is to reach, one of them.
         dequantize: the source is a quantized MLX checkpoint: write its numbers unpacked.
+        layout: "encoder", the head in a file of its own, or "full", in `model.safetensors`: see `converter.layout`.
         progress: told how far each step is.
 
     Raises:
@@ -134,6 +139,7 @@ def convert(
         dequantize=dequantize,
     )
     _, planned = plan_source(source)
+    place = choose_layout(source, layout)
     unverified = why_not_verified(source, verify, dequantize=dequantize)
     if settings is not None and dtype is None:
         dtype = "float16"
@@ -155,7 +161,7 @@ def convert(
                 planned.encoder,
                 settings,
                 dtype=dtype,
-                other_bytes=safetensors_bytes(heads) if heads else 0,
+                other_bytes=place.other_bytes(planned.encoder, heads),
                 progress=progress,
             )
             tensors = list(quantized.tensors)
@@ -168,16 +174,22 @@ def convert(
             progress("convert", done["bytes"], total)
 
         progress("convert", 0, total)
-        output.write_model(tensors, parameters=None if quantized is None else quantized.parameters, on_tensor=written)
-        if heads:
-            output.write_safetensors("heads.safetensors", heads, on_tensor=written)
+        in_model, beside = place.weights(tensors, heads)
+        in_heads = sum(tensor.parameters for tensor in heads) if place.is_full else 0
+        output.write_model(
+            in_model,
+            parameters=None if quantized is None else quantized.parameters + in_heads,
+            on_tensor=written,
+        )
+        if beside:
+            output.write_safetensors("heads.safetensors", beside, on_tensor=written)
         for name, file in source.side_files.items():
             cleaned = cleaned_side_file(name, file)
             if cleaned is None:
                 output.copy(name, file)
             else:
                 output.write_bytes(name, cleaned)
-        hf_config = output_config(source, planned, dtype, source_card, quantized)
+        hf_config = place.config(output_config(source, planned, dtype, source_card, quantized))
         if quantized is not None and quantized.allotment is not None:
             plots = quantized.allotment.files()
             for name, data in plots.items():
@@ -222,6 +234,7 @@ def convert(
         unverified=unverified,
         quantization=quantization,
         allotment=None if quantized is None else quantized.allotment,
+        full_layout=facts.full_layout,
     )
 
 

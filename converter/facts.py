@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ from converter.card import CardFacts
 from converter.card_evidence import Quantization, read_scores
 from converter.mappings import mapping_for
 from converter.readers.safetensors import read_safetensors
+from converter.readers.tensor_entry import TensorEntry
 from converter.source_card import SourceCard
-from mlxbert.checkpoint import CheckpointError, is_license_file
+from mlxbert.checkpoint import ENCODER_PREFIX, CheckpointError, is_full_layout, is_license_file
 from mlxbert.encode.dense import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
@@ -50,22 +52,23 @@ def card_facts(
         ReportError: nor is its "trained" block.
     """
     index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    heads = directory / "heads.safetensors"
     block = config["mlxbert"]
     if absent := sorted({"source", "revision", "converter_version", "original_architectures", "dropped"} - set(block)):
         raise CheckpointError(
             f'{directory}: the "mlxbert" block of config.json lacks {", ".join(absent)}; fix: convert again'
         )
+    heads = _head_tensors(directory, index, config)
     return CardFacts(
         name=printable(name),
         source=block["source"],
         revision=block["revision"],
         original_class=_original_class(config),
         dtype=config["dtype"],
-        parameters=quantization.parameters if quantization else index["metadata"]["total_parameters"],
-        has_pooler=any(tensor.startswith("pooler.") for tensor in index["weight_map"]),
+        parameters=quantization.parameters if quantization else _encoder_parameters(index, config, heads),
+        has_pooler=any(tensor.removeprefix(ENCODER_PREFIX).startswith("pooler.") for tensor in index["weight_map"]),
         converter_version=block["converter_version"],
-        heads=tuple(read_safetensors(heads)) if heads.is_file() else (),
+        heads=tuple(heads),
+        full_layout=is_full_layout(config),
         dropped=block["dropped"],
         missing_tokenizer=not any((directory / file).is_file() for file in TOKENIZER_FILES),
         parity=report,
@@ -81,6 +84,22 @@ def card_facts(
         license_files=tuple(sorted(name for name in records if is_license_file(name))),
         sentence_modules=(directory / "modules.json").is_file(),
     )
+
+
+def _head_tensors(directory: Path, index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+    """The head's tensors, wherever the layout has them."""
+    if not is_full_layout(config):
+        file = directory / "heads.safetensors"
+        return read_safetensors(file) if file.is_file() else {}
+    files = {file for name, file in index["weight_map"].items() if not name.startswith(ENCODER_PREFIX)}
+    found = {name: entry for file in sorted(files) for name, entry in read_safetensors(directory / file).items()}
+    return {name: entry for name, entry in found.items() if not name.startswith(ENCODER_PREFIX)}
+
+
+def _encoder_parameters(index: Mapping[str, Any], config: Mapping[str, Any], heads: Mapping[str, TensorEntry]) -> int:
+    """The index counts all that is in its files."""
+    total: int = index["metadata"]["total_parameters"]
+    return total - (sum(math.prod(entry.shape) for entry in heads.values()) if is_full_layout(config) else 0)
 
 
 def weight_sums(records: Mapping[str, FileRecord]) -> dict[str, str]:

@@ -48,6 +48,7 @@ def output_config(
         "dropped": planned.dropped,
         "source_card": card.as_block(),
     }
+    # "layout" and "quantization" of an earlier conversion are not of this one.
     if isinstance(earlier, dict) and source.own_head:
         config["mlxbert"] |= {key: earlier[key] for key in ("head", "trained") if key in earlier}
     if quantized is not None:

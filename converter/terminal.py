@@ -76,7 +76,9 @@ def show_result(result: ConvertResult) -> None:
         ("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB"),
     ]
     if result.heads:
-        rows.append(("Own head", f"{len(result.heads)} tensors in heads.safetensors"))
+        rows.append(
+            ("Own head", f"{len(result.heads)} tensors in {'model' if result.full_layout else 'heads'}.safetensors")
+        )
     rows += [("Dropped", f"{key}: {why}") for key, why in result.dropped.items()]
     rows += [("Note", note) for note in result.notes]
     rows.append(("Parity", _verdict(result)))

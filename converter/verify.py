@@ -150,12 +150,14 @@ def written_model(
 ) -> BertCore | PretrainedBert:
     """The written checkpoint with its head; the encoder alone where there is none, which the gates then say."""
     from mlxbert.checkpoint import load_core
-    from mlxbert.pretrained import HEADS_FILE, attach_head, read_head_tensors
+    from mlxbert.pretrained import attach_head, has_head, read_head_tensors
 
     core = load_core(directory, config=hf_config, dtype=dtype, dequantize=True)
-    if head is None or not (directory / HEADS_FILE).is_file():
+    if head is None or not has_head(directory, hf_config):
         return core
-    return attach_head(core, read_head_tensors(directory), head, hf_config, place=str(directory), dtype=dtype)
+    return attach_head(
+        core, read_head_tensors(directory, hf_config), head, hf_config, place=str(directory), dtype=dtype
+    )
 
 
 def _written_dtype(directory: Path, weights: list[Path]) -> str:

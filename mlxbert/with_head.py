@@ -14,7 +14,7 @@ import numpy as np
 from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import head_from_settings
-from mlxbert.checkpoint import CheckpointError, is_license_file, load_core, read_config, resolve
+from mlxbert.checkpoint import CheckpointError, encoder_layout, is_license_file, load_core, read_config, resolve
 from mlxbert.core import BertCore
 from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
@@ -217,7 +217,7 @@ class BertWithHead(nn.Module):
     def _config(self) -> dict[str, Any]:
         """`config.json`: the source's, with the dtype of these tensors and the head's settings."""
         if self.source is not None:
-            config = dict(read_config(self.source, other_tools=True))
+            config = encoder_layout(read_config(self.source, other_tools=True))
         else:
             config = {"model_type": "bert", "architectures": ["BertModel"], **asdict(self.core.config)}
         if not isinstance(config.get("mlxbert"), dict):  # another tool's, whose class may be one with a head
