@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from converter.card_evidence import Quantization, Scores
+from converter.loaders import SEEN, WORKS, Reading
 from converter.parity.report import LOCAL, PADDING, PRECISION, ParityReport
 from converter.source_card import SourceCard
 from heads import install
@@ -29,6 +30,16 @@ _TASKS = {
     "BertForQuestionAnswering": "question-answering",
     "BertForMultipleChoice": "multiple-choice",
 }
+_AUTO_CLASSES = {
+    "BertForPreTraining": "AutoModelForPreTraining",
+    "BertForMaskedLM": "AutoModelForMaskedLM",
+    "BertLMHeadModel": "AutoModelForCausalLM",
+    "BertForNextSentencePrediction": "AutoModelForNextSentencePrediction",
+    "BertForSequenceClassification": "AutoModelForSequenceClassification",
+    "BertForTokenClassification": "AutoModelForTokenClassification",
+    "BertForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "BertForMultipleChoice": "AutoModelForMultipleChoice",
+}
 # The Hub has no task for one number per text; regression models there are text classifiers with one class.
 _TRAINED_TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
 # Words that YAML takes for something else than text; `no` is also Norwegian.
@@ -37,6 +48,7 @@ _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 _COMPUTED = (
     "at",
+    "auto_class",
     "base_model",
     "compared_with_source",
     "front_matter",
@@ -44,6 +56,7 @@ _COMPUTED = (
     "reference",
     "sentences_compared",
     "trained",
+    "works_in",
 )
 """What the template reads of `CardFacts` beside its fields."""
 
@@ -68,6 +81,8 @@ class CardFacts:
     tokens of a text are read. `skipped` are the layers that a quantization left as they were, each with its reason,
     which `quantization` repeats where the cost was measured. `unverified` says why a model is published whose
     comparison did not pass. `license_files` came with the source.
+    `readings` are what becomes of the directory in every package, and `full_layout` says that its head lies in
+    `model.safetensors`.
     """
 
     name: str
@@ -97,11 +112,22 @@ class CardFacts:
     unverified: str | None = None
     license_files: tuple[str, ...] = ()
     full_layout: bool = False
+    readings: tuple[Reading, ...] = ()
 
     @property
     def trained(self) -> str | None:
         """The task that the model was fine-tuned for by this project; None: it is as its source is."""
         return self.trained_head or (self.scores.task if self.scores else None)
+
+    @property
+    def works_in(self) -> tuple[str, ...]:
+        """The packages that give the right numbers, for which a snippet may be shown."""
+        return tuple(reading.loader.name for reading in self.readings if reading.effect == WORKS)
+
+    @property
+    def auto_class(self) -> str | None:
+        """The transformers class that loads encoder and head."""
+        return _AUTO_CLASSES.get(self.original_class)
 
     @property
     def base_model(self) -> str | None:
@@ -194,6 +220,7 @@ def _template() -> jinja2.Template:
         "install_command": install.install_command,
         "requirement": install.requirement,
         "released": install.RELEASED,
+        "loaders_seen": SEEN,
     }
     return environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
 

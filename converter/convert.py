@@ -16,6 +16,7 @@ from converter.card_evidence import Quantization
 from converter.dtypes import CODES, output_dtype
 from converter.facts import card_facts, weight_sums
 from converter.layout import choose_layout
+from converter.loaders import Reading
 from converter.mapping import Planned
 from converter.output_config import cleaned_side_file, notes_on, output_config
 from converter.quantize.settings import quantize_settings
@@ -63,6 +64,7 @@ class ConvertResult:
         quantization: what was packed, and what that cost; None where nothing was.
         allotment: how `auto` came to its bits.
         full_layout: whether the head lies in `model.safetensors`.
+        readings: which packages load it, and what differs there.
     """
 
     path: Path
@@ -77,6 +79,7 @@ class ConvertResult:
     quantization: QuantizationReport | None = None
     allotment: Allotment | None = None
     full_layout: bool = False
+    readings: tuple[Reading, ...] = ()
 
 
 def convert(
@@ -235,6 +238,7 @@ def convert(
         quantization=quantization,
         allotment=None if quantized is None else quantized.allotment,
         full_layout=facts.full_layout,
+        readings=facts.readings,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.card import CardFacts
 from converter.card_evidence import Quantization, read_scores
+from converter.loaders import readings, traits_of
 from converter.mappings import mapping_for
 from converter.readers.safetensors import read_safetensors
 from converter.readers.tensor_entry import TensorEntry
@@ -81,6 +82,7 @@ def card_facts(
         scores=read_scores(block),
         weights=weight_sums(records),
         max_length=_max_length(directory, config),
+        readings=readings(traits_of(directory, config, tuple(heads))),
         license_files=tuple(sorted(name for name in records if is_license_file(name))),
         sentence_modules=(directory / "modules.json").is_file(),
     )

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
+from converter.loaders import lines as loader_lines
 from converter.parity.report import ParityReport
 from converter.publishing.plan import PushPlan, PushResult
 from mlxbert.terminal import show
@@ -81,6 +82,7 @@ def show_result(result: ConvertResult) -> None:
         )
     rows += [("Dropped", f"{key}: {why}") for key, why in result.dropped.items()]
     rows += [("Note", note) for note in result.notes]
+    rows += loader_lines(result.readings)
     rows.append(("Parity", _verdict(result)))
     path = str(result.path)
     rows.append(("Next", f"mlxbert.load({json.dumps(path, ensure_ascii=False)})"))

@@ -9,6 +9,7 @@ from typing import Any
 
 from converter.card import CardFacts, render_card
 from converter.card_evidence import Quantization, Scores
+from converter.loaders import Trait, readings
 from converter.parity.report import PRECISION, ParityReport
 from converter.source_card import SourceCard
 
@@ -46,6 +47,7 @@ MINILM = CardFacts(
     weights=MINILM_PARITY.provenance.weights,
     max_length=256,
     sentence_modules=True,
+    readings=readings({Trait.SENTENCE}),
 )
 
 
@@ -89,6 +91,7 @@ QUANTIZED = replace(
     parity=replace(FOUR_BIT_PARITY, provenance=replace(FOUR_BIT_PARITY.provenance, source="all-MiniLM-L6-v2")),
     quantized=True,
     quantization=Quantization.from_json(_FOUR_BIT["quantization"]),
+    readings=readings({Trait.SENTENCE, Trait.QUANTIZED}),
     weights=FOUR_BIT_PARITY.provenance.weights,
 )
 WITH_HEAD = replace(
@@ -109,6 +112,24 @@ WITH_HEAD = replace(
     weights={"heads.safetensors": "12" * 32, "model.safetensors": "cd" * 32},
     sentence_modules=False,
     dropped={"embeddings.position_ids": "a constant: 0, 1, 2, …"},
+    readings=readings({Trait.HEAD, Trait.BESIDE}),
+)
+RERANKER = replace(
+    WITH_HEAD,
+    name="ms-marco-reranker-fp32",
+    place="alice/ms-marco-reranker-fp32",
+    source="team/ms-marco-reranker",
+    parity=parity("team/ms-marco-reranker", revision=REVISION),
+    original_class="BertForSequenceClassification",
+    dtype="float32",
+    heads=("classifier.weight", "classifier.bias"),
+    full_layout=True,
+    source_card=SourceCard(
+        ("other",), ("no", "en"), ("ms_marco",), license_name="research-only-1.0", license_link="LICENSE"
+    ),
+    license_files=("LICENSE",),
+    weights={"model.safetensors": "ab" * 32},
+    readings=readings({Trait.HEAD, Trait.FULL, Trait.FULL_UNKNOWN, Trait.RERANKER}),
 )
 FINE_TUNED = replace(
     MINILM,
@@ -134,8 +155,9 @@ FINE_TUNED = replace(
     weights={"heads.safetensors": "34" * 32, "model.safetensors": "ef" * 32},
     sentence_modules=False,
     dropped={},
+    readings=readings(()),
 )
-SAMPLES = {facts.name: facts for facts in (MINILM, QUANTIZED, WITH_HEAD, FINE_TUNED)}
+SAMPLES = {facts.name: facts for facts in (MINILM, QUANTIZED, WITH_HEAD, RERANKER, FINE_TUNED)}
 
 
 def main() -> None:
