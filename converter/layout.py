@@ -73,7 +73,7 @@ def choose_layout(source: Source, name: str) -> Layout:
     """Return the layout `name` for this source.
 
     Raises:
-        LayoutError: there is no such layout, or the source has no head of a transformers class for a full one.
+        LayoutError: there is no such layout, or a full one has no whole head of a transformers class.
         HeadClassError: nor does it tell which class its head is of.
     """
     if name not in LAYOUTS:
@@ -95,4 +95,16 @@ def choose_layout(source: Source, name: str) -> Layout:
     choice = choose_head_class(
         original_architectures(source.config), heads, has_pooler=has_pooler, place=source.location
     )
+    if choice.name in _NEED_LABELS:
+        _require_labels(source)
     return Layout(choice.name)
+
+
+def _require_labels(source: Source) -> None:
+    """Refuse a classifier that `config.json` does not fit: whoever loads the class fails at it."""
+    rows, labels = source.entries["classifier.weight"].shape[0], Labels.from_hf(source.config).num_labels
+    if rows != labels:
+        raise LayoutError(
+            f"{source.location}: classifier.weight has {rows} rows and config.json names {labels} labels; fix: correct "
+            "id2label and num_labels there, or leave --layout full out"
+        )

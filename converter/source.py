@@ -123,7 +123,7 @@ def _fetch_card(snapshot: Snapshot) -> list[str]:
         hub.snapshot(snapshot.repo_id, revision=snapshot.revision, select=card, progress=False)
     except hub.HubError:  # also where none is listed
         if listed:
-            missing = " and ".join(listed)
+            missing = " and ".join(name for name in listed if not (snapshot.path / name).is_file())
             return [f"the source's {missing} could not be fetched: look there for its license before you publish"]
     return []
 

@@ -57,8 +57,9 @@ def test_a_cache_without_the_card_is_enough_offline(
     snapshot_download("team/tiny-bert", ignore_patterns="README.md")  # as transformers would have left it
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     result = convert("team/tiny-bert", tmp_path / "out", verify=False)
-    note = "the source's README.md could not be fetched: its license and languages are left out of our card"
+    note = "the source's README.md could not be fetched: look there for its license before you publish"
     assert (note in result.notes) == bool(card)
+    assert len([line for line in result.notes if "could not be fetched" in line]) == bool(card)
     assert "license:" not in (tmp_path / "out" / "README.md").read_text()
 
 
