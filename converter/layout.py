@@ -105,6 +105,6 @@ def _require_labels(source: Source) -> None:
     rows, labels = source.entries["classifier.weight"].shape[0], Labels.from_hf(source.config).num_labels
     if rows != labels:
         raise LayoutError(
-            f"{source.location}: classifier.weight has {rows} rows and config.json names {labels} labels; fix: correct "
-            "id2label and num_labels there, or leave --layout full out"
+            f"{source.location}: classifier.weight has {rows} rows and config.json names {labels} labels; "
+            "fix: correct id2label and num_labels there, or leave --layout full out"
         )
