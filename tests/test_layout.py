@@ -195,6 +195,14 @@ class TestWhatIsSavedIsOfTheEncoderLayout:
             our_logits(tmp_path / "saved")["logits"], our_logits(models[RERANKER] / "full")["logits"]
         )
 
+    def test_packed_as_it_was(self, reranker: Path, tmp_path: Path) -> None:
+        model, _ = mlxbert.load_with_head(reranker)
+        model.save(tmp_path / "saved")
+        assert np.array_equal(our_logits(tmp_path / "saved")["logits"], our_logits(reranker)["logits"])
+        saved, full = (load_file(place / "model.safetensors") for place in (tmp_path / "saved", reranker))
+        assert {f"bert.{name}" for name in saved} == {name for name in full if not name.startswith("classifier.")}
+        assert all(np.array_equal(full[f"bert.{name}"], saved[name]) for name in saved)
+
     def test_with_a_head_to_train(self, models: dict[str, Path], tmp_path: Path) -> None:
         model, tokenizer = create_model("binary", models[RERANKER] / "full")
         model.save(tmp_path / "saved")

@@ -14,7 +14,7 @@ import pytest
 import mlxbert
 from converter import loaders
 from converter.convert import convert
-from converter.loaders import DIFFERS, REFUSES, WORKS
+from converter.loaders import DIFFERS, REFUSES, WORKS, Reading
 from mlxbert.encode import SentenceEncoder
 from mlxbert.mlx_tools import INDEX
 from tests.swift_rules import swift_problems
@@ -264,3 +264,37 @@ LOAD: dict[str, Callable[[Path], bool]] = {
     loaders.MLX_VLM_TAGGER.name: tagger,
     loaders.SWIFT.name: swift,
 }
+
+
+class TestTraitsOfSwiftAlone:
+    """What no package in Python minds."""
+
+    def converted(self, tmp_path: Path, add: Callable[[Path], None], **config: Any) -> tuple[list[Reading], list[str]]:
+        save_tiny(tmp_path / "source", SEQUENCE, **ONES, hidden_size=SIZE)
+        save_tokenizer(tmp_path / "source")
+        add(tmp_path / "source")
+        convert(tmp_path / "source", tmp_path / "out", layout="full", verify=False)
+        file = tmp_path / "out/config.json"
+        parsed = json.loads(file.read_text()) | config
+        file.write_text(json.dumps(parsed))
+        found = loaders.readings(loaders.traits_of(tmp_path / "out", parsed, ("classifier.weight", "classifier.bias")))
+        return [reading for reading in found if reading.effect != WORKS], swift_problems(tmp_path / "out")
+
+    def test_pooling_in_the_newer_spelling_alone(self, tmp_path: Path) -> None:
+        self.converted(tmp_path, pooling("mean"))
+        (tmp_path / "out/1_Pooling/config.json").write_text(
+            json.dumps({"embedding_dimension": SIZE, "pooling_mode": "mean"})
+        )
+        parsed = json.loads((tmp_path / "out/config.json").read_text())
+        found = loaders.readings(loaders.traits_of(tmp_path / "out", parsed, ("classifier.weight",)))
+        differs = [reading for reading in found if reading.effect == DIFFERS]
+        assert [reading.loader for reading in differs] == [loaders.SWIFT]
+        assert "does not find the pooling" in differs[0].reasons[0]
+        assert swift_problems(tmp_path / "out") == [
+            "differs: without word_embedding_dimension the pooling is not read"
+        ]
+
+    def test_labels_that_are_numbers(self, tmp_path: Path) -> None:
+        found, problems = self.converted(tmp_path, nothing, id2label={"0": 1})
+        assert [reading.loader for reading in found if "id2label" in reading.reasons[0]] == [loaders.SWIFT]
+        assert problems == ["refuses: id2label with values that are no text"]
