@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,3 +30,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLXBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A read-only directory, seen by its owner, who is not root."""
+    directory = Path(tempfile.mkdtemp())
+    user = os.geteuid()
+    if user == 0:
+        os.chown(directory, 65534, 65534)
+        os.seteuid(65534)
+    directory.chmod(0o555)
+    try:
+        yield directory
+    finally:
+        os.seteuid(user)
+        shutil.rmtree(directory)

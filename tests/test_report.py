@@ -548,8 +548,8 @@ class TestBadInput:
             write_report(run, out=tmp_path)
         with pytest.raises(ReportError, match=r"train\.csv: a file, not a directory; fix: .* --plots"):
             write_report(run, plots=data)
-        with pytest.raises(WriteError, match=r"cannot be written: No such file or directory; give another output"):
-            write_report(run, out=tmp_path / "absent" / "x.html")
+        with pytest.raises(WriteError, match=r"cannot be written: Not a directory; give another output with -o"):
+            write_report(run, out=data / "x.html")
         page = tmp_path / "page.html"
         assert write_report(run, out=page, plots=tmp_path / "a" / "b") == page
         assert write_report(run, out=page, plots=tmp_path / "a" / "b") == page

@@ -232,7 +232,7 @@ def test_a_run_on_a_frame_needs_the_frame_again(tmp_path: Path, tiny_checkpoint:
 def test_what_a_kill_left_half_written_in_a_model_is_deleted(tmp_path: Path) -> None:
     member = tmp_path / "members" / "seed0-fold0"
     member.mkdir(parents=True)
-    for name in ("config.json", ".config.json.4711.tmp"):
+    for name in ("config.json", ".config.json.0123456789abcdef.tmp"):
         (member / name).write_text("{}")
     delete_leftovers(tmp_path)
     assert [path.name for path in member.iterdir()] == ["config.json"]

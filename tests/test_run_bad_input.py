@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_the_state_before(place: Place) -> None:
         train(frame, out=place.run, callbacks=[FillDisk()], **own)
     state = place.run / "resume/seed0-fold0"
     assert re.fullmatch(
-        re.escape(f"{state}: no room for .state.safetensors.part (File too large): ")
+        re.escape(f"{state}: no room for state.safetensors (File too large): ")
         + r"[\d.]+ kB needed there; free some space and resume the run; go on with: "
         + re.escape(f"mlxbert.resume({str(place.run)!r}, frame)"),
         str(caught.value),

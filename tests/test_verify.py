@@ -97,7 +97,7 @@ def test_a_directory_that_cannot_be_written_costs_a_line(source: Path, tmp_path:
     report = verify(out, source)
     (out / "parity.json").mkdir()
     (line,) = write_reports(report, out)
-    assert line.startswith(f"Not written: {out / 'parity.json'}: cannot be written: ")
+    assert line.startswith(f"Not written: {out / 'parity.json'}: is a directory, not a file; ")
 
 
 def test_no_such_directory_says_how_to_make_one(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -481,21 +480,6 @@ class TestTargets:
         text = message(lambda: write_model(tmp_path / ("x" * 250)))
         assert text.endswith("File name too long; give another output with -o")
         assert names_in(tmp_path) == []
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A read-only directory, seen by somebody who is not root."""
-    directory = Path(tempfile.mkdtemp())
-    directory.chmod(0o555)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield directory
-    finally:
-        os.seteuid(user)
-        directory.rmdir()
 
 
 class TestInterruption:

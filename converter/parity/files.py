@@ -12,7 +12,7 @@ from converter.parity.junit import render_junit
 from converter.parity.report import ParityReport, ReportError
 from mlxbert.checkpoint import read_config
 from mlxbert.files.manifest import NAME, manifest_bytes, read_manifest
-from mlxbert.files.output_file import FileRecord, WriteError, replace_file, write_errors
+from mlxbert.files.output_file import FileRecord, WriteError, replace_file
 from mlxbert.home import expand_home
 
 PARITY = "parity.json"
@@ -35,9 +35,7 @@ def write_reports(
         if path is not None:
             path = expand_home(path)
             data = render(report).encode()
-            with write_errors(path, len(data), fix="give a path that can be written"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(path, data)
+            replace_file(path, data, fix="give a path that can be written")
             lines.append(f"Written: {path}")
     directory = expand_home(converted)
     if (proven := _proven_by_another(directory, report)) is not None:
@@ -86,13 +84,13 @@ def _update(directory: Path, files: dict[str, bytes]) -> None:
     The lines are taken out first and put back last: killed in between, the directory has files too many for its
     manifest, which is harmless, and never one that the manifest describes wrongly, which looks like damage.
     """
-    size = sum(map(len, files.values()))
-    with write_errors(directory / PARITY, size, fix="keep the report with --html or --junit"):
-        listed = read_manifest(directory)
-        if listed is not None:
-            unchanged = {name: record for name, record in listed.items() if name not in files}
-            replace_file(directory / NAME, manifest_bytes(unchanged))
-        for name, data in files.items():
-            replace_file(directory / name, data)
-        if listed is not None:
-            replace_file(directory / NAME, manifest_bytes(unchanged | {n: FileRecord.of(d) for n, d in files.items()}))
+    fix = "keep the report with --html or --junit"
+    listed = read_manifest(directory)
+    if listed is not None:
+        listed = {name: record for name, record in listed.items() if name not in files}
+        replace_file(directory / NAME, manifest_bytes(listed), fix=fix, follow_links=False)
+    for name, data in files.items():
+        replace_file(directory / name, data, fix=fix, follow_links=False)
+    if listed is not None:
+        listed |= {name: FileRecord.of(data) for name, data in files.items()}
+        replace_file(directory / NAME, manifest_bytes(listed), fix=fix, follow_links=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import click
@@ -27,14 +28,15 @@ def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path |
     from rich.table import Table
 
     from mlxbert.encode import SentenceEncoder
-    from mlxbert.files.output_file import write_errors
+    from mlxbert.files.output_file import replace_file
     from mlxbert.terminal import show
 
     embeddings = SentenceEncoder.from_pretrained(model, revision=revision).encode(list(texts))
     if out is not None:
         out = expand_home(out)
-        with write_errors(out, needed=embeddings.nbytes), out.open("wb") as file:
-            np.save(file, embeddings)
+        array = io.BytesIO()  # numpy writes into a file without the system's reason where that fails
+        np.save(array, embeddings)
+        replace_file(out, array.getbuffer())
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     table = Table(title=f"Cosine similarity, {embeddings.shape[1]} dimensions")
     table.add_column("", no_wrap=True, min_width=12)

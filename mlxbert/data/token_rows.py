@@ -7,8 +7,6 @@ versions of what cuts them. A file that is damaged, or of another key, is made a
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import struct
 import warnings
 import zipfile
@@ -22,6 +20,7 @@ import numpy as np
 import tokenizers
 
 from mlxbert.errors import MLXBertError
+from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_json
 from mlxbert.tokenization import Tokenizer, TokenizerError
 from mlxbert.tokenization.truncation import warn_of_truncation
@@ -224,20 +223,12 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
 
 def _write(file: Path, key: str, rows: TokenRows) -> None:
     """Write the cache file whole or not at all; without it the run goes on."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    counts = np.array([rows.cut, rows.longest])
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as out:
-                counts = np.array([rows.cut, rows.longest])
-                np.savez(out, ids=rows.ids, type_ids=rows.type_ids, starts=rows.starts, counts=counts, key=key)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        _warn(f"{file} cannot be written ({error.strerror or error}); the next run tokenizes again")
+        with replacing(file, fix="the next run tokenizes again", follow_links=False) as out:
+            np.savez(out, ids=rows.ids, type_ids=rows.type_ids, starts=rows.starts, counts=counts, key=key)
+    except WriteError as error:
+        _warn(str(error))
 
 
 def _warn(message: str) -> None:

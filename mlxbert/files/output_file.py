@@ -1,13 +1,19 @@
-"""One new file of a conversion: created exclusively, hashed while it is written, synced before it is closed."""
+"""Writing a file: a new one of a conversion, hashed on the way, or an output that takes the place of an old one."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import io
 import os
+import re
+import secrets
+import stat
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +26,10 @@ CHUNK_BYTES = 16 << 20
 THREAD_FROM_BYTES = 1 << 20
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# What :func:`replacing` leaves beside NAME where it is killed: `.NAME.0123456789abcdef.tmp`.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)")
 
 
 class WriteError(MLXBertError):
@@ -71,23 +81,28 @@ def write_errors(path: Path, needed: int, *, fix: str = _FIX) -> Iterator[None]:
 
 
 class HashedFile:
-    """A new file, written front to back; its SHA-256 is taken on the way, so it is never read again.
+    """A new file, or one that is open, written front to back; its SHA-256 is taken on the way.
 
     Large pieces are hashed by a second thread while this one writes them (hashlib and ``write`` both
     release the GIL). :meth:`write` returns when both are done, so the caller may reuse or free the buffer.
 
     Raises :class:`WriteError` when the file exists or the disk is full; `needed` (bytes) and `fix` are for that
-    message.
+    message. An open file (of :func:`replacing`) is left open; whoever opened it syncs and closes it.
     """
 
-    def __init__(self, path: Path, *, needed: int, fix: str = _FIX) -> None:
-        self.path = path
+    def __init__(self, target: Path | io.BufferedWriter, *, needed: int, fix: str = _FIX) -> None:
+        self._opened = not isinstance(target, Path)
+        self.path = target if isinstance(target, Path) else Path(str(target.name))
         self._needed, self._fix = needed, fix
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._thread: ThreadPoolExecutor | None = None
-        with write_errors(path, needed, fix=fix):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with write_errors(self.path, needed, fix=fix):
+            if isinstance(target, Path):
+                self._descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            else:
+                target.flush()
+                self._descriptor = target.fileno()
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data` (a flat view of bytes)."""
@@ -123,6 +138,8 @@ class HashedFile:
     ) -> None:
         if self._thread is not None:
             self._thread.shutdown()
+        if self._opened:
+            return
         try:
             if kind is None:
                 with write_errors(self.path, self._needed, fix=self._fix):
@@ -171,14 +188,156 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write beside `path`, sync, rename onto it: whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def replace_file(path: Path, data: bytes | memoryview, *, fix: str = _FIX, follow_links: bool = True) -> None:
+    """Write `data` to `path`, whole or not at all: :func:`replacing` for what is in memory already."""
+    with replacing(path, needed=len(data), fix=fix, follow_links=follow_links) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(
+    path: Path, *, needed: int = 0, fix: str = _FIX, follow_links: bool = True
+) -> Iterator[io.BufferedWriter]:
+    """Yield a file that becomes `path` when the block ends without an exception; the only way to write an output.
+
+    A reader, a kill and a full disk see the old file or the new one, never a part: the new one is written beside the
+    old one, synced, and renamed onto it. Permissions and owner of the old file stay. Missing parents are made.
+    A link stays a link, and the file that it leads to is replaced. A pipe, a terminal, ``/dev/null`` and
+    ``/dev/stdout`` are written into.
+
+    Args:
+        path: the output.
+        needed: bytes that will be written, for the message of a full disk.
+        fix: how every message ends.
+        follow_links: False for a file of a run or a model, whose directory may come from a stranger: a link is
+            replaced by the file, so that nothing outside is written, and pipes and devices are refused.
+
+    Raises:
+        WriteError: a directory, a socket, a disk, a pipe without a reader, a write-protected file, or the system
+            refuses, also inside the block.
+    """
+    with write_errors(path, needed, fix=fix):
+        into = _special(path, fix, follow_links=follow_links)
+        if into is not None:
+            with _buffered(path, into) as file:
+                yield file
+            return
+        real = Path(os.path.realpath(path)) if follow_links else path
+        real.parent.mkdir(parents=True, exist_ok=True)
+        old = _stat_of_file(real)
+        temporary, descriptor = _new_temporary(real)
+        try:
+            # Closed, and with that unlocked, after the renaming: until then nobody sweeps it away.
+            with _buffered(path, descriptor) as file:
+                if old is not None:
+                    _take_over_rights(descriptor, old)
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+                os.replace(temporary, real)  # noqa: PTH105 - the call that tests count
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        with suppress(PermissionError):  # a directory may allow new files and no look at them
+            fsync_directory(real.parent)
+            _sweep(real)
+
+
+def _buffered(path: Path, descriptor: int) -> io.BufferedWriter:
+    """Return the descriptor as a file that is named after the output."""
+    return open(path, "wb", opener=lambda *_: descriptor)
+
+
+def _special(path: Path, fix: str, *, follow_links: bool) -> int | None:
+    """Open what is written into instead of being replaced; None for a regular file, or where there is none yet."""
+    alias = _DESCRIPTOR.fullmatch(os.path.abspath(path)) if follow_links else None  # noqa: PTH100 - resolves no links
+    if alias is not None:
+        sys.stdout.flush()
+        return os.dup({"stdout": 1, "stderr": 2}.get(alias[1]) or int(alias[2]))
+    if "\0" in str(path):
+        raise WriteError(f"{path}: no path has a NUL character; {fix}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        mode = path.stat(follow_symlinks=follow_links).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        raise WriteError(f"{path}: is a directory, not a file; {fix}")
+    if not follow_links or not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise WriteError(f"{path}: is {kind}, which is not replaced by a file; {fix}")
+    try:
+        # Without a reader a pipe would block here for ever.
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno == errno.ENXIO and stat.S_ISFIFO(mode):
+            raise WriteError(f"{path}: is a pipe that nobody reads; start its reader first, or {fix}") from error
+        raise
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def _stat_of_file(path: Path) -> os.stat_result | None:
+    """The status of the regular file to replace; None where there is none. Refuses a write-protected one."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    os.close(os.open(path, os.O_WRONLY | os.O_NOFOLLOW))  # renaming onto it would not ask whether it may be written
+    return status
+
+
+def _take_over_rights(descriptor: int, old: os.stat_result) -> None:
+    """Give a new file the permissions and, as far as the system allows, the owner of the one that it replaces."""
+    new = os.fstat(descriptor)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with suppress(PermissionError):  # only root may give a file away
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+
+
+def _new_temporary(path: Path) -> tuple[Path, int]:
+    """Create a file beside `path` that its writer holds locked, so that a dead writer's can be told from it."""
+    while True:
+        temporary = path.with_name(f".{_stem(path)}.{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        if not _is_swept(temporary, descriptor):
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _is_swept(temporary: Path, descriptor: int) -> bool:
+    """Lock a temporary file; True when another process took it for a dead writer's before that."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return not os.path.samestat(os.fstat(descriptor), temporary.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return True
+    except OSError:  # a file system without locks: nobody can lock it to sweep it either
+        return False
+
+
+def _sweep(path: Path) -> None:
+    """Delete the temporary files of `path` whose writers are dead."""
+    pattern = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{16}}\.tmp")
+    with os.scandir(path.parent) as entries:
+        left = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
+    for name in left:
+        with suppress(OSError):  # its writer lives, or another process sweeps: no matter of this file's
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                Path(name).unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _stem(path: Path) -> str:
+    """The file's name, cut so that the name of its temporary file is not too long for the file system."""
+    name = path.name
+    while len(os.fsencode(name)) > 200:
+        name = name[:-1]
+    return name

@@ -6,6 +6,7 @@ header padded with spaces, then the tensors' bytes without gaps).
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
@@ -106,7 +107,7 @@ def safetensors_bytes(tensors: Iterable[PlannedTensor], metadata: Mapping[str, s
 
 
 def write_safetensors(
-    path: Path,
+    target: Path | io.BufferedWriter,
     tensors: Iterable[PlannedTensor],
     *,
     metadata: Mapping[str, str] = MLX_METADATA,
@@ -114,7 +115,7 @@ def write_safetensors(
     fix: str | None = None,
     on_tensor: Callable[[PlannedTensor], None] | None = None,
 ) -> FileRecord:
-    """Write `tensors` to the new file `path`; never more than one of them is held.
+    """Write `tensors` to a new file, or to an open one; never more than one of them is held.
 
     `on_tensor` is called after each one (progress). `needed` is the room the whole write takes in bytes,
     for the message of a full disk; this file's own size when not given. `fix` is how it ends.
@@ -125,7 +126,7 @@ def write_safetensors(
     head = header(ordered, metadata)
     size = safetensors_bytes(ordered, metadata)
     told = {} if fix is None else {"fix": fix}
-    with HashedFile(path, needed=size if needed is None else needed, **told) as file:
+    with HashedFile(target, needed=size if needed is None else needed, **told) as file:
         file.write(head)
         for tensor in ordered:
             file.write(_bytes_of(tensor))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxbert.files.output_file import write_errors
+from mlxbert.files.output_file import replace_file
 from mlxbert.home import expand_home
 from mlxbert.report.page import MARK, Page, make_page
 from mlxbert.report.report_error import ReportError
@@ -31,7 +29,7 @@ def write(run_directory: str | Path, out: str | Path | None, plots: str | Path |
     run = read_run(run_directory)
     path, folder = report_paths(run.path, out, plots)
     page = make_page(run)
-    write_page(page, path, folder)
+    write_page(page, path, folder, follow_links=out is not None)
     return Written(path, folder, len(page.plots), run)
 
 
@@ -45,44 +43,25 @@ def report_paths(run: Path, out: str | Path | None, plots: str | Path | None) ->
     folder = run / "plots" if plots is None else expand_home(plots)
     if page.is_dir():
         raise ReportError(f"{page}: a directory; fix: name a file, -o {page / 'report.html'}")
-    if page.exists() and MARK.encode() not in _head(page):
+    if page.is_file() and MARK.encode() not in _head(page):
         raise ReportError(f"{page}: exists, and is no report; it is left alone; fix: give another file with -o")
     if folder.exists() and not folder.is_dir():
         raise ReportError(f"{folder}: a file, not a directory; fix: give another folder with --plots")
     return page, folder
 
 
-def write_page(page: Page, path: Path, folder: Path) -> None:
+def write_page(page: Page, path: Path, folder: Path, *, follow_links: bool) -> None:
     """Write the page to `path` and its plots to `folder`/NAME.png, over those of an earlier report.
 
     Raises:
         WriteError: the disk is full, the place is not writable.
     """
-    html = page.html.encode("utf-8")
-    needed = len(html) + sum(map(len, page.plots.values()))
-    with write_errors(folder, needed, fix="give another folder with --plots"):
-        folder.mkdir(parents=True, exist_ok=True)
     for name, png in page.plots.items():
-        _replace(folder / f"{name}.png", png, needed, "give another folder with --plots")
-    _replace(path, html, needed, "give another output with -o")
-
-
-def _replace(path: Path, data: bytes, needed: int, fix: str) -> None:
-    with write_errors(path, needed, fix=fix):
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(folder / f"{name}.png", png, fix="give another folder with --plots", follow_links=False)
+    replace_file(path, page.html.encode("utf-8"), follow_links=follow_links)
 
 
 def _head(path: Path) -> bytes:
-    if not path.is_file():
-        return b""
     try:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.output_file import replace_file, write_errors
+from mlxbert.files.output_file import replace_file
 from mlxbert.files.reading import read_json
 
 FORMAT, VERSION = "mlxbert-run", 1
@@ -112,9 +112,7 @@ def write_json(file: Path, value: Any) -> None:
         WriteError: the disk is full, or cannot be written.
     """
     data = (json.dumps(without_nan(value), indent=2, ensure_ascii=False) + "\n").encode()
-    with write_errors(file, len(data), fix="free some space and resume the run"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, data)
+    replace_file(file, data, fix="free some space and resume the run", follow_links=False)
 
 
 def read_info(root: Path) -> dict[str, Any]:

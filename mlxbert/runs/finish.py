@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxbert.checkpoint import read_config
 from mlxbert.files.manifest import NAME, manifest_bytes, read_manifest
-from mlxbert.files.output_file import FileRecord, replace_file, write_errors
+from mlxbert.files.output_file import FileRecord, replace_file
 from mlxbert.runs.files import RunFiles, without_nan, write_json
 from mlxbert.runs.out_of_fold import fitted_head, prediction_columns, write_out_of_fold
 from mlxbert.runs.predict import forecast, predict_frame, write_submission
@@ -78,9 +78,9 @@ def _replace_config(directory: Path, config: Mapping[str, Any]) -> None:
     """Another config.json, and its line in the manifest; killed in between, the resumed run does both again."""
     data = (json.dumps(config, indent=2) + "\n").encode()
     listed = read_manifest(directory) or {}
-    with write_errors(directory, len(data), fix="free some space and resume the run"):
-        replace_file(directory / "config.json", data)
-        replace_file(directory / NAME, manifest_bytes({**listed, "config.json": FileRecord.of(data)}))
+    listed["config.json"] = FileRecord.of(data)
+    for name, content in (("config.json", data), (NAME, manifest_bytes(listed))):
+        replace_file(directory / name, content, fix="free some space and resume the run", follow_links=False)
 
 
 def _hold_out(run: Run, prepared: Prepared, metrics: list[str]) -> dict[str, Any]:

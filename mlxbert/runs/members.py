@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import time
 import zipfile
@@ -18,7 +17,7 @@ import numpy as np
 from heads.base import Head
 from mlxbert.checkpoint import load_core
 from mlxbert.dropout_mode import set_dropout
-from mlxbert.files.output_file import fsync_directory, write_errors
+from mlxbert.files.output_file import replacing
 from mlxbert.quantization.packed import refuse_training
 from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.runs.prepare import Prepared
@@ -146,18 +145,9 @@ def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:
     arrays |= {"step": np.array(outcome.step), "epoch": np.array(outcome.epoch)}
     if outcome.predictions.thresholds is not None:
         arrays["thresholds"] = outcome.predictions.thresholds
-    temporary = file.with_name(f".{file.name}")
-    with write_errors(file, sum(array.nbytes for array in arrays.values()), fix="free some space and resume the run"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as out:
-                np.savez(out, **arrays)  # type: ignore[arg-type]
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync_directory(file.parent)
+    needed = sum(array.nbytes for array in arrays.values())
+    with replacing(file, needed=needed, fix="free some space and resume the run", follow_links=False) as out:
+        np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)

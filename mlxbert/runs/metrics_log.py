@@ -29,8 +29,7 @@ class MetricsLog(Callback):
             if record.get("member") != member or (record["event"] != "member" and record.get("step", 0) <= done)
         ]
         data = "".join(_line(record) for record in kept).encode()
-        with write_errors(self.file, len(data), fix=_FIX):
-            replace_file(self.file, data)
+        replace_file(self.file, data, fix=_FIX, follow_links=False)
 
     def on_step(self, event: StepEvent) -> None:
         self._append(event)

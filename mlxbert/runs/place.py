@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from mlxbert.files.output_file import WriteError, write_errors
+from mlxbert.files.output_file import TEMPORARY, WriteError, write_errors
 from mlxbert.files.recovery import target_lock
 from mlxbert.home import expand_home
 from mlxbert.runs.files import RunError, RunFiles, read_info
-
-# What `replace_file` leaves where it is killed.
-_LEFT = re.compile(r"\..+\.\d+\.tmp")
 
 
 def new_directory(out: str | Path, overwrite: bool) -> Path:
@@ -27,7 +23,7 @@ def new_directory(out: str | Path, overwrite: bool) -> Path:
     root = expand_home(out)
     if root.exists() and not root.is_dir():
         raise RunError(f"{root} is a file; fix: give another directory with -o")
-    if not root.is_dir() or all(_LEFT.fullmatch(path.name) for path in root.iterdir()):
+    if not root.is_dir() or all(TEMPORARY.fullmatch(path.name) for path in root.iterdir()):
         return root
     if not (root / "run.json").is_file():
         raise RunError(f"{root} is not empty, and no run; fix: give another directory with -o")
@@ -64,7 +60,7 @@ def delete_leftovers(root: Path) -> None:
     """Delete files that a killed process had half written."""
     for folder in (root, *root.glob("members/*")):
         if folder.is_dir():
-            for path in [path for path in folder.iterdir() if _LEFT.fullmatch(path.name)]:
+            for path in [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)]:
                 path.unlink(missing_ok=True)
 
 

@@ -197,7 +197,8 @@ def write_submission(
         sample = sample_of(sample_submission, form, ids, str(data))
         predictions = _predicted(run, frames, how, str(data), _of(len(ids), progress))
         made = _table(form, ids, columns_of(form, run.task, predictions))
-    write_csv(target, in_sample_order(made, sample, form))
+    # A run may come from a stranger: a link in it must not lead the writing elsewhere.
+    write_csv(target, in_sample_order(made, sample, form), follow_links=target.parent != run.path)
     return len(made)
 
 

@@ -10,7 +10,6 @@ the state that is there names a file that is there.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.output_file import fsync_directory, write_errors
+from mlxbert.files.output_file import replacing
 from mlxbert.files.safetensors_writer import PlannedTensor, write_safetensors
 from mlxbert.training.optim import Arrays
 
@@ -39,22 +38,14 @@ def write_arrays(file: Path, arrays: Arrays, about: Mapping[str, Any] | None = N
     Raises:
         WriteError: the disk is full, or cannot be written; what was there is still there.
     """
-    temporary = file.with_name(f".{file.name}.part")
     planned = [
         PlannedTensor(name, tuple(array.shape), _CODES[array.dtype], partial(np.array, array))
         for name, array in arrays.items()
     ]
+    metadata = {"format": "mlx", "mlxbert": json.dumps(about or {})}
     needed = sum(tensor.nbytes for tensor in planned)
-    with write_errors(file, needed, fix=_FIX):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # of a run that was killed here
-        try:
-            metadata = {"format": "mlx", "mlxbert": json.dumps(about or {})}
-            write_safetensors(temporary, planned, metadata=metadata, fix=_FIX)
-            os.replace(temporary, file)  # noqa: PTH105 - the call that tests count
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync_directory(file.parent)
+    with replacing(file, needed=needed, fix=_FIX, follow_links=False) as out:
+        write_safetensors(out, planned, metadata=metadata, fix=_FIX)
 
 
 def read_arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
