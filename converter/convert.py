@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import plan_source, read
 from converter.card import render_card
-from converter.card_evidence import Quantization
 from converter.dtypes import CODES, output_dtype
 from converter.facts import card_facts, weight_sums
+from converter.labels import with_true_labels
 from converter.layout import choose_layout
 from converter.loaders import Reading
 from converter.mapping import Planned
@@ -22,6 +22,7 @@ from converter.output_config import cleaned_side_file, notes_on, output_config
 from converter.quantize.settings import quantize_settings
 from converter.source import Source, TensorEntry, open_source
 from converter.source_card import SourceCard, read_source_card, with_reachable_link
+from converter.usage import Usage
 from heads.install import install_fix
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_directory import OutputDirectory
@@ -33,7 +34,7 @@ from mlxbert.home import expand_home
 if TYPE_CHECKING:
     from converter.parity.report import ParityReport
     from converter.quantize.allotment import Allotment
-    from converter.quantize.report import QuantizationReport
+    from converter.quantize.cost import QuantizationReport
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -65,6 +66,7 @@ class ConvertResult:
         allotment: how `auto` came to its bits.
         full_layout: whether the head lies in `model.safetensors`.
         readings: which packages load it, and what differs there.
+        usage: the calls that ran on the written files.
     """
 
     path: Path
@@ -80,6 +82,7 @@ class ConvertResult:
     allotment: Allotment | None = None
     full_layout: bool = False
     readings: tuple[Reading, ...] = ()
+    usage: Usage = field(default_factory=Usage)
 
 
 def convert(
@@ -135,11 +138,13 @@ def convert(
         target_cosine=target_cosine,
         dequantize=dequantize,
     )
-    source = open_source(
-        str(src),
-        revision=revision,
-        config=None if config is None else expand_home(config),
-        dequantize=dequantize,
+    source = with_true_labels(
+        open_source(
+            str(src),
+            revision=revision,
+            config=None if config is None else expand_home(config),
+            dequantize=dequantize,
+        )
     )
     _, planned = plan_source(source)
     place = choose_layout(source, layout)
@@ -205,11 +210,7 @@ def convert(
 
             report = verify_staged(source, output.path, hf_config, progress=progress)
             if not report.passed:
-                raise ParityFailedError(
-                    f"{src}: parity FAILED ({report.failures[0]}); nothing was written to {target}; "
-                    "fix: report it, or write it all the same with --no-verify",
-                    report,
-                )
+                raise ParityFailedError(_failure(src, target, report), report)
             output.write_bytes("parity.json", report.to_json().encode())
         quantization = None if report is None else report.quantization
         if quantized is not None and report is None and verify is not False:
@@ -220,8 +221,14 @@ def convert(
             output.write_bytes("parity.json", cost_alone.encode())
         if quantized is not None and quantization is None:  # where it is measured, its table has them
             notes += quantized.kept
-        cost = None if quantization is None else Quantization.from_json(quantization.to_dict())
-        facts = card_facts(output.path, hf_config, report, name=target.name, records=output.records, quantization=cost)
+        facts = card_facts(
+            output.path,
+            hf_config,
+            report,
+            name=target.name,
+            records=output.records,
+            quantization=quantization,
+        )
         output.write_bytes("README.md", render_card(facts).encode())
         output.commit(hf_config)
 
@@ -232,13 +239,14 @@ def convert(
         size=sum(tensor.nbytes for tensor in tensors),
         heads=facts.heads,
         dropped=planned.dropped,
-        notes=tuple(notes),
+        notes=(*notes, *facts.usage.notes),
         report=report,
         unverified=unverified,
         quantization=quantization,
         allotment=None if quantized is None else quantized.allotment,
         full_layout=facts.full_layout,
         readings=facts.readings,
+        usage=facts.usage,
     )
 
 
@@ -269,6 +277,20 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     if reason and verify:
         raise MLXBertError(f"--verify: cannot compare with PyTorch: {reason}")
     return reason
+
+
+def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
+    """What failed, and what to do: a wrong mapping is ours to mend, a packing that costs too much the user's."""
+    first = report.failures[0]
+    if first.startswith("cost "):
+        return (
+            f"{src}: the quantization costs too much ({first}); nothing was written to {target}; fix: more bits, "
+            "--calibration built-in, or write it all the same with --no-verify"
+        )
+    return (
+        f"{src}: parity FAILED ({first}); nothing was written to {target}; "
+        "fix: report it, or write it all the same with --no-verify"
+    )
 
 
 def _silent(stage: str, done: int, total: int) -> None:

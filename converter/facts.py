@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.card import CardFacts
-from converter.card_evidence import Quantization, read_scores
+from converter.card_evidence import read_scores
 from converter.loaders import readings, traits_of
 from converter.mappings import mapping_for
+from converter.quantize.cost import QuantizationReport
 from converter.readers.safetensors import read_safetensors
 from converter.readers.tensor_entry import TensorEntry
 from converter.source_card import SourceCard
+from converter.usage import run_usage
 from mlxbert.checkpoint import ENCODER_PREFIX, CheckpointError, is_full_layout, is_license_file
 from mlxbert.encode.dense import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
+from mlxbert.files.reading import read_json
+from mlxbert.files.typed_json import from_json
+from mlxbert.mlx_tools import INDEX
 from mlxbert.quantization import QuantizationConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from converter.parity.report import ParityReport
     from mlxbert.files.output_file import FileRecord
 
@@ -36,7 +40,7 @@ def card_facts(
     *,
     name: str,
     records: Mapping[str, FileRecord],
-    quantization: Quantization | None = None,
+    quantization: QuantizationReport | None = None,
 ) -> CardFacts:
     """The facts of the model in `directory`, whose `config.json` holds, or will hold, `config`.
 
@@ -52,25 +56,24 @@ def card_facts(
         CheckpointError: the "mlxbert" block is not as the conversion writes it.
         ReportError: nor is its "trained" block.
     """
-    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    block = config["mlxbert"]
-    if absent := sorted({"source", "revision", "converter_version", "original_architectures", "dropped"} - set(block)):
-        raise CheckpointError(
-            f'{directory}: the "mlxbert" block of config.json lacks {", ".join(absent)}; fix: convert again'
-        )
+    fix = "fix: convert again"
+    parsed = read_json(directory / INDEX, CheckpointError)
+    index = from_json(_Index, parsed or {}, place=str(directory / INDEX), fix=fix, error=CheckpointError)
+    block, place = config["mlxbert"], f'{directory}: the "mlxbert" block of config.json'
+    known = from_json(_Block, block, place=place, fix=fix, error=CheckpointError)
     heads = _head_tensors(directory, index, config)
     return CardFacts(
         name=printable(name),
-        source=block["source"],
-        revision=block["revision"],
+        source=known.source,
+        revision=known.revision,
         original_class=_original_class(config),
-        dtype=config["dtype"],
+        dtype=str(config.get("dtype")),
         parameters=quantization.parameters if quantization else _encoder_parameters(index, config, heads),
-        has_pooler=any(tensor.removeprefix(ENCODER_PREFIX).startswith("pooler.") for tensor in index["weight_map"]),
-        converter_version=block["converter_version"],
+        has_pooler=any(tensor.removeprefix(ENCODER_PREFIX).startswith("pooler.") for tensor in index.weight_map),
+        converter_version=known.converter_version,
         heads=tuple(heads),
         full_layout=is_full_layout(config),
-        dropped=block["dropped"],
+        dropped=known.dropped,
         missing_tokenizer=not any((directory / file).is_file() for file in TOKENIZER_FILES),
         parity=report,
         source_card=SourceCard.from_block(block),
@@ -85,23 +88,50 @@ def card_facts(
         readings=readings(traits_of(directory, config, tuple(heads))),
         license_files=tuple(sorted(name for name in records if is_license_file(name))),
         sentence_modules=(directory / "modules.json").is_file(),
+        usage=run_usage(directory, config),
     )
 
 
-def _head_tensors(directory: Path, index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+def _head_tensors(directory: Path, index: _Index, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
     """The head's tensors, wherever the layout has them."""
     if not is_full_layout(config):
         file = directory / "heads.safetensors"
         return read_safetensors(file) if file.is_file() else {}
-    files = {file for name, file in index["weight_map"].items() if not name.startswith(ENCODER_PREFIX)}
+    files = {file for name, file in index.weight_map.items() if not name.startswith(ENCODER_PREFIX)}
     found = {name: entry for file in sorted(files) for name, entry in read_safetensors(directory / file).items()}
     return {name: entry for name, entry in found.items() if not name.startswith(ENCODER_PREFIX)}
 
 
-def _encoder_parameters(index: Mapping[str, Any], config: Mapping[str, Any], heads: Mapping[str, TensorEntry]) -> int:
+def _encoder_parameters(index: _Index, config: Mapping[str, Any], heads: Mapping[str, TensorEntry]) -> int:
     """The index counts all that is in its files."""
-    total: int = index["metadata"]["total_parameters"]
+    total = index.metadata.total_parameters
     return total - (sum(math.prod(entry.shape) for entry in heads.values()) if is_full_layout(config) else 0)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What a card needs of `config.json`'s "mlxbert"."""
+
+    source: str
+    revision: str | None
+    converter_version: str
+    original_architectures: Any
+    dropped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """The index's own, as the conversion writes it."""
+
+    total_parameters: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What a card needs of `model.safetensors.index.json`."""
+
+    metadata: _Metadata
+    weight_map: Mapping[str, str]
 
 
 def weight_sums(records: Mapping[str, FileRecord]) -> dict[str, str]:

@@ -95,16 +95,4 @@ def choose_layout(source: Source, name: str) -> Layout:
     choice = choose_head_class(
         original_architectures(source.config), heads, has_pooler=has_pooler, place=source.location
     )
-    if choice.name in _NEED_LABELS:
-        _require_labels(source)
     return Layout(choice.name)
-
-
-def _require_labels(source: Source) -> None:
-    """Refuse a classifier that `config.json` does not fit: whoever loads the class fails at it."""
-    rows, labels = source.entries["classifier.weight"].shape[0], Labels.from_hf(source.config).num_labels
-    if rows != labels:
-        raise LayoutError(
-            f"{source.location}: classifier.weight has {rows} rows and config.json names {labels} labels; "
-            "fix: correct id2label and num_labels there, or leave --layout full out"
-        )

@@ -165,8 +165,11 @@ def load_core(
     config: dict[str, Any] | None = None,
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
+    lazy: bool = False,
 ) -> BertCore:
     """The encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
+
+    With `lazy` a tensor is read from its file when it is first computed with, as in mlx-lm.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
@@ -190,7 +193,8 @@ def load_core(
     else:
         packed.install(core, dtype)
     core.eval()
-    mx.eval(core.parameters())
+    if not lazy:
+        mx.eval(core.parameters())
     return core
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from heads.errors import MLXBertError, escaped, printable, shortened
 
-__all__ = ["Interrupted", "MLXBertError", "escaped", "first_ten", "printable", "shortened"]
+__all__ = ["Interrupted", "MLXBertError", "escaped", "first_ten", "printable", "reason", "shortened"]
 
 
 class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
@@ -20,3 +20,15 @@ def first_ten(names: Iterable[str]) -> str:
     if len(names) > 10:
         lines.append(f"  … and {len(names) - 10} more")
     return "\n".join(lines)
+
+
+def reason(error: Exception, *places: object) -> str:
+    """Return an error's message on one line: without its fix, and without `places` at its beginning; an error that is
+    none of ours with its class."""
+    first, *rest = str(error).splitlines() or [""]
+    first = first.partition("; fix:")[0]
+    for place in places:
+        first = first.removeprefix(f"{place}: ").replace(f"{place}/", "")
+    listed = [line.strip() for line in rest if not line.strip().startswith("fix:")]
+    kind = "" if isinstance(error, MLXBertError) else f"{type(error).__name__}: "
+    return printable(f"{kind}{first}{': ' if listed else ''}{', '.join(listed)}", 300)

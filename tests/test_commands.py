@@ -196,7 +196,7 @@ def empty_block(out: Path) -> None:
     ("damage", "message"),
     [
         (truncate, "model.safetensors is damaged ("),
-        (empty_block, 'the "mlxbert" block of config.json lacks converter_version, dropped, '),
+        (empty_block, 'the "mlxbert" block of config.json: source is missing; fix: convert again'),
     ],
 )
 def test_verify_of_a_damaged_directory_could_not_run(

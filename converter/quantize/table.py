@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from converter.quantize.allotment import Allotment
-from converter.quantize.quality import Quality
-from converter.quantize.report import QuantizationReport
+from converter.quantize.cost import Quality, QuantizationReport
 
 
 def quantization_table(report: QuantizationReport) -> Group:

@@ -502,9 +502,10 @@ class Member:
 
     def __call__(self, batch: Mapping[str, torch.Tensor], extra: Mapping[str, Array]) -> Array:
         """A padded batch, and histories and times of a time series, to its outcome (B, …) in float64."""
-        return outcome(self.head, self._logits(batch, extra).double().cpu().numpy())
+        return outcome(self.head, self.logits(batch, extra).double().cpu().numpy())
 
-    def _logits(self, batch: Mapping[str, torch.Tensor], extra: Mapping[str, Array]) -> torch.Tensor:
+    def logits(self, batch: Mapping[str, torch.Tensor], extra: Mapping[str, Array]) -> torch.Tensor:
+        """A padded batch to logits (B, outputs), or values where the class of transformers gives those."""
         if self.head["class"] == "BertForSequenceClassification":
             return self.model(**batch).logits
         pooling = self.head["pooling"]

@@ -199,6 +199,6 @@ def _check(place: str, name: str, tensors: dict[str, mx.array], expected: dict[s
     ]
     if problems:
         raise CheckpointError(
-            f"{place}: its head is not that of a {name} of this config.json; fix: convert again\n"
-            + first_ten(problems)
+            f"{place}: its head is not that of a {name} of this config.json; fix: mlxbert.load for the encoder alone, "
+            f"or convert a checkpoint whose head is whole\n{first_ten(problems)}"
         )
