@@ -63,7 +63,9 @@ def _is_ours(error: Exception) -> bool:
 
 @click.command(cls=OneLineErrors, context_settings=CONTEXT, epilog="Docs and examples: README.md")
 @click.argument("src")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory to write.  [default: mlx_models/NAME]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Directory to write.  [default: mlx_models/NAME-RECIPE]"
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -84,6 +86,10 @@ def _is_ours(error: Exception) -> bool:
 @click.option("--target-size", metavar="SIZE", help="For auto: bytes of all weight files at most, as in 14MB.")
 @click.option("--target-bits", type=float, help="For auto: bits that a weight takes at most, scales included.")
 @click.option("--target-cosine", type=float, help="For auto: mean cosine with float32 at least, on text held back.")
+@click.option(
+    "--prefix", metavar="NAME.", help="Which encoder, where SRC has several: what its tensors' names begin with."
+)
+@click.option("--encoder-only", is_flag=True, help="Leave out every head, known or not.")
 @click.option("--dequantize", is_flag=True, help="SRC is a quantized MLX checkpoint: write its numbers unpacked.")
 @click.option(
     "--layout",
@@ -144,6 +150,7 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, where the reference has none beside it."
 )
+@click.option("--prefix", metavar="NAME.", help="Which encoder, where the reference has several.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random probes.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit XML file, for CI.")
 @click.option(

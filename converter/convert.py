@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from converter.canonical import plan_source, read
 from converter.card import render_card
-from converter.dtypes import CODES, output_dtype
+from converter.dtypes import CODES, DTYPE_SUFFIXES, output_dtype
 from converter.facts import card_facts, weight_sums
 from converter.labels import with_true_labels
 from converter.layout import choose_layout
 from converter.loaders import Reading
 from converter.mapping import Planned
-from converter.output_config import cleaned_side_file, notes_on, output_config
+from converter.output_config import notes_on, output_config
 from converter.quantize.settings import quantize_settings
-from converter.source import Source, TensorEntry, open_source
+from converter.side_output import check_staged, write_side_files
+from converter.source import Source, TensorEntry, local_name, open_source
 from converter.source_card import SourceCard, read_source_card, with_reachable_link
 from converter.usage import Usage
 from heads.install import install_fix
@@ -101,13 +103,15 @@ def convert(
     target_cosine: float | None = None,
     dequantize: bool = False,
     layout: str = "encoder",
+    prefix: str | None = None,
+    encoder_only: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
     """Convert a PyTorch or Hugging Face checkpoint to a directory that MLX loads.
 
     Args:
         src: a Hub id, a directory, or one file.
-        out: the directory to write; None: `mlx_models/` and the last part of `src`.
+        out: the directory to write; None: `default_output`.
         dtype: "float32", "float16" or "bfloat16"; None: the source's own (float64 becomes float32), or where
             `quantize` is given float16: then it is that of scales and of what is not packed.
         revision: a branch, tag or commit, where `src` is a Hub id.
@@ -119,6 +123,8 @@ def convert(
         target_size, target_bits, target_cosine: what "auto" is to reach, one of them.
         dequantize: the source is a quantized MLX checkpoint: write its numbers unpacked.
         layout: "encoder", the head in a file of its own, or "full", in `model.safetensors`: see `converter.layout`.
+        prefix: of the encoder's tensor names, where the source has several encoders.
+        encoder_only: leave out every head, known or not.
         progress: told how far each step is.
 
     Raises:
@@ -126,7 +132,17 @@ def convert(
         MLXBertError: the source, the configuration, or the output is at fault; nothing was written, nothing lost.
     """
     progress = progress or _silent
-    target = expand_home(out) if out is not None else default_output(str(src))
+    target = (
+        expand_home(out)
+        if out is not None
+        else default_output(
+            str(src),
+            quantize=quantize,
+            target=target_size or target_bits or target_cosine,
+            dtype=dtype,
+            dequantize=dequantize,
+        )
+    )
     # Before anything else can fail: a model that a killed run had moved aside comes back even if this source is bad.
     recover(target)
     check_target(target, overwrite=overwrite)
@@ -144,9 +160,11 @@ def convert(
             revision=revision,
             config=None if config is None else expand_home(config),
             dequantize=dequantize,
+            prefix=prefix,
+            encoder_only=encoder_only,
         )
     )
-    _, planned = plan_source(source)
+    parsed, planned = plan_source(source)
     place = choose_layout(source, layout)
     unverified = why_not_verified(source, verify, dequantize=dequantize)
     if settings is not None and dtype is None:
@@ -155,7 +173,7 @@ def convert(
     source_card, card_notes = _source_card(source)
     notes = [*source.notes, *notes_on(source, planned, dtype), *card_notes]
 
-    given = expand_home(src) if expand_home(src).is_file() else source.directory
+    given = expand_home(src) if expand_home(src).is_file() else source.root
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
         heads = [*_to_write(source, planned.heads, dtype), *_as_they_are(source.own_head)]
         quantized = None
@@ -191,13 +209,9 @@ def convert(
         )
         if beside:
             output.write_safetensors("heads.safetensors", beside, on_tensor=written)
-        for name, file in source.side_files.items():
-            cleaned = cleaned_side_file(name, file)
-            if cleaned is None:
-                output.copy(name, file)
-            else:
-                output.write_bytes(name, cleaned)
+        write_side_files(output, source, parsed.hidden_size)
         hf_config = place.config(output_config(source, planned, dtype, source_card, quantized))
+        check_staged(output.path, hf_config, source)
         if quantized is not None and quantized.allotment is not None:
             plots = quantized.allotment.files()
             for name, data in plots.items():
@@ -250,11 +264,28 @@ def convert(
     )
 
 
-def default_output(src: str) -> Path:
-    """`mlx_models/NAME`: the last part of a Hub id or a directory's path; of a file, that of its directory."""
+def default_output(
+    src: str,
+    *,
+    quantize: str | None = None,
+    target: str | float | None = None,
+    dtype: str | None = None,
+    dequantize: bool = False,
+) -> Path:
+    """`mlx_models/NAME`, and what was asked for: `bert-base-uncased-4bit`, `…-auto-14MB`, `…-bf16`, `…-dequantized`.
+
+    NAME is the last part of a Hub id or of a directory's path; of a file, its directory's.
+    """
     path = expand_home(src)
-    name = path.parent.resolve().name if path.is_file() else path.resolve().name if path.exists() else path.name
-    return Path("mlx_models") / (name or "model")
+    if path.exists():
+        path = path.parent.resolve() if path.is_file() else path.resolve()
+        name = local_name(path).rpartition("/")[2]
+    else:
+        name = path.name
+    asked = [quantize, target if quantize == "auto" else None, DTYPE_SUFFIXES.get(dtype or "")]
+    asked.append("dequantized" if dequantize else None)
+    suffixes = [re.sub(r"[^\w.]", "", str(part)) for part in asked if part]
+    return Path("mlx_models") / "-".join([name or "model", *suffixes])
 
 
 def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = False) -> str | None:
@@ -333,6 +364,6 @@ def _source_card(source: Source) -> tuple[SourceCard, list[str]]:
     """What the card takes over from the source's; of our own output as SRC, what that took over from its own."""
     earlier = source.config.get("mlxbert")
     if isinstance(earlier, dict):
-        return with_reachable_link(SourceCard.from_block(earlier), source.directory, None)
+        return with_reachable_link(SourceCard.from_block(earlier), source.root, None)
     url = f"https://huggingface.co/{source.name}/blob/{source.revision}" if source.revision else None
-    return read_source_card(source.directory, url=url)
+    return read_source_card(source.root, url=url)

@@ -13,6 +13,7 @@ from converter.source import OWN_HEADS, Source, open_source
 from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.reading import refuse_links_out
 from mlxbert.files.safetensors_writer import PlannedTensor
 from mlxbert.home import expand_home
 
@@ -35,6 +36,7 @@ def export(converted: str | Path, out: str | Path, *, overwrite: bool = False) -
     """
     converted, out = expand_home(converted), expand_home(out)
     config = _converted_config(converted)
+    refuse_links_out(converted, ExportError)
     source = open_source(str(converted))
     with OutputDirectory(out, overwrite=overwrite, source=converted) as output:
         output.write_model(_tensors(source), metadata=PYTORCH_METADATA, always_index=False)

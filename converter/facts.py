@@ -18,7 +18,7 @@ from converter.readers.tensor_entry import TensorEntry
 from converter.source_card import SourceCard
 from converter.usage import run_usage
 from mlxbert.checkpoint import ENCODER_PREFIX, CheckpointError, is_full_layout, is_license_file
-from mlxbert.encode.dense import SentenceModuleError
+from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
 from mlxbert.files.reading import read_json
@@ -164,7 +164,7 @@ def _classes(block: Mapping[str, Any]) -> tuple[str, ...]:
 def _max_length(directory: Path, config: Mapping[str, Any]) -> int | None:
     """How many tokens of a text are read: a sentence-transformers model may cut it before its positions end."""
     try:
-        plan = read_sentence_plan(directory)
+        plan = read_sentence_plan(directory, config)
     except SentenceModuleError:  # a module that is not known here, which does not stop a conversion
         plan = None
     limits = [config.get("max_position_embeddings"), plan.max_length if plan else None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.manifest import manifest_problems
+from mlxbert.files.reading import refuse_links_out
 from mlxbert.home import expand_home
 
 __all__ = ["VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Called with "verify", probes done, probes in all."""
+
+
+# Fields of a configuration that its tensors' shapes follow from.
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
 
 
 class VerifyError(MLXBertError):
@@ -63,6 +75,7 @@ def verify(
     *,
     revision: str | None = None,
     config: str | Path | None = None,
+    prefix: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ParityReport:
@@ -74,6 +87,7 @@ def verify(
             names; of a trained model its own export to PyTorch.
         revision: a branch, tag or commit, where `reference` is a Hub id.
         config: a `config.json`, where the reference has none beside it.
+        prefix: of the encoder's tensor names, where the reference has several encoders; None: the one converted.
         seed: of the random probes.
         progress: told how many probes are done.
 
@@ -81,7 +95,6 @@ def verify(
         MLXBertError: one of the two cannot be read, or PyTorch is not installed; nothing was compared.
     """
     from converter.labels import with_true_labels
-    from converter.source import open_source
     from mlxbert.checkpoint import read_config
 
     directory = expand_home(converted)
@@ -89,6 +102,7 @@ def verify(
         raise VerifyError(f"{converted}: is a file; fix: give the directory that mlxbert-convert wrote")
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference or 'SRC'} -o {converted}")
+    refuse_links_out(directory, VerifyError)
     hf_config = read_config(directory, other_tools=True)
     block = hf_config.get("mlxbert") or {}  # another tool's quantized files have none
     damage = [f"manifest: {problem}" for problem in manifest_problems(directory)]
@@ -106,12 +120,59 @@ def verify(
     if revision is None and reference == block.get("source"):
         # What it was converted from, not what the branch has become since.
         revision = block.get("revision")
-    source = with_true_labels(
-        open_source(str(reference), revision=revision, config=None if config is None else expand_home(config))
-    )
-    if source.directory.resolve() == directory.resolve():
+    source = with_true_labels(_reference_source(reference, block, revision, config, prefix))
+    if source.root.resolve() == directory.resolve():
         raise VerifyError(f"{converted}: is compared with itself; fix: give --reference what it was converted from")
+    _check_sizes(hf_config, source, converted, reference)
     return verify_staged(source, directory, hf_config, seed=seed, notes=damage, progress=progress)
+
+
+def _reference_source(
+    reference: str | Path,
+    block: Mapping[str, Any],
+    revision: str | None,
+    config: str | Path | None,
+    prefix: str | None,
+) -> Source:
+    """The reference; where it has several encoders, the one that was converted."""
+    from converter.readers.encoder_fit import SeveralEncodersError
+    from converter.source import open_source
+
+    def opened(prefix: str | None) -> Source:
+        return open_source(
+            str(reference),
+            revision=revision,
+            config=None if config is None else expand_home(config),
+            prefix=prefix,
+            encoder_only=block.get("encoder_only") is True,
+        )
+
+    try:
+        return opened(prefix)
+    except SeveralEncodersError:
+        chosen = block.get("prefix")
+        if not isinstance(chosen, str):
+            raise
+        return opened(chosen)
+
+
+def _check_sizes(hf_config: Mapping[str, Any], source: Source, converted: str | Path, reference: str | Path) -> None:
+    """Refuse a reference whose tensors have other shapes: there is nothing to compare."""
+    from mlxbert.config import BertConfig
+
+    ours, theirs = BertConfig.from_hf(hf_config), BertConfig.from_hf(source.config)
+    differing = [
+        f"{name} {getattr(theirs, name)}, not {getattr(ours, name)}"
+        for name in _SIZES
+        if getattr(ours, name) != getattr(theirs, name)
+    ]
+    if differing:
+        block = hf_config.get("mlxbert")
+        origin = block.get("source") if isinstance(block, dict) else None
+        raise VerifyError(
+            f"{reference}: is another model than {converted}: its {'; its '.join(differing)}; fix: give --reference "
+            f"what it was converted from{f', {printable(origin)}' if origin else ''}"
+        )
 
 
 def verify_staged(

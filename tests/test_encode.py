@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel
 
 from mlxbert.encode import SentenceEncoder, SentenceEncoderWarning, batches
-from mlxbert.encode.dense import ACTIVATIONS, Dense, SentenceModuleError
+from mlxbert.encode.modules import ACTIVATIONS, Dense, SentenceModuleError
 from mlxbert.encode.sentence_modules import read_pooling
 from mlxbert.pooling import PoolingError
 from mlxbert.tokenization import TokenizerError, TruncationWarning
@@ -344,7 +344,7 @@ T, P, D, N = (MODELS + kind for kind in ("Transformer", "Pooling", "Dense", "Nor
             "modules.json: module 'sentence_transformers.models.LSTM' is not known; known: T",
         ),
         (modules(T, P, "custom_st.Pooling"), "modules.json: module 'custom_st.Pooling' is not known"),
-        (modules(T, N), "modules.json: the modules are Transformer, Normalize; known is Transformer, Pooling, then"),
+        (modules(T, N), "modules.json: the modules are Transformer, Normalize; known is Transformer, perhaps"),
         (modules(T, D, P), "modules.json: the modules are Transformer, Dense, Pooling; known is"),
         (modules(T, P, P), "modules.json: the modules are Transformer, Pooling, Pooling; known is"),
         (modules(T, P, path="../elsewhere"), "modules.json points outside its directory: '../elsewhere'; fix: do not"),
@@ -436,11 +436,11 @@ def dense(base: Path, tmp_path: Path) -> Path:
         (text("2_Dense/model.safetensors", "garbage"), "2_Dense/model.safetensors is damaged ("),
         (
             lambda d: (d / "2_Dense" / "model.safetensors").unlink(),
-            "2_Dense: model.safetensors is not there; fix: Sent",
+            "2_Dense: model.safetensors is not there; fix: convert the source again",
         ),
         (
             lambda d: (d / "2_Dense" / "model.safetensors").rename(d / "2_Dense" / "pytorch_model.bin"),
-            "2_Dense: model.safetensors is not there (a pytorch_model.bin is, and pickles are not read here); fix: ",
+            "2_Dense: model.safetensors is not there (a pytorch_model.bin is, which mlxbert-convert reads); fix: ",
         ),
     ],
 )

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # transformers adds the decoder's bias; `predictions.bias` is what it is tied to, and is not used otherwise.
 _DECODER_BIAS, _UNUSED_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
+# What a configuration says of a head: labels 0, 1, 3 or an odd problem type are no matter of the encoder's.
+_HEAD_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "classifier_dropout")
 # The names that `from_pretrained` looks for in a directory.
 _STANDARD_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
 
@@ -191,6 +193,8 @@ def require_torch() -> None:
 def _opens_itself(source: Source) -> bool:
     """Whether `from_pretrained(directory)` would read exactly the files that the source names."""
     names = [file.name for file in source.weight_files]
+    if source.prefix or source.choices:
+        return False
     if not all(_STANDARD_FILE.fullmatch(name) for name in names):
         return False
     if any(file.parent != source.directory for file in source.weight_files):
@@ -213,6 +217,13 @@ def _state_dict(source: Source) -> dict[str, Any]:
     return tensors
 
 
+def _config_of(source: Source, class_name: str) -> dict[str, Any]:
+    """The configuration; of an encoder alone without the fields of its head, which transformers may refuse."""
+    return {
+        name: value for name, value in source.config.items() if class_name != "BertModel" or name not in _HEAD_FIELDS
+    }
+
+
 def _build(
     source: Source,
     weights: dict[str, Any],
@@ -228,7 +239,7 @@ def _build(
         with quiet_transformers():
             model, info = getattr(transformers, class_name).from_pretrained(
                 **weights,
-                config=transformers.BertConfig.from_dict(dict(source.config)),
+                config=transformers.BertConfig.from_dict(_config_of(source, class_name)),
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,

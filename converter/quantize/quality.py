@@ -14,8 +14,8 @@ import numpy as np
 from converter.quantize.cost import Quality
 from converter.quantize.texts import HELD_OUT, TextList, TokenBatch, batched, built_in, token_batches
 from mlxbert.core import BertCore
-from mlxbert.encode.dense import SentenceModuleError
-from mlxbert.encode.sentence_modules import read_sentence_plan
+from mlxbert.encode.modules import SentenceModuleError
+from mlxbert.encode.sentence_modules import pooling_strategies
 from mlxbert.output import BertOutput
 
 if TYPE_CHECKING:
@@ -54,10 +54,9 @@ def measure_quality(
 def pooling_of(directory: Path) -> tuple[str, ...]:
     """How the checkpoint makes embeddings of texts, by its `modules.json`; the mean where it has none."""
     try:
-        plan = read_sentence_plan(directory)
-    except SentenceModuleError:  # a module that is not known here: the encoder's own cost can be told all the same
-        plan = None
-    return ("mean",) if plan is None else tuple(plan.pooling)
+        return pooling_strategies(directory) or ("mean",)
+    except SentenceModuleError:  # a strategy that is not known here: the encoder's own cost can be told all the same
+        return ("mean",)
 
 
 def embeddings(core: BertCore, batches: Sequence[TokenBatch], pooling: Sequence[str]) -> np.ndarray:

@@ -14,7 +14,7 @@ from converter.run_export.member import SEQUENCE, MemberExport, read_member, wri
 from converter.run_export.run_settings import RUN_FILE, RunInfo, inference_settings, read_run, run_of
 from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
-from mlxbert.files.reading import read_json
+from mlxbert.files.reading import read_bytes, read_json, refuse_links_out, require_inside
 from mlxbert.home import expand_home
 from mlxbert.tokenization import Tokenizer
 from mlxbert.with_head import TOKENIZER_FILES
@@ -84,6 +84,8 @@ def _export_models(
     alone = len(members) == 1
     folders = {name: "" if alone else f"members/{name}/" for name in members}
     for directory in members.values():
+        require_inside(directory, source, ExportError)
+        refuse_links_out(directory, ExportError)
         _is_trained(directory)
     _check_tokenizers(list(members.values()))
     with OutputDirectory(out, overwrite=overwrite, source=source) as output:
@@ -115,7 +117,8 @@ def _check_tokenizers(members: list[Path]) -> None:
     """Members of a run share their encoder's tokenizer: texts are tokenized once for all."""
 
     def files(directory: Path) -> dict[str, bytes]:
-        return {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()}
+        found = {name: read_bytes(directory / name, ExportError) for name in TOKENIZER_FILES}
+        return {name: data for name, data in found.items() if data is not None}
 
     first = files(members[0])
     if not {"tokenizer.json", "vocab.txt"} & set(first):

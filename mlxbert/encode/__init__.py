@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ import numpy as np
 
 from mlxbert.checkpoint import load, resolve
 from mlxbert.core import BertCore
-from mlxbert.encode.dense import Dense, SentenceModuleError
+from mlxbert.encode.modules import Normalize, SentenceModuleError
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
 from mlxbert.output import BertOutput
 from mlxbert.pooling import pool
@@ -50,12 +51,18 @@ class SentenceEncoder:
         self.max_length = limit if wanted is None else min(wanted, limit)
         self.dimension = core.config.hidden_size * len(plan.pooling)
         for step in plan.steps:
-            if isinstance(step, Dense):
-                if step.in_features != self.dimension:
-                    raise SentenceModuleError(
-                        f"modules.json: Dense takes {step.in_features} features, and is given {self.dimension}"
-                    )
-                self.dimension = step.out_features
+            if step.in_features is not None and step.in_features != self.dimension:
+                raise SentenceModuleError(
+                    f"modules.json: {type(step).__name__} takes {step.in_features} features, and is given "
+                    f"{self.dimension}"
+                )
+            self.dimension = step.out_features or self.dimension
+        states = core.config.num_hidden_layers + 1
+        if plan.mix is not None and plan.mix.start + plan.mix.count != states:
+            raise SentenceModuleError(
+                f"modules.json: WeightedLayerPooling is made for {plan.mix.start + plan.mix.count} hidden states, and "
+                f"this model has {states}"
+            )
         if plan.truncate_dim is not None:
             self.dimension = min(self.dimension, plan.truncate_dim)
 
@@ -187,16 +194,17 @@ class SentenceEncoder:
     def _embed(self, inputs: dict[str, mx.array], skip: int, normalize: bool | None) -> mx.array:
         """(B, L) ids to (B, dimension) float32."""
         mask = inputs["attention_mask"]
-        output = self.core(inputs["input_ids"], mask, inputs["token_type_ids"])
+        mix = self.plan.mix
+        output = self.core(inputs["input_ids"], mask, inputs["token_type_ids"], output_hidden_states=mix is not None)
+        if mix is not None and output.hidden_states is not None:
+            output = replace(output, last_hidden_state=mix(output.hidden_states))
         vectors = [_pool(strategy, output, mask, skip) for strategy in self.plan.pooling]
         x = mx.concatenate([vector.astype(mx.float32) for vector in vectors], axis=-1)
         for step in self.plan.steps:
-            if isinstance(step, Dense):
+            if normalize is not False or not isinstance(step, Normalize):
                 x = step(x)
-            elif normalize is not False:
-                x = _to_length_1(x)
         x = x[:, : self.dimension]
-        return _to_length_1(x) if normalize else x
+        return Normalize()(x) if normalize else x
 
 
 def _pool(strategy: str, output: BertOutput, mask: mx.array, skip: int) -> mx.array:
@@ -208,10 +216,6 @@ def _pool(strategy: str, output: BertOutput, mask: mx.array, skip: int) -> mx.ar
         first = mx.argmax(mask, axis=1)[:, None, None]  # (B, 1, 1)
         return mx.take_along_axis(output.last_hidden_state, first, axis=1)[:, 0]
     return pool(strategy, output.last_hidden_state, mask)
-
-
-def _to_length_1(x: mx.array) -> mx.array:
-    return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def batches(lengths: Sequence[int], batch_size: int, limit: int) -> Iterator[tuple[np.ndarray, int]]:
