@@ -19,6 +19,7 @@ from converter.layout import choose_layout
 from converter.loaders import Reading
 from converter.mapping import Planned
 from converter.output_config import cleaned_side_file, notes_on, output_config
+from converter.publishing.leaks import refuse_secrets
 from converter.quantize.settings import quantize_settings
 from converter.source import Source, TensorEntry, open_source
 from converter.source_card import SourceCard, read_source_card, with_reachable_link
@@ -193,6 +194,7 @@ def convert(
             else:
                 output.write_bytes(name, cleaned)
         hf_config = place.config(output_config(source, planned, dtype, source_card, quantized))
+        refuse_secrets(source.side_files, hf_config, src)
         if quantized is not None and quantized.allotment is not None:
             plots = quantized.allotment.files()
             for name, data in plots.items():
