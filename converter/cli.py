@@ -7,12 +7,12 @@ that the directory ships was not compared.
 
 from __future__ import annotations
 
-import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from heads.errors import last_catch, readable  # not mlxbert's: importing that is what fails where MLX has no backend
 
 if TYPE_CHECKING:
     from converter.publishing.plan import PushPlan
@@ -23,44 +23,26 @@ EXIT_PARTLY_COMPARED = 3
 EXIT_INTERRUPTED = 130
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_version = click.version_option(package_name="mlxbert")
 
 
 class OneLineErrors(click.Command):
-    """A command whose mistakes of the caller's cost one clear message and exit code 2, never a traceback.
-
-    A mistake of ours shows its traceback, and exits with 2 too: 1 would say that two models differ.
-    """
+    """A command whose errors cost one clear message and exit code 2: 1 would say that two models differ."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         try:
             return super().make_context(info_name, args, *rest, **extra)
         except click.UsageError as error:
-            click.echo(f"{info_name}: error: {error.format_message()}; fix: see {info_name} --help", err=True)
+            line = f"{info_name}: error: {error.format_message()}; fix: see {info_name} --help"
+            click.echo(readable(line), err=True)
             raise click.exceptions.Exit(EXIT_COULD_NOT_RUN) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with last_catch(ctx.command_path, (click.ClickException, click.exceptions.Exit, click.Abort)):
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            click.echo(f"\n{ctx.command_path}: interrupted; nothing half-written was left", err=True)
-            ctx.exit(EXIT_INTERRUPTED)
-        except Exception as error:
-            if _is_ours(error):
-                click.echo(f"{ctx.command_path}: error: {error}", err=True)
-            else:
-                traceback.print_exc()
-                click.echo(f"{ctx.command_path}: could not run: the lines above show a bug; fix: report it", err=True)
-            ctx.exit(EXIT_COULD_NOT_RUN)
 
 
-def _is_ours(error: Exception) -> bool:
-    """An MLXBertError. Not imported for that: importing mlxbert is what raises one where MLX has no backend."""
-    errors = sys.modules.get("mlxbert.errors")
-    return errors is not None and isinstance(error, errors.MLXBertError)
-
-
+@_version
 @click.command(cls=OneLineErrors, context_settings=CONTEXT, epilog="Docs and examples: README.md")
 @click.argument("src")
 @click.option(
@@ -134,6 +116,7 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
         raise SystemExit(EXIT_PARTLY_COMPARED)  # written; but a proof of the whole was asked for
 
 
+@_version
 @click.command(
     cls=OneLineErrors,
     context_settings=CONTEXT,
@@ -190,6 +173,7 @@ def verify(converted: Path, reference: str | None, junit: Path | None, html: Pat
         raise SystemExit(code)
 
 
+@_version
 @click.command(cls=OneLineErrors, context_settings=CONTEXT)
 @click.argument("converted", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to write.")
@@ -215,6 +199,7 @@ def export(converted: Path, **options: Any) -> None:
     show(f"Exported to {done.path}: {done.what}", *(f"Next: {line}" for line in done.use))
 
 
+@_version
 @click.command(cls=OneLineErrors, context_settings=CONTEXT)
 @click.argument("converted", type=click.Path(path_type=Path))
 @click.option("--to", metavar="OWNER/NAME", help="[default: mlx-community/NAME-PRECISION, such as …-4bit or …-bf16]")

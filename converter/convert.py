@@ -20,6 +20,7 @@ from converter.layout import choose_layout
 from converter.loaders import Reading
 from converter.mapping import Planned
 from converter.output_config import notes_on, output_config
+from converter.publishing.leaks import refuse_secrets
 from converter.quantize.settings import quantize_settings
 from converter.side_output import check_staged, write_side_files
 from converter.source import Source, TensorEntry, local_name, open_source
@@ -212,6 +213,7 @@ def convert(
         write_side_files(output, source, parsed.hidden_size)
         hf_config = place.config(output_config(source, planned, dtype, source_card, quantized))
         check_staged(output.path, hf_config, source)
+        refuse_secrets(source.side_files, hf_config, src)
         if quantized is not None and quantized.allotment is not None:
             plots = quantized.allotment.files()
             for name, data in plots.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from converter.mapping import hugging_face_names, plan
 from converter.mappings import mapping_for
+from converter.publishing.leaks import refuse_secrets
 from converter.readers.json_file import read_json_object
 from converter.source import OWN_HEADS, Source, open_source
 from mlxbert.config import BertConfig
@@ -38,6 +39,7 @@ def export(converted: str | Path, out: str | Path, *, overwrite: bool = False) -
     config = _converted_config(converted)
     refuse_links_out(converted, ExportError)
     source = open_source(str(converted))
+    refuse_secrets(source.side_files, config, converted)
     with OutputDirectory(out, overwrite=overwrite, source=converted) as output:
         output.write_model(_tensors(source), metadata=PYTORCH_METADATA, always_index=False)
         for name, file in source.side_files.items():

@@ -65,6 +65,7 @@ def push(
     from huggingface_hub import HfApi, get_token
 
     from mlxbert.hub.errors import check_token
+    from mlxbert.hub.listing import bounded_answers
 
     token = None if dry_run else _token(check_token, get_token)
     evidence = gather_evidence(directory, allow_unverified=allow_unverified, token=token)
@@ -88,7 +89,9 @@ def push(
     if dry_run:
         return PushResult(plan, "dry run")
     api = HfApi(library_name="mlxbert")
-    return Sending(api, who_writes(api, repo_id, pull_request=pr), evidence.config, files, plan, progress).run(confirm)
+    with bounded_answers(downloads=True):
+        writer = who_writes(api, repo_id, pull_request=pr)
+        return Sending(api, writer, evidence.config, files, plan, progress).run(confirm)
 
 
 def require_pushable(to: str, *, verify: bool | None) -> None:

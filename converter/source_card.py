@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from converter.hub_rules import is_language, is_license, is_license_link, is_license_name, is_repo_id
 from converter.readers.weight_files import CARD
+from mlxbert.checkpoint import is_license_file
 from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.reading import open_regular
 
@@ -162,11 +163,12 @@ def with_reachable_link(card: SourceCard, directory: Path, url: str | None) -> t
     A license file at the top of the source is copied; one elsewhere on the Hub gets its address there.
     """
     link = card.license_link
-    if link is None or "://" in link or ((directory / link).is_file() and "/" not in link):
+    copied = link is not None and is_license_file(link) and (directory / link).is_file()
+    if link is None or "://" in link or copied:
         return card, []
     if url is not None:
         return SourceCard(**{**vars(card), "license_link": f"{url}/{link}"}), []
-    note = f"the source's license_link leads to {link!r}, which is not beside its weights: left out of our card"
+    note = f"the source's license_link {link!r} is no license file beside its weights: left out of our card"
     return SourceCard(**{**vars(card), "license_link": None}), [note]
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from converter.convert import ConvertResult
@@ -18,7 +17,8 @@ from converter.loaders import lines as loader_lines
 from converter.parity.report import ParityReport
 from converter.publishing.plan import PushPlan, PushResult
 from converter.usage import LOAD, LOAD_WITH_HEAD
-from mlxbert.terminal import show
+from mlxbert.errors import printable, readable
+from mlxbert.terminal import SafeConsole, show
 
 _VERBS = {
     "convert": "Converting",
@@ -33,7 +33,7 @@ _VERBS = {
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
     """One bar a stage, on standard error; nothing where that is not a terminal."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -78,11 +78,10 @@ def show_result(result: ConvertResult) -> None:
         ("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB"),
     ]
     if result.heads:
-        rows.append(
-            ("Own head", f"{len(result.heads)} tensors in {'model' if result.full_layout else 'heads'}.safetensors")
-        )
-    rows += [("Dropped", f"{key}: {why}") for key, why in result.dropped.items()]
-    rows += [("Note", note) for note in result.notes]
+        file = f"{'model' if result.full_layout else 'heads'}.safetensors"
+        rows.append(("Own head", f"{len(result.heads)} tensors in {file}"))
+    rows += [("Dropped", f"{printable(key)}: {why}") for key, why in result.dropped.items()]
+    rows += [("Note", readable(note)) for note in result.notes]
     rows += loader_lines(result.readings)
     rows.append(("Parity", _verdict(result)))
     path = str(result.path)

@@ -1,14 +1,22 @@
-"""The base of every error that this project raises on purpose, and what heads, losses and metrics raise and warn."""
+"""The base of every error that this project raises on purpose, and what a command says of any error."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
+import traceback
 import unicodedata
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 # No name of a file, tensor or column in an error or a table is longer than this; the middle is left out.
 MAX_SHOWN = 200
+# A variable that makes a command print where an unforeseen error was raised.
+TRACEBACK = "MLXBERT_TRACEBACK"
 _LONG_WORD = re.compile(rf"\S{{{MAX_SHOWN + 1},}}")
 
 
@@ -42,6 +50,11 @@ def printable(name: object, limit: int = MAX_SHOWN) -> str:
     return shortened(escaped(shortened(text, limit)).replace("\n", "\\n"), limit)
 
 
+def readable(text: str) -> str:
+    """Return a message or a plain line of a table as a terminal may show it: escaped, its long words shortened."""
+    return _LONG_WORD.sub(lambda word: shortened(word[0]), escaped(text))
+
+
 class MLXBertError(Exception):
     """Something the caller can mend: the message names the thing, the place and the fix.
 
@@ -50,14 +63,25 @@ class MLXBertError(Exception):
     """
 
     def __str__(self) -> str:
-        return _LONG_WORD.sub(lambda word: shortened(word[0]), escaped(super().__str__()))
+        return readable(super().__str__())
+
+
+class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
+    """Ctrl-C was answered: the message says what is saved and how to go on. Commands exit with code 130."""
+
+
+class MLXBertWarning(UserWarning):
+    """Something that the caller should look at; its text is safe to print, as that of `MLXBertError`."""
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
 
 
 class HeadError(MLXBertError, ValueError):
     """Something the caller can mend: the message names the thing, the place and the fix, in one line."""
 
 
-class MetricUndefinedWarning(UserWarning):
+class MetricUndefinedWarning(MLXBertWarning):
     """A metric has no value on these rows, or leaves out a part of them that has none; the message says why."""
 
 
@@ -67,3 +91,62 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> HeadError:
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     fix = f"did you mean {' or '.join(map(repr, near))}?" if near else f"fix: one of {', '.join(known)}"
     return HeadError(f"there is no {kind} named {name!r}: {fix}")
+
+
+@contextmanager
+def last_catch(command: str, passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """Turn every error inside into one line on standard error and an exit code; every warning into one line.
+
+    Codes: 2 for an error, of the caller's or of ours; 130 after Ctrl-C. With the environment variable
+    MLXBERT_TRACEBACK an error of ours shows its traceback first.
+
+    Args:
+        command: what the lines begin with.
+        passing: exceptions of the command-line parser, which mean something to it.
+
+    Raises:
+        SystemExit: instead of any other exception.
+    """
+
+    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+        # Without the place in the code, which is of no use to whoever typed a command.
+        say(f"{command}: warning: {message}")
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = warn
+            yield
+    except passing:
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        line, code = _answer(command, error)
+        if os.environ.get(TRACEBACK):
+            say("".join(traceback.format_exception(error)).rstrip())
+        say(line)
+        raise SystemExit(code) from None
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, escaped; where nobody reads it, nothing happens."""
+    with suppress(OSError, ValueError):  # a closed pipe, a closed file
+        print(readable(line), file=sys.stderr, flush=True)
+
+
+def _answer(command: str, error: BaseException) -> tuple[str, int]:
+    """Return the line that a command says of an exception, and its exit code."""
+    if isinstance(error, Interrupted):
+        return f"{command}: {error}", 130
+    if isinstance(error, KeyboardInterrupt):
+        return f"\n{command}: interrupted; nothing half-written was left", 130
+    if isinstance(error, MLXBertError):
+        return f"{command}: error: {error}", 2
+    if isinstance(error, BrokenPipeError):
+        return f"{command}: error: nobody reads the output any more; fix: write it to a file", 2
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "malloc" in str(error)):
+        return f"{command}: error: out of memory; fix: shorter texts, a smaller batch, a machine with more memory", 2
+    what = printable(f"{type(error).__name__}: {error}")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""  # noqa: PTH119
+    return f"{command}: could not run: {what}{where}; fix: this is a bug, report it with what {TRACEBACK}=1 shows", 2

@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from heads.base import Head
-from heads.errors import HeadError, unknown_name
+from heads.errors import HeadError, MLXBertWarning, unknown_name
 
 COMPETITION_TYPES = ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series")
 ENTRY_POINT_GROUP = "mlxbert.heads"
@@ -34,7 +34,7 @@ class DuplicateHeadError(HeadError):
     """Two heads want one name."""
 
 
-class HeadDiscoveryWarning(UserWarning):
+class HeadDiscoveryWarning(MLXBertWarning):
     """An installed package announces a head that cannot be used."""
 
 

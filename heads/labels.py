@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,14 @@ from heads.checks import as_array, listed
 from heads.errors import HeadError
 
 Label = str | int | float | bool
+
+
+def label_text(text: str) -> str:
+    """Return a label as it is compared: trimmed, each run of white space one space, accents composed (NFC)."""
+    if text.isascii():
+        return " ".join(text.split())
+    bare = "".join(character for character in text if character not in "\u200b\u2060\ufeff")
+    return " ".join(unicodedata.normalize("NFC", bare).split())
 
 
 def infer_classes(targets: Any, what: str) -> tuple[Label, ...]:
@@ -68,6 +77,11 @@ def encode_labels(targets: Any, classes: Sequence[Label], what: str) -> np.ndarr
     for row, label in enumerate(labels):
         if label not in index:
             known = ", ".join(map(repr, classes[:10])) + (", …" if len(classes) > 10 else "")
+            alike = label_text(label) if isinstance(label, str) else None
+            if alike in index:
+                raise HeadError(
+                    f"{what}: row {row} has label {label!r}, which is not {alike!r}; fix: take the spaces out"
+                )
             raise HeadError(
                 f"{what}: row {row} has label {label!r}, which is not one of the classes {known}; "
                 "fix: give every class that can occur as classes=…"

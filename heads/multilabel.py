@@ -11,7 +11,7 @@ import numpy as np
 
 from heads.base import Head, row_targets
 from heads.checks import as_array, check_numbers, check_options
-from heads.errors import HeadError
+from heads.errors import HeadError, MLXBertWarning
 from heads.head_registry import register_head
 from heads.host import Float, sigmoid
 from heads.labels import Label, check_classes
@@ -27,7 +27,7 @@ OBJECTIVES = {
 _IGNORED = -1
 
 
-class ThresholdWarning(UserWarning):
+class ThresholdWarning(MLXBertWarning):
     """A label's threshold could not be learned."""
 
 

@@ -1,14 +1,19 @@
 """mlxbert: BERT encoders on MLX, converted from PyTorch and proven equal to it.
 
-Importing it does two things beside defining names, both here: it says what to install where MLX has no backend, and
-on a Linux CPU it gives MLX a real BLAS and a larger buffer cache. These are a matter of the process, not of a model: a
-script that imports mlxbert and multiplies through `mlx.core` has them too, whatever it imported first.
+Importing it does three things beside defining names, all here. It finds its own `heads` where the user's folder has
+something of that name. It says what to install where MLX has no backend. On a Linux CPU it gives MLX a real BLAS and a
+larger buffer cache; these are a matter of the process, not of a model, so that a script that imports mlxbert and
+multiplies through `mlx.core` has them too, whatever it imported first.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mlxbert import backend
+from mlxbert.own_packages import use_own_package
+
+use_own_package("heads")
+
+from mlxbert import backend  # noqa: E402
 
 backend.require_backend()
 backend.use_fast_blas()

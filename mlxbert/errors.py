@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from heads.errors import MLXBertError, escaped, printable, shortened
+from heads.errors import Interrupted, MLXBertError, MLXBertWarning, escaped, last_catch, printable, readable, shortened
 
-__all__ = ["Interrupted", "MLXBertError", "escaped", "first_ten", "printable", "reason", "shortened"]
-
-
-class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
-    """Ctrl-C was answered: the message says what is saved and how to go on. Commands exit with code 130."""
+__all__ = [
+    "Interrupted",
+    "MLXBertError",
+    "MLXBertWarning",
+    "escaped",
+    "first_ten",
+    "last_catch",
+    "printable",
+    "readable",
+    "reason",
+    "shortened",
+]
 
 
 def first_ten(names: Iterable[str]) -> str:

@@ -10,8 +10,11 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from mlxbert.files import recovery
 
 CALLS = ("open", "write", "fsync", "rename", "replace", "unlink", "rmdir", "mkdir")
 
@@ -50,7 +53,22 @@ class Points:
 
 @contextmanager
 def counted_points(points: Points) -> Iterator[Points]:
-    """Within this, every file-changing call of `os` (and taking a lock) passes by `points`."""
+    """Within this, every file-changing call of `os` (taking a lock and exchanging too) passes by `points`."""
     patches = {name: points.around(getattr(os, name)) for name in CALLS}
-    with mock.patch.multiple(os, **patches), mock.patch.object(fcntl, "flock", points.around(fcntl.flock)):
+    with (
+        mock.patch.multiple(os, **patches),
+        mock.patch.object(fcntl, "flock", points.around(fcntl.flock)),
+        mock.patch.object(recovery, "exchange", points.around(recovery.exchange)),
+    ):
         yield points
+
+
+@contextmanager
+def no_exchange() -> Iterator[None]:
+    """Within this, the system cannot exchange two directories: a file system that does not know how, an old kernel."""
+
+    def exchange(one: Path, other: Path) -> bool:
+        return False
+
+    with mock.patch.object(recovery, "exchange", exchange):
+        yield

@@ -1,6 +1,7 @@
 """Conversions that are killed at one of their points: ``python -m tests.kill_driver`` reads jobs, a line of JSON each.
 
-A job is "src", "out", "overwrite" and "at", the point to be killed at; without that (null) it runs to its end. Every
+A job is "src", "out", "overwrite", "exchange" (false: the system cannot exchange directories) and "at", the point to
+be killed at; without that (null) it runs to its end. Every
 job is a process of its own, forked from this one, which has imported everything and computed nothing. The answer,
 a line of JSON too: the "signal" that ended it or null, its "code", its "stderr", and the "names" of the points that
 it passed, which it can tell only at its end.
@@ -12,6 +13,7 @@ import json
 import os
 import signal
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import jinja2  # noqa: F401
 import converter.mappings.bert  # noqa: F401
 from converter.convert import convert
 from tests.forked import Job, in_fork, serve
-from tests.interruption import Points, counted_points
+from tests.interruption import Points, counted_points, no_exchange
 
 
 def run(job: Job, place: Path) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def run(job: Job, place: Path) -> dict[str, Any]:
 
     def work() -> int:
         points = Points(lambda: os.kill(os.getpid(), signal.SIGKILL), job["at"])
-        with counted_points(points):
+        with nullcontext() if job["exchange"] else no_exchange(), counted_points(points):
             convert(job["src"], job["out"], verify=False, overwrite=job["overwrite"])
         names.write_text(json.dumps(points.names))
         return 0

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,21 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.table import Table
+from rich.text import Text
 
 import converter.convert
 import converter.verify
 from converter.cli import convert, export, verify
+from heads.errors import MetricUndefinedWarning
+from heads.head_registry import HeadDiscoveryWarning
 from heads.install import install_fix
+from heads.multilabel import ThresholdWarning
 from mlxbert.cli import main
+from mlxbert.data.file_format import DataWarning
+from mlxbert.errors import Interrupted, MLXBertWarning
+from mlxbert.folds.strata import FoldWarning
+from mlxbert.terminal import show
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -151,7 +161,7 @@ def test_encode_interrupted_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlxbert.encode.SentenceEncoder, "from_pretrained", interrupted)
     result = run(main, "encode", "x", "y")
     assert result.exit_code == 130
-    assert result.stderr == "\nmlxbert: interrupted\n"
+    assert result.stderr == "\nmlxbert: interrupted; nothing half-written was left\n"
 
 
 def test_a_reader_that_goes_changes_neither_the_files_nor_the_exit_code(source: Path) -> None:
@@ -172,8 +182,55 @@ def test_a_bug_of_ours_is_not_taken_for_a_failed_parity(source: Path, monkeypatc
     monkeypatch.setattr(converter.verify, "verify", broken)
     result = run(verify, "x", "--reference", "y")
     assert result.exit_code == 2
-    assert "ZeroDivisionError: a bug" in result.stderr
-    assert result.stderr.splitlines()[-1].endswith("could not run: the lines above show a bug; fix: report it")
+    assert re.fullmatch(UNFORESEEN.format(command="verify", error="ZeroDivisionError: a bug"), result.stderr)
+
+
+UNFORESEEN = (
+    r"{command}: could not run: {error} \(test_commands\.py:\d+\); "
+    r"fix: this is a bug, report it with what MLXBERT_TRACEBACK=1 shows\n"
+)
+
+
+def deep(n: int = 0) -> int:
+    return deep(n + 1) + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("\x1b]0;x\x07"), UNFORESEEN.format(command="mlxbert", error=r"KeyError: '\\x1b\]0;x\\x07'")),
+        (OSError("a\x1b[2Jb"), UNFORESEEN.format(command="mlxbert", error=r"OSError: a\\x1b\[2Jb")),
+        (ValueError("x" * 5000), UNFORESEEN.format(command="mlxbert", error="ValueError: x+…x+")),
+        (None, UNFORESEEN.format(command="mlxbert", error="RecursionError: maximum recursion depth exceeded.*")),
+        (MemoryError(), r"mlxbert: error: out of memory; fix: shorter texts, a smaller batch, .*\n"),
+        (RuntimeError("[malloc] Unable to allocate 9 bytes."), r"mlxbert: error: out of memory; fix: .*\n"),
+        (BrokenPipeError(), r"mlxbert: error: nobody reads the output any more; fix: write it to a file\n"),
+        (Interrupted("stopped at step 3"), r"mlxbert: stopped at step 3\n"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, line: str
+) -> None:
+    import mlxbert.encode
+
+    def broken(*_: object, **__: object) -> None:
+        warnings.warn("column \x1b]0;x\x07 is odd", UserWarning, stacklevel=1)
+        if error is None:
+            deep()
+        else:
+            raise error
+
+    monkeypatch.setattr(mlxbert.encode.SentenceEncoder, "from_pretrained", broken)
+    result = run(main, "encode", "x", "y")
+    assert result.exit_code == (130 if isinstance(error, Interrupted) else 2)
+    assert result.stdout == ""
+    warning, rest = result.stderr.split("\n", 1)
+    assert warning == r"mlxbert: warning: column \x1b]0;x\x07 is odd"
+    assert re.fullmatch(line, rest), rest
+    monkeypatch.setenv("MLXBERT_TRACEBACK", "1")
+    shown = run(main, "encode", "x", "y").stderr
+    assert "Traceback (most recent call last):\n" in shown
+    assert "\x1b" not in shown
 
 
 def test_a_negative_seed_could_not_run(source: Path) -> None:
@@ -252,9 +309,48 @@ def test_encode_shows_texts_as_they_are_and_says_what_it_assumed(source: Path) -
     assert np.load("x.npy").shape == (2, 48)
 
 
-@pytest.mark.parametrize("out", ["none/x.npy", "source"])
-def test_encode_into_what_cannot_be_written(out: str, source: Path) -> None:
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [("out/config.json/x.npy", "cannot be written: Not a directory"), ("source", "is a directory, ")],
+)
+def test_encode_into_what_cannot_be_written(out: str, reason: str, source: Path) -> None:
     run(convert, source, "-o", "out", "--no-verify")
     result = run(main, "encode", "out", "w1", "-o", out)
     assert result.exit_code == 2
-    assert f"error: {out}: cannot be written: " in result.stderr
+    assert f"error: {out}: {reason}" in result.stderr
+
+
+TITLE = "\x1b]0;owned\x07\u202e\x9b2J"
+ESCAPED = r"\x1b]0;owned\x07\u202e\x9b2J"
+
+
+def test_a_name_in_a_line_a_title_or_a_cell_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(title=f"T{TITLE}", caption=f"C{TITLE}")
+    table.add_column(f"H{TITLE}")
+    table.add_row(f"c{TITLE}")
+    table.add_row(Text(f"t{TITLE}", style="red"))
+    table.add_row("n" * 5000)
+    show(f"line {TITLE} [red]", table, Text(f"text {TITLE}"))
+    shown = capsys.readouterr().out
+    assert set("\x1b\x07\x9b\u202e").isdisjoint(shown)
+    for what in ("line ", "T", "C", "H", "c"):
+        assert f"{what}{ESCAPED}" in shown
+    for what in ("t", "text "):  # rich itself takes the bell out of a Text
+        assert what + ESCAPED.replace(r"\x07", "") in shown
+    assert "[red]" in shown
+    assert 70 < shown.count("n") <= 230
+
+
+def test_a_path_in_a_line_is_whole_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/a" * 500
+    show(f"Written   {path}")
+    assert capsys.readouterr().out == f"Written   {path}\n"
+
+
+def test_a_warning_in_python_does_not_steer_the_terminal() -> None:
+    for kind in (DataWarning, FoldWarning, HeadDiscoveryWarning, MetricUndefinedWarning, ThresholdWarning):
+        assert issubclass(kind, MLXBertWarning)
+    with pytest.warns(MLXBertWarning) as caught:
+        warnings.warn(f"column {TITLE} is odd", DataWarning, stacklevel=1)
+    (one,) = caught
+    assert f"column {ESCAPED} is odd" in warnings.formatwarning(one.message, one.category, one.filename, one.lineno)

@@ -177,33 +177,37 @@ def test_a_blank_line_is_an_empty_text_where_text_is_all_there_is(tmp_path: Path
         ("a.csv", "", "FILE is empty; fix: download it again"),
         ("a.csv", "\n\n", "FILE has no header; fix: is the file empty?"),
         ("a.csv", "a,b\n", "FILE has no rows; fix: is the file empty, or was everything filtered out?"),
-        ("a.xlsx", b"PK\x03\x04....", "FILE is compressed (a ZIP archive); fix: unpack it first"),
-        ("a.csv", b"\x1f\x8b....", "FILE is compressed (gzip); fix: unpack it first"),
+        ("a.xlsx", b"PK\x03\x04....", "FILE cannot be read: File is not a zip file; fix: get the file again"),
+        (
+            "a.csv",
+            b"\x1f\x8b....",
+            "FILE cannot be read: Compressed file ended before the end-of-stream marker was reached; fix: get the "
+            "file again",
+        ),
+        (
+            "a.csv.gz",
+            "a,b\n",
+            "FILE is not compressed, whatever its name says; fix: give it the extension of what it is",
+        ),
         ("a.csv", b"PAR1....", "FILE is Parquet; fix: name it .parquet"),
         ("a.parquet", "a,b\n1,2\n", "FILE is not Parquet, whatever its name says"),
         (
             "a.csv",
             b"a\x00b",
-            "FILE is not text: it has zero bytes; fix: give CSV, TSV or JSONL in UTF-8, or encoding=",
+            "FILE is not text: it has zero bytes (first: line 1); fix: give CSV, TSV or JSONL in UTF-8, or encoding=",
         ),
         ("a.csv", "a,b,a\n1,2,3\n", "FILE: 1 column names come twice (first: 'a'); fix: rename them"),
         (
             "a.csv",
             "a,b\n1,2,3\n4,5,6\n",
             "FILE cannot be read with the separator ',': rows have more cells than the header; "
-            "fix: mend quotes or commas",
+            "fix: quote a cell that holds the separator, or mend quotes or commas",
         ),
         (
             "a.csv",
             "a,b\n1,2\n4,5,6\n",
             "FILE cannot be read with the separator ',': Expected 2 fields in line 3, saw 3; "
-            "fix: mend quotes or commas",
-        ),
-        (
-            "a.csv",
-            'a,b\n1,"x\n4,5\n',
-            "FILE cannot be read with the separator ',': EOF inside string starting at row 1; "
-            "fix: mend quotes or commas",
+            "fix: quote a cell that holds the separator, or mend quotes or commas",
         ),
         (
             "a.csv",
@@ -215,12 +219,13 @@ def test_a_blank_line_is_an_empty_text_where_text_is_all_there_is(tmp_path: Path
             '{"a": 1}\n{"a": \n',
             "FILE: line 2 is not JSON (Expecting value: line 2 column 1 (char 7)); fix: one object a line",
         ),
-        ("a.json", '[{"a": 1}]\n', "FILE: line 1 is a list, not an object; fix: one object a line"),
+        ("a.jsonl", '{"a": 1}\n[1]\n', "FILE: line 2 is a list, not an object; fix: one object a line"),
         ("a.jsonl", "\n", "FILE has no columns; fix: is the file empty, or was it read with another separator?"),
         (
             "a.dat",
             "a,b\n1,2\n",
-            "FILE: '.dat' is not read; fix: give .csv, .tsv, .tab, .jsonl, .ndjson, .json, .parquet, .pq",
+            "FILE: '.dat' is not read; fix: give .csv, .tsv, .tab, .jsonl, .ndjson, .json, .parquet, .pq, .xlsx, "
+            ".xlsm, .ods, or one of them as .gz",
         ),
     ],
 )
@@ -262,8 +267,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied")
 
     path = write(tmp_path / "a.csv", "a\n1\n")
-    monkeypatch.setattr(Path, "open", refuse)
-    assert refusal(path) == "FILE cannot be read: Permission denied"
+    monkeypatch.setattr("mlxbert.files.reading.os.open", refuse)
+    assert refusal(path) == "FILE: permission denied; fix: make it readable (chmod u+r FILE)"
 
 
 def test_a_missing_column_gives_the_nearest_names(tmp_path: Path) -> None:

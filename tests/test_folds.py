@@ -211,7 +211,7 @@ def test_a_validation_file() -> None:
     assert fold.train.tolist() == [0, 1]
     with pytest.raises(FoldError, match=r"^only one of training and validation rows has second texts"):
         validation_fold(["a"], ["b"], train_pairs=["x"])
-    with pytest.warns(FoldWarning), pytest.raises(FoldError, match=r"^fold 0 has no row to learn from"):
+    with pytest.warns(FoldWarning), pytest.raises(FoldError, match=r"^every text to learn from comes again in the"):
         validation_fold(["a"], ["A"])
 
 
@@ -278,7 +278,11 @@ TEXTS = [f"t{i}" for i in range(10)]
         ),
         ("plain", {"folds": 1, "valid_size": 0}, "valid_size must be a share between 0 and 1, or fewer than 10"),
         ("plain", {"pairs": ["a"]}, "pairs has 1 values for 10 rows; fix: one a row"),
-        ("plain", {"groups": [1] * 10}, "1 groups of rows are too few for 5 parts; fix: fewer folds, or other groups"),
+        (
+            "plain",
+            {"groups": [1] * 10},
+            "the 10 rows fall into 1 group that must stay together, too few for 5 parts; fix: another",
+        ),
         ("group", {}, "fold_kind 'group' needs groups=; fix: name the column"),
         ("binned", {}, "fold_kind 'binned' needs targets=; fix: give them, or fold_kind='plain'"),
         ("forward", {}, "fold_kind 'forward' needs times=; fix: name the column"),

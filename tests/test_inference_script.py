@@ -40,8 +40,11 @@ FILES = {
     "whole.csv": b"n,t\n3,a\n10,b\n",
     "index.csv": b",n,t\n0,1,a\n1,2,b\n",
     "lines.jsonl": b'{"id": 1, "n": 2.0, "t": "a"}\n\n{"id": "x", "t": null, "extra": [1, 2.5, null], " n ": NaN}\n',
+    "lone.tsv": b'id\tn\tt\n1\t2\t"the cat\n2\t3\ta "dog" b\n3\t4\tend"\n',
+    "escaped.csv": b'id,n,t\n1,2,"he \\"said\\", C:\\new \\\\ x"\n2,3,b\n',
     "nested.json": b'{"id": true, "n": 0.1, "t": 7}\n{"id": 2.0, "n": {"a": 1}, "t": "\\u00e9"}\n',
 }
+QUOTING: dict[str, Any] = {"lone.tsv": "none", "escaped.csv": "escaped"}
 KINDS = {"id": "text", "n": "number", "b": "boolean", "t": "text"}
 
 
@@ -51,7 +54,8 @@ def rendered_by_both(path: Path, kinds: dict[str, Any], text: RowText) -> tuple[
         warnings.simplefilter("ignore", DataWarning)
         frames = list(read_chunks(path, kinds))
     ours = [text.render(frame) for frame in frames]
-    theirs = [inference.RowText(text.to_dict()).render(chunk) for chunk in inference.read_rows(path, kinds)]
+    read = inference.read_rows(path, kinds, QUOTING.get(path.name))
+    theirs = [inference.RowText(text.to_dict()).render(chunk) for chunk in read]
 
     def joined(parts: list[Any]) -> list[str] | None:
         return None if parts[0] is None else [one for part in parts for one in part]
@@ -69,7 +73,7 @@ def test_rows_are_read_and_rendered_as_mlxbert_does(name: str, tmp_path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         (frame, *_) = read_chunks(path, KINDS)  # type: ignore[arg-type]
-    (chunk,) = inference.read_rows(path, KINDS)
+    (chunk,) = inference.read_rows(path, KINDS, QUOTING.get(name))
     table = Table(frame)
     assert list(chunk[0]) == list(table.names)
     for column in table.names:
@@ -86,6 +90,16 @@ def test_rows_are_read_and_rendered_as_mlxbert_does(name: str, tmp_path: Path) -
     ):
         ours, theirs = rendered_by_both(path, KINDS, text)
         assert theirs == ours
+
+
+def test_a_lone_quote_is_refused_with_the_option_that_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes(FILES["lone.tsv"].replace(b'end"', b"end"))
+    with pytest.raises(
+        InferenceError, match=r"line 3: a quote opens a cell and does not close it .*; fix: --quoting none"
+    ):
+        list(inference.read_rows(path, KINDS))
+    assert sum(map(len, inference.read_rows(path, KINDS, "none"))) == 3
 
 
 def test_formats_in_templates(tmp_path: Path) -> None:
@@ -387,6 +401,25 @@ class TestMistakes:
         with pytest.raises(InferenceError) as caught:
             Predictor(forecaster, device="cpu").predict(made)
         assert message in str(caught.value)
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(classifier: Path, tmp_path: Path) -> None:
+    predictor, test = Predictor(classifier, device="cpu"), write_csv(tmp_path / "test.csv", "words,id", ["cab,1"])
+    (tmp_path / "place").mkdir()
+    real = tmp_path / "place" / "real.csv"
+    real.write_text("old")
+    real.chmod(0o640)
+    (tmp_path / "out.csv").symlink_to(real)
+    device = tmp_path / "device"
+    device.symlink_to("/dev/null")
+    for out in (tmp_path / "out.csv", device):
+        assert write_submission(predictor, test, out) == 1
+    assert (tmp_path / "out.csv").is_symlink()
+    assert read_csv(real)[1][0] == "1"
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in real.parent.iterdir()] == ["real.csv"]
+    assert device.is_symlink()
+    assert Path("/dev/null").is_char_device()
 
 
 def test_an_import_leaves_no_obstacle_to_exporting_again(converted: Path, tmp_path: Path) -> None:

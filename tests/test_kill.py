@@ -6,6 +6,7 @@ Where the kill comes is counted in contacts with the file system (:mod:`tests.in
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -27,7 +28,8 @@ from tests.forked import driver as running
 pytestmark = pytest.mark.slow  # some hundred conversions
 
 SEEDS = range(20)
-MODES = ("fresh", "overwrite")
+# The last one: as where the system cannot exchange two directories.
+MODES = ("fresh", "overwrite", "overwrite in two steps")
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Stage:
     points: dict[str, list[str]]
     driver: Driver
 
-    def kill(self, out: Path, *, overwrite: bool, at: int) -> dict[str, Any]:
+    def kill(self, out: Path, mode: str, at: int) -> dict[str, Any]:
         """Convert the source in a process that is killed at a point; how it ended."""
-        return drive(self.driver, self.source, out, overwrite=overwrite, at=at)
+        return drive(self.driver, self.source, out, mode, at)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -50,8 +52,9 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
-def drive(driver: Driver, src: Path, out: Path, *, overwrite: bool, at: int | None) -> dict[str, Any]:
-    return driver({"src": str(src), "out": str(out), "overwrite": overwrite, "at": at})
+def drive(driver: Driver, src: Path, out: Path, mode: str, at: int | None) -> dict[str, Any]:
+    job = {"overwrite": mode != "fresh", "exchange": mode != "overwrite in two steps", "at": at}
+    return driver({"src": str(src), "out": str(out), **job})
 
 
 def save_random_model(directory: Path, seed: int) -> Path:
@@ -86,7 +89,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with running("tests.kill_driver") as driver:
         for mode in MODES:
             out = prepare(directory / mode, mode, old)
-            run = drive(driver, source, out, overwrite=mode == "overwrite", at=None)
+            run = drive(driver, source, out, mode, None)
             assert run["code"] == 0, run["stderr"]
             assert contents(out) == contents(new)
             points[mode] = run["names"]
@@ -96,27 +99,37 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def prepare(work: Path, mode: str, old: Path) -> Path:
     """The target in a new directory, with the old model there or nothing."""
     work.mkdir()
-    if mode == "overwrite":
+    if mode != "fresh":
         shutil.copytree(old, work / "out")
     return work / "out"
 
 
+def is_json(file: Path) -> bool:
+    """Whether it was written to its end; a directory with half a config.json in it is not taken for a model."""
+    try:
+        json.loads(file.read_text())
+    except ValueError:
+        return False
+    return True
+
+
 def kill_and_check(stage: Stage, work: Path, mode: str, at: int, *, recover_first: bool) -> None:
-    overwrite = mode == "overwrite"
+    overwrite = mode != "fresh"
     place = f"{mode}: {stage.points[mode][at]} ({at} of {len(stage.points[mode])})"
     old, new = contents(stage.old), contents(stage.new)
     out = prepare(work, mode, stage.old)
 
-    run = stage.kill(out, overwrite=overwrite, at=at)
+    run = stage.kill(out, mode, at)
     assert run["signal"] == signal.SIGKILL, f"{place}: {run['stderr']}"
     assert run["names"] is None, place  # it did not get to its end
 
-    models = [path.parent for path in work.glob("*/config.json")]
+    models = [path.parent for path in work.glob("*/config.json") if is_json(path)]
     for model in models:
         assert contents(model) in (old, new), place
         assert manifest_problems(model) == [], place
     if out.exists():
         assert contents(out) in ([old, new] if overwrite else [new]), place
+    assert out.exists() or mode != "overwrite", place  # exchanged, it is never absent
     if overwrite:
         assert any(contents(model) in (old, new) for model in models), place
 
@@ -141,9 +154,19 @@ def test_a_kill_at_a_seeded_point(stage: Stage, tmp_path: Path, mode: str, seed:
 @pytest.mark.parametrize("moment", ["before rename", "after rename"])
 def test_a_kill_around_each_rename_of_an_overwrite(stage: Stage, tmp_path: Path, rename: int, moment: str) -> None:
     """The old one aside, the new one in, the old one to its deletion: seeds might miss these."""
-    renames = [at for at, name in enumerate(stage.points["overwrite"]) if name == moment]
+    mode = "overwrite in two steps"
+    renames = [at for at, name in enumerate(stage.points[mode]) if name == moment]
     assert len(renames) == 3
-    kill_and_check(stage, tmp_path / "work", "overwrite", renames[rename], recover_first=True)
+    kill_and_check(stage, tmp_path / "work", mode, renames[rename], recover_first=True)
+
+
+@pytest.mark.parametrize("moment", ["before exchange", "after exchange"])
+def test_a_kill_around_the_exchange(stage: Stage, tmp_path: Path, moment: str) -> None:
+    (at,) = [at for at, name in enumerate(stage.points["overwrite"]) if name == moment]
+    assert "before rename" not in stage.points["overwrite"]
+    kill_and_check(stage, tmp_path / "work", "overwrite", at, recover_first=True)
+    at = at + 1 if moment == "after exchange" else at - 1
+    kill_and_check(stage, tmp_path / "again", "overwrite", at, recover_first=False)
 
 
 def test_a_kill_in_the_middle_of_a_tensor_file(stage: Stage, tmp_path: Path) -> None:

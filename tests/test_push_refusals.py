@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from converter.convert import convert
 from converter.publishing.evidence import gather_evidence
 from converter.publishing.remote import CheckedFile, _difference
-from converter.publishing.sending import _staged
+from converter.publishing.sending import _operations
 from mlxbert.checkpoint import read_config
 from mlxbert.files.manifest import manifest_bytes, read_manifest
 from mlxbert.files.output_file import FileRecord
@@ -337,11 +338,16 @@ class TestAnotherModel:
         )
 
 
-def test_a_directory_that_may_not_be_copied_is_not_needed(hub: Hub, verified: Path, tmp_path: Path) -> None:
-    """Files are linked, never copied: publishing 400 MB takes no room."""
+def test_a_push_that_is_killed_leaves_nothing_behind(
+    hub: Hub, verified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are sent from where they lie: publishing 400 MB takes no room, and no folder is made for it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    plan = pushed(verified, dry_run=True).plan
     file = CheckedFile(verified / "vocab.txt", (read_manifest(verified) or {})["vocab.txt"])
-    with _staged({"a/b.bin": file, "c": b"bytes"}) as folder:
-        assert (folder / "a/b.bin").is_symlink()
-        assert (folder / "c").read_bytes() == b"bytes"
-    assert not folder.exists()
-    shutil.rmtree(verified)
+    file_operation, bytes_operation, deletion = _operations(
+        replace(plan, remove=("old.txt",)), {"a/b.bin": file, "c": b"bytes"}
+    )
+    assert file_operation.path_or_fileobj == str(verified / "vocab.txt")
+    assert bytes_operation.path_or_fileobj == b"bytes"
+    assert (deletion.path_in_repo, deletion.is_folder) == ("old.txt", False)

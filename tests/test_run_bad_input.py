@@ -36,8 +36,9 @@ def command(*arguments: object) -> Result:
 
 
 def told(result: Result) -> list[str]:
-    """The lines of standard error but for the evaluations'."""
-    return [line for line in result.stderr.splitlines() if "held-out loss" not in line]
+    """The lines of standard error but for what is said of every run: the data, and its evaluations."""
+    of_every_run = re.compile(r"(Data|Target|Classes|Metric|Text|Not text|Folds)  .*|.*held-out loss.*")
+    return [line for line in result.stderr.splitlines() if not of_every_run.fullmatch(line)]
 
 
 class Place:
@@ -99,7 +100,8 @@ def test_targets_that_are_missing_and_dropped_if_asked(place: Place) -> None:
     frame = sample("binary")
     frame.loc[:3, "y"] = None
     assert place.refused(frame) == (
-        "target 'y': 4 of 48 rows have no value (first: row 0); fix: drop them before (--drop-missing)"
+        "target 'y': 4 of 48 rows have no value (first: row 0); fix: drop them before (--drop-missing); where a "
+        "label is called NA, name every label (--class NA …; of a pandas frame keep_default_na=False)"
     )
     assert place.refused(frame.assign(y=None)).startswith("target 'y' has no value in any of its 48 rows")
     result = place.train(frame, "--drop-missing")

@@ -123,8 +123,12 @@ class TestRights:
         card, notes = read(fields, tmp_path)
         assert card.license_link is None
         assert notes == [
-            "the source's license_link leads to 'LICENSE', which is not beside its weights: left out of our card"
+            "the source's license_link 'LICENSE' is no license file beside its weights: left out of our card"
         ]
+        (tmp_path / "TERMS.md").write_text(
+            "Do as you like.\n"
+        )  # a name that nobody takes for a license, so not copied
+        assert read(fields.replace("LICENSE", "TERMS.md"), tmp_path)[0].license_link is None
         (tmp_path / "LICENSE").write_text("Do as you like.\n")
         assert read(fields, tmp_path)[0].license_link == "LICENSE"
 

@@ -78,7 +78,7 @@ def test_settings_come_back() -> None:
         ("{{braces}}", "the text '{{braces}}' names no column"),
         ("", "the text '' names no column; fix: a column's name, or a template with {column}"),
         ([], "the text () names no column"),
-        ([1], "text columns must be names, not [1]"),
+        ([1.5], "text columns must be names, not [1.5]"),
         ("{Sex:.1f}", "row 0: column 'Sex' is 'male', which {Sex:.1f} cannot format"),
     ],
 )

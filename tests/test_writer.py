@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ import numpy as np
 import pytest
 import safetensors
 
-from mlxbert.files.manifest import is_complete, manifest_problems, read_manifest
+from mlxbert.files.manifest import ManifestError, is_complete, manifest_problems, read_manifest
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.output_file import HashedFile, WriteError, format_bytes
-from mlxbert.files.recovery import aside_path, lock_path, recover, siblings, target_lock, temporary_path
+from mlxbert.files.recovery import aside_path, exchange, lock_path, recover, siblings, target_lock, temporary_path
 from mlxbert.files.safetensors_writer import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
-from tests.interruption import Points, counted_points
+from tests.interruption import Points, counted_points, no_exchange
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = {"model_type": "bert", "mlxbert": {"format_version": 1}}
@@ -225,12 +226,18 @@ class TestCommit:
         assert names_in(tmp_path) == ["out"]
 
     def test_config_is_written_after_all_else(self, tmp_path: Path) -> None:
-        opened: list[str] = []
+        made: list[str] = []
         real_open = os.open
+
+        def counted(path: Path, flags: int, *rest: int) -> int:
+            if flags & os.O_CREAT:
+                made.append(Path(path).name)
+            return real_open(path, flags, *rest)
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "open", lambda path, *rest: (opened.append(Path(path).name), real_open(path, *rest))[1])
+            patch.setattr(os, "open", counted)
             write_model(tmp_path / "out")
-        files = [name for name in opened if "." in name and not name.startswith(".")]
+        files = [name for name in made if "." in name and not name.startswith(".")]
         assert files[-2:] == ["manifest.json", "config.json"]
 
     def test_every_file_and_directory_is_synced_before_the_rename(self, tmp_path: Path) -> None:
@@ -306,9 +313,12 @@ class TestCommit:
     def test_a_side_file_that_is_no_file_is_named(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         with OutputDirectory(tmp_path / "out") as out:
-            for source in (tmp_path / "pipe", tmp_path / "absent", tmp_path):
-                text = message(lambda source=source: out.copy("vocab.txt", source))
-                assert text == f"{source}: cannot be copied: not a regular file (or it is gone)"
+            for source, reason in {
+                tmp_path / "pipe": "is a pipe, not a regular file; fix: put a regular file there",
+                tmp_path / "absent": "cannot be copied: it is gone; fix: run it again",
+                tmp_path: "is a directory, not a regular file; fix: put a regular file there",
+            }.items():
+                assert message(lambda source=source: out.copy("vocab.txt", source)) == f"{source}: {reason}"
 
     def test_the_manifest_notices_every_change(self, tmp_path: Path) -> None:
         target = write_model(tmp_path / "out")
@@ -325,6 +335,40 @@ class TestCommit:
             "1_Pooling: not in the manifest",
             "extra: not in the manifest",
         ]
+
+    @pytest.mark.parametrize(
+        "files", [7, [], "x", {"a": 7}, {"a": {"size": "5", "sha256": "0" * 64}}, {"a": {"size": 5, "sha256": "x"}}]
+    )
+    def test_a_manifest_of_another_shape_is_not_ours(self, tmp_path: Path, files: Any) -> None:
+        content = {"format": "mlxbert-manifest", "version": 1, "files": files}
+        (tmp_path / "manifest.json").write_text(json.dumps(content))
+        assert read_manifest(tmp_path) is None
+
+    def test_a_manifest_that_is_no_file_neither_hangs_nor_fills_the_memory(self, tmp_path: Path) -> None:
+        file = tmp_path / "manifest.json"
+        (tmp_path / "config.json").write_text("{}")
+        os.mkfifo(file)
+        for what, kind in {"a pipe": None, "a device": Path("/dev/zero"), "a directory": tmp_path}.items():
+            if kind is not None:
+                file.unlink()
+                file.symlink_to(kind)
+            for read in (read_manifest, manifest_problems):
+                with pytest.raises(ManifestError, match=rf"manifest\.json: is {what}, not a regular file; fix: put"):
+                    read(tmp_path)
+            assert not is_complete(tmp_path)
+        file.unlink()
+        with file.open("wb") as huge:
+            huge.truncate(10 << 30)
+        with pytest.raises(ManifestError, match=r"10240 MB is too large for this file \(limit 64 MB\)"):
+            read_manifest(tmp_path)
+
+    def test_a_file_that_may_not_be_read_is_named(self, unprivileged: Path) -> None:
+        unprivileged.chmod(0o755)
+        target = write_model(unprivileged / "out")
+        for name in ("vocab.json", "manifest.json"):
+            (target / name).chmod(0o000)
+            with pytest.raises(ManifestError, match=rf"{name}: permission denied; fix: make it readable \(chmod u\+r"):
+                manifest_problems(target)
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "mlxbert-manifest"}', '{"name": "web app"}'])
     def test_another_programs_manifest_is_not_ours(self, tmp_path: Path, text: str) -> None:
@@ -362,6 +406,35 @@ class TestTargets:
         assert "vocab.json" not in contents(target)
         assert manifest_problems(target) == []
         assert names_in(tmp_path) == ["out"]
+
+    def test_a_reader_never_finds_the_model_absent_while_it_is_replaced(self, tmp_path: Path) -> None:
+        if not exchange(*(self.made(tmp_path / name) for name in "ab")):
+            pytest.skip("the system cannot exchange two directories")
+        target = write_model(tmp_path / "out")
+        config, ended = os.fsencode(target / "config.json"), os.fsencode(tmp_path / "ended")
+        reader = os.fork()  # a thread would wait for this one between two calls of the system
+        if not reader:
+            looks = absent = 0
+            while not absent and not os.access(ended, os.F_OK):
+                for _ in range(1000):
+                    absent += not os.access(config, os.F_OK)
+                looks += 1000
+            os._exit(1 if absent else 2 if looks < 10_000 else 0)
+        for seed in range(1, 40):
+            write_model(target, seed=seed, overwrite=True)
+        (tmp_path / "ended").touch()
+        _, status = os.waitpid(reader, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert names_in(tmp_path) == ["a", "b", "ended", "out"]
+
+    def made(self, directory: Path) -> Path:
+        directory.mkdir()
+        return directory
+
+    def test_two_directories_that_cannot_be_exchanged_stay(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        assert not exchange(tmp_path / "a", tmp_path / "absent")
+        assert names_in(tmp_path) == ["a"]
 
     def test_overwrite_of_nothing_is_fine(self, tmp_path: Path) -> None:
         write_model(tmp_path / "out", overwrite=True)
@@ -494,8 +567,10 @@ class TestInterruption:
             leave()
         assert names_in(tmp_path) == []
 
-    @pytest.mark.parametrize("overwrite", [False, True])
-    def test_ctrl_c_at_every_point_loses_nothing(self, tmp_path: Path, overwrite: bool) -> None:
+    @pytest.mark.parametrize("mode", ["fresh", "overwrite", "overwrite in two steps"])
+    def test_ctrl_c_at_every_point_loses_nothing(self, tmp_path: Path, mode: str) -> None:
+        overwrite = mode != "fresh"
+
         def stop() -> None:
             raise KeyboardInterrupt
 
@@ -509,14 +584,23 @@ class TestInterruption:
             if overwrite:
                 shutil.copytree(tmp_path / "old", target)
 
+        def counted(points: Points) -> AbstractContextManager[object]:
+            both = ExitStack()
+            if mode == "overwrite in two steps":
+                both.enter_context(no_exchange())
+            both.enter_context(counted_points(points))
+            return both
+
         fresh_start()
-        with counted_points(Points()) as undisturbed:
+        undisturbed = Points()
+        with counted(undisturbed):
             write_model(target, seed=1, overwrite=overwrite)
+        assert ("before exchange" in undisturbed.names) == overwrite
         assert len(undisturbed.names) > 60
         seen = set()
         for at in range(len(undisturbed.names)):
             fresh_start()
-            with pytest.raises(KeyboardInterrupt), counted_points(Points(stop, at)):
+            with pytest.raises(KeyboardInterrupt), counted(Points(stop, at)):
                 write_model(target, seed=1, overwrite=overwrite)
             recover(target)
             state = contents(target) if target.exists() else None
@@ -537,7 +621,8 @@ class TestInterruption:
             real_rename(old, new)
 
         monkeypatch.setattr(os, "rename", rename)
-        text = message(lambda: write_model(target, seed=1, overwrite=True))
+        with no_exchange():
+            text = message(lambda: write_model(target, seed=1, overwrite=True))
         assert text == f"{target}: cannot be written: Input/output error; give another output with -o"
         assert contents(target) == before
         assert names_in(tmp_path) == ["out"]

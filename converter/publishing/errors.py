@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import httpx2
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from mlxbert.errors import MLXBertError
-from mlxbert.hub.errors import FAILURES, Subject, clean, endpoint, explain, host_name, token_source
+from mlxbert.hub.errors import FAILURES, Subject, clean, endpoint, explain, host_name, is_malformed, token_source
 from mlxbert.hub.listing import NotAHubError
 
 __all__ = ["FAILURES", "PublishError", "explain_push", "is_transient", "moved", "status_of"]
@@ -50,9 +49,7 @@ def explain_push(error: BaseException, repo_id: str) -> PublishError:
     if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
         reasons = "; ".join(line.removeprefix("- ") for line in str(error).splitlines()[1:])
         return PublishError(f"{host_name()} refuses the card's metadata: {clean(reasons)}; nothing was sent")
-    if isinstance(error, json.JSONDecodeError):
-        error = NotAHubError(str(error))
-    if isinstance(error, (httpx2.HTTPError, NotAHubError)):
+    if isinstance(error, (httpx2.HTTPError, NotAHubError)) or is_malformed(error):
         return PublishError(str(explain(error, subject)).replace(_READ, _WRITTEN))
     return PublishError(
         f"'{repo_id}': the push failed ({type(error).__name__}): {clean(str(error))[:120]}; fix: push again, "

@@ -18,7 +18,7 @@ from converter.parity.report import (
     ReportError,
 )
 from converter.publishing.errors import PublishError
-from converter.publishing.leaks import leaks
+from converter.publishing.leaks import refuse_leaks
 from mlxbert.checkpoint import CheckpointError, is_full_layout, read_config
 from mlxbert.errors import first_ten, reason
 from mlxbert.files.manifest import NAME, manifest_problems, read_manifest
@@ -26,9 +26,6 @@ from mlxbert.files.output_file import FileRecord
 from mlxbert.home import expand_home
 
 _NEVER_COMPARED = "the model was never compared with PyTorch"
-
-# Text in somebody else's words, too long to look through, and no place for a path.
-_NOT_SEARCHED = ("tokenizer.json", "vocab.txt", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, to
             + first_ten(changed)
         )
     records = {name: record for name, record in records.items() if name != CARD}
-    _refuse_leaks(path, records, token)
+    refuse_leaks(path, records, token=token)
     report, unverified = _parity(path, records, config["mlxbert"])
     if unverified and not allow_unverified:
         block = config["mlxbert"]
@@ -166,15 +163,3 @@ def _incomplete(report: ParityReport, records: Mapping[str, FileRecord], block: 
 
 def _is_encoder(name: str) -> bool:
     return name.startswith("model") and name.endswith(".safetensors") and "/" not in name
-
-
-def _refuse_leaks(path: Path, records: Mapping[str, FileRecord], token: str | None) -> None:
-    found = []
-    for name in records:
-        if name.endswith((".json", ".txt", ".md")) and name not in _NOT_SEARCHED:
-            text = (path / name).read_text(encoding="utf-8", errors="replace")
-            found += [f"{name}: {what}" for what in leaks(text, token=token)]
-    if found:
-        raise PublishError(
-            f"{path}: must not be published; fix: convert again from a source without\n{first_ten(found)}"
-        )

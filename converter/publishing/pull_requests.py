@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from converter.publishing.errors import FAILURES, explain_push
 from converter.publishing.remote import CheckedFile, look_at
 from mlxbert.hub.errors import clean
+from mlxbert.hub.listing import NotAHubError
 
 _LOOKED_AT = 20  # newest first; each costs a listing
 
@@ -34,8 +35,10 @@ def find_pull_request(
         mine = [
             found
             for found in api.get_repo_discussions(repo_id, author=author, discussion_type="pull_request")
-            if found.status in ("open", "draft") and found.is_pull_request and found.author == author
+            if found.status in ("open", "draft") and found.is_pull_request is True and found.author == author
         ]
+        if not all(isinstance(found.num, int) and isinstance(found.url, str) for found in mine):
+            raise NotAHubError("a pull request without a number")
     except FAILURES as error:
         raise explain_push(error, repo_id) from None
     for found in sorted(mine, key=lambda found: -found.num)[:_LOOKED_AT]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,10 @@ from converter.publishing.names import precision_suffix
 from converter.publishing.retry import retried
 from mlxbert.files.manifest import NAME
 from mlxbert.files.output_file import FileRecord
+from mlxbert.files.reading import read_bytes, read_json
+from mlxbert.hub import refuse_unsafe_names
 from mlxbert.hub.errors import clean
+from mlxbert.hub.listing import NotAHubError, is_commit
 
 _SMALL = 4 * 2**20
 
@@ -47,13 +49,11 @@ class RemoteFile:
             return False
         if self.sha256 is not None:
             return record.sha256 == self.sha256
-        try:
-            content = data if isinstance(data, bytes) else data.path.read_bytes()
-        except OSError:
-            return False
+        content = data if isinstance(data, bytes) else read_bytes(data.path, PublishError, limit=record.size)
         # Git's id says nothing of a SHA-256: the bytes have to be there still to tell.
-        unchanged = FileRecord.of(content) == record
-        return unchanged and hashlib.sha1(b"blob %d\0" % record.size + content).hexdigest() == self.blob_id
+        if content is None or FileRecord.of(content) != record:
+            return False
+        return hashlib.sha1(b"blob %d\0" % record.size + content).hexdigest() == self.blob_id
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,29 @@ def look_at(api: HfApi, repo_id: str, revision: str | None) -> Remote:
             info, exists = retried(lambda: api.model_info(repo_id, revision=revision)), True
         except RevisionNotFoundError:
             info, exists = retried(lambda: api.model_info(repo_id)), False
-        listed = retried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=info.sha)))
+        if not is_commit(info.sha) or not isinstance(info.private, bool | None):
+            raise NotAHubError("no commit in the answer to what a repository is")
+        tree = retried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=info.sha)))
+        listed = [(item.path, _remote_file(item)) for item in tree if isinstance(item, RepoFile)]
     except RepositoryNotFoundError:
         return Remote()
     except FAILURES as error:
         raise explain_push(error, repo_id) from None
-    files = {
-        item.path: RemoteFile(item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
-        for item in listed
-        if isinstance(item, RepoFile)
-    }
-    return Remote(info.sha, exists, info.private, files)
+    refuse_unsafe_names((name for name, _ in listed), f"'{repo_id}'", PublishError)
+    return Remote(info.sha, exists, info.private, dict(listed))
+
+
+def _remote_file(item: RepoFile) -> RemoteFile:
+    """One file of a listing.
+
+    Raises:
+        NotAHubError: a value is of another type.
+    """
+    sha256 = item.lfs.sha256 if item.lfs else None
+    whole = isinstance(item.size, int) and isinstance(item.path, str) and isinstance(item.blob_id, str)
+    if not whole or not isinstance(sha256, str | None):
+        raise NotAHubError("a file without name, size or hash")
+    return RemoteFile(item.size, sha256, item.blob_id)
 
 
 def refuse_another_model(api: HfApi, repo_id: str, remote: Remote, config: dict[str, Any]) -> frozenset[str]:
@@ -155,11 +167,10 @@ def _read_json(api: HfApi, repo_id: str, remote: Remote, name: str) -> dict[str,
     if file.size > _SMALL:
         return {}
     try:
-        path = api.hf_hub_download(repo_id, name, revision=remote.commit)
+        path = Path(api.hf_hub_download(repo_id, name, revision=remote.commit))
     except FAILURES as error:
         raise explain_push(error, repo_id) from None
     try:
-        parsed = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError):
+        return read_json(path, PublishError, limit=_SMALL)
+    except PublishError:  # nothing that mlxbert wrote
         return {}
-    return parsed if isinstance(parsed, dict) else {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from converter.publishing.errors import FAILURES, status_of
+from mlxbert.hub.listing import MALFORMED, NotAHubError
 
 Answer = TypeVar("Answer")
 ATTEMPTS = 3
@@ -22,7 +23,7 @@ def retried(ask: Callable[[], Answer]) -> Answer:
             return ask()
         except FAILURES as error:
             status = status_of(error)
-            if isinstance(error, ValueError) or (status is not None and status < 500):
+            if isinstance(error, (*MALFORMED, NotAHubError)) or (status is not None and status < 500):
                 raise
         pause(attempt)
     return ask()

@@ -7,9 +7,11 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from converter.hub_rules import is_repo_id
 from converter.publishing.errors import FAILURES, PublishError, explain_push
 from converter.publishing.retry import retried
 from mlxbert.hub.errors import endpoint, token_source
+from mlxbert.hub.listing import NotAHubError
 
 _WRITING_ROLES = ("admin", "write", "contributor")
 
@@ -30,17 +32,16 @@ def who_writes(api: HfApi, repo_id: str, *, pull_request: bool) -> Writer:
         PublishError: the token is not accepted, is read-only, or its user may not write to the namespace.
     """
     try:
-        found: dict[str, Any] = retried(api.whoami)
+        found = retried(api.whoami)
+        name, organizations = _user(found)
     except FAILURES as error:
         raise explain_push(error, repo_id) from None
-    name = str(found.get("name"))
     namespace = repo_id.partition("/")[0]
     settings = f"{endpoint()}/settings/tokens"
     if _role(found) == "read":
         raise PublishError(
             f"{token_source()} is read-only: make one with write access at {settings}, then `hf auth login` with it"
         )
-    organizations = {org.get("name"): org.get("roleInOrg") for org in found.get("orgs") or () if isinstance(org, dict)}
     writes = namespace == name or organizations.get(namespace, "none") in (*_WRITING_ROLES, None)
     if not writes and not pull_request:
         raise PublishError(
@@ -48,6 +49,16 @@ def who_writes(api: HfApi, repo_id: str, *, pull_request: bool) -> Writer:
             f"propose the model with --pr, or push to your own with --to {name}/{repo_id.partition('/')[2]}"
         )
     return Writer(name)
+
+
+def _user(found: Any) -> tuple[str, dict[str, Any]]:
+    """The name of who asks, and the role in each organization."""
+    name = found.get("name") if isinstance(found, dict) else None
+    organizations = (found.get("orgs") or []) if isinstance(found, dict) else None
+    if not isinstance(name, str) or not is_repo_id(name) or not isinstance(organizations, list):
+        raise NotAHubError("no name in the answer to who asks")
+    known = (org for org in organizations if isinstance(org, dict) and isinstance(org.get("name"), str))
+    return name, {org["name"]: org.get("roleInOrg") for org in known}
 
 
 def _role(found: dict[str, Any]) -> str | None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from converter.publishing.errors import FAILURES, PublishError, explain_push, is_transient, moved, status_of
 from converter.publishing.plan import PushPlan, PushResult
@@ -23,7 +20,8 @@ from converter.publishing.rights import Writer
 from mlxbert.errors import first_ten
 from mlxbert.files.manifest import is_file_of
 from mlxbert.hub import progress_bars
-from mlxbert.hub.errors import clean, endpoint, host_name
+from mlxbert.hub.errors import clean, endpoint
+from mlxbert.hub.listing import MALFORMED, NotAHubError, is_commit
 
 Files = Mapping[str, bytes | CheckedFile]
 """What is sent under each name: bytes, or a file of the directory."""
@@ -66,8 +64,9 @@ class Sending:
             return PushResult(plan, "unchanged", found.commit, found.url)
         if not confirm(plan):
             return PushResult(plan, "declined")
-        with _quiet_client(), progress_bars(self.progress), _staged(self.files) as folder:
-            return self._upload(plan, self._prepare(plan, remote), folder)
+        _refuse_changed(self.files)
+        with _quiet_client(), progress_bars(self.progress):
+            return self._upload(plan, self._prepare(plan, remote))
 
     def _prepare(self, plan: PushPlan, remote: Remote) -> Remote:
         """Make the repository and the branch, where they are not there."""
@@ -79,8 +78,6 @@ class Sending:
                 retried(lambda: self.api.create_repo(plan.repo_id, private=plan.private or None, exist_ok=True))
             if plan.revision is not None:
                 retried(lambda: self.api.create_branch(plan.repo_id, branch=plan.revision or "", exist_ok=True))
-        except KeyError:  # what the client makes of an answer that lacks its part
-            raise PublishError(f"{host_name()} does not answer like a Hugging Face Hub: check HF_ENDPOINT") from None
         except FAILURES as error:
             raise explain_push(error, plan.repo_id) from None
         made = look_at(self.api, plan.repo_id, plan.revision)
@@ -99,18 +96,20 @@ class Sending:
                 "leave --private out"
             )
 
-    def _upload(self, plan: PushPlan, remote: Remote, folder: Path) -> PushResult:
+    def _upload(self, plan: PushPlan, remote: Remote) -> PushResult:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                made = self.api.upload_folder(
+                # One commit of all files, whatever their number, read from where they lie.
+                made = self.api.create_commit(
                     repo_id=plan.repo_id,
-                    folder_path=folder,
+                    operations=_operations(plan, self.files),
                     revision=plan.revision,
                     commit_message=plan.message,
                     create_pr=plan.pull_request or None,
                     parent_commit=remote.commit,
-                    delete_patterns=[glob.escape(name) for name in plan.remove] or None,
                 )
+                if not is_commit(made.oid) or not isinstance(made.pr_url, str | None):
+                    raise NotAHubError("no commit in the answer to one")
             except FAILURES as error:
                 if not is_transient(error):
                     raise explain_push(error, plan.repo_id) from None
@@ -119,7 +118,7 @@ class Sending:
                 if status_of(error) == 412:
                     raise PublishError(moved(plan.repo_id)) from None
                 # A pull request may have been opened though nothing is in it yet: not a second one.
-                if attempt == ATTEMPTS or plan.pull_request or isinstance(error, ValueError):
+                if attempt == ATTEMPTS or plan.pull_request or isinstance(error, MALFORMED):
                     raise explain_push(error, plan.repo_id) from None
                 pause(attempt)
                 continue
@@ -169,26 +168,24 @@ def size_of(data: bytes | CheckedFile) -> int:
     return len(data) if isinstance(data, bytes) else data.record.size
 
 
-@contextmanager
-def _staged(files: Files) -> Iterator[Path]:
-    """A directory with exactly the files to send, linked where they are files.
+def _refuse_changed(files: Files) -> None:
+    """Refuse files that are not as they were when they were checked.
 
     Raises:
-        PublishError: one has changed since it was checked.
+        PublishError: one has changed.
     """
     for data in files.values():
         if isinstance(data, CheckedFile) and not is_file_of(data.path, data.record):
             raise PublishError(f"{data.path}: changed while it was being published; nothing was sent: push again")
-    with tempfile.TemporaryDirectory(prefix="mlxbert-push-") as name:
-        folder = Path(name)
-        for path, data in files.items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(data, bytes):
-                target.write_bytes(data)
-            else:
-                target.symlink_to(data.path.resolve())
-        yield folder
+
+
+def _operations(plan: PushPlan, files: Files) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What the commit does; the client wants new ones for every attempt."""
+    added = [
+        CommitOperationAdd(name, data if isinstance(data, bytes) else str(data.path.resolve()))
+        for name, data in files.items()
+    ]
+    return [*added, *(CommitOperationDelete(name, is_folder=False) for name in plan.remove)]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -59,8 +60,18 @@ TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": Fals
 TABLES, LINES = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson", ".json")
 
 
-def read_rows(path: Path, kinds: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
+# Of text tables, as the training file was found to be (mlxbert.data.quoting); a row with other quotes is refused.
+QUOTINGS: dict[str, dict[str, Any]] = {
+    "none": {"quoting": csv.QUOTE_NONE},
+    "minimal": {"strict": True},
+    "escaped": {"strict": True, "escapechar": "\\"},
+}
+
+
+def read_rows(path: Path, kinds: Mapping[str, str], quoting: str | None = None) -> Iterator[list[dict[str, Any]]]:
     """The rows of a CSV, TSV or JSONL file, at most `CHUNK` at a time, None where a value is missing.
+
+    `quoting` of a text table: a key of `QUOTINGS`; None: "minimal".
 
     Raises:
         InferenceError: no such file, one of another format, or a broken line (it is named).
@@ -75,7 +86,7 @@ def read_rows(path: Path, kinds: Mapping[str, str]) -> Iterator[list[dict[str, A
         )
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding=_encoding(path), newline="" if suffix in TABLES else None) as file:
-        chunks = _table(path, file, kinds) if suffix in TABLES else _lines(path, file, kinds)
+        chunks = _table(path, file, kinds, quoting or "minimal") if suffix in TABLES else _lines(path, file, kinds)
         first = True
         for chunk in chunks:
             first = False
@@ -114,9 +125,23 @@ def _separator(path: Path, file: Any) -> str:
     return next((mark for mark in (own, other, ";") if head and mark in head[0]), own)
 
 
-def _table(path: Path, file: Any, kinds: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
-    reader = csv.reader(file, delimiter=_separator(path, file))
-    header = next((row for row in reader if row), [])
+def _table(path: Path, file: Any, kinds: Mapping[str, str], quoting: str) -> Iterator[list[dict[str, Any]]]:
+    separator = _separator(path, file)
+    # Where a backslash escapes nothing it is a character, and is to be kept.
+    escape = re.compile(rf'\\(["\\\r\n{re.escape(separator)}])|\\')
+    lines = file if quoting != "escaped" else (escape.sub(lambda f: f[0] if f[1] else "\\\\", line) for line in file)
+    reader = csv.reader(lines, delimiter=separator, **QUOTINGS[quoting])
+    try:
+        yield from _chunks(path, reader, kinds)
+    except csv.Error as error:
+        raise InferenceError(
+            f"{path}: line {reader.line_num}: a quote opens a cell and does not close it at its end ({error}); "
+            "fix: --quoting none if quotes are characters like any other, or mend it"
+        ) from None
+
+
+def _chunks(path: Path, reader: Any, kinds: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
+    header: list[str] = next((row for row in reader if row), [])
     names = [_bare(cell) or f"Unnamed: {i}" for i, cell in enumerate(header)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice:
@@ -699,6 +724,7 @@ def write_submission(
     submission, kinds = settings["submission"], {**settings["kinds"]}
     if settings["id"] is not None:
         kinds[settings["id"]] = "text"
+    quoting = settings.get("quoting")
     series = settings["task"] == "time_series"
     ids = _future(predictor, test, kinds) if series else _ids(predictor, test, kinds)
     header = [submission["id_column"], *submission["columns"]]
@@ -711,7 +737,7 @@ def write_submission(
 
     def cells(progress: Callable[[int], object]) -> Iterator[list[Any]]:
         if series:
-            rows = [row for chunk in read_rows(test, kinds) for row in chunk]
+            rows = [row for chunk in read_rows(test, kinds, quoting) for row in chunk]
             window = max(predictor.members[0].head["window"], 1)
             values = predictor.predict(rows[-window:], batch_size=batch_size).values
             assert values is not None
@@ -719,32 +745,44 @@ def write_submission(
             yield from ([value] for value in values[-1].tolist())
             return
         at = 0
-        for chunk in read_rows(test, kinds):
+        for chunk in read_rows(test, kinds, quoting):
             found = predictor.predict(chunk, batch_size=batch_size, start=at, progress=progress)
             at += len(chunk)
             yield from columns_of(settings, found)
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        try:
-            with (
-                temporary.open("w", encoding="utf-8", newline="") as file,
-                tqdm(desc="Predicting", total=len(ids), unit="row", mininterval=0.5) as bar,
-            ):
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(columns)
-                lines = ([name, *row] for name, row in zip(ids, cells(bar.update), strict=True))
-                made = ([line[place] for place in places] for line in lines)
-                if order is not None:  # the sample's
-                    by_id = dict(zip(ids, made, strict=True))
-                    made = (by_id[name] for name in order)
-                writer.writerows(made)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _output(out) as file, tqdm(desc="Predicting", total=len(ids), unit="row", mininterval=0.5) as bar:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            lines = ([name, *row] for name, row in zip(ids, cells(bar.update), strict=True))
+            made = ([line[place] for place in places] for line in lines)
+            if order is not None:  # the sample's
+                by_id = dict(zip(ids, made, strict=True))
+                made = (by_id[name] for name in order)
+            writer.writerows(made)
     except OSError as error:
         raise InferenceError(f"{out} cannot be written: {error.strerror or error}; fix: another place") from None
     return len(ids)
+
+
+@contextmanager
+def _output(out: Path) -> Iterator[TextIO]:
+    """A file that becomes `out` at the end, or the device or pipe that `out` is; a link's file is replaced."""
+    if out.exists() and not out.is_file():
+        with out.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    real = Path(os.path.realpath(out))
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{real.name[:50]}.", dir=real.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(descriptor, real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~umask)
+            yield file
+        Path(temporary).replace(real)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def columns_of(settings: Mapping[str, Any], found: Predictions) -> list[list[Any]]:
@@ -777,7 +815,7 @@ def _ids(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str
     column, empty = predictor.settings["id"], 0
     text = predictor.text
     assert text is not None
-    for chunk in read_rows(test, kinds):
+    for chunk in read_rows(test, kinds, predictor.settings.get("quoting")):
         first, second = text.render(chunk, str(test), len(ids))
         empty += sum(not one.strip() and not two.strip() for one, two in zip(first, second or first, strict=True))
         if column is None:
@@ -800,7 +838,7 @@ def _ids(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str
 def _future(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str]:
     """Names of the steps ahead: the series' times going on."""
     ahead = np.arange(1, predictor.members[0].head["horizon"] + 1)
-    rows = [row for chunk in read_rows(test, kinds) for row in chunk]
+    rows = [row for chunk in read_rows(test, kinds, predictor.settings.get("quoting")) for row in chunk]
     time = predictor.settings["time"]
     if time is None:
         return [str(len(rows) - 1 + step) for step in ahead]
@@ -858,12 +896,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample-submission", type=Path, help="ids and columns are checked against it first")
     parser.add_argument("--batch-size", type=int, default=32, help="[default: 32]")
     parser.add_argument("--device", help="cpu or cuda  [default: cuda where there is one]")
+    parser.add_argument("--quoting", choices=[*QUOTINGS], help="of a text table  [default: as the training file's]")
     parser.add_argument("--text", help="the column to read, for a model exported without its run")
     given = parser.parse_args(arguments)
     if given.batch_size < 1:
         parser.error(f"--batch-size must be 1 or more, not {given.batch_size}")
     try:
         predictor = Predictor(device=given.device, text=given.text)
+        if given.quoting:
+            predictor.settings["quoting"] = given.quoting
         rows = write_submission(
             predictor, given.test, given.out, sample=given.sample_submission, batch_size=given.batch_size
         )

@@ -94,6 +94,7 @@ def inference_settings(run: RunInfo | None, members: list[str], head: Head, limi
         "classes": None if classes is None else list(classes),
         "text": data.get("text"),
         "kinds": dict(data.get("kinds") or {}),
+        "quoting": data.get("quoting"),
         "id": data.get("id") if run is not None else None,
         "time": data.get("time"),
         "max_length": min((n for n in (longest, limit) if n is not None), default=512),

@@ -1,55 +1,82 @@
 """The `mlxbert` command group: one file a command, registered below.
 
-A command's file imports what is heavy inside its function, so that `mlxbert --help` answers at once.
+A command's file imports what is heavy inside its function, so that `mlxbert --help` answers at once. Other packages
+add commands through the entry-point group `mlxbert.commands`. The converter's four come that way, because nothing in
+mlxbert imports the converter; they are also commands of their own (`mlxbert convert` is `mlxbert-convert`).
 """
 
 from __future__ import annotations
 
-import warnings
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
 
 from mlxbert.cli import blend, encode, predict, report, train
-from mlxbert.errors import Interrupted, MLXBertError
+from mlxbert.errors import last_catch, readable
+from mlxbert.own_packages import use_own_package
 
+COMMANDS = "mlxbert.commands"
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class OneLineErrors(click.Group):
     """A group whose commands answer a mistake of the caller's with one clear message and exit code 2."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_added()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        return _loaded(cmd_name) if own is None and cmd_name in _added() else own
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List each command with its whole first sentence; click's own list cuts it at the width of the terminal."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, one.get_short_help_str(limit=1000)) for name, one in commands if one is not None]
+            )
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _warn
+            with last_catch("mlxbert", (click.ClickException, click.exceptions.Exit, click.Abort)):
                 return super().invoke(ctx)
-        except Interrupted as error:
-            click.echo(f"mlxbert: {error}", err=True)
-            ctx.exit(130)
-        except MLXBertError as error:
-            click.echo(f"mlxbert: error: {error}", err=True)
-            ctx.exit(2)
         except click.exceptions.NoArgsIsHelpError:
             raise  # a bare `mlxbert` shows its help
         except click.UsageError as error:
             asked = (error.ctx or ctx).command_path
-            click.echo(f"{asked}: error: {error.format_message()}; fix: see {asked} --help", err=True)
+            click.echo(readable(f"{asked}: error: {error.format_message()}; fix: see {asked} --help"), err=True)
             ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\nmlxbert: interrupted", err=True)
-            ctx.exit(130)
 
 
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """One line, without the place in the code, which is of no use to whoever typed a command."""
-    click.echo(f"mlxbert: warning: {message}", err=True)
+@cache
+def _added() -> dict[str, EntryPoint]:
+    """Return the commands that installed packages add, by name."""
+    return {one.name: one for one in entry_points(group=COMMANDS)}
+
+
+@cache
+def _loaded(name: str) -> click.Command:
+    found = _added()[name]
+    if found.module.startswith("converter."):
+        use_own_package("converter")
+    command: click.Command = found.load()
+    return command
 
 
 @click.group(cls=OneLineErrors, context_settings=CONTEXT)
 @click.version_option(package_name="mlxbert")
 def main() -> None:
-    """Use converted BERT checkpoints; make one with mlxbert-convert."""
+    """Convert BERT checkpoints to MLX, prove them equal to PyTorch, fine-tune them, and predict.
+
+    \b
+    Examples:
+      mlxbert convert bert-base-uncased
+      mlxbert encode mlx_models/bert-base-uncased "A cat sits." "A kitten rests."
+      mlxbert train --help
+    """
 
 
 for command in (encode.encode, train.train, predict.predict, report.report, blend.blend):

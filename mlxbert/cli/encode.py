@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlxbert.home import expand_home
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+# So many texts have their matrix of cosines in 80 columns.
+MATRIX = 6
 
 
 @click.command()
@@ -25,7 +34,6 @@ def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path |
       mlxbert encode mlx_models/minilm "A cat sits." "A kitten rests." "Stocks fell."
     """
     import numpy as np
-    from rich.table import Table
 
     from mlxbert.encode import SentenceEncoder
     from mlxbert.files.output_file import replace_file
@@ -38,12 +46,33 @@ def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path |
         np.save(array, embeddings)
         replace_file(out, array.getbuffer())
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    table = Table(title=f"Cosine similarity, {embeddings.shape[1]} dimensions")
-    table.add_column("", no_wrap=True, min_width=12)
-    for number in range(1, len(texts) + 1):
-        table.add_column(str(number), justify="right", no_wrap=True)
-    for number, (text, row) in enumerate(zip(texts, unit @ unit.T, strict=True), start=1):
-        table.add_row(f"{number}  {text}", *(f"{value:.3f}" for value in row))
-    show(table)
+    show(_similarities(texts, unit @ unit.T, embeddings.shape[1]))
     if out is not None:
         show(f"Embeddings {embeddings.shape} written to {out}")
+
+
+def _similarities(texts: Sequence[str], cosines: np.ndarray, width: int) -> Table:
+    """Return the cosines as a matrix; where that does not fit 80 columns, each text with the one most like it.
+
+    Args:
+        texts: N of them, shortened in the table.
+        cosines: (N, N).
+        width: of the embeddings.
+    """
+    from rich.table import Table
+
+    table = Table(title=f"Cosine similarity, {width} dimensions")
+    if len(texts) <= MATRIX:
+        table.add_column("", no_wrap=True, overflow="ellipsis", max_width=76 - 9 * len(texts))
+        for number in range(1, len(texts) + 1):
+            table.add_column(str(number), justify="right", no_wrap=True, min_width=6)
+        for number, (text, row) in enumerate(zip(texts, cosines, strict=True), start=1):
+            table.add_row(f"{number}  {text}", *(f"{value:.3f}" for value in row))
+        return table
+    table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=30)
+    table.add_column("most like it", no_wrap=True, overflow="ellipsis", max_width=30)
+    table.add_column("cosine", justify="right", no_wrap=True)
+    for number, row in enumerate(cosines.tolist()):
+        other = max((one for one in range(len(texts)) if one != number), key=row.__getitem__)
+        table.add_row(f"{number + 1}  {texts[number]}", f"{other + 1}  {texts[other]}", f"{row[other]:.3f}")
+    return table

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from mlxbert.cli.training_options import quoting_option
+
 PATH = click.Path(path_type=Path)
 
 
@@ -25,6 +27,7 @@ PATH = click.Path(path_type=Path)
     help="What of the models is averaged.",
 )
 @click.option("--encoding", help="Of the data's text.  [default: found out]")
+@quoting_option
 def predict(run: Path, data: str, out: Path, **options: Any) -> None:
     """Predict DATA with RUN, a finished run or a blend, and write a submission.
 

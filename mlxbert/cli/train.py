@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlxbert.cli.training_options import given_settings, training_options
+from mlxbert.cli.training_options import given_settings, quoting_option, training_options
 
 PATH = click.Path(path_type=Path)
 
@@ -36,6 +36,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--values", type=click.Choice(["labels", "probabilities", "values"]), help="What a submission holds.")
 @click.option("--drop-missing", is_flag=True, help="Leave out rows without a target.")
 @click.option("--encoding", help="Of the data's text.  [default: found out]")
+@quoting_option
+@click.option("--decimal", type=click.Choice([".", ","]), help="Decimal mark of the target.  [default: found out]")
+@click.option("--label-separator", help="Between labels of one cell: ';' or '[]'.  [default: found out]")
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
 @click.option("--log", "trackers", multiple=True, help="tensorboard or wandb, where installed.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
@@ -50,7 +53,7 @@ def train(
     allow_changes: bool,
     **options: Any,
 ) -> None:
-    """Fine-tune on DATA (CSV, TSV, JSONL, Parquet) with cross-validation, and predict.
+    """Fine-tune on DATA (CSV, TSV, JSON, Parquet, Excel) with cross-validation, and predict.
 
     \b
     Examples:

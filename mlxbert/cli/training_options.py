@@ -11,6 +11,13 @@ import click
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 
 
+quoting_option = click.option(
+    "--quoting",
+    type=click.Choice(["none", "minimal", "escaped"]),
+    help='Of CSV and TSV: none (quotes are characters), minimal ("" is a quote), escaped (\\").  [default: found out]',
+)
+
+
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: an option for every field, None where it is not given; `--help` has the default."""
     from mlxbert.training.config import TrainingConfig

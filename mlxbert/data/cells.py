@@ -6,7 +6,7 @@ test file happens to hold digits only. Here a column's kind is found once, on th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from mlxbert.factory.frames import plain, shown
@@ -38,15 +38,16 @@ def infer_kind(cells: Any) -> Kind:
     return "text"
 
 
-def convert(cells: Any, kind: Kind) -> Any:
+def convert(cells: Any, kind: Kind, labels: Collection[str] = ()) -> Any:
     """The column with its values: missing ones as pandas has them; what does not fit the kind stays text.
 
-    A test file may have a word where the training file had numbers only: that is its value, not an error.
+    A test file may have a word where the training file had numbers only: that is its value, not an error. `labels` are
+    words of a text column that are values though they look missing: NA may be Namibia.
     """
     import pandas
 
     if kind == "text":
-        return cells.mask(cells.isin(MISSING))
+        return cells.mask(cells.isin([word for word in MISSING if word not in labels]))
     bare = cells.str.strip()
     missing = bare.isin(_MISSING_NUMBERS)
     if kind == "boolean":

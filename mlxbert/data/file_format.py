@@ -1,20 +1,33 @@
-"""What kind of data file this is, in which encoding, and its sha256: one pass over the bytes, nothing parsed."""
+"""What kind of data file this is, in which encoding and quoting, and its sha256; nothing is parsed yet."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
+import json
+import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from mlxbert.errors import MLXBertError
+from mlxbert.data.data_file import (
+    Compression,
+    DataError,
+    DataFile,
+    DataWarning,
+    Format,
+    Quoting,
+    only_member,
+    open_unpacked,
+    os_errors,
+)
+from mlxbert.data.quoting import MOST_CHARACTERS, find_quoting
+from mlxbert.files.reading import open_regular
 from mlxbert.home import expand_home
 
-Format = Literal["csv", "jsonl", "parquet"]
 _FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -24,156 +37,295 @@ _FORMATS: dict[str, Format] = {
     ".json": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".xlsx": "excel",
+    ".xlsm": "excel",
+    ".ods": "excel",
 }
-_ARCHIVES = {b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "a 7z archive", b"BZh": "bzip2"}
+_COMPRESSED: dict[str, Compression] = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
+_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip"}
+# What a download or a slip of the hand puts there instead of data, by its first bytes.
+_OTHERS = {
+    b"7z\xbc\xaf": "a 7z archive; fix: unpack it first",
+    b"Rar!": "a RAR archive; fix: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; fix: unpack it first",
+    b"%PDF": "a PDF; fix: give the data as CSV, JSONL or Parquet",
+    b"\x89PNG": "an image; fix: give the data file",
+    b"\xff\xd8\xff": "an image; fix: give the data file",
+    b"GIF8": "an image; fix: give the data file",
+    b"\xd0\xcf\x11\xe0": "a file of an old Excel or Word; fix: save it as .xlsx or CSV",
+    b"SQLite format 3": "an SQLite database; fix: export its table as CSV",
+    b"version https://git-lfs": "a Git-LFS pointer, not the file itself; fix: git lfs pull",
+}
 _CHUNK = 1 << 20
 # The longest header seen on Kaggle (tens of thousands of gene columns) is below this.
 _HEADER_LIMIT = 1 << 20
 
 
-class DataError(MLXBertError):
-    """A data file that cannot be read, or not as what it calls itself."""
-
-
-class DataWarning(UserWarning):
-    """The data were read, but not without an assumption that should be known."""
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A file as it lies there.
-
-    Attributes:
-        path: where.
-        format: what is in it.
-        encoding: of the text; None for Parquet.
-        separator: between the columns; None where there is none.
-        sha256: of the bytes, in hex, for run.json.
-        size: in bytes.
-    """
-
-    path: Path
-    format: Format
-    encoding: str | None
-    separator: str | None
-    sha256: str
-    size: int
-
-
-def inspect_file(path: str | Path, *, encoding: str | None = None) -> DataFile:
-    """Look at a data file: extension, first bytes, encoding, separator, sha256.
+def inspect_file(
+    path: str | Path, *, encoding: str | None = None, quoting: Quoting | None = None, like: Quoting | None = None
+) -> DataFile:
+    """Look at a data file: format, compression, encoding, separator, quoting, sha256.
 
     Args:
-        path: CSV, TSV, JSONL or Parquet, told by its extension.
-        encoding: of the text; None: UTF-8 or UTF-16 by byte order mark, then UTF-8, then Windows-1252, then Latin-1.
+        path: CSV, TSV, JSON, Parquet or Excel, told by its extension; also as .gz, .bz2, .xz or .zip.
+        encoding: of the text; None: UTF-8, UTF-16 or UTF-32 by byte order mark, then UTF-8, then Windows-1252, then
+            Latin-1.
+        quoting: of a text table; None: found out (`mlxbert.data.quoting`).
+        like: the training file's quoting.
 
     Raises:
-        DataError: absent, a directory, empty, of another format, compressed, or with bytes that the given encoding
-            does not have.
+        DataError: absent, no regular file, empty, of another format, damaged, with bytes that the given encoding does
+            not have, or with quotes that can be read in two ways.
 
     Warns:
-        DataWarning: it is not UTF-8, and what it is read as.
+        DataWarning: it is not UTF-8, or quotes are not read as usual, and what it is read as.
     """
     path = expand_home(path)
-    format = _FORMATS.get(path.suffix.lower())
-    with os_errors(path):
-        if path.is_dir():
-            raise DataError(f"{path} is a directory; fix: name the file in it")
-        if not path.exists():
-            raise DataError(f"{path} is not there; fix: check the path")
-        with path.open("rb") as file:
-            head = file.read(_HEADER_LIMIT)
-    if not head:
-        raise DataError(f"{path} is empty; fix: download it again")
-    for magic, name in _ARCHIVES.items():
-        if head.startswith(magic):
-            raise DataError(f"{path} is compressed ({name}); fix: unpack it first")
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return _inspected(path, encoding, quoting, like, ())
+    # A file is read several times in a command: it is looked at, and warned of, once.
+    return _inspected(
+        path, encoding, quoting, like, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    )
+
+
+@lru_cache(maxsize=16)
+def _inspected(
+    path: Path, encoding: str | None, quoting: Quoting | None, like: Quoting | None, state: tuple[int, ...]
+) -> DataFile:
+    """As `inspect_file`, of a file in this state."""
+    head, size, sha256 = _first_look(path)
+    compression = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    name, format = path.name, _FORMATS.get(path.suffix.lower())
+    if compression == "zip":
+        with os_errors(path), zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            if {"xl/workbook.xml", "content.xml"} & names:
+                return _excel_file(path, format, archive, size, sha256)
+            name = only_member(archive, path)
+    elif compression is not None and path.suffix.lower() in _COMPRESSED:
+        name = path.stem
+    elif compression is None and path.suffix.lower() in _COMPRESSED:
+        raise DataError(f"{path} is not compressed, whatever its name says; fix: give it the extension of what it is")
+    if compression is not None:
+        with os_errors(path), open_unpacked(path, compression, size) as stream:
+            head = stream.read(_HEADER_LIMIT)
+        if not head:
+            raise DataError(f"{path} is empty; fix: download it again")
+        if head[257:262] == b"ustar":
+            raise DataError(f"{path} is a tar archive; fix: unpack it and name one of its files")
+        format = _FORMATS.get(Path(name).suffix.lower(), format)
+    _refuse_others(path, head)
     if format is None:
-        raise DataError(f"{path}: {path.suffix or 'no extension'!r} is not read; fix: give {', '.join(_FORMATS)}")
+        suffix = Path(name).suffix
+        raise DataError(
+            f"{path}: {suffix or 'no extension'!r} is not read; fix: give {', '.join(_FORMATS)}, or one of them as .gz"
+        )
     if (head[:4] == b"PAR1") != (format == "parquet"):
         what = "not Parquet, whatever its name says" if format == "parquet" else "Parquet; fix: name it .parquet"
         raise DataError(f"{path} is {what}")
+    if format == "excel":
+        raise DataError(f"{path} is not an Excel file, whatever its name says; fix: name it .csv if it is text")
+    file = DataFile(path, format, size, sha256, compression)
     if format == "parquet":
-        with os_errors(path):
-            return DataFile(path, format, None, None, *_digest(path))
-    encoding = _encoding(path, head, encoding)
-    separator = _separator(path, head, encoding) if format == "csv" else None
+        if compression is not None:
+            raise DataError(f"{path} is compressed Parquet; fix: unpack it first")
+        return file
+    return _text_file(file, head, name, encoding, quoting, like)
+
+
+def _first_look(path: Path) -> tuple[bytes, int, str]:
+    """The first megabyte of a regular file, its size and sha256."""
+    if path.is_dir():
+        raise DataError(f"{path} is a directory; fix: name the file in it")
     with os_errors(path):
-        return DataFile(path, format, encoding, separator, *_digest(path))
+        file = open_regular(path, DataError)
+        if file is None:
+            raise DataError(f"{path} is not there; fix: check the path")
+        with file:
+            head = b""
+            while len(head) < _HEADER_LIMIT and (piece := file.read(_HEADER_LIMIT - len(head))):
+                head += piece
+            if not head:
+                raise DataError(f"{path} is empty; fix: download it again")
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return head, file.tell(), sha256
 
 
-@contextmanager
-def os_errors(path: Path) -> Iterator[None]:
-    """An `OSError` of reading `path` as a one-line `DataError`."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+def _refuse_others(path: Path, head: bytes) -> None:
+    for magic, what in _OTHERS.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} is {what}")
+    start = head[:1024].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        raise DataError(
+            f"{path} is a web page (it begins with {start[:14].decode('ascii', 'replace')!r}), not data; "
+            "fix: download it again, logged in"
+        )
 
 
-def _digest(path: Path) -> tuple[str, int]:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+def _excel_file(path: Path, format: Format | None, archive: zipfile.ZipFile, size: int, sha256: str) -> DataFile:
+    if format != "excel":
+        raise DataError(f"{path} is an Excel file, whatever its name says; fix: name it .xlsx or .ods")
+    unpacked = sum(one.file_size for one in archive.infolist())
+    if unpacked > max(100 * size, 64 << 20):
+        raise DataError(f"{path} unpacks to {unpacked >> 20} MB, more than honest data can; fix: give it as CSV")
+    return DataFile(path, format, size, sha256)
 
 
-def _encoding(path: Path, head: bytes, given: str | None) -> str:
+@dataclass
+class _Scan:
+    """One pass over a text: the first line that is not of the encoding, and what else must be known of it."""
+
+    wrong: int | None = None
+    zero: int | None = None
+    quotes: bool = False
+    escapes: bool = False
+
+
+def _text_file(
+    file: DataFile, head: bytes, name: str, encoding: str | None, quoting: Quoting | None, like: Quoting | None
+) -> DataFile:
+    encoding, scan = _encoding(file, head, encoding)
+    file = replace(file, encoding=encoding)
+    if file.format != "csv":
+        return replace(file, format=_json_format(file, name))
+    separator, skipped = _separator(file.path, head, encoding, Path(name).suffix.lower())
+    file = replace(file, separator=separator, skipped=skipped)
+    chosen, layout = find_quoting(file, quoting, like, (scan.quotes, scan.escapes))
+    if layout.stray:
+        raise DataError(
+            f"{file.path}: line {layout.stray} ends in a carriage return alone and lacks cells: it is part of a text; "
+            "fix: quote the cell, or take it out"
+        )
+    if layout.short:
+        warnings.warn(
+            f"{file.path}: {layout.short} of {layout.rows} rows have fewer cells than the header (first: line "
+            f"{layout.first_short}); what they lack is read as missing",
+            DataWarning,
+            stacklevel=3,
+        )
+    return replace(file, quoting=chosen, extra=int(layout.trailing))
+
+
+def _encoding(file: DataFile, head: bytes, given: str | None) -> tuple[str, _Scan]:
     """The encoding that every byte of the file fits."""
+    path = file.path
     if given is not None:
         try:
             codecs.lookup(given)
+            "".encode(given)
         except LookupError:
             raise DataError(f"encoding {given!r} is not known; fix: utf-8, cp1252, latin-1, utf-16, …") from None
-        wrong = _first_wrong_line(path, given)
-        if wrong is not None:
-            raise DataError(f"{path}: line {wrong} is not {given}; fix: another encoding")
-        return given
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        wrong = _first_wrong_line(path, "utf-16")
-        if wrong is not None:
-            raise DataError(f"{path}: starts as UTF-16, but line {wrong} is not; fix: save it as UTF-8")
-        return "utf-16"
-    if b"\x00" in head:
-        raise DataError(f"{path} is not text: it has zero bytes; fix: give CSV, TSV or JSONL in UTF-8, or encoding=")
-    wrong = _first_wrong_line(path, "utf-8")
-    if wrong is None:
-        return "utf-8-sig" if head.startswith(codecs.BOM_UTF8) else "utf-8"
+        scan = _scan(file, given)
+        if scan.wrong is not None:
+            raise DataError(f"{path}: line {scan.wrong} is not {given}; fix: another encoding")
+        return given, scan
+    for marks, name in (
+        ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
+        ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+    ):
+        if head.startswith(marks):
+            scan = _scan(file, name)
+            if scan.wrong is not None:
+                raise DataError(
+                    f"{path}: starts as {name.upper()}, but line {scan.wrong} is not; fix: save it as UTF-8"
+                )
+            return name, scan
+    scan = _scan(file, "utf-8")
+    if b"\x00" in head or scan.zero is not None:
+        half = [head[:2000:2].count(0), head[1:2000:2].count(0)]
+        if len(head) > 7 and max(half) > 0.4 * len(head[:2000]) / 2 and min(half) * 4 < max(half):
+            name = "utf-16-be" if half[0] > half[1] else "utf-16-le"
+            raise DataError(f"{path} looks like UTF-16 without a byte order mark; fix: --encoding {name}")
+        where = "" if scan.zero is None else f" (first: line {scan.zero})"
+        raise DataError(
+            f"{path} is not text: it has zero bytes{where}; fix: give CSV, TSV or JSONL in UTF-8, or encoding="
+        )
+    if scan.wrong is None:
+        return "utf-8-sig" if head.startswith(codecs.BOM_UTF8) else "utf-8", scan
     # Latin-1 has a character for every byte, five of which Windows-1252 leaves out.
-    found = "cp1252" if _first_wrong_line(path, "cp1252") is None else "latin-1"
+    wrong, found = scan.wrong, "cp1252"
+    scan = _scan(file, found)
+    if scan.wrong is not None:
+        found, scan = "latin-1", _scan(file, "latin-1")
     warnings.warn(
         f"{path}: line {wrong} is not UTF-8; the file is read as {found}: give encoding= if it is another",
         DataWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
-    return found
+    return found, scan
 
 
-def _first_wrong_line(path: Path, encoding: str) -> int | None:
-    """The line (from 1) where the file stops being in this encoding; None: it is throughout."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    lines = 1
-    with os_errors(path), path.open("rb") as file:
+def _scan(file: DataFile, encoding: str) -> _Scan:
+    """Decode the whole file; stop at the first line (from 1) that is not of this encoding.
+
+    Raises:
+        DataError: a line is longer than any cell may be.
+    """
+    decoder: Any = codecs.getincrementaldecoder(encoding)()
+    scan, lines, length = _Scan(), 1, 0
+    with file.open_bytes() as stream:
         while True:
-            chunk = file.read(_CHUNK)
+            chunk = stream.read(_CHUNK)
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeError as error:
                 start = error.start if isinstance(error, UnicodeDecodeError) else 0
-                return lines + chunk[:start].count(b"\n")
+                scan.wrong = lines + chunk[:start].count(b"\n")
+                return scan
             if not chunk:
-                return None
+                return scan
+            scan.quotes = scan.quotes or '"' in text
+            scan.escapes = scan.escapes or "\\" in text
+            if scan.zero is None and "\x00" in text:
+                scan.zero = lines + text[: text.index("\x00")].count("\n")
+            last = max(text.rfind("\n"), text.rfind("\r"))
+            length = length + len(text) if last < 0 else len(text) - last
+            if length > MOST_CHARACTERS:
+                raise DataError(
+                    f"{file.path}: line {lines + text.count(chr(10))} has more than {MOST_CHARACTERS >> 20} million "
+                    "characters; fix: is it a table?"
+                )
             lines += text.count("\n")
 
 
-def _separator(path: Path, head: bytes, encoding: str) -> str:
-    """Of the header: the extension's own, unless the header has none of these and tabs or semicolons instead."""
-    text = codecs.getincrementaldecoder(encoding)().decode(head)
+def _separator(path: Path, head: bytes, encoding: str, suffix: str) -> tuple[str, int]:
+    """Of the header: what Excel's first line ``sep=;`` says, or the extension's own, unless the header has none of
+    these and tabs or semicolons instead; and the lines before the header.
+    """
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head).lstrip("\ufeff")
+    said = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
+    if said:
+        return said[1], 1
     lines = text.lstrip("\ufeff\r\n").splitlines()
     header = lines[0] if lines else ""
     if len(head) == _HEADER_LIMIT and "\n" not in text and "\r" not in text:
         raise DataError(
             f"{path}: the first line is longer than {_HEADER_LIMIT >> 20} MB, which is no header; fix: is this a CSV?"
         )
-    own, other = ("\t", ",") if path.suffix.lower() in (".tsv", ".tab") else (",", "\t")
-    if own in header:
-        return own
-    return next((mark for mark in (other, ";") if mark in header), own)
+    own, other = ("\t", ",") if suffix in (".tsv", ".tab") else (",", "\t")
+    # What stands in quotes separates nothing: "Score, total";"Text".
+    bare = "".join(header.split('"')[::2])
+    return next((mark for mark in (own, other, ";") if mark in bare), own), 0
+
+
+def _json_format(file: DataFile, name: str) -> Format:
+    """Whether it is one object a line, or one document: an array, an object of columns."""
+    with file.open_text() as text:
+        lines = (line.strip().strip("\ufeff") for line in text)
+        first = next((line for line in lines if line), "")
+        if not first.startswith(("[", "{")):
+            return "jsonl"
+        try:
+            value = json.loads(first)
+        except (ValueError, RecursionError):
+            # Of .jsonl the line is broken; a document goes on in the next lines.
+            return "json" if first.startswith("[") or Path(name).suffix.lower() == ".json" else "jsonl"
+        if isinstance(value, list):
+            return "json"
+        inner = all(isinstance(one, dict | list) for one in value.values())
+        return "json" if value and inner and not any(lines) else "jsonl"

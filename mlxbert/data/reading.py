@@ -1,4 +1,4 @@
-"""Reading a competition's data: CSV, TSV, JSONL and Parquet into pandas frames, whole or in pieces.
+"""Reading a competition's data: CSV, TSV, JSON, Parquet and Excel into pandas frames, whole or in pieces.
 
 Column names come without padding and byte order marks, ids and texts as text, and only what is written as missing is
 missing (`mlxbert.data.cells`).
@@ -6,21 +6,33 @@ missing (`mlxbert.data.cells`).
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxbert.data.cells import Kind, as_text, convert, infer_kind
-from mlxbert.data.file_format import DataError, DataFile, DataWarning, inspect_file
+from mlxbert.data.cells import MISSING, Kind, as_text, convert, infer_kind
+from mlxbert.data.data_file import DataError, DataFile, DataWarning, Quoting
+from mlxbert.data.file_format import inspect_file
 from mlxbert.data.file_rows import raw_frames
 from mlxbert.errors import first_ten
 from mlxbert.factory.frames import Table
 from mlxbert.factory.text_columns import Rendered, RowText
 
-__all__ = ["Data", "DataError", "DataFile", "DataWarning", "id_values", "read_chunks", "read_data", "render_texts"]
+__all__ = [
+    "Data",
+    "DataError",
+    "DataFile",
+    "DataWarning",
+    "Quoting",
+    "id_values",
+    "read_chunks",
+    "read_data",
+    "render_texts",
+]
 
 
 @dataclass(frozen=True)
@@ -45,34 +57,71 @@ def read_data(
     required: Iterable[str] = (),
     kinds: Mapping[str, Kind] | None = None,
     encoding: str | None = None,
+    quoting: Quoting | None = None,
+    like: Quoting | None = None,
+    labels: Mapping[str, Collection[str]] | None = None,
 ) -> Data:
     """Read a whole file.
 
     Args:
-        path: CSV, TSV, JSONL (one object a line) or Parquet.
+        path: CSV, TSV, JSON (one object a line, or a document), Parquet or Excel; also compressed.
         text_columns: those to keep as text whatever they hold: ids and texts.
         required: columns that must be there (`text_columns` need not).
         kinds: those of the training file, for a file that is to be read alike.
         encoding: of the text; None: found out.
+        quoting: of a text table; None: found out.
+        like: the training file's, which is preferred.
+        labels: target columns, and words in them that are values though they look missing, such as NA.
 
     Raises:
         DataError: the file cannot be read; the line is named where there is one.
         FrameError: a required column is missing (the nearest names are given), or there are no rows.
 
     Warns:
-        DataWarning: the file is not UTF-8, and what it is read as.
+        DataWarning: the file is not UTF-8, or its quotes are not as usual, and what it is read as.
     """
-    file = inspect_file(path, encoding=encoding)
-    frame = next(raw_frames(file, None))
+    file = inspect_file(path, encoding=encoding, quoting=quoting, like=like)
+    frame = _without_blank_columns(next(raw_frames(file, None)))
     found = dict(kinds or {})
     _check(frame, file, required)
     text = set(text_columns)
     for name in frame.columns:
-        if name in text:
+        if name in text or (file.format == "csv" and (labels or {}).get(name)):
             found[name] = "text"
         elif name not in found or (found[name] == "native") != (file.format != "csv"):
             found[name] = infer_kind(frame[name]) if file.format == "csv" else "native"
-    return Data(_typed(frame, found, file), {name: found[name] for name in frame.columns}, file)
+    if file.format == "csv":
+        _warn_of_missing_words(frame, found, labels or {}, file)
+    return Data(_typed(frame, found, file, labels or {}), {name: found[name] for name in frame.columns}, file)
+
+
+def _warn_of_missing_words(
+    frame: Any, kinds: Mapping[str, Kind], labels: Mapping[str, Collection[str]], file: DataFile
+) -> None:
+    """Say which words of a target are taken for missing ones: a class may be called so."""
+    for name in labels:
+        if kinds.get(name) != "text":
+            continue
+        words = frame[name][frame[name].isin([word for word in MISSING if word and word not in labels[name]])]
+        if len(words):
+            others = sorted({*frame[name]} - {""})[:20]
+            options = " ".join(f"--class {shlex.quote(one)}" for one in others)
+            warnings.warn(
+                f"{file.path}: column {name!r}: {len(words)} cells such as {words.iloc[0]!r} are read as missing; if "
+                f"that is a label, name every label: {options}{' …' if len(others) == 20 else ''}",
+                DataWarning,
+                stacklevel=3,
+            )
+
+
+def _without_blank_columns(frame: Any) -> Any:
+    """Without the columns that have neither name nor cell, which separators at the end of every line make."""
+    blank = [
+        name
+        for name in frame.columns
+        if name.startswith("Unnamed: ") and frame[name].map(lambda cell: cell is None or cell == "").all()
+    ]
+    return frame.drop(columns=blank) if blank and len(blank) < len(frame.columns) else frame
 
 
 def read_chunks(
@@ -82,6 +131,8 @@ def read_chunks(
     rows: int = 2048,
     required: Iterable[str] = (),
     encoding: str | None = None,
+    quoting: Quoting | None = None,
+    like: Quoting | None = None,
 ) -> Iterator[Any]:
     """The same values as `read_data` with these kinds, `rows` rows at a time: memory does not grow with the file.
 
@@ -92,7 +143,7 @@ def read_chunks(
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise DataError(f"rows must be a positive whole number, not {rows!r}")
-    file = inspect_file(path, encoding=encoding)
+    file = inspect_file(path, encoding=encoding, quoting=quoting, like=like)
     start = 0
     for frame in raw_frames(file, rows):
         if not start:
@@ -154,14 +205,16 @@ def _check(frame: Any, file: DataFile, required: Iterable[str]) -> None:
         table.find(name)
 
 
-def _typed(frame: Any, kinds: Mapping[str, Kind], file: DataFile) -> Any:
+def _typed(
+    frame: Any, kinds: Mapping[str, Kind], file: DataFile, labels: Mapping[str, Collection[str]] | None = None
+) -> Any:
     import pandas
 
     columns: dict[str, Any] = {}
     for name in frame.columns:
         kind, column = kinds[name], frame[name]
         if file.format == "csv":
-            columns[name] = convert(column, "text" if kind == "native" else kind)
+            columns[name] = convert(column, "text" if kind == "native" else kind, (labels or {}).get(name, ()))
         elif kind == "text":
             columns[name] = pandas.Series(as_text(column), index=frame.index, dtype=object)
         else:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, MLXBertWarning
 from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_json
 from mlxbert.tokenization import Tokenizer, TokenizerError
@@ -51,7 +51,7 @@ class TokenRowsError(MLXBertError):
     """Texts that cannot be made rows of tokens."""
 
 
-class CacheWarning(UserWarning):
+class CacheWarning(MLXBertWarning):
     """The token cache could not be used; the texts were tokenized all the same."""
 
 

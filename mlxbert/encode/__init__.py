@@ -15,6 +15,7 @@ from mlxbert.checkpoint import load, resolve
 from mlxbert.core import BertCore
 from mlxbert.encode.modules import Normalize, SentenceModuleError
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
+from mlxbert.errors import MLXBertWarning
 from mlxbert.output import BertOutput
 from mlxbert.pooling import pool
 from mlxbert.tokenization import Tokenizer
@@ -26,7 +27,7 @@ from mlxbert.tokenization.truncation import warn_of_truncation
 _BLOCK = 8192
 
 
-class SentenceEncoderWarning(UserWarning):
+class SentenceEncoderWarning(MLXBertWarning):
     """The checkpoint does not say how its embeddings are made."""
 
 

@@ -39,14 +39,16 @@ class FrameModel(Problem):
 def from_dataframe(
     frame: Any,
     *,
-    target: str | Sequence[str],
+    target: str | int | Sequence[str | int],
     checkpoint: str | Path,
-    text: str | Sequence[str] | RowText | None = None,
-    pair: str | Sequence[str] | None = None,
+    text: str | int | Sequence[str | int] | RowText | None = None,
+    pair: str | int | Sequence[str | int] | None = None,
     task: str | None = None,
     time: str | None = None,
     classes: Sequence[Label] | None = None,
     ignore: Sequence[str] = (),
+    decimal: str | None = None,
+    label_separator: str | None = None,
     pooling: Choice = "mean",
     revision: str | None = None,
     dtype: mx.Dtype | None = None,
@@ -67,6 +69,8 @@ def from_dataframe(
         time: the column of times that makes it a time series.
         classes: the labels, where the frame may lack one, or they have an order that it does not tell.
         ignore: columns that `text=None` leaves out, such as ids.
+        decimal: the decimal mark of a target that is written as text; likewise `label_separator`, between labels of
+            one cell: see `infer_task`.
         pooling: as for `create_model`; likewise `revision` and `dtype`.
         head_options: arguments of the head.
 
@@ -76,7 +80,16 @@ def from_dataframe(
         FactoryError: the text has the target in it, or the head refuses an option.
     """
     problem = make_problem(
-        frame, target=target, text=text, pair=pair, task=task, time=time, classes=classes, ignore=ignore
+        frame,
+        target=target,
+        text=text,
+        pair=pair,
+        task=task,
+        time=time,
+        classes=classes,
+        ignore=ignore,
+        decimal=decimal,
+        label_separator=label_separator,
     )
     arguments = dict(head_options)
     if problem.task.classes is not None:

@@ -7,6 +7,7 @@ value is None whatever it was before (NaN, NaT, pd.NA, null).
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -70,25 +71,28 @@ class Table:
         if len(lengths) > 1:
             raise FrameError(f"{what} has columns of different lengths: {', '.join(map(str, sorted(lengths)))}")
         (self.rows,) = lengths
+        self._counts = Counter(map(str, self.names))
+        self._own = {str(name): name for name in self.names}
         if not self.rows:
             raise FrameError(f"{what} has no rows; fix: is the file empty, or was everything filtered out?")
 
-    def find(self, name: str, role: str = "column") -> str:
-        """The frame's own name for `name`: that, or the one that differs by padding or a byte order mark alone.
+    def find(self, name: str | int, role: str = "column") -> Any:
+        """The frame's own name for `name`: that (0 for "0", too), or the one that differs by padding or a byte order
+        mark alone.
 
         Raises:
             FrameError: there is none (the nearest names are given), or it is there twice.
         """
-        if self.names.count(name) > 1:
-            raise FrameError(f"{self.what} has {self.names.count(name)} columns named {name!r}; fix: rename them")
-        if name in self.names:
-            return name
+        if self._counts[str(name)] > 1:
+            raise FrameError(f"{self.what} has {self._counts[str(name)]} columns named {name!r}; fix: rename them")
+        if str(name) in self._own:
+            return self._own[str(name)]
         same = [own for own in self.names if isinstance(own, str) and _bare(own) == _bare(str(name))]
         if len(same) == 1:
             return same[0]
         raise FrameError(f"{self.what} has no {role} {name!r}; {_nearest(str(name), self.names)}")
 
-    def column(self, name: str, role: str = "column") -> Column:
+    def column(self, name: str | int, role: str = "column") -> Column:
         """The column of that name; raises as `find` does."""
         own = self.find(name, role)
         return read_column(self.frame[own], _bare(own) if isinstance(own, str) else str(own))

@@ -5,20 +5,23 @@ floats of them), and missing values are counted and left out.
 
 1. several columns: all of 0, 1 (and −1, missing: unknown) is multilabel, other numbers are a regression of several
    targets;
-2. lists, or strings joined by "|" whose parts repeat: multilabel;
+2. lists, strings that Python or JSON wrote as lists, or strings joined by "|", ";" or "," whose parts come again in
+   other company: multilabel;
 3. two distinct values: binary (not two fractions); an ordered categorical: ordinal;
 4. strings, categoricals: multiclass, unless every row, or most of 20 and more, has its own: ids or free text;
 5. up to 11 whole numbers without a gap: ordinal where the column's name says rating or they do not begin at 0,
    multiclass where it says label or they begin at 0 (label encoders do, ratings seldom); with gaps: multiclass if
    each stands for ten rows on average;
 6. other numbers: regression, and a time series where one time a row is given with them.
+
+Before that, cells that are text are read as what they write (`mlxbert.factory.target_cells`): 1,5 is a number.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from heads.forward_chaining import as_times
 from heads.head_registry import COMPETITION_TYPES
 from heads.labels import Label
 from mlxbert.factory.frames import Column, Table, is_frame, plain, read_column, shown
+from mlxbert.factory.target_cells import Cells, described, find_cells, joined_by, read_cells, warn_of_alike
 from mlxbert.factory.target_rules import (
     Choice,
     TaskError,
@@ -37,7 +41,6 @@ from mlxbert.factory.target_rules import (
     refuse_infinite,
     refuse_row_numbers,
     sorted_labels,
-    split_labels,
     value_counts,
 )
 
@@ -54,6 +57,7 @@ class InferredTask:
         num_targets: columns of numbers, for "regression".
         rows: of the frame.
         missing: rows without a target; they must be dropped, but for "multilabel", where unknown entries are left out.
+        cells: how the cells are read; {}: as they stand.
     """
 
     task: str
@@ -63,13 +67,20 @@ class InferredTask:
     num_targets: int
     rows: int
     missing: int
+    cells: Cells = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return f"{self.task}: {self.reason}"
 
 
 def infer_task(
-    target: Any, *, time: Any = None, task: str | None = None, classes: Sequence[Label] | None = None
+    target: Any,
+    *,
+    time: Any = None,
+    task: str | None = None,
+    classes: Sequence[Label] | None = None,
+    decimal: str | None = None,
+    label_separator: str | None = None,
 ) -> InferredTask:
     """Say which competition type a target is, and why.
 
@@ -78,15 +89,22 @@ def infer_task(
         time: one time a row (dates, ISO strings, numbers); a datetime index of a pandas series counts too.
         task: what it is, where the caller knows; then it is only checked.
         classes: the labels, where the caller knows them.
+        decimal: the decimal mark of numbers that are written as text, "." or ","; None: found out.
+        label_separator: what stands between several labels of a cell; None: found out.
 
     Raises:
         TaskError: no values, one value, ids, free text, dates, infinite numbers, or not the `task` that was asked for.
         FrameError: not columns of one value a row.
+
+    Warns:
+        TaskWarning: labels differ by stray spaces or a Unicode form (and are read as one), or by case alone.
     """
     if task is not None and task not in COMPETITION_TYPES:
         raise TaskError(str(unknown_name("competition type", task, COMPETITION_TYPES)))
-    columns = target_columns(target)
+    given = target_columns(target)
     labels = None if classes is None else tuple(classes)
+    cells = find_cells(given, task, classes, decimal, label_separator)
+    columns = [read_cells(column, cells, task or "", classes) for column in given]
     names = tuple(column.name for column in columns)
     rows = len(columns[0].values)
     if not rows:
@@ -97,10 +115,14 @@ def infer_task(
     if len(columns) > 1:
         found, why, labels = _several(columns, task, labels)
     else:
-        found, why, labels = _single(columns[0], time, task, labels)
+        found, why, labels = _single(columns[0], time, task, labels, cells)
+    if how := described(cells, given):
+        why += f"; {how}"
     if missing:
         why += f"; {missing} of {rows} rows have no target and must be dropped"
-    return InferredTask(found, why, names, labels, len(columns), rows, missing)
+    if labels is not None and len(columns) == 1:
+        warn_of_alike(given[0], columns[0], labels)
+    return InferredTask(found, why, names, labels, len(columns), rows, missing, cells)
 
 
 def target_columns(target: Any) -> list[Column]:
@@ -149,11 +171,13 @@ def _and_not(binary: bool, task: str | None) -> str:
     return " of other values than 0, 1 and −1" if task == "multilabel" and not binary else ""
 
 
-def _single(column: Column, time: Any, task: str | None, classes: tuple[Label, ...] | None) -> Choice:
+def _single(column: Column, time: Any, task: str | None, classes: tuple[Label, ...] | None, cells: Cells) -> Choice:
     counts = value_counts(column)
     if task is not None:
         return _asked_for(column, counts, time, task, classes)
-    found, why, labels = choose_by_values(column, counts)
+    found, why, labels = choose_by_values(column, counts, joined_by(cells))
+    if (cells.get("thousands") or cells.get("unit")) and classes is None:  # nobody counts classes so
+        found, why, labels = "regression", f"amounts, {shown(min(counts))} … {shown(max(counts))}", None
     if classes is not None:
         if found != "multilabel":  # classes that these rows lack count too
             known = replace(column, values=(*column.values, *classes))
@@ -193,13 +217,9 @@ def _asked_for(
     """The caller's task, if the values can be that."""
     first, what = column.present[0], f"task={task!r} was asked for, but target {column.name!r}"
     if task == "multilabel":
-        if isinstance(first, tuple):
-            rows: Sequence[tuple[Any, ...]] = column.present
-        elif isinstance(first, str):
-            rows = [split_labels(value) for value in column.present]
-        else:
+        if not isinstance(first, tuple):
             raise TaskError(f"{what} is one column of numbers; fix: give a column a label, lists, or 'a|b' strings")
-        found = multilabel_choice(column, rows, "")[2] or ()
+        found = multilabel_choice(column, column.present, "")[2] or ()
         return task, "as asked for", _covering(column, classes, found) if classes else found
     if isinstance(first, tuple):
         raise TaskError(f"{what} holds lists; fix: task='multilabel'")

@@ -71,13 +71,15 @@ class Problem:
 def make_problem(
     frame: Any,
     *,
-    target: str | Sequence[str],
-    text: str | Sequence[str] | RowText | None = None,
-    pair: str | Sequence[str] | None = None,
+    target: str | int | Sequence[str | int],
+    text: str | int | Sequence[str | int] | RowText | None = None,
+    pair: str | int | Sequence[str | int] | None = None,
     task: str | None = None,
     time: str | None = None,
     classes: Sequence[Label] | None = None,
     ignore: Sequence[str] = (),
+    decimal: str | None = None,
+    label_separator: str | None = None,
 ) -> Problem:
     """Find out what a frame's target is; arguments as for `from_dataframe`.
 
@@ -87,7 +89,9 @@ def make_problem(
         FactoryError: the text has the target in it, or the head is for another task.
     """
     table = Table(frame)
-    targets = tuple(table.find(name, "target column") for name in ((target,) if isinstance(target, str) else target))
+    targets = tuple(
+        table.find(name, "target column") for name in ((target,) if isinstance(target, str | int) else target)
+    )
     if not targets:
         raise FactoryError("no target is named; fix: target='column'")
     times = None if time is None else table.column(time, "time column")
@@ -97,6 +101,8 @@ def make_problem(
         time=None if times is None else times.values,
         task=_task_of(head_class, task),
         classes=classes,
+        decimal=decimal,
+        label_separator=label_separator,
     )
     head_class = head_class or head_for(inferred.task)
     if inferred.task not in head_class.competition_types:
@@ -121,8 +127,8 @@ def _task_of(head_class: type[Head] | None, task: str | None) -> str | None:
 
 def _row_text(
     table: Table,
-    text: str | Sequence[str] | RowText | None,
-    pair: str | Sequence[str] | None,
+    text: str | int | Sequence[str | int] | RowText | None,
+    pair: str | int | Sequence[str | int] | None,
     targets: Sequence[str],
     inferred: InferredTask,
     ignore: Sequence[str],

@@ -10,10 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 from heads.labels import Label
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, MLXBertWarning
 from mlxbert.factory.frames import Column, shown
 
-SEPARATOR = "|"
 MOST_RATINGS = 11  # 0 … 10
 RATING_WORDS = frozenset(
     ("rating", "ratings", "star", "stars", "score", "grade", "level", "quality", "severity", "rank", "stage", "likert")
@@ -27,6 +26,10 @@ Choice = tuple[str, str, tuple[Label, ...] | None]
 
 class TaskError(MLXBertError):
     """A target that nothing can be learned from, or not the task that was asked for."""
+
+
+class TaskWarning(MLXBertWarning):
+    """A target that was read, but not as it stands."""
 
 
 def value_counts(column: Column) -> Counter[Any]:
@@ -49,16 +52,12 @@ def value_counts(column: Column) -> Counter[Any]:
     return counts
 
 
-def choose_by_values(column: Column, counts: Counter[Any]) -> Choice:
-    """The choice from the values alone."""
-    first, rows = column.present[0], len(column.present)
+def choose_by_values(column: Column, counts: Counter[Any], sets: str = "lists of labels") -> Choice:
+    """The choice from the values alone; `sets`: how several labels stand in a cell, where they do."""
+    first = column.present[0]
     if isinstance(first, tuple):
-        return multilabel_choice(column, column.present, "lists of labels")
+        return multilabel_choice(column, column.present, sets)
     if isinstance(first, str):
-        split = [split_labels(value) for value in column.present]
-        parts = [part for one in split for part in one]
-        if len(parts) > rows and 2 * len(set(parts)) <= len(parts):
-            return multilabel_choice(column, split, f"labels joined by {SEPARATOR!r}")
         refuse_ids(column, counts)
     if column.order is not None and len(counts) > 2:
         return "ordinal", f"an ordered categorical of {len(column.order)} values", column.order
@@ -121,11 +120,6 @@ def multilabel_choice(column: Column, rows: Sequence[tuple[Any, ...]], how: str)
     return "multilabel", f"{how}, {len(labels)} different ones", sorted_labels(labels)
 
 
-def split_labels(value: str) -> tuple[str, ...]:
-    """The labels of one "a|b" string; of an empty one none."""
-    return tuple(part.strip() for part in value.split(SEPARATOR) if part.strip())
-
-
 def sorted_labels(labels: Iterable[Any]) -> tuple[Label, ...]:
     """Sorted; whole floats become ints."""
     found = [int(one) if isinstance(one, float) and one.is_integer() else one for one in labels]
@@ -138,6 +132,10 @@ def refuse_infinite(column: Column) -> None:
     for row, value in enumerate(column.values):
         if isinstance(value, float) and math.isinf(value):
             raise TaskError(f"target {column.name!r} is {value} in row {row}; fix: drop or replace it")
+        if isinstance(value, int) and value.bit_length() > 1023:
+            raise TaskError(
+                f"target {column.name!r} has a number too large for a float in row {row}; fix: drop or replace it"
+            )
 
 
 def refuse_ids(column: Column, counts: Counter[Any]) -> None:

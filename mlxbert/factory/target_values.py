@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mlxbert.factory.infer_task import InferredTask, target_columns
-from mlxbert.factory.target_rules import TaskError, split_labels
+from mlxbert.factory.target_cells import read_cells
+from mlxbert.factory.target_rules import TaskError
 
 UNKNOWN = -1
 
@@ -25,7 +26,7 @@ def target_values(target: Any, inferred: InferredTask) -> np.ndarray[Any, Any]:
     Raises:
         TaskError: a missing target (but for "multilabel"), or a label that is not one of the classes.
     """
-    columns = target_columns(target)
+    columns = [read_cells(one, inferred.cells, inferred.task, inferred.classes) for one in target_columns(target)]
     names = ", ".join(column.name for column in columns)
     rows = list(zip(*(column.values for column in columns), strict=True))
     if inferred.task == "multilabel":
@@ -34,9 +35,12 @@ def target_values(target: Any, inferred: InferredTask) -> np.ndarray[Any, Any]:
         return _indicators([row[0] for row in rows], inferred, names)
     missing = [row for row, values in enumerate(rows) if any(value is None for value in values)]
     if missing:
+        called = (
+            "; where a label is called NA, name every label (--class NA …; of a pandas frame keep_default_na=False)"
+        )
         raise TaskError(
             f"target {names!r}: {len(missing)} of {len(rows)} rows have no value (first: row {missing[0]}); "
-            "fix: drop them before (--drop-missing)"
+            f"fix: drop them before (--drop-missing){called if inferred.classes else ''}"
         )
     if inferred.task in ("regression", "time_series"):
         numbers = np.array(rows, np.float64)
@@ -47,7 +51,7 @@ def target_values(target: Any, inferred: InferredTask) -> np.ndarray[Any, Any]:
 
 
 def _indicators(cells: list[Any], inferred: InferredTask, name: str) -> np.ndarray[Any, Any]:
-    """Lists of labels, or "a|b" strings, as (N, L) of 0 and 1; a missing cell is unknown throughout."""
+    """Lists of labels as (N, L) of 0 and 1; a missing cell is unknown throughout."""
     classes = inferred.classes or ()
     position = {label: i for i, label in enumerate(classes)}
     made = np.zeros((len(cells), len(classes)), np.float32)
@@ -55,7 +59,7 @@ def _indicators(cells: list[Any], inferred: InferredTask, name: str) -> np.ndarr
         if cell is None:
             made[row] = UNKNOWN
             continue
-        for label in split_labels(cell) if isinstance(cell, str) else cell:
+        for label in cell:
             if label not in position:
                 raise TaskError(
                     f"target {name!r}: row {row} has label {label!r}, which is not one of the {len(classes)} classes; "

@@ -59,8 +59,10 @@ class RowText:
                 )
 
     @classmethod
-    def make(cls, text: RowText | str | Sequence[str], pair: str | Sequence[str] | None = None) -> RowText:
-        """From what a user gives: names, templates, lists of names, or a `RowText` itself."""
+    def make(
+        cls, text: RowText | str | int | Sequence[str | int], pair: str | int | Sequence[str | int] | None = None
+    ) -> RowText:
+        """From what a user gives: names, templates, lists of names, or a `RowText` itself; 0 is the column "0"."""
         if isinstance(text, RowText):
             if pair is not None:
                 raise TextError("pair= is given beside a RowText; fix: RowText(first, second)")
@@ -142,18 +144,18 @@ def every_column(table: Table, ignore: Iterable[str]) -> RowText:
         TextError: none is left.
     """
     left = set(ignore)
-    names = tuple(name for name in table.names if name not in left)
+    names = tuple(str(name) for name in table.names if name not in left)
     if not names:
         raise TextError(f"{table.what} has no column left to read but the target; fix: text='column', or more columns")
     return RowText(names)
 
 
-def _part(text: str | Sequence[str]) -> Part:
-    if isinstance(text, str):
-        return text
-    if not all(isinstance(name, str) for name in text):
+def _part(text: str | int | Sequence[str | int]) -> Part:
+    if isinstance(text, str | int):
+        return str(text)
+    if not all(isinstance(name, str | int) for name in text):
         raise TextError(f"text columns must be names, not {list(text)!r}")
-    return tuple(text)
+    return tuple(map(str, text))
 
 
 def _names(part: Part) -> list[str]:

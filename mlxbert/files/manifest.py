@@ -6,16 +6,26 @@ It does not list itself. It also is the mark of a directory that this converter 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import FileRecord
+from mlxbert.files.reading import read_bytes, sha256_hex
 
 NAME = "manifest.json"
+# A manifest of 100,000 files is 15 MB.
+MAX_BYTES = 64 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 FORMAT = "mlxbert-manifest"
 VERSION = 1
+
+
+class ManifestError(MLXBertError):
+    """A manifest, or a file that it lists, that cannot be read: no regular file, too large, or not allowed."""
 
 
 def manifest_bytes(files: Mapping[str, FileRecord]) -> bytes:
@@ -25,24 +35,40 @@ def manifest_bytes(files: Mapping[str, FileRecord]) -> bytes:
 
 
 def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
-    """The files that `directory`'s manifest lists; None when it has none of ours (absent, or another's format)."""
+    """Return the files that `directory`'s manifest lists; None when it has none of ours (absent, another's, damaged).
+
+    Raises:
+        ManifestError: what lies there is no regular file, too large, or cannot be read.
+    """
+    data = read_bytes(directory / NAME, ManifestError, limit=MAX_BYTES)
+    if data is None:
+        return None
     try:
-        parsed = json.loads((directory / NAME).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        parsed = json.loads(data)
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(parsed, dict) or parsed.get("format") != FORMAT:
+    if not isinstance(parsed, dict) or parsed.get("format") != FORMAT or not isinstance(parsed.get("files"), dict):
         return None
-    try:
-        return {
-            str(name): FileRecord(int(entry["size"]), str(entry["sha256"])) for name, entry in parsed["files"].items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: a size of Infinity
+    records = {name: _record(entry) for name, entry in parsed["files"].items()}
+    return {name: record for name, record in records.items() if record is not None} if all(records.values()) else None
+
+
+def _record(entry: Any) -> FileRecord | None:
+    """What a manifest says of one file; None for anything else."""
+    if not isinstance(entry, dict):
         return None
+    size, sha256 = entry.get("size"), entry.get("sha256")
+    if type(size) is not int or size < 0 or not isinstance(sha256, str) or _SHA256.fullmatch(sha256) is None:
+        return None
+    return FileRecord(size, sha256)
 
 
 def is_complete(directory: Path) -> bool:
     """Is this a converted directory with every listed file there at its size? (Hashes are not computed.)"""
-    files = read_manifest(directory)
+    try:
+        files = read_manifest(directory)
+    except ManifestError:
+        return False
     if files is None or "config.json" not in files:
         return False
     return all(
@@ -52,7 +78,11 @@ def is_complete(directory: Path) -> bool:
 
 
 def manifest_problems(directory: Path) -> list[str]:
-    """Compare every file with the manifest, hashes included: one line for each difference, none when all is well."""
+    """Compare every file with the manifest, hashes included: one line for each difference, none when all is well.
+
+    Raises:
+        ManifestError: the manifest or a file cannot be read.
+    """
     files = read_manifest(directory)
     if files is None:
         return [f"{NAME}: absent or not written by mlxbert"]
@@ -60,7 +90,7 @@ def manifest_problems(directory: Path) -> list[str]:
     for name, record in files.items():
         path = directory / name
         if not path.is_file():
-            problems.append(f"{name}: missing")
+            problems.append(f"{name}: not a regular file" if path.exists() else f"{name}: missing")
         elif path.stat().st_size != record.size:
             problems.append(f"{name}: {path.stat().st_size} bytes, the manifest says {record.size}")
         elif not is_file_of(path, record):
@@ -69,11 +99,14 @@ def manifest_problems(directory: Path) -> list[str]:
 
 
 def is_file_of(path: Path, record: FileRecord) -> bool:
-    """Whether the file has the size and the SHA-256 of the record."""
+    """Whether the file has the size and the SHA-256 of the record.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
     if not path.is_file() or path.stat().st_size != record.size:
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+    return sha256_hex(path, ManifestError) == record.sha256
 
 
 def unlisted(directory: Path, files: Mapping[str, FileRecord]) -> list[str]:

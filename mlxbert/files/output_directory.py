@@ -14,16 +14,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from mlxbert.files import manifest
+from mlxbert.files import manifest, recovery
 from mlxbert.files.output_file import FileRecord, WriteError, copy_file, fsync_directory, write_bytes, write_errors
-from mlxbert.files.recovery import (
-    aside_path,
-    is_empty_directory,
-    recover,
-    repair,
-    target_lock,
-    temporary_path,
-)
+from mlxbert.files.recovery import is_empty_directory, recover, repair, target_lock, temporary_path
 from mlxbert.files.safetensors_writer import (
     MAX_SHARD_SIZE,
     MLX_METADATA,
@@ -48,9 +41,10 @@ class OutputDirectory:
             out.commit(config)
 
     Nothing is at `target` before :meth:`commit` returns; leaving without it (or by an exception, Ctrl-C
-    included) removes what was written and the parents that were made. With `overwrite`, the model that was
-    there is moved aside, and deleted after the new one is in its place. First of all, what a killed run left
-    at this target is mended.
+    included) removes what was written and the parents that were made. With `overwrite`, the new model and the one
+    that was there exchange their names in one step, and the old one is deleted; where the system cannot do that, the
+    old one is moved aside before, and the target is absent for a moment. First of all, what a killed run left at this
+    target is mended.
 
     Raises :class:`~mlxbert.files.output_file.WriteError` on entering when the target is refused
     (:func:`~mlxbert.files.target.check_target`) or another run is writing it, and from every method when writing
@@ -157,12 +151,18 @@ class OutputDirectory:
         with write_errors(self.target, needed=0):
             fsync_directory(self.path)
             self._check()
-            if self.target.is_dir() and not is_empty_directory(self.target):
-                self.target.rename(aside_path(self.target))
-            self.path.rename(self.target)
+            self._put_into_place()
             fsync_directory(self.target.parent)
-        repair(self.target)  # deletes the one moved aside
+        repair(self.target)  # deletes the model that was there
         return self.target
+
+    def _put_into_place(self) -> None:
+        """Rename the new directory to the target; the model that was there is then the temporary one, or aside."""
+        if self.target.is_dir() and not is_empty_directory(self.target):
+            if recovery.exchange(self.path, self.target):
+                return
+            self.target.rename(recovery.aside_path(self.target))
+        self.path.rename(self.target)
 
     def _check(self) -> Path:
         return check_target(self._given, overwrite=self._overwrite, source=self._source)

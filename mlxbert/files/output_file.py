@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mlxbert.errors import MLXBertError
+from mlxbert.files.reading import open_regular, reading_failed
 
 # One write call: macOS refuses more than 2 GiB at a time, and Ctrl-C is answered between two of them.
 CHUNK_BYTES = 16 << 20
@@ -160,20 +161,16 @@ def copy_file(source: Path, path: Path) -> FileRecord:
 
     Raises :class:`WriteError` when `source` is not a readable regular file.
     """
-    try:
-        # A FIFO would block the open for ever: look first.
-        if not source.is_file():
-            raise WriteError(f"{source}: cannot be copied: not a regular file (or it is gone)")
-        reader = source.open("rb", buffering=0)
-    except OSError as error:
-        raise WriteError(f"{source}: cannot be copied: {error.strerror or error}") from error
+    reader = open_regular(source, WriteError)
+    if reader is None:
+        raise WriteError(f"{source}: cannot be copied: it is gone; fix: run it again")
     with reader, HashedFile(path, needed=os.fstat(reader.fileno()).st_size) as file:
         buffer = bytearray(THREAD_FROM_BYTES)
         while True:
             try:
                 count = reader.readinto(buffer)
             except OSError as error:
-                raise WriteError(f"{source}: cannot be copied: {error.strerror or error}") from error
+                raise WriteError(reading_failed(source, error)) from error
             if not count:
                 return file.record()
             file.write(memoryview(buffer)[:count])

@@ -4,18 +4,21 @@ Beside the target NAME lie, while a run lasts, hidden siblings that only this mo
 
 ``.NAME.mlxbert-lock``           held with flock by the live run; the kernel lets go when it dies, however it dies
 ``.NAME.mlxbert-tmp-xxxxxxxx``   the directory being written, or an old one being deleted
-``.NAME.mlxbert-old-xxxxxxxx``   the model that was there, between being moved aside and being deleted
+``.NAME.mlxbert-old-xxxxxxxx``   the model that was there, between being moved aside and being deleted; only where the
+                                 system cannot exchange two directories in one step
 
 Whoever holds the lock knows that every other sibling belongs to a dead run.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +125,23 @@ def recover(target: Path) -> None:
     if left:
         with target_lock(target):
             repair(target)
+
+
+# <linux/fs.h>: RENAME_EXCHANGE; <sys/stdio.h> of macOS: RENAME_SWAP. <fcntl.h>: AT_FDCWD.
+_EXCHANGE, _SWAP, _HERE = ctypes.c_uint(2), ctypes.c_uint(2), ctypes.c_int(-100)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two directories swap their names in one step, so that neither is ever absent.
+
+    Returns:
+        Whether that was done: False where the system or its file system cannot (then nothing has changed).
+    """
+    library = ctypes.CDLL(None)
+    first, second = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        return hasattr(library, "renamex_np") and library.renamex_np(first, second, _SWAP) == 0
+    return hasattr(library, "renameat2") and library.renameat2(_HERE, first, _HERE, second, _EXCHANGE) == 0
 
 
 def repair(target: Path) -> None:

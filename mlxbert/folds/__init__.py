@@ -18,7 +18,7 @@ from heads.errors import HeadError
 from heads.forward_chaining import as_times, forward_folds
 from heads.install import install_fix
 from mlxbert.factory.competition import FoldKind
-from mlxbert.folds.dealing import deal_groups
+from mlxbert.folds.dealing import deal_groups, one_label
 from mlxbert.folds.row_groups import join_rows, text_keys
 from mlxbert.folds.strata import FoldError, FoldWarning, bin_strata, class_strata, label_strata
 
@@ -92,19 +92,17 @@ def make_folds(
     parts = max(folds, 2)
     count = int(together.max()) + 1
     if count < parts:
-        raise FoldError(f"{count} groups of rows are too few for {parts} parts; fix: fewer folds, or other groups")
+        raise FoldError(_too_few(len(set(keys)), rows, count, parts))
     if kind not in ("plain", "group") and targets is None:
         raise FoldError(f"fold_kind {kind!r} needs targets=; fix: give them, or fold_kind='plain'")
-    if kind == "multilabel_stratified":
-        labels = label_strata(targets, together, parts, label_names)
-    else:
-        strata = np.zeros(rows, np.int64)
-        if kind == "stratified":
-            strata = class_strata(targets, together, parts)
-        elif kind == "binned":
-            strata = bin_strata(targets, parts)
-        labels = strata[:, None] == np.unique(strata)
+    strata = np.zeros(rows, np.int64)
+    if kind == "stratified":
+        strata = class_strata(targets, together, parts)
+    elif kind == "binned":
+        strata = bin_strata(targets, parts)
     if folds == 1 or kind == "multilabel_stratified":
+        several = kind == "multilabel_stratified"
+        labels = label_strata(targets, together, parts, label_names) if several else one_label(strata)
         shares = [1 - share, share] if folds == 1 else [1 / folds] * folds
         number = deal_groups(together, labels, shares, np.random.default_rng(seed))
     else:
@@ -136,6 +134,7 @@ def validation_fold(
     keep = np.array([key not in held_out for key in text_keys(train_texts, train_pairs)], bool)
     if not keep.all():
         _warn_of_repeats(int((~keep).sum()), len(keep), 3)
+    _refuse_all_repeated(keep)
     fold = Fold(np.flatnonzero(keep), np.arange(len(keep), len(keep) + len(valid_texts)))
     _check((fold,), None)
     return fold
@@ -226,9 +225,33 @@ def _forward(times: Any, known_at: Any, keys: Sequence[Any], folds: int, share: 
         keep = np.array([keys[row] not in held_out for row in train], bool)
         if not keep.all():
             _warn_of_repeats(int((~keep).sum()), len(keep), 4)
+        _refuse_all_repeated(keep)
         result.append(Fold(train[keep], valid))
     _check(result, None)
     return tuple(result)
+
+
+def _too_few(texts: int, rows: int, count: int, parts: int) -> str:
+    """Why rows that belong together are too few, and what helps."""
+    fewer = f", or --folds {count}" if count > 1 else ""
+    if texts < parts:
+        what = f"all {rows} texts are equal" if texts == 1 else f"the {rows} rows have {texts} different texts"
+        return (
+            f"{what}, and equal texts are kept together in one fold: {parts} parts cannot be made; "
+            f"fix: --text with columns that differ from row to row{fewer}"
+        )
+    return (
+        f"the {rows} rows fall into {count} group{'s' if count > 1 else ''} that must stay together, too few for "
+        f"{parts} parts; fix: another --group, or none{fewer}"
+    )
+
+
+def _refuse_all_repeated(keep: np.ndarray) -> None:
+    if len(keep) and not keep.any():
+        raise FoldError(
+            "every text to learn from comes again in the held-out part, and equal texts are kept together; "
+            "fix: --text with columns that differ from row to row"
+        )
 
 
 def _warn_of_repeats(count: int, rows: int, stacklevel: int) -> None:

@@ -8,41 +8,55 @@ each of its groups to the part that still wants most of that label.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
-def deal_groups(
-    groups: np.ndarray, labels: np.ndarray, shares: Sequence[float], rng: np.random.Generator
-) -> np.ndarray:
+def one_label(strata: np.ndarray) -> Any:
+    """Return rows with one label each as a sparse (N, labels) matrix: 10,000 classes of as many rows are no table."""
+    from scipy.sparse import csr_array
+
+    numbers = np.unique(strata, return_inverse=True)[1].reshape(-1)
+    return csr_array((np.ones(len(strata)), numbers, np.arange(len(strata) + 1)))
+
+
+def deal_groups(groups: np.ndarray, labels: Any, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """The part of each row, (N,): rows of one group in one part.
 
     Args:
         groups: (N,) whole numbers, 0 … G − 1.
-        labels: (N, L) bool; L may be 0.
+        labels: (N, L) bool, or sparse; L may be 0.
         shares: of the rows, one a part; they sum to 1.
         rng: decides ties and the order among equals.
     """
+    from scipy.sparse import csc_array, csr_array
+
     count = int(groups.max()) + 1
     sizes = np.bincount(groups, minlength=count).astype(np.float64)
-    held = np.zeros((count, labels.shape[1]))
-    np.add.at(held, groups, labels)
+    members = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape=(count, len(groups)))
+    held = csr_array(members @ csr_array(labels, dtype=np.float64))  # (G, L)
+    by_label = csc_array(held)
     part = np.full(count, -1)
     wanted_rows = np.outer(shares, [sizes.sum()])[:, 0]
-    wanted = np.outer(shares, held.sum(axis=0))  # (parts, L)
-    left = held.sum(axis=0)
+    left = np.asarray(held.sum(axis=0), np.float64).reshape(-1)
+    wanted = np.outer(shares, left)  # (parts, L)
     # Large groups first, while there is room for them everywhere; equals in random order.
     order = rng.permutation(count)
     order = order[np.argsort(-sizes[order], kind="stable")]
+    place = np.argsort(order)
     while (left > 0).any():
         label = int(np.where(left > 0, left, np.inf).argmin())
-        mine = order[(part[order] < 0) & (held[order, label] > 0)]
-        for group in mine[np.argsort(-held[mine, label], kind="stable")]:
+        column = slice(by_label.indptr[label], by_label.indptr[label + 1])
+        mine, amounts = by_label.indices[column], by_label.data[column]
+        free = part[mine] < 0
+        for group in mine[free][np.lexsort((place[mine[free]], -amounts[free]))]:
             chosen = _hungriest(wanted[:, label], wanted_rows, rng)
             part[group] = chosen
-            wanted[chosen] -= held[group]
+            row = slice(held.indptr[group], held.indptr[group + 1])
+            wanted[chosen, held.indices[row]] -= held.data[row]
             wanted_rows[chosen] -= sizes[group]
-            left -= held[group]
+            left[held.indices[row]] -= held.data[row]
     for group in order[part[order] < 0]:
         chosen = _hungriest(wanted_rows, wanted_rows, rng)
         part[group] = chosen

@@ -6,19 +6,18 @@ import glob
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.errors import MLXBertError, escaped, first_ten, shortened
 
 # huggingface_hub's REPO_ID_REGEX and the rules beside it (utils/_validators.py), without importing it for a
 # local path.
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPO_ID = re.compile(rf"(?:{_NAME}/)?{_NAME}")
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".msgpack")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubError(MLXBertError):
@@ -76,19 +75,20 @@ def snapshot(
     from huggingface_hub import snapshot_download
 
     from mlxbert.hub.errors import FAILURES, Subject, check_token, explain
-    from mlxbert.hub.listing import cached_folder, list_files
+    from mlxbert.hub.listing import bounded_answers, cached_folder, is_commit, list_files
 
     _check_request(repo_id, revision, what)
     subject = Subject(repo_id, revision, what)
     check_token()
     try:
-        listing = list_files(repo_id, revision)
+        with bounded_answers():
+            listing = list_files(repo_id, revision)
     except FAILURES as error:
         raise explain(error, subject) from None  # its text may quote the URL; __context__ keeps it for debuggers
     commit = listing.commit
-    if _COMMIT.fullmatch(commit) is None:
+    if not is_commit(commit):
         raise HubError(f"{subject} is at {commit!r} in the cache, which is no commit id: delete it with `hf cache rm`")
-    _refuse_escaping_names(listing.names, subject=str(subject))
+    refuse_unsafe_names(listing.names, str(subject), HubError)
     wanted = list(dict.fromkeys(select(listing.names)))
     absent = sorted(set(wanted) - set(listing.names))
     if absent:
@@ -102,7 +102,7 @@ def snapshot(
         raise explain(listing.unreachable, subject, missing=missing)
     if missing:
         try:
-            with progress_bars(progress), warnings.catch_warnings():
+            with bounded_answers(), progress_bars(progress), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Not enough free disk space")  # our error says so, once
                 # The names are literal; the client takes patterns.
                 patterns = [glob.escape(name) for name in missing]
@@ -124,12 +124,25 @@ def _check_request(repo_id: str, revision: str | None, what: str) -> None:
         raise HubError(f"{revision!r} is not a revision: give a branch, a tag or a commit of {what} '{repo_id}'")
 
 
-def _refuse_escaping_names(names: Sequence[str], subject: str) -> None:
-    """Refuse a listing with a name that would be written outside of the cache; git makes none, an attacker may."""
+def refuse_unsafe_names(names: Iterable[str], subject: str, error: type[MLXBertError]) -> None:
+    """Refuse a listing with a name that leads out of its folder, says two things, or steers a terminal.
+
+    Git makes no such name, an attacker may.
+
+    Raises:
+        error: a name that is absolute, has `..`, a backslash or a control character in it, or comes twice.
+    """
+    seen = set()
     for name in names:
-        anchored = PurePosixPath(name).root or PureWindowsPath(name).drive or PureWindowsPath(name).root
-        if anchored or not name or "\0" in name or ".." in name.replace("\\", "/").split("/"):
-            raise HubError(f"{subject} lists a file outside of itself, {name!r}: do not trust it, nothing was read")
+        anchored = PurePosixPath(name).root or PureWindowsPath(name).drive
+        shown = f"{shortened(name)!r}: do not trust it, nothing was read"
+        if anchored or not name or "\\" in name or "\0" in name or ".." in name.split("/"):
+            raise error(f"{subject} lists a file outside of itself, {shown}")
+        if escaped(name) != name or "\n" in name or len(name) > 4096:
+            raise error(f"{subject} lists a name that no file has, {shown}")
+        if name in seen:
+            raise error(f"{subject} lists a name twice, {shown}")
+        seen.add(name)
 
 
 def _not_in(folder: Path | None, names: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import socket
@@ -35,7 +36,7 @@ from huggingface_hub.errors import (
 
 from mlxbert.errors import first_ten
 from mlxbert.hub import HubError
-from mlxbert.hub.listing import NotAHubError
+from mlxbert.hub.listing import MALFORMED, NotAHubError
 
 FAILURES = (
     httpx2.HTTPError,
@@ -44,8 +45,8 @@ FAILURES = (
     NotAHubError,
     OIDCError,
     OSError,
-    ValueError,  # the client's own checks of names and headers
     RuntimeError,  # hf_xet's errors that have no class of their own
+    *MALFORMED,  # a ValueError: also the client's own checks of names and headers
 )
 
 
@@ -100,11 +101,18 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
         mistyped = subject.what == "model" and message.startswith("No network")  # a push names its repository
         hint = _NO_PATH.format(subject.repo_id) if mistyped else ""
         return HubError(message + (_lacking(subject, missing) or hint))
-    if isinstance(error, (NotAHubError, FileMetadataError)):
+    if isinstance(error, (NotAHubError, FileMetadataError)) or is_malformed(error):
         return HubError(
             f"{host_name()} does not answer like a Hugging Face Hub: check HF_ENDPOINT, or log in to your network"
         )
     return HubError(_local(error, subject))
+
+
+def is_malformed(error: BaseException) -> bool:
+    """Whether the client could not make anything of an answer: one that is no JSON, or of another shape."""
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        return True
+    return isinstance(error, MALFORMED) and not isinstance(error, ValueError)
 
 
 def _offline(subject: Subject, missing: Sequence[str]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_backoff
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# A listing of 100,000 files is 20 MB. What is larger, or comes in more pages, does not come from a Hub.
+_ANSWER_BYTES = 64 << 20
+_ANSWERS = 5000
+_TIMEOUT = 60
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +43,61 @@ class NotAHubError(Exception):
     """Something answered, but not as a Hub does: a captive portal, a proxy's page, a wrong HF_ENDPOINT."""
 
 
+# What the client raises for an answer that lacks a part, or has something else in its place.
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+
+
+def is_commit(value: object) -> bool:
+    """Whether a value is a commit's id: 40 hex digits."""
+    return isinstance(value, str) and COMMIT.fullmatch(value) is not None
+
+
+@contextmanager
+def bounded_answers(*, downloads: bool = False) -> Iterator[None]:
+    """Within this, no answer of the Hub's API is larger than 64 MB, and none is waited for without an end.
+
+    Args:
+        downloads: bound files too, where only small ones are read.
+
+    Raises:
+        NotAHubError: inside, for an answer that is larger, or one more after thousands.
+    """
+    asked = 0
+
+    def wait(request: httpx2.Request) -> None:
+        if not any(request.extensions.get("timeout", {}).values()):  # some of the client's requests wait for ever
+            request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), _TIMEOUT)
+
+    def read(response: httpx2.Response) -> None:
+        nonlocal asked
+        if not downloads and "/api/" not in response.request.url.path:
+            return
+        asked += 1
+        pieces, held = [], 0
+        for piece in response.iter_bytes():
+            pieces.append(piece)
+            held += len(piece)
+            if held > _ANSWER_BYTES or asked > _ANSWERS:
+                raise NotAHubError("an answer without an end")
+        response._content = b"".join(pieces)  # what `Response.read` would put there, whatever the size
+
+    hooks = get_session().event_hooks
+    hooks["request"].append(wait)
+    hooks["response"].append(read)
+    try:
+        yield
+    finally:
+        hooks["request"].remove(wait)
+        hooks["response"].remove(read)
+
+
 def list_files(repo_id: str, revision: str | None) -> Listing:
     """Resolve the revision and list its files, with one request (none for a commit whose list is cached).
 
     Raises what the client raises, and NotAHubError.
     """
     api = _RevisionInfo()
-    if revision is not None and _COMMIT.fullmatch(revision):
+    if revision is not None and COMMIT.fullmatch(revision):
         commit = revision
         names = _cached_names(repo_id, commit)
         if names is not None:
@@ -54,7 +108,7 @@ def list_files(repo_id: str, revision: str | None) -> Listing:
         commit = api.resolve_revision(repo_id, revision=revision).resolved
     if api.names is not None:
         return Listing(commit, api.names)
-    if _COMMIT.fullmatch(commit) is None:  # a damaged cache: the caller says so
+    if not is_commit(commit):  # a damaged cache: the caller says so
         return Listing(commit, (), api.unreachable)
     names = _cached_names(repo_id, commit) or _names_below(cached_folder(repo_id, commit))
     if names is None or api.unreachable is None:
@@ -130,9 +184,11 @@ class _RevisionInfo(HfApi):
         try:
             info = ModelInfo(**response.json())
             names = tuple(sibling.rfilename for sibling in info.siblings or ())
-        except (ValueError, TypeError, KeyError) as error:
+        except MALFORMED as error:
             raise NotAHubError(f"{type(error).__name__}: {error}") from error
-        if not isinstance(info.sha, str) or _COMMIT.fullmatch(info.sha) is None:  # the client makes paths of it
+        if not is_commit(info.sha):  # the client makes paths of it
             raise NotAHubError(f"{info.sha!r} is no commit id")
+        if not all(isinstance(name, str) for name in names):
+            raise NotAHubError("a file without a name")
         self.names = names
         return info

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlxbert.errors import first_ten
+from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.files.manifest import NAME, read_manifest
+from mlxbert.files.reading import read_bytes, sha256_hex
 from mlxbert.hub import HubError, Snapshot
 
 
@@ -30,7 +31,8 @@ def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[s
     if records is None:
         if (found.path / NAME).exists():
             raise HubError(f"model '{found.repo_id}' has a {NAME} that is not readable: {_CHANGED}")
-        warnings.warn(f"model '{found.repo_id}' has no {NAME}: its files are loaded unchecked", stacklevel=4)
+        message = f"model '{found.repo_id}' has no {NAME}: its files are loaded unchecked"
+        warnings.warn(message, MLXBertWarning, stacklevel=4)
         return
     present = [path.relative_to(found.path).as_posix() for path in found.path.rglob("*") if path.is_file()]
     damaged, changed = [], []
@@ -42,7 +44,7 @@ def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[s
             changed.append(f"{name}: not in the manifest")
         elif not file.is_file():
             changed.append(f"{name}: missing")
-        elif _digest(file, "sha256") != record.sha256:
+        elif sha256_hex(file, HubError) != record.sha256:
             if _arrived_whole(file):
                 changed.append(f"{name}: SHA-256 differs from the manifest's")
             else:
@@ -69,9 +71,9 @@ def _arrived_whole(file: Path) -> bool:
         return True
     said = file.resolve().name
     if len(said) == 64:
-        return _digest(file, "sha256") == said
+        return sha256_hex(file, HubError) == said
     if len(said) == 40:
-        content = file.read_bytes()
+        content = read_bytes(file, HubError) or b""
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == said
     return True
 
@@ -85,8 +87,3 @@ def _forget(file: Path) -> None:
         raise HubError(
             f"{blob} is damaged and cannot be removed ({error.strerror}): delete it, then run it again"
         ) from None
-
-
-def _digest(file: Path, algorithm: str) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()

@@ -25,7 +25,7 @@ from mlxbert.activations import ACTIVATIONS
 from mlxbert.checkpoint import CheckpointError, file_order, is_full_layout, load, read_config, read_weights, resolve
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
-from mlxbert.errors import first_ten
+from mlxbert.errors import first_ten, readable
 from mlxbert.pretrained.head_class import (
     HEAD_CLASSES,
     HeadChoice,
@@ -70,7 +70,7 @@ def load_with_head(
         original_architectures(config), tensors, has_pooler="pooler" in core, place=str(directory)
     )
     if choice.note:
-        logging.getLogger("mlxbert").warning("mlxbert: %s", choice.note)
+        logging.getLogger("mlxbert").warning("mlxbert: %s", readable(choice.note))
     model = attach_head(core, tensors, choice, config, place=str(directory), dtype=dtype)
     model.source = directory
     return model, tokenizer

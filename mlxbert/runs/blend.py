@@ -13,6 +13,7 @@ import numpy as np
 from heads.labels import encode_labels
 from heads.metrics import metric_of
 from mlxbert.data.cells import Kind
+from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.files.reading import read_json
@@ -75,6 +76,11 @@ class Blend:
     def kinds(self) -> dict[str, Kind]:
         """What the columns hold."""
         return {name: kind for run in reversed(self.runs) for name, kind in run.kinds.items()}
+
+    @property
+    def quoting(self) -> Quoting | None:
+        """Of the first training file that has one."""
+        return next((run.quoting for run in self.runs if run.quoting is not None), None)
 
     @property
     def columns(self) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from heads.labels import Label
+from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Competition, get_competition
 from mlxbert.factory.create import default_checkpoint
 from mlxbert.factory.text_columns import RowText
@@ -26,9 +27,9 @@ def train(
     *,
     out: str | Path,
     model: str | Path | None = None,
-    target: str | Sequence[str] | None = None,
-    text: str | Sequence[str] | RowText | None = None,
-    pair: str | Sequence[str] | None = None,
+    target: str | int | Sequence[str | int] | None = None,
+    text: str | int | Sequence[str | int] | RowText | None = None,
+    pair: str | int | Sequence[str | int] | None = None,
     competition: str | Competition | None = None,
     task: str | None = None,
     classes: Sequence[Label] | None = None,
@@ -39,6 +40,9 @@ def train(
     head: Mapping[str, Any] | None = None,
     revision: str | None = None,
     encoding: str | None = None,
+    quoting: Quoting | None = None,
+    decimal: str | None = None,
+    label_separator: str | None = None,
     valid: str | Path | None = None,
     hold_out: float | None = None,
     test: str | Path | None = None,
@@ -55,7 +59,7 @@ def train(
     """Cross-validate a model on a competition's data; everything it leaves is in `out`.
 
     Args:
-        data: a file (CSV, TSV, JSONL, Parquet), a pandas or polars frame, or a dict of columns.
+        data: a file (CSV, TSV, JSON, Parquet, Excel; also compressed), a pandas or polars frame, or a dict of columns.
         out: the run's directory, made here.
         model: a converted directory, or the id of a converted repository on the Hub.
         target: the column to predict, or several.
@@ -71,6 +75,9 @@ def train(
         head: options of the head, such as {"objective": "focal"}.
         revision: of a model on the Hub.
         encoding: of the data's text; None: found out.
+        quoting: of CSV and TSV: "none" (quotes are characters), "minimal" or "escaped"; None: found out.
+        decimal: the decimal mark of a target that is written as text, "." or ","; None: found out.
+        label_separator: what stands between several labels of a cell; None: found out.
         valid: a file of rows to be judged on, in place of folds.
         hold_out: rows held out of everything, predicted and scored at the end: a share, or their number.
         test: a file to predict at the end.
@@ -101,11 +108,14 @@ def train(
         "text": row_text,
         "task": task,
         "classes": None if classes is None else tuple(classes),
-        "id": id,
-        "group": group,
-        "time": time,
-        "ignore": tuple(ignore),
+        "id": None if id is None else str(id),
+        "group": None if group is None else str(group),
+        "time": None if time is None else str(time),
+        "ignore": tuple(map(str, ignore)),
         "encoding": encoding,
+        "quoting": quoting,
+        "decimal": decimal,
+        "label_separator": label_separator,
         "valid": None if valid is None else str(valid),
         "hold_out": hold_out,
         "test": None if test is None else str(test),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from heads.install import install_fix
 from mlxbert.data.cells import Kind
-from mlxbert.data.reading import read_data
+from mlxbert.data.reading import Quoting, read_data
 from mlxbert.factory.frames import Table
 from mlxbert.factory.text_columns import RowText
 from mlxbert.runs.files import RunError
@@ -16,7 +16,15 @@ from mlxbert.runs.prepare import frame_sha256
 
 
 def read_frame(
-    data: Any, *, text: RowText | None, id_column: str | None, encoding: str | None, kinds: Mapping[str, Kind] | None
+    data: Any,
+    *,
+    text: RowText | None,
+    id_column: str | None,
+    encoding: str | None,
+    kinds: Mapping[str, Kind] | None,
+    quoting: Quoting | None = None,
+    labels: Mapping[str, Collection[str]] | None = None,
+    words: Collection[str] = (),
 ) -> tuple[Any, dict[str, Kind], dict[str, Any]]:
     """A pandas frame, what its columns hold, and the record of it for run.json.
 
@@ -26,17 +34,21 @@ def read_frame(
         id_column: kept as text.
         encoding: of a file's text.
         kinds: of the training file, for another one that is to be read alike.
+        quoting: of a text table; None: found out.
+        labels: target columns of a file, and words in them that are labels though they look missing.
+        words: further columns to keep as text.
 
     Raises:
         DataError, FrameError: it cannot be read.
     """
     if isinstance(data, str | Path):
-        columns = [id_column] if id_column is not None else []
+        columns = [*words, *([id_column] if id_column is not None else [])]
         if text is not None:
             columns += [part for part in (text.first, text.second) if isinstance(part, str) and "{" not in part]
-        read = read_data(data, text_columns=columns, kinds=kinds, encoding=encoding)
+        read = read_data(data, text_columns=columns, kinds=kinds, encoding=encoding, quoting=quoting, labels=labels)
         file = read.file
         record = {"path": str(data), "sha256": file.sha256, "size": file.size, "rows": len(read.frame)}
+        record["quoting"] = file.quoting
         return read.frame, read.kinds, record
     frame = as_pandas(data)
     return frame, _kinds(frame), {"path": None, "sha256": frame_sha256(frame), "size": None, "rows": len(frame)}
@@ -56,7 +68,13 @@ def as_pandas(data: Any) -> Any:
         raise RunError(f"training on data needs pandas; fix: {install_fix('kaggle')}") from error
     if isinstance(data, pandas.DataFrame):
         # An index that has a name was a column, such as the months of a series.
-        return data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))
+        frame = data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))
+        # pandas numbers the columns of a file without a header.
+        return (
+            frame
+            if all(isinstance(one, str) for one in frame.columns)
+            else frame.set_axis(map(str, frame.columns), axis=1)
+        )
     return pandas.DataFrame({str(name): list(table.column(name).values) for name in table.names})
 
 

@@ -34,7 +34,8 @@ def labels(words: Sequence[str]) -> tuple[Label, ...] | None:
     if not words:
         return None
     parsed = [_value(word) for word in words]
-    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in parsed)
+    # JSON's NaN is a float; as a label it is a word.
+    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) and one == one for one in parsed)
     return tuple(parsed) if numbers else tuple(words)
 
 

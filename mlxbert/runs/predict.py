@@ -12,7 +12,7 @@ import numpy as np
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.config import BertConfig
-from mlxbert.data.reading import read_data, render_texts, warn_of_empty
+from mlxbert.data.reading import Quoting, read_data, render_texts, warn_of_empty
 from mlxbert.data.token_rows import token_rows
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
@@ -167,6 +167,7 @@ def write_submission(
     values: str | None = None,
     how: str = "probabilities",
     encoding: str | None = None,
+    quoting: Quoting | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Predict a file and write the submission; returns its rows. Ids and columns are checked before any prediction.
@@ -183,7 +184,14 @@ def write_submission(
     if target.is_dir():
         raise RunError(f"{target} is a directory; fix: give the name of a file with -o")
     if run.task.task == "time_series":
-        frame = read_data(data, kinds=run.kinds, required=[*run.task.target], encoding=encoding).frame
+        frame = read_data(
+            data,
+            kinds=run.kinds,
+            required=[*run.task.target],
+            encoding=encoding,
+            quoting=quoting,
+            like=run.quoting,
+        ).frame
         times, predictions = _forecast(run, frame)
         ids = [str(time) for time in times]
         sample = sample_of(sample_submission, form, ids, str(data))
@@ -191,7 +199,7 @@ def write_submission(
     else:
 
         def frames() -> Iterator[Any]:
-            return pieces(data, run.kinds, run.columns, run.id, encoding)
+            return pieces(data, run.kinds, run.columns, run.id, encoding, quoting, run.quoting)
 
         ids = row_ids(frames(), run.id, str(data))
         sample = sample_of(sample_submission, form, ids, str(data))

@@ -25,7 +25,7 @@ from mlxbert.files.reading import read_json
 from mlxbert.folds import Fold, make_folds, validation_fold
 from mlxbert.folds.coverage import check_labels
 from mlxbert.runs.cache import token_cache
-from mlxbert.runs.checks import check_columns, check_weights
+from mlxbert.runs.checks import check_columns, check_size, check_weights, warn_of_numbers
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization import Tokenizer
@@ -104,11 +104,15 @@ def prepare(
         time=settings.time,
         classes=settings.classes,
         ignore=_named(settings.id, settings.group, *settings.ignore),
+        decimal=settings.decimal,
+        label_separator=settings.label_separator,
     )
     task = problem.task.task
     check_options(problem.head_class, settings.head)
     if task != "multilabel":  # which alone learns from a row of which one target is known
         frame, rows = _with_targets(frame, rows, settings, whole=True)
+    check_size(problem.task, len(frame))
+    warn_of_numbers(frame, problem.text)
     metric = metric_of(config.metric or problem.head_class.default_metric, task)
     held_out = history = None
     if settings.id is not None:
@@ -176,15 +180,23 @@ def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings, whole: bo
         return frame, rows
     columns = target_of(Table(frame), settings.target)
     enough = all if whole else any
-    keep = np.array(
-        [enough(value is not None for value in cells) for cells in zip(*(c.values for c in columns), strict=True)]
-    )
+    there = _is_target if whole else _is_present
+    keep = np.array([enough(map(there, cells)) for cells in zip(*(c.values for c in columns), strict=True)])
     if keep.all() or not keep.any():
         return frame, rows
     several = "lack one of the targets" if whole else "have none of the targets"
     what = several if len(columns) > 1 else "have no target"
     warnings.warn(f"{(~keep).sum()} of {len(keep)} rows {what} and are left out", DataWarning, stacklevel=2)
     return frame[keep].reset_index(drop=True), rows[keep]
+
+
+def _is_present(value: Any) -> bool:
+    return value is not None
+
+
+def _is_target(value: Any) -> bool:
+    """Whether a cell is more than blank; a blank one of several labels is a row with none of them."""
+    return value is not None and not (isinstance(value, str) and not value.strip())
 
 
 def _hold_out(

@@ -10,7 +10,11 @@ from importlib.util import find_spec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from mlxbert.terminal import SafeConsole
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
+
+# From so many columns on, the bar of a training has room for the learning rate.
+WIDE = 100
 
 
 class ProgressBar(Callback):
@@ -18,7 +22,7 @@ class ProgressBar(Callback):
 
     def __init__(self, members: int):
         self.members = members
-        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.console = SafeConsole(stderr=True)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,11 +55,13 @@ class ProgressBar(Callback):
         part = event.step / event.steps
         left = (event.steps - event.step + (self.members - self._done_members - 1) * event.steps) * self._seconds
         loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
+        # At 80 columns the bar itself needs the room; metrics.jsonl has the rate of every step.
+        rate = f"rate {event.rate:.1e}  " if self.console.width >= WIDE else ""
         self.bars.update(
             self._task,
             completed=(self._done_members + part) / self.members,
             description=f"{event.member} ({self._done_members + 1}/{self.members})",
-            numbers=f"{loss}rate {event.rate:.1e}  {event.rows_per_second:.0f} rows/s  {duration(left)} left",
+            numbers=f"{loss}{rate}{event.rows_per_second:.0f} rows/s  {duration(left)} left",
         )
 
     def on_evaluation(self, event: EvaluationEvent) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.data.cells import Kind
-from mlxbert.data.reading import id_values, read_chunks, read_data
+from mlxbert.data.reading import Quoting, id_values, read_chunks, read_data
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
 from mlxbert.runs.settings import RunSettings
@@ -21,9 +21,15 @@ ROWS = 1024
 
 
 def pieces(
-    data: str | Path, kinds: Mapping[str, Kind], columns: Sequence[str], id_column: str | None, encoding: str | None
+    data: str | Path,
+    kinds: Mapping[str, Kind],
+    columns: Sequence[str],
+    id_column: str | None,
+    encoding: str | None,
+    quoting: Quoting | None = None,
+    like: Quoting | None = None,
 ) -> Iterator[Any]:
-    """The file as frames of some thousand rows.
+    """The file as frames of some thousand rows; `like`: the quoting of the training file.
 
     Raises:
         MLXBertError: it cannot be read, or a column is missing.
@@ -32,7 +38,9 @@ def pieces(
     required = [*columns, *own]
     # Of a run on a frame the kind may be "number": 0012 is to be written as it is read all the same.
     as_read: dict[str, Kind] = dict.fromkeys(own, "text")
-    return read_chunks(data, {**kinds, **as_read}, rows=ROWS, required=required, encoding=encoding)
+    return read_chunks(
+        data, {**kinds, **as_read}, rows=ROWS, required=required, encoding=encoding, quoting=quoting, like=like
+    )
 
 
 def row_ids(frames: Iterator[Any], id_column: str | None, what: str) -> list[str]:
@@ -63,7 +71,12 @@ def sample_of(path: str | Path | None, form: Submission, ids: Sequence[str], wha
 
 
 def check_rows_to_predict(
-    settings: RunSettings, task: str, columns: Sequence[str], kinds: Mapping[str, Kind], form: Submission
+    settings: RunSettings,
+    task: str,
+    columns: Sequence[str],
+    kinds: Mapping[str, Kind],
+    form: Submission,
+    like: Quoting | None = None,
 ) -> None:
     """Refuse before hours of training what could not be predicted after them: the test file, and its sample.
 
@@ -73,10 +86,17 @@ def check_rows_to_predict(
     if settings.test is None:
         return
     if task == "time_series":
-        frame = read_data(settings.test, kinds=kinds, required=settings.target, encoding=settings.encoding).frame
+        frame = read_data(
+            settings.test,
+            kinds=kinds,
+            required=settings.target,
+            encoding=settings.encoding,
+            quoting=settings.quoting,
+            like=like,
+        ).frame
         ids = times_of(frame, settings.time, int(settings.head.get("horizon", 1)))
     else:
-        frames = pieces(settings.test, kinds, columns, settings.id, settings.encoding)
+        frames = pieces(settings.test, kinds, columns, settings.id, settings.encoding, settings.quoting, like)
         ids = row_ids(frames, settings.id, settings.test)
     sample_of(settings.sample_submission, form, ids, settings.test)
 

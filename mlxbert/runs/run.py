@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from heads.metrics import get_metric
 from mlxbert.data.cells import Kind
+from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.factory.text_columns import RowText
@@ -102,6 +103,12 @@ class Run:
     def kinds(self) -> dict[str, Kind]:
         """What the training file's columns hold; test files are read alike."""
         return dict(self.info["data"]["kinds"])
+
+    @property
+    def quoting(self) -> Quoting | None:
+        """Of the training file; test files are read alike, unless they speak against it."""
+        quoting: Quoting | None = self.info["data"].get("quoting")
+        return quoting
 
     @property
     def id(self) -> str | None:

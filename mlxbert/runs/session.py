@@ -23,6 +23,7 @@ from mlxbert.runs.rows_to_predict import check_rows_to_predict
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import submission_form
+from mlxbert.runs.summary import show_inference
 from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, Callbacks
 from mlxbert.training.config import TrainingConfig
@@ -51,6 +52,8 @@ def run_session(
     """
     started = time.monotonic()
     about: dict[str, Any] = {"text": settings.text, "id_column": settings.id, "encoding": settings.encoding}
+    about |= {"quoting": settings.quoting, "labels": settings.labels}
+    about["words"] = settings.target if settings.decimal == "," else ()
     kinds = None if before is None else before["data"]["kinds"]
     frame, kinds, record = read_frame(data, **about, kinds=kinds)
     valid, judged = None, None
@@ -62,7 +65,7 @@ def run_session(
         check_same(info, before)
         info = going_on(before, info["environment"])
     problem, form = prepared.problem, submission_form(settings, prepared.problem.task, prepared.metric.needs, None)
-    check_rows_to_predict(settings, prepared.task, problem.text.columns, kinds, form)
+    check_rows_to_predict(settings, prepared.task, problem.text.columns, kinds, form, record.get("quoting"))
     bar = ProgressBar(len(info["members"])) if progress else None
     told: list[Callback] = [
         MetricsLog(files.log),
@@ -81,6 +84,8 @@ def run_session(
         shutil.rmtree(files.best_so_far, ignore_errors=True)
     if bar:
         bar.skip(sum(files.is_done(name) for name in info["members"]))
+    if progress:
+        show_inference(prepared, settings, record, frame.columns)
     everyone.on_run_start(info)
     scores = None
     try:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from heads.labels import Label
+from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Competition, Submission
 from mlxbert.factory.text_columns import RowText
 from mlxbert.runs.files import RunError
@@ -30,6 +31,9 @@ class RunSettings:
         head: options of the head.
         competition: the ready configuration that the rest comes from.
         encoding: of the data's text.
+        quoting: of text tables; None: found out.
+        decimal: the decimal mark of a target that is written as text, "." or ","; None: found out.
+        label_separator: what stands between several labels of a cell; None: found out.
         valid: a file of held-out rows, with one fold.
         hold_out: rows held out of everything and predicted at the end: a share, or their number.
         test: a file to predict at the end.
@@ -52,6 +56,9 @@ class RunSettings:
     head: Mapping[str, Any] = field(default_factory=dict, hash=False)
     competition: str | None = None
     encoding: str | None = None
+    quoting: Quoting | None = None
+    decimal: str | None = None
+    label_separator: str | None = None
     valid: str | None = None
     hold_out: float | None = None
     test: str | None = None
@@ -70,6 +77,13 @@ class RunSettings:
             raise RunError("hold_out and test are both given; fix: predict the test file afterwards")
         if self.sample_submission is not None and self.test is None:
             raise RunError("sample_submission is given without test; fix: give the file to predict too")
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The target's column, and the words that are labels in it though they look missing, such as NA."""
+        if len(self.target) > 1 or self.task == "multilabel":
+            return {}
+        return {self.target[0]: tuple(one for one in self.classes or () if isinstance(one, str))}
 
     @classmethod
     def for_competition(cls, competition: Competition, **given: Any) -> Self:
@@ -132,6 +146,7 @@ class RunSettings:
         return replace(self, text=text)
 
 
-def as_columns(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One name, or several, as a tuple."""
-    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+def as_columns(value: str | int | Sequence[str | int] | None) -> tuple[str, ...]:
+    """One name, or several, as a tuple; pandas numbers the columns of a file without a header."""
+    names = () if value is None else (value,) if isinstance(value, str | int) else tuple(value)
+    return tuple(str(name) for name in names)

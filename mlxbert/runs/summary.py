@@ -1,13 +1,67 @@
-"""A run's scores as a table: each model, their spread, and all out-of-fold rows together."""
+"""What a run is about to learn, in a few lines, and its scores as a table."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 
+from mlxbert.errors import printable
+
 if TYPE_CHECKING:
+    from mlxbert.runs.prepare import Prepared
     from mlxbert.runs.run import Run
+    from mlxbert.runs.settings import RunSettings
+
+_QUOTES = {"none": ", quotes read as characters", "escaped": ", quotes escaped by a backslash"}
+
+
+def show_inference(
+    prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
+) -> None:
+    """Say on standard error, before hours of training, what was inferred from the data and why."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    for name, what in inference_lines(prepared, settings, record, columns):
+        console.print(f"{name:<10}{what}", soft_wrap=True)
+
+
+def inference_lines(
+    prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
+) -> list[tuple[str, str]]:
+    """What is learned from which columns, how it is judged, and why: (name, what) each.
+
+    Args:
+        prepared: the data.
+        settings: what was asked for.
+        record: of the data, for run.json.
+        columns: of the data.
+    """
+    task, text, metric = prepared.problem.task, prepared.problem.text, prepared.metric
+    source = "a frame" if record["path"] is None else printable(record["path"])
+    lines = [
+        ("Data", f"{source}, {record['rows']} rows{_QUOTES.get(record.get('quoting') or '', '')}"),
+        ("Target", f"{_listed(task.target)}: {printable(str(task), 1000)}"),
+    ]
+    if task.classes is not None:
+        lines.append(("Classes", f"{len(task.classes)}: {_listed(task.classes)}"))
+    lines.append(("Metric", f"{metric.name} ({'higher' if metric.greater_is_better else 'lower'} is better)"))
+    parts = [text.first, *([] if text.second is None else [text.second])]
+    lines.append(("Text", " / ".join(_listed(one) if isinstance(one, tuple) else printable(one) for one in parts)))
+    roles = {"id": prepared.id_column, "group": settings.group, "time": settings.time}
+    named = [f"{printable(name)} ({role})" for role, name in roles.items() if name is not None]
+    used = {*task.target, *text.columns, *roles.values()}
+    left = [str(name) for name in columns if str(name) not in used]
+    if named or left:
+        lines.append(("Not text", ", ".join([*named, *([_listed(left)] if left else [])])))
+    lines.append(("Folds", f"{len(prepared.folds)}, {prepared.fold_kind}"))
+    return lines
+
+
+def _listed(names: Iterable[Any]) -> str:
+    shown = [printable(name, 60) for name in names]
+    return ", ".join(shown[:10]) + (f", … and {len(shown) - 10} more" if len(shown) > 10 else "")
 
 
 def scores_frame(run: Run) -> Any:

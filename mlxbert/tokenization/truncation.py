@@ -6,8 +6,10 @@ import warnings
 
 import tokenizers
 
+from mlxbert.errors import MLXBertWarning
 
-class TruncationWarning(UserWarning):
+
+class TruncationWarning(MLXBertWarning):
     """Texts were cut to the longest input that the model takes."""
 
 

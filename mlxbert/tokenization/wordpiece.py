@@ -19,6 +19,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from mlxbert.errors import MLXBertWarning
 from mlxbert.files.reading import read_text
 from mlxbert.tokenization.files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles
 
@@ -38,7 +39,7 @@ _BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]"
 }
 
 
-class TokenizerWarning(UserWarning):
+class TokenizerWarning(MLXBertWarning):
     """Tokenizer files that contradict each other; the ids follow transformers."""
 
 

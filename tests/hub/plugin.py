@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,13 @@ class Hub(HubServer):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A test Hub, as `connected` makes it; the test fails if the Hub itself failed or another host was looked up."""
+    with connected(monkeypatch, tmp_path) as server:
+        yield server
+
+
+@contextmanager
+def connected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A test Hub that the client in this process talks to, and an empty cache and no token for it.
 
     huggingface_hub reads its environment variables when it is imported, so here the constants that it made of

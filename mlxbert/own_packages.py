@@ -1,0 +1,49 @@
+"""Find mlxbert's own `heads` and `converter` where the user's folder has something of that name.
+
+These two are top-level packages with everyday names: a `heads.py` beside a notebook comes before them on `sys.path`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+
+def use_own_package(name: str) -> None:
+    """Import the package `name` that is installed beside mlxbert, whatever else has that name; warn if something has.
+
+    Raises:
+        ImportError: another module of that name is imported already.
+    """
+    own = Path(__file__).parent.parent / name / "__init__.py"
+    held = sys.modules.get(name)
+    other = getattr(held, "__file__", None) if held is not None else _first_on_path(name)
+    if not own.is_file() or (other is not None and own.samefile(other)):
+        return
+    if held is not None:
+        raise ImportError(
+            f"{other or name} was imported as {name!r}, which is also the name of a package of mlxbert; "
+            "fix: rename yours"
+        )
+    spec = importlib.util.spec_from_file_location(name, own, submodule_search_locations=[str(own.parent)])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{own}: cannot be imported; fix: install mlxbert again")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    if other is not None:
+        warnings.warn(
+            f"{other} has the name of mlxbert's package {name!r}: `import {name}` gives mlxbert's now; "
+            "fix: rename yours if you need it here",
+            stacklevel=3,
+        )
+
+
+def _first_on_path(name: str) -> str | None:
+    """Return the file that `import name` would run; a folder without one (a namespace) gives the folder."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return None
+    return spec.origin or next(iter(spec.submodule_search_locations or ()), None)
