@@ -43,7 +43,12 @@ class OneLineErrors(click.Command):
 
 
 @_version
-@click.command(cls=OneLineErrors, context_settings=CONTEXT, epilog="Docs and examples: README.md")
+@click.command(
+    cls=OneLineErrors,
+    context_settings=CONTEXT,
+    epilog="Exit codes: 0 written; 1 parity failed, nothing was written; 2 could not run; 3 with --verify: written, "
+    "and a part that it ships was not compared (the line Parity names it). Docs and examples: README.md",
+)
 @click.argument("src")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Directory to write.  [default: mlx_models/NAME-RECIPE]"

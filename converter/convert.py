@@ -27,7 +27,7 @@ from converter.source import Source, TensorEntry, local_name, open_source
 from converter.source_card import SourceCard, read_source_card, with_reachable_link
 from converter.usage import Usage
 from heads.install import install_fix
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.recovery import recover
 from mlxbert.files.safetensors_writer import PlannedTensor
@@ -172,7 +172,7 @@ def convert(
         dtype = "float16"
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
     source_card, card_notes = _source_card(source)
-    notes = [*source.notes, *notes_on(source, planned, dtype), *card_notes]
+    notes = [*source.notes, *notes_on(source, planned, dtype), *_note_on_head(source), *card_notes]
 
     given = expand_home(src) if expand_home(src).is_file() else source.root
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
@@ -324,6 +324,18 @@ def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
         f"{src}: parity FAILED ({first}); nothing was written to {target}; "
         "fix: report it, or write it all the same with --no-verify"
     )
+
+
+def _note_on_head(source: Source) -> list[str]:
+    """What is said where the class of the source's head was not plain from its configuration."""
+    from converter.parity.own_head import head_choice
+    from mlxbert.pretrained.head_class import HeadClassError
+
+    try:
+        choice = head_choice(source)
+    except HeadClassError as error:
+        return [reason(error)]
+    return [choice.note] if choice is not None and choice.note else []
 
 
 def _silent(stage: str, done: int, total: int) -> None:

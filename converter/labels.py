@@ -86,7 +86,11 @@ def _fitted(names: Any, config: Mapping[str, Any], rows: int) -> tuple[list[str]
     called = f"labels are LABEL_0 to LABEL_{rows - 1}" if rows > 1 else "its label is LABEL_0"
     has = f"{WEIGHT} has {rows} row{'s' if rows > 1 else ''}"
     if not isinstance(names, Mapping):
-        given = f"num_labels {_count(config)}" if "num_labels" in config else "no number of labels (2 is then meant)"
+        given = "no number of labels (2 is then meant)"
+        if "num_labels" in config:
+            given = f"num_labels {printable(repr(config['num_labels']), 60)}"
+        elif names is not None:
+            given = "nothing that can be read of its labels (id2label is no object)"
         return generic, f"config.json says {given}, and {has}: {called}"
     if len(names) != rows:
         return generic, (

@@ -252,6 +252,7 @@ def _compared_head(
     source: Source, directory: Path, hf_config: dict[str, Any], reference: Reference
 ) -> tuple[HeadChoice | None, Part | None]:
     """The class whose head is compared; or, of a head that is shipped and cannot be compared, the reason."""
+    from converter.parity.own_head import head_choice
     from converter.parity.report import OWN_HEAD, Part
     from mlxbert.pretrained import has_head, read_head_tensors
     from mlxbert.pretrained.head_class import HEAD_CLASSES, HeadChoice
@@ -259,8 +260,15 @@ def _compared_head(
     shipped = has_head(directory, hf_config)
     if reference.class_name not in HEAD_CLASSES:
         # What transformers could not build with its head is compared as an encoder, on both sides.
+        if not shipped:
+            return None, None
         why = reference.left_out or "it is none of a class of transformers"
-        return None, Part(OWN_HEAD, False, why) if shipped else None
+        try:  # what is wrong with it in our words, which name the tensors
+            if (told := head_choice(source)) is not None:
+                written_model(directory, hf_config, told)
+        except MLXBertError as error:
+            why = reason(error, directory)
+        return None, Part(OWN_HEAD, False, why)
     choice = HeadChoice(reference.class_name)
     if not shipped:
         return choice, None  # each of its outputs then fails as one that the MLX model does not have

@@ -78,6 +78,14 @@ WRONG_LABELS: dict[str, tuple[str, int, dict[str, Any], list[str], str]] = {
         ["a", "b", "LABEL_2"],
         "id2label names the outputs 0, 1, 3 of 3: the others are called LABEL_2",
     ),
+    "names in a list": (CLASSIFIER, 2, {"id2label": ["a", "b"]}, ["LABEL_0", "LABEL_1"], "id2label is no object"),
+    "a number that is text": (
+        CLASSIFIER,
+        3,
+        {"num_labels": "2"},
+        [f"LABEL_{i}" for i in range(3)],
+        "num_labels '2', and",
+    ),
     "an odd problem_type": (
         CLASSIFIER,
         2,
@@ -164,6 +172,26 @@ def test_a_head_that_cannot_be_compared_is_not_verified_and_not_offered(case: st
     assert run(cli.verify, out, "--reference", tmp_path / "source").exit_code == 3
     with pytest.raises(mlxbert.MLXBertError, match=f"not compared with PyTorch: {part} "):
         gather_evidence(out)
+
+
+def test_a_head_of_a_class_that_nobody_knows_is_said_to_be_taken_for_another(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source", TOKENS, num_labels=5)
+    change(tmp_path / "source", architectures=["BertCRF"])
+    done = run(cli.convert, tmp_path / "source", "-o", tmp_path / "out", "--verify")
+    assert done.exit_code == 0
+    assert "names BertCRF; from its tensors (classifier.*) it is taken for BertForTokenClassification" in said(done)
+
+
+def three_choices(tensors: dict[str, Any]) -> None:
+    tensors["classifier.weight"], tensors["classifier.bias"] = torch.zeros(3, 48), torch.zeros(3)
+
+
+def test_the_reason_names_the_tensors(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source", "BertForMultipleChoice")
+    change_tensors(tmp_path / "source", three_choices)
+    report = convert(tmp_path / "source", tmp_path / "out").report
+    assert report is not None
+    assert "classifier.weight is (3, 48), config.json calls for (1, 48)" in report.left_out
 
 
 def test_exit_codes_tell_a_ci_what_was_proven(tmp_path: Path) -> None:

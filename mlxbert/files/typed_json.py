@@ -75,9 +75,18 @@ def _fits(hint: Any, value: Any) -> bool:
         return type(value) is int and abs(value) < 1 << 63
     if hint is float:
         return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
-    if hint in (str, bool, NoneType):
+    if hint is str:
+        return type(value) is str and _is_unicode(value)
+    if hint in (bool, NoneType):
         return type(value) is hint
-    return isinstance(value, list if origin in (tuple, list, Sequence) else dict)
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, list)
+    return isinstance(value, dict) and all(map(_is_unicode, value))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a file can hold the text: JSON can spell lone surrogates, which no encoding has."""
+    return text.isascii() or not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 
 
 def _converted(hint: Any, value: Any, name: str, null_is_nan: bool) -> Any:
@@ -86,7 +95,7 @@ def _converted(hint: Any, value: Any, name: str, null_is_nan: bool) -> Any:
         return tuple(_read(inner[0], one, f"{name}[{i}]", null_is_nan) for i, one in enumerate(value))
     if origin in (dict, Mapping):
         return {key: _read(inner[1], one, _inside(name, key), null_is_nan) for key, one in value.items()}
-    if not dataclasses.is_dataclass(hint):
+    if not isinstance(hint, type) or not dataclasses.is_dataclass(hint):
         return value
     given = {}
     for field, annotation in _fields(hint):
@@ -127,4 +136,4 @@ def _shown(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, dict):
         return "an object"
-    return shortened(json.dumps(value, ensure_ascii=False), 60)
+    return shortened(json.dumps(value, ensure_ascii=isinstance(value, str) and not _is_unicode(value)), 60)
