@@ -212,8 +212,8 @@ def convert(
             output.write_safetensors("heads.safetensors", beside, on_tensor=written)
         write_side_files(output, source, parsed.hidden_size)
         hf_config = place.config(output_config(source, planned, dtype, source_card, quantized))
-        check_staged(output.path, hf_config, source)
         refuse_secrets(source.side_files, hf_config, src)
+        check_staged(output.path, hf_config, source)
         if quantized is not None and quantized.allotment is not None:
             plots = quantized.allotment.files()
             for name, data in plots.items():

@@ -206,10 +206,8 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
     weights = read_sharded(chosen, root) if choice.is_index else read_weights(chosen)
     refuse_adapters(chosen, weights.entries)
     config, own_config = read_config(
-        directory, options.config, lightning=weights.lightning, dequantize=options.dequantize
+        directory, options.config, root=root, lightning=weights.lightning, dequantize=options.dequantize
     )
-    if options.config is None:
-        check_file(own_config, root)
     notes = [*choice.notes, *weights.notes, *_layout_notes(path, root, folder)]
     config, type_notes = _with_model_type(config, own_config, weights)
     own_head: dict[str, TensorEntry] = {}

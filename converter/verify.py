@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.manifest import manifest_problems
-from mlxbert.files.reading import refuse_links_out
+from mlxbert.files.reading import require_own_files
 from mlxbert.home import expand_home
 
 __all__ = ["VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
@@ -102,7 +102,7 @@ def verify(
         raise VerifyError(f"{converted}: is a file; fix: give the directory that mlxbert-convert wrote")
     if not directory.is_dir():
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference or 'SRC'} -o {converted}")
-    refuse_links_out(directory, VerifyError)
+    require_own_files(directory, VerifyError)
     hf_config = read_config(directory, other_tools=True)
     block = hf_config.get("mlxbert") or {}  # another tool's quantized files have none
     damage = [f"manifest: {problem}" for problem in manifest_problems(directory)]

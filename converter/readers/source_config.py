@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.mappings import supported
-from converter.readers.json_file import read_json_object
+from converter.readers.json_file import check_file, read_json_object
 from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import TensorEntry
 from mlxbert.errors import printable
@@ -20,12 +20,13 @@ _UNPACK = f"{_ORIGINAL}, or --dequantize"
 
 
 def read_config(
-    directory: Path, config: Path | None, *, lightning: bool = False, dequantize: bool = False
+    directory: Path, config: Path | None, *, root: Path, lightning: bool = False, dequantize: bool = False
 ) -> tuple[dict[str, Any], Path]:
     """The parsed configuration, and the file: `config`, or one of CONFIG_FILES in the directory.
 
     Raises:
-        SourceError: it is missing, invalid, or says that the weights are quantized (with `dequantize`: are not).
+        SourceError: it is missing, a link out of `root`, invalid, or says that the weights are quantized (with
+            `dequantize`: that they are not).
     """
     beside = (directory / name for name in CONFIG_FILES)
     path = config or next(filter(os.path.lexists, beside), None)
@@ -39,6 +40,8 @@ def read_config(
             f"{directory}: no config.json beside the weights{aside}; "
             "fix: put the model's config.json there, or pass --config FILE"
         )
+    if config is None:
+        check_file(path, root)
     parsed = read_json_object(path)
     mlx, other = parsed.get("quantization"), parsed.get("quantization_config")
     if dequantize:

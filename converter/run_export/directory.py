@@ -14,7 +14,7 @@ from converter.run_export.member import SEQUENCE, MemberExport, read_member, wri
 from converter.run_export.run_settings import RUN_FILE, RunInfo, inference_settings, read_run, run_of
 from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
-from mlxbert.files.reading import read_bytes, read_json, refuse_links_out, require_inside
+from mlxbert.files.reading import read_bytes, read_json, require_inside, require_own_files
 from mlxbert.home import expand_home
 from mlxbert.tokenization import Tokenizer
 from mlxbert.with_head import TOKENIZER_FILES
@@ -57,6 +57,8 @@ def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = F
     if (source / RUN_FILE).is_file():
         run = read_run(source)
         return _export_models(source, out, run, run.members, overwrite=overwrite)
+    if source.is_dir():
+        require_own_files(source, ExportError)
     if _is_trained(source):
         return _export_models(source, out, run_of(source), {source.name: source}, overwrite=overwrite)
     path = export(source, out, overwrite=overwrite)
@@ -85,7 +87,7 @@ def _export_models(
     folders = {name: "" if alone else f"members/{name}/" for name in members}
     for directory in members.values():
         require_inside(directory, source, ExportError)
-        refuse_links_out(directory, ExportError)
+        require_own_files(directory, ExportError)
         _is_trained(directory)
     _check_tokenizers(list(members.values()))
     with OutputDirectory(out, overwrite=overwrite, source=source) as output:

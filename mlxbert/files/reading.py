@@ -159,18 +159,22 @@ def require_inside(path: Path, directory: Path, error: type[MLXBertError]) -> Pa
     )
 
 
-def refuse_links_out(directory: Path, error: type[MLXBertError]) -> None:
-    """Check that no link in a directory, or in a folder of it, leads out of it (`require_inside`).
+def require_own_files(directory: Path, error: type[MLXBertError]) -> None:
+    """Check that everything in a directory is a regular file or a folder, and that no link leads out of it.
 
     Raises:
-        error: one does.
+        error: a pipe, socket or device, or a link that leads out (`require_inside`).
     """
     try:
-        links = sorted(path for path in directory.rglob("*") if path.is_symlink())
+        for path in sorted(directory.rglob("*")):
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                require_inside(path, directory, error)
+                mode = path.stat().st_mode
+            if not stat.S_ISDIR(mode):
+                _require_regular(path, mode, error)
     except OSError as cause:
         raise error(reading_failed(directory, cause)) from cause
-    for path in links:
-        require_inside(path, directory, error)
 
 
 def reading_failed(path: Path, cause: OSError | ValueError) -> str:
