@@ -89,7 +89,7 @@ def choose_layout(source: Source, name: str) -> Layout:
     heads = [key for key in source.entries if is_head_tensor(key)]
     if not heads:
         raise LayoutError(
-            f"{source.location}: no head is read from it, so there is no full layout of it; fix: leave --layout full out"
+            f"{source.location}: no head is read from it, so it has no full layout; fix: leave --layout full out"
         )
     has_pooler = any(key.removeprefix(ENCODER_PREFIX).startswith("pooler.") for key in source.entries)
     choice = choose_head_class(

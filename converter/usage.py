@@ -112,7 +112,7 @@ def _sentences(directory: Path, config: Mapping[str, Any]) -> Any:
     from mlxbert.encode import SentenceEncoder
     from mlxbert.encode.sentence_modules import read_sentence_plan
 
-    core, plan = _core(directory, config), read_sentence_plan(directory)
+    core, plan = _core(directory, config), read_sentence_plan(directory, config)
     assert plan is not None  # modules.json is there
     encoder = SentenceEncoder(core, load_tokenizer(directory, core.config), plan)
     embeddings = encoder.encode(TEXTS)

@@ -94,7 +94,6 @@ def verify(
     Raises:
         MLXBertError: one of the two cannot be read, or PyTorch is not installed; nothing was compared.
     """
-    from converter.labels import with_true_labels
     from mlxbert.checkpoint import read_config
 
     directory = expand_home(converted)
@@ -120,7 +119,7 @@ def verify(
     if revision is None and reference == block.get("source"):
         # What it was converted from, not what the branch has become since.
         revision = block.get("revision")
-    source = with_true_labels(_reference_source(reference, block, revision, config, prefix))
+    source = _reference_source(reference, block, revision, config, prefix)
     if source.root.resolve() == directory.resolve():
         raise VerifyError(f"{converted}: is compared with itself; fix: give --reference what it was converted from")
     _check_sizes(hf_config, source, converted, reference)
@@ -135,16 +134,19 @@ def _reference_source(
     prefix: str | None,
 ) -> Source:
     """The reference; where it has several encoders, the one that was converted."""
+    from converter.labels import with_true_labels
     from converter.readers.encoder_fit import SeveralEncodersError
     from converter.source import open_source
 
     def opened(prefix: str | None) -> Source:
-        return open_source(
-            str(reference),
-            revision=revision,
-            config=None if config is None else expand_home(config),
-            prefix=prefix,
-            encoder_only=block.get("encoder_only") is True,
+        return with_true_labels(
+            open_source(
+                str(reference),
+                revision=revision,
+                config=None if config is None else expand_home(config),
+                prefix=prefix,
+                encoder_only=block.get("encoder_only") is True,
+            )
         )
 
     try:
@@ -218,7 +220,7 @@ def verify_staged(
     probes, probe_notes = directory_probes(directory, written.config, seed)
     if head is not None and (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
-    sentences = compare_sentences(source, reference, directory, model, None if quantized else written)
+    sentences = compare_sentences(source, reference, directory, hf_config, model, None if quantized else written)
     report = compare(
         reference,
         model,

@@ -222,7 +222,7 @@ def test_a_full_directory_is_published_with_its_evidence(models: dict[str, Path]
 class TestRefusals:
     def test_no_head(self, tmp_path: Path) -> None:
         save_tiny(tmp_path / "source")
-        with pytest.raises(LayoutError, match="source: no head is read from it, so there is no full layout of it; fix: leave"):
+        with pytest.raises(LayoutError, match="source: no head is read from it, so it has no full layout; fix: leave"):
             convert(tmp_path / "source", tmp_path / "out", layout="full", verify=False)
         assert not (tmp_path / "out").exists()
 

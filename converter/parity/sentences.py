@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,38 +78,44 @@ class SentenceComparison:
 
 
 def compare_sentences(
-    source: Source, reference: Reference, directory: Path, float32: Model, written: Model | None
+    source: Source,
+    reference: Reference,
+    directory: Path,
+    hf_config: Mapping[str, Any],
+    float32: Model,
+    written: Model | None,
 ) -> SentenceComparison | Part | None:
     """Embed the texts on both sides; the part's reason where that cannot be done; None: there is no `modules.json`.
 
     Args:
         source: what the reference was built from.
         reference: its model in PyTorch.
-        directory: the converted one, with its tokenizer and modules.
+        directory: the converted one, with its tokenizer and modules; its `config.json` may be missing still.
+        hf_config: what that holds, or will hold.
         float32: the mapping gate's MLX side.
         written: the written checkpoint; None: quantized, whose cost is told elsewhere.
     """
     if not (directory / MODULES).exists():
         return None
     try:
-        exact = _encoder(directory, float32)
+        exact = _encoder(directory, hf_config, float32)
         expected, how = _expected(source, reference, exact)
     except MLXBertError as error:
         return Part(PIPELINE, False, reason(error, directory))
     begin = time.perf_counter()
     ours = _encoded(exact)
     seconds = time.perf_counter() - begin
-    theirs = None if written is None or written is float32 else _encoded(_encoder(directory, written))
+    theirs = None if written is None or written is float32 else _encoded(_encoder(directory, hf_config, written))
     return SentenceComparison(expected, ours, theirs, how, seconds, precise=written is not None)
 
 
-def _encoder(directory: Path, model: Model) -> SentenceEncoder:
+def _encoder(directory: Path, hf_config: Mapping[str, Any], model: Model) -> SentenceEncoder:
     from converter.parity.outputs import core_of
     from mlxbert.checkpoint import load_tokenizer
     from mlxbert.encode import SentenceEncoder
     from mlxbert.encode.sentence_modules import read_sentence_plan
 
-    core, plan = core_of(model), read_sentence_plan(directory)
+    core, plan = core_of(model), read_sentence_plan(directory, hf_config)
     assert plan is not None  # modules.json is there
     return SentenceEncoder(core, load_tokenizer(directory, core.config), plan)
 
@@ -122,9 +128,9 @@ def _encoded(encoder: SentenceEncoder) -> Array:
 
 def _expected(source: Source, reference: Reference, encoder: SentenceEncoder) -> tuple[Array, str]:
     """The reference's embeddings, and what made them."""
-    if MODULES not in source.side_files:
+    place = source.root
+    if not (place / MODULES).is_file():
         raise PipelineError("the reference has no modules.json")
-    place = source.side_files[MODULES].parent
     if find_spec("sentence_transformers") is not None and reference.opened:
         return _by_sentence_transformers(place)
     return _by_hand(place, reference, encoder), "PyTorch's hidden states, pooled by NumPy"
