@@ -27,6 +27,7 @@ import converter.verify
 from converter.cli import convert, export, push, verify
 from heads.errors import MetricUndefinedWarning
 from heads.head_registry import HeadDiscoveryWarning
+from heads.install import install_fix
 from heads.multilabel import ThresholdWarning
 from mlxbert.cli import main
 from mlxbert.data.file_format import DataWarning
@@ -83,7 +84,7 @@ def test_no_line_is_folded_and_no_extra_is_taken_for_markup(source: Path, monkey
     monkeypatch.setattr(converter.convert.importlib.util, "find_spec", lambda name: None)
     result = run(convert, source, "-o", "out")
     assert result.exit_code == 0, result.output
-    line = 'Parity    NOT VERIFIED: torch and transformers are not installed; pip install "mlxbert[torch]"'
+    line = f"Parity    NOT VERIFIED: torch and transformers are not installed; {install_fix('torch')}"
     assert line in result.stdout.splitlines()
 
 
