@@ -388,3 +388,14 @@ def test_a_path_that_cannot_be_is_one_line_everywhere(source: Path) -> None:
         assert str(caught.value).endswith(f": {reason}")
     with pytest.raises(PathError, match=r"a\\x00b: no path has a NUL character in it; fix: check the path"):
         expand_home("a\0b")
+
+
+def test_what_the_parser_refuses_is_one_line_of_the_group_too() -> None:
+    for arguments, line in {
+        ("--bogus",): "mlxbert: error: No such option '--bogus'.; fix: see mlxbert --help",
+        ("bogus",): "mlxbert: error: No such command 'bogus'.; fix: see mlxbert --help",
+        ("encode",): "mlxbert encode: error: Missing argument 'MODEL'.; fix: see mlxbert encode --help",
+        ("encode", "--\x1b[2J"): r"mlxbert encode: error: No such option '--\x1b[2J'.; fix: see mlxbert encode --help",
+    }.items():
+        result = CliRunner().invoke(main, arguments, prog_name="mlxbert")
+        assert (result.exit_code, result.stdout, result.stderr) == (2, "", line + "\n")
