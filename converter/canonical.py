@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def plan_source(source: Source) -> tuple[BertConfig, Plan]:
     mapping = mapping_for(source.config)
     config = BertConfig.from_hf(source.config)
     planned = plan(mapping, config, {key: entry.shape for key, entry in source.entries.items()})
-    return config, _without_tied_copies(source, config, planned)
+    planned = _without_tied_copies(source, config, planned)
+    return config, replace(planned, dropped={**source.dropped, **planned.dropped})
 
 
 def read(source: Source, item: Planned, dtype: str) -> np.ndarray[Any, Any]:

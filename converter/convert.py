@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import plan_source, read
 from converter.card import render_card
-from converter.card_evidence import Quantization
-from converter.dtypes import CODES, output_dtype
+from converter.dtypes import CODES, DTYPE_SUFFIXES, output_dtype
 from converter.facts import card_facts, weight_sums
+from converter.labels import with_true_labels
 from converter.mapping import Planned
-from converter.output_config import cleaned_side_file, notes_on, output_config
+from converter.output_config import notes_on, output_config
 from converter.publishing.leaks import refuse_secrets
 from converter.quantize.settings import quantize_settings
-from converter.source import Source, TensorEntry, open_source
+from converter.side_output import check_staged, write_side_files
+from converter.source import Source, TensorEntry, local_name, open_source
 from converter.source_card import SourceCard, read_source_card
-from mlxbert.errors import MLXBertError
+from converter.usage import Usage
+from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.recovery import recover
 from mlxbert.files.safetensors_writer import PlannedTensor, safetensors_bytes
@@ -31,7 +34,7 @@ from mlxbert.home import expand_home
 if TYPE_CHECKING:
     from converter.parity.report import ParityReport
     from converter.quantize.allotment import Allotment
-    from converter.quantize.report import QuantizationReport
+    from converter.quantize.cost import QuantizationReport
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -61,6 +64,7 @@ class ConvertResult:
         unverified: why not, where nothing was.
         quantization: what was packed, and what that cost; None where nothing was.
         allotment: how `auto` came to its bits.
+        usage: the calls that ran on the written files.
     """
 
     path: Path
@@ -74,6 +78,7 @@ class ConvertResult:
     unverified: str | None
     quantization: QuantizationReport | None = None
     allotment: Allotment | None = None
+    usage: Usage = field(default_factory=Usage)
 
 
 def convert(
@@ -91,13 +96,15 @@ def convert(
     target_bits: float | None = None,
     target_cosine: float | None = None,
     dequantize: bool = False,
+    prefix: str | None = None,
+    encoder_only: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
     """Convert a PyTorch or Hugging Face checkpoint to a directory that MLX loads.
 
     Args:
         src: a Hub id, a directory, or one file.
-        out: the directory to write; None: `mlx_models/` and the last part of `src`.
+        out: the directory to write; None: `default_output`.
         dtype: "float32", "float16" or "bfloat16"; None: the source's own (float64 becomes float32), or where
             `quantize` is given float16: then it is that of scales and of what is not packed.
         revision: a branch, tag or commit, where `src` is a Hub id.
@@ -108,6 +115,8 @@ def convert(
         calibration: a text file, "built-in" or "none"; None: the built-in texts for "mixed" and "auto", else none.
         target_size, target_bits, target_cosine: what "auto" is to reach, one of them.
         dequantize: the source is a quantized MLX checkpoint: write its numbers unpacked.
+        prefix: of the encoder's tensor names, where the source has several encoders.
+        encoder_only: leave out every head, known or not.
         progress: told how far each step is.
 
     Raises:
@@ -115,7 +124,17 @@ def convert(
         MLXBertError: the source, the configuration, or the output is at fault; nothing was written, nothing lost.
     """
     progress = progress or _silent
-    target = expand_home(out) if out is not None else default_output(str(src))
+    target = (
+        expand_home(out)
+        if out is not None
+        else default_output(
+            str(src),
+            quantize=quantize,
+            target=target_size or target_bits or target_cosine,
+            dtype=dtype,
+            dequantize=dequantize,
+        )
+    )
     # Before anything else can fail: a model that a killed run had moved aside comes back even if this source is bad.
     recover(target)
     check_target(target, overwrite=overwrite)
@@ -127,21 +146,25 @@ def convert(
         target_cosine=target_cosine,
         dequantize=dequantize,
     )
-    source = open_source(
-        str(src),
-        revision=revision,
-        config=None if config is None else expand_home(config),
-        dequantize=dequantize,
+    source = with_true_labels(
+        open_source(
+            str(src),
+            revision=revision,
+            config=None if config is None else expand_home(config),
+            dequantize=dequantize,
+            prefix=prefix,
+            encoder_only=encoder_only,
+        )
     )
-    _, planned = plan_source(source)
+    parsed, planned = plan_source(source)
     unverified = why_not_verified(source, verify, dequantize=dequantize)
     if settings is not None and dtype is None:
         dtype = "float16"
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
     source_card, card_notes = _source_card(source)
-    notes = [*source.notes, *notes_on(source, planned, dtype), *card_notes]
+    notes = [*source.notes, *notes_on(source, planned, dtype), *_note_on_head(source), *card_notes]
 
-    given = expand_home(src) if expand_home(src).is_file() else source.directory
+    given = expand_home(src) if expand_home(src).is_file() else source.root
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
         heads = [*_to_write(source, planned.heads, dtype), *_as_they_are(source.own_head)]
         quantized = None
@@ -171,14 +194,10 @@ def convert(
         output.write_model(tensors, parameters=None if quantized is None else quantized.parameters, on_tensor=written)
         if heads:
             output.write_safetensors("heads.safetensors", heads, on_tensor=written)
-        for name, file in source.side_files.items():
-            cleaned = cleaned_side_file(name, file)
-            if cleaned is None:
-                output.copy(name, file)
-            else:
-                output.write_bytes(name, cleaned)
+        write_side_files(output, source, parsed.hidden_size)
         hf_config = output_config(source, planned, dtype, source_card, quantized)
         refuse_secrets(source.side_files, hf_config, src)
+        check_staged(output.path, hf_config, source)
         if quantized is not None and quantized.allotment is not None:
             plots = quantized.allotment.files()
             for name, data in plots.items():
@@ -191,11 +210,7 @@ def convert(
 
             report = verify_staged(source, output.path, hf_config, progress=progress)
             if not report.passed:
-                raise ParityFailedError(
-                    f"{src}: parity FAILED ({report.failures[0]}); nothing was written to {target}; "
-                    "fix: report it, or write it all the same with --no-verify",
-                    report,
-                )
+                raise ParityFailedError(_failure(src, target, report), report)
             output.write_bytes("parity.json", report.to_json().encode())
         quantization = None if report is None else report.quantization
         if quantized is not None and report is None and verify is not False:
@@ -206,8 +221,14 @@ def convert(
             output.write_bytes("parity.json", cost_alone.encode())
         if quantized is not None and quantization is None:  # where it is measured, its table has them
             notes += quantized.kept
-        cost = None if quantization is None else Quantization.from_json(quantization.to_dict())
-        facts = card_facts(output.path, hf_config, report, name=target.name, records=output.records, quantization=cost)
+        facts = card_facts(
+            output.path,
+            hf_config,
+            report,
+            name=target.name,
+            records=output.records,
+            quantization=quantization,
+        )
         output.write_bytes("README.md", render_card(facts).encode())
         output.commit(hf_config)
 
@@ -218,19 +239,37 @@ def convert(
         size=sum(tensor.nbytes for tensor in tensors),
         heads=facts.heads,
         dropped=planned.dropped,
-        notes=tuple(notes),
+        notes=(*notes, *facts.usage.notes),
         report=report,
         unverified=unverified,
         quantization=quantization,
         allotment=None if quantized is None else quantized.allotment,
+        usage=facts.usage,
     )
 
 
-def default_output(src: str) -> Path:
-    """`mlx_models/NAME`: the last part of a Hub id or a directory's path; of a file, that of its directory."""
+def default_output(
+    src: str,
+    *,
+    quantize: str | None = None,
+    target: str | float | None = None,
+    dtype: str | None = None,
+    dequantize: bool = False,
+) -> Path:
+    """`mlx_models/NAME`, and what was asked for: `bert-base-uncased-4bit`, `…-auto-14MB`, `…-bf16`, `…-dequantized`.
+
+    NAME is the last part of a Hub id or of a directory's path; of a file, its directory's.
+    """
     path = expand_home(src)
-    name = path.parent.resolve().name if path.is_file() else path.resolve().name if path.exists() else path.name
-    return Path("mlx_models") / (name or "model")
+    if path.exists():
+        path = path.parent.resolve() if path.is_file() else path.resolve()
+        name = local_name(path).rpartition("/")[2]
+    else:
+        name = path.name
+    asked = [quantize, target if quantize == "auto" else None, DTYPE_SUFFIXES.get(dtype or "")]
+    asked.append("dequantized" if dequantize else None)
+    suffixes = [re.sub(r"[^\w.]", "", str(part)) for part in asked if part]
+    return Path("mlx_models") / "-".join([name or "model", *suffixes])
 
 
 def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = False) -> str | None:
@@ -253,6 +292,32 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     if reason and verify:
         raise MLXBertError(f"--verify: cannot compare with PyTorch: {reason}")
     return reason
+
+
+def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
+    """What failed, and what to do: a wrong mapping is ours to mend, a packing that costs too much the user's."""
+    first = report.failures[0]
+    if first.startswith("cost "):
+        return (
+            f"{src}: the quantization costs too much ({first}); nothing was written to {target}; fix: more bits, "
+            "--calibration built-in, or write it all the same with --no-verify"
+        )
+    return (
+        f"{src}: parity FAILED ({first}); nothing was written to {target}; "
+        "fix: report it, or write it all the same with --no-verify"
+    )
+
+
+def _note_on_head(source: Source) -> list[str]:
+    """What is said where the class of the source's head was not plain from its configuration."""
+    from converter.parity.own_head import head_choice
+    from mlxbert.pretrained.head_class import HeadClassError
+
+    try:
+        choice = head_choice(source)
+    except HeadClassError as error:
+        return [reason(error)]
+    return [choice.note] if choice is not None and choice.note else []
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -294,4 +359,4 @@ def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> Qua
 def _source_card(source: Source) -> tuple[SourceCard, list[str]]:
     """What the card takes over from the source's; of our own output as SRC, what that took over from its own."""
     earlier = source.config.get("mlxbert")
-    return (SourceCard.from_block(earlier), []) if isinstance(earlier, dict) else read_source_card(source.directory)
+    return (SourceCard.from_block(earlier), []) if isinstance(earlier, dict) else read_source_card(source.root)

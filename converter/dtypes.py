@@ -18,6 +18,9 @@ NUMPY = {
 SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CODES = {name: code for code, name in SAFETENSORS.items()}
 
+DTYPE_SUFFIXES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""What a model's name ends in."""
+
 # Elements checked at once: the mask of a whole 94 MB embedding would be another 23 MB.
 _CHUNK = 1 << 22
 

@@ -14,6 +14,7 @@ from converter.source import OWN_HEADS, Source, open_source
 from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.reading import require_own_files
 from mlxbert.files.safetensors_writer import PlannedTensor
 from mlxbert.home import expand_home
 
@@ -48,6 +49,7 @@ def export(converted: str | Path, out: str | Path, *, overwrite: bool = False) -
 def _converted_config(converted: Path) -> dict[str, Any]:
     if not converted.is_dir():
         raise ExportError(f"{converted}: no such directory; fix: give one that mlxbert-convert wrote")
+    require_own_files(converted, ExportError)
     config = read_json_object(converted / "config.json")
     if not isinstance(config.get("mlxbert"), dict):
         raise ExportError(

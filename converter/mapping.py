@@ -8,11 +8,11 @@ is the way back.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.errors import MLXBertError, first_ten, printable
 
 Shape = tuple[int, ...]
 Dimension = str | int | None
@@ -132,26 +132,23 @@ def plan(mapping: ArchitectureMapping, config: Any, shapes: Mapping[str, Shape])
     Raises:
         UnmappedKeyError, DuplicateKeyError, ShapeError, MissingKeyError: listing all that are wrong in that way.
     """
-    rules = _Rules(mapping)
+    rules = Rules(mapping)
     planned: list[Planned] = []
     dropped: dict[str, str] = {}
-    unmapped: list[str] = []
+    unmapped: dict[str, Shape] = {}
     for key, shape in shapes.items():
         match = rules.find(key)
         if match is None:
-            unmapped.append(f"{key} {shape}")
+            unmapped[key] = shape
         elif isinstance(match, Drop):
             dropped[key] = match.why
         else:
             planned.extend(_parts(key, shape, match))
     if unmapped:
-        raise UnmappedKeyError(
-            f"{mapping.model_type}: {_count(unmapped, 'checkpoint tensor has', 'checkpoint tensors have')} no rule\n"
-            f"{first_ten(unmapped)}\n"
-            f"  fix: add a Rename or a Drop(why=…) to converter/mappings/{mapping.model_type}.py"
-        )
+        inside = {key: shape for key, shape in unmapped.items() if rules.in_encoder(key)}
+        raise unmapped_error(mapping, inside or unmapped, inside=bool(inside))
     _check_duplicates(mapping, planned)
-    expected = _expected_shapes(mapping, config)
+    expected = rules.expected(config)
     _check_shapes(mapping, config, planned, expected)
     _check_missing(mapping, planned, expected, shapes)
     encoder = {item.target: item for item in planned if item.target in expected}
@@ -168,39 +165,97 @@ def hugging_face_names(mapping: ArchitectureMapping, architecture: str, encoder:
     return {name: prefix + name for name in encoder}
 
 
-class _Rules:
-    """The table's templates, compiled to look a source name up."""
+class Rules:
+    """An architecture's table, made ready to look source names up.
+
+    Attributes:
+        mapping: the table.
+        base_prefix, optional: as the table has them.
+    """
 
     def __init__(self, mapping: ArchitectureMapping):
-        self._prefix = mapping.base_prefix
-        self._encoder: list[tuple[re.Pattern[str], Rename | Split | Drop]] = []
-        self._heads: list[tuple[re.Pattern[str], Rename]] = []
-        for rename in mapping.encoder:
-            self._encoder += [(_compile(source), rename) for source in rename.sources]
-        self._encoder += [(_compile(split.source), split) for split in mapping.splits]
-        self._encoder += [(_compile(drop.source), drop) for drop in mapping.drops]
-        for rename in mapping.heads:
-            self._heads += [(_compile(source), rename) for source in rename.sources]
+        self.mapping = mapping
+        self.base_prefix = mapping.base_prefix
+        self.optional = mapping.optional
+        self._encoder: dict[str, Rename | Split | Drop] = {
+            **{source: rename for rename in mapping.encoder for source in rename.sources},
+            **{split.source: split for split in mapping.splits},
+            **{drop.source: drop for drop in mapping.drops},
+        }
+        self._heads = {source: rename for rename in mapping.heads for source in rename.sources}
+        self._first_segments = {source.partition(".")[0] for source in self._encoder}
 
     def find(self, key: str) -> tuple[tuple[str, ...], str | None] | Drop | None:
         """The targets of a source name (and what the target is tied to), a reason to drop it, or None: no rule."""
-        for table, name in ((self._encoder, key.removeprefix(self._prefix)), (self._heads, key)):
-            for pattern, rule in table:
-                match = pattern.fullmatch(name)
-                if match is None:
+        for table, name in ((self._encoder, key.removeprefix(self.base_prefix)), (self._heads, key)):
+            for template, index in _templates(name):
+                rule = table.get(template)
+                if rule is None:
                     continue
                 if isinstance(rule, Drop):
                     return rule
-                index = match.groupdict().get("i")
                 if isinstance(rule, Split):
                     return tuple(_fill(target, index) for target in rule.targets), None
                 return (_fill(rule.target, index),), rule.tied_to
         return None
 
+    def encoder_targets(self, name: str) -> tuple[str, ...]:
+        """The encoder's tensors that a source name (without the base prefix) fills; none: it is not the encoder's."""
+        for template, index in _templates(name):
+            rule = self._encoder.get(template)
+            if isinstance(rule, Rename):
+                return (_fill(rule.target, index),)
+            if isinstance(rule, Split):
+                return tuple(_fill(target, index) for target in rule.targets)
+        return ()
 
-def _compile(template: str) -> re.Pattern[str]:
-    # A layer index has no leading zero: "layer.01" is not a second name for "layer.1".
-    return re.compile(re.escape(template).replace(r"\{i\}", r"(?P<i>0|[1-9][0-9]{0,5})"))
+    def is_head(self, name: str) -> bool:
+        """Whether there is a rule for a head's tensor of this name."""
+        return any(template in self._heads for template, _ in _templates(name))
+
+    def in_encoder(self, name: str) -> bool:
+        """Whether a tensor belongs to the encoder, by the first part of its name; there may be no rule for it."""
+        return name.removeprefix(self.base_prefix).partition(".")[0] in self._first_segments
+
+    def expected(self, config: Any) -> dict[str, tuple[Dimension, ...]]:
+        """Every encoder tensor that the configuration calls for, with its shape as the table writes it."""
+        expected = {rule.target: rule.shape for rule in self.mapping.encoder if "{i}" not in rule.target}
+        layered = [rule for rule in self.mapping.encoder if "{i}" in rule.target]
+        for index in range(config.num_hidden_layers):
+            expected.update({_fill(rule.target, index): rule.shape for rule in layered})
+        return expected
+
+
+# A longer name has no rule, and is not searched.
+_MAX_NAME = 500
+# A layer index has no leading zero: "layer.01" is not a second name for "layer.1".
+_INDEX = re.compile(r"0|[1-9][0-9]{0,5}")
+
+
+def _templates(name: str) -> Iterator[tuple[str, str | None]]:
+    """The name, and with each part that can be a layer's index as `{i}`, with that index."""
+    if len(name) > _MAX_NAME or "{" in name:
+        return
+    yield name, None
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if _INDEX.fullmatch(part):
+            yield ".".join((*parts[:at], "{i}", *parts[at + 1 :])), part
+
+
+def unmapped_error(mapping: ArchitectureMapping, unmapped: Mapping[str, Shape], *, inside: bool) -> UnmappedKeyError:
+    """The error for tensors without a rule: a head, which may be left out, or a part of the encoder, which may not."""
+    listed = [f"{printable(key)} {shape}" for key, shape in unmapped.items()]
+    fix = (
+        f"  fix: inside the encoder, they make it another model than {mapping.model_type}: give a plain "
+        f"{mapping.model_type} checkpoint, or add its architecture (CONTRIBUTING.md)"
+        if inside
+        else "  fix: --encoder-only converts the encoder alone and leaves them out (a head that is not known here)"
+    )
+    return UnmappedKeyError(
+        f"{mapping.model_type}: {_count(listed, 'checkpoint tensor has', 'checkpoint tensors have')} no rule\n"
+        f"{first_ten(listed)}\n{fix}"
+    )
 
 
 def _fill(template: str, index: str | int | None) -> str:
@@ -216,17 +271,6 @@ def _parts(key: str, shape: Shape, match: tuple[tuple[str, ...], str | None]) ->
         raise ShapeError(f"{key} {shape} cannot be split into {parts} equal parts for {', '.join(targets)}")
     part_shape = (shape[0] // parts, *shape[1:])
     return [Planned(target, key, part_shape, part, parts) for part, target in enumerate(targets)]
-
-
-def _expected_shapes(mapping: ArchitectureMapping, config: Any) -> dict[str, tuple[Dimension, ...]]:
-    """Every encoder tensor that the configuration calls for, with its shape as the table writes it."""
-    expected: dict[str, tuple[Dimension, ...]] = {
-        rule.target: rule.shape for rule in mapping.encoder if "{i}" not in rule.target
-    }
-    layered = [rule for rule in mapping.encoder if "{i}" in rule.target]
-    for index in range(config.num_hidden_layers):
-        expected.update({_fill(rule.target, index): rule.shape for rule in layered})
-    return expected
 
 
 def _check_duplicates(mapping: ArchitectureMapping, planned: Sequence[Planned]) -> None:
@@ -254,11 +298,7 @@ def _check_shapes(
         if shape is None:
             wrong.append(f"{item.source}: config.json says num_hidden_layers={config.num_hidden_layers}")
             continue
-        sizes = tuple(getattr(config, size) if isinstance(size, str) else size for size in shape)
-        fits = len(sizes) == len(item.shape) and all(
-            want is None or want == have for want, have in zip(sizes, item.shape, strict=True)
-        )
-        if not fits:
+        if not shape_fits(config, shape, item.shape):
             fields = ", ".join(
                 f"{size}={getattr(config, size)}" for size in dict.fromkeys(shape) if isinstance(size, str)
             )
@@ -268,6 +308,14 @@ def _check_shapes(
             f"{mapping.model_type}: {_count(wrong, 'tensor disagrees', 'tensors disagree')} with config.json\n"
             f"{first_ten(wrong)}\n  fix: correct config.json, or pass the right one with --config"
         )
+
+
+def shape_fits(config: Any, wanted: Sequence[Dimension], shape: Shape) -> bool:
+    """Whether a tensor's shape is what the table wants of it."""
+    sizes = [getattr(config, size) if isinstance(size, str) else size for size in wanted]
+    return len(sizes) == len(shape) and all(
+        want is None or want == have for want, have in zip(sizes, shape, strict=True)
+    )
 
 
 def _check_missing(

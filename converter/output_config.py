@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from converter.facts import TOKENIZER_FILES
 from converter.mapping import Plan
 from converter.mappings import mapping_for
-from converter.readers.json_file import read_json
-from converter.source import Source, SourceError
+from converter.source import Source
 from converter.source_card import SourceCard
 
 if TYPE_CHECKING:
@@ -35,10 +33,10 @@ def output_config(
     earlier = source.config.get("mlxbert")
     classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
     came_from = {"source": source.name, "revision": source.revision}
-    if isinstance(earlier, dict) and source.revision is None and earlier.get("revision") and "head" not in earlier:
-        # Converted from the Hub, and now once more from there: it still is what came from the Hub, as a comparison has
-        # yet to show (`converter.publishing.evidence`). What was trained here is not.
-        came_from = {"source": earlier.get("source"), "revision": earlier["revision"]}
+    if isinstance(earlier, dict) and source.revision is None and earlier.get("source") and "head" not in earlier:
+        # Converted once more, it still is what the first conversion's source is, as a comparison has yet to show
+        # (`converter.publishing.evidence`). What was trained here is not.
+        came_from = {"source": earlier["source"], "revision": earlier.get("revision")}
     config["mlxbert"] = {
         "format_version": FORMAT_VERSION,
         "source": came_from["source"],
@@ -48,6 +46,9 @@ def output_config(
         "dropped": planned.dropped,
         "source_card": card.as_block(),
     }
+    if isinstance(earlier, dict):  # a comparison with the first source has to leave out the same
+        config["mlxbert"] |= {key: earlier[key] for key in ("prefix", "encoder_only") if key in earlier}
+    config["mlxbert"] |= source.choices
     if isinstance(earlier, dict) and source.own_head:
         config["mlxbert"] |= {key: earlier[key] for key in ("head", "trained") if key in earlier}
     if quantized is not None:
@@ -64,19 +65,6 @@ def without_places(values: dict[str, Any]) -> dict[str, Any]:
     `tokenizer_config.json` ("name_or_path", "special_tokens_map_file", "tokenizer_file").
     """
     return {name: _last_part(value) if _is_place(name, value) else value for name, value in values.items()}
-
-
-def cleaned_side_file(name: str, file: Path) -> bytes | None:
-    """A tokenizer's configuration without such paths; None: there are none in it, so it is to be copied as it is."""
-    if name != "tokenizer_config.json":
-        return None
-    try:
-        values = read_json(file)
-    except SourceError:  # whoever needs it says so
-        return None
-    if not isinstance(values, dict) or (cleaned := without_places(values)) == values:
-        return None
-    return (json.dumps(cleaned, indent=2) + "\n").encode()
 
 
 def _is_place(name: str, value: object) -> bool:

@@ -5,17 +5,28 @@ Nothing here imports torch, and nothing that a file contains is ever run.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.mappings import mapping_for
+from converter.readers.encoder_fit import FoundEncoder, assumed_model_type, find_encoder, refuse_adapters
+from converter.readers.json_file import check_file
 from converter.readers.packed import dequantized
-from converter.readers.side_files import collect_side_files, has_tokenizer
+from converter.readers.side_files import (
+    SourceModule,
+    collect_side_files,
+    has_tokenizer,
+    source_modules,
+    transformer_folder,
+)
 from converter.readers.source_config import read_config, refuse_quantized
-from converter.readers.source_error import SourceError, os_error
+from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import TensorEntry
 from converter.readers.weight_files import (
     CARD,
@@ -27,8 +38,10 @@ from converter.readers.weight_files import (
     select_files,
 )
 from converter.readers.weights import Weights, read_sharded, read_weights
-from converter.readers.wrapper_prefixes import strip_prefixes
-from mlxbert.errors import first_ten, printable
+from mlxbert.config import BertConfig, ConfigError
+from mlxbert.encode.sentence_modules import MODULES
+from mlxbert.errors import MLXBertError, first_ten, printable
+from mlxbert.files.reading import reading_failed
 from mlxbert.home import expand_home
 
 if TYPE_CHECKING:
@@ -36,6 +49,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
 
+# Read with the source by others: our card takes over the source's license, transformers looks at the rest.
+READ_BY_OTHERS = (CARD, "generation_config.json", "adapter_config.json")
+# Names of a directory or file that say nothing of the model.
+_GENERIC = re.compile(
+    r"(\d+_)?(model|models|pytorch_model|weights|checkpoints?([-_]?\d+)?|(last|best|final)([-_](model|checkpoint))?|output"
+    r"|outputs|snapshot|state_dict|transformer|bert|encoder|epoch[-_=]?\d*|step[-_=]?\d*|[0-9a-f]{40})",
+    re.IGNORECASE,
+)
 # A head that mlxbert trained (its parameters in heads.safetensors): transformers has no class for it.
 OWN_HEADS = ("head.", "pooling.")
 
@@ -59,43 +80,79 @@ class Source:
     """A checkpoint that was found and understood; its tensors are not read yet."""
 
     location: str  # what the user typed
-    directory: Path  # where its files lie: the directory, the Hub snapshot, or the single file's parent
+    root: Path  # what was given: the directory, the Hub snapshot, or the single file's parent
+    directory: Path  # where configuration and weights lie: `root`, or its folder that modules.json names
     revision: str | None  # 40-hex commit when it came from the Hub
     config: dict[str, Any]  # parsed config.json
     entries: dict[str, TensorEntry]  # by name without wrapper prefixes, in file order
     format: str  # "safetensors" | "pytorch" | "npz"
     weight_files: tuple[Path, ...]
-    side_files: dict[str, Path]  # relative POSIX name -> file, copied to the output as they are
+    side_files: dict[str, Path]  # name in the output (relative, POSIX) -> file
+    modules: tuple[SourceModule, ...]  # of modules.json
     notes: tuple[str, ...]  # what the user should be told
     own_head: dict[str, TensorEntry]  # of a head that mlxbert trained: no encoder's, and no tensor of transformers'
+    prefix: str = ""  # what lay before the encoder's names, beside torch's wrappers
+    dropped: Mapping[str, str] = field(default_factory=dict)  # what `entries` leaves out, and why
+    choices: Mapping[str, Any] = field(default_factory=dict)  # the user's, that a comparison has to make, too
 
     @property
     def name(self) -> str:
-        """The Hub id; of a local source the last part alone: a path tells who made it, and on what machine."""
-        return self.location if self.revision else printable(Path(self.location).resolve().name)
+        """The Hub id; of a local source no more than tells it apart: a path says who made it, and on what machine."""
+        return self.location if self.revision else printable(local_name(Path(self.location)))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the user says about a source."""
+
+    config: Path | None = None
+    dequantize: bool = False
+    prefix: str | None = None
+    encoder_only: bool = False
+
+
+def local_name(path: Path) -> str:
+    """What a local source is called: a Hub id where it lies in the Hub's cache, else the last part of its path.
+
+    A last part that many have ("model", "checkpoint-500") is told with the one above it.
+    """
+    path = path.resolve()
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    generic = _GENERIC.fullmatch(path.name if path.is_dir() else path.stem)
+    return f"{path.parent.name}/{path.name}" if generic and path.parent.name else path.name
 
 
 def open_source(
-    src: str, *, revision: str | None = None, config: Path | None = None, dequantize: bool = False
+    src: str,
+    *,
+    revision: str | None = None,
+    config: Path | None = None,
+    dequantize: bool = False,
+    prefix: str | None = None,
+    encoder_only: bool = False,
 ) -> Source:
     """Find and parse a checkpoint, without reading its tensors.
 
     `src` is a directory, a weight file with its config.json beside it, or a Hub id, whose needed files are
     downloaded at `revision`; `config` is used in the place of config.json. With `dequantize` it is a quantized MLX
-    checkpoint, and its entries are the numbers that its packed weights stand for. Raises SourceError, one line with
-    the fix, for everything that cannot be read, and mlxbert.hub's errors for what the Hub answers.
+    checkpoint, and its entries are the numbers that its packed weights stand for. `prefix` chooses among several
+    encoders in it, and `encoder_only` leaves out what is no encoder's. Raises SourceError, one line with the fix, for
+    everything that cannot be read, MappingError and SentenceModuleError for what is read and does not fit, and
+    mlxbert.hub's errors for what the Hub answers.
     """
+    options = _Options(config, dequantize, prefix, encoder_only)
     path = expand_home(src)
     try:
         if not src:
             raise SourceError("SRC is empty; fix: give a directory, a file or a Hub id")
         exists = path.exists()
     except OSError as error:
-        raise os_error(path, error) from error
+        raise SourceError(reading_failed(path, error)) from error
     if exists and revision is not None:
         raise SourceError(f"{src}: is a local path, which has no --revision; fix: leave --revision out")
     if exists:
-        return _open_local(src, path, None, config, dequantize)
+        return _open_local(src, path, None, options)
     if path.is_symlink():
         raise SourceError(f"{src}: is a link to nothing; fix: check where it leads")
     if not looks_like_repo_id(src):
@@ -103,8 +160,12 @@ def open_source(
     from mlxbert import hub  # the client takes a while to import, and a local source needs none
 
     snapshot = hub.snapshot(src, revision=revision, select=select_files)
+    folder = transformer_folder(source_modules(snapshot.path))
+    if folder:  # the names alone may have suggested another one
+        select = partial(select_files, folder=folder)
+        snapshot = hub.snapshot(src, revision=snapshot.revision, select=select)
     notes = _fetch_card(snapshot)
-    source = _open_local(src, snapshot.path, snapshot.revision, config, dequantize)
+    source = _open_local(src, snapshot.path, snapshot.revision, options)
     return replace(source, notes=(*source.notes, *notes))
 
 
@@ -131,44 +192,107 @@ def looks_like_repo_id(src: str) -> bool:
     return bool(_REPO_ID.fullmatch(src)) and not src.endswith(_FILE_SUFFIXES) and ".." not in src
 
 
-def _open_local(location: str, path: Path, revision: str | None, config: Path | None, dequantize: bool) -> Source:
-    choice, directory = _choose(path)
+def _open_local(location: str, path: Path, revision: str | None, options: _Options) -> Source:
+    root = path if path.is_dir() else path.parent
+    modules = source_modules(root)
+    folder = transformer_folder(modules) if path.is_dir() else ""
+    directory = root / folder
+    choice = choose_weights(str(directory), _names(directory)) if path.is_dir() else _one_file(path)
     chosen = directory / choice.name
-    weights = read_sharded(chosen) if choice.is_index else read_weights(chosen)
-    parsed = read_config(directory, config, lightning=weights.lightning, dequantize=dequantize)
+    if path.is_dir():
+        check_file(chosen, root)
+    weights = read_sharded(chosen, root) if choice.is_index else read_weights(chosen)
+    refuse_adapters(chosen, weights.entries)
+    config, own_config = read_config(
+        directory, options.config, root=root, lightning=weights.lightning, dequantize=options.dequantize
+    )
+    notes = [*choice.notes, *weights.notes, *_layout_notes(path, root, folder)]
+    config, type_notes = _with_model_type(config, own_config, weights)
     own_head: dict[str, TensorEntry] = {}
-    if path.is_dir() and "mlxbert" in parsed:
-        weights, own_head = _with_heads(directory, parsed["mlxbert"], weights)
-    names, prefixes = strip_prefixes(chosen, weights.entries)
-    entries = {name: replace(weights.entries[key], key=name) for name, key in names.items()}
-    if dequantize:
-        parsed, entries = dequantized(chosen, parsed, entries)
+    if path.is_dir() and "mlxbert" in config:
+        weights, own_head = _with_heads(root, config["mlxbert"], weights)
+    found = _find_encoder(chosen, weights, config, options)
+    entries = {name: replace(weights.entries[key], key=name) for name, key in found.names.items()}
+    if options.dequantize:
+        config, entries = dequantized(chosen, config, entries)
     else:
         refuse_quantized(chosen, entries)
-    side_files, side_notes = _side_files(directory, config)
-    notes = [*choice.notes, *weights.notes, *side_notes]
-    if prefixes:
-        notes.append(f"wrapper prefixes taken off tensor names: {', '.join(prefixes)}")
+    side_files, side_notes = _side_files(root, folder, modules, options.config)
+    for name in READ_BY_OTHERS:
+        if os.path.lexists(directory / name):
+            check_file(directory / name, root)
+    if found.stripped:
+        notes.append(f"wrapper prefixes taken off tensor names: {', '.join(map(printable, found.stripped))}")
     return Source(
         location=location,
+        root=root,
         directory=directory,
         revision=revision,
-        config=parsed,
+        config=config,
         entries=entries,
         format=weights.format,
         weight_files=weights.files,
         side_files=side_files,
-        notes=tuple(notes),
-        own_head=own_head,
+        modules=modules,
+        notes=(*notes, *type_notes, *found.notes, *side_notes),
+        own_head={} if options.encoder_only else own_head,
+        prefix=found.prefix,
+        choices={
+            name: value
+            for name, value in (("prefix", options.prefix), ("encoder_only", options.encoder_only or None))
+            if value is not None
+        },
+        dropped=found.dropped | (_dropped_head(own_head) if options.encoder_only else {}),
     )
 
 
-def _choose(path: Path) -> tuple[WeightChoice, Path]:
-    """The file to read and the directory of everything else."""
-    if path.is_dir():
-        return choose_weights(str(path), _names(path)), path
+def _with_model_type(config: dict[str, Any], file: Path, weights: Weights) -> tuple[dict[str, Any], list[str]]:
+    """The configuration with its architecture's name, where it has none and the tensors tell; and a note on that."""
+    if config.get("model_type") is not None:
+        return config, []
+    shapes = {key: entry.shape for key, entry in weights.entries.items()}
+    model_type = assumed_model_type(config, file, shapes)
+    if model_type is None:
+        return config, []
+    return {**config, "model_type": model_type}, [
+        f"{file.name} has no model_type: taken for {model_type!r}, whose tensors these are"
+    ]
+
+
+def _find_encoder(where: Path, weights: Weights, config: dict[str, Any], options: _Options) -> FoundEncoder:
+    """The tensors under the names of the architecture's table; as they are where there is no such table."""
+    mapping, parsed = None, None
+    with suppress(ConfigError):  # the plan refuses the same configuration, with the reason
+        parsed = BertConfig.from_hf(config)
+        mapping = mapping_for(config)
+    shapes = {key: entry.shape for key, entry in weights.entries.items()}
+    return find_encoder(where, shapes, mapping, parsed, prefix=options.prefix, encoder_only=options.encoder_only)
+
+
+def _dropped_head(own_head: Mapping[str, TensorEntry]) -> dict[str, str]:
+    return dict.fromkeys(own_head, "a trained head (--encoder-only)")
+
+
+def _layout_notes(path: Path, root: Path, folder: str) -> list[str]:
+    """What the user should know of where the weights are."""
+    if folder:
+        beside = any(os.path.lexists(root / name) for name in ("model.safetensors", "pytorch_model.bin"))
+        ignored = f", not the weights beside {MODULES}" if beside else ""
+        return [f"{MODULES} names {folder}: its configuration, weights and tokenizer are used{ignored}"]
+    above = root.resolve().parent
+    if path.is_dir() and not os.path.lexists(root / MODULES) and (above / MODULES).is_file():
+        with suppress(MLXBertError):  # somebody else's file, which is only looked at for a hint
+            if transformer_folder(source_modules(above)) == root.resolve().name:
+                return [
+                    f"{above / MODULES} says how {root.name} makes embeddings, which this conversion leaves out; "
+                    f"give {above} as SRC to keep it"
+                ]
+    return []
+
+
+def _one_file(path: Path) -> WeightChoice:
     refuse_lone_shard(str(path), path.name)
-    return WeightChoice(path.name), path.parent
+    return WeightChoice(path.name)
 
 
 def _names(directory: Path) -> list[str]:
@@ -183,7 +307,7 @@ def _names(directory: Path) -> list[str]:
                 with suppress(PermissionError):
                     names += [f"{item.name}/{inner.name}" for inner in sorted(item.iterdir())]
     except OSError as error:
-        raise os_error(directory, error) from error
+        raise SourceError(reading_failed(directory, error)) from error
     return names
 
 
@@ -193,8 +317,9 @@ def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights,
     Those of transformers' classes join the weights; a head that mlxbert trained stays by itself, its names being ours.
     """
     path = directory / "heads.safetensors"
-    if not path.exists():
+    if not os.path.lexists(path):
         return weights, {}
+    check_file(path, directory)
     heads = read_weights(path)
     files = (*weights.files, path)
     trained = isinstance(block, dict) and isinstance(block.get("head"), dict)
@@ -209,12 +334,18 @@ def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights,
     return replace(weights, entries={**weights.entries, **heads.entries}, files=files), {}
 
 
-def _side_files(directory: Path, config: Path | None) -> tuple[dict[str, Path], list[str]]:
-    """The side files; the tokenizer from beside --config when the weights have none beside them."""
-    found = collect_side_files(directory)
-    if config is None or has_tokenizer(found) or config.parent.resolve() == directory.resolve():
+def _side_files(
+    root: Path, folder: str, modules: tuple[SourceModule, ...], config: Path | None
+) -> tuple[dict[str, Path], list[str]]:
+    """The side files; a tokenizer from beside modules.json, or --config, where the weights have none beside them."""
+    found = collect_side_files(root, folder, modules)
+    if has_tokenizer(found):
         return found, []
-    beside = {n: p for n, p in collect_side_files(config.parent).items() if n in TOKENIZER_SIDE_FILES}
-    if not has_tokenizer(beside):
-        return found, []
-    return {**found, **beside}, [f"the tokenizer is taken from beside {config}"]
+    elsewhere = [root] if folder else []
+    if config is not None and config.parent.resolve() != (root / folder).resolve():
+        elsewhere.append(config.parent)
+    for place in elsewhere:
+        beside = {n: p for n, p in collect_side_files(place).items() if n in TOKENIZER_SIDE_FILES}
+        if has_tokenizer(beside):
+            return {**found, **beside}, [f"the tokenizer is taken from beside {config if place != root else MODULES}"]
+    return found, []

@@ -17,8 +17,8 @@ from mlx.utils import tree_flatten
 
 from mlxbert.config import BertConfig, ConfigError
 from mlxbert.core import BertCore
-from mlxbert.errors import MLXBertError, first_ten
-from mlxbert.files.reading import read_json
+from mlxbert.errors import MLXBertError, first_ten, printable
+from mlxbert.files.reading import open_regular, read_json
 from mlxbert.home import expand_home
 from mlxbert.mlx_tools import INDEX, written_by_mlx_tool
 from mlxbert.quantization import QuantizationError
@@ -74,7 +74,9 @@ def load_tokenizer(directory: Path, config: BertConfig, *, max_length: int | Non
         CheckpointError: it has more ids than the model.
         TokenizerError: it is missing or damaged.
     """
-    tokenizer = Tokenizer.from_directory(directory, max_length=max_length or config.max_position_embeddings)
+    tokenizer = Tokenizer.from_directory(
+        directory, max_length=max_length or config.max_position_embeddings, type_limit=config.type_vocab_size
+    )
     # MLX reads beyond the end of an embedding without a word, so an id that it does not have must never be made.
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
@@ -136,8 +138,11 @@ def load_core(
     config: dict[str, Any] | None = None,
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
+    lazy: bool = False,
 ) -> BertCore:
     """The encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
+
+    With `lazy` a tensor is read from its file when it is first computed with, as in mlx-lm.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
@@ -161,7 +166,8 @@ def load_core(
     else:
         packed.install(core, dtype)
     core.eval()
-    mx.eval(core.parameters())
+    if not lazy:
+        mx.eval(core.parameters())
     return core
 
 
@@ -197,24 +203,32 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
         raise CheckpointError(f"{index} has no usable weight_map; fix: convert again")
     tensors: dict[str, mx.array] = {}
     for shard in sorted(set(weight_map.values())):
-        file = directory / shard
-        if Path(shard).name != shard:
+        # By its suffix MLX would take another format for granted, which has other rules.
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(
-                f"{index} points outside its directory: {shard!r}; fix: do not trust this checkpoint"
+                f"{index} names {printable(shard)!r}, which is no safetensors file beside it; "
+                "fix: do not trust this checkpoint, or convert again"
             )
-        if not file.is_file():
-            raise CheckpointError(f"{directory}: {shard} is missing; fix: convert or download again")
-        try:
-            loaded = mx.load(str(file))
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
-        assert isinstance(loaded, dict)
-        # MLX's dictionary has no order; a quantized model is saved with the bytes that it was read from.
-        tensors.update((name, loaded[name]) for name in file_order(file))
+        tensors.update(_read_file(directory / shard))
     if set(tensors) != set(weight_map):
         difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
         raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")
     return tensors
+
+
+def _read_file(file: Path) -> dict[str, mx.array]:
+    """The tensors of one file, not read yet, in the order of their bytes."""
+    stream = open_regular(file, CheckpointError)
+    if stream is None:
+        raise CheckpointError(f"{file.parent}: {printable(file.name)} is missing; fix: convert or download again")
+    stream.close()
+    try:
+        loaded = mx.load(str(file))
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
+    assert isinstance(loaded, dict)
+    # MLX's dictionary has no order; a quantized model is saved with the bytes that it was read from.
+    return {name: loaded[name] for name in file_order(file)}
 
 
 def file_order(file: Path) -> list[str]:

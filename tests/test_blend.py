@@ -115,7 +115,7 @@ def test_a_blend_predicts_like_a_run(pair: list[Path], tmp_path: Path) -> None:
 
 
 def _truth_and(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    return (table["target:y"] == "yes").to_numpy().astype(int), table["probability"].to_numpy()
+    return (table["target"] == "yes").to_numpy().astype(int), table["probability"].to_numpy()
 
 
 def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -143,15 +143,16 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
 
 def test_labels_that_look_like_numbers_are_words(tmp_path: Path) -> None:
     task = InferredTask("multiclass", "as asked for", ("code",), ("007", "1e3", "7"), 1, 3, 0)
-    table = pd.DataFrame({"row": range(3), "target:code": ["7", "007", "1e3"], "label": ["007", "7", "7"]})
+    table = pd.DataFrame({"row": range(3), "target": ["7", "007", "1e3"], "label": ["007", "7", "7"]})
     info = json.loads((report_samples.write_run(tmp_path / "run", "multiclass") / "run.json").read_text())
+    info["data"]["id"] = None
     run = Run(tmp_path, RunRecord.of(json.loads(json.dumps({**info, "task": asdict(task)}))))
-    write_csv(run.files.oof, table)
+    write_csv(run.files.oof, table.rename(columns={"target": "target:code"}))  # as older runs have it
     read = run.oof()
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
     np.testing.assert_array_equal(_truth(task, read, run.files.oof), [2, 0, 1])
     numbers = replace(task, classes=(0.5, 1, 7))
-    table["target:code"] = [7.0, 0.5, 1.0]
+    table["target"] = [7.0, 0.5, 1.0]
     np.testing.assert_array_equal(_truth(numbers, table, run.files.oof), [2, 0, 1])
 
 

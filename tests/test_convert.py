@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mlxbert
-from converter.convert import convert
+from converter.convert import convert, default_output
+from converter.source import open_source
 from heads.binary import BinaryClassificationHead
 from mlxbert.checkpoint import load_core, read_config
 from mlxbert.files.manifest import manifest_problems
@@ -351,9 +352,9 @@ def test_no_path_of_the_sources_machine_is_written(tmp_path: Path) -> None:
     assert manifest_problems(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("text", ['{"name_or_path":  "google-bert/bert-base-uncased"}', "no JSON", "[1]"])
-def test_a_tokenizers_settings_without_one_are_copied_as_they_are(text: str, tmp_path: Path) -> None:
+def test_a_tokenizers_settings_without_one_are_copied_as_they_are(tmp_path: Path) -> None:
     save_tiny(tmp_path / "source")
+    text = '{"name_or_path":  "google-bert/bert-base-uncased"}'
     (tmp_path / "source/tokenizer_config.json").write_text(text)
     convert(tmp_path / "source", tmp_path / "out", verify=False)
     assert (tmp_path / "out/tokenizer_config.json").read_text() == text
@@ -370,5 +371,59 @@ def test_what_was_trained_here_does_not_come_from_the_hub(tmp_path: Path) -> Non
     convert(tmp_path / "out", tmp_path / "again", verify=False)
     convert(tmp_path / "trained/model.safetensors", tmp_path / "encoder", verify=False)
     named = [read_config(tmp_path / name)["mlxbert"] for name in ("again", "trained", "encoder")]
-    assert [block["source"] for block in named] == ["team/bert", "team/bert", "model.safetensors"]
+    assert [block["source"] for block in named] == ["team/bert", "team/bert", "trained/model.safetensors"]
     assert [block["revision"] for block in named] == ["a" * 40, "a" * 40, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "tiny"),
+        ({"dtype": "bfloat16"}, "tiny-bf16"),
+        ({"quantize": "4bit"}, "tiny-4bit"),
+        ({"quantize": "4bit", "dtype": "float32"}, "tiny-4bit-fp32"),
+        ({"quantize": "auto", "target": "14MB"}, "tiny-auto-14MB"),
+        ({"quantize": "auto", "target": 3.5}, "tiny-auto-3.5"),
+        ({"dequantize": True}, "tiny-dequantized"),
+        ({"quantize": "../../x"}, "tiny-....x"),  # an unknown recipe, which is refused next
+    ],
+    ids=str,
+)
+def test_the_default_directory_carries_the_recipe(options: dict[str, Any], name: str, tmp_path: Path) -> None:
+    assert default_output("team/tiny", **options) == Path("mlx_models") / name
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "x.pt").touch()
+    assert default_output(str(tmp_path / "tiny"), **options) == Path("mlx_models") / name
+    assert default_output(str(tmp_path / "tiny" / "x.pt"), **options) == Path("mlx_models") / name
+
+
+def test_commands_without_an_output_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "tiny", hidden_size=64, intermediate_size=64)
+    for options in ({}, {"quantize": "4bit"}, {"dtype": "float16"}):
+        convert("tiny", verify=False, **options)
+    convert("mlx_models/tiny", verify=False, quantize="8bit")
+    convert("mlx_models/tiny-4bit", verify=False, dequantize=True)
+    names = ["tiny", "tiny-4bit", "tiny-4bit-dequantized", "tiny-8bit", "tiny-fp16"]
+    assert sorted(path.name for path in (tmp_path / "mlx_models").iterdir()) == names
+    recorded = {read_config(tmp_path / "mlx_models" / name)["mlxbert"]["source"] for name in names}
+    assert recorded == {"tiny"}  # the source's own name, however often it was converted
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("minilm/model", "minilm/model"),
+        ("tweets/checkpoint-500", "tweets/checkpoint-500"),
+        ("st/0_Transformer", "st/0_Transformer"),
+        ("models--team--tiny/snapshots/" + "a" * 40, "team/tiny"),
+        ("models--tiny/snapshots/" + "a" * 40, "tiny"),
+        ("my-bert", "my-bert"),
+    ],
+)
+def test_a_local_source_keeps_its_real_name(path: str, name: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path / path)
+    assert open_source(str(tmp_path / path)).name == name
+    convert(tmp_path / path, tmp_path / "out", verify=False)
+    assert read_config(tmp_path / "out")["mlxbert"]["source"] == name
+    assert str(tmp_path) not in (tmp_path / "out/README.md").read_text()

@@ -95,7 +95,8 @@ def test_a_tensor_without_a_rule_is_named_with_its_shape_and_the_fix() -> None:
     assert str(caught.value) == (
         "bert: 1 checkpoint tensor has no rule\n"
         "  encoder.layer.0.attention.self.rel.weight (48, 8)\n"
-        "  fix: add a Rename or a Drop(why=…) to converter/mappings/bert.py"
+        "  fix: inside the encoder, they make it another model than bert: give a plain bert checkpoint, or add its "
+        "architecture (CONTRIBUTING.md)"
     )
 
 

@@ -17,6 +17,7 @@ from mlxbert.cli.train import train as train_command
 from mlxbert.factory.text_columns import RowText
 from mlxbert.runs.command import repeating_command
 from mlxbert.runs.files import RunError
+from mlxbert.runs.frames import Inputs
 from mlxbert.runs.record import RunRecord
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
@@ -34,8 +35,8 @@ def typed(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RunSettings,
 
     begun: list[tuple[Any, RunSettings, TrainingConfig]] = []
 
-    def begin(files: Any, data: Any, settings: RunSettings, config: TrainingConfig, *rest: Any) -> None:
-        begun.append((data, settings, config))
+    def begin(files: Any, inputs: Inputs, settings: RunSettings, config: TrainingConfig, *rest: Any) -> None:
+        begun.append((inputs.data, settings, config))
         raise RunError("this is as far as it goes")
 
     monkeypatch.setattr(cross_validate, "run_session", begin)

@@ -299,7 +299,7 @@ class TestDecisions:
     def test_thresholds_that_were_fitted(self, tmp_path: Path) -> None:
         text = self.said(write_run(tmp_path / "run", "binary", rows=12, steps=4), threshold=0.3412, temperature=1.25)
         assert (
-            "Thresholds are fitted on held-out rows for f1: a row is positive from a probability of 0.341 on." in text
+            "Thresholds are fitted for f1 on held-out rows: a row is positive from a probability of 0.341 on." in text
         )
         assert "Probabilities are calibrated by a temperature, fitted on held-out rows: 1.25." in text
         assert "A submission of this run holds labels, decided as above: id, target." in text
@@ -311,7 +311,7 @@ class TestDecisions:
         (run / "run.json").write_text(json.dumps({**info, "metric": "roc_auc"}))
         (run / "submission.csv").touch()
         text = self.said(run, threshold=0.5, temperature=1.0)
-        assert "No threshold is fitted: a row is positive from a probability of 0.5 on; roc_auc reads" in text
+        assert "No threshold is fitted: a row is positive from a probability of 0.5 on." in text
         assert "submission.csv holds probabilities, not labels (mlxbert predict --values labels writes" in text
         assert "temperature" not in text
 

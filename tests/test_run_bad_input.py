@@ -126,7 +126,8 @@ def test_a_class_too_rare_for_the_folds_is_an_error_and_a_label_a_warning(place:
 def test_ids_that_repeat_or_are_missing(place: Place) -> None:
     frame = sample("binary")
     line = place.refused(frame.assign(id=["r0001", *frame["id"][1:]]))
-    assert line == f"{place.file}: 1 ids of column 'id' come more than once; fix: drop the repeated rows"
+    fix = "fix: drop the repeated rows, or name another column: --id COLUMN"
+    assert line == f"{place.file}: 1 ids of column 'id' come more than once; {fix}"
     line = place.refused(frame.assign(id=[None, *frame["id"][1:]]))
     assert line == f"{place.file}: row 0 has no id in column 'id'; fix: fill it, or leave the id out"
 
@@ -346,13 +347,30 @@ def test_unseen_categories_and_words_for_numbers_are_predicted(trained: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.head(4), "of the 4 ids of {sample}, 2 beyond it; fix: the files belong together?"),
-        (lambda s: pd.concat([s, s.head(1).assign(id=7)]), "of the 7 ids of {sample}, 1 missing; fix: the files"),
-        (lambda s: s.assign(id=[7, *s["id"][1:]]), "of the 6 ids of {sample}, 1 missing and 1 beyond it; fix:"),
-        (lambda s: pd.concat([s, s.head(1)]), "{sample}: id '100' comes twice or is missing; fix: download"),
-        (lambda s: s.rename(columns={"y": "target"}), "{sample} has the columns target, and this run predicts y"),
-        (lambda s: s.assign(z=0), "{sample} has the columns y, z, and this run predicts y"),
-        (lambda s: s.rename(columns={"id": "Id"}), "{sample} has no column 'id'; did you mean 'Id'?"),
+        (lambda s: s.head(4), "{test}: 2 of its ids are not in {sample} (column 'id'); fix: give the files that"),
+        (
+            lambda s: pd.concat([s, s.head(1).assign(id=7)]),
+            "{test}: 1 of the 7 ids of {sample} are missing (column 'id'); fix: give the files that belong together",
+        ),
+        (
+            lambda s: s.assign(id=[7, *s["id"][1:]]),
+            "{test}: 1 of the 6 ids of {sample} are missing and 1 of its ids are not in {sample} (column 'id'); "
+            "fix: give the files that belong together, or --id COLUMN\n  missing:\n  7\n  not in {sample}:\n  100",
+        ),
+        (
+            lambda s: s.assign(id=s["id"].astype(float)),
+            "the same ids are written in two ways, '100' in {test} and '100.0' in {sample} (6 of 6); fix: write them "
+            "alike; in pandas read_csv(…, dtype={{'id': str}})",
+        ),
+        (
+            lambda s: pd.concat([s, s.head(1)]),
+            "{sample}: id '100' comes twice or is missing in column 'id'; fix: down",
+        ),
+        (
+            lambda s: s.assign(z=0),
+            "{sample} has the columns y, z, and this run predicts y; fix: the sample of this competition, or --values "
+            "labels|probabilities\n  the run predicts no:\n  z",
+        ),
     ],
 )
 def test_a_sample_that_does_not_fit_is_refused_before_anything_is_written(
@@ -362,7 +380,7 @@ def test_a_sample_that_does_not_fit_is_refused_before_anything_is_written(
     change(rows()[["id"]].assign(y=0.5)).to_csv(file, index=False)
     result, out = predict(trained, rows(), "--sample-submission", file)
     assert result.exit_code == 2
-    assert message.format(sample=file) in told(result)[0]
+    assert message.format(sample=file, test=trained / "test.csv") in "\n".join(told(result))
     assert not out.exists()
 
 
@@ -371,7 +389,7 @@ def test_the_sample_is_checked_before_the_training_too(place: Place) -> None:
     sample("binary", 8, seed=3).drop(columns="y").to_csv(test, index=False)
     pd.DataFrame({"id": ["r0000", "r0001"], "y": "no"}).to_csv(file, index=False)
     line = place.refused(sample("binary"), "--test", test, "--sample-submission", file)
-    assert line.startswith(f"{test}: of the 2 ids of {file}, 6 beyond it")
+    assert line.startswith(f"{test}: 6 of its ids are not in {file} (column 'id')")
     assert place.refused(sample("binary"), "--test", place.root / "t.csv") == (
         f"{place.root / 't.csv'} is not there; fix: check the path"
     )
@@ -382,7 +400,7 @@ def test_the_sample_is_checked_before_the_training_too(place: Place) -> None:
 def test_test_files_and_flags_that_cannot_be(trained: Path) -> None:
     for frame, message in (
         (rows().drop(columns="kind"), "has no column 'kind'; did you mean 'id'?"),
-        (rows().drop(columns="id"), "has no column 'id'; did you mean 'kind'?"),
+        (rows().drop(columns="id"), "has no id column 'id'; did you mean 'kind'? (fix: --id COLUMN)"),
         (rows().assign(id=1), "1 ids of column 'id' come more than once"),
         (rows(0), "has no rows"),
     ):

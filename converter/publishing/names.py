@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from converter.dtypes import DTYPE_SUFFIXES
 from converter.facts import trained_head
 from converter.hub_rules import is_repo_id
 from converter.publishing.errors import PublishError
 
 DEFAULT_NAMESPACE = "mlx-community"
-_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def precision_suffix(config: dict[str, Any], bits_per_weight: float | None = None) -> str:
@@ -21,7 +21,7 @@ def precision_suffix(config: dict[str, Any], bits_per_weight: float | None = Non
     """
     quantization = config.get("quantization")
     if not isinstance(quantization, dict):
-        return _DTYPES.get(str(config.get("dtype")), str(config.get("dtype")))
+        return DTYPE_SUFFIXES.get(str(config.get("dtype")), str(config.get("dtype")))
     layers = [layer for layer in quantization.values() if isinstance(layer, dict)]
     own = {(str(layer.get("bits")), str(layer.get("mode", "affine"))) for layer in layers}
     bits, mode = str(quantization.get("bits")), str(quantization.get("mode", "affine"))

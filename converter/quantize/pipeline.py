@@ -108,7 +108,7 @@ def quantize(
                 texts,
                 shapes,
                 settings,
-                pooling=pooling_of(source.directory),
+                pooling=pooling_of(source.root),
                 dtype=dtype,
                 plain_bytes=_plain_bytes(items, shapes, dtype),
                 file_bytes=other_bytes + _header_bytes(items, shapes, dtype),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,39 +9,39 @@ from converter.readers.regular_file import file_size, read_bytes
 from converter.readers.sniff import refuse_stand_in
 from converter.readers.source_error import SourceError
 from mlxbert.errors import printable
+from mlxbert.files.reading import parse_json, require_inside
 
 MAX_JSON_BYTES = 64 << 20
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; SourceError when it is missing, not JSON, too large, or something else."""
+    """The JSON value in a file; SourceError when it is missing, not JSON, too large, or something else."""
+    refuse_stand_in(path, read_bytes(path, 0, min(file_size(path), 512)))
+    return parse_json(path, SourceError, limit=MAX_JSON_BYTES)
+
+
+def check_file(path: Path, root: Path) -> None:
+    """Check a source's file before it is read or copied.
+
+    Raises:
+        SourceError: a link that leads out of `root`, a pipe, socket or device, a directory, a Git-LFS pointer or a web
+            page.
+    """
     size = file_size(path)
-    if size > MAX_JSON_BYTES:
-        raise SourceError(f"{path}: {size} bytes is too large for a JSON file; fix: check what it is")
-    data = read_bytes(path, 0, size)
-    refuse_stand_in(path, data[:512])
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise SourceError(
-            f"{path}: is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
-            "fix: repair it or get it again"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: is not valid JSON; fix: repair it or get it again") from error
+    require_inside(path, root, SourceError)
+    refuse_stand_in(path, read_bytes(path, 0, min(size, 512)))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Parse a JSON file whose top level must be an object."""
+    """The JSON object in a file; SourceError as `read_json`, or when it holds anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise SourceError(
-            f"{path}: holds a JSON {type(value).__name__}, not an object; fix: repair it or get it again"
-        )
+        found = "null" if value is None else type(value).__name__
+        raise SourceError(f"{path}: expected a JSON object, found {found}; fix: get the file again")
     return value
 
 
-def require_inside(path: Path, name: str) -> str:
+def own_name(path: Path, name: str) -> str:
     """A name that `path` (an index, modules.json) gives; SourceError if it leads out of the directory."""
     pure = PurePosixPath(name)
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import stat
+import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from converter.readers.source_error import SourceError, os_error
+from converter.readers.source_error import SourceError
+from mlxbert.files.reading import open_regular, reading_failed
 
 
 class ByteRange(Protocol):
@@ -38,28 +40,28 @@ class FileBytes:
         read_into(self.path, self.offset + start, out)
 
 
-def file_size(path: Path) -> int:
-    """Size in bytes of a regular file (or of what a link leads to); SourceError for anything else.
+def open_file(path: Path) -> io.FileIO:
+    """Open a regular file (or the one that a link leads to) unbuffered.
 
-    A FIFO or a device would block or never end, so they are refused before they are opened.
+    Raises:
+        SourceError: it is absent, a directory, pipe, socket or device, or must not be read.
     """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise SourceError(f"{path}: no such file; fix: check the path") from None
-    except OSError as error:
-        raise os_error(path, error) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise SourceError(f"{path}: is a directory where a file is needed; fix: check the path")
-    if not stat.S_ISREG(status.st_mode):
-        raise SourceError(f"{path}: is a pipe, socket or device, not a regular file; fix: copy its contents to a file")
-    return status.st_size
+    file = open_regular(path, SourceError)
+    if file is None:
+        raise SourceError(f"{path}: no such file; fix: check the path")
+    return file
+
+
+def file_size(path: Path) -> int:
+    """Size in bytes of a regular file; SourceError for anything else."""
+    with open_file(path) as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def read_into(path: Path, offset: int, out: memoryview) -> None:
     """Fill `out` with the file's bytes from `offset` on."""
-    try:
-        with path.open("rb", buffering=0) as file:
+    with open_file(path) as file:
+        try:
             file.seek(offset)
             done = 0
             while done < len(out):  # one read gives at most 2 GiB
@@ -70,8 +72,8 @@ def read_into(path: Path, offset: int, out: memoryview) -> None:
                         "fix: get the file again (it is truncated or was changed while it was read)"
                     )
                 done += count
-    except OSError as error:
-        raise os_error(path, error) from error
+        except OSError as error:
+            raise SourceError(reading_failed(path, error)) from error
 
 
 def read_bytes(path: Path, offset: int, count: int) -> bytes:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.readers.json_file import read_json_object, require_inside
+from converter.readers.json_file import own_name, read_json_object
 from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import TensorEntry
 from mlxbert.errors import first_ten, printable
+from mlxbert.files.reading import require_inside
 
 AGAIN = "fix: get the shards and their index again, from one version of the model"
 
@@ -27,8 +29,8 @@ def shard_names(index: Path) -> dict[str, list[str]]:
         raise SourceError(f"{index}: has no weight_map of tensor names to file names; {AGAIN}")
     shards: dict[str, list[str]] = {}
     for key, name in weight_map.items():
-        shards.setdefault(require_inside(index, name), []).append(key)
-    missing = [printable(name) for name in shards if not (index.parent / name).exists()]
+        shards.setdefault(own_name(index, name), []).append(key)
+    missing = [printable(name) for name in shards if not os.path.lexists(index.parent / name)]
     if missing:
         raise SourceError(
             f"{index}: {len(missing)} of {len(shards)} shards missing; fix: download them too\n{first_ten(missing)}"
@@ -36,11 +38,14 @@ def shard_names(index: Path) -> dict[str, list[str]]:
     return shards
 
 
-def read_shards(index: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
-    """Every tensor of a sharded checkpoint, shard by shard; index and shards must agree exactly."""
+def read_shards(index: Path, root: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
+    """Every tensor of a sharded checkpoint, shard by shard; index and shards must agree exactly.
+
+    Raises SourceError as `shard_names`, or for a shard that is a link out of `root`.
+    """
     entries: dict[str, TensorEntry] = {}
     for name, promised in shard_names(index).items():
-        shard = index.parent / name
+        shard = require_inside(index.parent / name, root, SourceError)
         there = read(shard)
         lacking = [printable(key) for key in promised if key not in there]
         if lacking:

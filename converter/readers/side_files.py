@@ -2,45 +2,93 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from converter.readers.json_file import read_json, require_inside
-from converter.readers.regular_file import file_size, read_bytes
-from converter.readers.sniff import refuse_stand_in
-from converter.readers.source_error import SourceError
-from converter.readers.weight_files import MODULE_FILES, SIDE_FILES, module_files
+from converter.readers.json_file import check_file
+from converter.readers.weight_files import MODULE_FILES, SIDE_FILES, TOKENIZER_SIDE_FILES, module_files
+from mlxbert.encode.sentence_modules import MODULES, TRANSFORMER_CONFIGS, ModuleEntry, read_modules
+
+# The transformer's class in sentence-transformers; before 0.3 it was called after the architecture.
+_TRANSFORMERS = ("Transformer", "BERT")
+_STANDARD_FOLDER = re.compile(r"\d+_\w+", re.ASCII)
 
 
-def collect_side_files(directory: Path) -> dict[str, Path]:
-    """Relative POSIX name -> file, for those that exist.
+@dataclass(frozen=True)
+class SourceModule:
+    """A sentence-transformers module of a source.
 
-    Raises SourceError: a Git-LFS pointer or web page among them, or a modules.json that is malformed or names
-    a folder outside the directory.
+    Attributes:
+        entry: as the source's `modules.json` has it.
+        folder: where its files go; "" for the transformer, whose files are the checkpoint's own.
     """
-    names = [name for name in SIDE_FILES if (directory / name).exists()]
-    if "modules.json" in names:
-        for folder in _module_folders(directory / "modules.json"):
-            there = [f"{folder}/{name}" for name in MODULE_FILES if (directory / folder / name).exists()]
-            names += module_files(folder, there)
-    found = {}
-    for name in dict.fromkeys(names):
-        path = directory / name
-        refuse_stand_in(path, read_bytes(path, 0, min(file_size(path), 512)))
-        found[name] = path
+
+    entry: ModuleEntry
+    folder: str
+
+
+def source_modules(root: Path) -> tuple[SourceModule, ...]:
+    """The modules of a directory's `modules.json`; none where it has no such file.
+
+    Raises:
+        SourceError: a link that leads out, or what is no regular file.
+        SentenceModuleError: it is malformed.
+    """
+    path = root / MODULES
+    if not os.path.lexists(path):
+        return ()
+    check_file(path, root)
+    entries = read_modules(root) or ()
+    transformer = next((entry for entry in entries if entry.kind in _TRANSFORMERS), None)
+    return tuple(
+        SourceModule(
+            entry,
+            ""
+            if entry is transformer
+            else entry.folder
+            if _STANDARD_FOLDER.fullmatch(entry.folder)
+            else f"{index}_{entry.kind}",
+        )
+        for index, entry in enumerate(entries)
+    )
+
+
+def transformer_folder(modules: Sequence[SourceModule]) -> str:
+    """Where the transformer's files are: "0_Transformer" in old releases; "": beside modules.json."""
+    return next((module.entry.folder for module in modules if not module.folder), "")
+
+
+def collect_side_files(root: Path, folder: str = "", modules: Sequence[SourceModule] = ()) -> dict[str, Path]:
+    """Name in the output -> file, for those that exist.
+
+    Args:
+        root: the directory that is converted.
+        folder: of the transformer in it.
+        modules: what its `modules.json` lists.
+
+    Raises:
+        SourceError: a link that leads out of `root`, a pipe or device, a Git-LFS pointer or a web page among them.
+    """
+    model = root / folder
+    found = {name: model / name for name in (*SIDE_FILES, *TRANSFORMER_CONFIGS)}
+    if folder:
+        found |= {
+            name: root / name for name in SIDE_FILES if name not in (*TOKENIZER_SIDE_FILES, *TRANSFORMER_CONFIGS)
+        }
+    for module in modules:
+        if module.folder:
+            beside = root / module.entry.folder
+            there = [f"{module.folder}/{name}" for name in MODULE_FILES if os.path.lexists(beside / name)]
+            found |= {name: beside / name.rpartition("/")[2] for name in module_files(module.folder, there)}
+    found = {name: path for name, path in found.items() if os.path.lexists(path)}
+    for path in found.values():
+        check_file(path, root)
     return found
 
 
 def has_tokenizer(side_files: dict[str, Path]) -> bool:
     """Whether there is anything to tokenize with."""
     return any(name in side_files for name in ("tokenizer.json", "vocab.txt"))
-
-
-def _module_folders(path: Path) -> list[str]:
-    """The folders of every module but the transformer itself, whose files are the checkpoint's own."""
-    modules = read_json(path)
-    if not isinstance(modules, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("path"), str) and isinstance(m.get("type"), str) for m in modules
-    ):
-        raise SourceError(f"{path}: is not a list of modules with a path and a type; fix: repair it or get it again")
-    folders = [m["path"].rstrip("/") for m in modules if m["path"] and not m["type"].endswith(".Transformer")]
-    return [require_inside(path, folder) for folder in folders]

@@ -6,18 +6,20 @@ each key its element count as eight bytes and its raw elements.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from converter.readers.pickle_machine import PickleMachine
 from converter.readers.pickle_objects import MalformedPickle, Placeholder
-from converter.readers.regular_file import ByteRange, FileBytes, file_size
-from converter.readers.source_error import SourceError, os_error
+from converter.readers.regular_file import ByteRange, FileBytes, file_size, open_file
+from converter.readers.source_error import SourceError
 from converter.readers.tensor_entry import DTYPES
 from converter.readers.torch_dtypes import OTHER_ITEM_SIZES
 from converter.readers.torch_file import TorchFile
 from converter.readers.torch_pickle import StorageRef, load_torch_pickle
 from mlxbert.errors import printable
+from mlxbert.files.reading import reading_failed
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -28,13 +30,13 @@ def read_torch_legacy(path: Path) -> TorchFile:
     """Parse the pickles and find each storage; no storage is read."""
     size = file_size(path)
     try:
-        with path.open("rb") as file:
+        with io.BufferedReader(open_file(path)) as file:
             _check_preamble(path, file)
             top, storages = load_torch_pickle(path, file)
             keys = _plain(path, file, "list of storages")
             return TorchFile(path, top, _locate(path, file, size, keys, storages))
     except OSError as error:
-        raise os_error(path, error) from error
+        raise SourceError(reading_failed(path, error)) from error
 
 
 def _check_preamble(path: Path, file: BinaryIO) -> None:

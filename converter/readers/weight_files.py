@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from converter.readers.sniff import TF_FIX
+from converter.readers.source_config import CONFIG_FILES
 from converter.readers.source_error import SourceError
 from mlxbert.errors import first_ten, printable
 
@@ -59,6 +61,9 @@ SIDE_FILES = (
 # what a sentence-transformers module's folder may have: 1_Pooling/config.json, 2_Dense/model.safetensors
 MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 _MODULE_FOLDER = re.compile(r"\d+_\w+")
+_TRANSFORMER = re.compile(r"\d+_(Transformer|BERT)")
+SENTENCE_CONFIGS = "sentence_*_config.json"
+_ADAPTER = re.compile(r"adapter_(config\.json|model\..+)")
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,12 @@ def choose_weights(where: str, names: Collection[str]) -> WeightChoice:
         found += [name for name in options if name in root][:1]
     if not found:
         return _unusual(where, root, names)
+    if adapter := sorted(name for name in root if _ADAPTER.fullmatch(name)):
+        raise SourceError(
+            f"{where}: has a PEFT adapter ({adapter[0]}) beside {found[0]}, and whether these weights contain it is "
+            "not known; fix: merge_and_unload() it, save_pretrained(DIR), and convert DIR; if they do, give "
+            f"{found[0]} itself as SRC"
+        )
     chosen, notes = found[0], []
     if len(found) > 1:
         notes.append(f"several formats present: {chosen} used, {', '.join(found[1:])} ignored")
@@ -97,22 +108,40 @@ def choose_weights(where: str, names: Collection[str]) -> WeightChoice:
     return WeightChoice(chosen, tuple(notes))
 
 
-def select_files(names: Sequence[str]) -> list[str]:
+def select_files(names: Sequence[str], folder: str | None = None) -> list[str]:
     """The files of a Hub repository that a conversion needs, in the repository's order.
 
-    One format of weights alone (safetensors before pickles), config.json, tokenizer and sentence-transformers
-    files. Raises SourceError as `choose_weights` does, before anything is downloaded.
+    One format of weights alone (safetensors before pickles), the configuration, tokenizer and sentence-transformers
+    files. `folder` is where the weights are ("0_Transformer" in old releases of sentence-transformers); None: as the
+    names suggest. Raises SourceError as `choose_weights` does, before anything is downloaded.
     """
-    choice = choose_weights("the repository", names)
-    wanted = {choice.name, f"{choice.name}{INDEX_SUFFIX}", "config.json", *SIDE_FILES}
+    folder = _transformer_by_name(names) if folder is None else folder
+    begin = f"{folder}/" if folder else ""
+    inside = [name.removeprefix(begin) for name in names if name.startswith(begin)]
+    choice = choose_weights("the repository", inside)
+    wanted = {choice.name, f"{choice.name}{INDEX_SUFFIX}", *SIDE_FILES}
+    wanted |= set([name for name in CONFIG_FILES if name in inside][:1])
+    wanted |= {name for name in inside if fnmatch(name, SENTENCE_CONFIGS)}
     if choice.is_index:
-        wanted |= {name for name in names if (m := SHARD.fullmatch(name)) and _index_of(m) == choice.name}
+        wanted |= {name for name in inside if (m := SHARD.fullmatch(name)) and _index_of(m) == choice.name}
     if ".safetensors" in choice.name:
         wanted.add("heads.safetensors")  # of a model that this project converted
-    for folder in {name.split("/")[0] for name in names if name.count("/") == 1}:
-        if _MODULE_FOLDER.fullmatch(folder):
-            wanted |= set(module_files(folder, names))
+    wanted = {begin + name for name in wanted} | ({*SIDE_FILES} if folder else set())
+    for other in {name.split("/")[0] for name in names if name.count("/") == 1} - {folder}:
+        if _MODULE_FOLDER.fullmatch(other) and not _TRANSFORMER.fullmatch(other):
+            wanted |= set(module_files(other, names))
     return [name for name in dict.fromkeys(names) if name in wanted]
+
+
+def _transformer_by_name(names: Sequence[str]) -> str:
+    """The folder of the transformer where the root has no weights: "0_Transformer"; "" for the root itself."""
+    standard = {name for option in _STANDARD for name in option}
+    standard |= {f"{name}{INDEX_SUFFIX}" for name in standard}
+    parts = [name.split("/") for name in names]
+    if "modules.json" not in names or any(part[0] in standard for part in parts if len(part) == 1):
+        return ""
+    folders = {part[0] for part in parts if len(part) == 2 and part[1] in standard and _TRANSFORMER.fullmatch(part[0])}
+    return folders.pop() if len(folders) == 1 else ""
 
 
 def module_files(folder: str, names: Collection[str]) -> list[str]:

@@ -51,15 +51,15 @@ def read_weights(path: Path) -> Weights:
     return weights
 
 
-def read_sharded(index: Path) -> Weights:
-    """Parse every shard that an index names."""
+def read_sharded(index: Path, root: Path) -> Weights:
+    """Parse every shard that an index names; none may be a link out of `root`."""
     parts: list[Weights] = []
 
     def read(shard: Path) -> dict[str, TensorEntry]:
         parts.append(read_weights(shard))
         return parts[-1].entries
 
-    entries = read_shards(index, read)
+    entries = read_shards(index, root, read)
     formats = {part.format for part in parts}
     if len(formats) > 1:
         raise SourceError(f"{index}: names shards of different formats; fix: get the shards and their index again")

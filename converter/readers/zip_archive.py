@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from converter.readers.regular_file import file_size, read_bytes, read_into
-from converter.readers.source_error import SourceError, os_error
+from converter.readers.regular_file import file_size, open_file, read_bytes, read_into
+from converter.readers.source_error import SourceError
 from mlxbert.errors import printable
+from mlxbert.files.reading import reading_failed
 
 AGAIN = "fix: get the file again"
 # what the standard library raises on a damaged archive, beside BadZipFile
@@ -28,6 +29,9 @@ DAMAGED = (
     RuntimeError,
     IndexError,
 )
+# Weights hardly shrink: what inflates to much more than it is was made to fill the memory, or is empty.
+MAX_INFLATION = 20
+INFLATED_FREELY = 64 << 20
 MAX_DEFLATE_RATIO = 1032  # https://zlib.net/zlib_tech.html: deflate cannot do better
 
 
@@ -74,14 +78,14 @@ class ZipMember:
 
     def _inflate(self, start: int, out: memoryview) -> None:
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.name) as stream:
+            with open_file(self.path) as file, zipfile.ZipFile(file) as archive, archive.open(self.name) as stream:
                 while start:
                     start -= len(stream.read(min(start, 1 << 20))) or _early_end()
                 done = 0
                 while done < len(out):
                     done += cast(zipfile.ZipExtFile, stream).readinto(out[done : done + (1 << 20)]) or _early_end()
         except OSError as error:
-            raise os_error(self.path, error) from error
+            raise SourceError(reading_failed(self.path, error)) from error
         except DAMAGED as error:
             raise SourceError(f"{self.path}: {printable(self.name)} is damaged ({error}); {AGAIN}") from error
 
@@ -98,12 +102,19 @@ class ZipArchive:
         self.path = path
         self._size = file_size(path)
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_file(path) as file, zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
         except OSError as error:
-            raise os_error(path, error) from error
+            raise SourceError(reading_failed(path, error)) from error
         except DAMAGED as error:
             raise SourceError(f"{path}: is a truncated or damaged zip ({error}); {AGAIN}") from error
+        packed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
+        inflated = sum(info.file_size for info in packed)
+        if inflated > max(INFLATED_FREELY, MAX_INFLATION * sum(info.compress_size for info in packed)):
+            raise SourceError(
+                f"{path}: its {self._size / 2**20:.1f} MB would inflate to {inflated / 2**20:.0f} MB, far more than "
+                "weights do (a zip bomb?); fix: do not trust it; if you do, unpack it and zip it as stored (zip -0)"
+            )
         self._infos = {info.filename: info for info in infos}
         self._times = Counter(info.filename for info in infos)
 

@@ -14,7 +14,7 @@ from converter.run_export.member import SEQUENCE, MemberExport, read_member, wri
 from converter.run_export.run_settings import ExportedRun, inference_settings, read_run, run_of
 from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
-from mlxbert.files.reading import read_json
+from mlxbert.files.reading import read_bytes, read_json, require_inside, require_own_files
 from mlxbert.home import expand_home
 from mlxbert.runs.record import INFO
 from mlxbert.tokenization import Tokenizer
@@ -58,6 +58,8 @@ def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = F
     if (source / INFO).exists():
         run = read_run(source)
         return _export_models(source, out, run, run.members, overwrite=overwrite)
+    if source.is_dir():
+        require_own_files(source, ExportError)
     if _is_trained(source):
         return _export_models(source, out, run_of(source), {source.name: source}, overwrite=overwrite)
     path = export(source, out, overwrite=overwrite)
@@ -85,6 +87,8 @@ def _export_models(
     alone = len(members) == 1
     folders = {name: "" if alone else f"members/{name}/" for name in members}
     for directory in members.values():
+        require_inside(directory, source, ExportError)
+        require_own_files(directory, ExportError)
         _is_trained(directory)
     _check_tokenizers(list(members.values()))
     with OutputDirectory(out, overwrite=overwrite, source=source) as output:
@@ -116,7 +120,8 @@ def _check_tokenizers(members: list[Path]) -> None:
     """Members of a run share their encoder's tokenizer: texts are tokenized once for all."""
 
     def files(directory: Path) -> dict[str, bytes]:
-        return {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()}
+        found = {name: read_bytes(directory / name, ExportError) for name in TOKENIZER_FILES}
+        return {name: data for name, data in found.items() if data is not None}
 
     first = files(members[0])
     if not {"tokenizer.json", "vocab.txt"} & set(first):

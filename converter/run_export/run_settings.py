@@ -9,6 +9,7 @@ from typing import Any
 
 from converter.export import ExportError
 from heads.base import Head
+from heads.metrics import get_metric
 from mlxbert.runs.record import SCORES, RunRecord, is_run, read_record
 
 FORMAT, VERSION = "mlxbert-inference", 1
@@ -90,8 +91,18 @@ def inference_settings(run: ExportedRun | None, members: list[str], head: Head, 
         "max_length": min((n for n in (longest, limit) if n is not None), default=512),
         "submission": submission,
         "known_columns": record is not None,
+        **({} if record is None else _rules(record)),
         "members": members,
     }
+
+
+def _rules(record: RunRecord) -> dict[str, Any]:
+    """What decides how a submission is written where a sample leaves that open, and how a table is read."""
+    asked = record.config.metric
+    wanted = None if asked is None else "labels" if get_metric(asked).needs == "labels" else "probabilities"
+    own = record.settings.submission
+    ready = own is not None and record.settings.values in (None, own.values)
+    return {"id_found": record.data.id_found, "wanted": wanted, "ready": ready}
 
 
 def _usual_submission(head: Head) -> dict[str, Any]:

@@ -138,9 +138,9 @@ def _inspected(
 
 def _first_look(path: Path) -> tuple[bytes, int, str]:
     """The first megabyte of a regular file, its size and sha256."""
-    if path.is_dir():
-        raise DataError(f"{path} is a directory; fix: name the file in it")
     with os_errors(path):
+        if path.is_dir():
+            raise DataError(f"{path} is a directory; fix: name the file in it")
         file = open_regular(path, DataError)
         if file is None:
             raise DataError(f"{path} is not there; fix: check the path")

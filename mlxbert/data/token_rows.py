@@ -24,7 +24,7 @@ from mlxbert.tokenization import Tokenizer, TokenizerError
 from mlxbert.tokenization.truncation import warn_of_truncation
 
 # Raised when the same texts and files would give other arrays.
-_FORMAT = b"mlxbert token rows 1"
+_FORMAT = b"mlxbert token rows 2"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _PART = 1024
 
@@ -49,6 +49,7 @@ class TokenRows:
         longest: tokens of the longest row before it was cut.
         limit: tokens that rows are cut to.
         pad_id: what a row is padded with.
+        uncounted: whether the longest row may have had more tokens: see `mlxbert.tokenization.Encoding.uncounted`.
     """
 
     ids: np.ndarray
@@ -58,6 +59,7 @@ class TokenRows:
     longest: int
     limit: int
     pad_id: int
+    uncounted: bool = False
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -89,12 +91,14 @@ def token_rows(
 
     Raises:
         TokenRowsError: a cache without `directory`.
-        TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`.
+        TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`, or pairs
+            for a model with one token type.
 
     Warns:
         TruncationWarning: rows were cut: how many, the longest, the limit.
         CacheWarning: the cache file is damaged, or cannot be written.
     """
+    tokenizer.check_types(pair=pairs is not None)
     limit = max_length if tokenizer.max_length is None else min(max_length, tokenizer.max_length)
     rows, file = None, None
     if cache is not None:
@@ -108,7 +112,7 @@ def token_rows(
         if file is not None:
             _write(file, key, rows)
     if rows.cut:
-        warn_of_truncation(rows.cut, len(rows), rows.longest, limit, stacklevel=2)
+        warn_of_truncation(rows.cut, len(rows), rows.longest, limit, stacklevel=2, at_least=rows.uncounted)
     return rows
 
 
@@ -150,7 +154,7 @@ def _key(texts: Sequence[str], pairs: Sequence[str] | None, files: str, limit: i
 def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> TokenRows:
     if pairs is not None and len(pairs) != len(texts):
         raise TokenRowsError(f"{len(pairs)} second texts for {len(texts)} texts; fix: one a row")
-    ids, types, lengths, cut, longest = [], [], [], 0, 0
+    ids, types, lengths, cut, longest, uncounted = [], [], [], 0, 0, False
     for start in range(0, len(texts), _PART):
         part = slice(start, start + _PART)
         try:
@@ -162,6 +166,7 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] 
         lengths += [len(row) for row in rows]
         cut += sum(row.n_truncated > 0 for row in rows)
         longest = max(longest, *(len(row) + row.n_truncated for row in rows))
+        uncounted = uncounted or any(row.uncounted for row in rows)
     return TokenRows(
         np.concatenate([np.zeros(0, np.int32), *ids]),
         np.concatenate([np.zeros(0, np.uint8), *types]),
@@ -170,6 +175,7 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] 
         longest,
         limit,
         tokenizer.pad_token_id or 0,
+        uncounted,
     )
 
 
@@ -180,7 +186,7 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
         if held is None:
             return None
         ids, types, starts = held["ids"], held["type_ids"], held["starts"]
-        cut, longest = (int(number) for number in held["counts"])
+        cut, longest, uncounted = (int(number) for number in held["counts"])
         own = str(held["key"])
         # The ZIP's checksums are of accidents; an id beyond the embedding would read memory that is not its own.
         good = (
@@ -191,7 +197,7 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
             and starts[0] == 0
             and (not rows or 0 < np.diff(starts).min() <= np.diff(starts).max() <= limit)
             and (not len(ids) or 0 <= ids.min() <= ids.max() < tokenizer.vocab_size)
-            and (not len(types) or types.max() <= 1)
+            and (not len(types) or types.max() < (tokenizer.type_limit or 2))
         )
     except TokenRowsError as error:
         _warn(str(error))
@@ -201,12 +207,12 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
     if not good:
         _warn(f"{file} is damaged (its content is not what its name says); it is made again")
         return None
-    return TokenRows(ids, types, starts, cut, longest, limit, tokenizer.pad_token_id or 0)
+    return TokenRows(ids, types, starts, cut, longest, limit, tokenizer.pad_token_id or 0, bool(uncounted))
 
 
 def _write(file: Path, key: str, rows: TokenRows) -> None:
     """Write the cache file whole or not at all; without it the run goes on."""
-    counts = np.array([rows.cut, rows.longest])
+    counts = np.array([rows.cut, rows.longest, rows.uncounted])
     try:
         with replacing(file, fix="the next run tokenizes again", follow_links=False) as out:
             np.savez(out, ids=rows.ids, type_ids=rows.type_ids, starts=rows.starts, counts=counts, key=key)

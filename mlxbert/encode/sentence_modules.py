@@ -6,14 +6,26 @@ Source: https://github.com/huggingface/sentence-transformers `base/model.py`, `b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlxbert.encode.dense import Dense, SentenceModuleError
+from mlxbert.encode.modules import (
+    Dense,
+    Fields,
+    LayerMix,
+    LayerNorm,
+    Normalize,
+    SentenceModuleError,
+    Step,
+    UnsupportedModuleError,
+    module_tensors,
+)
+from mlxbert.errors import printable
 from mlxbert.files.reading import parse_json, read_json
 
+MODULES = "modules.json"
 # sentence-transformers' name -> ours, in the order in which several are concatenated.
 _MODES = {
     "cls": "cls",
@@ -32,7 +44,7 @@ _LEGACY_FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-_TRANSFORMER_CONFIGS = tuple(
+TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
@@ -40,13 +52,29 @@ _TRANSFORMER_CONFIGS = tuple(
 _TRANSFORMER_KWARGS = {
     "model": {"attn_implementation", "dtype", "torch_dtype", "trust_remote_code", "use_safetensors"},
     "processor": {"model_max_length", "trust_remote_code", "use_fast"},
-    "config": {"trust_remote_code"},
+    "config": {"trust_remote_code", "output_hidden_states"},
 }
 _OLD_KWARGS = {"model": "model_args", "processor": "tokenizer_args", "config": "config_args"}
+_AFTER_POOLING = ("Dense", "Normalize", "LayerNorm", "Dropout")
+_KNOWN = ("Transformer", "WeightedLayerPooling", "Pooling", *_AFTER_POOLING)
 
 
-class Normalize:
-    """To length 1; a vector of zeros stays one."""
+@dataclass(frozen=True)
+class ModuleEntry:
+    """One entry of `modules.json`.
+
+    Attributes:
+        type: the class, with its package.
+        folder: where its files are, relative to `modules.json`; "" for the directory itself.
+    """
+
+    type: str
+    folder: str
+
+    @property
+    def kind(self) -> str:
+        """The class's own name: `sentence_transformers.models.Pooling` has had several packages."""
+        return self.type.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -57,6 +85,7 @@ class SentencePlan:
         transformer: the encoder's directory, relative.
         max_length: `max_seq_length`, in tokens; None: the tokenizer's own limit.
         lower_case: put texts in lower case before the tokenizer's own pipeline.
+        mix: what is pooled in the place of the last hidden state; None: that.
         pooling: strategies of `mlxbert.pooling`, concatenated in this order.
         include_prompt: whether pooling sees the prompt's tokens.
         steps: what follows pooling.
@@ -69,153 +98,246 @@ class SentencePlan:
     transformer: str = ""
     max_length: int | None = None
     lower_case: bool = False
+    mix: LayerMix | None = None
     pooling: tuple[str, ...] = ("mean",)
     include_prompt: bool = True
-    steps: tuple[Dense | Normalize, ...] = ()
+    steps: tuple[Step, ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     similarity: str = "cosine"
     truncate_dim: int | None = None
 
 
-def read_sentence_plan(directory: Path) -> SentencePlan | None:
-    """The plan of `modules.json` and the files that it leads to; None without a `modules.json`.
+def read_modules(directory: Path) -> tuple[ModuleEntry, ...] | None:
+    """The entries of `modules.json`; None where there is none.
 
     Raises:
-        SentenceModuleError: a module, an activation or a setting that is not known (named), or a damaged file.
+        SentenceModuleError: it is no list of modules, or a folder lies outside of the directory.
     """
-    file = directory / "modules.json"
-    entries = _read_modules(file)
+    file = directory / MODULES
+    entries = parse_json(file, SentenceModuleError)
     if entries is None:
         return None
-    kinds = [_kind(entry, file) for entry in entries]
-    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
-        raise SentenceModuleError(
-            f"{file}: the modules are {', '.join(kinds)}; known is Transformer, Pooling, then Dense and Normalize"
-        )
-    folders = [directory / _relative(entry.get("path", ""), file) for entry in entries]
-    steps: list[Dense | Normalize] = []
-    for kind, folder in zip(kinds[2:], folders[2:], strict=True):
-        config = read_json(folder / "config.json", SentenceModuleError) or {}
-        if kind == "Dense":
-            steps.append(Dense.from_directory(folder, config))
-        elif any(value not in (None, "sentence_embedding") for value in config.values()):
-            raise SentenceModuleError(f"{folder}: Normalize of {config} is not known; only of sentence_embedding is")
-        else:
-            steps.append(Normalize())
-    pooling_config = read_json(folders[1] / "config.json", SentenceModuleError)
-    if pooling_config is None:
-        raise SentenceModuleError(f"{folders[1]}: config.json is not there; fix: convert or download again")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise SentenceModuleError(f"{file}: expected a list of modules; fix: fetch the file again")
+    return tuple(_entry(entry, file) for entry in entries)
+
+
+def read_sentence_plan(directory: Path, config: Mapping[str, Any] | None = None) -> SentencePlan | None:
+    """The plan of `modules.json` and the files that it leads to; None without a `modules.json`.
+
+    Args:
+        directory: that of `modules.json`.
+        config: stands in for the transformer's `config.json`.
+
+    Raises:
+        UnsupportedModuleError: a module, an activation or a setting that is not computed here (named).
+        SentenceModuleError: a damaged file.
+    """
+    entries = read_modules(directory)
+    if entries is None:
+        return None
+    mixed, after = _check_order(entries, directory / MODULES)
+    transformer = directory / entries[0].folder
+    pooling, include_prompt = _read_pooling_file(directory / entries[1 + mixed].folder)
+    config = config or read_json(transformer / "config.json", SentenceModuleError) or {}
+    settings, config_kwargs = _transformer_settings(transformer)
+    mix = None
+    # As in sentence-transformers, a mix needs every hidden state, and without them it leaves the last one alone.
+    if mixed and ({**config, **config_kwargs}).get("output_hidden_states") is True:
+        folder = directory / entries[1].folder
+        mix = LayerMix(_module_config(folder), module_tensors(folder), folder)
     return SentencePlan(
-        transformer=str(_relative(entries[0].get("path", ""), file)),
-        pooling=read_pooling(pooling_config, folders[1]),
-        include_prompt=bool(pooling_config.get("include_prompt", True)),
-        steps=tuple(steps),
-        **_transformer_settings(folders[0]),
+        transformer=entries[0].folder,
+        mix=mix,
+        pooling=pooling,
+        include_prompt=include_prompt,
+        steps=tuple(step for entry in after if (step := _step(entry.kind, directory / entry.folder)) is not None),
+        **settings,
         **_model_settings(directory),
     )
+
+
+def pooling_strategies(directory: Path) -> tuple[str, ...] | None:
+    """The strategies of the Pooling module alone, whatever else `modules.json` asks for; None where it has none.
+
+    Raises:
+        SentenceModuleError: as `read_sentence_plan`, of these two files.
+    """
+    entry = next((entry for entry in read_modules(directory) or () if entry.kind == "Pooling"), None)
+    return None if entry is None else _read_pooling_file(directory / entry.folder)[0]
 
 
 def read_pooling(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     """The strategies of a Pooling config: `pooling_mode` (one or a list), or the older flags, one a strategy.
 
     Raises:
-        SentenceModuleError: a strategy that is not known.
+        SentenceModuleError: a strategy that is not known, or a field of the wrong type.
     """
-    modes = config.get("pooling_mode")
+    return tuple(_MODES[mode] for mode in _modes(Fields(config, where)))
+
+
+def both_spellings(config: Mapping[str, Any], where: Path, hidden_size: int) -> dict[str, Any]:
+    """A Pooling config that sentence-transformers before and after 5.4 and the Swift loader read alike.
+
+    They read one flag a strategy and `word_embedding_dimension`; since 5.4, `pooling_mode` is written, too. Several
+    strategies are spelled by the flags alone, which every release reads; in an order that they cannot say, by
+    `pooling_mode` alone. `embedding_dimension` is left out: releases before 5.4 refuse it, later ones do not need it.
+
+    Raises:
+        SentenceModuleError: as `read_pooling`.
+    """
+    modes = _modes(Fields(config, where))
+    spelled = {name: value for name, value in config.items() if name not in _LEGACY_FLAGS and name != "pooling_mode"}
+    width = spelled.pop("embedding_dimension", hidden_size)
+    spelled = {"word_embedding_dimension": width, **spelled}
+    ordered = [mode for mode in _LEGACY_FLAGS.values() if mode in modes]
+    if ordered != modes:
+        return {**spelled, "pooling_mode": modes}
+    flags = {flag: mode in modes for flag, mode in _LEGACY_FLAGS.items()}
+    return {**spelled, **flags, **({"pooling_mode": modes[0]} if len(modes) == 1 else {})}
+
+
+def _modes(fields: Fields) -> list[str]:
+    """sentence-transformers' names of the strategies, in their order."""
+    modes, where = fields["pooling_mode"], fields.where
     if modes is None:
-        unknown = [
-            key for key in config if key.startswith("pooling_mode_") and key not in _LEGACY_FLAGS and config[key]
-        ]
-        if unknown:
-            raise SentenceModuleError(f"{where}: {unknown[0]} is not known; known: {', '.join(_LEGACY_FLAGS)}")
-        modes = [mode for flag, mode in _LEGACY_FLAGS.items() if config.get(flag)] or ["mean"]
+        flags = [name for name in fields if name.startswith("pooling_mode_") and fields.flag(name, False)]
+        if unknown := [name for name in flags if name not in _LEGACY_FLAGS]:
+            raise UnsupportedModuleError(f"{where}: {unknown[0]} is not known; known: {', '.join(_LEGACY_FLAGS)}")
+        return [mode for flag, mode in _LEGACY_FLAGS.items() if flag in flags] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
-    if not isinstance(modes, list) or not modes:
-        raise SentenceModuleError(f"{where}: pooling_mode must be a name or a list of names, not {modes!r}")
+    if not isinstance(modes, list) or not modes or not all(isinstance(mode, str) for mode in modes):
+        raise SentenceModuleError(
+            f"{where}: pooling_mode must be a name or a list of names, not {printable(repr(modes))}; "
+            "fix: fetch the file again"
+        )
     for mode in modes:
         if mode not in _MODES:
-            raise SentenceModuleError(f"{where}: pooling_mode {mode!r} is not known; known: {', '.join(_MODES)}")
-    return tuple(_MODES[mode] for mode in modes)
+            raise UnsupportedModuleError(f"{where}: pooling_mode {mode!r} is not known; known: {', '.join(_MODES)}")
+    return modes
 
 
-def _read_modules(file: Path) -> list[dict[str, Any]] | None:
-    entries = parse_json(file, SentenceModuleError)
-    if entries is None:
-        return None
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise SentenceModuleError(f"{file}: expected a list of modules; fix: fetch the file again")
-    return entries
+def _read_pooling_file(folder: Path) -> tuple[tuple[str, ...], bool]:
+    """Strategies, and whether a prompt is pooled with the text."""
+    config = read_json(folder / "config.json", SentenceModuleError)
+    if config is None:
+        raise SentenceModuleError(f"{folder}: config.json is not there; fix: convert or download again")
+    return read_pooling(config, folder), Fields(config, folder).flag("include_prompt", True)
 
 
-def _kind(entry: dict[str, Any], file: Path) -> str:
-    """The class name of `sentence_transformers.models.Pooling`, `sentence_transformers.…modules.pooling.Pooling`."""
-    name = str(entry.get("type"))
-    kind = name.rpartition(".")[2]
-    if not name.startswith("sentence_transformers.") or kind not in ("Transformer", "Pooling", "Dense", "Normalize"):
-        raise SentenceModuleError(
-            f"{file}: module {name!r} is not known; known: Transformer, Pooling, Dense and Normalize of "
-            "sentence_transformers"
-        )
-    return kind
-
-
-def _relative(path: Any, file: Path) -> PurePosixPath:
-    relative = PurePosixPath(str(path))
-    if relative.is_absolute() or ".." in relative.parts:
+def _entry(entry: Mapping[str, Any], file: Path) -> ModuleEntry:
+    fields = Fields(entry, file)
+    path = fields.text("path", "")
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts or set(path) & {"\\", "\0", ":"}:
         raise SentenceModuleError(f"{file} points outside its directory: {path!r}; fix: do not trust this model")
-    return relative
+    if not isinstance(entry.get("type"), str):
+        raise SentenceModuleError(
+            f"{file}: type must be the name of a class, not {printable(repr(entry.get('type')))}; "
+            "fix: fetch the file again"
+        )
+    return ModuleEntry(entry["type"], "" if str(relative) == "." else str(relative))
 
 
-def _transformer_settings(folder: Path) -> dict[str, Any]:
-    file = next((folder / name for name in _TRANSFORMER_CONFIGS if (folder / name).is_file()), None)
-    config = (read_json(file, SentenceModuleError) or {}) if file else {}
-    text = (config.get("modality_config") or {}).get("text", {})
+def _check_order(entries: Sequence[ModuleEntry], file: Path) -> tuple[bool, Sequence[ModuleEntry]]:
+    """Whether layers are mixed before pooling, and what follows it."""
+    for entry in entries:
+        if not entry.type.startswith("sentence_transformers.") or entry.kind not in _KNOWN:
+            raise UnsupportedModuleError(
+                f"{file}: module {printable(repr(entry.type))} is not known; known: {', '.join(_KNOWN)} of "
+                "sentence_transformers"
+            )
+    kinds = [entry.kind for entry in entries]
+    mixed = kinds[1:2] == ["WeightedLayerPooling"]
+    after = entries[2 + mixed :]
+    if (
+        kinds[0] != "Transformer"
+        or kinds[1 + mixed : 2 + mixed] != ["Pooling"]
+        or not ({entry.kind for entry in after} <= set(_AFTER_POOLING))
+    ):
+        raise UnsupportedModuleError(
+            f"{file}: the modules are {', '.join(kinds)}; known is Transformer, perhaps WeightedLayerPooling, "
+            f"Pooling, then {', '.join(_AFTER_POOLING)}"
+        )
+    return mixed, after
+
+
+def _step(kind: str, folder: Path) -> Step | None:
+    """What the module computes; None for Dropout, which computes nothing outside of training."""
+    config = _module_config(folder)
+    if kind == "Dropout":
+        return None
+    if kind == "Normalize":
+        if any(value not in (None, "sentence_embedding") for value in config.values()):
+            raise UnsupportedModuleError(
+                f"{folder}: Normalize of {printable(config)} is not known; only of sentence_embedding is"
+            )
+        return Normalize()
+    return (Dense if kind == "Dense" else LayerNorm)(config, module_tensors(folder), folder)
+
+
+def _module_config(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "config.json", SentenceModuleError) or {}
+
+
+def _transformer_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The length limit and the case of texts, and what is set in the transformer's configuration."""
+    file = next((folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), None)
+    where = file or folder
+    fields = Fields((read_json(file, SentenceModuleError) or {}) if file else {}, where)
+    text = Fields(Fields(fields.mapping("modality_config"), where).mapping("text"), where)
     expected = {
-        "transformer_task": (config.get("transformer_task"), (None, "feature-extraction")),
-        "module_output_name": (config.get("module_output_name"), (None, "token_embeddings")),
-        "modality_config text method": (text.get("method"), (None, "forward")),
-        "modality_config text output": (text.get("method_output_name"), (None, "last_hidden_state")),
-        "processing_kwargs": (config.get("processing_kwargs") or None, (None,)),
+        "transformer_task": (fields["transformer_task"], (None, "feature-extraction")),
+        "module_output_name": (fields["module_output_name"], (None, "token_embeddings")),
+        "modality_config text method": (text["method"], (None, "forward")),
+        "modality_config text output": (text["method_output_name"], (None, "last_hidden_state")),
+        "processing_kwargs": (fields["processing_kwargs"] or None, (None,)),
     }
     for name, (value, known) in expected.items():
         if value not in known:
-            raise SentenceModuleError(f"{file}: {name}={value!r} is not supported; fix: use sentence-transformers")
+            raise UnsupportedModuleError(
+                f"{where}: {name}={printable(repr(value))} is not supported; fix: use sentence-transformers"
+            )
     kwargs: dict[str, dict[str, Any]] = {}
     for kind, known_names in _TRANSFORMER_KWARGS.items():
-        kwargs[kind] = config.get(f"{kind}_kwargs") or config.get(_OLD_KWARGS[kind]) or {}
+        kwargs[kind] = fields.mapping(f"{kind}_kwargs") or fields.mapping(_OLD_KWARGS[kind])
         for name, value in kwargs[kind].items():
             if name not in known_names and value is not None:
-                raise SentenceModuleError(
-                    f"{file}: {kind}_kwargs {name}={value!r} is not supported; fix: use sentence-transformers"
+                raise UnsupportedModuleError(
+                    f"{where}: {kind}_kwargs {printable(name)}={printable(repr(value))} is not supported; "
+                    "fix: use sentence-transformers"
                 )
-    length = kwargs["processor"].get("model_max_length", config.get("max_seq_length"))
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
-        raise SentenceModuleError(f"{file}: max_seq_length must be a positive whole number, not {length!r}")
-    return {"max_length": length, "lower_case": bool(config.get("do_lower_case", False))}
+    lengths = {"max_seq_length": kwargs["processor"].get("model_max_length", fields["max_seq_length"])}
+    settings = {
+        "max_length": Fields(lengths, where).size("max_seq_length"),
+        "lower_case": fields.flag("do_lower_case", False),
+    }
+    return settings, kwargs["config"]
 
 
 def _model_settings(directory: Path) -> dict[str, Any]:
     file = directory / "config_sentence_transformers.json"
-    config = read_json(file, SentenceModuleError) or {}
-    if (kind := config.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
-        raise SentenceModuleError(f"{file}: a {kind} gives no sentence embeddings; fix: use its own class")
-    stored = config.get("prompts") or {}
-    if not isinstance(stored, dict) or not all(isinstance(text, str | None) for text in stored.values()):
-        raise SentenceModuleError(f"{file}: prompts must be texts by name, not {stored!r}")
+    fields = Fields(read_json(file, SentenceModuleError) or {}, file)
+    if (kind := fields.text("model_type", "SentenceTransformer")) != "SentenceTransformer":
+        raise UnsupportedModuleError(f"{file}: a {kind} gives no sentence embeddings; fix: use its own class")
+    stored = fields.mapping("prompts")
+    if not all(isinstance(text, str | None) for text in stored.values()):
+        raise SentenceModuleError(
+            f"{file}: prompts must be texts by name, not {printable(repr(stored))}; fix: fetch the file again"
+        )
     prompts = {"query": "", "document": ""} | {name: text or "" for name, text in stored.items()}
-    default = config.get("default_prompt_name")
+    default = fields.text("default_prompt_name", "") or None
     if default is not None and default not in prompts:
         raise SentenceModuleError(f"{file}: default_prompt_name {default!r} is not one of {', '.join(prompts)}")
-    similarity = config.get("similarity_fn_name") or "cosine"
+    similarity = fields.text("similarity_fn_name", "cosine") or "cosine"
     if similarity not in SIMILARITIES:
-        raise SentenceModuleError(f"{file}: similarity {similarity!r} is not known; known: {', '.join(SIMILARITIES)}")
-    dimensions = config.get("truncate_dim")
-    if dimensions is not None and (isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1):
-        raise SentenceModuleError(f"{file}: truncate_dim must be a positive whole number, not {dimensions!r}")
+        raise UnsupportedModuleError(
+            f"{file}: similarity {similarity!r} is not known; known: {', '.join(SIMILARITIES)}"
+        )
     return {
         "prompts": prompts,
         "default_prompt": default,
         "similarity": similarity,
-        "truncate_dim": dimensions,
+        "truncate_dim": fields.size("truncate_dim"),
     }

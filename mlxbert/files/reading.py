@@ -135,6 +135,48 @@ def sha256_hex(path: Path, error: type[MLXBertError]) -> str | None:
             raise error(reading_failed(path, cause)) from cause
 
 
+def require_inside(path: Path, directory: Path, error: type[MLXBertError]) -> Path:
+    """Return `path` if what it leads to, links followed, lies in `directory`; a file need not be there.
+
+    A link in a directory that somebody else made may lead to a private file of the user, which would then be copied
+    and published. The Hub's cache is allowed: its `snapshots/COMMIT/NAME` are links into `blobs` beside `snapshots`.
+
+    Raises:
+        error: it leads out of the directory.
+    """
+    try:
+        root, real = (Path(os.path.realpath(place)) for place in (directory, path))
+    except (OSError, ValueError) as cause:
+        raise error(reading_failed(path, cause)) from cause
+    if real.is_relative_to(root):
+        return path
+    snapshot = next((place for place in (root, *root.parents) if place.parent.name == "snapshots"), None)
+    if snapshot is not None and real.parent == snapshot.parent.parent / "blobs":
+        return path
+    raise error(
+        f"{path}: a link that leads out of {directory}, to {real}; fix: if you trust that file, "
+        f"copy it there in the place of the link (cp -L)"
+    )
+
+
+def require_own_files(directory: Path, error: type[MLXBertError]) -> None:
+    """Check that everything in a directory is a regular file or a folder, and that no link leads out of it.
+
+    Raises:
+        error: a pipe, socket or device, or a link that leads out (`require_inside`).
+    """
+    try:
+        for path in sorted(directory.rglob("*")):
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                require_inside(path, directory, error)
+                mode = path.stat().st_mode
+            if not stat.S_ISDIR(mode):
+                _require_regular(path, mode, error)
+    except OSError as cause:
+        raise error(reading_failed(directory, cause)) from cause
+
+
 def reading_failed(path: Path, cause: OSError | ValueError) -> str:
     """Return the message for a file that the system does not let us read, with the fix."""
     if isinstance(cause, PermissionError):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from heads.metrics import METRICS
+from heads.thresholds import threshold_metric
 from mlxbert.files.reading import read_json
 from mlxbert.files.typed_json import from_json
 from mlxbert.report.run_files import ReportedRun
@@ -81,21 +82,16 @@ def _thresholds(run: ReportedRun, fitted: list[FittedValues]) -> Iterator[str]:
     values += [value for one in fitted for value in one.thresholds or ()]
     if not values:
         return
-    metric = METRICS.get(run.metric)
     if any(value != 0.5 for value in values):
-        for_metric = f" for {run.metric}" if metric is not None and metric.needs == "labels" else ""
+        # One label of many is judged by F1, whatever the metric over all of them.
+        metric = threshold_metric(run.metric) if run.task == "binary" and run.metric in METRICS else "f1"
         yield (
-            f"Thresholds are fitted on held-out rows{for_metric}: {which} from a probability of {_range(values)} on. "
+            f"Thresholds are fitted for {metric} on held-out rows: {which} from a probability of {_range(values)} on. "
             "The score of a row never depends on a threshold that was fitted on it; new rows are decided at the mean "
             "of the members' thresholds."
         )
     else:
-        why = (
-            f"; {run.metric} reads probabilities, which have no threshold"
-            if metric and metric.needs != "labels"
-            else ""
-        )
-        yield f"No threshold is fitted: {which} from a probability of 0.5 on{why}."
+        yield f"No threshold is fitted: {which} from a probability of 0.5 on."
     for history in run.histories:
         if history.finished is not None and history.finished.note:
             yield f"{history.member}: thresholds stay at one half: {history.finished.note}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,8 +12,6 @@ import numpy as np
 
 from heads.labels import encode_labels
 from heads.metrics import metric_of
-from mlxbert.data.cells import Kind
-from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.files.reading import read_json
@@ -22,8 +20,10 @@ from mlxbert.home import expand_home
 from mlxbert.runs.blend_weights import cross_fitted_blend, decided, decision_thresholds, selected_weights
 from mlxbert.runs.files import RunError, without_nan, write_json
 from mlxbert.runs.out_of_fold import prediction_columns
+from mlxbert.runs.rows_to_predict import TableFormat
 from mlxbert.runs.run import Run
-from mlxbert.runs.tables import numbers, write_csv
+from mlxbert.runs.submission import SubmissionRules
+from mlxbert.runs.tables import id_name, numbers, truth_columns, write_csv
 from mlxbert.training.judging import scores
 from mlxbert.training.predictions import NUMBERS, Predictions, ranks
 from mlxbert.training.predictions import average as weighted_mean
@@ -104,28 +104,42 @@ class Blend:
         return self.runs[0].task
 
     @property
-    def id(self) -> str | None:
-        """The column that names a row."""
-        return self.runs[0].id
+    def table_format(self) -> TableFormat:
+        """How it reads a table: what the texts of all runs are made of, and the ids of the first run that has them."""
+        formats = [run.table_format for run in self.runs]
+        named = next((one for one in formats if one.id is not None), formats[0])
+        return replace(
+            named,
+            kinds={name: kind for one in reversed(formats) for name, kind in one.kinds.items()},
+            columns=tuple(dict.fromkeys(name for one in formats for name in one.columns)),
+            like=next((one.like for one in formats if one.like is not None), None),
+        )
 
     @property
-    def kinds(self) -> dict[str, Kind]:
-        """What the columns hold."""
-        return {name: kind for run in reversed(self.runs) for name, kind in run.kinds.items()}
-
-    @property
-    def quoting(self) -> Quoting | None:
-        """Of the first training file that has one."""
-        return next((run.quoting for run in self.runs if run.quoting is not None), None)
-
-    @property
-    def columns(self) -> list[str]:
-        """Those that the runs' texts are made of."""
-        return list(dict.fromkeys(name for run in self.runs for name in run.columns))
+    def rules(self) -> SubmissionRules:
+        """What the format of its submissions follows from: the first run's."""
+        return self.runs[0].rules
 
     def submission(self, values: str | None = None) -> Submission:
         """The format of its submissions: the first run's."""
-        return self.runs[0].submission(values)
+        return self.rules.form(values)
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        values: str | None = None,
+        average: str = "probabilities",
+        sample_submission: Any = None,
+        id: str | None = None,
+    ) -> Any:
+        """Predictions for the rows of a frame or file: see `Run.predict`."""
+        from mlxbert.runs.predict import predict_table
+
+        made, _ = predict_table(
+            self, data, sample_submission=sample_submission, values=values, id=id, how=average, strict=False
+        )
+        return made
 
     def combine(self, parts: Sequence[Predictions]) -> Predictions:
         """The weighted mean of the runs' predictions for the same rows, decided at the blend's own thresholds."""
@@ -211,12 +225,13 @@ def blend(
     if out is None:
         return Blend(root, tuple(opened), _record(without_nan(info), root / NAME), info)
     write_json(root / NAME, info, fix="free some space and blend again")
-    table = first[[name for name in ("row", opened[0].id, "fold", "made_at") if name in first.columns]].copy()
+    key = opened[0].id and id_name(opened[0].id)
+    table = first[[name for name in ("row", key, "fold", "made_at") if name in first.columns]].copy()
     columns = {"rank": honest.values} if average == "ranks" else prediction_columns(task, truth, honest)
     for name, column in columns.items():
         if column.ndim == 1:
             table[name] = column
-    write_csv(root / "oof.csv", table)
+    write_csv(root / "oof.csv", table, escape_formulas=opened[0].settings.escape_formulas)
     return Blend.open(root)
 
 
@@ -232,7 +247,7 @@ def _alone(run: Run, truth: np.ndarray, part: Predictions, names: Sequence[str],
 
 def _check_same_rows(runs: Sequence[Run], tables: Sequence[Any]) -> None:
     leader, first = runs[0], tables[0]
-    targets = [name for name in first.columns if name.startswith("target:")]
+    targets = truth_columns(first.columns)
     for run, table in zip(runs[1:], tables[1:], strict=True):
         if run.task.task != leader.task.task or run.task.classes != leader.task.classes:
             raise RunError(f"{run.path} is {run.task}, {leader.path} {leader.task}; fix: blend runs of one target")
@@ -247,7 +262,7 @@ def _check_same_rows(runs: Sequence[Run], tables: Sequence[Any]) -> None:
 
 
 def _truth(task: InferredTask, table: Any, file: Path) -> np.ndarray:
-    names = [name for name in table.columns if name.startswith("target:")]
+    names = truth_columns(table.columns)
     if not names:
         raise RunError(f"{file} has no column of the target; fix: train again")
     if task.task in NUMBERS:
@@ -263,8 +278,8 @@ def _truth(task: InferredTask, table: Any, file: Path) -> np.ndarray:
 
 
 def _predictions(task: InferredTask, table: Any, file: Path) -> Predictions:
-    prefix = "prediction:" if task.task in NUMBERS else "probability"
-    columns = [numbers(table, name, file) for name in table.columns if name.startswith(prefix)]
+    what = "prediction" if task.task in NUMBERS else "probability"
+    columns = [numbers(table, name, file) for name in truth_columns(table.columns, what)]
     if not columns:
         raise RunError(f"{file} has no column of predictions; fix: train again")
     values = columns[0] if len(columns) == 1 and task.task in ("binary", *NUMBERS) else np.stack(columns, axis=1)

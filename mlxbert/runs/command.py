@@ -11,13 +11,14 @@ from typing import Any
 from mlxbert.factory.competition import CompetitionError, get_competition
 from mlxbert.factory.text_columns import RowText
 from mlxbert.runs.files import RunError
+from mlxbert.runs.frames import FRAME
 from mlxbert.runs.head_options import head_options, labels
 from mlxbert.runs.record import RunRecord
 from mlxbert.runs.settings import RunSettings, competition_numbers
 from mlxbert.training.config import TrainingConfig
 
 # Settings that have options of their own form, or none: a competition brings its submission with it.
-_SPECIAL = ("target", "text", "classes", "head", "ignore", "submission", "drop_missing")
+_SPECIAL = ("target", "text", "classes", "head", "ignore", "submission", "drop_missing", "escape_formulas")
 
 
 def repeating_command(record: RunRecord, out: str) -> str:
@@ -102,7 +103,7 @@ def _beside_competition(record: RunRecord) -> tuple[dict[str, Any], dict[str, An
 
 def _setting(name: str, value: Any) -> Iterator[str]:
     if name not in _SPECIAL:
-        if value is None:
+        if value is None or value == FRAME:
             raise _NoWordsError
         yield from (_Flag(f"--{name.replace('_', '-')}"), str(value))
     elif name in ("target", "ignore"):
@@ -119,8 +120,8 @@ def _setting(name: str, value: Any) -> Iterator[str]:
             yield from (_Flag("--class"), word)
     elif name == "head":
         yield from _head(value)
-    elif name == "drop_missing" and value:
-        yield _Flag("--drop-missing")
+    elif name in ("drop_missing", "escape_formulas") and value:
+        yield _Flag(f"--{name.replace('_', '-')}")
     else:
         raise _NoWordsError
 
@@ -158,5 +159,9 @@ def _call(record: RunRecord, out: str) -> str:
     defaults = {one.name: one.default for one in (*fields(RunSettings), *fields(TrainingConfig))}
     values = {**given, **{one.name: getattr(record.config, one.name) for one in fields(TrainingConfig)}, "out": out}
     data = "frame" if record.data.path is None else repr(record.data.path)
-    said = [f"{name}={value!r}" for name, value in values.items() if value not in (defaults.get(name), {}, ())]
+    said = [
+        f"{name}={'frame' if value == FRAME else repr(value)}"
+        for name, value in values.items()
+        if value not in (defaults.get(name), {}, ())
+    ]
     return "mlxbert.train(\n    " + ",\n    ".join([data, *said]) + ",\n)"

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.checkpoint import read_config
+from mlxbert.factory.competition import Submission
 from mlxbert.files.reading import sha256_hex
 from mlxbert.folds import folds_sha256
-from mlxbert.home import expand_home
 from mlxbert.runs.environment import environment
 from mlxbert.runs.files import RunError
 from mlxbert.runs.members import members_of
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.record import FORMAT, VERSION, RunRecord
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import submission_form
 from mlxbert.training.config import TrainingConfig
 
 
@@ -29,7 +28,11 @@ def new_record(
     prepared: Prepared,
     kinds: Mapping[str, str],
     record: Mapping[str, Any],
+    form: Submission,
+    *,
     valid: Mapping[str, Any] | None = None,
+    test: Mapping[str, Any] | None = None,
+    id_found: bool = False,
 ) -> RunRecord:
     """Return what run.json says of this run, were it to begin now.
 
@@ -39,7 +42,9 @@ def new_record(
         prepared: the data, encoded and dealt into folds.
         kinds: what each column of the data holds.
         record: of the training data: path, sha256, size, rows.
-        valid: of the validation file, likewise.
+        form: the format of the submissions.
+        valid: of the validation table, like `record`; `test` of the one to predict.
+        id_found: whether the id column was found by its name.
     """
     about = read_config(prepared.directory, other_tools=True).get("mlxbert") or {}  # another tool's has none
     problem = prepared.problem
@@ -55,10 +60,11 @@ def new_record(
         "data": {
             **record,
             "valid": None if valid is None else dict(valid),
-            "test": None if settings.test is None else _file(expand_home(settings.test)),
+            "test": None if test is None else dict(test),
             "kinds": dict(kinds),
             "text": problem.text.to_dict(),
             "id": settings.id,
+            "id_found": id_found,
             "group": settings.group,
             "time": settings.time,
             "max_length": prepared.limit,
@@ -79,7 +85,7 @@ def new_record(
             "sha256": folds_sha256(prepared.folds),
         },
         "members": [member.name for member in members],
-        "submission": asdict(submission_form(settings, problem.task, prepared.metric.needs, None)),
+        "submission": asdict(form),
         "environment": environment(),
     }
     return RunRecord.of(json.loads(json.dumps(values)))
@@ -94,7 +100,10 @@ def check_same(now: RunRecord, before: RunRecord) -> None:
     data, encoder = now.data.path or "the frame", now.model.checkpoint
     test, was = now.data.test, before.data.test
     if test and was and test.sha256 != was.sha256:
-        raise RunError(f"{test.path} has changed since the run began; fix: put back what it was, or train anew")
+        raise RunError(
+            f"{test.path or 'the test frame'} has changed since the run began; fix: put back what it was, or train "
+            "anew"
+        )
     put_back = "put the checkpoint back that the run began with"
     for what, is_now, was_then, fix in (
         (
@@ -120,10 +129,6 @@ def going_on(before: RunRecord, environment: Mapping[str, Any]) -> RunRecord:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     resumed = [*before.values.get("resumed", ()), {"at": now, "environment": dict(environment)}]
     return RunRecord.of({**before.values, "resumed": resumed})
-
-
-def _file(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "sha256": _sha256(path)}
 
 
 def _sha256(file: Path) -> str | None:

@@ -36,6 +36,7 @@ class InputFile:
     sha256: str | None
     size: int | None = None
     rows: int | None = None
+    quoting: Quoting | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class DataRecord:
         size: bytes of the file.
         quoting: how cells of a text table are quoted.
         id: the column that names a row; likewise `group` and `time`.
-        valid: the validation file; `test`: the file that is predicted at the end.
+        id_found: whether the id column was found by its name, not told.
+        valid: the validation table; `test`: the one that is predicted at the end.
     """
 
     path: str | None
@@ -68,6 +70,7 @@ class DataRecord:
     id: str | None = None
     group: str | None = None
     time: str | None = None
+    id_found: bool = False
     valid: InputFile | None = None
     test: InputFile | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from heads.labels import Label
@@ -35,13 +35,14 @@ class RunSettings:
         quoting: of text tables; None: found out.
         decimal: the decimal mark of a target that is written as text, "." or ","; None: found out.
         label_separator: what stands between several labels of a cell; None: found out.
-        valid: a file of held-out rows, with one fold.
+        valid: a file of held-out rows, with one fold; "<frame>" for a frame, and likewise below.
         hold_out: rows held out of everything and predicted at the end: a share, or their number.
         test: a file to predict at the end.
         sample_submission: that the predictions must fit.
         values: what a submission holds: "labels", "probabilities" or "values"; None: what the metric needs.
         submission: the format, where a competition fixes it.
         drop_missing: leave out rows without a target.
+        escape_formulas: put a ' before cells of the CSV files that a spreadsheet would compute.
     """
 
     model: str
@@ -67,6 +68,7 @@ class RunSettings:
     values: str | None = None
     submission: Submission | None = None
     drop_missing: bool = False
+    escape_formulas: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself; a list among the head's options is as good as a tuple."""
@@ -147,6 +149,10 @@ class RunSettings:
             "submission": None if self.submission is None else asdict(self.submission),
             "head": {name: list(one) if isinstance(one, tuple) else one for name, one in self.head.items()},
         }
+
+    def with_id(self, column: str) -> Self:
+        """Return the settings with an id column that was found."""
+        return replace(self, id=column)
 
 
 def competition_numbers(competition: Competition) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from heads.thresholds import threshold_metric
 from mlxbert.errors import printable
 from mlxbert.runs.files import RunError
-from mlxbert.runs.record import SCORES, read_scores
+from mlxbert.runs.record import SCORES, RunRecord, read_scores
+from mlxbert.training.predictions import NUMBERS
 
 if TYPE_CHECKING:
     from mlxbert.runs.prepare import Prepared
@@ -64,6 +66,20 @@ def inference_lines(
 def _listed(names: Iterable[Any]) -> str:
     shown = [printable(name, 60) for name in names]
     return ", ".join(shown[:10]) + (f", … and {len(shown) - 10} more" if len(shown) > 10 else "")
+
+
+def decision(record: RunRecord) -> str | None:
+    """Return how a run's probabilities become labels, in words; None: they do not."""
+    task = record.task.task
+    if task in NUMBERS:
+        return None
+    if task in ("multiclass", "ordinal"):
+        return "the most probable class" if task == "multiclass" else "the median rating"
+    if not record.config.calibrate:
+        return "positive from a probability of one half on"
+    metric = threshold_metric(record.metric) if task == "binary" else "f1"
+    each = "" if task == "binary" else ", one a label"
+    return f"decided at thresholds fitted for {metric} on held-out rows{each}"
 
 
 def scores_frame(run: Run) -> Any:
