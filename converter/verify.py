@@ -256,10 +256,10 @@ def _compared_head(
     """The class whose head is compared; or, of a head that is shipped and cannot be compared, the reason."""
     from converter.parity.own_head import head_choice
     from converter.parity.report import OWN_HEAD, Part
-    from mlxbert.pretrained import HEADS_FILE, read_head_tensors
+    from mlxbert.pretrained import has_head, read_head_tensors
     from mlxbert.pretrained.head_class import HEAD_CLASSES, HeadChoice
 
-    shipped = (directory / HEADS_FILE).is_file()
+    shipped = has_head(directory, hf_config)
     if reference.class_name not in HEAD_CLASSES:
         # What transformers could not build with its head is compared as an encoder, on both sides.
         if not shipped:
@@ -278,7 +278,8 @@ def _compared_head(
         written_model(directory, hf_config, choice)
     except MLXBertError as error:  # the encoder is compared all the same
         return None, Part(OWN_HEAD, False, reason(error, directory))
-    beside = [name for name in read_head_tensors(directory) if not name.startswith(HEAD_CLASSES[choice.name])]
+    tensors = read_head_tensors(directory, hf_config)
+    beside = [name for name in tensors if not name.startswith(HEAD_CLASSES[choice.name])]
     if beside:
         return choice, Part("other head tensors", False, f"{choice.name} has no use for {', '.join(beside[:3])}")
     return choice, None
@@ -349,12 +350,14 @@ def written_model(
 ) -> BertCore | PretrainedBert:
     """The written checkpoint with its head; the encoder alone where there is none, which the gates then say."""
     from mlxbert.checkpoint import load_core
-    from mlxbert.pretrained import HEADS_FILE, attach_head, read_head_tensors
+    from mlxbert.pretrained import attach_head, has_head, read_head_tensors
 
     core = load_core(directory, config=hf_config, dtype=dtype, dequantize=True)
-    if head is None or not (directory / HEADS_FILE).is_file():
+    if head is None or not has_head(directory, hf_config):
         return core
-    return attach_head(core, read_head_tensors(directory), head, hf_config, place=str(directory), dtype=dtype)
+    return attach_head(
+        core, read_head_tensors(directory, hf_config), head, hf_config, place=str(directory), dtype=dtype
+    )
 
 
 def _written_dtype(directory: Path, weights: list[Path]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import pandas
 import pytest
 
+from heads.install import install_fix
 from mlxbert.data.reading import DataWarning, read_chunks, read_data
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.frames import Table
@@ -226,7 +227,7 @@ def test_an_open_document_is_read_alike_and_says_what_it_needs(
     assert read(path) == (ROWS, [])
     monkeypatch.setitem(sys.modules, "odf", None)
     monkeypatch.setitem(sys.modules, "odf.opendocument", None)
-    assert refusal(path) == "FILE needs odfpy; fix: pip install 'mlxbert[excel]', or save it as CSV"
+    assert refusal(path) == f"FILE needs odfpy; fix: {install_fix('excel')}, or save it as CSV"
     content = b'<x table:number-columns-repeated="99999999"/>'
     assert refusal(path, zipped(content__xml=content)) == "FILE repeats a cell 99999999 times; fix: give it as CSV"
 
