@@ -17,7 +17,13 @@ __all__ = [
     "readable",
     "reason",
     "shortened",
+    "shown",
 ]
+
+
+def shown(value: object) -> str:
+    """Return a value out of an untrusted file as Python writes it, in one line of at most 200 characters."""
+    return printable(repr(value))
 
 
 def first_ten(names: Iterable[str]) -> str:

@@ -219,9 +219,11 @@ def _state_dict(source: Source) -> dict[str, Any]:
 
 def _config_of(source: Source, class_name: str) -> dict[str, Any]:
     """The configuration; of an encoder alone without the fields of its head, which transformers may refuse."""
-    return {
+    kept = {
         name: value for name, value in source.config.items() if class_name != "BertModel" or name not in _HEAD_FIELDS
     }
+    # Chunks of the feed-forward save memory and change no number; transformers runs no length that they do not divide.
+    return {**kept, "chunk_size_feed_forward": 0}
 
 
 def _build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -53,12 +54,25 @@ def existing(directory: str | Path) -> Path:
     """The directory as a path.
 
     Raises:
-        PublishError: it is not there.
+        PublishError: it is not there, or is a run with models in it.
     """
     path = expand_home(directory)
     if not path.is_dir():
         raise PublishError(f"{directory}: no such directory; fix: mlxbert-convert SRC -o {directory}")
+    if (path / "run.json").exists() and not (path / "config.json").exists():
+        raise PublishError(_choose_member(path))
     return path
+
+
+def _choose_member(run: Path) -> str:
+    """What to say of a run: which of its models can be pushed."""
+    members = sorted(file.parent for file in run.glob("members/*/config.json"))
+    if not members:
+        return f"{run}: is a run without a finished model; fix: mlxbert train --resume {shlex.quote(str(run))}"
+    fix = f"{run}: is a run; fix: push a model of it: mlxbert-push {shlex.quote(str(members[0]))} --to OWNER/NAME"
+    if len(members) == 1:
+        return fix
+    return f"{fix}\nIts {len(members)} models:\n{first_ten(map(str, members))}"
 
 
 def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, token: str | None = None) -> Evidence:
