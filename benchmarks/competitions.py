@@ -32,11 +32,9 @@ from benchmarks.machine import machine
 from mlxbert.errors import MLXBertError
 from mlxbert.folds import folds_sha256
 from mlxbert.runs import Run, train
-from mlxbert.runs.files import read_info
 from mlxbert.runs.frames import read_frame
 from mlxbert.runs.out_of_fold import fitted_head
 from mlxbert.runs.prepare import Prepared, prepare
-from mlxbert.training.config import TrainingConfig
 from mlxbert.training.judging import scores
 from mlxbert.training.predictions import Predictions, concatenate
 
@@ -63,15 +61,15 @@ def rows_of(run: Run, file: Path) -> tuple[Prepared, Rows, Rows]:
     Raises:
         SystemExit: the file is not the one that the run was trained on.
     """
-    settings, config = run.settings, TrainingConfig.make(run.info["config"])
+    settings, config = run.settings, run.record.config
     frame, _, record = read_frame(file, text=settings.text, id_column=settings.id, encoding=None, kinds=run.kinds)
-    if record["sha256"] != run.info["data"]["sha256"]:
+    if record["sha256"] != run.record.data.sha256:
         raise SystemExit(f"{run.path} was trained on another file than {file}; fix: delete it, or give that file")
     prepared = prepare(frame, settings, config)
-    rows, folds = run.info["data"]["examples_sha256"], run.info["folds"]["sha256"]
+    rows, folds = run.record.data.examples_sha256, run.record.folds.sha256
     if (prepared.examples.sha256(), folds_sha256(prepared.folds)) != (rows, folds) or prepared.held_out is None:
         raise SystemExit(f"{run.path} learned from other rows or folds than are made now; fix: delete it")
-    head = fitted_head(run.files, run.info["members"][0])
+    head = fitted_head(run.files, run.record.members[0])
     task, log = prepared.problem.task, bool(settings.head.get("log_targets"))
     columns = raw_columns(frame, drop=[*settings.target, *([settings.id] if settings.id else [])])
 
@@ -98,7 +96,7 @@ def baseline_scores(fit: Fit, prepared: Prepared, learn: Rows, ask: Rows) -> tup
 def finished_run(name: str, file: Path, root: Path, model: Path | None) -> Run:
     """The run in ROOT/NAME, trained now if it is not there."""
     if (root / name / "scores.json").is_file():
-        return Run(root / name, read_info(root / name))
+        return Run.open(root / name)
     own = root / "minilm"
     checkpoint = model or (own if own.is_dir() else converted_minilm(own))
     return train(file, competition=name, model=checkpoint, hold_out=0.2, out=root / name)

@@ -11,9 +11,11 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from converter.card_evidence import Quantization, Scores
-from converter.parity.report import LOCAL, PADDING, PRECISION, ParityReport
+from converter.card_evidence import Scores
+from converter.parity.report import LOCAL, PADDING, PRECISION, SENTENCE, ParityReport
+from converter.quantize.cost import QuantizationReport
 from converter.source_card import SourceCard
+from converter.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from mlxbert.errors import printable
 
 if TYPE_CHECKING:
@@ -35,12 +37,14 @@ _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 _COMPUTED = (
+    "answer",
     "at",
     "base_model",
     "compared_with_source",
     "front_matter",
     "parity_rows",
     "reference",
+    "runs",
     "sentences_compared",
     "trained",
 )
@@ -65,8 +69,8 @@ class CardFacts:
     the default one. `weights` are the names of the weight files and their SHA-256. `trained_head` is the name of a
     head that this project trained, with the encoder, and `classes` are what it tells apart. `max_length` is how many
     tokens of a text are read. `skipped` are the layers that a quantization left as they were, each with its reason,
-    which `quantization` repeats where the cost was measured. `unverified` says why a model is published whose
-    comparison did not pass.
+    which `quantization` repeats where the cost was measured. `usage` has the calls that ran on these files: no other
+    is shown. `unverified` says why a model is published whose comparison did not pass.
     """
 
     name: str
@@ -82,7 +86,7 @@ class CardFacts:
     missing_tokenizer: bool = False
     parity: ParityReport | None = None
     source_card: SourceCard = field(default_factory=SourceCard)
-    quantization: Quantization | None = None
+    quantization: QuantizationReport | None = None
     quantized: bool = False
     skipped: Mapping[str, str] = field(default_factory=dict)
     trained_head: str | None = None
@@ -91,6 +95,7 @@ class CardFacts:
     weights: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     sentence_modules: bool = False
+    usage: Usage = field(default_factory=Usage)
     place: str = "PATH_OF_THIS_DIRECTORY"
     branch: str | None = None
     unverified: str | None = None
@@ -116,12 +121,30 @@ class CardFacts:
         return f", revision={json.dumps(self.branch)}" if self.branch else ""
 
     @property
+    def answer(self) -> str:
+        """The first words of the comparison: is it the same model?"""
+        parity = self.parity
+        if parity is None or not parity.passed:
+            return "**NO: the comparison failed**"
+        if not self.compared_with_source:
+            return "**Not known of the source**, only of what was made from it in between"
+        if parity.uncompared:
+            return f"**Not known of the whole**, only of {', '.join(parity.compared)}"
+        return "Yes, before it was quantized" if self.quantized else "Yes"
+
+    @property
+    def runs(self) -> dict[str, bool]:
+        """Which calls ran on these files, by the template's names."""
+        names = {"load": LOAD, "with_head": LOAD_WITH_HEAD, "sentences": SENTENCES, "trained": TRAINED}
+        return {name: call in self.usage.ran for name, call in names.items()}
+
+    @property
     def compared_with_source(self) -> bool:
         """Whether the comparison was with the source that is named, and not with what was made from it in between."""
         if self.parity is None or self.revision is None:
             return True
         seen = self.parity.provenance
-        return (seen.source, seen.revision) == (self.source, self.revision)
+        return seen.own_export or seen.compared_with == (self.source, self.revision)
 
     @property
     def sentences_compared(self) -> bool:
@@ -185,6 +208,7 @@ def _template() -> jinja2.Template:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["code"] = _code
+    environment.filters["oneline"] = _one_line
     return environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
 
 
@@ -196,6 +220,7 @@ def _compared(gate: str, check: str, names: Iterable[str]) -> str:
         return "a text alone, against itself in a padded batch"
     parts = ["each layer" if check == LOCAL else "every hidden state"]
     parts += ["the pooler"] if "pooler" in names else []
+    parts += ["texts' embeddings through the whole sentence pipeline"] if SENTENCE in names else []
     if any(name.startswith("logits") for name in names):
         parts.append("its own head" if check == LOCAL else "the logits of its own head")
     listed = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
@@ -205,6 +230,11 @@ def _compared(gate: str, check: str, names: Iterable[str]) -> str:
 def _code(text: object) -> str:
     """Somebody else's name as inline code: on one line, and unable to end it."""
     return "`" + printable(str(text)).replace("`", "'") + "`"
+
+
+def _one_line(text: object) -> str:
+    """Somebody else's words on one line, without markup."""
+    return printable(str(text), 300).translate({ord(mark): None for mark in "`*<>[]|"})
 
 
 def _yaml(name: str, value: str | Iterable[str]) -> str:

@@ -2,102 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from converter.parity.report import ReportError
-
-PARITY = "parity.json"
-
-
-@dataclass(frozen=True)
-class QuantizedLayer:
-    """One quantized layer: `bits` and `group_size` in `mode`, its `bytes`, and the relative `error` of its weights."""
-
-    path: str
-    mode: str
-    bits: int
-    group_size: int
-    bytes: int
-    error: float | None = None
-
-    @property
-    def form(self) -> str:
-        """`4-bit affine, groups of 64`."""
-        return f"{self.bits}-bit {self.mode}, groups of {self.group_size}"
-
-
-@dataclass(frozen=True)
-class SkippedLayer:
-    """A layer that was not quantized, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Quantized against float32 on one list of sentences that calibration never saw."""
-
-    text: str
-    sentences: int
-    cosine_mean: float
-    cosine_min: float
-    rank_correlation: float | None
-    logit_agreement: float | None = None
-    logit_kl: float | None = None
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The "quantization" block of `parity.json`.
-
-    Attributes:
-        recipe: what was asked for, such as "4bit" or "mixed".
-        calibrated: whether rounding errors were compensated on calibration sentences.
-        bytes: of the weight files.
-        parameters: true count, packed integers unpacked.
-        bits_per_weight: 8 × bytes ÷ parameters.
-    """
-
-    recipe: str
-    calibrated: bool
-    bytes: int
-    parameters: int
-    bits_per_weight: float
-    layers: tuple[QuantizedLayer, ...]
-    skipped: tuple[SkippedLayer, ...]
-    quality: tuple[Quality, ...]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Quantization:
-        """Read the block; fields of a later version are ignored.
-
-        Raises:
-            ReportError: one of ours is missing or of another kind.
-        """
-        try:
-            values = {field.name: data[field.name] for field in fields(cls)}
-            values["layers"] = tuple(_known(QuantizedLayer, item) for item in values["layers"])
-            values["skipped"] = tuple(_known(SkippedLayer, item) for item in values["skipped"])
-            values["quality"] = tuple(_known(Quality, item) for item in values["quality"])
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ReportError(
-                f"the quantization block of {PARITY} is damaged ({error!r}); fix: quantize the model again"
-            ) from error
-
-    @property
-    def widths(self) -> dict[str, tuple[int, int]]:
-        """For each form of layer, the widest first: how many layers have it, and their bytes."""
-        found: dict[str, list[QuantizedLayer]] = defaultdict(list)
-        for layer in sorted(self.layers, key=lambda layer: (-layer.bits, layer.mode, -layer.group_size)):
-            found[layer.form].append(layer)
-        return {form: (len(layers), sum(layer.bytes for layer in layers)) for form, layers in found.items()}
+from converter.parity.report import MAX_BYTES, ReportError, require_version
+from converter.parity.report import NAME as PARITY
+from converter.quantize.cost import QuantizationReport, read_cost
+from mlxbert.files.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -121,19 +34,18 @@ class Scores:
     own_rows: int
 
 
-def read_quantization(directory: Path) -> Quantization | None:
+def read_quantization(directory: Path) -> QuantizationReport | None:
     """The block of a directory's `parity.json`; None where it has none.
 
     Raises:
-        ReportError: it is damaged.
+        ReportError: it is damaged, or of another version.
     """
-    file = directory / PARITY
-    try:
-        parsed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except (ValueError, RecursionError) as error:
-        raise ReportError(f"{file} is not JSON ({error}); fix: run mlxbert-verify again") from error
-    block = parsed.get("quantization") if isinstance(parsed, dict) else None
-    return Quantization.from_json(block) if isinstance(block, dict) else None
+    parsed = read_json(directory / PARITY, ReportError, limit=MAX_BYTES)
+    block = (parsed or {}).get("quantization")
+    if not isinstance(block, dict):
+        return None
+    require_version(parsed)
+    return read_cost(block, ReportError)
 
 
 def read_scores(block: Mapping[str, Any]) -> Scores | None:

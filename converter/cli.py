@@ -1,7 +1,8 @@
 """The commands `mlxbert-convert`, `mlxbert-verify`, `mlxbert-export` and `mlxbert-push`.
 
 Every flag is a keyword of the Python function that the command calls. Heavy imports stand inside the commands, so that
-`--help` answers at once. Exit codes: 0 done, 1 parity failed, 2 could not run.
+`--help` answers at once. Exit codes: 0 done, 1 parity failed, 2 could not run, 3 what was compared agrees, and a part
+that the directory ships was not compared.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 EXIT_PARITY_FAILED = 1
 EXIT_COULD_NOT_RUN = 2
+EXIT_PARTLY_COMPARED = 3
 EXIT_INTERRUPTED = 130
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -41,7 +43,12 @@ class OneLineErrors(click.Command):
 
 
 @_version
-@click.command(cls=OneLineErrors, context_settings=CONTEXT, epilog="Docs and examples: README.md")
+@click.command(
+    cls=OneLineErrors,
+    context_settings=CONTEXT,
+    epilog="Exit codes: 0 written; 1 parity failed, nothing was written; 2 could not run; 3 with --verify: written, "
+    "and a part that it ships was not compared (the line Parity names it). Docs and examples: README.md",
+)
 @click.argument("src")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Directory to write.  [default: mlx_models/NAME-RECIPE]"
@@ -103,14 +110,23 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
     show_result(result)
     if push_to is not None:
         _push(result.path, push_to, yes=yes)
+    elif options["verify"] and result.report is not None and not result.report.verified:
+        raise SystemExit(EXIT_PARTLY_COMPARED)  # written; but a proof of the whole was asked for
 
 
 @_version
 @click.command(
-    cls=OneLineErrors, context_settings=CONTEXT, epilog="Exit codes: 0 same model, 1 parity failed, 2 could not run."
+    cls=OneLineErrors,
+    context_settings=CONTEXT,
+    epilog="Exit codes: 0 the same model, and all that it ships was compared; 1 parity failed; 2 could not run; 3 "
+    "what was compared agrees, and a part that it ships was not compared (the last line names it).",
 )
 @click.argument("converted", type=click.Path(path_type=Path))
-@click.option("--reference", required=True, help="What it was converted from: a Hub id, a directory, or one file.")
+@click.option(
+    "--reference",
+    help="What it was converted from: a Hub id, a directory, or one file.  [default: the Hub id that its config.json "
+    "names; of a trained model its own export to PyTorch]",
+)
 @click.option("--revision", help="Branch, tag or commit of a reference on the Hub.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, where the reference has none beside it."
@@ -121,28 +137,38 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page with plots."
 )
-def verify(converted: Path, reference: str, junit: Path | None, html: Path | None, **options: Any) -> None:
-    """Compare CONVERTED, a converted directory, with the PyTorch model it came from.
+def verify(converted: Path, reference: str | None, junit: Path | None, html: Path | None, **options: Any) -> None:
+    """Compare CONVERTED with PyTorch: a converted directory with the model it came from.
+
+    A run of `mlxbert train`, or one model of it, is compared with its own export to PyTorch.
 
     \b
     Examples:
       mlxbert-verify mlx_models/bert-base-uncased --reference bert-base-uncased
       mlxbert-verify mlx_models/mine --reference checkpoints/mine.pt --html parity.html --junit parity.xml
+      mlxbert-verify runs/tweets/members/seed0-fold0
     """
     from converter.terminal import progress_bars, show_parity
+    from converter.verify import models_in, write_reports
     from converter.verify import verify as run
-    from converter.verify import write_reports
     from mlxbert.terminal import show
 
-    with progress_bars() as progress:
-        report = run(converted, reference, **options, progress=progress)
-    try:  # before the table: whoever pipes that into `head` wants the reports all the same
-        written = write_reports(report, converted, junit=junit, html=html)
-    finally:
-        show_parity(report)
-    show("\n".join(written))
-    if not report.passed:
-        raise SystemExit(EXIT_PARITY_FAILED)
+    models = models_in(converted, reports=junit is not None or html is not None)
+    code = 0
+    for model in models:
+        if len(models) > 1:
+            show(f"{model}:")
+        with progress_bars() as progress:
+            report = run(model, reference, **options, progress=progress)
+        try:  # before the table: whoever pipes that into `head` wants the reports all the same
+            written = write_reports(report, model, junit=junit, html=html)
+        finally:
+            show_parity(report)
+        show("\n".join(written))
+        found = 0 if report.verified else EXIT_PARTLY_COMPARED if report.passed else EXIT_PARITY_FAILED
+        code = EXIT_PARITY_FAILED if EXIT_PARITY_FAILED in (code, found) else max(code, found)
+    if code:
+        raise SystemExit(code)
 
 
 @_version

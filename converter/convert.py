@@ -6,16 +6,16 @@ import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.canonical import plan_source, read
 from converter.card import render_card
-from converter.card_evidence import Quantization
 from converter.dtypes import CODES, DTYPE_SUFFIXES, output_dtype
 from converter.facts import card_facts, weight_sums
+from converter.labels import with_true_labels
 from converter.mapping import Planned
 from converter.output_config import notes_on, output_config
 from converter.publishing.leaks import refuse_secrets
@@ -23,7 +23,8 @@ from converter.quantize.settings import quantize_settings
 from converter.side_output import check_staged, write_side_files
 from converter.source import Source, TensorEntry, local_name, open_source
 from converter.source_card import SourceCard, read_source_card
-from mlxbert.errors import MLXBertError
+from converter.usage import Usage
+from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.recovery import recover
 from mlxbert.files.safetensors_writer import PlannedTensor, safetensors_bytes
@@ -33,7 +34,7 @@ from mlxbert.home import expand_home
 if TYPE_CHECKING:
     from converter.parity.report import ParityReport
     from converter.quantize.allotment import Allotment
-    from converter.quantize.report import QuantizationReport
+    from converter.quantize.cost import QuantizationReport
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -63,6 +64,7 @@ class ConvertResult:
         unverified: why not, where nothing was.
         quantization: what was packed, and what that cost; None where nothing was.
         allotment: how `auto` came to its bits.
+        usage: the calls that ran on the written files.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class ConvertResult:
     unverified: str | None
     quantization: QuantizationReport | None = None
     allotment: Allotment | None = None
+    usage: Usage = field(default_factory=Usage)
 
 
 def convert(
@@ -143,13 +146,15 @@ def convert(
         target_cosine=target_cosine,
         dequantize=dequantize,
     )
-    source = open_source(
-        str(src),
-        revision=revision,
-        config=None if config is None else expand_home(config),
-        dequantize=dequantize,
-        prefix=prefix,
-        encoder_only=encoder_only,
+    source = with_true_labels(
+        open_source(
+            str(src),
+            revision=revision,
+            config=None if config is None else expand_home(config),
+            dequantize=dequantize,
+            prefix=prefix,
+            encoder_only=encoder_only,
+        )
     )
     parsed, planned = plan_source(source)
     unverified = why_not_verified(source, verify, dequantize=dequantize)
@@ -157,7 +162,7 @@ def convert(
         dtype = "float16"
     dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
     source_card, card_notes = _source_card(source)
-    notes = [*source.notes, *notes_on(source, planned, dtype), *card_notes]
+    notes = [*source.notes, *notes_on(source, planned, dtype), *_note_on_head(source), *card_notes]
 
     given = expand_home(src) if expand_home(src).is_file() else source.root
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
@@ -205,11 +210,7 @@ def convert(
 
             report = verify_staged(source, output.path, hf_config, progress=progress)
             if not report.passed:
-                raise ParityFailedError(
-                    f"{src}: parity FAILED ({report.failures[0]}); nothing was written to {target}; "
-                    "fix: report it, or write it all the same with --no-verify",
-                    report,
-                )
+                raise ParityFailedError(_failure(src, target, report), report)
             output.write_bytes("parity.json", report.to_json().encode())
         quantization = None if report is None else report.quantization
         if quantized is not None and report is None and verify is not False:
@@ -220,8 +221,14 @@ def convert(
             output.write_bytes("parity.json", cost_alone.encode())
         if quantized is not None and quantization is None:  # where it is measured, its table has them
             notes += quantized.kept
-        cost = None if quantization is None else Quantization.from_json(quantization.to_dict())
-        facts = card_facts(output.path, hf_config, report, name=target.name, records=output.records, quantization=cost)
+        facts = card_facts(
+            output.path,
+            hf_config,
+            report,
+            name=target.name,
+            records=output.records,
+            quantization=quantization,
+        )
         output.write_bytes("README.md", render_card(facts).encode())
         output.commit(hf_config)
 
@@ -232,11 +239,12 @@ def convert(
         size=sum(tensor.nbytes for tensor in tensors),
         heads=facts.heads,
         dropped=planned.dropped,
-        notes=tuple(notes),
+        notes=(*notes, *facts.usage.notes),
         report=report,
         unverified=unverified,
         quantization=quantization,
         allotment=None if quantized is None else quantized.allotment,
+        usage=facts.usage,
     )
 
 
@@ -284,6 +292,32 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     if reason and verify:
         raise MLXBertError(f"--verify: cannot compare with PyTorch: {reason}")
     return reason
+
+
+def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
+    """What failed, and what to do: a wrong mapping is ours to mend, a packing that costs too much the user's."""
+    first = report.failures[0]
+    if first.startswith("cost "):
+        return (
+            f"{src}: the quantization costs too much ({first}); nothing was written to {target}; fix: more bits, "
+            "--calibration built-in, or write it all the same with --no-verify"
+        )
+    return (
+        f"{src}: parity FAILED ({first}); nothing was written to {target}; "
+        "fix: report it, or write it all the same with --no-verify"
+    )
+
+
+def _note_on_head(source: Source) -> list[str]:
+    """What is said where the class of the source's head was not plain from its configuration."""
+    from converter.parity.own_head import head_choice
+    from mlxbert.pretrained.head_class import HeadClassError
+
+    try:
+        choice = head_choice(source)
+    except HeadClassError as error:
+        return [reason(error)]
+    return [choice.note] if choice is not None and choice.note else []
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.card import CardFacts
-from converter.card_evidence import Quantization, read_scores
+from converter.card_evidence import read_scores
 from converter.mappings import mapping_for
+from converter.quantize.cost import QuantizationReport
 from converter.readers.safetensors import read_safetensors
 from converter.source_card import SourceCard
+from converter.usage import run_usage
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
 from mlxbert.files.reading import read_json
+from mlxbert.files.typed_json import from_json
 from mlxbert.mlx_tools import INDEX
 from mlxbert.quantization import QuantizationConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from converter.parity.report import ParityReport
     from mlxbert.files.output_file import FileRecord
 
@@ -34,7 +37,7 @@ def card_facts(
     *,
     name: str,
     records: Mapping[str, FileRecord],
-    quantization: Quantization | None = None,
+    quantization: QuantizationReport | None = None,
 ) -> CardFacts:
     """The facts of the model in `directory`, whose `config.json` holds, or will hold, `config`.
 
@@ -50,26 +53,23 @@ def card_facts(
         CheckpointError: the "mlxbert" block is not as the conversion writes it.
         ReportError: nor is its "trained" block.
     """
-    index = read_json(directory / INDEX, CheckpointError)
-    if index is None:
-        raise CheckpointError(f"{directory}: {INDEX} is missing; fix: convert again")
+    fix = "fix: convert again"
+    parsed = read_json(directory / INDEX, CheckpointError)
+    index = from_json(_Index, parsed or {}, place=str(directory / INDEX), fix=fix, error=CheckpointError)
     heads = directory / "heads.safetensors"
-    block = config["mlxbert"]
-    if absent := sorted({"source", "revision", "converter_version", "original_architectures", "dropped"} - set(block)):
-        raise CheckpointError(
-            f'{directory}: the "mlxbert" block of config.json lacks {", ".join(absent)}; fix: convert again'
-        )
+    block, place = config["mlxbert"], f'{directory}: the "mlxbert" block of config.json'
+    known = from_json(_Block, block, place=place, fix=fix, error=CheckpointError)
     return CardFacts(
         name=printable(name),
-        source=block["source"],
-        revision=block["revision"],
+        source=known.source,
+        revision=known.revision,
         original_class=_original_class(config),
-        dtype=config["dtype"],
-        parameters=quantization.parameters if quantization else index["metadata"]["total_parameters"],
-        has_pooler=any(tensor.startswith("pooler.") for tensor in index["weight_map"]),
-        converter_version=block["converter_version"],
+        dtype=str(config.get("dtype")),
+        parameters=quantization.parameters if quantization else index.metadata.total_parameters,
+        has_pooler=any(tensor.startswith("pooler.") for tensor in index.weight_map),
+        converter_version=known.converter_version,
         heads=tuple(read_safetensors(heads)) if heads.is_file() else (),
-        dropped=block["dropped"],
+        dropped=known.dropped,
         missing_tokenizer=not any((directory / file).is_file() for file in TOKENIZER_FILES),
         parity=report,
         source_card=SourceCard.from_block(block),
@@ -82,7 +82,34 @@ def card_facts(
         weights=weight_sums(records),
         max_length=_max_length(directory, config),
         sentence_modules=(directory / "modules.json").is_file(),
+        usage=run_usage(directory, config),
     )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What a card needs of `config.json`'s "mlxbert"."""
+
+    source: str
+    revision: str | None
+    converter_version: str
+    original_architectures: Any
+    dropped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """The index's own, as the conversion writes it."""
+
+    total_parameters: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What a card needs of `model.safetensors.index.json`."""
+
+    metadata: _Metadata
+    weight_map: Mapping[str, str]
 
 
 def weight_sums(records: Mapping[str, FileRecord]) -> dict[str, str]:

@@ -84,7 +84,7 @@ def push(
         message=message or f"Add {repo_id.partition('/')[2]}, converted by mlxbert",
         card=card,
         unverified=evidence.unverified,
-        reservation=None if evidence.report is None else evidence.report.provenance.reservation,
+        verdict="VERIFIED" if evidence.report is None else evidence.report.verdict,
     )
     if dry_run:
         return PushResult(plan, "dry run")

@@ -15,6 +15,7 @@ from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
 from converter.parity.report import ParityReport
 from converter.publishing.plan import PushPlan, PushResult
+from converter.usage import LOAD, LOAD_WITH_HEAD
 from mlxbert.errors import printable, readable
 from mlxbert.terminal import SafeConsole, show
 
@@ -81,17 +82,20 @@ def show_result(result: ConvertResult) -> None:
     rows += [("Note", readable(note)) for note in result.notes]
     rows.append(("Parity", _verdict(result)))
     path = str(result.path)
-    rows.append(("Next", f"mlxbert.load({json.dumps(path, ensure_ascii=False)})"))
-    rows.append(("", f'mlxbert encode {shlex.quote(path)} "A sentence."'))
+    # What was executed on these files, and nothing else.
+    lines = [
+        f"{call}({json.dumps(path, ensure_ascii=False)})"
+        for call in (LOAD, LOAD_WITH_HEAD)
+        if call in result.usage.ran
+    ]
+    if result.usage.encodes:
+        lines.append(f'mlxbert encode {shlex.quote(path)} "A sentence."')
+    rows += [("" if i else "Next", line) for i, line in enumerate(lines)]
     show("\n".join(f"{label:<10}{text}" for label, text in rows))
 
 
 def _verdict(result: ConvertResult) -> str:
-    """Of a source that is a conversion itself, what the proof does not reach."""
-    if result.report is None:
-        return f"NOT VERIFIED: {result.unverified}"
-    reservation = result.report.provenance.reservation
-    return f"VERIFIED against {reservation}" if reservation else "VERIFIED"
+    return f"NOT VERIFIED: {result.unverified}" if result.report is None else result.report.verdict
 
 
 def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:

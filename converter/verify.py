@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from converter.parity.files import write_reports
-from mlxbert.errors import MLXBertError, printable
+from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.manifest import manifest_problems
 from mlxbert.files.reading import require_own_files
 from mlxbert.home import expand_home
 
-__all__ = ["VerifyError", "verify", "verify_staged", "write_reports"]
+__all__ = ["VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from converter.parity.probes import Probe
-    from converter.parity.report import ParityReport
+    from converter.parity.reference import Reference
+    from converter.parity.report import ParityReport, Part
     from converter.source import Source
     from mlxbert.config import BertConfig
     from mlxbert.core import BertCore
@@ -46,9 +48,30 @@ class VerifyError(MLXBertError):
     """There is nothing to verify."""
 
 
+def models_in(path: str | Path, *, reports: bool = False) -> list[Path]:
+    """Return what `verify` is to be called with: a run's models; of anything else itself.
+
+    Args:
+        path: a directory.
+        reports: whether a file for one model alone is wanted.
+
+    Raises:
+        MLXBertError: the run is not finished or damaged, or has several models and one report is wanted.
+    """
+    directory = expand_home(path)
+    if not (directory / "run.json").exists():
+        return [directory]
+    from converter.run_export.run_settings import read_run
+
+    members = list(read_run(directory).members.values())
+    if reports and len(members) > 1:
+        raise VerifyError(f"{path}: --junit and --html are of one model, and this run has several; fix: {members[0]}")
+    return members
+
+
 def verify(
     converted: str | Path,
-    reference: str | Path,
+    reference: str | Path | None = None,
     *,
     revision: str | None = None,
     config: str | Path | None = None,
@@ -56,11 +79,12 @@ def verify(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Run both parity gates on a converted directory.
+    """Run both parity gates on a converted directory, or on one trained model.
 
     Args:
-        converted: what `mlxbert-convert` wrote.
-        reference: what it was made from: a Hub id, a directory, or one file.
+        converted: what `mlxbert-convert` wrote, or a member of a run of `mlxbert train`.
+        reference: what it was made from: a Hub id, a directory, or one file. None: the Hub id that its config.json
+            names; of a trained model its own export to PyTorch.
         revision: a branch, tag or commit, where `reference` is a Hub id.
         config: a `config.json`, where the reference has none beside it.
         prefix: of the encoder's tensor names, where the reference has several encoders; None: the one converted.
@@ -76,10 +100,22 @@ def verify(
     if directory.exists() and not directory.is_dir():
         raise VerifyError(f"{converted}: is a file; fix: give the directory that mlxbert-convert wrote")
     if not directory.is_dir():
-        raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference} -o {converted}")
+        raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference or 'SRC'} -o {converted}")
     require_own_files(directory, VerifyError)
     hf_config = read_config(directory, other_tools=True)
     block = hf_config.get("mlxbert") or {}  # another tool's quantized files have none
+    damage = [f"manifest: {problem}" for problem in manifest_problems(directory)]
+    if isinstance(block.get("head"), dict):
+        if reference is not None:
+            raise VerifyError(
+                f"{converted}: was fine-tuned, so it is in no other checkpoint; fix: leave --reference out, and it is "
+                "compared with its own export to PyTorch"
+            )
+        return verify_trained(directory, hf_config, seed=seed, notes=damage, progress=progress)
+    if reference is None:
+        if not (isinstance(block.get("source"), str) and block.get("revision")):
+            raise VerifyError(f"{converted}: was made from no Hub model; fix: give --reference what it was made from")
+        reference = block["source"]
     if revision is None and reference == block.get("source"):
         # What it was converted from, not what the branch has become since.
         revision = block.get("revision")
@@ -87,7 +123,6 @@ def verify(
     if source.root.resolve() == directory.resolve():
         raise VerifyError(f"{converted}: is compared with itself; fix: give --reference what it was converted from")
     _check_sizes(hf_config, source, converted, reference)
-    damage = [f"manifest: {problem}" for problem in manifest_problems(directory)]
     return verify_staged(source, directory, hf_config, seed=seed, notes=damage, progress=progress)
 
 
@@ -99,16 +134,19 @@ def _reference_source(
     prefix: str | None,
 ) -> Source:
     """The reference; where it has several encoders, the one that was converted."""
+    from converter.labels import with_true_labels
     from converter.readers.encoder_fit import SeveralEncodersError
     from converter.source import open_source
 
     def opened(prefix: str | None) -> Source:
-        return open_source(
-            str(reference),
-            revision=revision,
-            config=None if config is None else expand_home(config),
-            prefix=prefix,
-            encoder_only=block.get("encoder_only") is True,
+        return with_true_labels(
+            open_source(
+                str(reference),
+                revision=revision,
+                config=None if config is None else expand_home(config),
+                prefix=prefix,
+                encoder_only=block.get("encoder_only") is True,
+            )
         )
 
     try:
@@ -160,18 +198,18 @@ def verify_staged(
 
     from converter.canonical import float32_core, float32_model
     from converter.parity.gates import compare
+    from converter.parity.proof import inherited_proof, origin_of
     from converter.parity.reference import build_reference
-    from converter.parity.report import Provenance
-    from converter.quantize.precision import coarsest, recipe_of
+    from converter.parity.report import Part, Provenance
+    from converter.parity.sentences import SentenceComparison, compare_sentences
+    from converter.quantize.precision import recipe_of
     from mlxbert.pretrained import HEADS_FILE
-    from mlxbert.pretrained.head_class import HEAD_CLASSES, HeadChoice
 
     weights = sorted(directory.glob("model*.safetensors"))
     quantized = hf_config.get("quantization") is not None
     dtype = recipe_of(hf_config) if quantized else _written_dtype(directory, weights)
     reference = build_reference(source)
-    # What transformers could not build with its head is compared as an encoder, on both sides.
-    head = HeadChoice(reference.class_name) if reference.class_name in HEAD_CLASSES else None
+    head, left_out = _compared_head(source, directory, hf_config, reference)
     written = written_model(directory, hf_config, head)
     if not quantized and _is_lossless(source, dtype):
         model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)
@@ -182,13 +220,13 @@ def verify_staged(
     probes, probe_notes = directory_probes(directory, written.config, seed)
     if head is not None and (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
+    sentences = compare_sentences(source, reference, directory, hf_config, model, None if quantized else written)
     report = compare(
         reference,
         model,
-        written,
+        None if quantized else written,
         probes,
         written_dtype=dtype,
-        limits_of=coarsest(hf_config) if quantized else dtype,
         provenance=Provenance(
             source=source.name,
             revision=source.revision,
@@ -196,16 +234,114 @@ def verify_staged(
             float32_core=float32_side,
             seed=seed,
             notes=(*notes, *probe_notes),
-            origin=_origin(source),
+            origin=origin_of(source),
+            proof=inherited_proof(source),
         ),
         model_type=hf_config["model_type"],
+        sentences=sentences if isinstance(sentences, SentenceComparison) else None,
         progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
     )
+    left = [part for part in (left_out, sentences) if isinstance(part, Part)]
+    report = replace(report, scope=(*report.scope, *left))
     if not quantized:
         return report
     from converter.quantize.report import describe_quantization
 
     return replace(report, quantization=describe_quantization(directory, hf_config, model, written))
+
+
+def _compared_head(
+    source: Source, directory: Path, hf_config: dict[str, Any], reference: Reference
+) -> tuple[HeadChoice | None, Part | None]:
+    """The class whose head is compared; or, of a head that is shipped and cannot be compared, the reason."""
+    from converter.parity.own_head import head_choice
+    from converter.parity.report import OWN_HEAD, Part
+    from mlxbert.pretrained import HEADS_FILE, read_head_tensors
+    from mlxbert.pretrained.head_class import HEAD_CLASSES, HeadChoice
+
+    shipped = (directory / HEADS_FILE).is_file()
+    if reference.class_name not in HEAD_CLASSES:
+        # What transformers could not build with its head is compared as an encoder, on both sides.
+        if not shipped:
+            return None, None
+        why = reference.left_out or "it is none of a class of transformers"
+        try:  # what is wrong with it in our words, which name the tensors
+            if (told := head_choice(source)) is not None:
+                written_model(directory, hf_config, told)
+        except MLXBertError as error:
+            why = reason(error, directory)
+        return None, Part(OWN_HEAD, False, why)
+    choice = HeadChoice(reference.class_name)
+    if not shipped:
+        return choice, None  # each of its outputs then fails as one that the MLX model does not have
+    try:
+        written_model(directory, hf_config, choice)
+    except MLXBertError as error:  # the encoder is compared all the same
+        return None, Part(OWN_HEAD, False, reason(error, directory))
+    beside = [name for name in read_head_tensors(directory) if not name.startswith(HEAD_CLASSES[choice.name])]
+    if beside:
+        return choice, Part("other head tensors", False, f"{choice.name} has no use for {', '.join(beside[:3])}")
+    return choice, None
+
+
+def verify_trained(
+    directory: Path,
+    hf_config: dict[str, Any],
+    *,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Run both gates on a model that mlxbert fine-tuned, against its own export to PyTorch.
+
+    Raises:
+        MLXBertError: it is quantized or damaged, its head has no PyTorch form, or PyTorch is not installed.
+    """
+    import mlx.core as mx
+
+    from converter.parity.gates import compare
+    from converter.parity.report import Provenance
+    from converter.parity.trained import TrainedModel, build_exported
+    from mlxbert.with_head import HEADS_FILE, BertWithHead
+
+    if hf_config.get("quantization") is not None:
+        raise VerifyError(f"{directory}: is quantized, which has no PyTorch form; fix: verify the unquantized model")
+    weights = sorted(directory.glob("model*.safetensors"))
+    dtype = _written_dtype(directory, weights)
+    with tempfile.TemporaryDirectory() as scratch:
+        reference, folded = build_exported(directory, Path(scratch))
+        exact = BertWithHead.load(directory, dtype=mx.float32)
+        exact.set_dtype(mx.float32)  # a head may be stored in another dtype than its encoder
+        model = TrainedModel(exact, folded=folded)
+        written = model if dtype == "float32" else TrainedModel(BertWithHead.load(directory), folded=folded)
+        probes, probe_notes = directory_probes(directory, model.core.config, seed)
+        files = [*weights, *(file for file in [directory / HEADS_FILE] if file.is_file())]
+        return compare(
+            reference,
+            model,
+            written,
+            probes,
+            written_dtype=dtype,
+            provenance=Provenance(
+                source=_trained_name(directory),
+                revision=None,
+                weights={file.name: _sha256(file) for file in files},
+                float32_core=f"the written {dtype} weights in float32",
+                seed=seed,
+                notes=(*notes, *probe_notes),
+                own_export=True,
+            ),
+            model_type=hf_config["model_type"],
+            progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
+        )
+
+
+def _trained_name(directory: Path) -> str:
+    """A member's name with its run's; of a model that stands alone its directory's."""
+    path = directory.resolve()
+    run = path.parent.parent
+    in_run = path.parent.name == "members" and (run / "run.json").is_file()
+    return printable(f"{run.name}/{path.name}" if in_run else path.name)
 
 
 def written_model(
@@ -236,15 +372,6 @@ def _written_dtype(directory: Path, weights: list[Path]) -> str:
         found = ", ".join(sorted(dtypes)) or "no tensors"
         raise VerifyError(f"{directory}: one dtype expected in model*.safetensors, found {found}; fix: convert again")
     return dtypes.pop()
-
-
-def _origin(source: Source) -> str | None:
-    """What a source that mlxbert had converted was made from; of one that it trained, or of any other, None."""
-    block = source.config.get("mlxbert")
-    if not isinstance(block, dict) or "head" in block or not isinstance(block.get("source"), str):
-        return None
-    revision = block.get("revision")
-    return printable(f"{block['source']} at {revision}" if revision else block["source"])
 
 
 def _is_lossless(source: Source, dtype: str) -> bool:

@@ -15,8 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from heads.checks import as_array
 from heads.errors import HeadError, unknown_name
-from heads.host import Float, to_host
+from heads.host import Float, as_int32, to_host
 
 
 class Head(nn.Module):
@@ -223,20 +224,43 @@ def row_weights(rows: Any, count: int, what: str) -> mx.array:
     return weights
 
 
-def row_targets(targets: Any, rows: Any, logits: mx.array, ignored: int, what: str) -> mx.array:
+def row_targets(
+    targets: Any, rows: Any, logits: Any, ignored: int, what: str, *, classes: int | None = None
+) -> mx.array:
     """`targets` (B, …) with `ignored` in the rows of weight 0.
 
+    Args:
+        targets: what the head's `encode_targets` gives.
+        rows: (B,), 1 for real rows; None: all are real.
+        logits: (B, …): their number is that of the rows.
+        ignored: the label that is left out.
+        what: the head, for messages.
+        classes: how many classes there are, where targets are their indices.
+
     Raises:
-        HeadError: not one row of targets for each of logits: a single one would be broadcast to all.
+        HeadError: not one row of targets for each of logits: a single one would be broadcast to all; a list or a NumPy
+            array with a label that is no class. (An `mx.array` may have no values yet: there the loss becomes NaN.)
     """
-    encoded = mx.array(targets)
+    if not isinstance(targets, mx.array):
+        values = as_array(targets, None, what)
+        if values.dtype == object or values.dtype.kind not in "biuf":
+            raise HeadError(f"{what}: targets are {values.dtype}, no numbers; fix: head.encode_targets(targets)")
+        if classes is not None:
+            wrong = values[((values < 0) | (values >= classes)) & (values != ignored)]
+            if len(wrong):
+                raise HeadError(
+                    f"{what}: label {wrong[0]} is none of the {classes} classes, 0 to {classes - 1}; "
+                    f"fix: head.encode_targets(targets), or {ignored} for a row to leave out"
+                )
+        targets = mx.array(values)
+    encoded = targets
     if encoded.ndim == 0 or len(encoded) != len(logits):
         raise HeadError(
             f"{what}: {len(logits)} rows of logits, and targets have shape {tuple(encoded.shape)}; "
             "fix: one row of targets for each, nothing is broadcast"
         )
     if not mx.issubdtype(encoded.dtype, mx.floating):
-        encoded = encoded.astype(mx.int32)  # uint8 and bool cannot hold what is ignored
+        encoded = as_int32(encoded)  # uint8 and bool cannot hold what is ignored
     keep = row_weights(rows, len(logits), what) > 0
     return mx.where(keep.reshape(-1, *[1] * (encoded.ndim - 1)), encoded, ignored)
 

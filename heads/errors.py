@@ -98,7 +98,7 @@ def last_catch(command: str, passing: tuple[type[BaseException], ...] = ()) -> I
     """Turn every error inside into one line on standard error and an exit code; every warning into one line.
 
     Codes: 2 for an error, of the caller's or of ours; 130 after Ctrl-C. With the environment variable
-    MLXBERT_TRACEBACK an error of ours shows its traceback first.
+    MLXBERT_TRACEBACK the traceback is shown first.
 
     Args:
         command: what the lines begin with.
@@ -146,6 +146,10 @@ def _answer(command: str, error: BaseException) -> tuple[str, int]:
         return f"{command}: error: nobody reads the output any more; fix: write it to a file", 2
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "malloc" in str(error)):
         return f"{command}: error: out of memory; fix: shorter texts, a smaller batch, a machine with more memory", 2
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{printable(error.filename)}: " if error.filename is not None else ""
+        fix = "check the path, its permissions and the room on its disk"
+        return f"{command}: error: {place}{error.strerror}; fix: {fix}", 2
     what = printable(f"{type(error).__name__}: {error}")
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""  # noqa: PTH119

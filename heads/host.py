@@ -1,4 +1,4 @@
-"""Logits on the host in float64, and the squashing functions there: predictions are made without MLX's rounding.
+"""Arrays on the host: logits and squashing functions in float64, so that predictions are without MLX's rounding.
 
 scipy has these too; they are here so that a trained model predicts where scipy is not installed.
 """
@@ -13,6 +13,30 @@ import numpy as np
 from heads.errors import HeadError
 
 Float = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def host_values(array: mx.array) -> np.ndarray[Any, Any] | None:
+    """Return an array's values without a copy; None while `mx.compile` or `mx.vmap` traces it: it has none yet."""
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        if "function transformations" not in str(error):
+            raise
+        return None
+
+
+def as_int32(labels: mx.array) -> mx.array:
+    """Return whole numbers as int32, in which −100 can be told apart; one beyond int32 becomes its lowest number.
+
+    A plain conversion would make another label of it: 1 of 2³² + 1, and −100 of the uint8 156.
+    """
+    if labels.dtype in (mx.int64, mx.uint32, mx.uint64):
+        lowest, highest = -(2**31), 2**31 - 1
+        beyond = labels > highest
+        if labels.dtype == mx.int64:
+            beyond = beyond | (labels < lowest)
+        labels = mx.where(beyond, lowest, labels.astype(mx.int64))
+    return labels.astype(mx.int32)
 
 
 def to_host(logits: Any, *, columns: int | None, what: str) -> Float:

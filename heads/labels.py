@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from heads.checks import as_array, listed
 from heads.errors import HeadError
 
 Label = str | int | float | bool
+
+
+class LabelWarning(UserWarning):
+    """Labels that look like one and are two."""
 
 
 def label_text(text: str) -> str:
@@ -27,6 +32,9 @@ def infer_classes(targets: Any, what: str) -> tuple[Label, ...]:
 
     Raises:
         HeadError: a missing label, fewer than two classes, labels that cannot be sorted, or not one column.
+
+    Warns:
+        LabelWarning: labels differ by white space or their Unicode form alone.
     """
     labels = _labels(targets, what)
     try:
@@ -34,6 +42,16 @@ def infer_classes(targets: Any, what: str) -> tuple[Label, ...]:
     except TypeError:
         kinds = sorted({type(label).__name__ for label in labels})
         raise HeadError(f"{what}: the labels mix {' and '.join(kinds)}; fix: make them one type") from None
+    bare: dict[str, str] = {}
+    for label in classes:
+        if isinstance(label, str) and (other := bare.setdefault(label_text(label), label)) != label:
+            warnings.warn(
+                f"{what}: the labels {other!r} and {label!r} differ by white space or Unicode form alone and are two "
+                "classes; fix: strip them if they are one",
+                LabelWarning,
+                stacklevel=3,
+            )
+            break
     if len(classes) < 2:
         raise HeadError(f"{what}: the targets have {len(classes)} class; a classifier needs at least two")
     return classes

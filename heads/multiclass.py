@@ -96,7 +96,7 @@ class MulticlassClassificationHead(Head):
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of class indices, −100 is left out."""
-        labels = row_targets(targets, rows, logits, _IGNORED, self.title)
+        labels = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
         weight = self._weights()
         if self.objective == "focal":
             gamma = 2.0 if self.gamma is None else self.gamma
@@ -106,12 +106,13 @@ class MulticlassClassificationHead(Head):
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
         """The class weights of the real rows; see `Head.loss_weight`."""
-        labels = row_targets(targets, rows, mx.array(targets), _IGNORED, self.title)
+        labels = row_targets(targets, rows, targets, _IGNORED, self.title)
         keep = labels != _IGNORED
         weight = self._weights()
         if weight is None:
             return keep.sum().astype(mx.float32)
-        return (mx.array(list(weight), dtype=mx.float32)[mx.where(keep, labels, 0)] * keep).sum()
+        known = (labels >= 0) & (labels < len(weight))  # MLX would read what lies behind the weights
+        return (mx.array(list(weight), dtype=mx.float32)[mx.where(known, labels, 0)] * keep).sum()
 
     def predict(self, logits: Any) -> Float:
         """P(class), (N, C), by the calibrated temperature."""

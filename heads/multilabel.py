@@ -152,7 +152,7 @@ class MultilabelClassificationHead(Head):
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
         """The known labels of the real rows; see `Head.loss_weight`."""
-        known = row_targets(targets, rows, mx.array(targets), _IGNORED, self.title) != _IGNORED
+        known = row_targets(targets, rows, targets, _IGNORED, self.title) != _IGNORED
         return known.sum().astype(mx.float32)
 
     def predict(self, logits: Any) -> Float:

@@ -104,13 +104,13 @@ class OrdinalRegressionHead(Head):
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of ranks, −100 is left out."""
-        ranks = row_targets(targets, rows, logits, _IGNORED, self.title)
+        ranks = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
         function = {"coral": coral, "corn": corn, "cumulative_link": cumulative_logits}[self.objective]
         return function(logits, ranks, ignore_index=_IGNORED)
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
         """The ranked real rows, or the questions that CORN asks of them; see `Head.loss_weight`."""
-        ranks = row_targets(targets, rows, mx.array(targets), _IGNORED, self.title)
+        ranks = row_targets(targets, rows, targets, _IGNORED, self.title)
         asked = ranks != _IGNORED
         if self.objective == "corn":
             asked = asked[:, None] & (ranks[:, None] >= mx.arange(len(self.classes) - 1))

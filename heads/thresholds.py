@@ -62,6 +62,23 @@ def label_metric(metric: str, what: str) -> Callable[[np.ndarray, np.ndarray], f
     return lambda y_true, y_pred: sign * float(found.function(y_true, y_pred))
 
 
+def threshold_metric(metric: str) -> str:
+    """Return the metric that a decision threshold is fitted for when `metric` is optimized.
+
+    That is `metric` itself if it compares labels. Metrics of order and of probabilities (AUC, log loss) have no
+    threshold, but labels may be written all the same: F1 then decides, because one half is far from it wherever one
+    class is rare.
+
+    Raises:
+        HeadError: an unknown metric.
+    """
+    from heads.metrics import METRICS
+
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
+    return metric if METRICS[metric].needs == "labels" else "f1"
+
+
 Counts = np.ndarray
 # Of true and false positives, false and true negatives: what scikit-learn computes, for all candidates at once; 500
 # calls of its functions take a second, and a fold's evaluation asks six times for each label.

@@ -74,7 +74,9 @@ def load_tokenizer(directory: Path, config: BertConfig, *, max_length: int | Non
         CheckpointError: it has more ids than the model.
         TokenizerError: it is missing or damaged.
     """
-    tokenizer = Tokenizer.from_directory(directory, max_length=max_length or config.max_position_embeddings)
+    tokenizer = Tokenizer.from_directory(
+        directory, max_length=max_length or config.max_position_embeddings, type_limit=config.type_vocab_size
+    )
     # MLX reads beyond the end of an embedding without a word, so an id that it does not have must never be made.
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(

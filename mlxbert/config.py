@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, shown
 
 # ACT2FN of transformers less those with weights of their own (prelu, xielu). `activations.ACTIVATIONS` has
 # exactly these keys (tested); they stand here so that a config can be checked without importing MLX.
@@ -60,12 +60,12 @@ class BertConfig:
         model_type = config.get("model_type")
         if model_type != "bert":
             raise ConfigError(
-                f"config.json: model_type {model_type!r} is not supported; supported: 'bert'"
+                f"config.json: model_type {shown(model_type)} is not supported; supported: 'bert'"
                 + ("" if model_type else '; fix: add "model_type": "bert" if this is a BERT encoder')
             )
         for field, (computed, what) in _REFUSED.items():
             if field in config and not computed(config[field]):
-                raise ConfigError(f"config.json: {field}={config[field]!r} asks for {what}; not computed here")
+                raise ConfigError(f"config.json: {field}={shown(config[field])} asks for {what}; not computed here")
         values = {
             name: check(name, config[name]) if name in config else getattr(cls, name)
             for name, check in _FIELDS.items()
@@ -84,7 +84,7 @@ class BertConfig:
 
 def _size(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise ConfigError(f"config.json: {name} must be a positive whole number, not {value!r}")
+        raise ConfigError(f"config.json: {name} must be a positive whole number, not {shown(value)}")
     return value
 
 
@@ -98,13 +98,13 @@ def _layers(name: str, value: Any) -> int:
 def _token_id(name: str, value: Any) -> int | None:
     # A negative padding index is legal in torch (it counts from the end), and nobody means it.
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ConfigError(f"config.json: {name} must be a token id or null, not {value!r}")
+        raise ConfigError(f"config.json: {name} must be a token id or null, not {shown(value)}")
     return value
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"config.json: {name} must be a number between {low} and {high}, not {value!r}")
+        raise ConfigError(f"config.json: {name} must be a number between {low} and {high}, not {shown(value)}")
     return float(value)
 
 
@@ -119,20 +119,20 @@ def _optional_probability(name: str, value: Any) -> float | None:
 def _epsilon(name: str, value: Any) -> float:
     epsilon = _number(name, value, 0, 1)
     if epsilon == 0:  # MLX takes none, and a constant row would be divided by 0
-        raise ConfigError(f"config.json: {name} must be above 0, not {value!r}")
+        raise ConfigError(f"config.json: {name} must be above 0, not {shown(value)}")
     return epsilon
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ConfigError(f"config.json: {name} must be true or false, not {value!r}")
+        raise ConfigError(f"config.json: {name} must be true or false, not {shown(value)}")
     return value
 
 
 def _activation(name: str, value: Any) -> str:
     if value not in ACTIVATION_NAMES:
         raise ConfigError(
-            f"config.json: {name} {value!r} is not an activation this encoder computes; "
+            f"config.json: {name} {shown(value)} is not an activation this encoder computes; "
             f"it computes: {', '.join(ACTIVATION_NAMES)}"
         )
     return value

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlxbert.config import BertConfig
 from mlxbert.embeddings import BertEmbeddings
 from mlxbert.layers import BertEncoder, BertPooler
+from mlxbert.model_inputs import InputError, mask_of, whole_numbers
 from mlxbert.output import BertOutput
 from mlxbert.quantization.packed import PackedWeights
 
@@ -43,29 +44,36 @@ class BertCore(nn.Module):
         """Encode a batch of token ids.
 
         Args:
-            input_ids: (B, L) whole numbers below `vocab_size`; an `mx.array`, or what `mx.array` accepts.
+            input_ids: (B, L) whole numbers below `vocab_size`; an `mx.array`, a NumPy array or lists.
             attention_mask: (B, L), 1 for real tokens and 0 for padding; None: all are real.
-            token_type_ids: (B, L), 0 for the first text and 1 for the second; None: all 0.
-            position_ids: (B, L) or (1, L); None: 0 … L − 1.
+            token_type_ids: (B, L), below `type_vocab_size`: 0 for the first text and 1 for the second; None: all 0.
+            position_ids: (B, L) or (1, L), below `max_position_embeddings`; None: 0 … L − 1.
             output_hidden_states: also return the embeddings' and each layer's output.
             output_attentions: also return each layer's attention weights.
 
         Raises:
-            ValueError: a shape that does not fit, or L > `max_position_embeddings`.
+            InputError: a shape that does not fit, L > `max_position_embeddings`, or an id outside its table. Inside
+                `mx.compile` and `mx.vmap`, where ids have no values yet, such an id gives a row of NaN.
         """
-        ids = mx.array(input_ids)
+        ids = whole_numbers("input_ids", input_ids)
         if ids.ndim != 2:
-            raise ValueError(f"input_ids has shape {ids.shape}; expected (batch, length)")
+            raise InputError(f"input_ids has shape {ids.shape}; expected (batch, length)")
         limit = self.config.max_position_embeddings
         if ids.shape[1] > limit and position_ids is None:
-            raise ValueError(
+            raise InputError(
                 f"input_ids: {ids.shape[1]} tokens, but this model has {limit} positions; truncate to {limit}"
             )
-        types, mask = (
-            _same_shape(name, value, ids.shape)
-            for name, value in (("token_type_ids", token_type_ids), ("attention_mask", attention_mask))
-        )
-        positions = None if position_ids is None else mx.array(position_ids)
+        types = positions = mask = None
+        if token_type_ids is not None:
+            types = whole_numbers("token_type_ids", token_type_ids)
+            _check_shape("token_type_ids", types, ids.shape)
+        if attention_mask is not None:
+            mask = mask_of("attention_mask", attention_mask)
+            _check_shape("attention_mask", mask, ids.shape)
+        if position_ids is not None:
+            positions = whole_numbers("position_ids", position_ids)
+            if positions.shape != (1, ids.shape[1]):
+                _check_shape("position_ids", positions, ids.shape)
         # A boolean mask, never an additive one: a row with no kept key is then uniform instead of NaN.
         keep = None if mask is None else mask.astype(mx.bool_)[:, None, None, :]  # (B, 1, 1, L)
 
@@ -87,10 +95,6 @@ class BertCore(nn.Module):
         )
 
 
-def _same_shape(name: str, value: Any, shape: tuple[int, ...]) -> mx.array | None:
-    if value is None:
-        return None
-    array = mx.array(value)
+def _check_shape(name: str, array: mx.array, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; expected {shape}, that of input_ids")
-    return array
+        raise InputError(f"{name} has shape {array.shape}; expected {shape}, that of input_ids")

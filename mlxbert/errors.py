@@ -15,8 +15,15 @@ __all__ = [
     "last_catch",
     "printable",
     "readable",
+    "reason",
     "shortened",
+    "shown",
 ]
+
+
+def shown(value: object) -> str:
+    """Return a value out of an untrusted file as Python writes it, in one line of at most 200 characters."""
+    return printable(repr(value))
 
 
 def first_ten(names: Iterable[str]) -> str:
@@ -26,3 +33,15 @@ def first_ten(names: Iterable[str]) -> str:
     if len(names) > 10:
         lines.append(f"  … and {len(names) - 10} more")
     return "\n".join(lines)
+
+
+def reason(error: Exception, *places: object) -> str:
+    """Return an error's message on one line: without its fix, and without `places` at its beginning; an error that is
+    none of ours with its class."""
+    first, *rest = str(error).splitlines() or [""]
+    first = first.partition("; fix:")[0]
+    for place in places:
+        first = first.removeprefix(f"{place}: ").replace(f"{place}/", "")
+    listed = [line.strip() for line in rest if not line.strip().startswith("fix:")]
+    kind = "" if isinstance(error, MLXBertError) else f"{type(error).__name__}: "
+    return printable(f"{kind}{first}{': ' if listed else ''}{', '.join(listed)}", 300)

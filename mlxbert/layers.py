@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from heads.pretrained.dropout import Dropout
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.attention import BertAttention
 from mlxbert.config import BertConfig
@@ -30,7 +31,7 @@ class BertLayerOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, intermediate: mx.array, x: mx.array) -> mx.array:
         """(B, L, F), (B, L, D) -> (B, L, D)."""

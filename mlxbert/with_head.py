@@ -19,6 +19,7 @@ from mlxbert.core import BertCore
 from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.model_inputs import mask_of
 from mlxbert.model_tensors import named_parameters, planned_tensors, stored_dtype
 from mlxbert.pooling import PoolingError, WeightedLayerPooling
 from mlxbert.pooling.spec import PoolingModule, make_pooling, pooling_settings
@@ -95,7 +96,7 @@ class BertWithHead(nn.Module):
 
     def features(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> mx.array:
         """The pooled (B, D) vectors that the head is given; arguments as for `BertCore`."""
-        mask = None if attention_mask is None else mx.array(attention_mask)
+        mask = None if attention_mask is None else mask_of("attention_mask", attention_mask)
         every_layer = isinstance(self.pooling, WeightedLayerPooling)
         output = self.core(input_ids, mask, token_type_ids, output_hidden_states=every_layer)
         return self.pooling(output, mask)

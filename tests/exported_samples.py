@@ -90,14 +90,33 @@ def logits_of(directory: Path, first: list[str], second: list[str] | None = None
 
 
 def run_json(task: str, text: RowText, members: list[str], submission: dict[str, Any], **data: Any) -> dict[str, Any]:
-    """`run.json` of a finished run, as far as an export reads it."""
+    """`run.json` of a finished run."""
     target = data.pop("target", ["target"])
+    facts = {"reason": "as told", "classes": None, "num_targets": len(target), "rows": 8, "missing": 0}
+    kinds: dict[str, str] = {}
     return {
         "format": "mlxbert-run",
         "version": 1,
-        "task": {"task": task, "target": target},
-        "data": {"text": text.to_dict(), "kinds": {}, "id": None, "group": None, "time": None, "max_length": 16}
+        "task": {"task": task, "target": target, **facts},
+        "metric": "f1",
+        "metrics": ["f1"],
+        "data": {
+            "path": "train.csv",
+            "sha256": None,
+            "rows": 8,
+            "text": text.to_dict(),
+            "kinds": kinds,
+            "id": None,
+            "group": None,
+            "time": None,
+            "max_length": 16,
+            "examples_sha256": None,
+        }
         | data,
+        "model": {"checkpoint": "mlx_models/tiny"},
+        "settings": {"model": "mlx_models/tiny", "target": target},
+        "config": {},
+        "environment": {},
         "folds": {"kind": "plain", "count": len(members)},
         "members": members,
         "submission": submission,

@@ -113,7 +113,8 @@ def _info(
             "size": 987_654,
             "rows": rows,
             "kinds": {"text": "text", "target": "number"},
-            "text": {"first": "text"},
+            "text": {"first": "text", "second": None, "missing": "unknown"},
+            "max_length": 128,
             "id": "id",
             "group": None,
             "time": None,
@@ -125,6 +126,7 @@ def _info(
             "source": "sentence-transformers/all-MiniLM-L6-v2",
             "revision": "c9" * 20,
         },
+        "settings": {"model": "mlx_models/minilm", "target": target, "text": {"first": "text"}, "id": "id"},
         "config": {
             "epochs": 2,
             "batch_size": 32,
@@ -137,7 +139,11 @@ def _info(
         },
         "folds": {"kind": "stratified", "count": folds, "sha256": "ef" * 32},
         "members": members,
-        "submission": {"id_column": "id", "columns": target, "values": "labels"},
+        "submission": {
+            "id_column": "id",
+            "columns": target,
+            "values": "values" if task in ("regression", "time_series") else "labels",
+        },
         "environment": {
             "mlxbert": "0.1.0",
             "python": "3.11.7",
@@ -163,7 +169,7 @@ def _write_log(
         whole = number < done
         for step in range(1, (steps if whole else steps // 2) + 1):
             progress = step / steps
-            event = {"event": "step", **common, "epoch": 2 * progress, "step": step}
+            event = {"event": "step", **common, "epoch": 2 * progress, "step": step, "steps": steps}
             loss = 0.25 + 0.45 * np.exp(-4 * progress) + 0.06 * rng.standard_normal()
             warm = min(1, progress / 0.1) * min(1, (1 - progress) / 0.9 + 1e-9)
             lines.append(event | {"loss": float(loss), "rate": 5e-5 * warm, "norm": 1.9, "rows_per_second": 140.2})

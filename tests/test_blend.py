@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from mlxbert.runs import Run, RunError, train
 from mlxbert.runs.blend import Blend, _truth, blend
 from mlxbert.runs.blend_weights import cross_fitted_blend, selected_weights
 from mlxbert.runs.predict import write_submission
+from mlxbert.runs.record import RunRecord
 from mlxbert.runs.tables import write_csv
 from mlxbert.training.predictions import Predictions
+from tests import report_samples
 from tests.run_samples import QUICK, options, sample
 
 
@@ -112,7 +115,7 @@ def test_a_blend_predicts_like_a_run(pair: list[Path], tmp_path: Path) -> None:
 
 
 def _truth_and(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    return (table["target:y"] == "yes").to_numpy().astype(int), table["probability"].to_numpy()
+    return (table["target"] == "yes").to_numpy().astype(int), table["probability"].to_numpy()
 
 
 def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -140,13 +143,17 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
 
 def test_labels_that_look_like_numbers_are_words(tmp_path: Path) -> None:
     task = InferredTask("multiclass", "as asked for", ("code",), ("007", "1e3", "7"), 1, 3, 0)
-    table = pd.DataFrame({"row": range(3), "target:code": ["7", "007", "1e3"], "label": ["007", "7", "7"]})
-    write_csv(tmp_path / "oof.csv", table)
-    read = Run(tmp_path, {"task": asdict(task)}).oof()
+    table = pd.DataFrame({"row": range(3), "target": ["7", "007", "1e3"], "label": ["007", "7", "7"]})
+    info = json.loads((report_samples.write_run(tmp_path / "run", "multiclass") / "run.json").read_text())
+    info["data"]["id"] = None
+    run = Run(tmp_path, RunRecord.of(json.loads(json.dumps({**info, "task": asdict(task)}))))
+    write_csv(run.files.oof, table.rename(columns={"target": "target:code"}))  # as older runs have it
+    read = run.oof()
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
-    np.testing.assert_array_equal(_truth(task, read), [2, 0, 1])
+    np.testing.assert_array_equal(_truth(task, read, run.files.oof), [2, 0, 1])
     numbers = replace(task, classes=(0.5, 1, 7))
-    np.testing.assert_array_equal(_truth(numbers, table.assign(**{"target:code": [7.0, 0.5, 1.0]})), [2, 0, 1])
+    table["target"] = [7.0, 0.5, 1.0]
+    np.testing.assert_array_equal(_truth(numbers, table, run.files.oof), [2, 0, 1])
 
 
 def test_labels_are_decided_for_the_metric_of_the_runs(pair: list[Path]) -> None:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from converter.card import CardFacts, render_card
-from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION, ParityReport, Point, Provenance
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION, ParityReport, Part, Point, Proof, Provenance
+from converter.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 
 LOCAL_SOURCE = CardFacts(
     name="minilm",
@@ -19,6 +20,7 @@ LOCAL_SOURCE = CardFacts(
     parameters=22_713_216,
     has_pooler=True,
     converter_version="0.1.0",
+    usage=Usage((LOAD,)),
 )
 
 
@@ -43,6 +45,7 @@ def report(worst: float | None) -> ParityReport:
             point(MAPPING, LOCAL, "encoder.layer.0", 3e-7, 5e-6),
             point(PRECISION, CUMULATIVE, "encoder.layer.0", 0.0, 1e-6),
         ),
+        scope=(Part("encoder", True, "with PyTorch's BertModel"),),
     )
 
 
@@ -100,9 +103,48 @@ def test_a_limit_is_shown_as_it_is(limit: float, shown: str) -> None:
     found = replace(report(1e-6), points=(*report(1e-6).points[:3], replace(failed, max_rel=0.0)))
     card = render_card(replace(LOCAL_SOURCE, parity=found))
     assert f"against the same model in float32 | 0.0e+00 | {shown} |" in card
-    card = render_card(replace(LOCAL_SOURCE, parity=found, quantized=True))
-    assert "in float32 | 0.0e+00" not in card
-    assert f"the limit there, {shown}, tells broken files from coarse ones" in card
+
+
+def test_a_part_that_was_not_compared_is_no_yes() -> None:
+    whole = report(1e-6)
+    left_out = Part("own head", False, "2 rows and `3` labels")
+    card = render_card(replace(LOCAL_SOURCE, parity=replace(whole, scope=(*whole.scope, left_out))))
+    assert "**Not known of the whole**, only of encoder: compared element by element with" in card
+    assert "Compared: encoder. **Not compared: own head** (2 rows and 3 labels)." in card
+    assert "Yes" not in card
+    assert "Compared: encoder.\n" in render_card(replace(LOCAL_SOURCE, parity=whole))
+
+
+def test_only_code_that_ran_is_shown() -> None:
+    calls = {
+        LOAD: 'mlxbert.load("PATH_OF_THIS_DIRECTORY")',
+        LOAD_WITH_HEAD: "mlxbert.load_with_head(",
+        SENTENCES: "SentenceEncoder.from_pretrained(",
+        TRAINED: "BertWithHead.load(",
+    }
+    facts = replace(LOCAL_SOURCE, heads=("classifier.weight",), sentence_modules=True)
+    for ran, code in calls.items():
+        card = render_card(replace(facts, usage=Usage((ran,))))
+        shown = [call for call, text in calls.items() if text in card]
+        assert shown == ([LOAD, TRAINED] if ran == TRAINED else [ran]), code
+    failed = Usage((LOAD,), {SENTENCES: "module `CNN` is not known"})
+    card = render_card(replace(facts, usage=failed))
+    assert "`SentenceEncoder` does not run on these files: module CNN is not known.\n" in card
+    assert 'mlxbert.load("PATH_OF_THIS_DIRECTORY")\n' in card
+    assert "output.pooler_output\n```\n" in card
+
+
+def test_a_proof_that_was_inherited_is_said_to_be() -> None:
+    whole = report(1e-6)
+    heir = replace(whole.provenance, origin="team/bert", proof=Proof("team/bert", "a" * 40, "float32", "cd" * 32))
+    card = render_card(
+        replace(LOCAL_SOURCE, source="team/bert", revision="a" * 40, parity=replace(whole, provenance=heir))
+    )
+    assert (
+        "Yes: compared element by element with\n`model`, whose float32 weights were compared with `team/bert` before"
+        in card
+    )
+    assert "(proof inherited by digest: `parity.json` `cdcdcdcdcdcd` beside those weights), in PyTorch, over" in card
 
 
 def test_only_what_was_compared_is_said_to_be() -> None:
@@ -150,7 +192,9 @@ def test_layers_that_kept_their_numbers_are_told_though_nothing_was_measured() -
 
 
 def test_how_a_trained_head_is_used() -> None:
-    facts = replace(LOCAL_SOURCE, place="alice/tweets", trained_head="binary", heads=("head.weight",))
+    facts = replace(
+        LOCAL_SOURCE, place="alice/tweets", trained_head="binary", heads=("head.weight",), usage=Usage((LOAD, TRAINED))
+    )
     card = render_card(replace(facts, classes=("no", "yes")))
     assert 'model = BertWithHead.load("alice/tweets")\n' in card
     assert 'print(model.predict(model(**tokenizer(["MLX runs BERT."]))))\n' in card

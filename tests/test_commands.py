@@ -24,7 +24,7 @@ from rich.text import Text
 
 import converter.convert
 import converter.verify
-from converter.cli import convert, export, verify
+from converter.cli import convert, export, push, verify
 from heads.errors import MetricUndefinedWarning
 from heads.head_registry import HeadDiscoveryWarning
 from heads.multilabel import ThresholdWarning
@@ -32,6 +32,7 @@ from mlxbert.cli import main
 from mlxbert.data.file_format import DataWarning
 from mlxbert.errors import Interrupted, MLXBertWarning
 from mlxbert.folds.strata import FoldWarning
+from mlxbert.home import PathError, expand_home
 from mlxbert.terminal import show
 from tests.tiny import save_tiny
 
@@ -203,6 +204,10 @@ def deep(n: int = 0) -> int:
         (None, UNFORESEEN.format(command="mlxbert", error="RecursionError: maximum recursion depth exceeded.*")),
         (MemoryError(), r"mlxbert: error: out of memory; fix: shorter texts, a smaller batch, .*\n"),
         (RuntimeError("[malloc] Unable to allocate 9 bytes."), r"mlxbert: error: out of memory; fix: .*\n"),
+        (
+            OSError(5, "Input/output error", "x\x1b.npy"),
+            r"mlxbert: error: x\\x1b\.npy: Input/output error; fix: check .*\n",
+        ),
         (BrokenPipeError(), r"mlxbert: error: nobody reads the output any more; fix: write it to a file\n"),
         (Interrupted("stopped at step 3"), r"mlxbert: stopped at step 3\n"),
     ],
@@ -252,7 +257,7 @@ def empty_block(out: Path) -> None:
     ("damage", "message"),
     [
         (truncate, "model.safetensors is damaged ("),
-        (empty_block, 'the "mlxbert" block of config.json lacks converter_version, dropped, '),
+        (empty_block, 'the "mlxbert" block of config.json: source is missing; fix: convert again'),
     ],
 )
 def test_verify_of_a_damaged_directory_could_not_run(
@@ -353,3 +358,32 @@ def test_a_warning_in_python_does_not_steer_the_terminal() -> None:
         warnings.warn(f"column {TITLE} is odd", DataWarning, stacklevel=1)
     (one,) = caught
     assert f"column {ESCAPED} is odd" in warnings.formatwarning(one.message, one.category, one.filename, one.lineno)
+
+
+def test_a_path_that_cannot_be_is_one_line_everywhere(source: Path) -> None:
+    Path("circle").symlink_to("circle")
+    for path, reason in {
+        "n" * 300: "File name too long; fix: give a shorter path",
+        "d/" * 2500 + "x": "File name too long; fix: give a shorter path",
+        "circle": "Too many levels of symbolic links; fix: remove one of the links",
+    }.items():
+        for command, arguments in (
+            (convert, [source, "-o", path]),
+            (verify, [path, "--reference", source]),
+            (verify, [source, "--reference", source, "--html", path]),
+            (export, [path, "-o", "x"]),
+            (push, [path, "--dry-run"]),
+            (main, ["encode", path, "a"]),
+            (main, ["report", path]),
+            (main, ["predict", path, "x.csv", "-o", "y.csv"]),
+            (main, ["blend", path, path]),
+        ):
+            result = run(command, *arguments)
+            assert result.exit_code == 2, (arguments, result.output)
+            assert "could not run" not in result.stderr, (arguments, result.output)
+            assert len(result.stderr.splitlines()) == 1
+        with pytest.raises(PathError) as caught:
+            expand_home(path)
+        assert str(caught.value).endswith(f": {reason}")
+    with pytest.raises(PathError, match=r"a\\x00b: no path has a NUL character in it; fix: check the path"):
+        expand_home("a\0b")

@@ -13,6 +13,7 @@ import pytest
 
 from heads.head_registry import COMPETITION_TYPES, best_head
 from heads.metrics import get_metric
+from mlxbert.errors import MLXBertError
 from mlxbert.factory.competition import (
     FOLD_KINDS,
     Competition,
@@ -26,6 +27,7 @@ from mlxbert.factory.competition import (
 from mlxbert.factory.frames import Table
 from mlxbert.factory.infer_task import infer_task
 from mlxbert.factory.text_columns import RowText
+from mlxbert.files.typed_json import from_json
 from tests.competition_files import LIBRARIES, read, real_file
 
 COMPETITIONS = registered_competitions()
@@ -127,7 +129,8 @@ def test_a_configuration_can_be_written_down_and_pickled(competition: Competitio
     assert settings["name"] == competition.name
     assert pickle.loads(pickle.dumps(competition)) == competition
     assert hash(competition) == hash(replace(competition))
-    assert RowText.from_dict(json.loads(json.dumps(competition.text.to_dict()))) == competition.text
+    saved = json.loads(json.dumps(competition.text.to_dict()))
+    assert from_json(RowText, saved, place="run.json", fix="fix", error=MLXBertError) == competition.text
 
 
 TITANIC = get_competition("titanic")

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from heads.errors import HeadError
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
+from mlxbert.dropout_mode import set_dropout
+from mlxbert.training.layer_checkpointing import checkpointed_layers
 from tests.tiny import tiny_model
 
 LIMIT = 2e-5  # DESIGN: cumulative, scaled by the reference's magnitude where that exceeds 1
@@ -121,6 +124,22 @@ def test_dropout_in_training_mode_only() -> None:
     assert mx.array_equal(once, core(**inputs).last_hidden_state)
     core.train()
     assert not mx.allclose(core(**inputs).last_hidden_state, core(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_a_dropout_of_one_infers_as_in_torch_and_is_refused_in_training(field: str) -> None:
+    model = tiny_model(**{field: 1.0})
+    inputs, core = batch(), core_of(tiny_model(**{field: 1.0}))
+    assert error(core(**inputs).last_hidden_state, torch_output(model, inputs).last_hidden_state) <= LIMIT
+    core.train()
+    message = "^the model's config.json asks for a dropout of 1, which drops every value"
+    with pytest.raises(HeadError, match=message):
+        core(**inputs)
+    with checkpointed_layers(core.encoder), pytest.raises(HeadError, match=message):
+        mx.grad(lambda x: core.encoder.layer[0](x, None)[0].sum())(mx.ones((1, 3, 48)))
+    set_dropout(core, 0.1)
+    core.train()
+    assert core(**inputs).last_hidden_state.shape == (3, 17, 48)
 
 
 @pytest.mark.parametrize(

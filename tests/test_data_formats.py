@@ -269,6 +269,8 @@ def test_ten_thousand_columns_and_names_that_steer_a_terminal(tmp_path: Path) ->
     with pytest.raises(MLXBertError) as caught:
         read_data(path, required=("\x1b]0;owned",))
     assert "\x1b" not in str(caught.value)
+    path.write_text(",".join(f"c{i}" for i in range(50_001)) + "\n1\n")
+    assert refusal(path) == "FILE has 50001 columns, more than 50000; fix: is it turned around?"
     table = Table(data.frame)
     assert table.column("c9998").values == (1,)
 

@@ -295,6 +295,51 @@ def test_without_modules_the_mean_is_used_and_said(plain: Path) -> None:
         SentenceEncoder.from_pretrained(legacy(plain), pooling="cls")
 
 
+@pytest.mark.parametrize("dense", [False, True], ids=["", "dense"])
+@pytest.mark.parametrize("unit", [False, True], ids=["", "unit"])
+@pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+def test_every_pooling_with_and_without_dense_and_normalize(
+    base: Path, tmp_path: Path, mode: str, unit: bool, dense: bool
+) -> None:
+    modules: list[torch.nn.Module] = [Pooling(32, pooling_mode=mode)]
+    if dense:
+        torch.manual_seed(1)
+        modules.append(ReferenceDense(32, 20, activation_function=torch.nn.Tanh()))
+    if unit:
+        modules.append(ReferenceNormalize())
+    directory = saved(base, tmp_path / "model", *modules)
+    for normalize in (False, True):
+        if normalize or not unit:
+            assert_same(directory, TEXTS[:12], normalize=normalize)
+
+
+def test_max_seq_length_may_be_set_as_in_sentence_transformers(plain: Path) -> None:
+    encoder, expected = SentenceEncoder.from_pretrained(legacy(plain)), reference(legacy(plain))
+    assert encoder.max_seq_length == expected.max_seq_length == 64
+    encoder.max_seq_length = expected.max_seq_length = 7
+    try:
+        with pytest.warns(TruncationWarning, match="longer than 7 tokens"):
+            got = encoder.encode(TEXTS)
+        assert np.abs(got - expected.encode(TEXTS, show_progress_bar=False)).max() <= TOLERANCE
+    finally:
+        expected.max_seq_length = 64
+    for wrong, message in (
+        (2, "must be a whole number above 2"),
+        (65, "more than the model's 64 positions"),
+        ("9", "whole"),
+    ):
+        with pytest.raises(TokenizerError, match=message):
+            encoder.max_seq_length = wrong
+    assert encoder.max_length == 7
+    encoder.max_seq_length = None
+    assert encoder.max_length == 64
+    for name in ("truncate_dim", "default_prompt_name", "prompts", "similarity_fn_name"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(encoder, name, 1)
+    with pytest.raises(ValueError, match="normalize must be True, False or None, not 'no'"):
+        encoder.encode("a", normalize="no")
+
+
 def test_inputs(plain: Path, capfd: pytest.CaptureFixture[str]) -> None:
     encoder = SentenceEncoder.from_pretrained(legacy(plain))
     assert encoder.encode("the fox").shape == (32,)

@@ -29,6 +29,7 @@ from mlxbert.factory import (
     TaskError,
     create_for_competition,
     create_model,
+    default_checkpoint,
     from_dataframe,
     get_competition,
     head_for,
@@ -229,13 +230,16 @@ def test_the_default_checkpoint_is_where_the_converter_puts_it(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         FactoryError,
-        match=r"competition 'titanic': its default checkpoint is not at mlx_models/all-MiniLM-L6-v2; "
-        r"run: mlxbert-convert sentence-transformers/all-MiniLM-L6-v2 -o mlx_models/all-MiniLM-L6-v2 \(or",
+        match=r"competition 'titanic': its default checkpoint is not at mlx_models/all-MiniLM-L6-v2 or "
+        r"mlx_models/minilm; run: mlxbert-convert sentence-transformers/all-MiniLM-L6-v2 -o "
+        r"mlx_models/all-MiniLM-L6-v2, or name a converted directory: --model DIRECTORY",
     ):
         create_for_competition("titanic")
     (tmp_path / "mlx_models").mkdir()
-    (tmp_path / "mlx_models" / "all-MiniLM-L6-v2").symlink_to(converted)
-    assert create_for_competition("titanic")[0].head.head_name == "binary"
+    for name in ("minilm", "all-MiniLM-L6-v2"):  # as `make demo` calls it, and as the converter does
+        (tmp_path / "mlx_models" / name).symlink_to(converted)
+        assert default_checkpoint(get_competition("titanic")) == Path("mlx_models", name)
+        assert create_for_competition("titanic")[0].head.head_name == "binary"
 
 
 @pytest.mark.parametrize("library", ["dict", "pandas", "polars"])

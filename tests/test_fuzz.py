@@ -54,7 +54,8 @@ def test_nothing_raw_nothing_outside_nothing_endless(
     ended = worker({**job, "seeds": [0, INPUTS[target]]})
     assert ended["findings"] == []
     assert ended["done"] + ended["refused"] == INPUTS[target]
-    assert ended["refused"] > 0, "the damage is felt"
+    assert ended["done"] > 0, "some damage can be lived with"
+    assert ended["refused"] > 0 or target == "cells", "and some is felt"
 
 
 @pytest.mark.parametrize("name", FAULTS)

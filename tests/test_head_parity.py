@@ -173,10 +173,13 @@ def test_a_head_that_is_not_whole_is_left_out_and_said(tmp_path: Path) -> None:
     assert report is not None
     assert report.reference_class == "BertModel"
     assert report.unexpected == ("cls.predictions.bias",)
-    (note,) = [note for note in report.provenance.notes if "the head is not compared" in note]
-    assert "as BertForMaskedLM" in note
-    assert "cls.predictions.transform.dense.weight" in note
-    assert "\n" not in note
+    (part,) = report.uncompared
+    assert part.name == "own head"
+    assert "is not the head of a BertForMaskedLM of this config.json: missing: " in part.detail
+    assert "cls.predictions.transform.dense.weight" in part.detail
+    assert "\n" not in part.detail
+    assert report.passed
+    assert not report.verified
     with pytest.raises(mlxbert.MLXBertError, match=r"missing: cls\.predictions\.transform\.dense\.weight"):
         mlxbert.load_with_head(tmp_path / "out")
 

@@ -175,7 +175,7 @@ def test_probabilities_of_classes_go_to_their_columns(classifier: Path, tmp_path
     words = texts(11)
     test = write_csv(tmp_path / "test.csv", "words,id", [f"{word},0{i}" for i, word in enumerate(words)])
     predictor = Predictor(classifier, device="cpu")
-    assert write_submission(predictor, test, tmp_path / "out.csv", batch_size=4) == 11
+    assert len(write_submission(predictor, test, tmp_path / "out.csv", batch_size=4).ids) == 11
     rows = read_csv(tmp_path / "out.csv")
     assert rows[0] == ["Id", "30", "10", "20"]
     assert [row[0] for row in rows[1:]] == [f"0{i}" for i in range(11)]  # text, whatever the kinds say
@@ -233,7 +233,7 @@ def test_steps_ahead_are_named_by_the_times_that_go_on(forecaster: Path, tmp_pat
     values = series(20).tolist()
     rows = [f"{month},{value}" for month, value in zip(months(20), values, strict=True)]
     test = write_csv(tmp_path / "test.csv", "Month,target", rows)
-    assert write_submission(predictor, test, tmp_path / "out.csv") == 3
+    assert len(write_submission(predictor, test, tmp_path / "out.csv").ids) == 3
     written = read_csv(tmp_path / "out.csv")
     assert [row[0] for row in written] == ["Month", "1950-09", "1950-10", "1950-11"]
     history = [{"Month": month, "target": value} for month, value in zip(months(20), values, strict=True)]
@@ -246,7 +246,7 @@ def test_steps_ahead_are_named_by_the_times_that_go_on(forecaster: Path, tmp_pat
     again = read_csv(tmp_path / "out.csv")
     assert again == [["target", "Month"], *(written[row][::-1] for row in (3, 1, 2))]
     write_csv(sample, "Month,target", ["1951-01,0"])
-    with pytest.raises(InferenceError, match=r"1 ids are not in the data \(first: '1951-01'\)"):
+    with pytest.raises(InferenceError, match=r"1 of the 1 ids of .* are missing \(1951-01\) and 3 of its"):
         write_submission(predictor, test, tmp_path / "out.csv", sample=sample)
 
 
@@ -291,7 +291,11 @@ class TestMistakes:
             ),
             ("a.csv", "words,words\na,1\n", "{path}: column 'words' comes twice; fix: rename one"),
             ("a.csv", "words,id\na,\n", "{path}: row 0 has no id in column 'id'; fix: fill it in"),
-            ("a.csv", "words,id\na,1\nb,1\n", "{path}: 1 ids come twice (first: '1'); fix: drop repeated rows"),
+            (
+                "a.csv",
+                "words,id\na,1\nb,1\n",
+                "{path}: 1 ids come twice in column 'id' (first: '1'); fix: drop repeated rows, or --id COLUMN",
+            ),
             ("a.csv", "words,id\na\0,1\n", "{path} is not text: it has zero bytes; fix: unpack it, or convert it"),
             ("a.jsonl", '{"words": "a", "id": 1}\n{"words"\n', "{path}: line 2 is not JSON ("),
             ("a.jsonl", "[1]\n", "{path}: line 1 is no object; fix: one object a line"),
@@ -317,15 +321,20 @@ class TestMistakes:
             (
                 "Id,a,b,c",
                 "12",
-                "{path} has the columns ['Id', 'a', 'b', 'c'], the model gives ['Id', '30', ",
+                "{path} has the columns a, b, c, and the model predicts 10, 20, 30; fix: the sample of this",
             ),
             (
                 "Id,10,20,30",
                 "1",
-                "{path}: 1 ids are lacking, though in the data (first: '2'); fix: the right",
+                "{test}: 1 of its ids are not in {path} (2), column 'id'; fix: give the files that belong together",
             ),
-            ("Id,10,20,30", "1234", "{path}: 2 ids are not in the data (first: '3', '4'); fix: the right test file"),
-            ("Id,10,20,30", "122", "{path}: 1 ids are twice (first: '2'); fix: the right test file"),
+            ("Id,10,20,30", "1234", "{test}: 2 of the 4 ids of {path} are missing (3, 4), column 'id'; fix: give the"),
+            (
+                "Id,10,20,30",
+                "13",
+                "{test}: 1 of the 2 ids of {path} are missing (3) and 1 of its ids are not in {path} (2)",
+            ),
+            ("Id,10,20,30", "122", "{path}: id '2' comes twice or is missing in column 'Id'; fix: download"),
         ],
     )
     def test_sample_submissions(
@@ -335,7 +344,7 @@ class TestMistakes:
         sample = write_csv(tmp_path / "sample.csv", header, [f"{one},0,0,0" for one in ids])
         out = tmp_path / "out.csv"
         found = self.message(classifier, monkeypatch, capsys, test, "--sample-submission", sample, "-o", out)
-        assert found.startswith(message.format(path=sample))
+        assert found.startswith(message.format(path=sample, test=test))
         assert not out.exists()
 
     def test_places(self, classifier: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -367,7 +376,9 @@ class TestMistakes:
         arguments = [str(test), "--text", "words", "-o", str(tmp_path / "sub.csv"), "--sample-submission", str(sample)]
         assert inference.main([*arguments, "--device", "cpu"]) == 0
         assert [row[0] for row in read_csv(tmp_path / "sub.csv")] == ["PassengerId", "0", "1"]
-        assert capsys.readouterr().out == f"Written   {tmp_path / 'sub.csv'}: 2 rows\n"
+        said = capsys.readouterr()
+        assert said.out == f"Written   {tmp_path / 'sub.csv'}: 2 rows of probabilities, rows numbered from 0\n"
+        assert f"{sample} holds 0, and the labels are 'no', 'yes': probabilities are written" in said.err
 
     def test_damage(self, classifier: Path, converted: Path, tmp_path: Path) -> None:
         from safetensors.torch import load_file, save_file

@@ -531,6 +531,12 @@ def test_an_impossible_label_gives_nan_never_a_number(loss: Callable[..., mx.arr
     assert mx.isnan(row).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize(("label", "dtype"), [(2**32 + 1, "int64"), (2**32 - 100, "uint32"), (2**64 - 100, "uint64")])
+def test_a_label_beyond_32_bits_is_no_other_label(label: int, dtype: str) -> None:
+    targets = mx.array(np.array([label], dtype))  # cut to 32 bits it would be 1, or −100
+    assert math.isnan(losses.cross_entropy(mx.zeros((1, 3)), targets).item())
+
+
 def test_unsigned_labels_are_not_mistaken_for_minus_100() -> None:
     logits = mx.array(RNG.normal(size=(1, 200)).astype(np.float32))
     got = losses.cross_entropy(logits, mx.array([156], dtype=mx.uint8)).item()  # −100 as uint8 is 156

@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from converter.card import render_card
-from converter.card_evidence import Quantization, read_quantization, read_scores
+from converter.card_evidence import read_quantization, read_scores
 from converter.facts import _max_length
 from converter.hub_rules import FIELDS, LICENSES, front_matter_problems, is_language, is_repo_id
 from converter.parity.report import ReportError
 from converter.publishing.leaks import leaks
 from converter.publishing.lint import lint_card
 from converter.publishing.names import default_repo_id, precision_suffix
+from converter.quantize.cost import read_cost
 from converter.source_card import SourceCard, parse_source_card, read_source_card
 from tests.card_samples import FOLDER, MINILM, QUANTIZATION, QUANTIZED, REVISION, SAMPLES, WITH_HEAD
 from tests.hub.yaml_rules import LICENSES as THE_HUBS_LICENSES
@@ -83,7 +84,7 @@ class TestFrontMatter:
         assert replace(MINILM, trained_head="time_series").pipeline_tag is None
         card = render_card(replace(MINILM, trained_head="ordinal", heads=("head.weight",), parity=None))
         assert "with a trained `ordinal` head, in float32, fine-tuned in [MLX]" in card
-        assert "NOT VERIFIED" not in card
+        assert "mlxbert-verify PATH_OF_THIS_DIRECTORY\n" in card
         assert "## Scores" not in card
 
     def test_an_encoder_alone(self) -> None:
@@ -205,26 +206,29 @@ class TestSourceCard:
 class TestEvidence:
     def test_a_block_of_a_later_version(self) -> None:
         later = {**QUANTIZATION, "new": 1, "layers": [{**QUANTIZATION["layers"][0], "newer": 2}]}
-        assert Quantization.from_json(later).layers[0].bits == 4
+        assert read_cost(later, ReportError).layers[0].bits == 4
 
     @pytest.mark.parametrize("lacking", ["bytes", "layers", "quality"])
     def test_a_damaged_block(self, lacking: str) -> None:
         block = {name: value for name, value in QUANTIZATION.items() if name != lacking}
-        with pytest.raises(ReportError, match=r"quantization block of parity.json is damaged .*; fix: quantize"):
-            Quantization.from_json(block)
+        with pytest.raises(
+            ReportError,
+            match=rf"block of parity.json: {lacking} is missing; fix: run mlxbert-verify",
+        ):
+            read_cost(block, ReportError)
 
     def test_read_from_a_directory(self, tmp_path: Path) -> None:
         assert read_quantization(tmp_path) is None
-        (tmp_path / "parity.json").write_text(json.dumps({"quantization": QUANTIZATION}))
-        assert read_quantization(tmp_path) == Quantization.from_json(QUANTIZATION)
+        (tmp_path / "parity.json").write_text(json.dumps({"format_version": 2, "quantization": QUANTIZATION}))
+        assert read_quantization(tmp_path) == read_cost(QUANTIZATION, ReportError)
         (tmp_path / "parity.json").write_text("{")
-        with pytest.raises(ReportError, match="is not JSON"):
+        with pytest.raises(ReportError, match="not valid JSON"):
             read_quantization(tmp_path)
 
     def test_predictions_have_columns_of_their_own(self) -> None:
         rows = [{**QUANTIZATION["quality"][0], "logit_agreement": 0.9875, "logit_kl": 1.2e-3}]
         facts = replace(
-            WITH_HEAD, quantized=True, quantization=Quantization.from_json({**QUANTIZATION, "quality": rows})
+            WITH_HEAD, quantized=True, quantization=read_cost({**QUANTIZATION, "quality": rows}, ReportError)
         )
         card = render_card(facts)
         assert "| same prediction | KL of predictions |\n|---|---|---|---|---|---|---|\n" in card
@@ -245,7 +249,7 @@ class TestEvidence:
 
     def test_a_correlation_that_is_not_defined(self) -> None:
         rows = [{**QUANTIZATION["quality"][0], "rank_correlation": None}]
-        quantization = Quantization.from_json({**QUANTIZATION, "quality": rows})
+        quantization = read_cost({**QUANTIZATION, "quality": rows}, ReportError)
         assert "| 0.9912 | – |" in render_card(replace(QUANTIZED, quantization=quantization))
 
     def test_what_is_read_of_a_text(self, tmp_path: Path) -> None:

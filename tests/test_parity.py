@@ -113,6 +113,19 @@ def test_a_model_with_one_token_type_and_few_positions_is_not_asked_for_more() -
         assert not probe.token_type_ids.any()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_every_token_type_is_probed(count: int) -> None:
+    """Of three types the third alone, or none, was compared: a swapped row of the table went unseen."""
+    probes = make_probes(replace(TINY, type_vocab_size=count))
+    for probe in probes:
+        if probe.shape[1] >= count and not probe.padding_invariance:
+            assert set(probe.token_type_ids[probe.keep].tolist()) <= set(range(count))
+    full = [probe for probe in probes if probe.keep.all() and probe.shape[1] >= count]
+    assert len(full) >= 2
+    for probe in full:
+        assert set(probe.token_type_ids.ravel().tolist()) == set(range(count)), probe.name
+
+
 def test_sentences_are_padded_and_a_foreign_tokenizer_is_refused() -> None:
     sentences = make_probes(TINY, tokenize=lambda text, pair: (list(range(1, 3 + len(text) % 7)), [0] * 9))[-1]
     assert sentences.name == "8 sentences and pairs"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import getpass
 import io
+import itertools
 import json
+import os
 import re
 import socket
 from dataclasses import replace
@@ -17,6 +19,7 @@ from rich.console import Console
 from converter.parity.environment import describe
 from converter.parity.html import render_html
 from converter.parity.junit import render_junit
+from converter.parity.plot import Line, Mark, log_plot
 from converter.parity.report import (
     CUMULATIVE,
     LOCAL,
@@ -24,11 +27,14 @@ from converter.parity.report import (
     PADDING,
     PRECISION,
     ParityReport,
+    Part,
     Point,
+    Proof,
     Provenance,
     ReportError,
 )
 from converter.parity.table import parity_table, verdict
+from converter.quantize.cost import TEXT_LIMITS, Kept, LayerReport, Quality, QuantizationReport
 
 NAMES = ("embeddings", *(f"encoder.layer.{i}" for i in range(12)), "pooler")
 
@@ -48,6 +54,7 @@ def point(gate: str, check: str, name: str, max_rel: float | None = 1e-7, proble
         argmax_agreement=None if missing else 1.0,
         probe="random ids, length 7",
         problem=problem,
+        seconds=0.25,
     )
 
 
@@ -66,7 +73,32 @@ def report(**changed: Point) -> ParityReport:
         probes=("random ids, length 7 (2 × 7)",),
         environment={"mlx": "0.32", "torch": "2.13", "transformers": "5", "device": "cpu", "platform": "Linux x86_64"},
         points=tuple(points.values()),
+        scope=(Part("encoder", True, "with PyTorch's BertModel"), Part("pooler", True, "with PyTorch's pooler")),
     )
+
+
+def partial() -> ParityReport:
+    """One that passes, of a directory that ships a head which was not compared."""
+    left_out = Part("own head", False, "transformers finds no tensor for 2 parameters")
+    return replace(report(), scope=(*report().scope, left_out))
+
+
+def packed(cosine: float = 0.96, error: float = 0.1) -> ParityReport:
+    """A quantized model's."""
+    cost = QuantizationReport(
+        recipe="4bit",
+        calibrated=False,
+        bytes=1000,
+        parameters=500,
+        bits_per_weight=4.5,
+        layers=(LayerReport("encoder.layer.0.output.dense", "affine", 4, 64, 900, error, 0.16, seconds=0.5),),
+        skipped=(),
+        kept=Kept("pooler.dense.bias", 1e-4, 1e-3),
+        quality=(Quality("everyday", 64, cosine, 0.93, 0.95, seconds=1.5),),
+        limits=TEXT_LIMITS["4bit"],
+    )
+    points = tuple(point for point in report().points if point.gate == MAPPING)
+    return replace(report(), written_dtype="4bit", points=points, quantization=cost)
 
 
 def failing() -> ParityReport:
@@ -113,10 +145,11 @@ def test_a_gate_that_compared_nothing_has_not_passed(gate: str) -> None:
 
 
 def test_json_comes_back_as_it_was_and_leads_with_the_verdict() -> None:
-    for each in (report(), failing()):
+    for each in (report(), failing(), partial(), packed()):
         text = each.to_json()
         assert ParityReport.from_json(text) == each
-        assert list(json.loads(text))[:2] == ["format_version", "passed"]
+        assert list(json.loads(text))[:3] == ["format_version", "verified", "passed"]
+        assert "seconds" not in text
         assert json.loads(text)["passed"] is each.passed
 
 
@@ -128,13 +161,15 @@ def test_an_edited_verdict_is_not_believed() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "parity.json is not a parity report (JSONDecodeError"),
-        ("[]", "parity.json is not a parity report (TypeError"),
-        ("{}", "parity.json is not a parity report (KeyError"),
-        ('{"format_version": 99}', "parity.json has format version 99, this mlxbert reads 1; fix: run mlxbert-verify"),
-        ('{"format_version": 1}', "parity.json is damaged (KeyError"),
+        ("{", "parity.json is not JSON (Expecting"),
+        ("[" * 100_000, "parity.json is not JSON (maximum recursion"),
+        ("[]", "parity.json is not a parity report; fix: run mlxbert-verify again"),
+        ("{}", "parity.json is not a parity report; fix: run mlxbert-verify again"),
+        ('{"format_version": [2]}', "parity.json is not a parity report; fix: run mlxbert-verify again"),
+        ('{"format_version": 1, "passed": true}', "parity.json has format version 1, this mlxbert reads 2; fix: run"),
+        ('{"format_version": 2}', "parity.json: model_type is missing; fix: run mlxbert-verify again"),
         (
-            '{"format_version": 1, "passed": true, "not_compared": "no torch", "points": []}',
+            '{"format_version": 2, "passed": true, "not_compared": "no torch", "points": []}',
             "parity.json compares nothing with PyTorch (no torch); fix: run mlxbert-verify",
         ),
     ],
@@ -147,17 +182,111 @@ def test_a_damaged_report_is_refused_in_one_line(text: str, message: str) -> Non
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (("points", 0, "max_rel"), "0", 'points[0].max_rel must be a number or null, found "0"'),
+        (("points",), {}, "points must be a list of values, found an object"),
+        (("provenance", "weights"), ["x"], "provenance.weights must be an object, found a list of 1"),
+        (("provenance", "weights", "model.safetensors"), 1, "provenance.weights.model.safetensors must be a text"),
+        (("scope", 0, "compared"), 1, "scope[0].compared must be true or false, found 1"),
+        (("environment",), None, "environment must be an object, found null"),
+        (("probes", 0), ["\x1b]0;x\x07"], "probes[0] must be a text, found a list of 1"),
+        (("quantization", "layers", 0, "error"), True, "quantization.layers[0].error must be a number, found true"),
+        (("quantization", "limits"), None, "quantization.limits must be an object, found null"),
+    ],
+)
+def test_a_field_of_another_type_is_named(field: tuple[str | int, ...], value: object, message: str) -> None:
+    data = json.loads(packed().to_json())
+    place = data
+    for name in field[:-1]:
+        place = place[name]
+    place[field[-1]] = value
+    with pytest.raises(ReportError) as error:
+        ParityReport.from_json(json.dumps(data))
+    assert str(error.value).startswith(f"parity.json: {message}")
+    assert str(error.value).endswith("; fix: run mlxbert-verify again")
+
+
+def test_a_report_is_read_from_a_regular_file_of_a_bounded_size(tmp_path: Path) -> None:
+    assert ParityReport.read(tmp_path) is None
+    (tmp_path / "parity.json").write_text(report().to_json(), encoding="utf-8")
+    assert ParityReport.read(tmp_path) == report()
+    (tmp_path / "parity.json").write_bytes(b" " * (17 << 20))
+    with pytest.raises(ReportError, match="17 MB is too large for this file"):
+        ParityReport.read(tmp_path)
+    (tmp_path / "parity.json").unlink()
+    os.mkfifo(tmp_path / "parity.json")
+    with pytest.raises(ReportError, match="is a pipe, not a regular file"):
+        ParityReport.read(tmp_path)
+
+
 def test_a_report_without_the_newest_field_is_read() -> None:
     data = json.loads(report().to_json())
-    del data["provenance"]["origin"]
+    del data["provenance"]["proof"]
     assert ParityReport.from_json(json.dumps(data)) == report()
+
+
+def test_a_part_that_was_not_compared_is_named_everywhere_and_is_not_verified() -> None:
+    each = partial()
+    assert each.passed
+    assert not each.verified
+    assert report().verified
+    left_out = "own head (transformers finds no tensor for 2 parameters)"
+    assert each.verdict == f"NOT VERIFIED as a whole: not compared: {left_out}; proven: encoder, pooler"
+    assert verdict(each).plain.startswith(
+        f"PART  the same model as org/bert in encoder, pooler; not compared: {left_out} ("
+    )
+    page = render_html(each)
+    assert "<title>Parity PART: org/bert</title>" in page
+    assert f"<b>Not compared: {left_out}.</b>" in page
+    (suite,) = [suite for suite in ElementTree.fromstring(render_junit(each)) if suite.get("name") == "parity.scope"]
+    (case,) = suite.findall("testcase")
+    skipped = case.find("skipped")
+    assert (case.get("name"), suite.get("skipped")) == ("own head", "1")
+    assert skipped is not None
+    assert skipped.get("message") == "not compared: transformers finds no tensor for 2 parameters"
+
+
+def test_a_quantization_says_that_the_mapping_is_proven_and_what_the_bits_cost() -> None:
+    lines = verdict(packed()).plain.split("\n")
+    assert lines[0].startswith("PASS  mapping proven, float32 before packing: the same as org/bert: encoder, pooler (")
+    assert lines[1] == (
+        "COST  4bit, 4.50 bits a weight: on everyday cosine 0.9600 (smallest 0.9300), rank correlation 0.9500; within "
+        "the limits of 4bit (mean 0.93, smallest 0.88, rank 0.92)"
+    )
+    assert packed().verdict == "VERIFIED before packing: encoder, pooler; the cost is within the limits of 4bit"
+    costly, broken = packed(cosine=0.9), packed(error=1.39)
+    assert costly.failures == ["cost on everyday: mean cosine 0.9000 < 0.93, the limit of 4bit"]
+    assert broken.failures == [
+        "packing: encoder.layer.0.output.dense: error 1.390 > 0.16, the limit of 4-bit affine, groups of 64"
+    ]
+    for each in (costly, broken, packed(cosine=float("nan")), packed(error=float("nan"))):
+        assert not each.passed
+        assert verdict(each).plain.split("\n")[1].startswith("FAIL  4bit, 4.50 bits a weight: ")
+        assert each.gate_passed(MAPPING)
+        assert "FAIL</span>" in render_html(each)
+    (suite,) = [s for s in ElementTree.fromstring(render_junit(broken)) if s.get("name") == "parity.quantization"]
+    assert [(case.get("name"), case.get("time")) for case in suite.findall("testcase")] == [
+        ("encoder.layer.0.output.dense", "0.500000"),
+        ("everyday", "1.500000"),
+    ]
+    assert suite.get("failures") == "1"
 
 
 def test_a_reference_that_is_a_conversion_itself_is_said_to_be_everywhere() -> None:
     each = replace(report(), provenance=replace(report().provenance, origin="team/bert"))
+    heir = replace(each, provenance=replace(each.provenance, proof=Proof("team/bert", None, "float32", "ab" * 32)))
+    assert heir.provenance.reservation is None
+    assert verdict(heir).plain.startswith(
+        "PASS  the same model as team/bert, through org/bert, whose float32 weights were compared with it (proof "
+        "inherited by digest: parity.json abababababab): encoder, pooler ("
+    )
+    assert "itself a conversion" not in render_html(heir)
+    assert "that proof is inherited" in render_html(heir)
     words = "org/bert alone, itself a conversion of team/bert, which was not compared"
     assert each.provenance.reservation == words
-    assert verdict(each).plain.startswith(f"PASS  the same model as {words} (")
+    assert verdict(each).plain.startswith(f"PASS  the same model as {words}: encoder, pooler (")
     assert "itself a conversion of team/bert, which was not compared" in render_html(each)
     assert 'name="source_converted_from" value="team/bert"' in render_junit(each)
     assert report().provenance.reservation is None
@@ -202,6 +331,8 @@ def test_junit_has_a_case_for_each_point_and_says_which_failed() -> None:
         assert suite.get("failures") == str(failures) == str(len(suite.findall("testcase/failure")))
         assert (suite.get("errors"), suite.get("skipped")) == ("0", "0")
         assert len({(case.get("classname"), case.get("name")) for case in cases}) == len(cases)
+        assert {case.get("time") for case in cases} == {"0.250000"}
+        assert suite.get("time") == f"{0.25 * len(cases):.6f}"
     (case,) = [
         case
         for case in suites["parity.mapping"].findall("testcase")
@@ -226,7 +357,7 @@ def test_the_page_is_self_contained_and_says_what_is_wrong() -> None:
     for each in (report(), failing()):
         page = render_html(each)
         assert not re.search(r"https?://|<link|<script|<img|src=|url\(|@import", page)
-        assert page.count("<svg") == 4
+        assert page.count("<svg") == 5
         assert f"<title>Parity {'PASS' if each.passed else 'FAIL'}: org/bert</title>" in page
         assert "limit 2.0e-05" in page
         assert "limit 5.0e-06" in page
@@ -236,6 +367,47 @@ def test_the_page_is_self_contained_and_says_what_is_wrong() -> None:
     assert "encoder.layer.3: error 4.0e-04 &gt; 5e-06" in page
     assert 'class="cross"' in page  # the pooler's NaN
     assert page == render_html(failing())
+
+
+def test_every_output_identical_is_followed_by_no_plot() -> None:
+    same = [replace(point, max_abs=0.0, max_rel=0.0, cosine=1.0) for point in report().select(PRECISION, CUMULATIVE)]
+    each = replace(
+        report(),
+        points=(*(point for point in report().points if point.gate == MAPPING), *same),
+        written_dtype="float32",
+    )
+    page = render_html(each)
+    _, _, after = page.partition("every output is identical.")
+    assert after
+    assert "<svg" not in after
+    assert page.count("<svg") == 3  # of the mapping gate
+
+
+def test_one_point_on_an_axis_is_a_table() -> None:
+    assert log_plot(["1"], [Line("written", [Mark(0.1, "the only layer")], "written")], y_label="error") == ""
+    page = render_html(packed())
+    assert "Rounding error of each matrix" not in page
+    assert "<td>0.10000</td>" in page.replace(' class=""', "")
+
+
+@pytest.mark.parametrize("count", [3, 14, 27, 60])
+def test_no_label_of_a_plot_overlaps_another(count: int) -> None:
+    """By the widths that the page's font has at most: 8 px a character, 16 px a line."""
+    names = ["emb", *map(str, range(count)), "pool", "prediction", "seq_relationship"]
+    marks = [Mark(1e-7, "", True) for _ in names]
+    svg = ElementTree.fromstring(log_plot(names, [Line("whole", marks, "whole", 2e-5)], y_label="max-rel error"))
+    ticks = [text for text in svg.findall("text") if text.get("text-anchor") != "end" or text.get("transform")]
+    columns = [text for text in ticks if text.get("class") == "tick"]
+    places = [float(text.get("x") or 0) for text in columns]
+    gaps = [b - a for a, b in itertools.pairwise(places)]
+    assert columns
+    if columns[0].get("transform"):  # at 45°: the lines of text are side by side
+        assert min(gaps) * 2**0.5 >= 16
+    else:
+        assert min(gap - 8 * len(text.text or "") for gap, text in zip(gaps, columns, strict=False)) >= 0
+    (limit,) = [text for text in svg.findall("text") if text.get("class") == "limit-label"]
+    circles = [float(circle.get("cx") or 0) for circle in svg.findall("circle")]
+    assert float(limit.get("x") or 0) > max(circles) + 6  # in the margin
 
 
 def test_the_plots_are_well_formed_and_inside_their_frame() -> None:

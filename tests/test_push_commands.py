@@ -51,7 +51,7 @@ def test_push_and_push_again(hub: Hub, writer: str, verified: Path, xet: str) ->
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
     assert f"To        {REPO}, to be made public\n" in first.stdout
-    assert "Parity    VERIFIED\n" in first.stdout
+    assert "Parity    VERIFIED: encoder, own head\n" in first.stdout
     assert f"Published, and compared with what was sent: {hub.endpoint}/{REPO}\n" in first.stdout
     assert f'Next      mlxbert.load("{REPO}")\n' in first.stdout
     assert_published(hub.repositories[REPO], verified)

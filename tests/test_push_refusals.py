@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from converter.convert import convert
+from converter.publishing.errors import PublishError
 from converter.publishing.evidence import gather_evidence
 from converter.publishing.remote import CheckedFile, _difference
 from converter.publishing.sending import _operations
@@ -128,6 +130,24 @@ class TestEvidence:
         save_tiny(tmp_path / "source")
         assert "was never converted; run: mlxbert-convert" in refusal(tmp_path / "source")
         assert "no such directory; fix: mlxbert-convert SRC -o" in refusal(tmp_path / "none")
+
+    def test_a_run_names_its_models(self, verified: Path, tmp_path: Path) -> None:
+        run = tmp_path / "my run"
+        (run / "members").mkdir(parents=True)
+        (run / "run.json").write_text("{}")
+        assert refusal(run) == f"{run}: is a run without a finished model; fix: mlxbert train --resume '{run}'"
+        for fold in range(2):
+            shutil.copytree(verified, run / f"members/seed0-fold{fold}")
+        first, second = (run / f"members/seed0-fold{fold}" for fold in range(2))
+        with pytest.raises(PublishError) as caught:
+            pushed(run)
+        assert str(caught.value) == (
+            f"{run}: is a run; fix: push a model of it: mlxbert-push '{first}' --to OWNER/NAME\nIts 2 models:\n"
+            f"  {first}\n  {second}"
+        )
+        shutil.rmtree(second)
+        assert refusal(run) == f"{run}: is a run; fix: push a model of it: mlxbert-push '{first}' --to OWNER/NAME"
+        assert pushed(first, dry_run=True).status == "dry run"
 
     def test_what_the_manifest_does_not_list_stays_here(self, verified: Path) -> None:
         (verified / "notes.txt").write_text("private")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -530,7 +531,9 @@ def test_parity_json_says_what_it_cost(source: Path, tmp_path: Path) -> None:
     assert found["parameters"] == result.parameters
     assert 4.5 < found["bits_per_weight"] < 6
     first = found["layers"][0]
-    assert set(first) == {"path", "mode", "bits", "group_size", "bytes", "error"}
+    assert set(first) == {"path", "mode", "bits", "group_size", "bytes", "error", "limit"}
+    assert found["limits"] == {"name": "4bit", "cosine_mean": 0.93, "cosine_min": 0.88, "rank_correlation": 0.92}
+    assert {point["gate"] for point in parity["points"]} == {"mapping"}
     assert 0.01 < first["error"] < 0.15
     assert {"path": "embeddings.token_type_embeddings", "reason": "2 rows: nothing to gain"} in found["skipped"]
     assert [quality["text"] for quality in found["quality"]] == list(HELD_OUT)
@@ -547,20 +550,62 @@ def test_parity_json_says_what_it_cost(source: Path, tmp_path: Path) -> None:
     assert "kept: 2 rows: nothing to gain" in page
 
 
-def test_a_wrong_packing_fails_the_precision_gate(source: Path, tmp_path: Path) -> None:
+BREAKS = {
+    "a row's neighbour's scales": lambda words, scales: (words, scales[::-1]),
+    "a group's neighbour's scales": lambda words, scales: (words, np.roll(scales, 1, axis=1)),
+    "codes in another order": lambda words, scales: (words[:, ::-1], scales),
+    "bits in another order": lambda words, scales: (words.byteswap(), scales),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_a_wrong_packing_is_named_by_its_layer(broken: str, packed: Path, source: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     from converter.verify import verify
 
-    convert(source, tmp_path / "out", quantize="8bit", verify=False)
+    shutil.copytree(packed, tmp_path / "out")
     file = tmp_path / "out" / "model.safetensors"
     tensors = load_file(file)
-    name = "encoder.layer.1.attention.output.dense.scales"
-    tensors[name] = np.ascontiguousarray(tensors[name][::-1])
+    path = "encoder.layer.1.output.dense"
+    changed = BREAKS[broken](tensors[f"{path}.weight"], tensors[f"{path}.scales"])
+    for leaf, array in zip(("weight", "scales"), changed, strict=True):
+        tensors[f"{path}.{leaf}"] = np.ascontiguousarray(array)
     save_file(tensors, file, metadata={"format": "mlx"})
     report = verify(tmp_path / "out", source)
     assert report.gate_passed("mapping")
     assert not report.gate_passed("precision")
+    assert not report.passed
+    assert report.failures[0].startswith(f"packing: {path}: error ")
+    assert report.quantization is not None
+    (layer,) = [layer for layer in report.quantization.layers if layer.path == path]
+    assert layer.error > 5 * layer.limit
+    assert all(other.failure is None for other in report.quantization.layers if other is not layer)
+
+
+@pytest.fixture(scope="module")
+def packed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """At 8 bits; not to be written to."""
+    return convert(source, tmp_path_factory.mktemp("packed") / "out", quantize="8bit", verify=False).path
+
+
+def test_a_tensor_that_is_not_packed_and_not_the_sources_fails(packed: Path, source: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from converter.verify import verify
+
+    shutil.copytree(packed, tmp_path / "out")
+    for name, tensor in (("model", "encoder.layer.0.output.LayerNorm.bias"), ("heads", None)):
+        file = tmp_path / "out" / f"{name}.safetensors"
+        tensors = load_file(file)
+        kept = dict(tensors)
+        tensor = tensor or next(key for key in tensors if key.endswith("bias"))
+        tensors[tensor] = tensors[tensor] + np.float16(0.05)
+        save_file(tensors, file, metadata={"format": "mlx"})
+        failures = verify(tmp_path / "out", source).failures
+        assert failures[0].startswith(f"packing: {tensor}, not packed: error "), failures
+        save_file(kept, file, metadata={"format": "mlx"})
+    assert verify(tmp_path / "out", source).passed
 
 
 def test_an_already_converted_directory_is_quantized_and_comes_back(plain: Path, tmp_path: Path) -> None:
@@ -677,7 +722,9 @@ def test_a_model_without_a_tokenizer_cannot_be_calibrated(source: Path, tmp_path
     result = convert(bare, tmp_path / "out", quantize="mixed", calibration="none")
     assert result.report is not None
     assert result.report.quantization is not None
-    assert result.report.quantization.quality == ()
+    (quality,) = result.report.quantization.quality
+    assert (quality.text, quality.sentences) == ("random ids", 64)
+    assert 0.93 < quality.cosine_mean < 1
 
 
 @pytest.mark.parametrize("recipe", ["4bit", "mixed", "mxfp4", "nvfp4"])

@@ -10,7 +10,7 @@ import pytest
 import converter.convert
 from converter.convert import convert
 from converter.parity.files import write_reports
-from converter.parity.report import NotComparedError, ParityReport
+from converter.parity.report import NotComparedError, ParityReport, Proof
 from converter.publish import push
 from converter.publishing.errors import PublishError
 from converter.publishing.evidence import gather_evidence
@@ -113,24 +113,66 @@ def test_nothing_measured_still_says_which_layers_kept_their_numbers(source: Pat
     assert "- `embeddings.token_type_embeddings`: 2 rows: nothing to gain\n" in card
 
 
-def test_what_a_proof_against_a_conversion_leaves_open_is_said(
+def test_a_model_made_from_verified_files_inherits_their_proof(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = convert(source, tmp_path / "first", verify=True)
     show_result(first)
-    assert "Parity    VERIFIED\n" in capsys.readouterr().out
+    assert "Parity    VERIFIED: encoder, own head\n" in capsys.readouterr().out
     second = convert(tmp_path / "first", tmp_path / "second", quantize="8bit", verify=True)
+    show_result(second)
+    digest = (read_manifest(tmp_path / "first") or {})["parity.json"].sha256
+    words = (
+        "tiny, through first, whose float32 weights were compared with it (proof inherited by digest: parity.json "
+        f"{digest[:12]})"
+    )
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"PASS mapping proven, float32 before packing: the same as {words}: encoder, own head (" in out
+    verdict = f"VERIFIED before packing against {words}: encoder, own head; the cost is within the limits of 8bit"
+    assert f"Parity {verdict} Next" in out
+    assert second.report is not None
+    assert second.report.provenance.proof == Proof("tiny", None, "float32", digest)
+    assert f"Parity    {verdict}" in push(tmp_path / "second", "mlx-community/tiny-8bit", dry_run=True).plan.lines(
+        tmp_path / "second"
+    )
+    # And so on: what is made of the heir's own unpacked numbers is compared with nothing, and says so.
+    third = convert(tmp_path / "first", tmp_path / "third", dtype="bfloat16", verify=True)
+    fourth = convert(tmp_path / "third", tmp_path / "fourth", quantize="8bit", verify=True)
+    assert third.report is not None
+    assert fourth.report is not None
+    assert fourth.report.provenance.proof is not None
+    assert (fourth.report.provenance.proof.source, fourth.report.provenance.proof.dtype) == ("tiny", "bfloat16")
+
+
+@pytest.mark.parametrize("spoiled", ["no report", "edited report", "failed report", "other weights", "left out"])
+def test_without_a_proof_of_these_very_weights_there_is_none_to_inherit(
+    spoiled: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = convert(source, tmp_path / "first", verify=True).path
+    report = json.loads((first / "parity.json").read_text("utf-8"))
+    if spoiled == "no report":
+        (first / "parity.json").unlink()
+    elif spoiled == "edited report":
+        (first / "parity.json").write_text(json.dumps(report | {"environment": {}}))
+    else:
+        if spoiled == "failed report":
+            report["points"][0]["max_rel"] = 1.0
+        elif spoiled == "other weights":
+            report["provenance"]["weights"]["model.safetensors"] = "ab" * 32
+        else:
+            report["scope"].append({"name": "sentence pipeline", "compared": False, "detail": "why"})
+        data = json.dumps(report).encode()
+        (first / "parity.json").write_bytes(data)
+        records = {**(read_manifest(first) or {}), "parity.json": FileRecord.of(data)}
+        (first / "manifest.json").write_bytes(manifest_bytes(records))
+    second = convert(first, tmp_path / "second", dtype="float16", verify=True)
+    assert second.report is not None
+    assert second.report.provenance.proof is None
     show_result(second)
     words = "first alone, itself a conversion of tiny, which was not compared"
     out = " ".join(capsys.readouterr().out.split())
-    assert f"Parity VERIFIED against {words} Next" in out
-    assert f"PASS the same model as {words} (" in out
+    assert f"Parity VERIFIED against {words}: encoder, own head Next" in out
+    assert f"PASS the same model as {words}: encoder, own head (" in out
     assert "itself a conversion of `tiny`, which was not compared, in PyTorch" in (
         tmp_path / "second" / "README.md"
     ).read_text("utf-8")
-    plan = push(tmp_path / "second", "mlx-community/tiny-8bit", dry_run=True).plan
-    assert f"Parity    VERIFIED against {words}" in plan.lines(tmp_path / "second")
-    write_reports(verify(tmp_path / "second", source), tmp_path / "second")
-    assert "itself a conversion" not in (tmp_path / "second" / "README.md").read_text("utf-8")
-    plan = push(tmp_path / "second", "mlx-community/tiny-8bit", dry_run=True).plan
-    assert "Parity    VERIFIED" in plan.lines(tmp_path / "second")

@@ -85,6 +85,20 @@ def test_the_reference_is_what_transformers_computes(tmp_path: Path, architectur
         np.testing.assert_allclose(found.pooler_output, expected.pooler_output.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [3, -1, "x"])
+def test_chunks_of_the_feed_forward_do_not_stop_the_reference(tmp_path: Path, size: Any) -> None:
+    """transformers raises for a length that is no multiple of them; they change no number."""
+    model = save_tiny(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"chunk_size_feed_forward": size}))
+    probe = make_probes(BertConfig.from_hf(model.config.to_dict()))[1]
+    assert probe.shape[1] % 3
+    found = build_reference(open_source(str(tmp_path))).run(probe)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(probe.input_ids), token_type_ids=torch.from_numpy(probe.token_type_ids))
+    np.testing.assert_allclose(found.hidden_states[-1], expected.last_hidden_state.numpy(), atol=1e-5)
+
+
 def test_without_a_pooler_none_is_invented(tmp_path: Path) -> None:
     save_tiny(tmp_path, pooler=False)
     reference = build_reference(open_source(str(tmp_path)))

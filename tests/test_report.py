@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from io import BytesIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +31,22 @@ pytest.importorskip("sklearn")
 
 import mlxbert.report.page
 from heads import metrics as scoring
+from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import WriteError
 from mlxbert.report import ReportError, write_report
 from mlxbert.report.calibration import reliability
-from mlxbert.report.classification_plots import confusion_matrix
+from mlxbert.report.classification_plots import class_plots, confusion_matrix
 from mlxbert.report.curves import _draw_metrics, smoothed
-from mlxbert.report.event_log import Evaluation, History, MemberScores
+from mlxbert.report.decisions import decisions
+from mlxbert.report.event_log import History
 from mlxbert.report.figures import LIGHT, evenly, render, short
 from mlxbert.report.forecast_plots import forecast_plots
 from mlxbert.report.predictions import ClassPredictions, LabelPredictions, NumberPredictions, read_predictions
 from mlxbert.report.regression_plots import number_plots
 from mlxbert.report.run_files import read_run
 from mlxbert.report.tables import column, prediction_table
+from mlxbert.runs.files import RunError
+from mlxbert.training.callbacks import EvaluationEvent, MemberEvent
 
 ROOT = Path(__file__).parent.parent
 CURVES = {"loss", "metric", "other-metrics"}
@@ -90,13 +99,76 @@ class Parsed(HTMLParser):
             self._rows[-1][-1] += data
 
 
+@dataclass(frozen=True)
+class Words:
+    """The words of a plot as they are drawn: text, and the box around it in pixels of the picture."""
+
+    size: tuple[float, float]
+    boxes: list[tuple[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn() -> list[Words]:
+    """What `runs` has drawn."""
+    return []
+
+
+def words_of(canvas: Any) -> Words:
+    """The words of a figure that has just been drawn; labels of ticks outside the view are not."""
+    from matplotlib.text import Text
+
+    figure, hidden = canvas.figure, set()
+    for axes in figure.axes:
+        if not axes.axison:
+            hidden |= set(axes.findobj(Text))
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            beyond = [tick for tick in axis.get_major_ticks() if not low - 1e-9 <= tick.get_loc() <= high + 1e-9]
+            hidden |= {label for tick in beyond for label in (tick.label1, tick.label2)}
+    # The box around a slanted label is larger than the label.
+    seen = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in hidden]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in seen if t.get_rotation() % 90 == 0]
+    return Words((figure.bbox.width, figure.bbox.height), boxes)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, drawn: list[Words]) -> Path:
     """A finished run of every task, and its report."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     root = tmp_path_factory.mktemp("runs")
-    for task in TASKS:
-        write_report(write_run(root / task, task))
+    draw = FigureCanvasAgg.print_png
+
+    def noted(canvas: Any, *arguments: Any, **options: Any) -> None:
+        draw(canvas, *arguments, **options)
+        drawn.append(words_of(canvas))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "print_png", noted)
+        for task in TASKS:
+            write_report(write_run(root / task, task))
+        # Names that are longer than the room beside an axis.
+        names = [f"a target with quite a long name {i}" for i in range(3)]
+        write_report(write_run(root / "long names", "regression", target=names, rows=30, steps=8))
+        names = [f"a class with a long name, number {i}" for i in range(12)]
+        write_report(write_run(root / "many classes", "multiclass", classes=names, rows=240, steps=8))
     return root
+
+
+def test_words_of_a_plot_neither_overlap_nor_leave_the_picture(runs: Path, drawn: list[Words]) -> None:
+    assert len(drawn) > 2 * sum(map(len, PLOTS.values()))
+    for words in drawn:
+        width, height = words.size
+        for text, box in words.boxes:
+            assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -1, text
+        for (one, a), (other, b) in combinations(words.boxes, 2):
+            apart = max(a.x0, b.x0) > min(a.x1, b.x1) - 1 or max(a.y0, b.y0) > min(a.y1, b.y1) - 1
+            assert apart, f"{one!r} and {other!r}"
+
+
+def test_names_that_begin_alike_are_told_apart(runs: Path, drawn: list[Words]) -> None:
+    labels = {text for words in drawn for text, _ in words.boxes if text.startswith("a clas")}
+    assert {f"a clas…umber {i}" for i in range(10)} <= labels
 
 
 @pytest.fixture
@@ -189,6 +261,81 @@ def test_settings_and_origin_are_on_the_page(runs: Path) -> None:
     assert facts["packages"] == "mlx: 0.32.4, numpy: 2.3.5"
     assert facts["rate"] == "5e-05"
     assert facts["created"] == info["created"]
+    page = (runs / "binary" / "report.html").read_text()
+    command = page.partition('<pre class="command"><code>')[2].partition("</code>")[0]
+    words = shlex.split(html.unescape(command).replace("\\\n", " "))
+    assert words[:5] == ["mlxbert", "train", "train.csv", "--model", "mlx_models/minilm"]
+    assert words[-2:] == ["-o", f"{runs / 'binary'}-again"]
+
+
+def test_cells_of_a_confusion_matrix_have_lines(runs: Path) -> None:
+    made = read_predictions(read_run(runs / "binary"))
+    assert isinstance(made, ClassPredictions)
+    from PIL import Image
+
+    (plot,) = [plot for plot in class_plots(made, "binary") if plot.name == "confusion"]
+    with Image.open(BytesIO(render(plot, LIGHT))) as image:
+        pixels = np.asarray(image.convert("RGB"), int)
+    line = np.array([int(LIGHT.muted[i : i + 2], 16) for i in (1, 3, 5)])
+    like_line = np.abs(pixels - line).max(axis=2) < 60
+    # One line between the two rows, one between the two columns, over more than a third of the picture.
+    assert (like_line.sum(axis=1) > pixels.shape[1] / 3).any()
+    assert (like_line.sum(axis=0) > pixels.shape[0] / 3).any()
+
+
+class TestDecisions:
+    """What the page says of thresholds, labels and the submission."""
+
+    @staticmethod
+    def said(run: Path, **fitted: Any) -> str:
+        for member in json.loads((run / "run.json").read_text())["members"]:
+            (run / "members" / member).mkdir(parents=True)
+            config = {"mlxbert": {"head": {"name": "binary", "fitted": fitted}}}
+            (run / "members" / member / "config.json").write_text(json.dumps(config))
+            (run / "logits").mkdir(exist_ok=True)
+            (run / "logits" / f"{member}.npz").touch()
+        return " ".join(decisions(read_run(run)))
+
+    def test_thresholds_that_were_fitted(self, tmp_path: Path) -> None:
+        text = self.said(write_run(tmp_path / "run", "binary", rows=12, steps=4), threshold=0.3412, temperature=1.25)
+        assert (
+            "Thresholds are fitted for f1 on held-out rows: a row is positive from a probability of 0.341 on." in text
+        )
+        assert "Probabilities are calibrated by a temperature, fitted on held-out rows: 1.25." in text
+        assert "A submission of this run holds labels, decided as above: id, target." in text
+
+    def test_a_threshold_that_was_not(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", "binary", rows=12, steps=4)
+        info = json.loads((run / "run.json").read_text())
+        info["submission"]["values"] = "probabilities"
+        (run / "run.json").write_text(json.dumps({**info, "metric": "roc_auc"}))
+        (run / "submission.csv").touch()
+        text = self.said(run, threshold=0.5, temperature=1.0)
+        assert "No threshold is fitted: a row is positive from a probability of 0.5 on." in text
+        assert "submission.csv holds probabilities, not labels (mlxbert predict --values labels writes" in text
+        assert "temperature" not in text
+
+    def test_a_damaged_member_costs_one_line(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", "binary", rows=12, steps=4)
+        with pytest.raises(RunError, match=r"config\.json: mlxbert\.head\.fitted\.threshold must be a number or null"):
+            self.said(run, threshold="half")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_of_one_epoch_and_one_member_has_a_table_and_no_plot_of_a_point(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "binary", rows=24, folds=1, steps=4)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["event"] != "evaluation" or line["step"] == 3]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_report(run)
+    page = page_of(run)
+    assert {path.stem for path in (run / "plots").iterdir()} & CURVES == {"loss"}
+    (judged,) = page.tables["once"][1:]
+    (event,) = [line for line in kept if line["event"] == "evaluation"]
+    assert judged[:3] == ["seed0-fold0", "1.50", f"{event['loss']:.4f}"]
+    assert judged[3] == f"{event['metrics']['f1']:.4f}"
+    assert [row[0] for row in page.tables["scores"]] == ["member", "seed0-fold0", "pooled", "hold-out"]
+    assert "standard deviation" not in page.text
 
 
 class TestPredictions:
@@ -280,10 +427,13 @@ class TestPredictions:
         write_csv(binary / "oof.csv", ["row", "fold", "target:target", "probability", "label"], rows)
         write_report(binary)
         assert not (binary / "plots" / "roc.png").exists()
+        assert page_of(binary).tables["point"][1] == ["6 rows", "0.2500", "0.0000"]
+        assert not (binary / "plots" / "calibration.png").exists()
         series = write_run(tmp_path / "series", "time_series")
-        write_csv(series / "oof.csv", ["row", "made_at", "fold", "target:+1", "prediction:+1"], [[0, "1950", 0, 5, 5]])
+        write_csv(series / "oof.csv", ["row", "made_at", "fold", "target:+1", "prediction:+1"], [[0, "1950", 0, 5, 4]])
         write_report(series)
-        assert (series / "plots" / "forecasts.png").exists()
+        assert {path.stem for path in (series / "plots").iterdir()} == CURVES
+        assert page_of(series).tables["point"][1] == ["+1", "5.0000", "4.0000", "1.0000"]
 
     @pytest.mark.parametrize("residual", [0.0, 1e6, "an ulp", "unknown"])
     def test_residuals_that_hardly_differ_and_truths_not_known_yet(self, tmp_path: Path, residual: Any) -> None:
@@ -333,12 +483,16 @@ class TestHostile:
         assert [row[0] for row in page.tables["outcomes"][1:]] == [HOSTILE, "ok", "$_{"]
 
     @pytest.mark.usefixtures("undrawn")
-    def test_a_lone_surrogate_and_a_nul_do_no_harm(self, tmp_path: Path) -> None:
+    def test_a_nul_does_no_harm_and_a_lone_surrogate_is_no_text(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "run", "binary", finished=1)
         info = json.loads((run / "run.json").read_text())
-        info["competition"] = "\ud800 \u0000 <i>"
+        info["competition"] = "\u0000 <i>"
         (run / "run.json").write_text(json.dumps(info))
         assert "<i>" in page_of(write_report(run).parent).text
+        info["competition"] = "\ud800 <i>"
+        (run / "run.json").write_text(json.dumps(info))
+        with pytest.raises(RunError, match=r'competition must be a text or null, found "\\ud800 <i>"; fix: restore'):
+            write_report(run)
 
     @pytest.mark.usefixtures("undrawn")
     def test_a_text_longer_than_csv_allows_is_cut_and_says_so(self, tmp_path: Path) -> None:
@@ -443,30 +597,37 @@ def remove(name: str, *keys: str) -> Callable[[Path], None]:
 
 
 BAD = {
-    "json": (edit("run.json", 2, "oops"), r"run\.json: not valid JSON \(.* line 2 .*\); fix: restore"),
-    "another json": (edit("run.json", 2, '"format": "other",'), r"run: not a run \(no run\.json of one\); fix: give"),
-    "version": (edit("run.json", 3, '"version": 2,'), r"version 2, and this mlxbert reads 1; fix: upgrade mlxbert"),
-    "no task": (remove("run.json", "task"), r"run\.json: 'task' is missing; fix: restore"),
-    "no target": (remove("run.json", "task", "target"), r"run\.json: task: 'target' is missing; fix: restore"),
-    "no members": (remove("run.json", "members"), r"run\.json: 'members' is missing"),
+    "json": (edit("run.json", 2, "oops"), r"run\.json: not valid JSON \(.* line 2 .*\); fix: get the file again"),
+    "another json": (
+        edit("run.json", 2, '"format": "other",'),
+        r"run is not a run \(no run\.json of mlxbert in it\); fix: give",
+    ),
+    "version": (edit("run.json", 3, '"version": 2,'), r"version 2, and this mlxbert reads 1; fix: update mlxbert"),
+    "no task": (remove("run.json", "task"), r"run\.json: task is missing; fix: restore"),
+    "no target": (remove("run.json", "task", "target"), r"run\.json: task\.target is missing; fix: restore"),
+    "no members": (remove("run.json", "members"), r"run\.json: members is missing"),
     "log": (
         edit("metrics.jsonl", 5, "{oops"),
         r"metrics\.jsonl: line 5 is not JSON \(.*\); fix: restore the file, or rem",
     ),
     "log list": (edit("metrics.jsonl", 5, "[1]"), r"metrics\.jsonl: line 5 is a list, not an object; fix:"),
     "log field": (
-        edit("metrics.jsonl", 2, '{"event": "step", "member": "m", "seed": 0, "fold": 0, "step": 1, "epoch": 0.1}'),
-        r"metrics\.jsonl: line 2: 'loss' is missing; fix:",
+        edit(
+            "metrics.jsonl",
+            2,
+            '{"event": "step", "member": "m", "seed": 0, "fold": 0, "step": 1, "epoch": 0.1, "steps": 2}',
+        ),
+        r"metrics\.jsonl: line 2: loss is missing; fix:",
     ),
     "log kind": (
         edit("metrics.jsonl", 2, '{"event": "member", "member": "m", "seed": "0"}'),
-        r"metrics\.jsonl: line 2: 'seed' is not a whole number; fix:",
+        r'metrics\.jsonl: line 2: seed must be a whole number, found "0"; fix:',
     ),
     "log nested": (edit("metrics.jsonl", 5, "[" * 100_000), r"metrics\.jsonl: line 5 is not JSON"),
-    "scores": (remove("scores.json", "pooled"), r"scores\.json: 'pooled' is missing; fix: restore"),
+    "scores": (remove("scores.json", "pooled"), r"scores\.json: pooled is missing; fix: restore"),
     "scores member": (
         remove("scores.json", "members", 1, "metrics"),  # type: ignore[arg-type]
-        r"scores\.json: members\[1\]: 'metrics' is missing",
+        r"scores\.json: members\[1\]\.metrics is missing",
     ),
     "cells": (
         edit("oof.csv", 4, "2,id2,2"),
@@ -501,7 +662,7 @@ class TestBadInput:
         run = write_run(tmp_path / "run", "binary", rows=24, steps=8)
         change, message = BAD[name]
         change(run)
-        with pytest.raises(ReportError, match=message) as caught:
+        with pytest.raises(MLXBertError, match=message) as caught:
             write_report(run)
         assert "\n" not in str(caught.value)
         assert "; fix: " in str(caught.value)
@@ -514,12 +675,12 @@ class TestBadInput:
             write_report(run)
 
     def test_what_is_no_run(self, tmp_path: Path) -> None:
-        with pytest.raises(ReportError, match=r"absent: no such directory; fix: give the directory of a run"):
+        with pytest.raises(RunError, match=r"absent: no such directory; fix: give a run that `mlxbert train -o` made"):
             write_report(tmp_path / "absent")
         (tmp_path / "file").touch()
-        with pytest.raises(ReportError, match=r"file: a file, not a directory; fix"):
+        with pytest.raises(RunError, match=r"file: a file, not a directory; fix"):
             write_report(tmp_path / "file")
-        with pytest.raises(ReportError, match=r"not a run \(no run\.json of one\); fix"):
+        with pytest.raises(RunError, match=r"is not a run \(no run\.json of mlxbert in it\); fix"):
             write_report(tmp_path)
 
     @pytest.mark.usefixtures("undrawn")
@@ -640,11 +801,14 @@ class TestPieces:
 def test_a_ring_marks_the_weights_that_were_kept() -> None:
     from matplotlib.figure import Figure
 
-    evaluations = {5: Evaluation(1.0, 0.5, {"f1": 0.8}, True), 10: Evaluation(2.0, 0.6, {"f1": 0.7}, False)}
+    evaluations = {
+        5: EvaluationEvent("seed0-fold0", 0, 0, 1.0, 5, 0.5, {"f1": 0.8}, best=True),
+        10: EvaluationEvent("seed0-fold0", 0, 0, 2.0, 10, 0.6, {"f1": 0.7}, best=False),
+    }
     history = History("seed0-fold0", 0, 0, evaluations=evaluations)
     assert history.kept_step("best") == 5
     assert history.kept_step("last") == 10
-    history.finished = MemberScores("seed0-fold0", None, 10, 2.0, {})
+    history.finished = MemberEvent("seed0-fold0", 0, 0, 2.0, 10, {}, seconds=1.0)
     figure = Figure()
     _draw_metrics(figure, LIGHT, [history], ["f1"], "best")
     (ring,) = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]

@@ -16,11 +16,11 @@ from converter.convert import convert
 from mlxbert.cli import main
 from mlxbert.runs import Run, resume, train
 from mlxbert.runs import environment as environment_module
-from mlxbert.runs.files import RunFiles
 from mlxbert.runs.place import delete_leftovers, run_lock
 from mlxbert.runs.session import _command
 from mlxbert.training.callbacks import Callback, EvaluationEvent
 from mlxbert.training.outcome import TrainingInterrupted
+from tests.report_samples import write_run
 from tests.run_samples import QUICK, options, sample
 from tests.tiny import save_tiny
 
@@ -181,7 +181,8 @@ def test_no_other_flag_goes_with_resume(stage: Path, flags: list[str], named: st
 
 
 def test_the_command_to_go_on_with_is_quoted(tmp_path: Path) -> None:
-    command_line = _command(RunFiles(tmp_path / "my run"), {"data": {"path": "train.csv"}})
+    run = Run.open(write_run(tmp_path / "my run", "binary"))
+    command_line = _command(run.files, run.record)
     assert shlex.split(command_line) == ["mlxbert", "train", "--resume", str(tmp_path / "my run")]
 
 

@@ -126,7 +126,8 @@ def test_a_class_too_rare_for_the_folds_is_an_error_and_a_label_a_warning(place:
 def test_ids_that_repeat_or_are_missing(place: Place) -> None:
     frame = sample("binary")
     line = place.refused(frame.assign(id=["r0001", *frame["id"][1:]]))
-    assert line == f"{place.file}: 1 ids of column 'id' come more than once; fix: drop the repeated rows"
+    fix = "fix: drop the repeated rows, or name another column: --id COLUMN"
+    assert line == f"{place.file}: 1 ids of column 'id' come more than once; {fix}"
     line = place.refused(frame.assign(id=[None, *frame["id"][1:]]))
     assert line == f"{place.file}: row 0 has no id in column 'id'; fix: fill it, or leave the id out"
 
@@ -147,6 +148,19 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
     assert place.refused(frame) == f"{model} was never converted; run: mlxbert-convert {model} -o mlx_models/model"
     place.model = place.root / "none"
     assert place.refused(frame) == f"{place.model}: no such directory, and not a Hub id such as mlx-community/NAME"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("horizon=x", "horizon must be a whole number from 1, not 'x'; fix: --head horizon=12"),
+        ("window=1.5", "window must be a whole number from 0, not 1.5; fix: --head window=12"),
+        ("window=true", "window must be a whole number from 0, not True; fix: --head window=12"),
+    ],
+)
+def test_steps_of_a_series_that_are_no_whole_number(place: Place, option: str, message: str) -> None:
+    columns = ("--target", "y", "--text", "{month}", "--time", "month", "--task", "time_series", "--head", option)
+    assert place.refused(sample("time_series"), columns=columns) == message
 
 
 @pytest.mark.parametrize(
@@ -179,6 +193,7 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
         (["--folds", "100"], "48 rows are too few for 100 parts; fix: fewer folds, or more data"),
         (["--fold-kind", "loo"], "fold_kind 'loo' is not known; known: plain"),
         (["--valid-size", "0.5"], "valid_size goes with folds=1, not with 2 folds; fix: leave one out"),
+        (["--hold-out", "nan"], "hold_out must be a share of the rows or their number, not nan; fix: 0.2"),
         (["--hold-out", "1.5"], "hold_out must be a share between 0 and 1, or fewer than 48 rows, not 1.5"),
         (["--log", "mlflow"], "tracker 'mlflow' is unknown; known: tensorboard, wandb"),
         (["--values", "values"], "a submission of 'values' does not fit binary; fix: labels or probabilities"),
@@ -282,6 +297,17 @@ def test_a_full_disk_leaves_the_state_before(place: Place) -> None:
         assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
+def test_a_disk_that_is_full_before_run_json_advises_no_resuming(place: Place) -> None:
+    sample("binary").to_csv(place.file, index=False)
+    with files_of_at_most(200):
+        result = command("train", place.file, "--model", place.model, "-o", place.run, *COLUMNS, *SHORT)
+    assert result.exit_code == 2
+    line = told(result)[-1]
+    assert "no room for run.json (File too large)" in line
+    assert line.endswith(" needed there; free some space and train again")
+    assert "resume" not in line
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """A run whose texts are made of a number and a category."""
@@ -321,13 +347,30 @@ def test_unseen_categories_and_words_for_numbers_are_predicted(trained: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.head(4), "of the 4 ids of {sample}, 2 beyond it; fix: the files belong together?"),
-        (lambda s: pd.concat([s, s.head(1).assign(id=7)]), "of the 7 ids of {sample}, 1 missing; fix: the files"),
-        (lambda s: s.assign(id=[7, *s["id"][1:]]), "of the 6 ids of {sample}, 1 missing and 1 beyond it; fix:"),
-        (lambda s: pd.concat([s, s.head(1)]), "{sample}: id '100' comes twice or is missing; fix: download"),
-        (lambda s: s.rename(columns={"y": "target"}), "{sample} has the columns target, and this run predicts y"),
-        (lambda s: s.assign(z=0), "{sample} has the columns y, z, and this run predicts y"),
-        (lambda s: s.rename(columns={"id": "Id"}), "{sample} has no column 'id'; did you mean 'Id'?"),
+        (lambda s: s.head(4), "{test}: 2 of its ids are not in {sample} (column 'id'); fix: give the files that"),
+        (
+            lambda s: pd.concat([s, s.head(1).assign(id=7)]),
+            "{test}: 1 of the 7 ids of {sample} are missing (column 'id'); fix: give the files that belong together",
+        ),
+        (
+            lambda s: s.assign(id=[7, *s["id"][1:]]),
+            "{test}: 1 of the 6 ids of {sample} are missing and 1 of its ids are not in {sample} (column 'id'); "
+            "fix: give the files that belong together, or --id COLUMN\n  missing:\n  7\n  not in {sample}:\n  100",
+        ),
+        (
+            lambda s: s.assign(id=s["id"].astype(float)),
+            "the same ids are written in two ways, '100' in {test} and '100.0' in {sample} (6 of 6); fix: write them "
+            "alike; in pandas read_csv(…, dtype={{'id': str}})",
+        ),
+        (
+            lambda s: pd.concat([s, s.head(1)]),
+            "{sample}: id '100' comes twice or is missing in column 'id'; fix: down",
+        ),
+        (
+            lambda s: s.assign(z=0),
+            "{sample} has the columns y, z, and this run predicts y; fix: the sample of this competition, or --values "
+            "labels|probabilities\n  the run predicts no:\n  z",
+        ),
     ],
 )
 def test_a_sample_that_does_not_fit_is_refused_before_anything_is_written(
@@ -337,7 +380,7 @@ def test_a_sample_that_does_not_fit_is_refused_before_anything_is_written(
     change(rows()[["id"]].assign(y=0.5)).to_csv(file, index=False)
     result, out = predict(trained, rows(), "--sample-submission", file)
     assert result.exit_code == 2
-    assert message.format(sample=file) in told(result)[0]
+    assert message.format(sample=file, test=trained / "test.csv") in "\n".join(told(result))
     assert not out.exists()
 
 
@@ -346,7 +389,7 @@ def test_the_sample_is_checked_before_the_training_too(place: Place) -> None:
     sample("binary", 8, seed=3).drop(columns="y").to_csv(test, index=False)
     pd.DataFrame({"id": ["r0000", "r0001"], "y": "no"}).to_csv(file, index=False)
     line = place.refused(sample("binary"), "--test", test, "--sample-submission", file)
-    assert line.startswith(f"{test}: of the 2 ids of {file}, 6 beyond it")
+    assert line.startswith(f"{test}: 6 of its ids are not in {file} (column 'id')")
     assert place.refused(sample("binary"), "--test", place.root / "t.csv") == (
         f"{place.root / 't.csv'} is not there; fix: check the path"
     )
@@ -357,7 +400,7 @@ def test_the_sample_is_checked_before_the_training_too(place: Place) -> None:
 def test_test_files_and_flags_that_cannot_be(trained: Path) -> None:
     for frame, message in (
         (rows().drop(columns="kind"), "has no column 'kind'; did you mean 'id'?"),
-        (rows().drop(columns="id"), "has no column 'id'; did you mean 'kind'?"),
+        (rows().drop(columns="id"), "has no id column 'id'; did you mean 'kind'? (fix: --id COLUMN)"),
         (rows().assign(id=1), "1 ids of column 'id' come more than once"),
         (rows(0), "has no rows"),
     ):

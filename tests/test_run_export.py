@@ -429,21 +429,29 @@ class TestRefusals:
     def test_a_run_of_another_kind_or_version(self, member: Path, tmp_path: Path) -> None:
         run = self.run(tmp_path, format="something")
         assert self.message(run, tmp_path / "out") == (
-            f"{run}/run.json: is not a run of mlxbert train; fix: give the run's directory"
+            f"{run} is not a run (no run.json of mlxbert in it); fix: give what `mlxbert train -o` made"
         )
         run = self.run(tmp_path, version=2)
-        assert self.message(run, tmp_path / "out") == f"{run}/run.json: version 2 is unknown; fix: update mlxbert"
+        assert self.message(run, tmp_path / "out") == (
+            f"{run}/run.json: version 2, and this mlxbert reads 1; fix: update mlxbert"
+        )
+
+    def test_members_that_are_gone(self, member: Path, tmp_path: Path) -> None:
+        run = self.run(tmp_path, members=["a", "b"])
+        assert self.message(run, tmp_path / "out") == f"{run}: member 'b' is missing; fix: train again"
 
     @pytest.mark.parametrize(
-        ("members", "what"), [(["a", "b"], "member 'b' is missing"), ([], "run.json names no members")]
+        ("members", "what"),
+        [
+            ([], "members is empty"),
+            (["../members/a"], "members: '../members/a' is not the name of a folder of the run"),
+        ],
     )
-    def test_members_that_are_gone(self, members: list[str], what: str, member: Path, tmp_path: Path) -> None:
+    def test_members_that_are_none(self, members: list[str], what: str, member: Path, tmp_path: Path) -> None:
         run = self.run(tmp_path, members=members)
-        assert self.message(run, tmp_path / "out") == f"{run}: {what}; fix: train again"
-
-    def test_a_member_outside_the_run(self, member: Path, tmp_path: Path) -> None:
-        run = self.run(tmp_path, members=["../members/a"])
-        assert "run.json names no members" in self.message(run, tmp_path / "out")
+        assert self.message(run, tmp_path / "out") == (
+            f"{run}/run.json: {what}; fix: restore the file from a copy of the run, or train again"
+        )
 
     def test_a_submission_that_does_not_fit(self, member: Path, tmp_path: Path) -> None:
         run = self.run(tmp_path, submission={"id_column": "id", "columns": ["a", "b"], "values": "labels"})

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from heads.errors import HeadError
-from heads.labels import encode_labels
+from heads.labels import LabelWarning, encode_labels, infer_classes
 from mlxbert.factory.infer_task import InferredTask, infer_task
 from mlxbert.factory.target_rules import TaskError, TaskWarning
 from mlxbert.factory.target_values import target_values
@@ -170,6 +170,8 @@ def test_labels_that_differ_by_case_or_width_are_two_and_said() -> None:
         assert len(task.classes or ()) == 3
         assert "differ by case or width alone and are different classes; fix: write them alike" in said[0]
     assert inferred(forty(["pos", "pos ", "neg"]), classes=("pos", "pos ", "neg"))[2] == []
+    with pytest.warns(LabelWarning, match="the labels 'pos' and 'pos ' differ by white space or Unicode form alone"):
+        assert infer_classes(["pos", "pos ", "neg"], "x") == ("neg", "pos", "pos ")
     with pytest.raises(HeadError, match="row 1 has label 'pos ', which is not 'pos'; fix: take the spaces out"):
         encode_labels(["neg", "pos "], ("neg", "pos"), "x")
     with pytest.raises(TaskError, match=r"14 of 40 rows have no value \(first: row 0\); fix: drop them before"):

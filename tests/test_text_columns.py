@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mlxbert.errors import MLXBertError
 from mlxbert.factory.frames import FrameError, Table, plain, shown
 from mlxbert.factory.text_columns import RowText, TextError, every_column
+from mlxbert.files.typed_json import from_json
 
 FRAME: dict[str, list[Any]] = {
     "Sex": ["male", "female", None],
@@ -63,7 +66,8 @@ def test_both_libraries_give_the_same_texts(library: str) -> None:
 
 def test_settings_come_back() -> None:
     for row_text in (RowText("a"), RowText(("a", "b"), "{c}", missing="-")):
-        assert RowText.from_dict(row_text.to_dict()) == row_text
+        saved = json.loads(json.dumps(row_text.to_dict()))
+        assert from_json(RowText, saved, place="run.json", fix="fix", error=MLXBertError) == row_text
 
 
 @pytest.mark.parametrize(

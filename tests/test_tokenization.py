@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer
 
 from mlxbert.tokenization import Tokenizer, TokenizerError, TokenizerWarning, TruncationWarning
+from mlxbert.tokenization.long_text import LongTexts
 
 TEXTS: list[str] = json.loads((Path(__file__).parent / "data" / "nasty_texts.json").read_text("utf-8"))
 PAIRS = TEXTS[::-1]
@@ -276,7 +279,11 @@ def test_input_forms(tmp_path: Path, vocabulary: list[str]) -> None:
         (["a", None], "text 1 is None (NoneType), not a string; fix: drop it, or replace it by ''"),
         ([float("nan")], "text 0 is nan (float), not a string; fix: drop it, or replace it by ''"),
         (["a", b"b"], "text 1 is b'b' (bytes), not a string; fix: decode it"),
-        ([("a", "b")], "text 0 is ('a', 'b') (tuple), not a string; fix: give second texts as pairs="),
+        (
+            [("a", "b")],
+            "text 0 is ('a', 'b') (tuple), not a string; "
+            "fix: join both texts, or give the tokenizer second texts as pairs=",
+        ),
         (b"a", "texts must be a string or a sequence of strings, not bytes"),
         (None, "texts must be a string or a sequence of strings, not NoneType"),
         ({"a": 1}, "texts must be a string or a sequence of strings, not dict"),
@@ -346,6 +353,180 @@ def test_the_lower_limit_counts(
             ours("a", max_length=wrong)
 
 
+CUT_PAIRS = [
+    ("a b c d e f g h", "a b c"),
+    ("a", "b c d e f g h i"),
+    ("a b c", "d e f"),
+    ("a b c d e", None),
+    ("a", ""),
+]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_every_truncation_strategy_cuts_as_transformers_does(tmp_path: Path, vocabulary: list[str], side: str) -> None:
+    directory = write(tmp_path, vocabulary, tokenizer_config={"truncation_side": side, "do_lower_case": False})
+    ours, reference = Tokenizer.from_directory(directory), AutoTokenizer.from_pretrained(directory)
+    seen = 0
+    for text, pair in CUT_PAIRS:
+        for limit in range(4, 13):
+            for strategy in (True, "longest_first", "only_first", "only_second", "do_not_truncate"):
+                pairs = None if pair is None else [pair]
+                try:
+                    expected = reference([text], pairs, truncation=strategy, max_length=limit)
+                except Exception as error:  # tokenizers' own
+                    fix = "truncation=True" if "too short" in str(error) else "give pairs="
+                    with pytest.raises(TokenizerError, match=rf'^truncation="{strategy}".*; fix: .*{fix}'):
+                        ours([text], pairs, truncation=strategy, max_length=limit)
+                    continue
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", TruncationWarning)
+                    got = ours([text], pairs, truncation=strategy, max_length=limit)
+                for name in ("input_ids", "token_type_ids", "attention_mask"):
+                    assert got[name].tolist() == expected[name], (text, pair, limit, strategy)
+                seen += 1
+    assert seen > 150
+
+
+def test_a_truncation_that_there_is_not_is_refused_and_an_uncut_text_is_said(
+    tmp_path: Path, vocabulary: list[str]
+) -> None:
+    ours = Tokenizer.from_directory(write(tmp_path, vocabulary), max_length=8)
+    for wrong in ("only_third", None, 1, "True", ["only_first"]):
+        with pytest.raises(
+            TokenizerError, match=r"^truncation=.* is not known; fix: True, False or one of longest_first"
+        ):
+            ours("a", truncation=wrong)  # type: ignore[arg-type]
+    with pytest.warns(
+        TruncationWarning, match=r"^1 of 2 texts is longer than 8 tokens \(the longest has 22\) and was not"
+    ):
+        assert ours(["a " * 20, "a"], truncation="do_not_truncate")["input_ids"].shape == (2, 22)
+
+
+def test_a_setting_that_there_is_not_is_no_silent_attribute(tmp_path: Path, vocabulary: list[str]) -> None:
+    ours = Tokenizer.from_directory(write(tmp_path, vocabulary))
+    for name in ("padding_side", "truncation_side", "model_max_length", "pad_token"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(ours, name, "left")
+    ours.max_length = 4
+    with pytest.warns(TruncationWarning):
+        assert ours("a b c d e")["input_ids"].shape == (1, 4)
+
+
+# --- texts that are too long to be tokenized whole ------------------------------------------------------------------
+
+RUNS = ["x" * 600, "ab" * 300, " " * 600, "\n" * 600, "\0" * 600, "🙂" * 600, "." * 600, "Я" * 300 + " " * 300]
+BITS = [
+    "a",
+    "b",
+    " ",
+    "  ",
+    "\n",
+    "\u200b",
+    ".",
+    "#",
+    "[MASK]",
+    "[MASK",
+    "New York",
+    "New",
+    "York",
+    "<x>",
+    "東",
+    "é",
+    "e\u0301",
+]
+BITS += ["\u0301", "ﬁ", "İ", "x" * 101, "ing", "able", "\ufffd", "각", "\u3000", *RUNS]
+
+
+def added(content: str, **options: bool) -> dict[str, object]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"content": content, **flags, **options}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("settings", [{"strip_accents": False}, {"do_lower_case": False, "added": True}], ids=str)
+def test_a_text_cut_by_characters_has_the_ids_and_offsets_of_the_whole_one(
+    tmp_path: Path, vocabulary: list[str], monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], side: str
+) -> None:
+    config: dict[str, object] = {**settings, "truncation_side": side}
+    if config.pop("added", False):
+        tokens = [*(added(token, special=True) for token in SPECIAL), added("New York"), added("<x>", lstrip=True)]
+        tokens += [added("é a", normalized=True, single_word=True)]
+        config["added_tokens_decoder"] = {str(i): token for i, token in enumerate(tokens[:5])}
+        config["added_tokens_decoder"] |= {str(len(vocabulary) + i): token for i, token in enumerate(tokens[5:])}
+    ours = Tokenizer.from_directory(write(tmp_path, vocabulary, tokenizer_config=config))
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        bits = rng.choice(BITS, int(rng.integers(2, len(BITS))), replace=False)
+        text, pair = ("".join(rng.choice(bits, int(rng.integers(3, 120)))) for _ in range(2))
+        limit, pairs = int(rng.integers(4, 20)), [pair] if i % 2 else None
+        monkeypatch.setattr(LongTexts, "whole", 10**9)
+        (expected,) = ours.encode([text], pairs, max_length=limit)
+        monkeypatch.setattr(LongTexts, "whole", int(rng.choice([8, 40, 200])))
+        (got,) = ours.encode([text], pairs, max_length=limit)
+        assert (got.ids, got.type_ids, got.offsets) == (expected.ids, expected.type_ids, expected.offsets), (
+            text,
+            pair,
+        )
+        assert got.special_tokens_mask == expected.special_tokens_mask
+        assert got.n_truncated == expected.n_truncated or (
+            got.uncounted and 0 < got.n_truncated < expected.n_truncated
+        )
+
+
+LONG = """
+import resource, sys
+import mlxbert
+from mlxbert.tokenization import Tokenizer
+resource.setrlimit(resource.RLIMIT_AS, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 3 * 2**30,) * 2)
+tokenizer = Tokenizer.from_directory(sys.argv[1], max_length=64)
+for unit, tokens in (("hello wonderful, world ", 32), ("a", 3), (" ", 2), ("🙂", 3), ("東京", 32)):
+    (row,) = tokenizer.encode([unit * (20_000_000 // len(unit))], max_length=32)
+    assert len(row) == tokens, (unit, len(row))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does it")
+def test_a_text_of_20_million_characters_takes_no_gigabytes(tmp_path: Path, vocabulary: list[str]) -> None:
+    """It took 4.1 GB; one of 100 million characters aborted the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", LONG, str(write(tmp_path, vocabulary))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-400:]
+    assert int(done.stdout) < 700
+
+
+def test_of_a_text_that_is_read_in_part_the_count_is_a_lower_bound(tmp_path: Path, vocabulary: list[str]) -> None:
+    ours = Tokenizer.from_directory(write(tmp_path, vocabulary), max_length=8)
+    with pytest.warns(
+        TruncationWarning, match=r"^1 of 2 texts is longer than 8 tokens \(the longest has at least \d+\)"
+    ):
+        ours(["a " * 100_000, "b"])
+    with pytest.raises(TokenizerError, match=r"text 0: \d+ tokens or more$"):
+        ours(["a " * 100_000, "b"], truncation=False)
+
+
+def test_thousands_of_random_strings(tmp_path: Path, vocabulary: list[str]) -> None:
+    """3,000 seeded strings of every Unicode plane, a third of them with a second text."""
+    rng = np.random.default_rng(4000)
+    blocks = [(0, 0x80), (0x80, 0x500), (0x500, 0x2000), (0x2000, 0x3000), (0x3000, 0xD800), (0xE000, 0x30000)]
+    points = [[chr(c) for c in rng.integers(*block, 400)] for block in blocks]
+
+    def draw() -> str:
+        chosen = points[int(rng.integers(len(points)))] + ["a", " ", "the", "é"] * 40
+        return "".join(rng.choice(chosen, int(rng.integers(0, 12))))
+
+    texts, pairs = [draw() for _ in range(3000)], [draw() for _ in range(1000)]
+    for lower in (True, False):
+        directory = write(tmp_path, vocabulary, tokenizer_config={"do_lower_case": lower})
+        ours, reference = Tokenizer.from_directory(directory), AutoTokenizer.from_pretrained(directory)
+        for first, second in ((texts[1000:], None), (texts[:1000], pairs)):
+            expected = reference(first, second, padding=False, truncation=True, max_length=12)
+            got = ours.encode(first, second, max_length=12)
+            assert [list(row.ids) for row in got] == expected["input_ids"]
+            assert [list(row.type_ids) for row in got] == expected["token_type_ids"]
+
+
 def test_no_limit_written_as_a_huge_number(tmp_path: Path, vocabulary: list[str]) -> None:
     directory = write(tmp_path, vocabulary, tokenizer_config={"model_max_length": 1e30})
     assert Tokenizer.from_directory(directory).max_length is None
@@ -412,6 +593,28 @@ def garbage(directory: Path, name: str, data: bytes) -> Path:
         ("tokenizer_config.json", b'{"added_tokens_decoder": []}', "{path}: an added token cannot be read"),
         ("tokenizer_config.json", b'{"mask_token": 3}', "{parent}: mask_token must be a token, not 3"),
         ("tokenizer_config.json", b'{"extra_special_tokens": 3}', "{parent}: extra_special_tokens must be a list"),
+        ("added_tokens.json", b'{"\\ud800": 7}', "{path}: '\\ud800' is no text ("),
+        (
+            "tokenizer.json",
+            b'{"added_tokens": [{"id": [1], "content": "x"}]}',
+            "{path}: added_tokens must be a list of",
+        ),
+        (
+            "tokenizer.json",
+            b'{"added_tokens": [{"id": 9, "content": "\\udfff"}]}',
+            "{path}: an added token cannot be read",
+        ),
+        ("tokenizer_config.json", b'{"cls_token": "\\ud800"}', "{parent}: cls_token must be a token, not '"),
+        (
+            "tokenizer_config.json",
+            b'{"cls_token": {"content": "\\ud800"}}',
+            "{parent}: cls_token must be a token, not",
+        ),
+        (
+            "tokenizer_config.json",
+            b'{"extra_special_tokens": ["\\ud800"]}',
+            "{parent}: extra_special_tokens must be a",
+        ),
         ("added_tokens.json", b'{"x": "y"}', "{path}: the id of 'x' must be a whole number, not 'y'"),
         ("special_tokens_map.json", b"nope", "{path}: not valid JSON"),
     ],
@@ -424,6 +627,17 @@ def test_damaged_files(tmp_path: Path, vocabulary: list[str], name: str, data: b
     text = str(caught.value)
     assert text.startswith(message.format(path=path, parent=path.parent)), text
     assert "\n" not in text
+
+
+def test_a_pipeline_that_panics_is_refused_when_it_is_loaded(tmp_path: Path, vocabulary: list[str]) -> None:
+    stored = pipeline(vocabulary)
+    stored["post_processor"] = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
+    stored["model"]["vocab"] = {}  # type: ignore[index]
+    directory = write(tmp_path, tokenizer=stored, tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast"})
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer.json: it cannot encode a text \(.*; fix: fetch the file again$"
+    ):
+        Tokenizer.from_directory(directory)
 
 
 def test_no_tokenizer_at_all(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from mlxbert.runs.info import check_same
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar
-from mlxbert.runs.rows_to_predict import pieces, row_ids
+from mlxbert.runs.record import RunRecord
 from mlxbert.runs.settings import RunSettings, as_columns
 from mlxbert.tokenization import TruncationWarning
 from mlxbert.training.config import TrainingConfig
@@ -84,10 +84,11 @@ def test_out_of_fold_rows_are_each_there_once_and_score_what_is_said(runs: dict[
     assert list(oof["row"]) == list(range(len(frame)))
     assert list(oof["id"]) == list(frame["id"])
     target = options(task)["target"]
-    for name in (target,) if isinstance(target, str) else target:
-        np.testing.assert_array_equal(oof[f"target:{name}"], frame[name])
+    told = {"target": target} if isinstance(target, str) else {f"target:{name}": name for name in target}
+    for column, name in told.items():
+        np.testing.assert_array_equal(oof[column], frame[name])
     if task in ("binary", "multiclass", "ordinal"):
-        expected = (oof["label"] == oof["target:y"]).mean()
+        expected = (oof["label"] == oof["target"]).mean()
         assert run.scores is not None
         assert run.scores["pooled"]["accuracy"] == pytest.approx(expected)
 
@@ -120,7 +121,7 @@ def test_a_run_begins_with_another_tool_s_unquantized_files(tiny_checkpoint: Pat
 def test_that_texts_are_cut_is_said_once_for_all_pieces_of_a_file(
     runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxbert.runs.predict.ROWS", 7)
+    monkeypatch.setattr("mlxbert.runs.rows_to_predict.ROWS", 7)
     frame = sample("binary", rows=20, seed=5)
     frame.loc[[2, 18], "text"] = "word " * 300
     frame.loc[[3, 9, 17], "text"] = ""
@@ -174,7 +175,7 @@ def test_seeds_are_averaged(tmp_path: Path, tiny_checkpoint: Path) -> None:
     for fold in (0, 1):
         held = [np.load(run.path / "logits" / f"seed{seed}-fold{fold}.npz") for seed in (1, 2)]
         mean = (held[0]["values"] + held[1]["values"]) / 2
-        np.testing.assert_allclose(oof.loc[oof["fold"] == fold, "prediction:y"], mean, rtol=1e-12)
+        np.testing.assert_allclose(oof.loc[oof["fold"] == fold, "prediction"], mean, rtol=1e-12)
 
 
 def refused(message: str, data: Any, out: Path, **changes: Any) -> None:
@@ -295,7 +296,7 @@ def test_rows_held_out_of_everything_are_predicted_and_scored(
     assert run.scores is not None
     assert run.scores["hold_out"]["rows"] == len(held)
     if task == "regression":
-        rmse = float(np.sqrt(((held["target:y"] - held["prediction:y"]) ** 2).mean()))
+        rmse = float(np.sqrt(((held["target"] - held["prediction"]) ** 2).mean()))
         assert run.scores["hold_out"]["metrics"]["rmse"] == pytest.approx(rmse)
 
 
@@ -321,9 +322,9 @@ def test_a_test_file_is_predicted_at_the_end_in_the_samples_order(tmp_path: Path
     np.testing.assert_allclose(sent["top"], direct.loc[list(shuffled), "top"], atol=1e-9)
     read = run.info["data"]["test"]
     assert read["sha256"] == hashlib.sha256((tmp_path / "test.csv").read_bytes()).hexdigest()
-    other = {**run.info, "data": {**run.info["data"], "test": {**read, "sha256": "0"}}}
+    other = RunRecord.of({**run.info, "data": {**run.info["data"], "test": {**read, "sha256": "0"}}})
     with pytest.raises(RunError, match=r"test\.csv has changed since the run began; fix: put back what it was"):
-        check_same(other, run.info)
+        check_same(other, run.record)
     ranks = run.predict(test, values="probabilities", average="ranks")
     assert ranks["low"].between(0, 1).all()
 
@@ -411,12 +412,6 @@ def test_a_series_is_folded_forward_alone(tmp_path: Path, tiny_checkpoint: Path)
     series: dict[str, Any] = {**options("time_series"), "id": None, "model": tiny_checkpoint}
     message = "fold_kind 'plain' puts overlapping windows of a series on both sides; fix: leave it out (forward)"
     refused(message, sample("time_series"), tmp_path / "run", **series, fold_kind="plain")
-
-
-def test_ids_of_a_file_are_text_though_the_run_was_trained_on_a_frame_of_numbers(tmp_path: Path) -> None:
-    file = tmp_path / "test.csv"
-    file.write_text("id,text\n0012,a b\n7,c\n")
-    assert row_ids(pieces(file, {"id": "number", "text": "text"}, ["text"], "id", None), "id", "test") == ["0012", "7"]
 
 
 def test_frames_of_every_kind_are_predicted(runs: dict[str, Run]) -> None:

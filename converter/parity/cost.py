@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from converter.parity.environment import describe
 from converter.parity.report import FORMAT_VERSION, NOT_COMPARED
-
-if TYPE_CHECKING:
-    from converter.quantize.report import QuantizationReport
+from converter.quantize.cost import QuantizationReport
 
 _UNUSED = ("torch", "transformers")
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.card import render_card
-from converter.card_evidence import Quantization, read_quantization
 from converter.facts import card_facts
 from converter.parity.html import render_html
 from converter.parity.junit import render_junit
+from converter.parity.report import NAME as PARITY
 from converter.parity.report import ParityReport, ReportError
 from mlxbert.checkpoint import read_config
 from mlxbert.files.manifest import NAME, manifest_bytes, read_manifest
 from mlxbert.files.output_file import FileRecord, WriteError, replace_file
 from mlxbert.home import expand_home
 
-PARITY = "parity.json"
 CARD = "README.md"
 
 
@@ -51,12 +50,13 @@ def write_reports(
 
 def _proven_by_another(directory: Path, report: ParityReport) -> str | None:
     """The reference of a report that passes, where this one fails against another: a wrong --reference is no news."""
-    file = directory / PARITY
-    if report.passed or not file.is_file():
+    if report.passed:
         return None
     try:
-        earlier = ParityReport.from_json(file.read_text(encoding="utf-8"))
-    except (ReportError, UnicodeDecodeError):  # damaged: nothing that is worth keeping
+        earlier = ParityReport.read(directory)
+    except ReportError:  # damaged: nothing that is worth keeping
+        return None
+    if earlier is None:
         return None
     same = earlier.provenance.source == report.provenance.source
     return earlier.provenance.source if earlier.passed and not same else None
@@ -73,8 +73,7 @@ def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
     # The title is the first heading: a directory may have been renamed since, or lie in the Hub's cache.
     titles = [line[2:] for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
     cost = report.quantization
-    quantization = read_quantization(directory) if cost is None else Quantization.from_json(cost.to_dict())
-    facts = card_facts(directory, config, report, name=titles[0], records=records, quantization=quantization)
+    facts = card_facts(directory, config, report, name=titles[0], records=records, quantization=cost)
     return {CARD: render_card(facts).encode()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
@@ -11,10 +12,26 @@ from mlx.utils import tree_flatten
 
 from converter.parity.deviation import Deviation, measure, no_comparison, worst
 from converter.parity.environment import describe, require_exact_float32
-from converter.parity.outputs import LOGITS, Model, named, row_of, rows_alone, run, run_each_alone
+from converter.parity.outputs import LOGITS, Clock, Model, named, row_of, rows_alone, run, run_each_alone
 from converter.parity.probes import Probe
 from converter.parity.reference import ReferenceOutput
-from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point, Provenance
+from converter.parity.report import (
+    CUMULATIVE,
+    ENCODER,
+    LOCAL,
+    MAPPING,
+    OWN_HEAD,
+    PADDING,
+    POOLER,
+    PRECISION,
+    SENTENCE,
+    TRAINED_HEAD,
+    ParityReport,
+    Part,
+    Point,
+    Provenance,
+)
+from converter.parity.sentences import SentenceComparison
 from converter.parity.tolerances import precision_limits, tolerances
 from mlxbert.errors import MLXBertError
 
@@ -41,13 +58,13 @@ class RunsProbes(Protocol):
 def compare(
     reference: RunsProbes,
     float32_core: Model,
-    written_core: Model,
+    written_core: Model | None,
     probes: Sequence[Probe],
     *,
     written_dtype: str,
     provenance: Provenance,
     model_type: str = "bert",
-    limits_of: str | None = None,
+    sentences: SentenceComparison | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Run both gates over the probes.
@@ -55,12 +72,13 @@ def compare(
     Args:
         reference: the source in PyTorch.
         float32_core: the mapping gate's MLX side, with the head if the reference has one; its parameters are float32.
-        written_core: the written checkpoint, in whatever it is computed in.
+        written_core: the written checkpoint, in whatever it is computed in; None for a quantized one, whose cost is
+            told by `converter.quantize.report`.
         probes: from `converter.parity.probes.make_probes`.
         written_dtype: the dtype on disk, or the recipe of a quantized checkpoint.
         provenance: what the report says about the two sides.
         model_type: the row of `converter.parity.tolerances`.
-        limits_of: the dtype or packing whose precision limits hold; None: `written_dtype`'s.
+        sentences: texts' embeddings by the reference's sentence pipeline and by ours; None: there is none to compare.
         progress: called before each probe and once at the end.
 
     Raises:
@@ -73,30 +91,42 @@ def compare(
         raise ParityError("parity: no probes, so nothing would be compared")
     if (found := _dtype(float32_core)) != "float32":
         raise ParityError(f"parity: the mapping gate compares float32 with float32; this core has {found} parameters")
-    mapping, precision = tolerances(model_type).mapping, precision_limits(model_type, limits_of or written_dtype)
+    mapping = tolerances(model_type).mapping
+    precision = None if written_core is None else precision_limits(model_type, written_dtype)
     float32_core.eval()
-    written_core.eval()
+    if written_core is not None:
+        written_core.eval()
 
     gates = _Results()
     for done, probe in enumerate(probes):
         if progress is not None:
             progress(done, len(probes), probe.name)
         expected = reference.run(probe)
-        actual = run(float32_core, probe)
-        gates.add(MAPPING, CUMULATIVE, probe, named(expected), actual)
-        gates.add(MAPPING, LOCAL, probe, named(expected), run_each_alone(float32_core, probe, expected))
+        clock = Clock()
+        actual = run(float32_core, probe, clock)
+        gates.add(MAPPING, CUMULATIVE, probe, named(expected), actual, clock)
+        alone = Clock()
+        gates.add(MAPPING, LOCAL, probe, named(expected), run_each_alone(float32_core, probe, expected, alone), alone)
         if probe.padding_invariance:
-            for alone, row in rows_alone(probe):
-                gates.add(MAPPING, PADDING, probe, run(float32_core, alone), row_of(actual, row, alone), alone.keep)
-        # Float32 weights as they are written are the float32 core itself: running it again would show nothing.
-        written = actual if written_core is float32_core else run(written_core, probe)
-        gates.add(PRECISION, CUMULATIVE, probe, actual, written)
+            for one, row in rows_alone(probe):
+                clock = Clock()
+                gates.add(
+                    MAPPING, PADDING, probe, run(float32_core, one, clock), row_of(actual, row, one), clock, one.keep
+                )
+        if written_core is not None:
+            clock = Clock()
+            # Float32 weights as they are written are the float32 core itself: running it again would show nothing.
+            written = actual if written_core is float32_core else run(written_core, probe, clock)
+            gates.add(PRECISION, CUMULATIVE, probe, actual, written, clock)
         mx.clear_cache()
+    if sentences is not None:
+        sentences.add_to(gates.add)
     if progress is not None:
         progress(len(probes), len(probes), "")
 
     def limits(gate: str, check: str, name: str) -> tuple[float, float | None]:
         if gate == PRECISION:
+            assert precision is not None
             # Logits have no length that LayerNorm gives them: two that are both near 0 may point anywhere.
             return precision.max_rel, None if name.startswith(LOGITS) else precision.cosine
         return (mapping.local if check == LOCAL else mapping.cumulative), None
@@ -104,14 +134,30 @@ def compare(
     return ParityReport(
         model_type=model_type,
         written_dtype=written_dtype,
-        compute_dtype=_dtype(written_core),
+        compute_dtype=_dtype(float32_core if written_core is None else written_core),
         reference_class=reference.class_name,
         unexpected=reference.unexpected,
         provenance=Provenance(**(vars(provenance) | {"notes": (*provenance.notes, *reference.notes)})),
         probes=tuple(f"{probe.name} ({probe.shape[0]} × {probe.shape[1]})" for probe in probes),
         environment=describe(tf32),
-        points=gates.points(limits),
+        points=(points := gates.points(limits)),
+        scope=_scope(points, reference.class_name, sentences, trained=provenance.own_export),
     )
+
+
+def _scope(
+    points: Sequence[Point], class_name: str, sentences: SentenceComparison | None, *, trained: bool
+) -> tuple[Part, ...]:
+    """The parts that points are of."""
+    names = {point.name for point in points if point.gate == MAPPING}
+    parts = [Part(ENCODER, True, f"with PyTorch's {class_name}")]
+    if "pooler" in names:
+        parts.append(Part(POOLER, True, "with PyTorch's pooler"))
+    if any(name.startswith(LOGITS) for name in names):
+        parts.append(Part(TRAINED_HEAD if trained else OWN_HEAD, True, f"its logits, as {class_name}"))
+    if sentences is not None and SENTENCE in names:
+        parts.append(sentences.part)
+    return tuple(parts)
 
 
 class _Results:
@@ -119,6 +165,7 @@ class _Results:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], list[tuple[str, Deviation]]] = {}
+        self._seconds: dict[tuple[str, str, str], float] = {}
 
     def add(
         self,
@@ -127,10 +174,12 @@ class _Results:
         probe: Probe,
         reference: Mapping[str, np.ndarray],
         got: Mapping[str, np.ndarray],
+        clock: Clock,
         keep: np.ndarray | None = None,
     ) -> None:
         keep = probe.keep if keep is None else keep
         for name in dict.fromkeys((*reference, *got)):
+            begin = time.perf_counter()
             if name not in got:
                 deviation = no_comparison("the MLX model does not have it")
             elif name not in reference:
@@ -139,7 +188,10 @@ class _Results:
                 # The pooler, and a head on it, read position 0 alone: a row that masks it has nothing to speak of.
                 positions = keep if reference[name].ndim == 3 else keep[:, 0]
                 deviation = measure(reference[name], got[name], positions)
-            self._found.setdefault((gate, check, name), []).append((probe.name, deviation))
+            key = (gate, check, name)
+            self._found.setdefault(key, []).append((probe.name, deviation))
+            took = clock.seconds.get(name, 0.0) + time.perf_counter() - begin
+            self._seconds[key] = self._seconds.get(key, 0.0) + took
 
     def points(self, limits: Callable[[str, str, str], tuple[float, float | None]]) -> tuple[Point, ...]:
         points = []
@@ -159,6 +211,7 @@ class _Results:
                     argmax_agreement=total.argmax_agreement,
                     probe=max(found, key=lambda pair: _badness(pair[1]))[0],
                     problem=total.problem,
+                    seconds=self._seconds[gate, check, name],
                 )
             )
         order = [(MAPPING, CUMULATIVE), (MAPPING, LOCAL), (MAPPING, PADDING), (PRECISION, CUMULATIVE)]

@@ -7,10 +7,10 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from converter.parity.plot import Line, Mark, log_plot
-from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Point
+from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, SENTENCE, ParityReport, Point
 
 if TYPE_CHECKING:
-    from converter.quantize.report import LayerReport
+    from converter.quantize.cost import LayerReport
 
 
 def render_html(report: ParityReport) -> str:
@@ -32,7 +32,8 @@ def render_html(report: ParityReport) -> str:
         report=report,
         provenance=report.provenance,
         quantization=report.quantization,
-        mapping_passed=report.gate_passed(MAPPING),
+        mapping_passed=report.gate_passed(MAPPING) and not report.quantization,
+        mapping_gate=report.gate_passed(MAPPING),
         precision_passed=report.gate_passed(PRECISION),
         whole=whole,
         alone={point.name: point for point in alone},
@@ -45,7 +46,8 @@ def render_html(report: ParityReport) -> str:
             "whole": _errors(whole, "whole", "max-rel error"),
             "alone": _errors(alone, "alone", "max-rel error"),
             "precision": _errors(precision, "written", "max-rel error"),
-            "cosine": _cosines(whole, precision, identical),
+            "cosine": _cosines(whole, "whole"),
+            "written_cosine": _cosines(precision, "written"),
             "layers": _layers(report.quantization.layers) if report.quantization else "",
         },
     )
@@ -65,12 +67,10 @@ def _errors(points: Sequence[Point], style: str, y_label: str) -> str:
     return log_plot([_short(point.name) for point in points], [Line(style, marks, style, limit)], y_label=y_label)
 
 
-def _cosines(whole: Sequence[Point], precision: Sequence[Point], identical: bool) -> str:
+def _cosines(points: Sequence[Point], style: str) -> str:
     """1 − cosine, since a cosine of 0.9999999 and one of 1 look the same on any axis."""
-    lines = [Line("mapping", [_distance(point) for point in whole], "whole")]
-    if not identical and [point.name for point in precision] == [point.name for point in whole]:
-        lines.append(Line("precision", [_distance(point) for point in precision], "written"))
-    return log_plot([_short(point.name) for point in whole], lines, y_label="1 − cosine", floor=1e-16)
+    lines = [Line("direction", [_distance(point) for point in points], style)]
+    return log_plot([_short(point.name) for point in points], lines, y_label="1 − cosine", floor=1e-16)
 
 
 def _layers(layers: Sequence[LayerReport]) -> str:
@@ -95,4 +95,5 @@ def _tooltip(point: Point) -> str:
 def _short(name: str) -> str:
     if name.startswith("logits."):
         return name.removeprefix("logits.").removesuffix("_logits")
-    return {"embeddings": "emb", "pooler": "pool"}.get(name, name.removeprefix("encoder.layer."))
+    short = {"embeddings": "emb", "pooler": "pool", SENTENCE: "sentence"}
+    return short.get(name, name.removeprefix("encoder.layer."))

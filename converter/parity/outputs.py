@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +13,7 @@ import numpy as np
 from converter.parity.own_head import MULTIPLE_CHOICE, as_vectors, choices_of
 from converter.parity.probes import Probe
 from converter.parity.reference import ReferenceOutput
+from converter.parity.trained import TrainedModel
 from mlxbert.core import BertCore
 from mlxbert.output import BertOutput
 from mlxbert.pretrained import PretrainedBert
@@ -19,8 +23,22 @@ LOGITS = "logits."
 Outputs = dict[str, np.ndarray]
 """Module name to its output: (B, L, D), or (B, D) for the pooler and the logits of a whole text."""
 
-Model = BertCore | PretrainedBert
-"""An encoder, or one with its checkpoint's own head."""
+Model = BertCore | PretrainedBert | TrainedModel
+"""An encoder, or one with its checkpoint's own head, or with one that mlxbert trained."""
+
+
+class Clock:
+    """Seconds by module name, added up over probes."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def __call__(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Compute one module's output and note how long that took."""
+        begin = time.perf_counter()
+        result = compute()
+        self.seconds[name] += time.perf_counter() - begin
+        return result
 
 
 def named(output: ReferenceOutput) -> Outputs:
@@ -32,54 +50,63 @@ def named(output: ReferenceOutput) -> Outputs:
     return named | {f"{LOGITS}{name}": logits for name, logits in output.logits.items()}
 
 
-def run(model: Model, probe: Probe) -> Outputs:
-    """The whole model, from the ids."""
-    core = _core(model)
-    output = core(probe.input_ids, probe.attention_mask, probe.token_type_ids, output_hidden_states=True)
+def run(model: Model, probe: Probe, clock: Clock | None = None) -> Outputs:
+    """The whole model, from the ids; each module's time is that of its own step, since MLX computes when asked."""
+    clock = clock or Clock()
+    output = core_of(model)(probe.input_ids, probe.attention_mask, probe.token_type_ids, output_hidden_states=True)
     assert output.hidden_states is not None
-    pooled = output.pooler_output
-    return named(
-        ReferenceOutput(
-            tuple(map(_numpy, output.hidden_states)),
-            None if pooled is None else _numpy(pooled),
-            _logits(model, output),
-        )
-    )
+    embeddings, *layers = output.hidden_states
+    found = {"embeddings": clock("embeddings", lambda: _numpy(embeddings))}
+    for i, layer in enumerate(layers):
+        found[f"encoder.layer.{i}"] = clock(f"encoder.layer.{i}", partial(_numpy, layer))
+    if output.pooler_output is not None:
+        pooled = output.pooler_output
+        found["pooler"] = clock("pooler", partial(_numpy, pooled))
+    return found | _logits(model, output, probe, clock)
 
 
-def run_each_alone(model: Model, probe: Probe, reference: ReferenceOutput) -> Outputs:
+def run_each_alone(model: Model, probe: Probe, reference: ReferenceOutput, clock: Clock | None = None) -> Outputs:
     """Each module alone, on what the reference gives to it: an error stays where it is made."""
-    core = _core(model)
-    states = reference.hidden_states
+    clock = clock or Clock()
+    core = core_of(model)
+    states = [mx.array(state) for state in reference.hidden_states]
     keep = mx.array(probe.keep)[:, None, None, :]  # (B, 1, 1, L)
-    embedded = core.embeddings(mx.array(probe.input_ids), mx.array(probe.token_type_ids), None)
-    outputs = {"embeddings": _numpy(embedded)}
+    ids, types = mx.array(probe.input_ids), mx.array(probe.token_type_ids)
+    outputs = {"embeddings": clock("embeddings", partial(_numpy, core.embeddings(ids, types, None)))}
     for i, layer in enumerate(core.encoder.layer):
+        name = f"encoder.layer.{i}"
         if i + 1 < len(states):
-            outputs[f"encoder.layer.{i}"] = _numpy(layer(mx.array(states[i]), keep)[0])
+            outputs[name] = clock(name, partial(_numpy, layer(states[i], keep)[0]))
         else:
-            outputs[f"encoder.layer.{i}"] = np.zeros(0)  # named as a layer that the reference does not have
+            outputs[name] = np.zeros(0)  # named as a layer that the reference does not have
     if "pooler" in core:
-        outputs["pooler"] = _numpy(core.pooler(mx.array(states[-1])))
+        outputs["pooler"] = clock("pooler", partial(_numpy, core.pooler(states[-1])))
     pooled = reference.pooler_output
-    output = BertOutput(mx.array(states[-1]), None if pooled is None else mx.array(pooled))
-    return outputs | {f"{LOGITS}{name}": logits for name, logits in _logits(model, output).items()}
+    output = BertOutput(
+        states[-1], None if pooled is None else mx.array(pooled), hidden_states=tuple(states), attentions=None
+    )
+    return outputs | _logits(model, output, probe, clock)
 
 
-def _core(model: Model) -> BertCore:
-    return model.core if isinstance(model, PretrainedBert) else model
+def core_of(model: Model) -> BertCore:
+    """The encoder of a model, which may be one itself."""
+    return model if isinstance(model, BertCore) else model.core
 
 
-def _logits(model: Model, output: BertOutput) -> dict[str, np.ndarray]:
+def _logits(model: Model, output: BertOutput, probe: Probe, clock: Clock) -> Outputs:
     """The head's outputs for an encoder's, as `ReferenceOutput.logits`; none for an encoder alone."""
     if isinstance(model, BertCore):
         return {}
     batch = output.last_hidden_state.shape[0]
-    if model.head.needs_pooler and output.pooler_output is None:
+    if isinstance(model, TrainedModel):
+        logits = model.logits(output, probe)
+    elif model.head.needs_pooler and output.pooler_output is None:
         return {}  # each is then named as what the MLX model does not have
-    choices = choices_of(batch) if model.architecture == MULTIPLE_CHOICE else None
-    logits = model.apply_head(output, choices=choices)
-    return {name: as_vectors(name, _numpy(array), batch) for name, array in logits.items()}
+    else:
+        choices = choices_of(batch) if model.architecture == MULTIPLE_CHOICE else None
+        logits = model.apply_head(output, choices=choices)
+    computed = {name: clock(f"{LOGITS}{name}", partial(_numpy, array)) for name, array in logits.items()}
+    return {f"{LOGITS}{name}": as_vectors(name, array, batch) for name, array in computed.items()}
 
 
 def rows_alone(probe: Probe) -> Iterator[tuple[Probe, int]]:

@@ -114,11 +114,13 @@ def _holes(rng: np.random.Generator, config: BertConfig, length: int, batch: int
 
 
 def _draw(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random ids and types (B, L): row 0 is one text alone, as most inputs are; the others have every type."""
     ids = rng.integers(0, config.vocab_size, size=(batch, length))
-    types = rng.integers(0, config.type_vocab_size, size=(batch, length))
-    types[0] = 0  # one text alone, as most inputs are
-    if batch == 1 and length > 1:
-        types[0, length // 2 :] = config.type_vocab_size - 1
+    count = config.type_vocab_size
+    if batch == 1:  # one part of the row for each type
+        return ids, (np.arange(length) * min(count, length) // length)[None]
+    types = rng.permuted(np.resize(np.arange(count), (batch, length)), axis=1)
+    types[0] = 0
     return ids, types
 
 

@@ -24,7 +24,7 @@ from converter.parity.own_head import (
 )
 from converter.parity.probes import Probe
 from converter.parity.torch_settings import full_float32, quiet_transformers
-from mlxbert.errors import MLXBertError, first_ten
+from mlxbert.errors import MLXBertError, first_ten, reason
 from mlxbert.pretrained.head_class import HeadClassError
 
 if TYPE_CHECKING:
@@ -68,12 +68,16 @@ class Reference:
         class_name: its class.
         unexpected: the source's tensors that this class has no use for.
         notes: what the report should say about how it was built.
+        opened: whether transformers opened the source's directory itself.
+        left_out: why the source's own head was not built; None: it was, or there is none.
     """
 
     model: Any
     class_name: str
     unexpected: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    opened: bool = False
+    left_out: str | None = None
 
     def run(self, probe: Probe) -> ReferenceOutput:
         """Every hidden state, the pooler's output and the logits for one batch."""
@@ -121,7 +125,7 @@ def build_reference(source: Source) -> Reference:
             f"{source.location}: PyTorch does not read .npz files; "
             "fix: verify against the PyTorch checkpoint that it was made from (--reference)"
         )
-    _require_torch()
+    require_torch()
     notes = []
     if _opens_itself(source):
         directory: dict[str, Any] = {
@@ -129,7 +133,8 @@ def build_reference(source: Source) -> Reference:
             "use_safetensors": source.format == "safetensors",
         }
         try:
-            return _with_head(source, directory, notes=("PyTorch reference: from_pretrained(directory)",))
+            reference = _with_head(source, directory, notes=("PyTorch reference: from_pretrained(directory)",))
+            return replace(reference, opened=True)
         except ReferenceModelError:
             # A wrapped state dict under a standard name opens as a model without tensors. The second way has the same
             # checks, and what is wrong with the tensors themselves fails there too.
@@ -143,7 +148,7 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
     try:
         choice = head_choice(source)
     except HeadClassError as error:
-        return _build(source, weights, (*notes, f"the head is not compared: {error}"))
+        return replace(_build(source, weights, notes), left_out=reason(error))
     if choice is None:
         return _build(source, weights, notes)
     pooler = None
@@ -153,8 +158,8 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
     try:
         reference = _build(source, weights, (*notes, *filter(None, [choice.note])), class_name=choice.name)
     except ReferenceModelError as error:
-        reason = str(error).replace("\n  ", ", ").removeprefix(f"{source.location}: ")
-        return _build(source, weights, (*notes, f"the head is not compared: as {choice.name}, {reason}"))
+        left_out = f"as {choice.name}, {reason(error, source.location)}"
+        return replace(_build(source, weights, notes), left_out=left_out)
     if pooler is None:
         return reference
     reference.model.base_model.pooler = pooler
@@ -163,7 +168,12 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
     return replace(reference, unexpected=beside, notes=(*reference.notes, note))
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Refuse to go on without PyTorch and transformers.
+
+    Raises:
+        ReferenceModelError: one is not installed, or damaged.
+    """
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -209,9 +219,11 @@ def _state_dict(source: Source) -> dict[str, Any]:
 
 def _config_of(source: Source, class_name: str) -> dict[str, Any]:
     """The configuration; of an encoder alone without the fields of its head, which transformers may refuse."""
-    return {
+    kept = {
         name: value for name, value in source.config.items() if class_name != "BertModel" or name not in _HEAD_FIELDS
     }
+    # Chunks of the feed-forward save memory and change no number; transformers runs no length that they do not divide.
+    return {**kept, "chunk_size_feed_forward": 0}
 
 
 def _build(

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from mlxbert.errors import MLXBertError
+from converter.quantize.cost import QuantizationReport
+from mlxbert.errors import MLXBertError, printable
+from mlxbert.files.reading import parse_json
+from mlxbert.files.typed_json import from_json
 
-if TYPE_CHECKING:
-    from converter.quantize.report import QuantizationReport
-
-FORMAT_VERSION = 1
+NAME = "parity.json"
+# 2: says what was compared (`scope`), and what a quantization cost against limits on text. A report of version 1 may
+# call a model verified whose head was never compared, so it is not read.
+FORMAT_VERSION = 2
+# A report of bert-large is below 100 kB.
+MAX_BYTES = 16 << 20
 MAPPING, PRECISION = "mapping", "precision"
 CUMULATIVE, LOCAL, PADDING = "cumulative", "layer-local", "padding"
 NOT_COMPARED = "not_compared"
+ENCODER, POOLER, OWN_HEAD, TRAINED_HEAD = "encoder", "pooler", "own head", "trained head"
+PIPELINE = "sentence pipeline"
+SENTENCE = "sentence embedding"
+"""The point of a sentence pipeline."""
 
 
 class ReportError(MLXBertError):
@@ -44,6 +53,7 @@ class Point:
         argmax_agreement: the share of positions whose largest feature is the same one.
         probe: the probe with the largest `max_rel`, or with the problem.
         problem: NaN, infinity, a wrong shape, a missing layer; it fails whatever the numbers.
+        seconds: that computing and comparing it took; not kept in `parity.json`, whose bytes repeat.
     """
 
     gate: str
@@ -57,6 +67,7 @@ class Point:
     argmax_agreement: float | None
     probe: str
     problem: str | None = None
+    seconds: float | None = field(default=None, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -80,6 +91,37 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Something that the directory ships, and whether it was compared with PyTorch.
+
+    Attributes:
+        name: "encoder", "pooler", "own head", "trained head" or "sentence pipeline".
+        compared: whether it was.
+        detail: what it was compared with, or why it was not compared.
+    """
+
+    name: str
+    compared: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """An earlier comparison, which a model that was made from the compared files inherits.
+
+    Attributes:
+        source, revision: what the files had been compared with.
+        dtype: of the files, that is, of the weights that the comparison was of.
+        report: SHA-256 of the `parity.json` beside them.
+    """
+
+    source: str
+    revision: str | None
+    dtype: str
+    report: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What was compared with what; given by the caller.
 
@@ -91,6 +133,8 @@ class Provenance:
         seed: the probes'.
         notes: what a reader should know besides.
         origin: what the reference itself had been converted from, by mlxbert; None: it is no conversion.
+        proof: the reference's own comparison with `origin`, where these very files passed one.
+        own_export: whether the reference is what mlxbert-export writes of the model itself: one trained here.
     """
 
     source: str
@@ -100,11 +144,35 @@ class Provenance:
     seed: int
     notes: tuple[str, ...] = ()
     origin: str | None = None
+    proof: Proof | None = None
+    own_export: bool = False
+
+    @property
+    def model(self) -> str:
+        """What the directory is proven to be, for people: the first source, where its proof is inherited."""
+        if self.own_export:
+            return f"{self.source}, exported to PyTorch"
+        return self.source if self.proof is None else self.proof.source
+
+    @property
+    def compared_with(self) -> tuple[str, str | None]:
+        """Source and revision that the proof is about."""
+        return (self.source, self.revision) if self.proof is None else (self.proof.source, self.proof.revision)
+
+    @property
+    def inherited(self) -> str | None:
+        """How the proof came here, to follow the model's name; None: it was compared itself."""
+        if self.proof is None:
+            return None
+        return (
+            f"through {self.source}, whose {self.proof.dtype} weights were compared with it "
+            f"(proof inherited by digest: parity.json {self.proof.report[:12]})"
+        )
 
     @property
     def reservation(self) -> str | None:
         """What a comparison with something converted leaves open, to follow "verified against"; None: nothing."""
-        if self.origin is None:
+        if self.origin is None or self.proof is not None:
             return None
         return f"{self.source} alone, itself a conversion of {self.origin}, which was not compared"
 
@@ -119,7 +187,8 @@ class ParityReport:
         reference_class: the transformers class; `unexpected`: the source's tensors that it had no use for.
         probes: name and shape of each.
         environment: versions, device, TF32, BLAS, platform.
-        points: in the order of the model, gate by gate.
+        points: in the order of the model, gate by gate; of a quantized model the mapping gate's alone.
+        scope: what the directory ships, part by part: compared, or not and why.
         quantization: what was packed and what it cost on held-out text; None where nothing is.
     """
 
@@ -132,17 +201,63 @@ class ParityReport:
     probes: tuple[str, ...]
     environment: dict[str, str]
     points: tuple[Point, ...]
+    scope: tuple[Part, ...]
     quantization: QuantizationReport | None = None
 
     @property
     def passed(self) -> bool:
-        """Every point of both gates within its limits; a gate that compared nothing has not passed."""
-        return {MAPPING, PRECISION} <= {point.gate for point in self.points} and not self.failures
+        """Whether what was compared agrees: each point, and what a quantization cost, within the limits.
+
+        A gate that compared nothing has not passed.
+        """
+        needed = {MAPPING} if self.quantization else {MAPPING, PRECISION}
+        return needed <= {point.gate for point in self.points} and not self.failures
+
+    @property
+    def verified(self) -> bool:
+        """Whether it passed, and nothing that the directory ships was left out."""
+        return self.passed and bool(self.compared) and not self.uncompared
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The names of the parts that were compared."""
+        return tuple(part.name for part in self.scope if part.compared)
+
+    @property
+    def uncompared(self) -> tuple[Part, ...]:
+        """The parts that the directory ships and that were not compared."""
+        return tuple(part for part in self.scope if not part.compared)
+
+    @property
+    def left_out(self) -> str:
+        """The parts that were not compared, for people: "own head (why), …"."""
+        return ", ".join(f"{part.name} ({part.detail})" for part in self.uncompared)
+
+    @property
+    def verdict(self) -> str:
+        """Verified or not, of which parts, for people; one line."""
+        parts = ", ".join(self.compared)
+        if not self.passed:
+            first = next(iter(self.failures), "a gate compared nothing")
+            return f"NOT VERIFIED: the comparison with PyTorch FAILED ({first})"
+        if self.uncompared:
+            return f"NOT VERIFIED as a whole: not compared: {self.left_out}; proven: {parts}"
+        seen = self.provenance
+        before = "VERIFIED" if self.quantization is None else "VERIFIED before packing"
+        if seen.reservation:
+            before += f" against {seen.reservation}"
+        elif seen.inherited or seen.own_export:
+            before += f" against {seen.model}{', ' + seen.inherited if seen.inherited else ''}"
+        cost = (
+            "" if self.quantization is None else f"; the cost is within the limits of {self.quantization.limits.name}"
+        )
+        return f"{before}: {parts}{cost}"
 
     @property
     def failures(self) -> list[str]:
-        """One line for each point that fails."""
-        return [line for point in self.points if (line := point.failure) is not None]
+        """One line for each point that fails, then for what a quantization broke or cost too much."""
+        found = [line for point in self.points if (line := point.failure) is not None]
+        return found + (self.quantization.failures if self.quantization else [])
 
     @property
     def first_diverging_layer(self) -> str | None:
@@ -158,7 +273,9 @@ class ParityReport:
         return [point for point in self.points if (point.gate, point.check) == (gate, check)]
 
     def gate_passed(self, gate: str) -> bool:
-        """Whether one gate compared something and every point of it passes."""
+        """Whether one gate compared something and every point of it passes; of a quantized model, its cost."""
+        if gate == PRECISION and self.quantization is not None:
+            return not self.quantization.failures
         points = [point for point in self.points if point.gate == gate]
         return bool(points) and all(point.passed for point in points)
 
@@ -166,11 +283,25 @@ class ParityReport:
         """`parity.json`: the verdict first, then everything; the same run gives the same bytes."""
         head = {
             "format_version": FORMAT_VERSION,
+            "verified": self.verified,
             "passed": self.passed,
             "first_diverging_layer": self.first_diverging_layer,
             "failures": self.failures,
         }
-        return json.dumps(head | asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        values = asdict(self) | {"quantization": self.quantization and self.quantization.to_dict()}
+        for point in values["points"]:
+            del point["seconds"]
+        return json.dumps(head | values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, directory: Path) -> ParityReport | None:
+        """Return the report beside a converted model; None where there is none.
+
+        Raises:
+            NotComparedError, ReportError: as `from_json`, or the file cannot be read.
+        """
+        value = parse_json(directory / NAME, ReportError, limit=MAX_BYTES)
+        return None if value is None else cls.from_value(value)
 
     @classmethod
     def from_json(cls, text: str) -> ParityReport:
@@ -178,39 +309,34 @@ class ParityReport:
 
         Raises:
             NotComparedError: it says what a quantization cost, and nothing was compared with PyTorch.
-            ReportError: not JSON, of another version, or with fields missing.
+            ReportError: not JSON, of another version, or with fields that are missing or of another type.
         """
         try:
-            data = json.loads(text)
-            found = data["format_version"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ReportError(
-                f"parity.json is not a parity report ({error!r}); fix: run mlxbert-verify again"
-            ) from error
-        if found != FORMAT_VERSION:
-            raise ReportError(
-                f"parity.json has format version {found!r}, this mlxbert reads {FORMAT_VERSION}; "
-                "fix: run mlxbert-verify again"
-            )
-        if NOT_COMPARED in data:
-            raise NotComparedError(
-                f"parity.json compares nothing with PyTorch ({data[NOT_COMPARED]}); fix: run mlxbert-verify"
-            )
-        try:
-            values = _only_fields(cls, {"quantization": None, **data})
-            provenance = _only_fields(Provenance, {"origin": None, **values["provenance"]})
-            provenance["notes"] = tuple(provenance["notes"])
-            values["provenance"] = Provenance(**provenance)
-            values["points"] = tuple(Point(**point) for point in values["points"])
-            values["unexpected"], values["probes"] = tuple(values["unexpected"]), tuple(values["probes"])
-            if values["quantization"] is not None:
-                from converter.quantize.report import QuantizationReport
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ReportError(f"{NAME} is not JSON ({error}); fix: run mlxbert-verify again") from error
+        return cls.from_value(value)
 
-                values["quantization"] = QuantizationReport.from_dict(values["quantization"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise ReportError(f"parity.json is damaged ({error!r}); fix: run mlxbert-verify again") from error
+    @classmethod
+    def from_value(cls, value: Any) -> ParityReport:
+        """`from_json`, for JSON that is parsed already."""
+        require_version(value)
+        if NOT_COMPARED in value:
+            why = printable(value[NOT_COMPARED])
+            raise NotComparedError(f"{NAME} compares nothing with PyTorch ({why}); fix: run mlxbert-verify")
+        return from_json(cls, value, place=NAME, fix="fix: run mlxbert-verify again", error=ReportError)
 
 
-def _only_fields(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: data[field.name] for field in fields(cls)}
+def require_version(value: Any) -> None:
+    """Refuse JSON that is no `parity.json` of this format version.
+
+    Raises:
+        ReportError: it is another's.
+    """
+    found = value.get("format_version") if isinstance(value, dict) else None
+    if type(found) is not int:
+        raise ReportError(f"{NAME} is not a parity report; fix: run mlxbert-verify again")
+    if found != FORMAT_VERSION:
+        raise ReportError(
+            f"{NAME} has format version {found}, this mlxbert reads {FORMAT_VERSION}; fix: run mlxbert-verify again"
+        )

@@ -11,22 +11,38 @@ from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISI
 
 def parity_table(report: ParityReport) -> Group:
     """A verdict, a table for each gate, and one line for each failure; fits 80 columns."""
-    parts: list[RenderableType] = [_mapping(report), Text(), _precision(report), Text()]
+    parts: list[RenderableType] = [_mapping(report), Text()]
+    if report.quantization is None:
+        parts += [_precision(report), Text()]
     parts += [Text(f"FAIL  {line}", style="red") for line in report.failures]
     return Group(*parts, verdict(report))
 
 
 def verdict(report: ParityReport) -> Text:
-    """The last line: is it the same model?"""
+    """The last lines: is it the same model, in which parts, and what did a quantization cost?"""
     environment = report.environment
     where = f"{len(report.probes)} probes, MLX {environment.get('mlx')} on {environment.get('device')}"
     where += f", PyTorch {environment.get('torch')}"
-    if report.passed:
-        reservation = report.provenance.reservation
-        return Text(f"PASS  the same model as {reservation or report.provenance.source} ({where})", style="bold green")
-    layer = report.first_diverging_layer
-    at = f": first wrong at {layer}" if layer else ": same model, but the written precision costs too much"
-    return Text(f"FAIL  against {report.provenance.source}{at} ({where})", style="bold red")
+    seen, parts = report.provenance, ", ".join(report.compared)
+    reference = seen.reservation or f"{seen.model}{', ' + seen.inherited if seen.inherited else ''}"
+    if not report.gate_passed(MAPPING) or (report.quantization is None and not report.passed):
+        layer = report.first_diverging_layer
+        at = f": first wrong at {layer}" if layer else ": same model, but the written precision costs too much"
+        return Text(f"FAIL  against {seen.source}{at} ({where})", style="bold red")
+    proven = (
+        "the same model as" if report.quantization is None else "mapping proven, float32 before packing: the same as"
+    )
+    lines = Text(f"PASS  {proven} {reference}: {parts} ({where})", style="bold green")
+    if report.uncompared:
+        lines = Text(
+            f"PART  {proven} {reference} in {parts}; not compared: {report.left_out} ({where})", "bold yellow"
+        )
+    if report.quantization is not None:
+        cost, failed = report.quantization, bool(report.quantization.failures)
+        lines.append(
+            f"\n{'FAIL' if failed else 'COST'}  {cost.sentence}", style="bold red" if failed else "bold green"
+        )
+    return lines
 
 
 def _mapping(report: ParityReport) -> Table:

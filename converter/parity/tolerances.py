@@ -44,7 +44,7 @@ class PrecisionLimits:
 
 @dataclass(frozen=True)
 class Tolerances:
-    """The limits of one architecture: the mapping gate's, the precision gate's for each written dtype or packing."""
+    """The limits of one architecture: the mapping gate's, the precision gate's for each written dtype."""
 
     mapping: MappingLimits
     precision: dict[str, PrecisionLimits]
@@ -60,19 +60,6 @@ TOLERANCES: dict[str, Tolerances] = {
             # random models of bert-base's size: float16 8.6e-3 and 1 − 8.7e-6, bfloat16 6.8e-2 and 1 − 6.3e-4.
             "float16": PrecisionLimits(max_rel=3e-2, cosine=0.99996),
             "bfloat16": PrecisionLimits(max_rel=2.5e-1, cosine=0.998),
-            # Quantized, by the narrowest packing of any layer: about three times (1 − cosine, too) what rounding costs
-            # the worst token of any probe, random ids included, of all-MiniLM-L6-v2 and small random models. At 2 bits
-            # that worst token's direction is lost, and only its length is left to limit. They are there to tell a
-            # broken packing from a coarse one; what the bits cost on text is measured beside (`parity.json`).
-            "8bit": PrecisionLimits(max_rel=0.2, cosine=0.9975),
-            "6bit": PrecisionLimits(max_rel=0.7, cosine=0.97),
-            "5bit": PrecisionLimits(max_rel=1.2, cosine=0.87),
-            "4bit": PrecisionLimits(max_rel=4, cosine=0.4),
-            "3bit": PrecisionLimits(max_rel=5, cosine=-0.5),
-            "2bit": PrecisionLimits(max_rel=12, cosine=-1),
-            "mxfp8": PrecisionLimits(max_rel=0.9, cosine=0.96),
-            "mxfp4": PrecisionLimits(max_rel=3, cosine=0.3),
-            "nvfp4": PrecisionLimits(max_rel=2.5, cosine=0.65),
         },
     ),
 }

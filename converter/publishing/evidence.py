@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -9,11 +10,18 @@ from typing import Any
 
 from converter.card import reference_of
 from converter.parity.files import CARD, PARITY
-from converter.parity.report import NotComparedError, ParityReport, ReportError
+from converter.parity.report import (
+    OWN_HEAD,
+    PIPELINE,
+    TRAINED_HEAD,
+    NotComparedError,
+    ParityReport,
+    ReportError,
+)
 from converter.publishing.errors import PublishError
 from converter.publishing.leaks import refuse_leaks
 from mlxbert.checkpoint import CheckpointError, read_config
-from mlxbert.errors import first_ten
+from mlxbert.errors import first_ten, reason
 from mlxbert.files.manifest import NAME, manifest_problems, read_manifest
 from mlxbert.files.output_file import FileRecord
 from mlxbert.home import expand_home
@@ -46,12 +54,25 @@ def existing(directory: str | Path) -> Path:
     """The directory as a path.
 
     Raises:
-        PublishError: it is not there.
+        PublishError: it is not there, or is a run with models in it.
     """
     path = expand_home(directory)
     if not path.is_dir():
         raise PublishError(f"{directory}: no such directory; fix: mlxbert-convert SRC -o {directory}")
+    if (path / "run.json").exists() and not (path / "config.json").exists():
+        raise PublishError(_choose_member(path))
     return path
+
+
+def _choose_member(run: Path) -> str:
+    """What to say of a run: which of its models can be pushed."""
+    members = sorted(file.parent for file in run.glob("members/*/config.json"))
+    if not members:
+        return f"{run}: is a run without a finished model; fix: mlxbert train --resume {shlex.quote(str(run))}"
+    fix = f"{run}: is a run; fix: push a model of it: mlxbert-push {shlex.quote(str(members[0]))} --to OWNER/NAME"
+    if len(members) == 1:
+        return fix
+    return f"{fix}\nIts {len(members)} models:\n{first_ten(map(str, members))}"
 
 
 def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, token: str | None = None) -> Evidence:
@@ -86,8 +107,9 @@ def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, to
     report, unverified = _parity(path, records, config["mlxbert"])
     if unverified and not allow_unverified:
         block = config["mlxbert"]
-        verify = f"mlxbert-verify {directory} --reference {reference_of(block['source'], block['revision'])}, or "
-        verify = "" if "head" in block else verify  # fine-tuned: there is no reference any more
+        against = f" --reference {reference_of(block['source'], block['revision'])}"
+        # Fine-tuned, it is compared with its own export.
+        verify = f"mlxbert-verify {directory}{'' if 'head' in block else against}, or "
         raise PublishError(
             f"{directory}: {unverified}; fix: {verify}publish it all the same with --allow-unverified, "
             "which the card will say"
@@ -108,14 +130,31 @@ def _parity(
     if PARITY not in records:
         return None, _NEVER_COMPARED
     try:
-        report = ParityReport.from_json((path / PARITY).read_text(encoding="utf-8"))
+        report = ParityReport.read(path)
     except NotComparedError:
         return None, _NEVER_COMPARED
-    except (ReportError, UnicodeDecodeError) as error:
-        return None, f"its comparison with PyTorch cannot be read ({error})"
+    except ReportError as error:
+        return None, f"its comparison with PyTorch cannot be read ({reason(error, path)})"
+    if report is None:
+        return None, _NEVER_COMPARED
     if not report.passed:
-        reason = report.failures[0] if report.failures else "a gate compared nothing"
-        return report, f"its comparison with PyTorch FAILED ({reason})"
+        first = report.failures[0] if report.failures else "a gate compared nothing"
+        return report, f"its comparison with PyTorch FAILED ({first})"
+    if (left_out := _incomplete(report, records, block)) is not None:
+        return report, left_out
+    if report.provenance.own_export:
+        return report, None
+    # Converted once more from what had been converted, it was compared with that. The names of local sources tell
+    # nothing: a directory may be called anything, and the card names the one that it was compared with.
+    (source, revision), named = report.provenance.compared_with, (block["source"], block["revision"])
+    if block["revision"] is not None and (source, revision) != named:
+        at = "" if revision is None else f" at {revision}"
+        return report, f"its comparison with PyTorch was with '{source}'{at}, not with the source that it names"
+    return report, None
+
+
+def _incomplete(report: ParityReport, records: Mapping[str, FileRecord], block: Mapping[str, Any]) -> str | None:
+    """What of these files the report is not about: other weights, or a part that it left out; None: nothing."""
     weights = {name: record.sha256 for name, record in records.items() if _is_encoder(name)}
     compared = report.provenance.weights
     stale = sorted(name for name in weights if compared.get(name) != weights[name])
@@ -123,14 +162,15 @@ def _parity(
     stale += sorted(name for name in compared if name in records and records[name].sha256 != compared[name])
     stale += sorted(name for name in compared if name not in records)
     if stale:
-        return report, f"its comparison with PyTorch was of another {stale[0]}"
-    # Converted once more from what had been converted, it was compared with that. The names of local sources tell
-    # nothing: a directory may be called anything, and the card names the one that it was compared with.
-    seen, named = report.provenance, (block["source"], block["revision"])
-    if block["revision"] is not None and (seen.source, seen.revision) != named:
-        at = "" if seen.revision is None else f" at {seen.revision}"
-        return report, f"its comparison with PyTorch was with '{seen.source}'{at}, not with the source that it names"
-    return report, None
+        return f"its comparison with PyTorch was of another {stale[0]}"
+    if report.uncompared:
+        return f"not compared with PyTorch: {report.left_out}"
+    trained = "head" in block
+    if trained != report.provenance.own_export:
+        return "its comparison with PyTorch was not of a model with a trained head" if trained else _NEVER_COMPARED
+    shipped = {"heads.safetensors": TRAINED_HEAD if trained else OWN_HEAD, "modules.json": PIPELINE}
+    missing = [part for name, part in shipped.items() if name in records and part not in report.compared]
+    return f"not compared with PyTorch: {', '.join(missing)}" if missing else None
 
 
 def _is_encoder(name: str) -> bool:

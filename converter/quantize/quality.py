@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
-from converter.quantize.texts import HELD_OUT, TextList, TokenBatch, built_in, token_batches
+from converter.quantize.cost import Quality
+from converter.quantize.texts import HELD_OUT, TextList, TokenBatch, batched, built_in, token_batches
 from mlxbert.core import BertCore
 from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import pooling_strategies
@@ -27,30 +28,7 @@ Model = Any
 # A head's outputs that are scores of classes along their last axis.
 _CLASS_SCORES = ("logits", "prediction_logits", "seq_relationship_logits")
 _SPAN_SCORES = ("start_logits", "end_logits")
-
-
-@dataclass(frozen=True)
-class Quality:
-    """One held-out list, quantized against float32.
-
-    Attributes:
-        text: the list's name.
-        sentences: in it.
-        cosine_mean, cosine_min: between a sentence's two embeddings.
-        rank_correlation: Spearman's, of the cosines of all pairs of sentences.
-        logit_agreement: share of the head's decisions that are the same (the largest score; of several labels each
-            by itself, at a probability of 0.5); None: no head, or one of numbers.
-        logit_kl: mean KL divergence, in nats, from the float32 head's distribution, of several labels each
-            label's; None likewise.
-    """
-
-    text: str
-    sentences: int
-    cosine_mean: float
-    cosine_min: float
-    rank_correlation: float | None
-    logit_agreement: float | None = None
-    logit_kl: float | None = None
+RANDOM = "random ids"
 
 
 def measure_quality(
@@ -120,9 +98,25 @@ def divergence(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (p * np.subtract(log_p, log_q, where=p > 0, out=np.zeros_like(p))).sum(axis=-1)
 
 
+def measure_on_random_ids(exact: Model, quantized: Model, pooling: Sequence[str]) -> tuple[Quality, ...]:
+    """`measure_quality` for a model without a tokenizer: 64 seeded rows of ids, of 4 to 32 tokens each."""
+    config = core_of(exact).config
+    rng = np.random.default_rng(0)
+    longest = min(32, config.max_position_embeddings)
+    rows = [rng.integers(0, config.vocab_size, rng.integers(min(4, longest), longest + 1)) for _ in range(64)]
+    return (_on_batches(exact, quantized, batched(sorted(rows, key=len), config.pad_token_id or 0), pooling, RANDOM),)
+
+
 def _on_list(exact: Model, quantized: Model, tokenizer: Tokenizer, pooling: Sequence[str], texts: TextList) -> Quality:
+    batches = token_batches(texts.texts, tokenizer, max_length=core_of(exact).config.max_position_embeddings)
+    return _on_batches(exact, quantized, batches, pooling, texts.name)
+
+
+def _on_batches(
+    exact: Model, quantized: Model, batches: Sequence[TokenBatch], pooling: Sequence[str], name: str
+) -> Quality:
+    begin = time.perf_counter()
     cores = [core_of(model) for model in (exact, quantized)]
-    batches = token_batches(texts.texts, tokenizer, max_length=cores[0].config.max_position_embeddings)
     vectors: tuple[list[np.ndarray], ...] = ([], [])
     agreement, kl = [], []
     problem = exact.labels.problem_type if _is_sequence_classifier(exact) else None
@@ -142,13 +136,14 @@ def _on_list(exact: Model, quantized: Model, tokenizer: Tokenizer, pooling: Sequ
     cosines = (a * b).sum(axis=1)
     upper = np.triu_indices(len(a), 1)
     return Quality(
-        text=texts.name,
+        text=name,
         sentences=len(a),
         cosine_mean=float(cosines.mean()),
         cosine_min=float(cosines.min()),
         rank_correlation=rank_correlation((a @ a.T)[upper], (b @ b.T)[upper]) if len(a) > 2 else None,
         logit_agreement=float(np.concatenate(agreement).mean()) if agreement else None,
         logit_kl=_finite(float(np.concatenate(kl).mean())) if kl else None,
+        seconds=time.perf_counter() - begin,
     )
 
 

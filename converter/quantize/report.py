@@ -1,79 +1,25 @@
-"""The "quantization" object of `parity.json`: what was packed how, what it takes, and what it cost."""
+"""Read a quantized directory's facts, compare its matrices with the source's, and measure what it costs on text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlx.utils import tree_flatten
 
-from converter.quantize.precision import recipe_of
-from converter.quantize.quality import Model, Quality, core_of, measure_quality, pooling_of
+from converter.quantize.cost import ERROR_LIMITS, KEPT_LIMITS, Kept, LayerReport, Quality, QuantizationReport, Skipped
+from converter.quantize.precision import recipe_of, row, text_limits
+from converter.quantize.quality import Model, core_of, measure_on_random_ids, measure_quality, pooling_of
+from mlxbert.model_tensors import named_parameters
 
 if TYPE_CHECKING:
     from mlxbert.quantization.packed import PackedWeights
 
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One packed matrix; `bytes` with scales and biases; `error` is |W − Ŵ| / |W|, Frobenius."""
-
-    path: str
-    mode: str
-    bits: int
-    group_size: int
-    bytes: int
-    error: float
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A layer that keeps its numbers, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class QuantizationReport:
-    """All that the terminal, `parity.json`, the HTML page and the card say of a quantization.
-
-    Attributes:
-        recipe: its name; where another tool wrote the files, their packing.
-        calibrated: whether text chose the codes.
-        bytes: of all weight files, headers and heads included.
-        parameters: true count, of the encoder.
-        bits_per_weight: of storage: the encoder's bytes · 8 / parameters.
-        layers, skipped, quality: details; `quality` is empty where there is no tokenizer.
-    """
-
-    recipe: str
-    calibrated: bool
-    bytes: int
-    parameters: int
-    bits_per_weight: float
-    layers: tuple[LayerReport, ...]
-    skipped: tuple[Skipped, ...]
-    quality: tuple[Quality, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> QuantizationReport:
-        """What `to_dict` gave.
-
-        Raises:
-            KeyError, TypeError: a field is missing, or one too many.
-        """
-        values = dict(data)
-        for name, kind in (("layers", LayerReport), ("skipped", Skipped), ("quality", Quality)):
-            values[name] = tuple(kind(**item) for item in values[name])
-        return cls(**values)
+Tensors = Mapping[str, Any]
 
 
 def describe_quantization(
@@ -90,24 +36,19 @@ def describe_quantization(
     packed: PackedWeights = core_of(written).packed
     original: Any = dict(tree_flatten(core_of(exact).parameters()))
     numbers = dict(packed.dequantized())
-    facts = (config.get("mlxbert") or {}).get("quantization") or {}
-    layers = []
-    for path, layer in packed.layers.items():
-        name = f"{path}.weight"
-        parts = [packed.tensors[f"{path}.{leaf}"] for leaf in ("weight", "scales", "biases") if leaf in _leaves(layer)]
-        error = _relative(np.array(original[name]), np.array(numbers[name]))
-        size = sum(part.nbytes for part in parts)
-        layers.append(LayerReport(path, layer.mode, layer.bits, layer.group_size, size, error))
+    calibrated = ((config.get("mlxbert") or {}).get("quantization") or {}).get("calibration") is not None
     encoder_bytes = sum(tensor.nbytes for tensor in packed.tensors.values())
     return QuantizationReport(
         recipe=recipe_of(config),
-        calibrated=facts.get("calibration") is not None,
+        calibrated=calibrated,
         bytes=weight_bytes(directory),
         parameters=packed.parameters,
         bits_per_weight=round(8 * encoder_bytes / packed.parameters, 3),
-        layers=tuple(layers),
+        layers=_layers(packed, original, numbers),
         skipped=tuple(Skipped(path, reason) for path, reason in packed.config.skipped.items()),
+        kept=_kept(packed, exact, written, numbers, calibrated=calibrated),
         quality=_quality(directory, exact, written),
+        limits=text_limits(config, _mean_bits(packed), calibrated=calibrated),
     )
 
 
@@ -116,25 +57,71 @@ def weight_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
+def _layers(packed: PackedWeights, original: Tensors, numbers: Tensors) -> tuple[LayerReport, ...]:
+    layers = []
+    for path, layer in packed.layers.items():
+        begin = time.perf_counter()
+        error = _relative(np.array(original[f"{path}.weight"]), np.array(numbers[f"{path}.weight"]))
+        leaves = ("weight", "scales", "biases") if layer.has_biases else ("weight", "scales")
+        layers.append(
+            LayerReport(
+                path=path,
+                mode=layer.mode,
+                bits=layer.bits,
+                group_size=layer.group_size,
+                bytes=sum(packed.tensors[f"{path}.{leaf}"].nbytes for leaf in leaves),
+                error=error,
+                limit=ERROR_LIMITS[row(layer)],
+                seconds=time.perf_counter() - begin,
+            )
+        )
+    return tuple(layers)
+
+
+def _mean_bits(packed: PackedWeights) -> float:
+    """Of a packed weight, scales aside: every code has its layer's bits."""
+    words = {path: packed.tensors[f"{path}.weight"].size for path in packed.layers}
+    weights = sum(32 * words[path] / layer.bits for path, layer in packed.layers.items())
+    return 32 * sum(words.values()) / weights if weights else 0.0
+
+
+def _kept(packed: PackedWeights, exact: Model, written: Model, numbers: Tensors, *, calibrated: bool) -> Kept | None:
+    """The tensor that is furthest from the source's of those that are not packed, the own head's included."""
+    original: dict[str, Any] = dict(tree_flatten(core_of(exact).parameters()))
+    pairs = {name: (array, numbers[name]) for name, array in original.items()}
+    if core_of(exact) is not exact and core_of(written) is not written:
+        ours = named_parameters(written.head)
+        pairs |= {name: (array, ours[name]) for name, array in named_parameters(exact.head).items()}
+    packed_names = {f"{path}.weight" for path in packed.layers}
+    if calibrated:  # calibration corrects the biases of what it packs
+        packed_names |= {f"{path}.bias" for path in packed.layers}
+    errors = {
+        name: _relative(np.array(a), np.array(b.astype(a.dtype)))
+        for name, (a, b) in pairs.items()
+        if name not in packed_names
+    }
+    if not errors:
+        return None
+    worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
+    return Kept(worst, errors[worst], KEPT_LIMITS[packed.dtype])
+
+
 def _quality(directory: Path, exact: Model, written: Model) -> tuple[Quality, ...]:
     from mlxbert.tokenization import Tokenizer, TokenizerError
 
-    core = core_of(exact)
+    core, pooling = core_of(exact), pooling_of(directory)
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        return ()
+        return measure_on_random_ids(exact, written, pooling)
     try:
         tokenizer = Tokenizer.from_directory(directory, max_length=core.config.max_position_embeddings)
     except TokenizerError:  # what is wrong with it, the parity report's notes say
-        return ()
+        return measure_on_random_ids(exact, written, pooling)
     if tokenizer.vocab_size > core.config.vocab_size:
-        return ()
-    return measure_quality(exact, written, tokenizer, pooling_of(directory))
-
-
-def _leaves(layer: Any) -> Sequence[str]:
-    return ("weight", "scales", "biases") if layer.has_biases else ("weight", "scales")
+        return measure_on_random_ids(exact, written, pooling)
+    return measure_quality(exact, written, tokenizer, pooling)
 
 
 def _relative(exact: np.ndarray, other: np.ndarray) -> float:
     length = float(np.linalg.norm(exact))
-    return float(np.linalg.norm(other - exact)) / length if length else 0.0
+    difference = float(np.linalg.norm(other - exact))
+    return difference / length if length else difference

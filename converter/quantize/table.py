@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from converter.quantize.allotment import Allotment
-from converter.quantize.quality import Quality
-from converter.quantize.report import QuantizationReport
+from converter.quantize.cost import CostLimits, Quality, QuantizationReport
 
 
 def quantization_table(report: QuantizationReport) -> Group:
@@ -22,7 +21,7 @@ def quantization_table(report: QuantizationReport) -> Group:
     parts += [Text(f"  {line}") for line in packings(report)]
     parts += [Text(f"  kept: {skipped.path}: {skipped.reason}") for skipped in report.skipped]
     if report.quality:
-        parts += [Text(), _quality(report.quality)]
+        parts += [Text(), _quality(report.quality, report.limits)]
     else:
         parts.append(Text("  quality not measured: there is no tokenizer that fits the model"))
     return Group(*parts)
@@ -55,7 +54,7 @@ def allotment_table(allotment: Allotment) -> Group:
     return Group(table, *map(Text, lines))
 
 
-def _quality(quality: Sequence[Quality]) -> Table:
+def _quality(quality: Sequence[Quality], limits: CostLimits) -> Table:
     table = Table(title="Held-out text: quantized against float32", title_justify="left", box=None, padding=(0, 1))
     for column in ("text", "sentences", "cosine mean", "min", "rank corr.", "decisions", "KL"):
         table.add_column(column, justify="left" if column == "text" else "right", no_wrap=True)
@@ -69,6 +68,8 @@ def _quality(quality: Sequence[Quality]) -> Table:
             "–" if item.logit_agreement is None else f"{100 * item.logit_agreement:.1f} %",
             _number(item.logit_kl),
         )
+    limit = (f"{value:g}" for value in (limits.cosine_mean, limits.cosine_min, limits.rank_correlation))
+    table.add_row(f"limits of {limits.name}", "", *limit, "", "")
     return table
 
 

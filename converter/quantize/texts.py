@@ -144,7 +144,12 @@ def token_batches(
             inner[[0, -1]] = False
             rows.append(np.where(inner, rng.integers(lowest, tokenizer.vocab_size, len(row)), row)[:limit])
     rows.sort(key=len)
-    return [_batch(rows[start : start + _BATCH], tokenizer.pad_token_id or 0) for start in range(0, len(rows), _BATCH)]
+    return batched(rows, tokenizer.pad_token_id or 0)
+
+
+def batched(rows: Sequence[np.ndarray], pad: int) -> list[TokenBatch]:
+    """Rows of ids, shortest first, as batches."""
+    return [_batch(rows[start : start + _BATCH], pad) for start in range(0, len(rows), _BATCH)]
 
 
 def _text_list(name: str, text: str) -> TextList:

@@ -11,11 +11,12 @@ from typing import Any
 
 from converter.export import ExportError, export
 from converter.run_export.member import SEQUENCE, MemberExport, read_member, write_member
-from converter.run_export.run_settings import RUN_FILE, RunInfo, inference_settings, read_run, run_of
+from converter.run_export.run_settings import ExportedRun, inference_settings, read_run, run_of
 from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import read_bytes, read_json, require_inside, require_own_files
 from mlxbert.home import expand_home
+from mlxbert.runs.record import INFO
 from mlxbert.tokenization import Tokenizer
 from mlxbert.with_head import TOKENIZER_FILES
 
@@ -54,7 +55,7 @@ def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = F
         MLXBertError: it is damaged, or `out` cannot be written; nothing was written, nothing lost.
     """
     source, out = expand_home(source), expand_home(out)
-    if (source / RUN_FILE).is_file():
+    if (source / INFO).exists():
         run = read_run(source)
         return _export_models(source, out, run, run.members, overwrite=overwrite)
     if source.is_dir():
@@ -81,7 +82,7 @@ def _is_trained(directory: Path) -> bool:
 
 
 def _export_models(
-    source: Path, out: Path, run: RunInfo | None, members: Mapping[str, Path], *, overwrite: bool
+    source: Path, out: Path, run: ExportedRun | None, members: Mapping[str, Path], *, overwrite: bool
 ) -> Exported:
     alone = len(members) == 1
     folders = {name: "" if alone else f"members/{name}/" for name in members}

@@ -112,9 +112,9 @@ def _encoding(path: Path) -> str:
         except UnicodeDecodeError:
             continue
         if name != "utf-8-sig":
-            print(f"{path} is not UTF-8; it is read as {name}", file=sys.stderr)
+            _say(f"{path} is not UTF-8; it is read as {name}")
         return name
-    print(f"{path} is not UTF-8; it is read as latin-1", file=sys.stderr)
+    _say(f"{path} is not UTF-8; it is read as latin-1")
     return "latin-1"
 
 
@@ -527,9 +527,10 @@ class Member:
 
     def __call__(self, batch: Mapping[str, torch.Tensor], extra: Mapping[str, Array]) -> Array:
         """A padded batch, and histories and times of a time series, to its outcome (B, …) in float64."""
-        return outcome(self.head, self._logits(batch, extra).double().cpu().numpy())
+        return outcome(self.head, self.logits(batch, extra).double().cpu().numpy())
 
-    def _logits(self, batch: Mapping[str, torch.Tensor], extra: Mapping[str, Array]) -> torch.Tensor:
+    def logits(self, batch: Mapping[str, torch.Tensor], extra: Mapping[str, Array]) -> torch.Tensor:
+        """A padded batch to logits (B, outputs), or values where the class of transformers gives those."""
         if self.head["class"] == "BertForSequenceClassification":
             return self.model(**batch).logits
         pooling = self.head["pooling"]
@@ -705,13 +706,50 @@ def _read_json(file: Path) -> Any:
         raise InferenceError(f"{file} is not there; fix: give a directory that mlxbert-export wrote") from None
 
 
-# The submission.
+# The submission: mlxbert.runs.rows_to_predict and mlxbert.runs.submission have the rules and their reasons.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is written, known before anything is predicted.
+
+    Attributes:
+        ids: of every row of the test file, as text.
+        id_column: that they are written under.
+        submission: the format; its columns are in the order of the predictions.
+        columns: all that are written, in their order.
+        order: the ids in the order that they are written in.
+        source: the test file's column of ids; None: the rows are numbered.
+    """
+
+    ids: list[str]
+    id_column: str
+    submission: Mapping[str, Any]
+    columns: list[str]
+    order: list[str]
+    source: str | None
 
 
 def write_submission(
-    predictor: Predictor, test: Path, out: Path, *, sample: Path | None = None, batch_size: int = 32
-) -> int:
-    """Read `test`, write the submission to `out`, whole or not at all; returns its number of rows.
+    predictor: Predictor,
+    test: Path,
+    out: Path,
+    *,
+    sample: Path | None = None,
+    values: str | None = None,
+    id: str | None = None,
+    batch_size: int = 32,
+) -> Plan:
+    """Read `test`, write the submission to `out`, whole or not at all; returns what was written.
+
+    Args:
+        predictor: the models.
+        test: the file to predict; of a time series its history.
+        out: the CSV file.
+        sample: a sample submission, whose ids, columns and order the submission has.
+        values: "labels", "probabilities" or "values"; None: as the sample, or the run's metric, calls for.
+        id: the column that names a row; None: the sample's first, the training data's, or one that is called an id.
+        batch_size: rows the models are given at once.
 
     Raises:
         InferenceError: the file cannot be read or written, or ids and columns are not the sample submission's;
@@ -719,49 +757,116 @@ def write_submission(
     """
     if predictor.text is None:
         raise InferenceError("a model exported without its run knows no column; fix: --text COLUMN")
-    settings = predictor.settings
-    submission, kinds = settings["submission"], {**settings["kinds"]}
-    if settings["id"] is not None:
-        kinds[settings["id"]] = "text"
-    quoting = settings.get("quoting")
-    series = settings["task"] == "time_series"
-    ids = _future(predictor, test, kinds) if series else _ids(predictor, test, kinds)
-    header = [submission["id_column"], *submission["columns"]]
-    columns, order = header, None
-    if sample is not None:
-        columns, order = _sample_order(sample, header, ids, known=settings["known_columns"])
-        # Without the run's own columns the sample's stand for them, one for one.
-        header = header if settings["known_columns"] else columns
-    places = [header.index(name) for name in columns]
+    kinds = _kinds(predictor, id)
+    plan = make_plan(predictor, test, kinds, sample, values, id)
+    header = [plan.id_column, *plan.submission["columns"]]
+    places = [header.index(name) for name in plan.columns]
+    settings = {**predictor.settings, "submission": plan.submission}
 
     def cells(progress: Callable[[int], object]) -> Iterator[list[Any]]:
-        if series:
-            rows = [row for chunk in read_rows(test, kinds, quoting) for row in chunk]
+        if settings["task"] == "time_series":
+            rows = [row for chunk in read_rows(test, kinds, settings.get("quoting")) for row in chunk]
             window = max(predictor.members[0].head["window"], 1)
-            values = predictor.predict(rows[-window:], batch_size=batch_size).values
-            assert values is not None
-            progress(values.shape[1])
-            yield from ([value] for value in values[-1].tolist())
+            found = predictor.predict(rows[-window:], batch_size=batch_size).values
+            assert found is not None
+            progress(found.shape[1])
+            yield from ([value] for value in found[-1].tolist())
             return
         at = 0
-        for chunk in read_rows(test, kinds, quoting):
-            found = predictor.predict(chunk, batch_size=batch_size, start=at, progress=progress)
+        for chunk in read_rows(test, kinds, settings.get("quoting")):
+            made = predictor.predict(chunk, batch_size=batch_size, start=at, progress=progress)
             at += len(chunk)
-            yield from columns_of(settings, found)
+            yield from columns_of(settings, made)
 
     try:
-        with _output(out) as file, tqdm(desc="Predicting", total=len(ids), unit="row", mininterval=0.5) as bar:
+        with _output(out) as file, tqdm(desc="Predicting", total=len(plan.ids), unit="row", mininterval=0.5) as bar:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            lines = ([name, *row] for name, row in zip(ids, cells(bar.update), strict=True))
+            writer.writerow(plan.columns)
+            lines = ([name, *row] for name, row in zip(plan.ids, cells(bar.update), strict=True))
             made = ([line[place] for place in places] for line in lines)
-            if order is not None:  # the sample's
-                by_id = dict(zip(ids, made, strict=True))
-                made = (by_id[name] for name in order)
+            if sample is not None:
+                by_id = dict(zip(plan.ids, made, strict=True))
+                made = (by_id[name] for name in plan.order)
             writer.writerows(made)
     except OSError as error:
         raise InferenceError(f"{out} cannot be written: {error.strerror or error}; fix: another place") from None
-    return len(ids)
+    return plan
+
+
+def make_plan(
+    predictor: Predictor, test: Path, kinds: Mapping[str, str], sample: Path | None, values: str | None, id: str | None
+) -> Plan:
+    """What will be written, checked against the sample submission.
+
+    Raises:
+        InferenceError: a file cannot be read, or ids and columns are not the sample's.
+    """
+    settings = predictor.settings
+    form = _of_values(settings, values)
+    rows = [] if sample is None else [row for chunk in read_rows(sample, {}) for row in chunk]
+    theirs = list(rows[0]) if rows else []
+    others = [name for name in theirs if name not in form["columns"]] or theirs
+    names: list[str] = []
+    if settings["task"] == "time_series":
+        ids, source = _future(predictor, test, kinds), settings["time"]
+    else:
+        ids, source, names = _ids(predictor, test, kinds, others, id)
+    if sample is None:
+        own = _header(settings, form, source, names, test)
+        return Plan(ids, own, form, [own, *form["columns"]], ids, source)
+    there = [name for name in others if name in names]
+    key = next(name for name in (source, id, settings["id"], *there, *others) if name in theirs)
+    assert key is not None
+    wanted = [as_text(plain(row[key])) or "" for row in rows]
+    _check_ids(sample, wanted, ids, test, source, key)
+    if source is not None and key not in (source, form["id_column"]):
+        _say(f"{sample} calls the ids {key!r}, {test} {source!r}: they are written as {key!r}")
+    columns = [name for name in theirs if name != key]
+    form = _of_values(settings, values or _values_of(settings, sample, columns, rows))
+    form = {**form, "columns": _matched(settings, form, columns, sample)}
+    return Plan(ids, key, form, theirs, wanted, source)
+
+
+def _say(message: str, kind: str = "warning: ") -> None:
+    """Print on standard error; a name out of a file must not steer the terminal."""
+    safe = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
+    print(f"inference.py: {kind}{safe}", file=sys.stderr)
+
+
+def _kinds(predictor: Predictor, id: str | None) -> dict[str, str]:
+    """Kinds of columns; those that name rows are read as they are written."""
+    settings, text = predictor.settings, predictor.text
+    told = [name for name in (id, settings["id"]) if name is not None]
+    columns = () if text is None else text.columns
+    ids = [*told, *(name for name in settings["kinds"] if is_called_id(name) and name not in columns)]
+    return {**settings["kinds"], **dict.fromkeys(ids, "text")}
+
+
+_ID = re.compile(
+    r"(?i:ids?|idx|uuid|guid|index|identifier|row(number)?|unnamed: 0)"
+    r"|(?i:.*[ _.-](id|idx|uuid|guid|index)|(id|uuid|guid)[ _.-].*)"
+    r"|.*[a-z0-9](Id|ID|Idx|Index|UUID|Uuid|GUID|Guid)"
+    r"|(?i:([cdegnopqrstu]|pm|txt|text|tweet|post|comment|msg|message|mail|user|item|product|review|article|row|line|"
+    r"sentence|passenger|customer|client|order|case|record|question|answer|query|doc|document|image|img|sample|"
+    r"example|test|train|object|entry|event|session|page|paragraph|essay|story|news|video|song|movie|book|job|patient|"
+    r"account)id)"
+)
+
+
+def is_called_id(name: Any) -> bool:
+    """Whether a column's name says that it names a row: id, PassengerId, user_id, qid, uuid, index, …."""
+    return _ID.fullmatch(str(name).strip()) is not None
+
+
+def names_rows(values: Sequence[Any]) -> bool:
+    """Whether values could name rows: short words or whole numbers, none missing, none twice."""
+    kinds = all(
+        (isinstance(one, str) and 0 < len(one) <= 80)
+        or (isinstance(one, int) and not isinstance(one, bool))
+        or (isinstance(one, float) and one.is_integer())
+        for one in values
+    )
+    return kinds and len(set(values)) == len(values)
 
 
 @contextmanager
@@ -808,30 +913,81 @@ def _order(settings: Mapping[str, Any], count: int) -> list[int]:
     return list(range(count))
 
 
-def _ids(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str]:
-    """Every row's id, checked; row numbers where the data have none. The text's columns are checked on the way."""
-    ids: list[str] = []
-    column, empty = predictor.settings["id"], 0
-    text = predictor.text
+def _ids(
+    predictor: Predictor, test: Path, kinds: Mapping[str, str], others: Sequence[str], id: str | None
+) -> tuple[list[str], str | None, list[str]]:
+    """Every row's id, the column that they stand in (None: the rows are numbered), and the names of all columns.
+
+    The text's columns are checked on the way.
+    """
+    settings, text = predictor.settings, predictor.text
     assert text is not None
-    for chunk in read_rows(test, kinds, predictor.settings.get("quoting")):
-        first, second = text.render(chunk, str(test), len(ids))
+    names: list[str] = []
+    empty, rows, column = 0, 0, None
+    kept: dict[str, list[Any]] = {}
+    kinds = {**kinds, **dict.fromkeys(others[:1], "text")}
+    for chunk in read_rows(test, kinds, settings.get("quoting")):
+        first, second = text.render(chunk, str(test), rows)
         empty += sum(not one.strip() and not two.strip() for one, two in zip(first, second or first, strict=True))
-        if column is None:
-            ids += [str(len(ids) + i) for i in range(len(chunk))]
-            continue
-        name = find(chunk[0], column, str(test))
-        for row in chunk:
-            value = as_text(plain(row.get(name)))
-            if value is None:
-                raise InferenceError(f"{test}: row {len(ids)} has no id in column {name!r}; fix: fill it in")
-            ids.append(value)
-    twice = [value for value, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise InferenceError(f"{test}: {len(twice)} ids come twice (first: {twice[0]!r}); fix: drop repeated rows")
+        if not names:
+            names = list(chunk[0])
+            column = _told_id(settings, names, others, id, test)
+            candidates = (
+                [column]
+                if column is not None
+                else [name for name in names if is_called_id(name) and name not in text.columns]
+            )
+            kept = {name: [] for name in candidates}
+        for name, values in kept.items():
+            values += [plain(row.get(name)) for row in chunk]
+        rows += len(chunk)
+    if column is None:
+        found = [name for name, values in kept.items() if names_rows(values)]
+        column = min(found, key=_likelihood, default=None)
     if empty:
-        print(f"{test}: {empty} of {len(ids)} rows have no text; they are encoded as an empty one", file=sys.stderr)
-    return ids
+        _say(f"{test}: {empty} of {rows} rows have no text; they are encoded as an empty one")
+    if column is None:
+        return [str(row) for row in range(rows)], None, names
+    ids = [as_text(value) for value in kept[column]]
+    if None in ids:
+        raise InferenceError(f"{test}: row {ids.index(None)} has no id in column {column!r}; fix: fill it in")
+    twice = [str(value) for value, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise InferenceError(
+            f"{test}: {len(twice)} ids come twice in column {column!r} (first: {twice[0]!r}); "
+            "fix: drop repeated rows, or --id COLUMN"
+        )
+    return [str(one) for one in ids], column, names
+
+
+def _likelihood(name: str) -> int:
+    folded = name.strip().casefold()
+    return 0 if folded == "id" else 2 if folded in ("index", "idx", "row", "unnamed: 0") else 1
+
+
+def _told_id(
+    settings: Mapping[str, Any], names: Sequence[str], others: Sequence[str], id: str | None, test: Path
+) -> str | None:
+    """The column that names the rows: as told, the sample's first, or the training data's; None: none of these."""
+    trained = settings["id"]
+    if id is None and others and others[0] in names and trained not in others:
+        return others[0]
+    wanted = id or (trained if trained in names or not settings.get("id_found") else None)
+    return None if wanted is None else find(names, wanted, str(test))
+
+
+def _header(
+    settings: Mapping[str, Any], form: Mapping[str, Any], source: str | None, names: Sequence[str], test: Path
+) -> str:
+    """What the ids are called where no sample says it."""
+    own: str = form["id_column"]
+    if source is None and own in names:
+        _say(f"{test}: column {own!r} has a value twice or none; the rows are numbered as 'row'")
+        return "row"
+    if source is None and settings["id"] is not None and settings["id"] == own:
+        _say(f"{test} has no column {own!r}: the rows are numbered as 'row'; fix: --id COLUMN")
+        return "row"
+    return own if source is None or source in (settings["id"], settings["time"]) else source
 
 
 def _future(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str]:
@@ -856,35 +1012,162 @@ def _future(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[
     return [str(one) if times.dtype.kind == "M" else shown(plain(one)) for one in times[-1] + gaps[-1] * ahead]
 
 
-def _sample_order(sample: Path, header: list[str], ids: list[str], *, known: bool) -> tuple[list[str], list[str]]:
-    """Columns (the id's first) and ids as the sample submission has them.
-
-    Args:
-        sample: the file.
-        header: the columns that are to be written, the id's first.
-        ids: of the rows that are to be written.
-        known: whether the columns are the run's own; else the sample's are taken for them.
+def _check_ids(
+    sample: Path, wanted: Sequence[str], ids: Sequence[str], test: Path, source: str | None, key: str
+) -> None:
+    """Refuse rows whose ids are not those of the sample; what is missing and what is beyond is listed.
 
     Raises:
-        InferenceError: other columns, or ids that are missing, too many, or there twice.
+        InferenceError: it is so, or an id of the sample comes twice or is missing.
     """
-    theirs: list[str] = []
-    names: list[str] = []
-    for chunk in read_rows(sample, {}):
-        names = list(chunk[0])
-        key = header[0] if known and header[0] in names else names[0]
-        theirs += [as_text(plain(row[key])) or "" for row in chunk]
-    if not (sorted(names) == sorted(header) if known else len(names) == len(header)):
-        raise InferenceError(f"{sample} has the columns {names}, the model gives {header}; fix: the right sample file")
-    twice = [value for value, count in Counter(theirs).items() if count > 1]
-    ours, others = set(ids), set(theirs)
-    missing = [one for one in theirs if one not in ours]
-    extra = [one for one in ids if one not in others]
-    for what, wrong in (("twice", twice), ("not in the data", missing), ("lacking, though in the data", extra)):
-        if wrong:
-            first = ", ".join(map(repr, wrong[:3]))
-            raise InferenceError(f"{sample}: {len(wrong)} ids are {what} (first: {first}); fix: the right test file")
-    return names, theirs
+    twice = [value for value, count in Counter(wanted).items() if count > 1]
+    if twice or "" in wanted:
+        raise InferenceError(
+            f"{sample}: id {(twice or [''])[0]!r} comes twice or is missing in column {key!r}; "
+            "fix: download the sample again"
+        )
+    ours, theirs = set(ids), set(wanted)
+    missing, extra = [one for one in wanted if one not in ours], [one for one in ids if one not in theirs]
+    if not missing and not extra:
+        return
+    if source is None:
+        raise InferenceError(
+            f"{test} has no column that names its rows, so they are numbered from 0, and {sample} has other ids "
+            f"({_some(wanted)}); fix: --id COLUMN"
+        )
+    alike = {_same(one): one for one in wanted}
+    pairs = [(one, alike[_same(one)]) for one in extra if _same(one) in alike]
+    if pairs and len(pairs) == len(extra) == len(missing):
+        raise InferenceError(
+            f"the same ids are written in two ways, {pairs[0][0]!r} in {test} and {pairs[0][1]!r} in {sample} "
+            f"({len(pairs)} of {len(ids)}); fix: write them alike"
+        )
+    told = [f"{len(missing)} of the {len(wanted)} ids of {sample} are missing ({_some(missing)})"] if missing else []
+    told += [f"{len(extra)} of its ids are not in {sample} ({_some(extra)})"] if extra else []
+    raise InferenceError(
+        f"{test}: {' and '.join(told)}, column {source!r}; fix: give the files that belong together, or --id COLUMN"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _number(cell: str) -> float | None:
+    try:
+        # A comma may be the decimal mark.
+        value = float(cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _same(cell: str) -> str:
+    """A cell however it is written: 1, 1.0, 001 and " 1" are one."""
+    text = cell.strip()
+    if text.lstrip("+-").isdecimal():
+        return str(int(text)) if len(text) < 400 else text
+    value = _number(text)
+    return text if value is None else shown(value)
+
+
+def _of_values(settings: Mapping[str, Any], values: str | None) -> dict[str, Any]:
+    """The export's format, or that of other values.
+
+    Raises:
+        InferenceError: they do not fit the task.
+    """
+    form, task = dict(settings["submission"]), settings["task"]
+    if values in (None, form["values"]):
+        return form
+    if task in ("regression", "time_series") or values == "values":
+        fitting = "values" if task in ("regression", "time_series") else "labels or probabilities"
+        raise InferenceError(f"a submission of {values!r} does not fit {task}; fix: --values {fitting}")
+    columns = form["columns"]
+    if task in ("multiclass", "ordinal"):
+        columns = list(map(str, settings["classes"])) if values == "probabilities" else list(settings["target"])
+    return {**form, "columns": columns, "values": values}
+
+
+def _matched(settings: Mapping[str, Any], form: Mapping[str, Any], names: list[str], sample: Path) -> list[str]:
+    """The sample's name of each prediction column, in the order of the predictions.
+
+    Raises:
+        InferenceError: it has other columns.
+    """
+    classes = [str(one) for one in settings["classes"] or settings["target"]]
+    columns = classes if set(classes) == set(form["columns"]) else list(form["columns"])
+    if set(columns) == set(names):
+        return columns
+    if len(columns) == len(names) and not settings["known_columns"]:
+        return names  # without the run's own columns the sample's stand for them, one for one
+    folded = {name.strip().casefold(): name for name in names}
+    if len(columns) == len(names) == len(folded) and {one.casefold() for one in columns} == set(folded):
+        return [folded[one.casefold()] for one in columns]
+    if len(columns) == len(names) == 1:
+        _say(f"{sample} calls the predictions {names[0]!r}, not {columns[0]!r}: they are written under that name")
+        return names
+    raise InferenceError(
+        f"{sample} has the columns {', '.join(names)}, and the model predicts {', '.join(columns)}; "
+        "fix: the sample of this competition, or --values labels|probabilities"
+    )
+
+
+def _values_of(settings: Mapping[str, Any], sample: Path, names: Sequence[str], rows: Sequence[Row]) -> str | None:
+    """ "labels" or "probabilities", as the sample's cells have them; None: they do not say."""
+    task, usual = settings["task"], settings["submission"]
+    if task in ("regression", "time_series"):
+        return None
+    found = {plain(row[name]) for name in names for row in rows}
+    cells = {str(value).strip() for value in found if value is not None}
+    labels = {_same(shown(one)) for one in ((0, 1) if task == "multilabel" else settings["classes"] or ())}
+    strange = sorted(cell for cell in cells if _same(cell) not in labels)
+    numbers = all(_number(cell) is not None for cell in cells)
+    none_of_ours = f"{sample} holds {(strange or [''])[0]!r}, which is none of the model's labels: its own are written"
+    if task in ("multiclass", "ordinal"):
+        if len(names) > 1:
+            return "probabilities"
+        rank = usual["values"] == "probabilities" and len(usual["columns"]) == 1  # of a ready configuration
+        if strange and not rank and (len(cells) > 1 or not numbers):
+            _say(none_of_ours)
+        return "probabilities" if rank else "labels"
+    if not cells:
+        return None
+    if not numbers:
+        if strange:
+            _say(none_of_ours)
+        return _told(settings, "labels", f"{sample} holds words")
+    if strange and any(not (_number(cell) or 0.0).is_integer() for cell in strange):
+        return _told(settings, "probabilities", f"{sample} holds fractions such as {strange[0]}")
+    if not strange and len({_same(cell) for cell in cells}) > 1:
+        return _told(settings, "labels", f"{sample} holds {' and '.join(sorted(cells)[:2])}")
+    if settings.get("ready"):
+        return str(usual["values"])
+    few, wanted = ", ".join(sorted(cells)[:3]), settings.get("wanted")
+    holds = f"{sample} holds {few} alone, which could stand for labels and for probabilities"
+    if strange:
+        holds = (
+            f"{sample} holds {few}, and the labels are {', '.join(repr(shown(one)) for one in settings['classes'])}"
+        )
+    whole = all(cell.lstrip("+-").isdecimal() for cell in cells)
+    chosen = wanted or ("labels" if whole and not strange else "probabilities")
+    if wanted != "labels" or strange:
+        other = "probabilities" if chosen == "labels" else "labels"
+        _say(f"{holds}: {chosen} are written; {_option(other)}")
+    return str(chosen)
+
+
+def _told(settings: Mapping[str, Any], values: str, why: str) -> str:
+    """`values`, with a warning if the metric that was asked for compares something else."""
+    wanted = settings.get("wanted")
+    if wanted is not None and wanted != values:
+        _say(f"{why}: {values} are written, though the run's metric compares {wanted}; {_option(wanted)}")
+    return values
+
+
+def _option(values: str) -> str:
+    scored = "labels are scored (accuracy, F1)" if values == "labels" else "probabilities are scored (AUC, log loss)"
+    return f"fix: --values {values} if {scored}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -892,7 +1175,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="inference.py", description="Predict a file and write the submission.")
     parser.add_argument("test", type=Path, help="CSV, TSV or JSONL; of a time series its history")
     parser.add_argument("-o", "--out", type=Path, default=Path("submission.csv"), help="[default: submission.csv]")
-    parser.add_argument("--sample-submission", type=Path, help="ids and columns are checked against it first")
+    parser.add_argument("--sample-submission", type=Path, help="file whose ids, columns and order the output has")
+    parser.add_argument("--id", help="column that names a row  [default: the sample's first, or the training's]")
+    parser.add_argument(
+        "--values", choices=("labels", "probabilities", "values"), help="what is written  [default: as the sample has]"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="[default: 32]")
     parser.add_argument("--device", help="cpu or cuda  [default: cuda where there is one]")
     parser.add_argument("--quoting", choices=[*QUOTINGS], help="of a text table  [default: as the training file's]")
@@ -904,16 +1191,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predictor = Predictor(device=given.device, text=given.text)
         if given.quoting:
             predictor.settings["quoting"] = given.quoting
-        rows = write_submission(
-            predictor, given.test, given.out, sample=given.sample_submission, batch_size=given.batch_size
+        plan = write_submission(
+            predictor,
+            given.test,
+            given.out,
+            sample=given.sample_submission,
+            values=given.values,
+            id=given.id,
+            batch_size=given.batch_size,
         )
     except InferenceError as error:
-        print(f"inference.py: error: {error}", file=sys.stderr)
+        _say(str(error), "error: ")
         return 2
     except KeyboardInterrupt:
         print("inference.py: interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(f"Written   {given.out}: {rows} rows")
+    ids = "rows numbered from 0" if plan.source is None else f"ids from {plan.source!r}"
+    print(f"Written   {given.out}: {len(plan.ids)} rows of {plan.submission['values']}, {ids}")
     return 0
 
 

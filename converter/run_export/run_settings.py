@@ -2,73 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.export import ExportError
 from heads.base import Head
-from mlxbert.files.reading import read_json
+from heads.metrics import get_metric
+from mlxbert.runs.record import SCORES, RunRecord, is_run, read_record
 
-RUN_FILE = "run.json"
 FORMAT, VERSION = "mlxbert-inference", 1
 
 
 @dataclass(frozen=True)
-class RunInfo:
-    """A finished run, as `run.json` describes it.
+class ExportedRun:
+    """A run whose models are exported.
 
     Attributes:
-        path: its directory.
-        info: `run.json`.
+        record: `run.json`.
         members: the directories of its models, by name.
     """
 
-    path: Path
-    info: dict[str, Any]
+    record: RunRecord
     members: dict[str, Path]
 
 
-def read_run(directory: Path) -> RunInfo:
-    """The run in `directory`.
+def read_run(directory: Path) -> ExportedRun:
+    """Return the finished run in `directory`.
 
     Raises:
-        ExportError: `run.json` is not one, the run is unfinished, or a member is gone.
+        RunError: `run.json` is damaged, or none of ours.
+        ExportError: the run is unfinished, or a member is gone.
     """
-    info = read_json(directory / RUN_FILE, ExportError) or {}
-    if info.get("format") != "mlxbert-run":
-        raise ExportError(f"{directory / RUN_FILE}: is not a run of mlxbert train; fix: give the run's directory")
-    if info.get("version") != 1:
-        raise ExportError(f"{directory / RUN_FILE}: version {info.get('version')!r} is unknown; fix: update mlxbert")
-    if not (directory / "scores.json").is_file():
-        raise ExportError(f"{directory}: the run is not finished; fix: mlxbert train --resume {directory}")
-    names = _predicting([str(name) for name in info.get("members") or []], info.get("folds") or {})
-    members = {name: directory / "members" / name for name in names if Path(name).name == name}
-    missing = [name for name in names if not (directory / "members" / name / "config.json").is_file()]
-    if missing or len(members) < max(1, len(names)):
-        what = f"member {missing[0]!r} is missing" if missing else "run.json names no members"
-        raise ExportError(f"{directory}: {what}; fix: train again")
-    return RunInfo(directory, info, members)
+    record = read_record(directory)
+    if not (directory / SCORES).is_file():
+        raise ExportError(
+            f"{directory}: the run is not finished; fix: mlxbert train --resume {shlex.quote(str(directory))}"
+        )
+    members = {name: directory / "members" / name for name in record.prediction_members}
+    missing = [name for name, member in members.items() if not (member / "config.json").is_file()]
+    if missing:
+        raise ExportError(f"{directory}: member {missing[0]!r} is missing; fix: train again")
+    return ExportedRun(record, members)
 
 
-def _predicting(names: list[str], folds: dict[str, Any]) -> list[str]:
-    """The members that predict: all; of forward-chaining folds those of the last, which have seen the most."""
-    if folds.get("kind") != "forward":
-        return names
-    last = f"-fold{folds['count'] - 1}"
-    return [name for name in names if name.endswith(last)]
+def run_of(member: Path) -> ExportedRun | None:
+    """Return the run that a member's directory lies in; None where it stands alone.
 
-
-def run_of(member: Path) -> RunInfo | None:
-    """The run that a member's directory lies in; None where it stands alone."""
+    Raises:
+        RunError: the run's `run.json` is damaged.
+    """
     run = member.resolve().parent.parent
-    if member.resolve().parent.name != "members" or not (run / RUN_FILE).is_file():
+    if member.resolve().parent.name != "members" or not is_run(run):
         return None
-    found = read_json(run / RUN_FILE, ExportError) or {}
-    return RunInfo(run, found, {member.name: member}) if found.get("format") == "mlxbert-run" else None
+    record = read_record(run)
+    return ExportedRun(record, {member.name: member}) if member.resolve().name in record.members else None
 
 
-def inference_settings(run: RunInfo | None, members: list[str], head: Head, limit: int | None) -> dict[str, Any]:
+def inference_settings(run: ExportedRun | None, members: list[str], head: Head, limit: int | None) -> dict[str, Any]:
     """`inference.json`.
 
     Args:
@@ -80,28 +72,37 @@ def inference_settings(run: RunInfo | None, members: list[str], head: Head, limi
     Raises:
         ExportError: the submission's format does not fit the head.
     """
-    info: dict[str, Any] = {} if run is None else run.info
-    data, task = info.get("data") or {}, info.get("task") or {}
-    longest = data.get("max_length")
+    record = None if run is None else run.record
     classes = getattr(head, "classes", None)
-    submission = info.get("submission") or _usual_submission(head)
+    submission = _usual_submission(head) if record is None else asdict(record.submission)
     _check_submission(submission, head)
+    longest = None if record is None else record.data.max_length
     return {
         "format": FORMAT,
         "version": VERSION,
         "task": head.head_name,
-        "target": list(task.get("target") or ["target"]),
+        "target": ["target"] if record is None else list(record.task.target),
         "classes": None if classes is None else list(classes),
-        "text": data.get("text"),
-        "kinds": dict(data.get("kinds") or {}),
-        "quoting": data.get("quoting"),
-        "id": data.get("id") if run is not None else None,
-        "time": data.get("time"),
+        "text": None if record is None else record.data.text.to_dict(),
+        "kinds": {} if record is None else dict(record.data.kinds),
+        "quoting": None if record is None else record.data.quoting,
+        "id": None if record is None else record.data.id,
+        "time": None if record is None else record.data.time,
         "max_length": min((n for n in (longest, limit) if n is not None), default=512),
         "submission": submission,
-        "known_columns": bool(info.get("submission")),
+        "known_columns": record is not None,
+        **({} if record is None else _rules(record)),
         "members": members,
     }
+
+
+def _rules(record: RunRecord) -> dict[str, Any]:
+    """What decides how a submission is written where a sample leaves that open, and how a table is read."""
+    asked = record.config.metric
+    wanted = None if asked is None else "labels" if get_metric(asked).needs == "labels" else "probabilities"
+    own = record.settings.submission
+    ready = own is not None and record.settings.values in (None, own.values)
+    return {"id_found": record.data.id_found, "wanted": wanted, "ready": ready}
 
 
 def _usual_submission(head: Head) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _usual_submission(head: Head) -> dict[str, Any]:
 
 def _check_submission(submission: dict[str, Any], head: Any) -> None:
     """The run's format has a column for everything that inference.py will write, and nothing else."""
-    name, values, columns = head.head_name, submission.get("values"), submission.get("columns") or []
+    name, values, columns = head.head_name, submission["values"], submission["columns"]
     widths = {
         ("binary", "labels"): 1,
         ("binary", "probabilities"): 1,

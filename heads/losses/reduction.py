@@ -8,6 +8,7 @@ from typing import Literal
 import mlx.core as mx
 
 from heads.errors import HeadError
+from heads.host import as_int32
 
 Reduction = Literal["mean", "sum", "none"]
 Weights = float | Sequence[float] | mx.array
@@ -43,8 +44,7 @@ def class_targets(where: str, logits: mx.array, targets: mx.array) -> mx.array:
         raise HeadError(
             f"{where}: targets are {targets.dtype}, class indices are integers; fix: targets.astype(mx.int32)"
         )
-    # int32 before anything is compared with −100, which a uint8 array would read as 156.
-    return targets.astype(mx.int32)
+    return as_int32(targets)
 
 
 def poison(logits: mx.array, invalid: mx.array) -> mx.array:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from heads.pretrained.dropout import Dropout
 from heads.pretrained.head import Decode, PretrainedHead, require_pooled
 
 
@@ -18,7 +19,7 @@ class MultipleChoiceHead(PretrainedHead):
 
     def __init__(self, hidden_size: int, dropout: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, 1)
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:

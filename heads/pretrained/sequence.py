@@ -7,6 +7,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from heads.pretrained.dropout import Dropout
 from heads.pretrained.head import Decode, PretrainedHead, require_pooled
 
 
@@ -21,7 +22,7 @@ class SequenceClassificationHead(PretrainedHead):
 
     def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, num_labels)
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:

@@ -16,6 +16,7 @@ import click
 from mlxbert.cli import blend, encode, predict, report, train
 from mlxbert.errors import last_catch, readable
 from mlxbert.own_packages import use_own_package
+from mlxbert.training.usual_names import our_name
 
 COMMANDS = "mlxbert.commands"
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -47,8 +48,25 @@ class OneLineErrors(click.Group):
             raise  # a bare `mlxbert` shows its help
         except click.UsageError as error:
             asked = (error.ctx or ctx).command_path
-            click.echo(readable(f"{asked}: error: {error.format_message()}; fix: see {asked} --help"), err=True)
+            message = _with_usual_option(error) or f"{error.format_message()}; fix: see {asked} --help"
+            click.echo(readable(f"{asked}: error: {message}"), err=True)
             ctx.exit(2)
+
+
+def _with_usual_option(error: click.UsageError) -> str | None:
+    """The message for an option that other tools have (--learning-rate), with ours of that meaning; None: unknown."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return None
+    name = our_name(error.option_name) or error.option_name.strip("-").replace("-", "_")
+    parameters = {parameter.name: parameter for parameter in error.ctx.command.params}
+    found = parameters.get(name) or (parameters.get("data") if name == "test" else None)
+    if found is None:
+        return None
+    message = f"No such option {error.option_name!r}"
+    if isinstance(found, click.Argument):
+        return f"{message}; fix: give the file without a flag: {error.ctx.command_path} {str(found.name).upper()}"
+    metavar = f" {found.metavar}" if found.metavar else ""
+    return f"{message}; did you mean {max(found.opts, key=len)}{metavar}?"
 
 
 @cache

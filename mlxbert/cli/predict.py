@@ -16,17 +16,25 @@ PATH = click.Path(path_type=Path)
 @click.argument("run", type=PATH)
 @click.argument("data")
 @click.option("-o", "--out", type=PATH, required=True, help="The CSV file to write.")
-@click.option("--sample-submission", type=PATH, help="Its ids and columns are checked before anything is predicted.")
-@click.option("--values", type=click.Choice(["labels", "probabilities", "values"]), help="[default: as trained for]")
+@click.option("--sample-submission", type=PATH, help="File whose ids, columns and order the submission must have.")
+@click.option(
+    "--values",
+    type=click.Choice(["labels", "probabilities", "values"]),
+    help="What the submission holds.  [default: as in the sample, else what the run's metric compares]",
+)
+@click.option("--id", help="Column that names a row.  [default: the sample's first column, else that of the training]")
 @click.option(
     "--average",
     "how",
     type=click.Choice(["probabilities", "ranks"]),
     default="probabilities",
     show_default=True,
-    help="What of the models is averaged.",
+    help="What is averaged over the models of the run.",
 )
-@click.option("--encoding", help="Of the data's text.  [default: found out]")
+@click.option("--encoding", help="Encoding of DATA, such as cp1252.  [default: found out]")
+@click.option(
+    "--escape-formulas", is_flag=True, help="Write ' before cells that begin with = + - @ (numbers excepted)."
+)
 @quoting_option
 def predict(run: Path, data: str, out: Path, **options: Any) -> None:
     """Predict DATA with RUN, a finished run or a blend, and write a submission.
@@ -37,11 +45,13 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
       mlxbert predict runs/tweets data/test.csv --sample-submission sample_submission.csv -o submission.csv
       mlxbert predict runs/jigsaw data/test.csv --average ranks -o submission.csv
     """
+    from mlxbert.files.output_file import is_standard_output
     from mlxbert.runs.predict import open_predictor, write_submission
     from mlxbert.runs.progress import row_progress
     from mlxbert.terminal import show
 
     opened = open_predictor(run)
     with row_progress() as progress:
-        rows = write_submission(opened, data, out=out, progress=progress, **options)
-    show(f"{rows} rows written to {out}")
+        written = write_submission(opened, data, out=out, progress=progress, **options)
+    if not is_standard_output(out):  # a submission has no such line
+        show(f"{written.rows} rows written to {out}: {written}")

@@ -24,7 +24,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--competition", help="A ready configuration: titanic, house-prices, disaster-tweets, ….")
 @click.option("--task", help="binary, multiclass, multilabel, regression, ordinal, time_series.  [default: inferred]")
 @click.option("--class", "classes", multiple=True, help="A label, in order; where the data do not tell all.")
-@click.option("--id", help="The column that names a row.")
+@click.option("--id", help="Column that names a row.  [default: one called an id (id, PassengerId, …), all different]")
 @click.option("--group", help="Rows of one value never lie on both sides of a fold.")
 @click.option("--time", help="The column of times: a series, or forward-chaining folds.")
 @click.option("--ignore", multiple=True, help="A column that is not read where --text is not given.")
@@ -32,13 +32,20 @@ PATH = click.Path(path_type=Path)
 @click.option("--valid", help="A file of rows to be judged on, in place of folds.")
 @click.option("--hold-out", type=float, help="Rows held out of everything and scored at the end: share or number.")
 @click.option("--test", help="A file to predict at the end.")
-@click.option("--sample-submission", help="That the predictions must fit.")
-@click.option("--values", type=click.Choice(["labels", "probabilities", "values"]), help="What a submission holds.")
+@click.option("--sample-submission", help="File whose ids, columns and order the predictions of --test must have.")
+@click.option(
+    "--values",
+    type=click.Choice(["labels", "probabilities", "values"]),
+    help="What a submission holds.  [default: as in the sample, else what the metric compares]",
+)
 @click.option("--drop-missing", is_flag=True, help="Leave out rows without a target.")
-@click.option("--encoding", help="Of the data's text.  [default: found out]")
+@click.option("--encoding", help="Encoding of the files, such as cp1252.  [default: found out]")
 @quoting_option
 @click.option("--decimal", type=click.Choice([".", ","]), help="Decimal mark of the target.  [default: found out]")
 @click.option("--label-separator", help="Between labels of one cell: ';' or '[]'.  [default: found out]")
+@click.option(
+    "--escape-formulas", is_flag=True, help="Write ' before CSV cells that begin with = + - @ (not numbers)."
+)
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
 @click.option("--log", "trackers", multiple=True, help="tensorboard or wandb, where installed.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
@@ -70,9 +77,10 @@ def train(
     settings = given_settings(options)
     if resume is not None:
         _refuse_settings(context)
-        if (resume / "scores.json").is_file():
-            show(f"{resume} is finished: nothing is left to do")
+        was_finished = (resume / "scores.json").is_file()
         finished = go_on(resume, data, allow_changes=allow_changes, trackers=options["trackers"])
+        if was_finished:
+            show(f"{resume} is finished: nothing is left to do")
     else:
         if data is None or out is None:
             raise click.UsageError("give DATA and -o DIRECTORY, or --resume RUN")
@@ -97,14 +105,18 @@ def _refuse_settings(context: click.Context) -> None:
 
 def show_run(run: Any) -> None:
     """The scores, where everything is, and what to do next."""
-    from mlxbert.runs.summary import scores_table
+    from mlxbert.runs.summary import decision, scores_table
     from mlxbert.terminal import show
 
     files, path = run.files, shlex.quote(str(run.path))
     show(scores_table(run))
     lines = [f"Run         {run.path}", f"Out of fold {files.oof}"]
     if files.submission.is_file():
-        lines.append(f"Submission  {files.submission}")
+        form = run.submission()
+        lines.append(f"Submission  {files.submission}: {form.values} in {', '.join(map(repr, form.columns[:3]))}")
+    how = decision(run.record)
+    if how is not None:
+        lines.append(f"Labels      {how}")
     lines.append(f"Next        mlxbert predict {path} test.csv -o submission.csv")
     lines.append(f"            mlxbert report {path}")
     lines.append(f"            mlxbert-export {path} -o DIRECTORY   (for a notebook without MLX)")

@@ -6,6 +6,7 @@ test file happens to hold digits only. Here a column's kind is found once, on th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
@@ -27,15 +28,14 @@ _TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": Fal
 
 def infer_kind(cells: Any) -> Kind:
     """What a column of text cells (a pandas series) holds; "text" where nothing is present."""
-    bare = cells.str.strip()
-    present = bare[~bare.isin(_MISSING_NUMBERS)].drop_duplicates()
-    if not len(present):
+    # Plain Python: pandas takes milliseconds for a column, a minute for 10,000 columns of a few rows.
+    present = {cell.strip() for cell in {*cells.to_list()}} - _MISSING_NUMBERS
+    if not present:
         return "text"
-    if present.isin(_TRUTH).all():
+    if present <= _TRUTH.keys():
         return "boolean"
-    if present.str.fullmatch(_NUMBER).all() and not present.str.fullmatch(_CODE).any():
-        return "number"
-    return "text"
+    numbers = all(re.fullmatch(_NUMBER, cell) and not re.fullmatch(_CODE, cell) for cell in present)
+    return "number" if numbers else "text"
 
 
 def convert(cells: Any, kind: Kind, labels: Collection[str] = ()) -> Any:
@@ -47,7 +47,12 @@ def convert(cells: Any, kind: Kind, labels: Collection[str] = ()) -> Any:
     import pandas
 
     if kind == "text":
-        return cells.mask(cells.isin([word for word in MISSING if word not in labels]))
+        words = {word for word in MISSING if word not in labels}
+        return cells if words.isdisjoint(cells.to_list()) else cells.mask(cells.isin(words))
+    if kind == "number":
+        stripped = [cell.strip() for cell in cells.to_list()]
+        if all(re.fullmatch(_NUMBER, cell) for cell in stripped):
+            return pandas.to_numeric(pandas.Series(stripped, index=cells.index, name=cells.name, dtype=object))
     bare = cells.str.strip()
     missing = bare.isin(_MISSING_NUMBERS)
     if kind == "boolean":

@@ -138,9 +138,9 @@ def _inspected(
 
 def _first_look(path: Path) -> tuple[bytes, int, str]:
     """The first megabyte of a regular file, its size and sha256."""
-    if path.is_dir():
-        raise DataError(f"{path} is a directory; fix: name the file in it")
     with os_errors(path):
+        if path.is_dir():
+            raise DataError(f"{path} is a directory; fix: name the file in it")
         file = open_regular(path, DataError)
         if file is None:
             raise DataError(f"{path} is not there; fix: check the path")
@@ -218,7 +218,7 @@ def _encoding(file: DataFile, head: bytes, given: str | None) -> tuple[str, _Sca
         try:
             codecs.lookup(given)
             "".encode(given)
-        except LookupError:
+        except (LookupError, ValueError):  # a NUL in the name is a ValueError
             raise DataError(f"encoding {given!r} is not known; fix: utf-8, cp1252, latin-1, utf-16, …") from None
         scan = _scan(file, given)
         if scan.wrong is not None:

@@ -15,6 +15,8 @@ from mlxbert.data.data_file import DataError, DataFile, DataWarning, os_errors
 from mlxbert.data.json_rows import document_records, line_records
 from mlxbert.data.quoting import DIALECTS
 
+# Tables of genes have some 20,000; each column costs a millisecond.
+_MOST_COLUMNS = 50_000
 # What a spreadsheet can hold; a file that repeats a cell more often was made to fill a memory.
 _MOST_REPEATS = {b"columns": 16384, b"rows": 1 << 20}
 
@@ -102,6 +104,8 @@ class _Escapes:
 
 
 def _names(file: DataFile, cells: Sequence[str]) -> list[str]:
+    if len(cells) > _MOST_COLUMNS:
+        raise DataError(f"{file.path} has {len(cells)} columns, more than {_MOST_COLUMNS}; fix: is it turned around?")
     names = [cell.strip().strip("\ufeff").strip() for cell in cells]
     names = [name or f"Unnamed: {i}" for i, name in enumerate(names)]  # pandas' name for an index that was written
     twice = [name for name, count in Counter(names).items() if count > 1]

@@ -18,7 +18,7 @@ from mlxbert.data.cells import MISSING, Kind, as_text, convert, infer_kind
 from mlxbert.data.data_file import DataError, DataFile, DataWarning, Quoting
 from mlxbert.data.file_format import inspect_file
 from mlxbert.data.file_rows import raw_frames
-from mlxbert.errors import first_ten
+from mlxbert.errors import first_ten, printable
 from mlxbert.factory.frames import Table
 from mlxbert.factory.text_columns import Rendered, RowText
 
@@ -105,7 +105,7 @@ def _warn_of_missing_words(
         words = frame[name][frame[name].isin([word for word in MISSING if word and word not in labels[name]])]
         if len(words):
             others = sorted({*frame[name]} - {""})[:20]
-            options = " ".join(f"--class {shlex.quote(one)}" for one in others)
+            options = " ".join(f"--class {printable(shlex.quote(one), 60)}" for one in others)
             warnings.warn(
                 f"{file.path}: column {name!r}: {len(words)} cells such as {words.iloc[0]!r} are read as missing; if "
                 f"that is a label, name every label: {options}{' …' if len(others) == 20 else ''}",
@@ -193,8 +193,8 @@ def id_values(frame: Any, column: str, what: str = "the data") -> list[str]:
     repeated = [value for value, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{what}: {len(repeated)} ids of column {column!r} come more than once; fix: drop the repeated rows\n"
-            + first_ten(repeated)
+            f"{what}: {len(repeated)} ids of column {column!r} come more than once; fix: drop the repeated rows, or "
+            "name another column: --id COLUMN\n" + first_ten(repeated)
         )
     return ids
 

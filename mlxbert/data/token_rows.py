@@ -7,10 +7,7 @@ versions of what cuts them. A file that is damaged, or of another key, is made a
 from __future__ import annotations
 
 import hashlib
-import struct
 import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,31 +17,16 @@ import numpy as np
 import tokenizers
 
 from mlxbert.errors import MLXBertError, MLXBertWarning
+from mlxbert.files.array_file import read_array_file
 from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_json
 from mlxbert.tokenization import Tokenizer, TokenizerError
 from mlxbert.tokenization.truncation import warn_of_truncation
 
 # Raised when the same texts and files would give other arrays.
-_FORMAT = b"mlxbert token rows 1"
+_FORMAT = b"mlxbert token rows 2"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _PART = 1024
-# What zipfile and NumPy raise for an archive with a flipped byte; a flag bit can ask for a password, too.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class TokenRowsError(MLXBertError):
@@ -67,6 +49,7 @@ class TokenRows:
         longest: tokens of the longest row before it was cut.
         limit: tokens that rows are cut to.
         pad_id: what a row is padded with.
+        uncounted: whether the longest row may have had more tokens: see `mlxbert.tokenization.Encoding.uncounted`.
     """
 
     ids: np.ndarray
@@ -76,6 +59,7 @@ class TokenRows:
     longest: int
     limit: int
     pad_id: int
+    uncounted: bool = False
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -107,12 +91,14 @@ def token_rows(
 
     Raises:
         TokenRowsError: a cache without `directory`.
-        TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`.
+        TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`, or pairs
+            for a model with one token type.
 
     Warns:
         TruncationWarning: rows were cut: how many, the longest, the limit.
         CacheWarning: the cache file is damaged, or cannot be written.
     """
+    tokenizer.check_types(pair=pairs is not None)
     limit = max_length if tokenizer.max_length is None else min(max_length, tokenizer.max_length)
     rows, file = None, None
     if cache is not None:
@@ -126,7 +112,7 @@ def token_rows(
         if file is not None:
             _write(file, key, rows)
     if rows.cut:
-        warn_of_truncation(rows.cut, len(rows), rows.longest, limit, stacklevel=2)
+        warn_of_truncation(rows.cut, len(rows), rows.longest, limit, stacklevel=2, at_least=rows.uncounted)
     return rows
 
 
@@ -168,7 +154,7 @@ def _key(texts: Sequence[str], pairs: Sequence[str] | None, files: str, limit: i
 def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> TokenRows:
     if pairs is not None and len(pairs) != len(texts):
         raise TokenRowsError(f"{len(pairs)} second texts for {len(texts)} texts; fix: one a row")
-    ids, types, lengths, cut, longest = [], [], [], 0, 0
+    ids, types, lengths, cut, longest, uncounted = [], [], [], 0, 0, False
     for start in range(0, len(texts), _PART):
         part = slice(start, start + _PART)
         try:
@@ -180,6 +166,7 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] 
         lengths += [len(row) for row in rows]
         cut += sum(row.n_truncated > 0 for row in rows)
         longest = max(longest, *(len(row) + row.n_truncated for row in rows))
+        uncounted = uncounted or any(row.uncounted for row in rows)
     return TokenRows(
         np.concatenate([np.zeros(0, np.int32), *ids]),
         np.concatenate([np.zeros(0, np.uint8), *types]),
@@ -188,18 +175,19 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] 
         longest,
         limit,
         tokenizer.pad_token_id or 0,
+        uncounted,
     )
 
 
 def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> TokenRows | None:
     """What the cache file has; None where there is none, or one that does not hold what it should."""
-    if not file.is_file():
-        return None
     try:
-        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as held:
-            ids, types, starts = held["ids"], held["type_ids"], held["starts"]
-            cut, longest = (int(number) for number in held["counts"])
-            own = str(held["key"])
+        held = read_array_file(file, TokenRowsError, fix="it is made again")
+        if held is None:
+            return None
+        ids, types, starts = held["ids"], held["type_ids"], held["starts"]
+        cut, longest, uncounted = (int(number) for number in held["counts"])
+        own = str(held["key"])
         # The ZIP's checksums are of accidents; an id beyond the embedding would read memory that is not its own.
         good = (
             own == key
@@ -209,21 +197,22 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
             and starts[0] == 0
             and (not rows or 0 < np.diff(starts).min() <= np.diff(starts).max() <= limit)
             and (not len(ids) or 0 <= ids.min() <= ids.max() < tokenizer.vocab_size)
-            and (not len(types) or types.max() <= 1)
+            and (not len(types) or types.max() < (tokenizer.type_limit or 2))
         )
-    except _DAMAGE as error:
-        good, reason = False, str(error)
-    else:
-        reason = "its content is not what its name says"
-    if not good:
-        _warn(f"{file} is damaged ({reason}); it is made again")
+    except TokenRowsError as error:
+        _warn(str(error))
         return None
-    return TokenRows(ids, types, starts, cut, longest, limit, tokenizer.pad_token_id or 0)
+    except (KeyError, ValueError, TypeError, IndexError):
+        good = False
+    if not good:
+        _warn(f"{file} is damaged (its content is not what its name says); it is made again")
+        return None
+    return TokenRows(ids, types, starts, cut, longest, limit, tokenizer.pad_token_id or 0, bool(uncounted))
 
 
 def _write(file: Path, key: str, rows: TokenRows) -> None:
     """Write the cache file whole or not at all; without it the run goes on."""
-    counts = np.array([rows.cut, rows.longest])
+    counts = np.array([rows.cut, rows.longest, rows.uncounted])
     try:
         with replacing(file, fix="the next run tokenizes again", follow_links=False) as out:
             np.savez(out, ids=rows.ids, type_ids=rows.type_ids, starts=rows.starts, counts=counts, key=key)

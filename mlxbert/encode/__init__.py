@@ -17,7 +17,7 @@ from mlxbert.encode.modules import Normalize, SentenceModuleError
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
 from mlxbert.errors import MLXBertWarning
 from mlxbert.output import BertOutput
-from mlxbert.pooling import pool
+from mlxbert.pooling import STRATEGIES, PoolingError, pool
 from mlxbert.tokenization import Tokenizer
 from mlxbert.tokenization.encoding import padded
 from mlxbert.tokenization.text_input import check_texts
@@ -38,9 +38,12 @@ class SentenceEncoder:
         core: the encoder.
         tokenizer: its tokenizer.
         plan: pooling and what follows it.
-        max_length: texts are cut to this many tokens.
+        max_length: texts are cut to this many tokens; also sentence-transformers' name for it, `max_seq_length`.
         dimension: width of an embedding.
     """
+
+    # A setting that there is not, such as sentence-transformers' `truncate_dim`, is an error and not ignored.
+    __slots__ = ("core", "dimension", "max_length", "plan", "tokenizer")
 
     def __init__(self, core: BertCore, tokenizer: Tokenizer, plan: SentencePlan):
         self.core = core
@@ -87,6 +90,8 @@ class SentenceEncoder:
             SentenceEncoderWarning: there is no `modules.json` and `pooling` is not given: mean pooling, as
                 sentence-transformers does.
         """
+        if pooling is not None and pooling not in STRATEGIES:
+            raise PoolingError(f"pooling {pooling!r} is unknown; known: {', '.join(STRATEGIES)}")
         directory = resolve(path_or_hub_id, revision)
         plan = read_sentence_plan(directory)
         if plan is not None and pooling is not None:
@@ -104,6 +109,20 @@ class SentenceEncoder:
                 )
         core, tokenizer = load(directory / plan.transformer)
         return cls(core, tokenizer, plan)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens that texts are cut to, special ones included; may be set. None: as many as the model has positions.
+
+        Raises:
+            TokenizerError: it leaves no room for text, or is more than the model has positions.
+        """
+        return self.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int | None) -> None:
+        positions = self.core.config.max_position_embeddings
+        self.max_length = self.tokenizer.checked_limit(tokens) or positions if tokens is not None else positions
 
     def encode(
         self,
@@ -137,17 +156,21 @@ class SentenceEncoder:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
+        if normalize is not None and not isinstance(normalize, bool):
+            raise ValueError(f"normalize must be True, False or None, not {normalize!r}")
         prompt = self._prompt(prompt, prompt_name)
         items = check_texts(texts)
         skip = self._prompt_tokens(prompt) if prompt and not self.plan.include_prompt else 0
         out = np.empty((len(items), self.dimension), np.float32)
         n_cut = longest = 0
+        uncounted = False
         with _progress(len(items), show_progress) as advance:
             for start in range(0, len(items), _BLOCK):
                 block = [prompt + text for text in items[start : start + _BLOCK]]
                 encodings = self.tokenizer.encode(block, max_length=self.max_length)
                 n_cut += sum(e.n_truncated > 0 for e in encodings)
                 longest = max([longest, *(len(e) + e.n_truncated for e in encodings)])
+                uncounted = uncounted or any(e.uncounted for e in encodings)
                 for rows, length in batches([len(e) for e in encodings], batch_size, self.max_length):
                     inputs = padded(
                         [encodings[i].ids for i in rows],
@@ -158,7 +181,7 @@ class SentenceEncoder:
                     out[start + rows] = np.array(self._embed(inputs, skip, normalize))
                     advance(len(rows))
         if n_cut:
-            warn_of_truncation(n_cut, len(items), longest, self.max_length, stacklevel=2)
+            warn_of_truncation(n_cut, len(items), longest, self.max_length, stacklevel=2, at_least=uncounted)
         return out[0] if isinstance(texts, str) else out
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -161,6 +161,12 @@ class Competition:
         """Where `mlxbert-convert` puts the default checkpoint unless told otherwise."""
         return f"mlx_models/{self.checkpoint.rsplit('/', 1)[-1]}"
 
+    @property
+    def converted_places(self) -> tuple[str, ...]:
+        """Where the converted default checkpoint may lie: `converted`, or where `make demo` puts all-MiniLM-L6-v2."""
+        demo = ("mlx_models/minilm",) if self.checkpoint == "sentence-transformers/all-MiniLM-L6-v2" else ()
+        return (self.converted, *demo)
+
 
 _COMPETITIONS: dict[str, Competition] = {}
 

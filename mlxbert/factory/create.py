@@ -110,13 +110,15 @@ def default_checkpoint(competition: Competition) -> Path:
     Raises:
         FactoryError: it is not there yet.
     """
-    directory = Path(competition.converted)
-    if not directory.is_dir():
+    places = [Path(place) for place in competition.converted_places]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
         raise FactoryError(
-            f"competition {competition.name!r}: its default checkpoint is not at {directory}; "
-            f"run: mlxbert-convert {competition.checkpoint} -o {directory} (or give checkpoint=…)"
+            f"competition {competition.name!r}: its default checkpoint is not at {' or '.join(map(str, places))}; "
+            f"run: mlxbert-convert {competition.checkpoint} -o {places[0]}, or name a converted directory: "
+            "--model DIRECTORY (Python: model=, create_for_competition: checkpoint=)"
         )
-    return directory
+    return found
 
 
 def head_for(task: str | type[Head]) -> type[Head]:

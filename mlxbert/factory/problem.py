@@ -15,6 +15,7 @@ from heads.head_registry import COMPETITION_TYPES
 from heads.labels import Label
 from mlxbert.factory.create import FactoryError, head_for
 from mlxbert.factory.frames import Column, Table
+from mlxbert.factory.id_columns import id_columns
 from mlxbert.factory.infer_task import InferredTask, infer_task
 from mlxbert.factory.target_values import target_values
 from mlxbert.factory.text_columns import Rendered, RowText, every_column
@@ -137,7 +138,8 @@ def _row_text(
     if text is None:
         if pair is not None:
             raise FactoryError("pair= is given without text=; fix: give both sentences")
-        return every_column(table, {*targets, *(table.find(name, "ignored column") for name in ignore)})
+        left_out = {*targets, *(table.find(name, "ignored column") for name in ignore)}
+        return every_column(table, {*left_out, *id_columns(table, left_out)})
     row_text = RowText.make(text, pair)
     for name in row_text.columns:
         if table.find(name, "text column") in targets and inferred.task != "time_series":

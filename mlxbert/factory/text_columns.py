@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any, Self
+from typing import Any
 
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.frames import Column, Table, shown
@@ -89,15 +89,9 @@ class RowText:
         return Rendered(firsts, seconds, sum(not one.strip() and not two.strip() for one, two in both))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it."""
+        """JSON-able; `mlxbert.files.typed_json` reads it."""
         first, second = (list(part) if isinstance(part, tuple) else part for part in (self.first, self.second))
         return {"first": first, "second": second, "missing": self.missing}
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> Self:
-        """What `to_dict` gave."""
-        second = settings["second"]
-        return cls(_part(settings["first"]), None if second is None else _part(second), settings["missing"])
 
     def _parts(self) -> tuple[Part, ...]:
         return (self.first,) if self.second is None else (self.first, self.second)

@@ -240,6 +240,12 @@ def replacing(
             _sweep(real)
 
 
+def is_standard_output(path: Path) -> bool:
+    """Whether what is written to `path` goes where a command prints its lines."""
+    alias = _DESCRIPTOR.fullmatch(os.path.abspath(path))  # noqa: PTH100 - resolves no links
+    return alias is not None and (alias[1] == "stdout" or alias[2] == "1")
+
+
 def _buffered(path: Path, descriptor: int) -> io.BufferedWriter:
     """Return the descriptor as a file that is named after the output."""
     return open(path, "wb", opener=lambda *_: descriptor)

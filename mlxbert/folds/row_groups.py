@@ -14,8 +14,8 @@ from mlxbert.factory.frames import plain
 
 def normalized(text: str) -> str:
     """A text as it is compared: compatible characters made equal, case and the amount of white space left out."""
-    # No split and join: of a text of 20 million characters that would be millions of words.
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    # Only what is not one space already: of a text of 20 million characters each match is a string of its own.
+    return re.sub(r"\s{2,}|[^\S ]", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def text_keys(texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Hashable]:

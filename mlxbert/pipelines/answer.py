@@ -1,9 +1,10 @@
 """`answer`: the span of a context that answers a question, by an extractive question-answering head.
 
 transformers 5 dropped its "question-answering" pipeline; this follows the last one (4.57,
-`pipelines/question_answering.py`) in keys, defaults and scores, with two differences. Only spans that can be an answer
-are ever returned (the old one, asked for more than there are, filled up with spans that end before they begin); and a
-span that two windows see has the better of its two scores (the old one added them up, to more than 1).
+`pipelines/question_answering.py`) in keys, defaults and scores, with three differences. Only spans that can be an
+answer are ever returned (the old one, asked for more than there are, filled up with spans that end before they begin).
+A span that two windows see has the better of its two scores (the old one added them up, to more than 1). A word that a
+window cuts in two is returned whole.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from mlxbert.pipelines.word_groups import CONTINUES
 from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization import Tokenizer
 from mlxbert.tokenization.encoding import Encoding
+
+# transformers 4.57 takes 2 · top_k + 10 candidates: several of them are one answer when they are made whole words.
+_SPARE = 10
 
 Answer = dict[str, Any]
 
@@ -101,7 +105,7 @@ def answer(
             starts, ends = (_probabilities(logits[i, columns]) for logits in (start_logits, end_logits))
             null_score = min(null_score, float(starts[0] * ends[0]))
             own: dict[str, Answer] = {}
-            for s, e, score in best_spans(starts[1:], ends[1:], top_k, max_answer_len):
+            for s, e, score in best_spans(starts[1:], ends[1:], 2 * top_k + _SPARE, max_answer_len):
                 begin, end = words[first + s][0], words[first + e][1]
                 found = own.setdefault(
                     context[begin:end].lower(),

@@ -46,7 +46,9 @@ def warn_of_cut(rows: Sequence[Encoding], tokenizer: Tokenizer, *, stacklevel: i
     cut = [row for row in rows if row.n_truncated]
     if cut:
         longest = max(len(row) + row.n_truncated for row in cut)
-        warn_of_truncation(len(cut), len(rows), longest, tokenizer.max_length, stacklevel=stacklevel + 1)
+        more = any(row.uncounted for row in cut)
+        limit = tokenizer.max_length
+        warn_of_truncation(len(cut), len(rows), longest, limit, stacklevel=stacklevel + 1, at_least=more)
 
 
 def without_limit(tokenizer: Tokenizer) -> Tokenizer:

@@ -40,7 +40,8 @@ def classify(
 
     Args:
         model, tokenizer: from `mlxbert.load_with_head`.
-        texts: one text or several; a pair is {"text": …, "text_pair": …}.
+        texts: one text or several; a pair is {"text": …, "text_pair": …}. As in transformers, a pair whose second text
+            is empty is its first text alone.
         top_k: how many labels, best first; None: all; left out: the best one.
         function_to_apply: what makes scores of logits: "sigmoid", "softmax" or "none"; None: by the model's problem
             type (regression: none; multi-label, or one label: sigmoid; else softmax).
@@ -58,9 +59,9 @@ def classify(
         TruncationWarning: texts were cut to the model's longest input.
     """
     require_class(model, "classify", ("BertForSequenceClassification",))
-    if isinstance(top_k, int):
+    if top_k is not ... and top_k is not None:
         check_top_k(top_k)
-    function = function_to_apply or default_function(model.labels)
+    function = default_function(model.labels) if function_to_apply is None else function_to_apply
     if function not in FUNCTIONS:
         raise PipelineError(f"classify: function_to_apply {function!r} is not known; known are {', '.join(FUNCTIONS)}")
     alone = isinstance(texts, str | Mapping)
@@ -92,7 +93,7 @@ def _text_and_pair(item: Text) -> tuple[str, list[str] | None]:
     if not isinstance(item, Mapping) or "text" not in item or set(item) - {"text", "text_pair"}:
         raise PipelineError(f'classify: expected a text or {{"text": …, "text_pair": …}}, not {item!r:.80}')
     pair = item.get("text_pair")
-    return item["text"], None if pair is None else [pair]
+    return item["text"], None if pair is None or pair == "" else [pair]
 
 
 def _labelled(labels: Labels, scores: np.ndarray, top_k: int | EllipsisType | None) -> Any:

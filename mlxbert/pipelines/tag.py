@@ -44,7 +44,7 @@ def tag(
         aggregation_strategy: "none": every word piece by itself. The others join neighbours of one label (B- begins
             another entity): "simple" pieces as they are; the next three whole words, labelled by their "first" piece,
             by the "average" of their pieces' probabilities, or by the piece with the highest probability ("max").
-        ignore_labels: labels left out.
+        ignore_labels: labels left out; one string is one label.
         stride: tokens that windows over a text longer than the model overlap by; None: cut it, with a warning.
         batch_size: texts computed at once.
 
@@ -66,6 +66,7 @@ def tag(
         )
     if stride is not None and aggregation_strategy == "none":
         raise PipelineError('tag: with a stride, pieces seen twice are joined; fix: aggregation_strategy="simple"')
+    ignored = {ignore_labels} if isinstance(ignore_labels, str) else set(ignore_labels)
     items = [texts] if isinstance(texts, str) else list(texts)
     if stride is None:
         rows = tokenizer.encode(items)
@@ -83,7 +84,7 @@ def tag(
             text = items[owners[done]]
             pieces = _pieces(tokenizer, text, row, row_scores)
             entities = aggregate(pieces, aggregation_strategy, model.labels.id2label)
-            kept = [e for e in entities if e.get("entity", e.get("entity_group")) not in ignore_labels]
+            kept = [e for e in entities if e.get("entity", e.get("entity_group")) not in ignored]
             found[owners[done]].append(kept)
             done += 1
     results = [

@@ -192,6 +192,6 @@ def _check(place: str, name: str, tensors: dict[str, mx.array], expected: dict[s
     ]
     if problems:
         raise CheckpointError(
-            f"{place}: {HEADS_FILE} is not the head of a {name} of this config.json; fix: convert again\n"
-            + first_ten(problems)
+            f"{place}: {HEADS_FILE} is not the head of a {name} of this config.json; fix: mlxbert.load for the "
+            f"encoder alone, or convert a checkpoint whose head is whole\n{first_ten(problems)}"
         )

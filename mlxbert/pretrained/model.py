@@ -14,6 +14,7 @@ from heads.pretrained import MultipleChoiceHead, PretrainedHead
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError
+from mlxbert.model_inputs import InputError, mask_of, whole_numbers
 from mlxbert.output import BertOutput
 from mlxbert.pretrained.labels import Labels
 
@@ -81,18 +82,16 @@ class PretrainedBert(nn.Module):
         """Encode a batch and apply the head; arguments as `BertCore`'s, (B, C, L) each for multiple choice.
 
         Raises:
-            ValueError: a shape that does not fit.
+            InputError: a shape that does not fit, or an id outside its table.
         """
         inputs = [input_ids, attention_mask, token_type_ids, position_ids]
         choices = None
         if isinstance(self.head, MultipleChoiceHead):
-            ids = mx.array(input_ids)
+            ids = whole_numbers("input_ids", input_ids)
             if ids.ndim != 3:
-                raise ValueError(f"input_ids has shape {ids.shape}; multiple choice takes (batch, choices, length)")
+                raise InputError(f"input_ids has shape {ids.shape}; multiple choice takes (batch, choices, length)")
             choices = ids.shape[1]
-            # (B, C, L) -> (B · C, L)
-            arrays = [None if value is None else mx.array(value) for value in inputs]
-            inputs = [None if array is None else array.reshape(-1, array.shape[-1]) for array in arrays]
+            inputs = [ids.reshape(-1, ids.shape[-1]), *_flat(ids.shape, attention_mask, token_type_ids, position_ids)]
         output = self.core(*inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         return PretrainedOutput(
             **self.apply_head(output, choices=choices),
@@ -121,3 +120,16 @@ class PretrainedBert(nn.Module):
         if choices is not None and pooled is not None:
             pooled = pooled.reshape(-1, choices, pooled.shape[-1])  # (B · C, D) -> (B, C, D)
         return self.head(output.last_hidden_state, pooled, self.core.embeddings.word_embeddings.as_linear)
+
+
+def _flat(shape: tuple[int, ...], mask: Any, types: Any, positions: Any) -> list[mx.array | None]:
+    """Mask, types and positions of multiple choice, (B, C, L) each, as (B · C, L)."""
+    arrays = {
+        "attention_mask": None if mask is None else mask_of("attention_mask", mask),
+        "token_type_ids": None if types is None else whole_numbers("token_type_ids", types),
+        "position_ids": None if positions is None else whole_numbers("position_ids", positions),
+    }
+    for name, array in arrays.items():
+        if array is not None and array.shape != shape:
+            raise InputError(f"{name} has shape {array.shape}; expected {shape}, that of input_ids")
+    return [None if array is None else array.reshape(-1, shape[-1]) for array in arrays.values()]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, shown
 
 AFFINE = "affine"
 
@@ -123,7 +123,9 @@ class QuantizationConfig:
         if parsed is None:
             return None
         if not isinstance(parsed, dict):
-            raise QuantizationError(f"config.json: quantization must be an object, not {parsed!r}; fix: convert again")
+            raise QuantizationError(
+                f"config.json: quantization must be an object, not {shown(parsed)}; fix: convert again"
+            )
         default = LayerQuantization.from_mlx(parsed, "quantization")
         overrides, skipped = {}, {}
         reasons = _reasons(config)

@@ -1,8 +1,8 @@
 """A run as one HTML page and PNG plots.
 
-`write_report` reads the run's files (`run_files`, `predictions`), draws (`curves`, `classification_plots`,
-`regression_plots`, `forecast_plots`) and writes. Texts, labels and column names in a run are hostile: the page escapes
-them, runs no script and loads nothing.
+`write_report` reads the run's files (`run_files`, `predictions`), says what was decided how (`decisions`), draws
+(`curves`, `classification_plots`, `regression_plots`, `forecast_plots`) and writes. Texts, labels and column names in
+a run are hostile: the page escapes them, runs no script and loads nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def write_report(run_directory: str | Path, out: str | Path | None = None, plots
         plots: the folder of the PNGs; RUN/plots by default.
 
     Raises:
-        ReportError: not a run, a damaged file of it (the line is named), an `out` that is no report of ours, or
-            matplotlib or scikit-learn missing.
+        RunError: not a run, damaged JSON of it (the field or line is named), or a link where the run is written.
+        ReportError: a damaged table of it (the line is named), an `out` that is no report of ours, or matplotlib or
+            scikit-learn missing.
         WriteError: it cannot be written.
     """
     from mlxbert.report.writing import write

@@ -21,12 +21,12 @@ def class_plots(made: ClassPredictions, task: str) -> list[Plot]:
     plots = [_confusion(made)]
     if task == "ordinal":
         plots.append(_distances(made))
-    return [*plots, *_ranked(ranked_columns(made, task)), _calibration(reliability(made))]
+    return [*plots, *_ranked(ranked_columns(made, task)), *_calibration(reliability(made))]
 
 
 def label_plots(made: LabelPredictions) -> list[Plot]:
     """The plots of a multilabel run."""
-    return [*_ranked(ranked_columns(made, "multilabel")), _calibration(reliability(made))]
+    return [*_ranked(ranked_columns(made, "multilabel")), *_calibration(reliability(made))]
 
 
 def confusion_matrix(made: ClassPredictions) -> np.ndarray:
@@ -67,8 +67,19 @@ def _draw_confusion(figure: Any, theme: Theme, matrix: np.ndarray, support: np.n
     bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), label="share of the true class")
     bar.outline.set_visible(False)
     axes.grid(visible=False)
+    # Lines between the cells: a share of 0 has the color of the page.
+    edges = np.arange(len(names) + 1) - 0.5
+    axes.set_xticks(edges, minor=True)
+    axes.set_yticks(edges, minor=True)
+    axes.grid(visible=True, which="minor", color=theme.muted, linewidth=0.8 if len(names) <= MOST_NUMBERS else 0.3)
+    axes.tick_params(which="minor", length=0)
     length = 14 if len(names) <= MOST_NUMBERS else 18
     ticks, labels = range(len(names)), [short(name, length) for name in names]
+    if len(set(labels)) < len(labels):  # names that begin alike differ at their ends
+        labels = [
+            label if len(name) <= length else f"{label[: length // 2 - 1]}…{short(name, len(name))[-length // 2 :]}"
+            for name, label in zip(names, labels, strict=True)
+        ]
     turn = 90 if len(names) > MOST_NUMBERS else 35 if max(map(len, labels)) > 5 else 0
     axes.set_xticks(ticks, labels, rotation=turn, ha="right" if turn == 35 else "center")
     axes.set_yticks(ticks, labels)
@@ -143,14 +154,18 @@ def _draw_precision_recall(figure: Any, theme: Theme, ranked: Ranked) -> None:
     legend_below(figure, axes)
 
 
-def _calibration(found: Reliability) -> Plot:
-    return Plot(
-        "calibration",
-        f"Calibration: ECE {found.ece:.4f}",
-        f"{found.what} On the diagonal, 70 % means 70 %; below it, the model is too sure. Bars: how many rows each "
-        "bin of probabilities has.",
-        lambda figure, theme: _draw_calibration(figure, theme, found),
-    )
+def _calibration(found: Reliability) -> list[Plot]:
+    if (found.rows > 0).sum() < 2:
+        return []  # one point: `tables.point_tables` has it
+    return [
+        Plot(
+            "calibration",
+            f"Calibration: ECE {found.ece:.4f}",
+            f"{found.what} On the diagonal, 70 % means 70 %; below it, the model is too sure. Bars: how many rows "
+            "each bin of probabilities has.",
+            lambda figure, theme: _draw_calibration(figure, theme, found),
+        )
+    ]
 
 
 def _draw_calibration(figure: Any, theme: Theme, found: Reliability) -> None:

@@ -10,25 +10,30 @@ import numpy as np
 from heads.metrics import METRICS
 from mlxbert.report.event_log import History
 from mlxbert.report.figures import LEGEND_LINES, Plot, Theme, legend_below, panels, short
-from mlxbert.report.run_files import RunFiles
+from mlxbert.report.run_files import ReportedRun
 
 OTHERS_A_ROW = 3
 
 
-def curve_plots(run: RunFiles) -> list[Plot]:
-    """The curves that there is something to draw of."""
-    stepped = [history for history in run.histories if history.steps]
-    judged = [history for history in run.histories if history.evaluations]
-    keep = (run.info.get("config") or {}).get("keep", "best")
+def curve_plots(run: ReportedRun) -> list[Plot]:
+    """The curves that there is something to draw of: two points or more (`evaluation_table` has what is one point)."""
+    stepped = [history for history in run.histories if len(history.steps) > 1]
+    judged = [history for history in run.histories if len(history.evaluations) > 1]
+    keep = run.record.config.keep
     plots: list[Plot] = []
+    held_out = (
+        "Dotted: loss of the held-out rows at each evaluation; where it rises, the member learns its own rows by "
+        "heart. "
+        if judged
+        else "The held-out rows were judged once: their loss is in the table. "
+    )
     one_each = "" if len(run.histories) <= LEGEND_LINES else " One line a member; those of a color share a fold."
     if stepped or judged:
         plots.append(
             Plot(
                 "loss",
                 "Loss and learning rate",
-                "Thin: training loss, a running mean over a fiftieth of the steps. Dotted: loss of the held-out rows "
-                "at each evaluation; where it rises, the member learns its own rows by heart. Below: the schedule's "
+                f"Thin: training loss, a running mean over a fiftieth of the steps. {held_out}Below: the schedule's "
                 f"base rate, of which layers and head have their multiples.{one_each}",
                 lambda figure, theme: _draw_loss(figure, theme, run.histories),
                 size=(5.2, 4.6),
@@ -99,6 +104,9 @@ def _draw_loss(figure: Any, theme: Theme, histories: Sequence[History]) -> None:
             axes.plot(epochs, losses, color=color, linewidth=0.9, alpha=0.75)
             rates.plot(epochs, [step.rate * 1e5 for step in steps], color=color, linewidth=1.2)
         held_out = [history.evaluations[step] for step in sorted(history.evaluations)]
+        if len(held_out) < 2:
+            axes.plot([], [], color=color, label=history.label)
+            continue
         epochs_of, losses_of = [one.epoch for one in held_out], [one.loss for one in held_out]
         dotted = {"linestyle": ":", "linewidth": 2, "marker": "o", "markersize": 4}
         axes.plot(epochs_of, losses_of, color=color, label=history.label, **dotted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mlxbert.report.run_files import RunFiles
+from mlxbert.report.run_files import ReportedRun
 
 # run.json's parts, in reading order, and what the page calls them; what else it holds follows under its own name.
 SECTIONS = {
@@ -21,11 +21,11 @@ SECTIONS = {
 SAID = {"format", "version", "metric", "metrics", "members"}
 
 
-def sections(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
+def sections(run: ReportedRun) -> list[tuple[str, list[tuple[str, str]]]]:
     """(title, [(name, value)]) of everything in run.json."""
-    rest = {name: value for name, value in run.info.items() if name not in SECTIONS and name not in SAID}
+    rest = {name: value for name, value in run.record.values.items() if name not in SECTIONS and name not in SAID}
     made = [("Run", list(_flat(rest)))]
-    made += [(title, list(_flat(run.info.get(name)))) for name, title in SECTIONS.items()]
+    made += [(title, list(_flat(run.record.values.get(name)))) for name, title in SECTIONS.items()]
     return [(title, facts) for title, facts in made if facts]
 
 

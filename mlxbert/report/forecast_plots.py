@@ -17,6 +17,8 @@ def forecast_plots(made: NumberPredictions) -> list[Plot]:
     """Forecasts per origin (the time that one is made at), and the mean error of every step ahead."""
     count, horizon = made.truth.shape
     if horizon == 1:
+        if count == 1:
+            return []  # one point: `tables.point_tables` has it
         return [
             Plot(
                 "forecasts",

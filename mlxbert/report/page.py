@@ -10,6 +10,7 @@ from importlib.resources import files
 
 from mlxbert.report.classification_plots import class_plots, label_plots
 from mlxbert.report.curves import arrow, curve_plots
+from mlxbert.report.decisions import decisions
 from mlxbert.report.facts import sections
 from mlxbert.report.figures import DARK, LIGHT, Plot, render
 from mlxbert.report.forecast_plots import forecast_plots
@@ -21,9 +22,17 @@ from mlxbert.report.predictions import (
     read_predictions,
 )
 from mlxbert.report.regression_plots import number_plots
-from mlxbert.report.run_files import RunFiles
-from mlxbert.report.tables import column, origin_table, prediction_table, score_table
+from mlxbert.report.run_files import ReportedRun
+from mlxbert.report.tables import (
+    column,
+    evaluation_table,
+    origin_table,
+    point_tables,
+    prediction_table,
+    score_table,
+)
 from mlxbert.report.worst_rows import worst_rows
+from mlxbert.runs.command import repeating_command
 
 # In the page's head, so that another file is never taken for a report and overwritten.
 MARK = '<meta name="generator" content="mlxbert report">'
@@ -56,7 +65,7 @@ class Page:
     plots: dict[str, bytes]
 
 
-def make_page(run: RunFiles) -> Page:
+def make_page(run: ReportedRun) -> Page:
     """The page of a run; the same files give the same bytes.
 
     Raises:
@@ -81,12 +90,16 @@ def make_page(run: RunFiles) -> Page:
         unit="forecasts" if run.task == "time_series" else "rows",
         tiles=_tiles(run),
         scores=score_table(run),
+        decisions=decisions(run),
         curves=curves,
+        once=evaluation_table(run),
         plots=plots,
         predictions=predictions,
+        points=[] if predictions is None else point_tables(predictions),
         outcomes=None if predictions is None else prediction_table(predictions, run.task),
         origins=origin_table(predictions) if isinstance(predictions, NumberPredictions) else None,
         worst=worst,
+        command=repeating_command(run.record, f"{run.path}-again"),
         sections=sections(run),
     )
     # A lone surrogate (JSON has them) is no text that a file can hold.
@@ -110,7 +123,7 @@ def _data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
-def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
+def _tiles(run: ReportedRun) -> list[tuple[str, str, str]]:
     """(what, value, of what) in the page's head."""
     tiles: list[tuple[str, str, str]] = []
     name = f"{run.metric} {arrow(run.metric)}".strip()
@@ -120,21 +133,21 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
         unit = "forecasts" if run.task == "time_series" else "rows"
         rows = f"{len(run.oof.lines):,} {unit}" if run.oof is not None else f"all {unit}"
         tiles.append((name, column([scores.pooled[run.metric]])[0], f"pooled: {rows}, out of fold"))
-    spread = {} if scores is None else scores.spread.get(run.metric, {})
-    if "mean" in spread and "std" in spread:
-        mean, deviation = column([spread["mean"], spread["std"]])
-        members = "1 member" if len(own) == 1 else f"{len(own)} members"
-        tiles.append((f"{name} per member", f"{mean} ± {deviation}", f"mean ± standard deviation of {members}"))
-    elif own:
+    spread = scores.spread.get(run.metric) if scores is not None and len(scores.members) > 1 else None
+    if spread is not None:
+        mean, deviation = column([spread.mean, spread.std])
+        words = f"mean ± standard deviation of {len(own)} members"
+        tiles.append((f"{name} per member", f"{mean} ± {deviation}", words))
+    elif own and scores is None:
         words = "the finished member" if len(own) == 1 else f"{len(own)} finished members, lowest and highest"
         values = column([min(own), max(own)] if len(own) > 1 else own)
         tiles.append((f"{name} so far", " to ".join(values), words))
-    if scores is not None and scores.hold_out is not None and run.metric in scores.hold_out:
-        value = column([scores.hold_out[run.metric]])[0]
-        tiles.append((f"{name} on the hold-out", value, f"{scores.hold_out_rows:,} rows that no member saw"))
-    tiles.append(("Members", f"{len(run.finished)} of {len(run.members)}", "trained, each a seed and a fold"))
+    if scores is not None and scores.hold_out is not None and run.metric in scores.hold_out.metrics:
+        value = column([scores.hold_out.metrics[run.metric]])[0]
+        tiles.append((f"{name} on the hold-out", value, f"{scores.hold_out.rows:,} rows that no member saw"))
+    tiles.append(("Members", f"{len(run.finished)} of {len(run.record.members)}", "trained, each a seed and a fold"))
     if scores is not None:
-        tiles.append(("Time", _duration(scores.seconds), "from the start, or the last resume, to the submission"))
+        tiles.append(("Time", _duration(scores.seconds), "of training and scoring, all sittings together"))
     return tiles
 
 
@@ -148,11 +161,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def shown_score(run: RunFiles) -> str:
+def shown_score(run: ReportedRun) -> str:
     """ "f1 0.7912 pooled", or how far the run is; for a terminal."""
     scores = run.scores
     if scores is None:
-        return f"unfinished: {len(run.finished)} of {len(run.members)} members trained"
+        return f"unfinished: {len(run.finished)} of {len(run.record.members)} members trained"
     if run.metric not in scores.pooled:
         return f"{len(run.finished)} members"
     return f"{len(run.finished)} members, {run.metric} {column([scores.pooled[run.metric]])[0]} pooled"

@@ -10,7 +10,8 @@ import numpy as np
 from mlxbert.factory.frames import shown
 from mlxbert.report.csv_table import FIX, CsvTable
 from mlxbert.report.report_error import ReportError
-from mlxbert.report.run_files import RunFiles
+from mlxbert.report.run_files import ReportedRun
+from mlxbert.runs.tables import escaped_formula, truth_columns
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class NumberPredictions:
 Predictions = ClassPredictions | LabelPredictions | NumberPredictions
 
 
-def read_predictions(run: RunFiles) -> Predictions | None:
+def read_predictions(run: ReportedRun) -> Predictions | None:
     """The out-of-fold predictions; None when there is no oof.csv, or no row in it.
 
     Raises:
@@ -73,11 +74,11 @@ def read_predictions(run: RunFiles) -> Predictions | None:
     if run.task == "multilabel":
         return _labels(table, fold)
     if run.task in ("regression", "time_series"):
-        return _numbers(table, fold, run.task == "time_series")
+        return _numbers(table, fold, run.task == "time_series", run.target[0])
     return _classes(table, fold, run)
 
 
-def _classes(table: CsvTable, fold: np.ndarray, run: RunFiles) -> ClassPredictions:
+def _classes(table: CsvTable, fold: np.ndarray, run: ReportedRun) -> ClassPredictions:
     if run.task == "binary":
         names = run.classes or ("0", "1")
         positive = _probabilities(table, "probability")
@@ -92,10 +93,11 @@ def _classes(table: CsvTable, fold: np.ndarray, run: RunFiles) -> ClassPredictio
         )
     same = _same if len({_same(name) for name in names}) == len(names) else str  # 007 and 7 may be two classes
     index = {same(name): i for i, name in enumerate(names)}
+    index |= {same(escaped_formula(name)): i for i, name in enumerate(names)}
     expected = f"one of the classes {', '.join(names[:10])}{' …' if len(names) > 10 else ''}"
     truth, label = (
         np.array(table.parsed(column, table.cells(column), lambda cell: index[same(cell)], expected))
-        for column in (f"target:{_only(table)}", "label")
+        for column in (_only(table), "label")
     )
     return ClassPredictions(names, truth, probability, label, fold)
 
@@ -115,23 +117,23 @@ def _labels(table: CsvTable, fold: np.ndarray) -> LabelPredictions:
     return LabelPredictions(names, entries("target:", (-1, 0, 1)), probability, entries("label:", (0, 1)), fold)
 
 
-def _numbers(table: CsvTable, fold: np.ndarray, forecast: bool) -> NumberPredictions:
-    names = tuple(table.named("target:"))
-    if not names:
-        raise ReportError(f"{table.path}: no column 'target:…'; {FIX}")
+def _numbers(table: CsvTable, fold: np.ndarray, forecast: bool, target: str) -> NumberPredictions:
+    truths = truth_columns(table.columns)
+    if not truths:
+        raise ReportError(f"{table.path}: no column 'target'; {FIX}")
     return NumberPredictions(
-        names,
-        np.stack([table.numbers(f"target:{name}", missing=True) for name in names], axis=1),
-        np.stack([table.numbers(f"prediction:{name}") for name in names], axis=1),
+        (target,) if truths == ["target"] else tuple(name.removeprefix("target:") for name in truths),
+        np.stack([table.numbers(name, missing=True) for name in truths], axis=1),
+        np.stack([table.numbers(name.replace("target", "prediction", 1)) for name in truths], axis=1),
         fold,
         tuple(table.cells("made_at")) if forecast else None,
     )
 
 
 def _only(table: CsvTable) -> str:
-    names = table.named("target:")
+    names = truth_columns(table.columns)
     if len(names) != 1:
-        raise ReportError(f"{table.path}: {len(names)} columns 'target:…', expected one; {FIX}")
+        raise ReportError(f"{table.path}: {len(names)} columns 'target', expected one; {FIX}")
     return names[0]
 
 

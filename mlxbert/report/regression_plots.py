@@ -19,7 +19,7 @@ DrawColumn = Callable[[Any, Theme, np.ndarray, np.ndarray, str], None]
 def number_plots(made: NumberPredictions) -> list[Plot]:
     """Predicted against true, residuals, and their distribution; a panel for each target, for at most six."""
     if made.origins is not None:  # the steps of a forecast are one quantity
-        columns = {"value, in the series' own unit": (made.truth.ravel(), made.prediction.ravel())}
+        columns = {"value": (made.truth.ravel(), made.prediction.ravel())}
     else:
         shown = evenly(len(made.names), MOST_COLUMNS)
         columns = {made.names[i]: (made.truth[:, i], made.prediction[:, i]) for i in shown}
@@ -29,8 +29,8 @@ def number_plots(made: NumberPredictions) -> list[Plot]:
         for name, (truth, prediction) in columns.items()
         if present[name].any()
     }
-    if not columns:
-        return []
+    if not columns or all(len(truth) < 2 for truth, _ in columns.values()):
+        return []  # one point: `tables.point_tables` has it
     note = "" if made.origins is not None or len(columns) == len(made.names) else f" {len(columns)} of the targets."
     sampled = max(len(truth) for truth, _ in columns.values()) > MOST_POINTS
     points = f" {MOST_POINTS:,} of the rows are drawn, evenly chosen." if sampled else ""
@@ -61,7 +61,10 @@ def _plot(
     def draw_all(figure: Any, theme: Theme) -> None:
         grid = panels(figure, len(columns), wide)
         for axes, (column, (truth, prediction)) in zip(grid, columns.items(), strict=True):
-            draw(axes, theme, truth, prediction, short(column, 32))
+            # A name has room beside an axis only where its panel is alone and large.
+            draw(axes, theme, truth, prediction, short(column, 22) if len(columns) == 1 else "")
+            if len(columns) > 1:
+                axes.set_title(short(column, 30))
             axes.locator_params(axis="x", nbins=5 if wide == 2 else 3)
 
     if len(columns) == 1:
@@ -80,14 +83,14 @@ def _against(axes: Any, theme: Theme, truth: np.ndarray, prediction: np.ndarray,
     _points(axes, theme, truth, prediction)
     ends = [min(truth.min(), prediction.min()), max(truth.max(), prediction.max())]
     axes.plot(ends, ends, color=theme.limit, linestyle="--", linewidth=1)
-    axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
+    axes.set(xlabel=f"true {name}".strip(), ylabel=f"predicted {name}".strip())
     _few_ticks(axes)
 
 
 def _residuals(axes: Any, theme: Theme, truth: np.ndarray, prediction: np.ndarray, name: str) -> None:
     _points(axes, theme, prediction, truth - prediction)
     axes.axhline(0, color=theme.limit, linestyle="--", linewidth=1)
-    axes.set(xlabel=f"predicted {name}", ylabel=f"true − predicted {name}")
+    axes.set(xlabel=f"predicted {name}".strip(), ylabel=f"true − predicted {name}".strip())
     _few_ticks(axes)
 
 
@@ -102,7 +105,7 @@ def _distribution(axes: Any, theme: Theme, truth: np.ndarray, prediction: np.nda
     axes.hist(inside, bins=bins, color=theme.series[0], alpha=0.85, edgecolor=theme.card, linewidth=0.5)
     axes.axvline(0, color=theme.limit, linestyle="--", linewidth=1)
     axes.axvline(float(np.median(residuals)), color=theme.text, linewidth=1)
-    axes.set(xlabel=f"true − predicted {name}", ylabel="how many")
+    axes.set(xlabel=f"true − predicted {name}".strip(), ylabel="how many")
     _few_ticks(axes)
 
 

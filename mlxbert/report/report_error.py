@@ -6,4 +6,4 @@ from mlxbert.errors import MLXBertError
 
 
 class ReportError(MLXBertError):
-    """Not a run, a damaged file of one, or an output that must not be written: one line with the place and the fix."""
+    """A damaged table of a run, or an output that must not be written: one line with the place and the fix."""

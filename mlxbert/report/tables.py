@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mlxbert.report.calibration import BINS
+from mlxbert.report.calibration import BINS, reliability
 from mlxbert.report.curves import arrow
 from mlxbert.report.predictions import ClassPredictions, LabelPredictions, NumberPredictions, Predictions
-from mlxbert.report.run_files import RunFiles
+from mlxbert.report.run_files import ReportedRun
 
 ABSENT = "–"
 
@@ -53,7 +53,7 @@ def _table(names: Sequence[str], columns: dict[str, Sequence[float | None] | lis
     return Table((first, *columns), [tuple(row) for row in zip(names, *made, strict=True)])
 
 
-def score_table(run: RunFiles) -> Table | None:
+def score_table(run: ReportedRun) -> Table | None:
     """A row for each finished member, then their spread, all rows pooled, and the hold-out; None without any."""
     members = run.finished
     if not members:
@@ -81,18 +81,19 @@ def score_table(run: RunFiles) -> Table | None:
     return Table(table.header, table.rows, len(members), frozenset(strong))
 
 
-def _summaries(run: RunFiles) -> Iterator[tuple[str, dict[str, float], int | None]]:
+def _summaries(run: ReportedRun) -> Iterator[tuple[str, Mapping[str, float], int | None]]:
     """(name, metrics, rows) of what scores.json says of all members together."""
     scores = run.scores
     if scores is None:
         return
+    spread_of = scores.spread if len(scores.members) > 1 else {}  # one member has no spread
     for name, key in (("mean", "mean"), ("standard deviation", "std"), ("lowest", "low"), ("highest", "high")):
-        values = {metric: spread[key] for metric, spread in scores.spread.items() if key in spread}
+        values = {metric: getattr(spread, key) for metric, spread in spread_of.items()}
         if values:
             yield name, values, None
     yield "pooled", scores.pooled, None if run.oof is None else len(run.oof.lines)
     if scores.hold_out is not None:
-        yield "hold-out", scores.hold_out, scores.hold_out_rows
+        yield "hold-out", scores.hold_out.metrics, scores.hold_out.rows
 
 
 def prediction_table(made: Predictions, task: str) -> tuple[str, Table]:
@@ -173,6 +174,46 @@ def _number_table(made: NumberPredictions) -> Table:
             }
         )
     return _table(made.names, _counted(rows), "step" if made.origins is not None else "target")
+
+
+def evaluation_table(run: ReportedRun) -> Table | None:
+    """The one evaluation of each member that was judged once, which would be a point in a plot; None without any."""
+    judged = [one for one in run.histories if len(one.evaluations) == 1]
+    if not judged:
+        return None
+    events = [event for history in judged for event in history.evaluations.values()]
+    return _table(
+        [event.member for event in events],
+        {
+            "epoch": [f"{event.epoch:.2f}" for event in events],
+            "held-out loss": [event.loss for event in events],
+            **{f"{name} {arrow(name)}".strip(): [event.metrics.get(name) for event in events] for name in run.metrics},
+        },
+        "member",
+    )
+
+
+def point_tables(made: Predictions) -> list[tuple[str, Table]]:
+    """(title, table) of what would be a plot with one point: one bin of probabilities, or one row of numbers."""
+    if not isinstance(made, NumberPredictions):
+        found = reliability(made)
+        filled = found.rows > 0
+        if filled.sum() > 1:
+            return []
+        columns: dict[str, Any] = {
+            "probability": found.probability[filled].tolist(),
+            "how often it is so": found.happened[filled].tolist(),
+        }
+        rows = [f"{count:,} {found.unit}" for count in found.rows[filled]]
+        return [(f"Calibration: ECE {found.ece:.4f}. {found.what}", _table(rows, columns, ""))]
+    if len(made.truth) > 1:
+        return []
+    columns = {
+        "truth": made.truth[0].tolist(),
+        "prediction": made.prediction[0].tolist(),
+        "true − predicted": (made.truth[0] - made.prediction[0]).tolist(),
+    }
+    return [("The only row", _table(made.names, columns, "step" if made.origins is not None else "target"))]
 
 
 def origin_table(made: NumberPredictions) -> Table | None:

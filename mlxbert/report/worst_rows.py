@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mlxbert.report.csv_table import FIX
 from mlxbert.report.report_error import ReportError
-from mlxbert.report.run_files import RunFiles
+from mlxbert.report.run_files import ReportedRun
 from mlxbert.report.tables import column
 
 TEXTS = ("text", "second")
@@ -23,7 +23,7 @@ class WorstRows:
     texts: frozenset[int]
 
 
-def worst_rows(run: RunFiles) -> WorstRows | None:
+def worst_rows(run: ReportedRun) -> WorstRows | None:
     """worst_rows.csv for the page; None when there is none, or no row in it.
 
     Raises:

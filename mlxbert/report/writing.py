@@ -9,7 +9,8 @@ from mlxbert.files.output_file import replace_file
 from mlxbert.home import expand_home
 from mlxbert.report.page import MARK, Page, make_page
 from mlxbert.report.report_error import ReportError
-from mlxbert.report.run_files import RunFiles, read_run
+from mlxbert.report.run_files import ReportedRun, read_run
+from mlxbert.runs.place import check_own
 
 HEAD_BYTES = 1000  # the mark is in the page's first lines
 
@@ -21,7 +22,7 @@ class Written:
     page: Path
     folder: Path
     plots: int
-    run: RunFiles
+    run: ReportedRun
 
 
 def write(run_directory: str | Path, out: str | Path | None, plots: str | Path | None) -> Written:
@@ -41,6 +42,9 @@ def report_paths(run: Path, out: str | Path | None, plots: str | Path | None) ->
     """
     page = run / "report.html" if out is None else expand_home(out)
     folder = run / "plots" if plots is None else expand_home(plots)
+    for own in (page if out is None else None, folder if plots is None else None):
+        if own is not None:
+            check_own(own)
     if page.is_dir():
         raise ReportError(f"{page}: a directory; fix: name a file, -o {page / 'report.html'}")
     if page.is_file() and MARK.encode() not in _head(page):

@@ -4,30 +4,63 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from heads.labels import encode_labels
 from heads.metrics import metric_of
-from mlxbert.data.cells import Kind
-from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.files.reading import read_json
+from mlxbert.files.typed_json import from_json
 from mlxbert.home import expand_home
 from mlxbert.runs.blend_weights import cross_fitted_blend, decided, decision_thresholds, selected_weights
-from mlxbert.runs.files import RunError, write_json
+from mlxbert.runs.files import RunError, without_nan, write_json
 from mlxbert.runs.out_of_fold import prediction_columns
+from mlxbert.runs.rows_to_predict import TableFormat
 from mlxbert.runs.run import Run
-from mlxbert.runs.tables import write_csv
+from mlxbert.runs.submission import SubmissionRules
+from mlxbert.runs.tables import id_name, numbers, truth_columns, write_csv
 from mlxbert.training.judging import scores
 from mlxbert.training.predictions import NUMBERS, Predictions, ranks
 from mlxbert.training.predictions import average as weighted_mean
 
 FORMAT, VERSION, NAME = "mlxbert-blend", 2, "blend.json"
+
+
+@dataclass(frozen=True)
+class BlendRecord:
+    """The content of blend.json.
+
+    Attributes:
+        runs: their directories, relative to the blend's.
+        weights: one a run; they sum to 1.
+        metric: that is optimized.
+        average: what is averaged.
+        thresholds: from which probability on a label is given: of "binary" one, of "multilabel" one a label; None:
+            one half, or no labels.
+        alone: the scores of each run alone; `pooled`: those of the blend.
+    """
+
+    runs: tuple[str, ...]
+    weights: tuple[float, ...]
+    metric: str
+    greater_is_better: bool
+    average: Literal["probabilities", "ranks"]
+    thresholds: float | tuple[float, ...] | None
+    alone: tuple[Mapping[str, float], ...]
+    pooled: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        """Refuse weights that do not weigh the runs."""
+        if not self.runs or not len(self.runs) == len(self.weights) == len(self.alone):
+            counts = f"{len(self.runs)} runs, {len(self.weights)} weights, {len(self.alone)} rows of scores"
+            raise RunError(f"the counts differ: {counts}")
+        if not all(0 <= weight <= 1.001 for weight in self.weights) or not 0.999 <= sum(self.weights) <= 1.001:
+            raise RunError("weights must be from 0 to 1, and sum to 1")
 
 
 @dataclass(frozen=True)
@@ -37,11 +70,13 @@ class Blend:
     Attributes:
         path: its directory: blend.json, and oof.csv of the blend; the current one where nothing was written.
         runs: that are blended.
-        info: the content of blend.json.
+        record: the content of blend.json, checked.
+        info: the JSON object in blend.json, as it is.
     """
 
     path: Path
     runs: tuple[Run, ...]
+    record: BlendRecord
     info: Mapping[str, Any]
 
     @classmethod
@@ -49,18 +84,19 @@ class Blend:
         """A blend on disk; its runs lie where they lay, seen from it.
 
         Raises:
-            RunError: it is none, or one of its runs is gone.
+            RunError: it is none, damaged, or one of its runs is gone.
         """
         root = expand_home(path)
         info = read_json(root / NAME, RunError)
         if info is None or info.get("format") != FORMAT or info.get("version") != VERSION:
             raise RunError(f"{root} is not a blend; fix: give what `mlxbert blend -o` made")
-        return cls(root, tuple(Run.open(root / one) for one in info["runs"]), info)
+        record = _record(info, root / NAME)
+        return cls(root, tuple(Run.open(root / one) for one in record.runs), record, info)
 
     @property
     def weights(self) -> list[float]:
         """One a run; they sum to 1."""
-        return [float(one) for one in self.info["weights"]]
+        return list(self.record.weights)
 
     @property
     def task(self) -> InferredTask:
@@ -68,35 +104,57 @@ class Blend:
         return self.runs[0].task
 
     @property
-    def id(self) -> str | None:
-        """The column that names a row."""
-        return self.runs[0].id
+    def table_format(self) -> TableFormat:
+        """How it reads a table: what the texts of all runs are made of, and the ids of the first run that has them."""
+        formats = [run.table_format for run in self.runs]
+        named = next((one for one in formats if one.id is not None), formats[0])
+        return replace(
+            named,
+            kinds={name: kind for one in reversed(formats) for name, kind in one.kinds.items()},
+            columns=tuple(dict.fromkeys(name for one in formats for name in one.columns)),
+            like=next((one.like for one in formats if one.like is not None), None),
+        )
 
     @property
-    def kinds(self) -> dict[str, Kind]:
-        """What the columns hold."""
-        return {name: kind for run in reversed(self.runs) for name, kind in run.kinds.items()}
-
-    @property
-    def quoting(self) -> Quoting | None:
-        """Of the first training file that has one."""
-        return next((run.quoting for run in self.runs if run.quoting is not None), None)
-
-    @property
-    def columns(self) -> list[str]:
-        """Those that the runs' texts are made of."""
-        return list(dict.fromkeys(name for run in self.runs for name in run.columns))
+    def rules(self) -> SubmissionRules:
+        """What the format of its submissions follows from: the first run's."""
+        return self.runs[0].rules
 
     def submission(self, values: str | None = None) -> Submission:
         """The format of its submissions: the first run's."""
-        return self.runs[0].submission(values)
+        return self.rules.form(values)
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        values: str | None = None,
+        average: str = "probabilities",
+        sample_submission: Any = None,
+        id: str | None = None,
+    ) -> Any:
+        """Predictions for the rows of a frame or file: see `Run.predict`."""
+        from mlxbert.runs.predict import predict_table
+
+        made, _ = predict_table(
+            self, data, sample_submission=sample_submission, values=values, id=id, how=average, strict=False
+        )
+        return made
 
     def combine(self, parts: Sequence[Predictions]) -> Predictions:
         """The weighted mean of the runs' predictions for the same rows, decided at the blend's own thresholds."""
-        if self.info["average"] == "ranks":
+        if self.record.average == "ranks":
             parts = [ranks(part) for part in parts]
-        thresholds = self.info["thresholds"]
-        return decided(weighted_mean(parts, self.weights), None if thresholds is None else np.array(thresholds))
+        mean = weighted_mean(parts, self.weights)
+        if self.record.thresholds is None:
+            return decided(mean, None)
+        thresholds = np.array(self.record.thresholds)
+        if thresholds.shape != mean.values.shape[1:]:
+            raise RunError(
+                f"{self.path / NAME}: thresholds of the shape {thresholds.shape} do not fit predictions of "
+                f"{mean.values.shape[1:]}; fix: blend again"
+            )
+        return decided(mean, thresholds)
 
 
 def blend(
@@ -128,23 +186,26 @@ def blend(
     tables = [run.oof() for run in opened]
     _check_same_rows(opened, tables)
     task, first = opened[0].task, tables[0]
-    chosen = metric_of(metric or opened[0].info["metric"], task.task)
+    folds = numbers(first, "fold", opened[0].files.oof).astype(np.int64)
+    chosen = metric_of(metric or opened[0].record.metric, task.task)
     if average == "ranks" and chosen.needs != "scores":
         raise RunError(f"ranks are averaged for metrics of order, and {chosen.name} reads {chosen.needs}; fix: auc")
     # Labels are handed in for the metric that the runs were trained for, whatever the weights optimize.
-    deciding = chosen if chosen.needs == "labels" else metric_of(opened[0].info["metric"], task.task)
-    truth = _truth(task, first)
-    parts = [_predictions(task, table) for table in tables]
+    deciding = chosen if chosen.needs == "labels" else metric_of(opened[0].record.metric, task.task)
+    truth = _truth(task, first, opened[0].files.oof)
+    parts = [_predictions(task, table, run.files.oof) for run, table in zip(opened, tables, strict=True)]
+    if len({part.values.shape for part in parts}) > 1:
+        raise RunError("the runs predict different numbers of classes; fix: blend runs of one target")
     if average == "ranks":
         parts = [ranks(part) for part in parts]
     weights = selected_weights(truth, parts, chosen)
     thresholds = decision_thresholds(truth, weighted_mean(parts, weights), deciding)
 
     def cross_fitted(several: Sequence[Predictions]) -> Predictions:
-        return cross_fitted_blend(truth, several, first["fold"].to_numpy(), chosen, deciding)
+        return cross_fitted_blend(truth, several, folds, chosen, deciding)
 
     honest = cross_fitted(parts)
-    names = [chosen.name] if average == "ranks" else list(opened[0].info["metrics"])
+    names = [chosen.name] if average == "ranks" else list(opened[0].record.metrics)
     names = list(dict.fromkeys([chosen.name, *names]))
     info = {
         "format": FORMAT,
@@ -162,15 +223,20 @@ def blend(
         "pooled": scores(truth, honest, names),
     }
     if out is None:
-        return Blend(root, tuple(opened), info)
-    write_json(root / NAME, info)
-    table = first[[name for name in ("row", opened[0].id, "fold", "made_at") if name in first.columns]].copy()
+        return Blend(root, tuple(opened), _record(without_nan(info), root / NAME), info)
+    write_json(root / NAME, info, fix="free some space and blend again")
+    key = opened[0].id and id_name(opened[0].id)
+    table = first[[name for name in ("row", key, "fold", "made_at") if name in first.columns]].copy()
     columns = {"rank": honest.values} if average == "ranks" else prediction_columns(task, truth, honest)
     for name, column in columns.items():
         if column.ndim == 1:
             table[name] = column
-    write_csv(root / "oof.csv", table)
+    write_csv(root / "oof.csv", table, escape_formulas=opened[0].settings.escape_formulas)
     return Blend.open(root)
+
+
+def _record(info: Mapping[str, Any], file: Path) -> BlendRecord:
+    return from_json(BlendRecord, info, place=str(file), fix="fix: blend again", error=RunError, null_is_nan=True)
 
 
 def _alone(run: Run, truth: np.ndarray, part: Predictions, names: Sequence[str], ranked: bool) -> dict[str, float]:
@@ -181,12 +247,13 @@ def _alone(run: Run, truth: np.ndarray, part: Predictions, names: Sequence[str],
 
 def _check_same_rows(runs: Sequence[Run], tables: Sequence[Any]) -> None:
     leader, first = runs[0], tables[0]
-    targets = [name for name in first.columns if name.startswith("target:")]
+    targets = truth_columns(first.columns)
     for run, table in zip(runs[1:], tables[1:], strict=True):
         if run.task.task != leader.task.task or run.task.classes != leader.task.classes:
             raise RunError(f"{run.path} is {run.task}, {leader.path} {leader.task}; fix: blend runs of one target")
-        same = list(table["row"]) == list(first["row"]) and all(
-            name in table.columns and list(table[name]) == list(first[name]) for name in targets
+        same = all(
+            name in table.columns and name in first.columns and table[name].equals(first[name])
+            for name in ("row", *targets)
         )
         if not same:
             raise RunError(
@@ -194,20 +261,29 @@ def _check_same_rows(runs: Sequence[Run], tables: Sequence[Any]) -> None:
             )
 
 
-def _truth(task: InferredTask, table: Any) -> np.ndarray:
-    columns = [table[name].to_numpy() for name in table.columns if name.startswith("target:")]
+def _truth(task: InferredTask, table: Any, file: Path) -> np.ndarray:
+    names = truth_columns(table.columns)
+    if not names:
+        raise RunError(f"{file} has no column of the target; fix: train again")
     if task.task in NUMBERS:
-        return np.asarray(columns[0] if len(columns) == 1 else np.stack(columns, axis=1), np.float64)
+        columns = [numbers(table, name, file, missing=True) for name in names]
+        return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
     if task.task == "multilabel":
-        return np.stack(columns, axis=1).astype(np.int32)
+        return np.stack([numbers(table, name, file) for name in names], axis=1).astype(np.int32)
     classes = task.classes or ()
+    truth = table[names[0]].to_numpy()
     if any(isinstance(one, str) for one in classes):  # and so `Run.oof` reads them
-        return encode_labels(columns[0].astype(str), [str(one) for one in classes], "oof.csv")
-    return encode_labels(columns[0], classes, "oof.csv")
+        return encode_labels(truth.astype(str), [str(one) for one in classes], str(file))
+    return encode_labels(truth, classes, str(file))
 
 
-def _predictions(task: InferredTask, table: Any) -> Predictions:
-    prefix = "prediction:" if task.task in NUMBERS else "probability"
-    columns = [table[name].to_numpy(np.float64) for name in table.columns if name.startswith(prefix)]
+def _predictions(task: InferredTask, table: Any, file: Path) -> Predictions:
+    what = "prediction" if task.task in NUMBERS else "probability"
+    columns = [numbers(table, name, file) for name in truth_columns(table.columns, what)]
+    if not columns:
+        raise RunError(f"{file} has no column of predictions; fix: train again")
     values = columns[0] if len(columns) == 1 and task.task in ("binary", *NUMBERS) else np.stack(columns, axis=1)
+    width = len(task.classes or ()) if task.task in ("multiclass", "ordinal", "multilabel") else None
+    if width is not None and values.shape[1:] != (width,):
+        raise RunError(f"{file} has {len(columns)} columns of predictions for {width} classes; fix: train again")
     return Predictions(task.task, values)

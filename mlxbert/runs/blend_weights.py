@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from heads.metrics import Metric
-from heads.thresholds import best_threshold
+from heads.thresholds import best_threshold, threshold_metric
 from mlxbert.training.predictions import Predictions, average
 
 _ROUNDS = 60
@@ -90,12 +90,13 @@ def cross_fitted_blend(
 def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Metric) -> np.ndarray | None:
     """The probability from which on a row counts as positive: () of "binary", (L,) of "multilabel"; else None.
 
-    For "binary" it is learned where `metric` reads labels, and otherwise one half; one label of many is judged by F1,
-    whatever the metric over all of them (`MultilabelClassificationHead`). Rows of one class teach nothing: one half.
+    For "binary" it is fitted for `metric`, or for F1 if that reads no labels (`heads.thresholds.threshold_metric`);
+    one label of many is judged by F1, whatever the metric over all of them (`MultilabelClassificationHead`). Rows of
+    one class teach nothing: one half.
     """
     values = predictions.values
     if predictions.task == "binary":
-        return np.array(_best(values, truth, metric.name) if metric.needs == "labels" else 0.5)
+        return np.array(_best(values, truth, threshold_metric(metric.name)))
     if predictions.task == "multilabel":
         return np.array([_best(*pair, "f1") for pair in zip(values.T, truth.T, strict=True)])
     return None

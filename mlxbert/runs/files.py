@@ -1,4 +1,4 @@
-"""Where the parts of a run lie in its directory, and reading and writing its JSON files."""
+"""Where the parts of a run lie in its directory, and the writing of its JSON files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import replace_file
-from mlxbert.files.reading import read_json
 
-FORMAT, VERSION = "mlxbert-run", 1
+GO_ON = "free some space and resume the run"
 
 
 class RunError(MLXBertError):
@@ -105,30 +104,15 @@ class RunFiles:
         return (self.member(name) / "config.json").is_file() and self.logits(name).is_file()
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any, *, fix: str = GO_ON) -> None:
     """Write indented JSON, whole or not at all; NaN becomes null.
 
     Raises:
-        WriteError: the disk is full, or cannot be written.
+        WriteError: the disk is full, or cannot be written; the message ends in `fix`.
     """
-    data = (json.dumps(without_nan(value), indent=2, ensure_ascii=False) + "\n").encode()
-    replace_file(file, data, fix="free some space and resume the run", follow_links=False)
-
-
-def read_info(root: Path) -> dict[str, Any]:
-    """run.json.
-
-    Raises:
-        RunError: there is none, it is damaged, or of a newer version.
-    """
-    if not root.is_dir():
-        raise RunError(f"{root}: no such directory; fix: give a run that `mlxbert train -o` made")
-    info = read_json(root / "run.json", RunError)
-    if info is None or info.get("format") != FORMAT:
-        raise RunError(f"{root} is not a run (no run.json of mlxbert in it); fix: give what `mlxbert train -o` made")
-    if info.get("version") != VERSION:
-        raise RunError(f"{root / 'run.json'} has version {info.get('version')!r}; fix: update mlxbert")
-    return info
+    # A lone surrogate, which JSON can hold and UTF-8 cannot, is written as JSON's own escape.
+    data = (json.dumps(without_nan(value), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    replace_file(file, data, fix=fix, follow_links=False)
 
 
 def without_nan(value: Any) -> Any:

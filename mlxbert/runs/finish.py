@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,35 +15,46 @@ from mlxbert.checkpoint import read_config
 from mlxbert.files.manifest import NAME, manifest_bytes, read_manifest
 from mlxbert.files.output_file import FileRecord, replace_file
 from mlxbert.runs.files import RunFiles, without_nan, write_json
+from mlxbert.runs.frames import Inputs
 from mlxbert.runs.out_of_fold import fitted_head, prediction_columns, write_out_of_fold
 from mlxbert.runs.predict import forecast, predict_frame, write_submission
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import columns_of
-from mlxbert.runs.tables import write_csv
+from mlxbert.runs.submission import SubmissionWarning, columns_of
+from mlxbert.runs.tables import id_name, write_csv
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.judging import scores as score
 
 
 def finish(
-    files: RunFiles, prepared: Prepared, settings: RunSettings, config: TrainingConfig, seconds: float
+    files: RunFiles,
+    prepared: Prepared,
+    settings: RunSettings,
+    config: TrainingConfig,
+    inputs: Inputs,
+    seconds: float,
 ) -> dict[str, Any]:
     """Write what a run ends in, scores.json last; returns its content."""
-    scores = write_out_of_fold(files, prepared, config)
+    escape_formulas = settings.escape_formulas
+    scores = write_out_of_fold(files, prepared, config, escape_formulas=escape_formulas)
     run = Run.open(files.root)
     scores["hold_out"] = None
     if prepared.held_out is not None:
-        scores["hold_out"] = _hold_out(run, prepared, list(scores["pooled"]))
-    elif settings.test is not None:
-        write_submission(
-            run,
-            settings.test,
-            out=files.submission,
-            sample_submission=settings.sample_submission,
-            values=settings.values,
-            encoding=settings.encoding,
-        )
+        scores["hold_out"] = _hold_out(run, prepared, list(scores["pooled"]), escape_formulas)
+    elif inputs.test is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SubmissionWarning)  # said before the training
+            write_submission(
+                run,
+                inputs.test,
+                out=files.submission,
+                sample_submission=inputs.sample_submission,
+                values=settings.values,
+                encoding=settings.encoding,
+                quoting=settings.quoting,
+                escape_formulas=escape_formulas,
+            )
     _tell_members(files, prepared, scores)
     scores["seconds"] = seconds
     shutil.rmtree(files.resume, ignore_errors=True)
@@ -83,7 +95,7 @@ def _replace_config(directory: Path, config: Mapping[str, Any]) -> None:
         replace_file(directory / name, content, fix="free some space and resume the run", follow_links=False)
 
 
-def _hold_out(run: Run, prepared: Prepared, metrics: list[str]) -> dict[str, Any]:
+def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas: bool) -> dict[str, Any]:
     """Predict the rows held out of everything, write them as submission and beside their truth; their scores."""
     import pandas
 
@@ -96,18 +108,21 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str]) -> dict[str, Any
         _, forecasts = forecast(run, prepared.history)
         values = forecasts.values[0][: len(frame)]
         truth = prepared.problem.targets(frame)
-        name = task.target[0]
         columns = {form.columns[0]: values}
-        told = {f"target:{name}": truth, f"prediction:{name}": values}
+        told = {"target": truth, "prediction": values}
         measured = _series_scores(np.asarray(truth, np.float64), values, metrics)
     else:
         predictions = predict_frame(run, frame)
-        truth = fitted_head(run.files, run.info["members"][0]).metric_targets(prepared.problem.targets(frame))
+        truth = fitted_head(run.files, run.record.members[0]).metric_targets(prepared.problem.targets(frame))
         columns = columns_of(form, task, predictions)
         told = prediction_columns(task, truth, predictions)
         measured = score(truth, predictions, metrics)
-    write_csv(run.files.submission, pandas.DataFrame({form.id_column: ids, **columns}))
-    write_csv(run.files.hold_out, pandas.DataFrame({form.id_column: ids, **told}))
+    sent, held = (
+        pandas.DataFrame({form.id_column: ids, **columns}),
+        pandas.DataFrame({id_name(form.id_column): ids, **told}),
+    )
+    write_csv(run.files.submission, sent, escape_formulas=escape_formulas)
+    write_csv(run.files.hold_out, held, escape_formulas=escape_formulas)
     return {"rows": len(frame), "metrics": measured}
 
 

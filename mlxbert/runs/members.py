@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import shutil
-import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,10 @@ import numpy as np
 from heads.base import Head
 from mlxbert.checkpoint import load_core
 from mlxbert.dropout_mode import set_dropout
+from mlxbert.files.array_file import read_array_file
 from mlxbert.files.output_file import replacing
 from mlxbert.quantization.packed import refuse_training
-from mlxbert.runs.files import RunError, RunFiles
+from mlxbert.runs.files import GO_ON, RunError, RunFiles
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
@@ -44,20 +43,22 @@ def train_members(
     settings: RunSettings,
     config: TrainingConfig,
     callbacks: Sequence[Callback],
-) -> None:
-    """Train what is not finished yet.
+) -> float:
+    """Train what is not finished yet; return the seconds that earlier sittings spent on these models.
 
     Raises:
         TrainingInterrupted: Ctrl-C; what is trained so far is in `files.best_so_far`.
         MLXBertError: as `Trainer` raises.
     """
+    before = 0.0
     for member in members_of(config, len(prepared.folds)):
         state = files.resume / member.name
         if not files.is_done(member.name):
-            _train(files, member, state, prepared, settings, config, callbacks)
+            before += _train(files, member, state, prepared, settings, config, callbacks)
             # A trainer and its compiled step refer to each other: without this its weights wait for the next one's.
             gc.collect()
         shutil.rmtree(state, ignore_errors=True)
+    return before
 
 
 def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> None:
@@ -109,8 +110,8 @@ def _train(
     settings: RunSettings,
     config: TrainingConfig,
     callbacks: Sequence[Callback],
-) -> None:
-    started = time.monotonic()
+) -> float:
+    """Train one model; return the seconds that earlier sittings spent on it."""
     model = new_model(prepared, settings, config, member)
     trainer = Trainer(
         model,
@@ -123,6 +124,7 @@ def _train(
         directory=state,
         callbacks=callbacks,
     )
+    before = trainer.position.seconds
     try:
         outcome = trainer.fit()
     except TrainingInterrupted:
@@ -133,11 +135,12 @@ def _train(
     Callbacks(callbacks).on_member_end(
         MemberEvent(
             *(member.name, member.seed, member.fold, outcome.epoch, outcome.step),
-            *(outcome.metrics, time.monotonic() - started, outcome.note),
+            *(outcome.metrics, trainer.seconds, outcome.note),
         )
     )
     # Last of all: with these the model is finished (`RunFiles.is_done`), and whoever was to be told has been told.
     _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome)
+    return before
 
 
 def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:
@@ -146,7 +149,7 @@ def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:
     if outcome.predictions.thresholds is not None:
         arrays["thresholds"] = outcome.predictions.thresholds
     needed = sum(array.nbytes for array in arrays.values())
-    with replacing(file, needed=needed, fix="free some space and resume the run", follow_links=False) as out:
+    with replacing(file, needed=needed, fix=GO_ON, follow_links=False) as out:
         np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
@@ -166,19 +169,31 @@ class HeldOutRows:
     epoch: float
 
 
-def held_out(files: RunFiles, member: Member, task: str) -> HeldOutRows:
-    """Read what `train_members` left.
+def held_out(files: RunFiles, member: Member, task: str, rows: np.ndarray, shape: tuple[int, ...]) -> HeldOutRows:
+    """Read what `train_members` left of a model.
+
+    Args:
+        files: of the run.
+        member: which model.
+        task: the competition type.
+        rows: (n,) that its fold held out.
+        shape: of its predictions for them: (n,), (n, classes) or (n, targets).
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is damaged, or of other rows.
     """
     file = files.logits(member.name)
-    try:
-        with np.load(file, allow_pickle=False) as held:
-            thresholds = held["thresholds"] if "thresholds" in held.files else None
-            predictions = Predictions(task, held["values"], thresholds)
-            return HeldOutRows(held["rows"], predictions, int(held["step"]), float(held["epoch"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"{file} is damaged ({error}); fix: delete {files.member(member.name)} and resume the run"
-        ) from error
+    fix = f"fix: delete {files.member(member.name)} and resume the run"
+    arrays = read_array_file(file, RunError, fix=fix)
+    if arrays is None:
+        raise RunError(f"{file} is not there; {fix}")
+    expected = {"rows": rows.shape, "values": shape, "step": (), "epoch": ()}
+    if "thresholds" in arrays:
+        expected["thresholds"] = shape
+    found = {name: arrays[name].shape if name in arrays else None for name in expected}
+    if found != expected:
+        raise RunError(f"{file} is damaged (its arrays have the shapes {found}, expected {expected}); {fix}")
+    if not np.array_equal(arrays["rows"], rows) or not np.isfinite(arrays["values"]).all():
+        raise RunError(f"{file} is damaged (it is of other rows, or not finite); {fix}")
+    predictions = Predictions(task, arrays["values"], arrays.get("thresholds"))
+    return HeldOutRows(rows, predictions, int(arrays["step"]), float(arrays["epoch"]))

@@ -14,7 +14,7 @@ from mlxbert.factory.infer_task import InferredTask
 from mlxbert.runs.files import RunFiles
 from mlxbert.runs.members import held_out, members_of
 from mlxbert.runs.prepare import Prepared
-from mlxbert.runs.tables import write_csv
+from mlxbert.runs.tables import id_name, write_csv
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.judging import row_losses, scores
 from mlxbert.training.predictions import Predictions, average, concatenate
@@ -22,7 +22,9 @@ from mlxbert.training.predictions import Predictions, average, concatenate
 _WORST = 100
 
 
-def write_out_of_fold(files: RunFiles, prepared: Prepared, config: TrainingConfig) -> dict[str, Any]:
+def write_out_of_fold(
+    files: RunFiles, prepared: Prepared, config: TrainingConfig, *, escape_formulas: bool = False
+) -> dict[str, Any]:
     """Write oof.csv and worst_rows.csv; returns the scores: of each model, their spread, and of all rows."""
     head = fitted_head(files, members_of(config, 1)[0].name)
     names = tuple(dict.fromkeys((prepared.metric.name, *head.metrics)))
@@ -30,10 +32,12 @@ def write_out_of_fold(files: RunFiles, prepared: Prepared, config: TrainingConfi
     rows, folds, parts = [], [], []
     for number, fold in enumerate(prepared.folds):
         truth = head.metric_targets(prepared.examples.targets[fold.valid])
+        classes = (len(prepared.problem.task.classes or ()),) if prepared.task in ("multiclass", "ordinal") else None
+        shape = truth.shape if classes is None else truth.shape + classes
         of_seeds = []
         for member in members_of(config, len(prepared.folds)):
             if member.fold == number:
-                held = held_out(files, member, prepared.task)
+                held = held_out(files, member, prepared.task, fold.valid, shape)
                 of_seeds.append(held.predictions)
                 members.append(
                     {
@@ -56,8 +60,8 @@ def write_out_of_fold(files: RunFiles, prepared: Prepared, config: TrainingConfi
     table = _frame(prepared, numbers, fold_of)
     for name, column in prediction_columns(prepared.problem.task, truth, predictions).items():
         table[name] = column
-    write_csv(files.oof, table)
-    write_csv(files.worst, _worst(prepared, numbers, truth, predictions))
+    write_csv(files.oof, table, escape_formulas=escape_formulas)
+    write_csv(files.worst, _worst(prepared, numbers, truth, predictions), escape_formulas=escape_formulas)
     members.sort(key=lambda one: (config.seeds.index(one["seed"]), one["fold"]))
     return {
         "metric": prepared.metric.name,
@@ -74,7 +78,11 @@ def fitted_head(files: RunFiles, member: str) -> Head:
 
 
 def prediction_columns(task: InferredTask, truth: np.ndarray, predictions: Predictions) -> dict[str, np.ndarray]:
-    """Truths, probabilities or numbers, and decided labels, by the column names of oof.csv."""
+    """Truths, probabilities or numbers, and decided labels, by the column names of oof.csv.
+
+    One target makes the columns "target", and "prediction" or "probability" and "label"; several labels, targets or
+    steps ahead make one of each a name: "target:toxic", "probability:toxic". `truth_columns` finds them.
+    """
     values, classes = predictions.values, task.classes or ()
     made: dict[str, np.ndarray] = {}
     if task.task == "time_series":
@@ -82,6 +90,8 @@ def prediction_columns(task: InferredTask, truth: np.ndarray, predictions: Predi
         made |= {f"target:+{i + 1}": steps[:, i] for i in range(steps.shape[1])}
         numbers = values.reshape(len(values), -1)
         return made | {f"prediction:+{i + 1}": numbers[:, i] for i in range(numbers.shape[1])}
+    if task.task == "regression" and len(task.target) == 1:
+        return {"target": truth.reshape(-1), "prediction": values.reshape(-1)}
     if task.task == "regression":
         for what, table in (("target", truth), ("prediction", values)):
             columns = table.reshape(len(table), -1).T
@@ -92,7 +102,7 @@ def prediction_columns(task: InferredTask, truth: np.ndarray, predictions: Predi
         for what, table in (("target", truth), ("probability", values), ("label", labels)):
             made |= {f"{what}:{name}": table[:, i] for i, name in enumerate(classes)}
         return made
-    made[f"target:{task.target[0]}"] = decode_labels(truth, classes)
+    made["target"] = decode_labels(truth, classes)
     if task.task == "binary":
         made["probability"] = values
     else:
@@ -106,7 +116,7 @@ def _frame(prepared: Prepared, numbers: np.ndarray, folds: np.ndarray) -> Any:
 
     table = pandas.DataFrame({"row": prepared.rows[numbers]})
     if prepared.ids is not None and prepared.id_column is not None:
-        table[prepared.id_column] = [prepared.ids[number] for number in numbers]
+        table[id_name(prepared.id_column)] = [prepared.ids[number] for number in numbers]
     table["fold"] = folds
     if prepared.examples.windows is not None:
         table["made_at"] = [str(time) for time in prepared.examples.windows.made_at[numbers]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.config import BertConfig
-from mlxbert.data.reading import Quoting, read_data, render_texts, warn_of_empty
+from mlxbert.data.reading import Quoting, render_texts, warn_of_empty
 from mlxbert.data.token_rows import token_rows
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
@@ -21,7 +23,8 @@ from mlxbert.home import expand_home
 from mlxbert.runs.blend import NAME as BLEND
 from mlxbert.runs.blend import Blend
 from mlxbert.runs.files import RunError
-from mlxbert.runs.rows_to_predict import ROWS, pieces, row_ids, sample_of
+from mlxbert.runs.record import INFO, is_run
+from mlxbert.runs.rows_to_predict import ROWS, RowsToPredict, pieces, read_history, rows_to_predict
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import columns_of, in_sample_order
 from mlxbert.runs.tables import write_csv
@@ -70,7 +73,7 @@ def predict_pieces(
     members = run.prediction_members
     made: list[list[Predictions]] = [[] for _ in members]
     together: list[Predictions] = []
-    done, empty, cut, longest = 0, 0, 0, 0
+    done, empty, cut, longest, uncounted = 0, 0, 0, 0, False
     tokenizer = _tokenizer(run, members[0])
     for frame in frames:
         rendered = run.text.render(frame, what)
@@ -78,6 +81,7 @@ def predict_pieces(
             warnings.simplefilter("ignore", TruncationWarning)  # once, below, instead of for every piece
             tokens = token_rows(tokenizer, rendered.texts, rendered.pairs, max_length=run.max_length)
         empty, cut, longest = empty + rendered.empty, cut + tokens.cut, max(longest, tokens.longest)
+        uncounted = uncounted or tokens.uncounted
         parts = []
         for member in members:
             # One model in memory at a time: reading it again costs less than a batch.
@@ -97,7 +101,7 @@ def predict_pieces(
         raise RunError("there are no rows to predict; fix: is the file empty?")
     warn_of_empty(empty, done, what, stacklevel=2)
     if cut:
-        warn_of_truncation(cut, done, longest, tokens.limit, stacklevel=2)
+        warn_of_truncation(cut, done, longest, tokens.limit, stacklevel=2, at_least=uncounted)
     if how == "ranks":
         return average([ranks(concatenate(several)) for several in made])
     return concatenate(together)
@@ -155,59 +159,137 @@ def open_predictor(path: str | Path) -> Run | Blend:
         RunError: neither does.
     """
     root = expand_home(path)
-    return Blend.open(root) if (root / BLEND).is_file() else Run.open(root)
+    if (root / BLEND).exists():
+        return Blend.open(root)
+    if root.is_dir() and not is_run(root):
+        run = root.resolve().parent.parent
+        if root.resolve().parent.name == "members" and is_run(run):
+            raise RunError(f"{root} is one model of a run; fix: mlxbert predict {shlex.quote(str(run))}")
+        if (root / "config.json").is_file():
+            raise RunError(f"{root} is a checkpoint, not a run; fix: fine-tune it first: mlxbert train --model {root}")
+    if root.is_file() and root.name in (INFO, BLEND):
+        raise RunError(f"{root} is a file of a run or blend; fix: give its directory, {root.parent}")
+    return Run.open(root)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a submission holds, for those who are told.
+
+    Attributes:
+        rows: how many.
+        form: its format.
+        id_column: the column of the data that names its rows; None: they are numbered from 0.
+    """
+
+    rows: int
+    form: Submission
+    id_column: str | None
+
+    def __str__(self) -> str:
+        ids = "rows numbered from 0" if self.id_column is None else f"ids from {self.id_column!r}"
+        return f"{self.form.values} in {', '.join(map(repr, self.form.columns[:3]))}, {ids}"
+
+
+def predict_table(
+    run: Run | Blend,
+    data: Any,
+    *,
+    sample_submission: Any = None,
+    values: str | None = None,
+    id: str | None = None,
+    how: str = "probabilities",
+    encoding: str | None = None,
+    quoting: Quoting | None = None,
+    strict: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Any, Written]:
+    """Predict a file or frame: the submission as a pandas frame, and what it holds.
+
+    Ids and columns are checked before any prediction. Arguments as for `write_submission`; not `strict`: ids may be
+    missing or repeat, as in a notebook, where nobody hands the result in.
+
+    Raises:
+        RunError: ids or columns do not fit the sample, or ranks of labels or numbers are asked for.
+        MLXBertError: the file cannot be read, a column is missing, ids repeat.
+    """
+    import pandas
+
+    table, rules = replace(run.table_format, encoding=encoding, quoting=quoting), run.rules
+    if sample_submission is None:
+        _check_averages(run, how, rules.form(values))
+    rows = rows_to_predict(
+        data,
+        table,
+        rules,
+        sample_submission=sample_submission,
+        values=values,
+        id=None if id is None else str(id),  # pandas numbers the columns of a file without a header
+        strict=strict or sample_submission is not None,
+    )
+    form, names = rows.form, rows.names
+    _check_averages(run, how, form)
+    if table.horizon:
+        names, predictions = _forecast(run, read_history(data, table))
+        columns = {form.columns[0]: predictions.values[0]}
+    else:
+        predictions = _predicted(run, lambda: pieces(data, table), how, rows.what, _of(rows, progress))
+        columns = columns_of(form, run.task, predictions)
+    made = pandas.DataFrame({form.id_column: names, **columns})
+    if rows.sample is not None:
+        made = in_sample_order(made, rows.sample, form.id_column, rows.ids)
+    return made, Written(len(made), form, rows.id_column)
 
 
 def write_submission(
     run: Run | Blend,
-    data: str | Path,
+    data: Any,
     *,
     out: str | Path,
-    sample_submission: str | Path | None = None,
+    sample_submission: Any = None,
     values: str | None = None,
+    id: str | None = None,
     how: str = "probabilities",
     encoding: str | None = None,
     quoting: Quoting | None = None,
+    escape_formulas: bool = False,
     progress: Progress | None = None,
-) -> int:
-    """Predict a file and write the submission; returns its rows. Ids and columns are checked before any prediction.
+) -> Written:
+    """Predict a file or frame and write the submission.
+
+    Args:
+        run: a finished run, or a blend.
+        data: a file or frame to predict; of a series its history.
+        out: the CSV file.
+        sample_submission: a file or frame whose ids, columns and order the submission has.
+        values: "labels", "probabilities" or "values"; None: as the sample or the run's metric calls for.
+        id: the column that names a row; None: found (`rows_to_predict`).
+        how: what of the members is averaged, "probabilities" or "ranks".
+        encoding: of the file's text; None: found out.
+        quoting: of a text table; None: found out.
+        escape_formulas: put a ' before cells that a spreadsheet would compute.
+        progress: called with rows done and their number.
 
     Raises:
-        RunError: ids or columns do not fit the sample.
-        MLXBertError: the file cannot be read, a column is missing, ids repeat.
+        MLXBertError: as `predict_table`; nothing is written then.
     """
-    form = run.submission(values)
-    check_average(how, form)
-    if isinstance(run, Blend):
-        check_average(str(run.info["average"]), form)
     target = expand_home(out)
     if target.is_dir():
         raise RunError(f"{target} is a directory; fix: give the name of a file with -o")
-    if run.task.task == "time_series":
-        frame = read_data(
-            data,
-            kinds=run.kinds,
-            required=[*run.task.target],
-            encoding=encoding,
-            quoting=quoting,
-            like=run.quoting,
-        ).frame
-        times, predictions = _forecast(run, frame)
-        ids = [str(time) for time in times]
-        sample = sample_of(sample_submission, form, ids, str(data))
-        made = _table(form, ids, {form.columns[0]: predictions.values[0]})
-    else:
-
-        def frames() -> Iterator[Any]:
-            return pieces(data, run.kinds, run.columns, run.id, encoding, quoting, run.quoting)
-
-        ids = row_ids(frames(), run.id, str(data))
-        sample = sample_of(sample_submission, form, ids, str(data))
-        predictions = _predicted(run, frames, how, str(data), _of(len(ids), progress))
-        made = _table(form, ids, columns_of(form, run.task, predictions))
+    made, written = predict_table(
+        run,
+        data,
+        sample_submission=sample_submission,
+        values=values,
+        id=id,
+        how=how,
+        encoding=encoding,
+        quoting=quoting,
+        progress=progress,
+    )
     # A run may come from a stranger: a link in it must not lead the writing elsewhere.
-    write_csv(target, in_sample_order(made, sample, form), follow_links=target.parent != run.path)
-    return len(made)
+    write_csv(target, made, escape_formulas=escape_formulas, follow_links=target.parent != run.path)
+    return written
 
 
 def check_average(how: str, form: Submission) -> None:
@@ -221,6 +303,12 @@ def check_average(how: str, form: Submission) -> None:
     if how == "ranks" and form.values != "probabilities":
         fix = "--values probabilities" if form.values == "labels" else "--average probabilities, numbers as they are"
         raise RunError(f"ranks are averaged, and the submission holds {form.values}; fix: {fix}")
+
+
+def _check_averages(run: Run | Blend, how: str, form: Submission) -> None:
+    check_average(how, form)
+    if isinstance(run, Blend):
+        check_average(run.record.average, form)
 
 
 def _predicted(
@@ -238,14 +326,8 @@ def _forecast(run: Run | Blend, history: Any) -> tuple[list[Any], Predictions]:
     return made[0][0], run.combine([predictions for _, predictions in made])
 
 
-def _of(total: int, progress: Progress | None) -> Progress | None:
-    return None if progress is None else lambda done, _: progress(done, total)
-
-
-def _table(form: Submission, ids: Sequence[str], columns: dict[str, np.ndarray]) -> Any:
-    import pandas
-
-    return pandas.DataFrame({form.id_column: list(ids), **columns})
+def _of(rows: RowsToPredict, progress: Progress | None) -> Progress | None:
+    return None if progress is None else lambda done, _: progress(done, len(rows.ids))
 
 
 def _names(times: np.ndarray) -> list[Any]:

@@ -127,7 +127,7 @@ def prepare(
     tokenizer = load_tokenizer(directory, BertConfig.from_hf(hidden))
     rendered = render_texts(frame, problem.text, what)
     if task == "time_series":
-        options = {"window": settings.head.get("window", 0), "horizon": settings.head.get("horizon", 1)}
+        options = {"window": settings.window, "horizon": settings.horizon}
         windows = problem.cut_windows(frame, **options)
         first = max(options["window"], 1) - 1
         chosen = slice(first, first + len(windows.made_at))
@@ -206,7 +206,7 @@ def _hold_out(
     size = settings.hold_out
     assert size is not None
     if problem.task.task == "time_series":
-        horizon = int(settings.head.get("horizon", 1))
+        horizon = settings.horizon
         count = round(size * len(frame)) if isinstance(size, float) and size < 1 else int(size)
         if not 0 < count <= horizon:
             raise RunError(

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from heads.metrics import get_metric
 from mlxbert.data.cells import Kind
-from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.factory.text_columns import RowText
-from mlxbert.files.reading import read_json
 from mlxbert.home import expand_home
-from mlxbert.runs.files import RunError, RunFiles, read_info
+from mlxbert.runs.files import RunError, RunFiles
+from mlxbert.runs.record import RunRecord, read_record, read_scores
+from mlxbert.runs.rows_to_predict import TableFormat
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import submission_form
+from mlxbert.runs.submission import SubmissionRules, submission_rules
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,26 @@ class Run:
 
     Attributes:
         path: its directory.
-        info: the content of run.json.
+        record: the content of run.json, checked.
     """
 
     path: Path
-    info: Mapping[str, Any]
+    record: RunRecord
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """A run, finished or not.
 
         Raises:
-            RunError: the directory is none.
+            RunError: the directory is none, or its run.json is damaged.
         """
         root = expand_home(path)
-        return cls(root, read_info(root))
+        return cls(root, read_record(root))
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """The JSON object in run.json, as it is."""
+        return self.record.values
 
     @property
     def files(self) -> RunFiles:
@@ -50,13 +55,18 @@ class Run:
 
     @property
     def scores(self) -> dict[str, Any] | None:
-        """The content of scores.json; None: the run is not finished."""
-        return read_json(self.files.scores, RunError)
+        """The JSON object in scores.json; None: the run is not finished.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        scores = read_scores(self.path)
+        return None if scores is None else dict(scores.values)
 
     @property
     def members(self) -> list[Path]:
         """Its finished models, in the order of training."""
-        return [self.files.member(name) for name in self.info["members"] if self.files.is_done(name)]
+        return [self.files.member(name) for name in self.record.members if self.files.is_done(name)]
 
     @property
     def prediction_members(self) -> list[Path]:
@@ -65,34 +75,30 @@ class Run:
         Raises:
             RunError: the run is not finished.
         """
-        if len(self.members) < len(self.info["members"]):
-            done = f"{len(self.members)} of {len(self.info['members'])} models are done"
-            raise RunError(f"{self.path} is not finished ({done}); fix: {self._go_on}")
-        if self.info["folds"]["kind"] != "forward":
-            return self.members
-        last = f"-fold{self.info['folds']['count'] - 1}"
-        return [member for member in self.members if member.name.endswith(last)]
+        if len(self.members) < len(self.record.members):
+            done = f"{len(self.members)} of {len(self.record.members)} models are done"
+            raise RunError(f"{self.path} is not finished ({done}); fix: {self.go_on}")
+        return [self.files.member(name) for name in self.record.prediction_members]
 
     @property
-    def _go_on(self) -> str:
+    def go_on(self) -> str:
+        """The command that goes on with it."""
         return f"mlxbert train --resume {shlex.quote(str(self.path))}"
 
     @property
     def task(self) -> InferredTask:
         """What the target is."""
-        saved = self.info["task"]
-        classes = None if saved["classes"] is None else tuple(saved["classes"])
-        return InferredTask(**{**saved, "target": tuple(saved["target"]), "classes": classes})
+        return self.record.task
 
     @property
     def settings(self) -> RunSettings:
         """What it was told to learn."""
-        return RunSettings.from_dict(self.info["settings"])
+        return self.record.settings
 
     @property
     def text(self) -> RowText:
         """How a row becomes a text."""
-        return RowText.from_dict(self.info["data"]["text"])
+        return self.record.data.text
 
     @property
     def columns(self) -> list[str]:
@@ -102,35 +108,49 @@ class Run:
     @property
     def kinds(self) -> dict[str, Kind]:
         """What the training file's columns hold; test files are read alike."""
-        return dict(self.info["data"]["kinds"])
-
-    @property
-    def quoting(self) -> Quoting | None:
-        """Of the training file; test files are read alike, unless they speak against it."""
-        quoting: Quoting | None = self.info["data"].get("quoting")
-        return quoting
+        return dict(self.record.data.kinds)
 
     @property
     def id(self) -> str | None:
         """The column that names a row."""
-        value = self.info["data"]["id"]
-        return None if value is None else str(value)
+        return self.record.data.id
 
     @property
     def time(self) -> str | None:
         """The column of times."""
-        value = self.info["data"]["time"]
-        return None if value is None else str(value)
+        return self.record.data.time
 
     @property
     def max_length(self) -> int:
         """Tokens that a text is cut to."""
-        return int(self.info["data"]["max_length"])
+        return self.record.data.max_length
 
     @property
     def batch_size(self) -> int:
         """Rows a batch in prediction."""
-        return int(self.info["config"]["evaluation_batch_size"])
+        return self.record.config.evaluation_batch_size
+
+    @property
+    def rules(self) -> SubmissionRules:
+        """What the format of its submissions follows from: as the run began, a sample submission looked at."""
+        record = self.record
+        rules = submission_rules(record.settings, record.task, record.metric, record.config.metric)
+        return replace(rules, usual=record.submission)
+
+    @property
+    def table_format(self) -> TableFormat:
+        """How it reads a table."""
+        data, series = self.record.data, self.task.task == "time_series"
+        return TableFormat(
+            kinds=data.kinds,
+            columns=data.text.columns,
+            id=data.id,
+            id_found=data.id_found,
+            target=self.task.target,
+            time=data.time,
+            horizon=self.settings.horizon if series else 0,
+            like=data.quoting,
+        )
 
     def submission(self, values: str | None = None) -> Submission:
         """The format of its submissions; `values` asks for labels or probabilities instead.
@@ -138,8 +158,7 @@ class Run:
         Raises:
             RunError: that does not fit the task.
         """
-        settings, task = self.settings, self.task
-        return submission_form(settings, task, get_metric(self.info["metric"]).needs, values)
+        return self.rules.form(values)
 
     def oof(self) -> Any:
         """The out-of-fold predictions as a pandas frame.
@@ -147,43 +166,53 @@ class Run:
         Raises:
             RunError: the run is not finished.
         """
-        from mlxbert.runs.tables import read_csv
+        from mlxbert.runs.tables import id_name, plain_cell, read_csv, truth_columns
 
-        if not self.files.oof.is_file():
-            raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self._go_on}")
+        if not os.path.lexists(self.files.oof):
+            raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self.go_on}")
         classes = self.task.classes or ()
         labels = any(isinstance(one, str) for one in classes) and self.task.task != "multilabel"
-        # A label such as "007" is a word, whatever it looks like.
-        return read_csv(self.files.oof, [f"target:{self.task.target[0]}", "label"] if labels else ())
+        # A label such as "007" is a word, and so is an id, whatever they look like.
+        own = f"target:{self.task.target[0]}"
+        words = ["target", own, "label"] if labels else []
+        table = read_csv(self.files.oof, [*words, *([id_name(self.id)] if self.id else [])])
+        if self.settings.escape_formulas:
+            for name in table.columns.intersection([*words, *([id_name(self.id)] if self.id else [])]):
+                table[name] = table[name].map(plain_cell, na_action="ignore")
+        single = len(truth_columns(table.columns)) == 1 and self.task.task not in ("multilabel", "time_series")
+        older = {own: "target", own.replace("target:", "prediction:", 1): "prediction"}
+        return table.rename(columns=older) if single else table
 
-    def predict(self, frame: Any, *, values: str | None = None, average: str = "probabilities") -> Any:
-        """Predictions for the rows of a frame: a pandas frame of the id (or row number) and the prediction columns.
+    def predict(
+        self,
+        data: Any,
+        *,
+        values: str | None = None,
+        average: str = "probabilities",
+        sample_submission: Any = None,
+        id: str | None = None,
+    ) -> Any:
+        """Predictions for the rows of a frame or file: a pandas frame of the ids and the prediction columns.
 
         Args:
-            frame: pandas, polars or a dict, with the columns that the texts are made of; of a time series, its history
-                (what follows it is forecast).
-            values: "labels", "probabilities" or "values"; None: as the run's submissions have it.
+            data: pandas, polars, a dict or the path of a file, with the columns that the texts are made of; of a time
+                series, its history (what follows it is forecast).
+            values: "labels", "probabilities" or "values"; None: as the sample or the run's submissions have it.
             average: of members: "probabilities" or "ranks".
+            sample_submission: a frame or file whose ids, columns and order the result has; None: the order of `data`.
+            id: the column that names a row; None: the sample's, that of the training data, or one that is called an
+                id; rows without any are numbered from 0.
 
         Raises:
-            RunError: the run is not finished.
+            RunError: the run is not finished, or ids and columns are not the sample's.
             FrameError: a column is missing; the nearest names are given.
         """
-        import pandas
+        from mlxbert.runs.predict import predict_table
 
-        from mlxbert.runs.frames import as_pandas
-        from mlxbert.runs.predict import check_average, forecast, predict_frame
-        from mlxbert.runs.submission import columns_of
-
-        form = self.submission(values)
-        check_average(average, form)
-        frame = as_pandas(frame)
-        if self.task.task == "time_series":
-            times, predictions = forecast(self, frame)
-            return pandas.DataFrame({form.id_column: times, form.columns[0]: predictions.values[0]})
-        columns = columns_of(form, self.task, predict_frame(self, frame, how=average))
-        ids = list(frame[self.id]) if self.id in frame.columns else list(range(len(frame)))
-        return pandas.DataFrame({form.id_column: ids, **columns})
+        made, _ = predict_table(
+            self, data, sample_submission=sample_submission, values=values, id=id, how=average, strict=False
+        )
+        return made
 
     def _repr_html_(self) -> str:
         """In a notebook: the scores as a table."""

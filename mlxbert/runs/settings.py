@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
@@ -34,13 +35,14 @@ class RunSettings:
         quoting: of text tables; None: found out.
         decimal: the decimal mark of a target that is written as text, "." or ","; None: found out.
         label_separator: what stands between several labels of a cell; None: found out.
-        valid: a file of held-out rows, with one fold.
+        valid: a file of held-out rows, with one fold; "<frame>" for a frame, and likewise below.
         hold_out: rows held out of everything and predicted at the end: a share, or their number.
         test: a file to predict at the end.
         sample_submission: that the predictions must fit.
         values: what a submission holds: "labels", "probabilities" or "values"; None: what the metric needs.
         submission: the format, where a competition fixes it.
         drop_missing: leave out rows without a target.
+        escape_formulas: put a ' before cells of the CSV files that a spreadsheet would compute.
     """
 
     model: str
@@ -66,17 +68,46 @@ class RunSettings:
     values: str | None = None
     submission: Submission | None = None
     drop_missing: bool = False
+    escape_formulas: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuse what contradicts itself; a list among the head's options is as good as a tuple."""
+        head = {name: tuple(one) if isinstance(one, list) else one for name, one in self.head.items()}
+        object.__setattr__(self, "head", head)
         if not self.target:
             raise RunError("no target is named; fix: --target COLUMN, or --competition NAME")
         if self.valid is not None and self.hold_out is not None:
             raise RunError("valid and hold_out are both given; fix: leave one out")
+        if self.hold_out is not None and not 0 < self.hold_out < math.inf:
+            raise RunError(f"hold_out must be a share of the rows or their number, not {self.hold_out}; fix: 0.2")
         if self.hold_out is not None and self.test is not None:
             raise RunError("hold_out and test are both given; fix: predict the test file afterwards")
         if self.sample_submission is not None and self.test is None:
             raise RunError("sample_submission is given without test; fix: give the file to predict too")
+
+    @property
+    def horizon(self) -> int:
+        """The steps that a time series is forecast for.
+
+        Raises:
+            RunError: the head's option is no whole number from 1 on.
+        """
+        return self._steps("horizon", 1)
+
+    @property
+    def window(self) -> int:
+        """The steps of a time series that a forecast reads as numbers.
+
+        Raises:
+            RunError: the head's option is no whole number from 0 on.
+        """
+        return self._steps("window", 0)
+
+    def _steps(self, name: str, least: int) -> int:
+        steps = self.head.get(name, least)
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < least:
+            raise RunError(f"{name} must be a whole number from {least}, not {steps!r}; fix: --head {name}=12")
+        return steps
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -108,7 +139,7 @@ class RunSettings:
         return cls(**{**made, **own})
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it."""
+        """JSON-able; run.json has it."""
         return {
             **{one.name: getattr(self, one.name) for one in fields(self)},
             "target": list(self.target),
@@ -119,31 +150,20 @@ class RunSettings:
             "head": {name: list(one) if isinstance(one, tuple) else one for name, one in self.head.items()},
         }
 
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave.
+    def with_id(self, column: str) -> Self:
+        """Return the settings with an id column that was found."""
+        return replace(self, id=column)
 
-        Raises:
-            RunError: it is something else.
-        """
-        try:
-            made = dict(saved)
-            for name in ("target", "ignore"):
-                made[name] = tuple(made[name])
-            made["classes"] = None if made["classes"] is None else tuple(made["classes"])
-            made["text"] = None if made["text"] is None else RowText.from_dict(made["text"])
-            if made["submission"] is not None:
-                made["submission"] = Submission(
-                    **{**made["submission"], "columns": tuple(made["submission"]["columns"])}
-                )
-            made["head"] = {name: tuple(one) if isinstance(one, list) else one for name, one in made["head"].items()}
-            return cls(**made)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"run.json: its settings cannot be read ({error!r}); fix: train again") from error
 
-    def with_text(self, text: RowText) -> Self:
-        """With the text that `text=None` came to."""
-        return replace(self, text=text)
+def competition_numbers(competition: Competition) -> dict[str, Any]:
+    """Return the fields of `TrainingConfig` that a ready configuration brings."""
+    return {
+        "metric": competition.metric,
+        "folds": competition.folds,
+        "fold_kind": competition.fold_kind,
+        "pooling": competition.pooling,
+        **competition.training,
+    }
 
 
 def as_columns(value: str | int | Sequence[str | int] | None) -> tuple[str, ...]:

@@ -2,61 +2,241 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from heads.labels import Label, decode_labels
-from mlxbert.data.reading import read_data
-from mlxbert.errors import first_ten
+from heads.metrics import get_metric
+from mlxbert.data.cells import as_text
+from mlxbert.data.reading import read_chunks
+from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.factory.competition import Submission
+from mlxbert.factory.frames import plain, shown
 from mlxbert.factory.infer_task import InferredTask
 from mlxbert.runs.files import RunError
+from mlxbert.runs.frames import as_pandas, is_path, source_name
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.predictions import NUMBERS, Predictions
 
 VALUES = ("labels", "probabilities", "values")
 
 
-@dataclass(frozen=True)
+class SubmissionWarning(MLXBertWarning):
+    """The data or the sample leave open how a submission is written; the message says how, and names an option."""
+
+
+@dataclass(frozen=True, eq=False)
 class Sample:
     """A competition's sample submission.
 
     Attributes:
-        path: of the file.
-        columns: all of them, the id's first.
-        ids: of its rows, in its order.
+        what: it is called in messages.
+        frame: its rows, a pandas frame.
     """
 
-    path: Path
-    columns: tuple[str, ...]
-    ids: tuple[str, ...]
+    what: str
+    frame: Any
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of its columns, in its order."""
+        return tuple(str(name) for name in self.frame.columns)
+
+    def ids(self, column: str) -> list[str]:
+        """Return the ids in a column as text, each there once.
+
+        Raises:
+            RunError: an id comes twice or is missing.
+        """
+        ids = [value or "" for value in as_text(self.frame[column])]
+        twice = [one for one, count in Counter(ids).items() if count > 1]
+        if twice or "" in ids:
+            raise RunError(
+                f"{self.what}: id {(twice or [''])[0]!r} comes twice or is missing in column {column!r}; "
+                "fix: download the sample again"
+            )
+        return ids
+
+    def cells(self, columns: Sequence[str]) -> set[str]:
+        """Return the different values in some columns as they are written; empty cells are left out."""
+        values = {plain(value) for name in columns for value in self.frame[name]}
+        return {str(value).strip() for value in values if value is not None}
 
 
-def read_sample(path: str | Path, id_column: str) -> Sample:
-    """Read a sample submission.
+def read_sample(source: Any) -> Sample:
+    """Read a sample submission: a file, or a frame.
 
     Raises:
-        DataError: the file cannot be read.
-        FrameError: it has no column of that name.
-        RunError: an id comes twice or is missing.
+        DataError, FrameError: it cannot be read, or has no rows.
+        RunError: it has one column.
     """
-    data = read_data(path, text_columns=[id_column], required=[id_column])
-    frame = data.frame
-    ids = ["" if one is None or one != one else str(one) for one in frame[id_column]]
-    twice = [one for one, count in Counter(ids).items() if count > 1]
-    if twice or "" in ids:
-        raise RunError(f"{path}: id {(twice or [''])[0]!r} comes twice or is missing; fix: download the sample again")
-    columns = (id_column, *(str(name) for name in frame.columns if name != id_column))
-    return Sample(data.file.path, columns, tuple(ids))
+    import pandas
+
+    what = source_name(source, "the sample submission")
+    # Without kinds every cell of a file stays as it is written.
+    frame = pandas.concat(read_chunks(source, {}), ignore_index=True) if is_path(source) else as_pandas(source, what)
+    sample = Sample(what, frame)
+    if len(sample.columns) < 2:
+        raise RunError(f"{what} has the column {sample.columns[0]!r} alone; fix: the ids and the predictions' columns")
+    return sample
+
+
+@dataclass(frozen=True)
+class SubmissionRules:
+    """What the format of a run's submissions follows from.
+
+    Attributes:
+        task: what is predicted.
+        usual: the format where no sample says otherwise.
+        metric: that was asked for, by the user or a ready configuration; None: the task's default, so that nobody
+            knows how the competition scores.
+        ready: whether `usual` is a ready configuration's.
+    """
+
+    task: InferredTask
+    usual: Submission
+    metric: str | None
+    ready: bool
+
+    def form(self, values: str | None) -> Submission:
+        """Return the usual format, or that of other `values`.
+
+        Raises:
+            RunError: they do not fit the task.
+        """
+        if values in (None, self.usual.values):
+            return self.usual
+        made = default_submission(self.task, "scores", self.usual.id_column, values)
+        return replace(made, columns=self.usual.columns) if len(made.columns) == len(self.usual.columns) else made
+
+    def fitted(self, sample: Sample, id_column: str, values: str | None = None) -> Submission:
+        """Return the format that the sample calls for: its names, in the order of the predictions.
+
+        Args:
+            sample: the sample submission.
+            id_column: its column of ids.
+            values: what was asked for; None: found out from the sample's cells.
+
+        Raises:
+            RunError: its columns are others than the predictions'.
+
+        Warns:
+            SubmissionWarning: a column is called otherwise, or labels and probabilities would both fit.
+        """
+        names = tuple(name for name in sample.columns if name != id_column)
+        form = self.form(values or self._values_of(sample, names))
+        return Submission(id_column, self._columns(form, names, sample.what), form.values)
+
+    def _columns(self, form: Submission, names: tuple[str, ...], what: str) -> tuple[str, ...]:
+        """The sample's name of each prediction column, in the order of the predictions."""
+        classes = [str(one) for one in self.task.classes or self.task.target]
+        columns = tuple(classes) if set(classes) == set(form.columns) else form.columns
+        if set(columns) == set(names):
+            return columns
+        folded = {name.strip().casefold(): name for name in names}
+        if len(columns) == len(names) == len(folded) and {one.casefold() for one in columns} == set(folded):
+            return tuple(folded[one.casefold()] for one in columns)
+        if len(columns) == len(names) == 1:
+            warn(f"{what} calls the predictions {names[0]!r}, not {columns[0]!r}: they are written under that name")
+            return names
+        missing, extra = [one for one in columns if one not in names], [one for one in names if one not in columns]
+        raise RunError(
+            f"{what} has the columns {', '.join(names)}, and this run predicts {', '.join(columns)}; "
+            "fix: the sample of this competition, or --values labels|probabilities"
+            + _listed("the sample has no", missing)
+            + _listed("the run predicts no", extra)
+        )
+
+    def _values_of(self, sample: Sample, names: tuple[str, ...]) -> str | None:
+        """ "labels" or "probabilities", as the sample's cells have them; None: they do not say."""
+        task = self.task.task
+        if task in NUMBERS:
+            return None
+        cells = sample.cells(names)
+        labels = {_same(shown(one)) for one in ((0, 1) if task == "multilabel" else self.task.classes or ())}
+        strange = sorted(cell for cell in cells if _same(cell) not in labels)
+        numbers = all(_number(cell) is not None for cell in cells)
+        if task in ("multiclass", "ordinal"):
+            if len(names) > 1:
+                return "probabilities"
+            rank = self.usual.values == "probabilities" and len(self.usual.columns) == 1  # of a ready configuration
+            if strange and not rank and (len(cells) > 1 or not numbers):
+                warn(f"{sample.what} holds {strange[0]!r}, which is none of this run's labels: its own are written")
+            return "probabilities" if rank else "labels"
+        if not cells:
+            return None
+        if not numbers:
+            if strange:
+                warn(f"{sample.what} holds {strange[0]!r}, which is none of this run's labels: its own are written")
+            return self._told("labels", f"{sample.what} holds words")
+        if strange and any(not _number(cell).is_integer() for cell in strange):  # type: ignore[union-attr]
+            return self._told("probabilities", f"{sample.what} holds fractions such as {strange[0]}")
+        if not strange and len({_same(cell) for cell in cells}) > 1:
+            return self._told("labels", f"{sample.what} holds {' and '.join(sorted(cells)[:2])}")
+        return self._open(sample.what, sorted(cells), bool(strange))
+
+    def _told(self, values: str, why: str) -> str:
+        """`values`, with a warning if the metric that was asked for compares something else."""
+        wanted = self._wanted
+        if wanted is not None and wanted != values:
+            warn(f"{why}: {values} are written, though {self.metric} compares {wanted}; {_option(wanted)}")
+        return values
+
+    def _open(self, what: str, cells: Sequence[str], strange: bool) -> str:
+        """Of a sample that holds one whole number alone, or numbers that are no labels of this run."""
+        if self.ready:
+            return self.usual.values
+        holds = f"{what} holds {', '.join(cells[:3])} alone, which could stand for labels and for probabilities"
+        if strange:
+            labels = ", ".join(repr(shown(one)) for one in self.task.classes or ())
+            holds = f"{what} holds {', '.join(cells[:3])}, and the labels are {labels}"
+        whole = all(cell.lstrip("+-").isdecimal() for cell in cells)
+        chosen = self._wanted or ("labels" if whole and not strange else "probabilities")
+        if self._wanted != "labels" or strange:
+            other = "probabilities" if chosen == "labels" else "labels"
+            warn(f"{holds}: {chosen} are written; {_option(other)}")
+        return chosen
+
+    @property
+    def _wanted(self) -> str | None:
+        """What the metric that was asked for compares."""
+        if self.metric is None:
+            return None
+        return "labels" if get_metric(self.metric).needs == "labels" else "probabilities"
+
+
+def submission_rules(settings: RunSettings, task: InferredTask, metric: str, asked: str | None) -> SubmissionRules:
+    """Return what the format of a run's submissions follows from.
+
+    Args:
+        settings: of the run.
+        task: what is predicted.
+        metric: that is optimized.
+        asked: the metric that was asked for; None: it is the task's default.
+
+    Raises:
+        RunError: the values that were asked for do not fit the task.
+    """
+    ready = settings.submission
+    if ready is not None and settings.values in (None, ready.values):
+        return SubmissionRules(task, ready, asked, True)
+    # A row of a series is named by its time.
+    id_column = settings.id or (settings.time if task.task == "time_series" else None)
+    usual = default_submission(
+        task, get_metric(metric).needs, ready.id_column if ready else id_column, settings.values
+    )
+    if ready is not None and len(ready.columns) == len(usual.columns):
+        usual = replace(usual, columns=ready.columns)
+    return SubmissionRules(task, usual, asked, False)
 
 
 def default_submission(task: InferredTask, metric_needs: str, id_column: str | None, values: str | None) -> Submission:
-    """The format where no competition fixes one: labels where the metric reads labels, else probabilities.
+    """Return the format where nothing fixes one: labels where the metric reads labels, else probabilities.
 
     Raises:
         RunError: `values` does not fit the task.
@@ -74,52 +254,52 @@ def default_submission(task: InferredTask, metric_needs: str, id_column: str | N
     return Submission(id_column or "id", columns, chosen)  # type: ignore[arg-type]
 
 
-def submission_form(settings: RunSettings, task: InferredTask, metric_needs: str, values: str | None) -> Submission:
-    """The competition's format, or the default one; `values` asks for another kind of values in it.
+def check_ids(sample: Sample, wanted: Sequence[str], ids: Sequence[str], what: str, id_column: str | None) -> None:
+    """Refuse rows whose ids are not those of the sample.
+
+    Args:
+        sample: the sample submission.
+        wanted: its ids.
+        ids: of the rows that are predicted.
+        what: these are called in messages.
+        id_column: where their ids stand; None: they are numbered.
 
     Raises:
-        RunError: as `default_submission` raises.
+        RunError: ids are missing from `what`, or are there beyond the sample; both are listed.
     """
-    form, values = settings.submission, values or settings.values
-    if form is not None and values in (None, form.values):
-        return form
-    # A row of a series is named by its time.
-    id_column = settings.id or (settings.time if task.task == "time_series" else None)
-    made = default_submission(task, metric_needs, form.id_column if form else id_column, values)
-    return made if form is None or len(made.columns) != len(form.columns) else replace(made, columns=form.columns)
-
-
-def check_sample(sample: Sample, form: Submission, ids: Sequence[str], what: str) -> None:
-    """Refuse a sample whose columns or ids are not those that will be written.
-
-    Raises:
-        RunError: the columns differ, or ids are missing from `what`, or are there beyond the sample.
-    """
-    expected, found = set(form.columns), set(sample.columns[1:])
-    if expected != found:
+    missing, extra = _without(wanted, ids), _without(ids, wanted)
+    if not missing and not extra:
+        return
+    if id_column is None:
         raise RunError(
-            f"{sample.path} has the columns {', '.join(sample.columns[1:]) or 'none'}, and this run predicts "
-            f"{', '.join(form.columns)}; fix: the sample of this competition, or --values labels|probabilities"
+            f"{what} has no column that names its rows, so they are numbered from 0, and {sample.what} has other ids; "
+            f"fix: --id COLUMN{_listed(f'in {sample.what}', wanted)}"
         )
-    given, wanted = set(ids), set(sample.ids)
-    missing = [one for one in sample.ids if one not in given]
-    extra = [one for one in ids if one not in wanted]
-    if missing or extra:
-        told = [f"{len(group)} {which}" for group, which in ((missing, "missing"), (extra, "beyond it")) if group]
+    alike = dict(zip(map(_same, wanted), wanted, strict=True))
+    pairs = [(one, alike[_same(one)]) for one in extra if _same(one) in alike]
+    if pairs and len(pairs) == len(extra) == len(missing):
         raise RunError(
-            f"{what}: of the {len(sample.ids)} ids of {sample.path}, {' and '.join(told)}; fix: the files belong "
-            f"together?\n{first_ten([*missing, *extra])}"
+            f"the same ids are written in two ways, {pairs[0][0]!r} in {what} and {pairs[0][1]!r} in {sample.what} "
+            f"({len(pairs)} of {len(ids)}); fix: write them alike; in pandas read_csv(…, dtype={{{id_column!r}: str}})"
         )
+    counted = f"{len(missing)} of the {len(wanted)} ids of {sample.what} are missing" if missing else ""
+    beyond = f"{len(extra)} of its ids are not in {sample.what}" if extra else ""
+    raise RunError(
+        f"{what}: {' and '.join(one for one in (counted, beyond) if one)} (column {id_column!r}); "
+        "fix: give the files that belong together, or --id COLUMN"
+        + _listed("missing", missing)
+        + _listed(f"not in {sample.what}", extra)
+    )
 
 
 def columns_of(form: Submission, task: InferredTask, predictions: Predictions) -> dict[str, np.ndarray]:
-    """The prediction columns of rows, by name, in the form's order.
+    """Return the prediction columns of rows, by name, in the form's order.
 
     Raises:
         RunError: as many columns are asked for as the predictions do not have.
     """
     if form.values == "labels":
-        return _labels(form, task.classes or (), predictions)
+        return _labels(form, task, predictions)
     values = predictions.values
     if predictions.task == "ordinal" and len(form.columns) == 1:
         values = predictions.values @ np.arange(predictions.values.shape[1])  # the expected rank
@@ -133,11 +313,12 @@ def columns_of(form: Submission, task: InferredTask, predictions: Predictions) -
     return {name: table[:, place] for name, place in zip(form.columns, order, strict=True)}
 
 
-def _labels(form: Submission, classes: Sequence[Label], predictions: Predictions) -> dict[str, np.ndarray]:
+def _labels(form: Submission, task: InferredTask, predictions: Predictions) -> dict[str, np.ndarray]:
     labels = predictions.labels()
     if predictions.task == "multilabel":
-        order = [[str(one) for one in classes].index(name) for name in form.columns]
+        order = _order(form.columns, task, labels.shape[1])
         return {name: labels[:, place] for name, place in zip(form.columns, order, strict=True)}
+    classes: Sequence[Label] = task.classes or ()
     return {form.columns[0]: decode_labels(labels, classes)}
 
 
@@ -149,9 +330,46 @@ def _order(columns: Sequence[str], task: InferredTask, count: int) -> list[int]:
     return list(range(count))
 
 
-def in_sample_order(frame: Any, sample: Sample | None, form: Submission) -> Any:
-    """The submission's rows and columns as the sample has them."""
-    if sample is None:
-        return frame
-    indexed = frame.set_index(form.id_column)
-    return indexed.loc[list(sample.ids)].reset_index()[list(sample.columns)]
+def _without(ids: Sequence[str], others: Sequence[str]) -> list[str]:
+    known = set(others)
+    return [one for one in ids if one not in known]
+
+
+def _listed(title: str, names: Sequence[str]) -> str:
+    """A title and the first ten names, each on its own line; nothing of none."""
+    return f"\n  {title}:\n{first_ten(names)}" if names else ""
+
+
+def _number(cell: str) -> float | None:
+    try:
+        # A comma may be the decimal mark.
+        value = float(cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _same(cell: str) -> str:
+    """A cell however it is written: 1, 1.0, 001 and " 1" are one."""
+    text = cell.strip()
+    if text.lstrip("+-").isdecimal():
+        return str(int(text)) if len(text) < 400 else text
+    value = _number(text)
+    return text if value is None else shown(value)
+
+
+def _option(values: str) -> str:
+    scored = "labels are scored (accuracy, F1)" if values == "labels" else "probabilities are scored (AUC, log loss)"
+    return f"fix: --values {values} if {scored}"
+
+
+def warn(message: str) -> None:
+    """Say how a submission is written where that could be otherwise."""
+    warnings.warn(message, SubmissionWarning, stacklevel=2)
+
+
+def in_sample_order(frame: Any, sample: Sample, id_column: str, ids: Sequence[str]) -> Any:
+    """Return a submission's rows and columns as the sample has them; `ids` are those of its rows, as text."""
+    places = {one: place for place, one in enumerate(ids)}
+    order = [places[one] for one in sample.ids(id_column)]
+    return frame.iloc[order].reset_index(drop=True)[list(sample.columns)]

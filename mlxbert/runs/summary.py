@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from heads.thresholds import threshold_metric
 from mlxbert.errors import printable
+from mlxbert.runs.files import RunError
+from mlxbert.runs.record import SCORES, RunRecord, read_scores
+from mlxbert.training.predictions import NUMBERS
 
 if TYPE_CHECKING:
     from mlxbert.runs.prepare import Prepared
@@ -64,41 +68,63 @@ def _listed(names: Iterable[Any]) -> str:
     return ", ".join(shown[:10]) + (f", … and {len(shown) - 10} more" if len(shown) > 10 else "")
 
 
+def decision(record: RunRecord) -> str | None:
+    """Return how a run's probabilities become labels, in words; None: they do not."""
+    task = record.task.task
+    if task in NUMBERS:
+        return None
+    if task in ("multiclass", "ordinal"):
+        return "the most probable class" if task == "multiclass" else "the median rating"
+    if not record.config.calibrate:
+        return "positive from a probability of one half on"
+    metric = threshold_metric(record.metric) if task == "binary" else "f1"
+    each = "" if task == "binary" else ", one a label"
+    return f"decided at thresholds fitted for {metric} on held-out rows{each}"
+
+
 def scores_frame(run: Run) -> Any:
     """A pandas frame: a row a model, then "pooled" and "hold-out"; columns are the metrics."""
     import pandas
 
-    scores = run.scores or {"members": [], "pooled": {}}
-    rows = {one["member"]: one["metrics"] for one in scores["members"]}
-    if scores["pooled"]:
-        rows["pooled"] = scores["pooled"]
-    if scores.get("hold_out"):
-        rows["hold-out"] = scores["hold_out"]["metrics"]
+    scores = read_scores(run.path)
+    rows = {} if scores is None else {one.member: one.metrics for one in scores.members}
+    if scores is not None:
+        rows["pooled"] = scores.pooled
+        if scores.hold_out is not None:
+            rows["hold-out"] = scores.hold_out.metrics
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 
 def scores_table(run: Run) -> Table:
-    """For the terminal: the first few metrics, the optimized one first."""
-    scores = run.scores or {"members": [], "pooled": {}, "spread": {}}
-    names = list(scores["pooled"])[:4]
-    direction = "higher" if scores.get("greater_is_better", True) else "lower"
-    table = Table(title=f"{run.info['task']['task']}, {run.info['metric']} ({direction} is better)")
+    """A finished run's scores for the terminal: the first few metrics, the optimized one first.
+
+    Raises:
+        RunError: the run is not finished, or scores.json is damaged.
+    """
+    scores = read_scores(run.path)
+    if scores is None:
+        raise RunError(f"{run.path}: there is no {SCORES}; fix: {run.go_on}")
+    names = list(scores.pooled)[:4]
+    direction = "higher" if scores.greater_is_better else "lower"
+    title = f"{run.task.task}, {printable(run.record.metric)} ({direction} is better)"
+    table = Table(title=title)
     table.add_column("", no_wrap=True, min_width=12)
     table.add_column("rows", justify="right", no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in scores["members"]:
-        table.add_row(one["member"], str(one["rows"]), *(_shown(one["metrics"].get(name)) for name in names))
-    if len(scores["members"]) > 1:
-        for label, what in (("mean", "mean"), ("deviation", "std")):
-            table.add_row(label, "", *(_shown(scores["spread"][name][what]) for name in names))
-    rows = sum(one["rows"] for one in scores["members"] if one["seed"] == scores["members"][0]["seed"])
-    table.add_row("all out of fold", str(rows), *(_shown(scores["pooled"][name]) for name in names))
-    held = scores.get("hold_out")
-    if held:
-        table.add_row("held out of all", str(held["rows"]), *(_shown(held["metrics"].get(n)) for n in names))
+        table.add_column(printable(name, 40), justify="right", no_wrap=True)
+    for one in scores.members:
+        table.add_row(printable(one.member, 40), str(one.rows), *(_shown(one.metrics.get(name)) for name in names))
+    if len(scores.members) > 1:
+        spreads = [scores.spread.get(name) for name in names]
+        table.add_row("mean", "", *(_shown(None if one is None else one.mean) for one in spreads))
+        table.add_row("deviation", "", *(_shown(None if one is None else one.std) for one in spreads))
+    rows = sum(one.rows for one in scores.members if one.seed == scores.members[0].seed)
+    table.add_row("all out of fold", str(rows), *(_shown(scores.pooled[name]) for name in names))
+    held = scores.hold_out
+    if held is not None:
+        table.add_row("held out of all", str(held.rows), *(_shown(held.metrics.get(name)) for name in names))
     return table
 
 
 def _shown(value: float | None) -> str:
-    return "—" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
+    return "—" if value is None or value != value else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"

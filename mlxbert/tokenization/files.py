@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import MLXBertError, shown
 from mlxbert.files.reading import read_json
 
 # The order in which transformers adds those that the vocabulary lacks, so that their ids come out the same.
@@ -51,7 +51,7 @@ class TokenizerFiles:
         value = self.config.get(name, default)
         if not isinstance(value, bool) and not (value is None and default is None):
             raise TokenizerError(
-                f"{self.directory / 'tokenizer_config.json'}: {name} must be true or false, not {value!r}"
+                f"{self.directory / 'tokenizer_config.json'}: {name} must be true or false, not {shown(value)}"
             )
         return value
 
@@ -64,7 +64,7 @@ class TokenizerFiles:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
             raise TokenizerError(
                 f"{self.directory / 'tokenizer_config.json'}: model_max_length must be a positive number, "
-                f"not {value!r}"
+                f"not {shown(value)}"
             )
         # transformers writes 1e30 for "no limit".
         return int(value) if value < 2**31 else None
@@ -95,7 +95,7 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     if isinstance(extra, dict):
         extra = list(extra.values())
     if not isinstance(extra, list):
-        raise TokenizerError(f"{directory}: extra_special_tokens must be a list of tokens, not {extra!r}")
+        raise TokenizerError(f"{directory}: extra_special_tokens must be a list of tokens, not {shown(extra)}")
     extras = [token for one in extra if (token := _token(one, "extra_special_tokens", directory)) is not None]
     extras = [token for token in extras if token.content not in by_content]
     return TokenizerFiles(
@@ -127,11 +127,14 @@ def _legacy_added(directory: Path, names: dict[str, Any], pipeline: dict[str, An
     }
     for content, index in (read_json(path, TokenizerError) or {}).items():
         if isinstance(index, bool) or not isinstance(index, int):
-            raise TokenizerError(f"{path}: the id of {content!r} must be a whole number, not {index!r}")
+            raise TokenizerError(f"{path}: the id of {shown(content)} must be a whole number, not {shown(index)}")
         special = content in known
-        by_id[index] = AddedToken(content, normalized=not special, special=special)
+        try:
+            by_id[index] = AddedToken(content, normalized=not special, special=special)
+        except ValueError as error:  # half a surrogate pair
+            raise TokenizerError(f"{path}: {shown(content)} is no text ({error}); fix: fetch the file again") from None
     stored = (pipeline or {}).get("added_tokens") or []
-    if not isinstance(stored, list) or not all(isinstance(one, dict) and "id" in one for one in stored):
+    if not isinstance(stored, list) or not all(isinstance(one, dict) and type(one.get("id")) is int for one in stored):
         raise TokenizerError(f"{directory / 'tokenizer.json'}: added_tokens must be a list of tokens with ids")
     return by_id | _added_by_id({one["id"]: one for one in stored}, directory / "tokenizer.json")
 
@@ -151,9 +154,7 @@ def _added_token(fields: dict[str, Any]) -> AddedToken:
 def _token(value: Any, name: str, directory: Path) -> AddedToken | None:
     if value is None:
         return None
-    if isinstance(value, str):
-        return AddedToken(value, special=True)
     try:
-        return _added_token(value | {"special": True})
-    except (KeyError, TypeError):
-        raise TokenizerError(f"{directory}: {name} must be a token, not {value!r}") from None
+        return _added_token(({"content": value} if isinstance(value, str) else value) | {"special": True})
+    except (KeyError, TypeError, ValueError):  # ValueError: half a surrogate pair
+        raise TokenizerError(f"{directory}: {name} must be a token, not {shown(value)}") from None

@@ -27,7 +27,7 @@ def check_texts(texts: str | Iterable[str], what: str = "text") -> list[str]:
         if not isinstance(item, str):
             fix = "decode it" if isinstance(item, bytes) else "drop it, or replace it by ''"
             if isinstance(item, tuple | list):
-                fix = "give second texts as pairs="
+                fix = "join both texts, or give the tokenizer second texts as pairs="
             raise TokenizerError(f"{what} {i} is {_shown(item)}, not a string; fix: {fix}")
     return list(items)
 
@@ -52,3 +52,9 @@ def refuse_surrogates(texts: Sequence[str], what: str) -> None:
                 f"{error.start}, which is no text; "
                 "fix: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
             ) from None
+
+
+def refuse_stop(error: BaseException) -> None:
+    """Raise Ctrl-C and exits again; what else is no Exception is a panic of `tokenizers`."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error

@@ -63,19 +63,14 @@ def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str
     special = _with_defaults(files) if as_bert else dict(files.special)
     try:
         backend = _bert_pipeline(files, special) if as_bert else tokenizers.Tokenizer.from_str(json.dumps(pipeline))
+        _add_tokens(backend, files.added, special)
+        if as_bert:
+            backend.post_processor = _template(backend, special["cls_token"].content, special["sep_token"].content)
     except TokenizerError:
         raise
     except Exception as error:  # tokenizers raises a bare Exception
         path = files.directory / ("vocab.txt" if pipeline is None else "tokenizer.json")
         raise TokenizerError(f"{path}: cannot be read ({error}); fix: fetch the file again") from None
-    _add_tokens(backend, files.added, special)
-    if as_bert:
-        cls, sep = special["cls_token"].content, special["sep_token"].content
-        backend.post_processor = processors.TemplateProcessing(
-            single=[f"{cls}:0", "$A:0", f"{sep}:0"],
-            pair=[f"{cls}:0", "$A:0", f"{sep}:0", "$B:1", f"{sep}:1"],
-            special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
-        )
     # Some exporters store the truncation and padding of their test batch; every text would be cut or padded to it.
     backend.no_truncation()
     backend.no_padding()
@@ -156,6 +151,15 @@ def _bert_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -> tok
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     return backend
+
+
+def _template(backend: tokenizers.Tokenizer, cls: str, sep: str) -> processors.TemplateProcessing:
+    """[CLS] text [SEP], and [CLS] text [SEP] second text [SEP]."""
+    return processors.TemplateProcessing(
+        single=[f"{cls}:0", "$A:0", f"{sep}:0"],
+        pair=[f"{cls}:0", "$A:0", f"{sep}:0", "$B:1", f"{sep}:1"],
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
+    )
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, added: tuple[AddedToken, ...], special: dict[str, AddedToken]) -> None:

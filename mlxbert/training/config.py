@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from heads.errors import unknown_name
 from mlxbert.errors import MLXBertError
 from mlxbert.training.adversarial import AWP, FGM
 from mlxbert.training.schedule import SHAPES, Schedule
 from mlxbert.training.step import StepSettings
+from mlxbert.training.usual_names import unknown_setting
 
 ADVERSARIAL = {"fgm": FGM, "awp": AWP}
 
@@ -113,7 +113,7 @@ class TrainingConfig:
         known = {one.name for one in dataclasses.fields(cls)}
         for name in settings:
             if name not in known:
-                raise ConfigurationError(str(unknown_name("setting", name, known)))
+                raise ConfigurationError(str(unknown_setting(name, known)))
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,17 +20,10 @@ from heads.base import Head
 from heads.errors import HeadError, MetricUndefinedWarning
 from heads.metrics import METRICS
 from heads.multilabel import ThresholdWarning
+from heads.thresholds import threshold_metric
 from mlxbert.training.predictions import NUMBERS, Predictions
 
 _PARTS = 5
-
-
-def metric_of_labels(task: str, metric: str) -> str | None:
-    """The metric that thresholds are learned for when `metric` is optimized; None: they stay at one half.
-
-    One label of many is judged by F1, whatever the metric over all of them (`MultilabelClassificationHead`).
-    """
-    return metric if task == "binary" and METRICS[metric].needs == "labels" else None
 
 
 def cross_fitted(
@@ -51,7 +44,7 @@ def cross_fitted(
     with _restored(head):
         calibrate(task, head, logits, targets, metric)
         whole, scale = Predictions.of(task, head, logits), _temperature(head)
-    if whole.thresholds is None or (task == "binary" and metric_of_labels(task, metric) is None):
+    if whole.thresholds is None:
         return whole  # no learned number decides anything
     from scipy.special import expit, logit
 
@@ -88,7 +81,9 @@ def calibrate(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ThresholdWarning)
-            head.calibrate(logits, targets, metric=metric_of_labels(task, metric), **(options or {}))
+            # One label of many is judged by F1, whatever the metric over all of them.
+            own = threshold_metric(metric) if task == "binary" else None
+            head.calibrate(logits, targets, metric=own, **(options or {}))
     except HeadError as error:
         return str(error)
     return None

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from heads.pretrained.dropout import Dropout
 from mlxbert.layers import BertEncoder
 
 Layer = Callable[..., tuple[mx.array, None]]
@@ -39,6 +40,8 @@ class _KeyedDropout(nn.Module):
 
     def __init__(self, dropout: nn.Dropout, key: mx.array):
         super().__init__()
+        if isinstance(dropout, Dropout):
+            dropout.check_trainable()
         # A tuple under a private name: neither a parameter nor a child.
         self._keep_and_key = (dropout._p_1, key)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import replacing
+from mlxbert.files.reading import open_regular
 from mlxbert.files.safetensors_writer import PlannedTensor, write_safetensors
 from mlxbert.training.optim import Arrays
 
@@ -49,25 +50,30 @@ def write_arrays(file: Path, arrays: Arrays, about: Mapping[str, Any] | None = N
 
 
 def read_arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
-    """What `write_arrays` wrote, in memory.
+    """Return what `write_arrays` wrote, in memory.
 
     Raises:
-        SaveError: the file is damaged.
+        SaveError: the file is gone, no regular file, or damaged.
     """
+    opened = open_regular(file, SaveError)
+    if opened is None:
+        raise SaveError(f"{file} is not there; {damage_fix(file)}")
+    opened.close()
     try:
         loaded: Any = mx.load(str(file), return_metadata=True)
         arrays, metadata = loaded
         about = json.loads(metadata["mlxbert"])
         mx.eval(arrays)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise SaveError(
-            f"{file} is damaged ({error}); fix: delete {file.parent}, and this model starts anew"
-        ) from error
+    except (RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SaveError(f"{file} is damaged ({error}); {damage_fix(file)}") from error
     if not isinstance(about, dict):
-        raise SaveError(
-            f"{file} is damaged (no position in it); fix: delete {file.parent}, and this model starts anew"
-        )
+        raise SaveError(f"{file} is damaged (no position in it); {damage_fix(file)}")
     return arrays, about
+
+
+def damage_fix(file: Path) -> str:
+    """Return what to do about a damaged file of a saved state."""
+    return f"fix: delete {file.parent}, and this model starts anew"
 
 
 def kept_file(directory: Path, step: int) -> Path:

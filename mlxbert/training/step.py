@@ -21,6 +21,7 @@ from mlx.utils import tree_unflatten
 
 from mlxbert.backend import reuse_memory
 from mlxbert.errors import MLXBertError
+from mlxbert.model_inputs import check_inputs
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization.packed import refuse_training
 from mlxbert.training.adversarial import AWP, FGM
@@ -163,8 +164,10 @@ class TrainStep:
 
         Raises:
             NonFiniteLossError: with on_nonfinite="stop"; names step and batch.
+            InputError: an id outside its table.
         """
         arrays = {name: mx.array(value) for name, value in inputs.items() if value is not None}
+        check_inputs(self.model.core.config, arrays)
         targets = mx.array(targets)
         real = mx.ones((len(targets),)) if rows is None else mx.array(rows).astype(mx.float32)
         found = self._compute(split_batch(arrays, targets, real, self._streams))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -45,7 +46,8 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
     """Make `step`, built with the same model, rules and settings, what `step_state` was called on.
 
     Raises:
-        StateError: a tensor is missing, unknown or of another shape or dtype: nothing is changed then.
+        StateError: a tensor is missing, unknown, of another shape or dtype, or a counter is negative: nothing is
+            changed then.
     """
     expected = {key: array for key, array in step_state(step).items() if not key.startswith("sums")}
     if "sums_loss" in state:
@@ -64,6 +66,13 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
             + first_ten(problems)
         )
     mx.eval(dict(state))  # a file is read lazily, and the next save may replace it
+    numbers = {name: cast(Any, state[name].item()) for name in (*_COUNTERS, "loss_scale")}
+    for name, number in numbers.items():
+        # A flipped byte has no checksum here; what it makes of a counter must not go on.
+        if not 0 <= number < math.inf or (name == "loss_scale" and number == 0):
+            raise StateError(
+                f"{name} is {number}, which no training has; fix: delete the saved state, and this model starts anew"
+            )
     for kind in _DICTS:
         setattr(step, kind, {name: state[f"{kind}.{name}"] for name in getattr(step, kind)})
     step.sums = None
@@ -71,7 +80,7 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
         gradients = {name: state[f"sums.{name}"] for name in step.weights}
         step.sums = {"gradients": gradients, **{name: state[f"sums_{name}"] for name in SCALARS}}
     for name in _COUNTERS:
-        setattr(step, name, int(cast(Any, state[name].item())))
-    step.loss_scale = float(cast(Any, state["loss_scale"].item()))
+        setattr(step, name, int(numbers[name]))
+    step.loss_scale = float(numbers["loss_scale"])
     mx.random.seed(seed_of(cast(Any, state[RANDOM].tolist())))
     step.show()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +25,18 @@ from mlxbert.training.new_step import new_step
 from mlxbert.training.optim import Arrays
 from mlxbert.training.outcome import Outcome, TrainingError, TrainingInterrupted, named_rows
 from mlxbert.training.position import Kept, Position
-from mlxbert.training.save import STATE, delete_others, kept_file, read_arrays, write_arrays
+from mlxbert.training.save import (
+    STATE,
+    SaveError,
+    damage_fix,
+    delete_others,
+    kept_file,
+    read_arrays,
+    write_arrays,
+)
 from mlxbert.training.schedule import evaluation_steps
 from mlxbert.training.step import NonFiniteLossError
-from mlxbert.training.step_state import restore_step, step_state
+from mlxbert.training.step_state import StateError, restore_step, step_state
 from mlxbert.with_head import BertWithHead
 
 # A state is some four times the weights: written every few seconds it would cost more than the training.
@@ -104,6 +113,7 @@ class Trainer:
         self.step, self._peak = new_step(model, self.config, self.steps)
         self.position = Position()
         self._kept: Arrays = {}
+        self._began = time.monotonic()
         if self.directory is not None:
             self._restore(self.directory)
 
@@ -138,9 +148,14 @@ class Trainer:
         kept = self.position.kept
         if kept is not None and not (file := kept_file(self.directory, kept.step)).is_file():
             write_arrays(file, self._kept)
-        about = {"member": self.member.name, **self.position.to_dict()}
+        about = {"member": self.member.name, **self.position.to_dict(), "seconds": self.seconds}
         write_arrays(self.directory / STATE, step_state(self.step), about)
         delete_others(self.directory, kept.step if kept else None)
+
+    @property
+    def seconds(self) -> float:
+        """That this model has taken: of earlier sittings up to their last saved state, and of this one."""
+        return self.position.seconds + time.monotonic() - self._began
 
     def show_kept(self) -> Kept | None:
         """Put the weights that are kept so far into the model, in evaluation mode; None where there are none yet."""
@@ -226,17 +241,23 @@ class Trainer:
         return Outcome(logits, predictions, metrics, kept.step, kept.epoch, note)
 
     def _restore(self, directory: Path) -> None:
-        if (directory / STATE).is_file():
-            arrays, about = read_arrays(directory / STATE)
+        state = directory / STATE
+        if os.path.lexists(state):
+            arrays, about = read_arrays(state)
             if about.pop("member", None) != self.member.name:
-                raise TrainingError(
-                    f"{directory / STATE} is not of {self.member.name}; fix: resume the run that it is of"
-                )
-            restore_step(self.step, arrays)
-            self.position = Position.from_dict(about)
+                raise TrainingError(f"{state} is not of {self.member.name}; fix: resume the run that it is of")
+            self.position = Position.from_dict(about, state, batches=len(self.batches))
+            try:
+                restore_step(self.step, arrays)
+            except StateError as error:
+                raise SaveError(f"{state}: {error}") from error
         kept = self.position.kept
         if kept is not None:
-            self._kept = read_arrays(kept_file(directory, kept.step))[0]
+            file = kept_file(directory, kept.step)
+            self._kept = read_arrays(file)[0]
+            weights = {name: (array.shape, array.dtype) for name, array in self.step.weights.items()}
+            if {name: (array.shape, array.dtype) for name, array in self._kept.items()} != weights:
+                raise SaveError(f"{file}: its weights are not those of this model; {damage_fix(file)}")
         # What was kept after this state, and before a kill, is made again.
         delete_others(directory, kept.step if kept else None)
 

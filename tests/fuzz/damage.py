@@ -139,9 +139,9 @@ SPECIAL: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def make_special(path: Path, outside: Path, rng: random.Random, leave_out: str = "") -> str:
+def make_special(path: Path, outside: Path, rng: random.Random, leave_out: tuple[str, ...] = ()) -> str:
     """Put something that is no regular file, or that leads outside, in the place of a file; returns what."""
-    kind = rng.choice([one for one in SPECIAL if one != leave_out])
+    kind = rng.choice([one for one in SPECIAL if one not in leave_out])
     path.unlink()
     SPECIAL[kind](path, outside)
     return f"{path.name} is {kind}"

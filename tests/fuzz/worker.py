@@ -152,8 +152,9 @@ def _handle(job: dict[str, Any], first: int, last: int, writer: int) -> None:
 # Imported before the first fork, so that no fork does it again.
 _MODULES = (
     "click.testing", "huggingface_hub.hf_api", "huggingface_hub.repocard", "jinja2", "matplotlib.font_manager",
-    "pandas", "pyarrow.parquet", "scipy.optimize", "sklearn.model_selection", "converter.export", "converter.mappings.bert",
-    "converter.publish", "converter.run_export.directory", "mlxbert.encode", "mlxbert.report", "mlxbert.runs.blend",
+    "pandas", "pyarrow.parquet", "scipy.optimize", "sklearn.model_selection", "converter.export",
+    "converter.mappings.bert", "converter.publish", "converter.run_export.directory", "mlxbert.encode",
+    "mlxbert.report", "mlxbert.runs.blend",
 )  # fmt: skip
 
 

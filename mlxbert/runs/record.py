@@ -1,0 +1,283 @@
+"""run.json and scores.json as checked records: the only readers of these files.
+
+Fields that this version does not know are kept in `values`, and written back when a run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from heads.head_registry import COMPETITION_TYPES
+from mlxbert.data.cells import Kind
+from mlxbert.data.data_file import Quoting
+from mlxbert.errors import printable
+from mlxbert.factory.competition import Submission
+from mlxbert.factory.infer_task import InferredTask
+from mlxbert.factory.text_columns import RowText
+from mlxbert.files.reading import read_json
+from mlxbert.files.typed_json import from_json
+from mlxbert.runs.files import RunError
+from mlxbert.runs.settings import RunSettings
+from mlxbert.training.config import TrainingConfig
+
+FORMAT, VERSION = "mlxbert-run", 1
+INFO, SCORES = "run.json", "scores.json"
+FIX = "fix: restore the file from a copy of the run, or train again"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that the run read: its path as it was given (None: a frame), SHA-256, bytes and rows."""
+
+    path: str | None
+    sha256: str | None
+    size: int | None = None
+    rows: int | None = None
+    quoting: Quoting | None = None
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The training data, and how rows of other files are read like them.
+
+    Attributes:
+        path: as it was given; None: a frame.
+        sha256: of the file, or of the frame's cells.
+        rows: of the file.
+        kinds: what each column holds.
+        text: how a row becomes a text.
+        max_length: tokens that a text is cut to.
+        examples_sha256: of the encoded rows and their targets.
+        size: bytes of the file.
+        quoting: how cells of a text table are quoted.
+        id: the column that names a row; likewise `group` and `time`.
+        id_found: whether the id column was found by its name, not told.
+        valid: the validation table; `test`: the one that is predicted at the end.
+    """
+
+    path: str | None
+    sha256: str | None
+    rows: int
+    kinds: Mapping[str, Kind]
+    text: RowText
+    max_length: int
+    examples_sha256: str | None
+    size: int | None = None
+    quoting: Quoting | None = None
+    id: str | None = None
+    group: str | None = None
+    time: str | None = None
+    id_found: bool = False
+    valid: InputFile | None = None
+    test: InputFile | None = None
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The encoder that the run began with: where it lay, the digests of its files, and where it is from."""
+
+    checkpoint: str
+    manifest_sha256: str | None = None
+    config_sha256: str | None = None
+    source: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class FoldsRecord:
+    """How rows were dealt into folds, how many there are, and the digest of their rows."""
+
+    kind: str
+    count: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A later sitting of a run in another environment than the one before: when, and in which."""
+
+    at: str
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json: everything needed to repeat a run.
+
+    Attributes:
+        task: what the target is.
+        metric: that is optimized; `metrics`: all that are reported.
+        settings: what is learned from which columns; `config`: the numbers of the training.
+        members: the names of the models, in the order of training.
+        submission: the format of its predictions.
+        environment: versions, device and threads of the first sitting; `resumed`: those of later ones, where they
+            differ.
+        values: the whole JSON object as it was read.
+    """
+
+    task: InferredTask
+    metric: str
+    metrics: tuple[str, ...]
+    data: DataRecord
+    model: ModelRecord
+    settings: RunSettings
+    config: TrainingConfig
+    folds: FoldsRecord
+    members: tuple[str, ...]
+    submission: Submission
+    environment: Mapping[str, Any]
+    created: str | None = None
+    competition: str | None = None
+    resumed: tuple[Sitting, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a task that there is not, and members that are no names of folders of the run."""
+        if self.task.task not in COMPETITION_TYPES:
+            raise RunError(f"task.task {self.task.task!r} is none of {', '.join(COMPETITION_TYPES)}")
+        if not self.members:
+            raise RunError("members is empty")
+        for name in self.members:
+            if Path(name).name != name or name.startswith(".") or "\0" in name:
+                raise RunError(f"members: {name!r} is not the name of a folder of the run")
+        if not self.prediction_members:
+            raise RunError(f"members has none of fold {self.folds.count - 1}, the last of folds.count")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], place: str | Path = INFO) -> Self:
+        """Return the record that a JSON object describes; `place` begins the message of an error.
+
+        Raises:
+            RunError: a field is missing or of the wrong type; it is named.
+        """
+        record = from_json(cls, {**values, "values": {}}, place=str(place), fix=FIX, error=RunError)
+        return replace(record, values=dict(values))
+
+    @property
+    def prediction_members(self) -> tuple[str, ...]:
+        """The members that predict: all; of forward-chaining folds those of the last, which have seen the most."""
+        if self.folds.kind != "forward":
+            return self.members
+        last = f"-fold{self.folds.count - 1}"
+        return tuple(name for name in self.members if name.endswith(last))
+
+
+def is_run(root: Path) -> bool:
+    """Return whether a directory holds a run.json of this project, of whatever version.
+
+    Raises:
+        RunError: its run.json is no regular file, or no JSON object.
+    """
+    return (read_json(root / INFO, RunError) or {}).get("format") == FORMAT
+
+
+def read_values(root: Path) -> dict[str, Any]:
+    """Return the JSON object in a run's run.json, after a look at its format and version only.
+
+    Raises:
+        RunError: no such directory, no run.json, damaged JSON, another format or a newer version.
+    """
+    if not root.is_dir():
+        what = "a file, not a directory" if root.exists() else "no such directory"
+        raise RunError(f"{root}: {what}; fix: give a run that `mlxbert train -o` made")
+    values = read_json(root / INFO, RunError)
+    if values is None or values.get("format") != FORMAT:
+        raise RunError(f"{root} is not a run (no run.json of mlxbert in it); fix: give what `mlxbert train -o` made")
+    if values.get("version") != VERSION:
+        version = printable(repr(values.get("version")), 40)
+        raise RunError(f"{root / INFO}: version {version}, and this mlxbert reads {VERSION}; fix: update mlxbert")
+    return values
+
+
+def read_record(root: Path) -> RunRecord:
+    """Return the run.json of a run.
+
+    Raises:
+        RunError: as `read_values`, or a field is missing or of the wrong type.
+    """
+    return RunRecord.of(read_values(root), root / INFO)
+
+
+def check_known_settings(record: RunRecord, file: Path) -> None:
+    """Refuse to train with settings that this version would leave out.
+
+    Raises:
+        RunError: names them.
+    """
+    for part, kind in (("settings", RunSettings), ("config", TrainingConfig)):
+        unknown = [name for name in record.values[part] if name not in {one.name for one in fields(kind)}]
+        if unknown:
+            names = ", ".join(printable(name, 60) for name in unknown[:10])
+            raise RunError(f"{file}: {part} has {names}, which this mlxbert does not know; fix: update mlxbert")
+
+
+@dataclass(frozen=True)
+class MemberScores:
+    """A finished model on the rows that its fold held out: `step` and `epoch` are those of the weights it keeps."""
+
+    member: str
+    seed: int
+    fold: int
+    rows: int
+    step: int
+    epoch: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over the models."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HoldOutScores:
+    """The scores of the rows that no model saw."""
+
+    rows: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The content of scores.json.
+
+    Attributes:
+        metric: that was optimized.
+        members: each on its own held-out rows.
+        spread: of each metric over the models.
+        pooled: metrics of all out-of-fold rows together; NaN where one is undefined.
+        seconds: that the run took, all sittings together.
+        hold_out: of the rows held out of everything; None without them.
+        values: the whole JSON object as it was read.
+    """
+
+    metric: str
+    greater_is_better: bool
+    members: tuple[MemberScores, ...]
+    spread: Mapping[str, Spread]
+    pooled: Mapping[str, float]
+    seconds: float
+    hold_out: HoldOutScores | None = None
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def read_scores(root: Path) -> Scores | None:
+    """Return the scores.json of a run; None: the run is not finished.
+
+    Raises:
+        RunError: it is damaged; the field is named.
+    """
+    file = root / SCORES
+    values = read_json(file, RunError)
+    if values is None:
+        return None
+    scores = from_json(Scores, {**values, "values": {}}, place=str(file), fix=FIX, error=RunError, null_is_nan=True)
+    return replace(scores, values=values)
