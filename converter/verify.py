@@ -194,9 +194,6 @@ def verify_staged(
     Raises:
         MLXBertError: as `verify`.
     """
-    import mlx.core as mx
-
-    from converter.canonical import float32_core, float32_model
     from converter.parity.gates import compare
     from converter.parity.proof import inherited_proof, origin_of
     from converter.parity.reference import build_reference
@@ -211,12 +208,7 @@ def verify_staged(
     reference = build_reference(source)
     head, left_out = _compared_head(source, directory, hf_config, reference)
     written = written_model(directory, hf_config, head)
-    if not quantized and _is_lossless(source, dtype):
-        model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)
-        float32_side = f"the written {dtype} weights in float32"
-    else:
-        model = float32_core(source) if head is None else float32_model(source, head)
-        float32_side = f"the source's weights through the mapping in float32, before they became {dtype}"
+    model, float32_side = _float32_side(source, directory, hf_config, head, written, None if quantized else dtype)
     probes, probe_notes = directory_probes(directory, written.config, seed)
     if head is not None and (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
@@ -248,6 +240,27 @@ def verify_staged(
     from converter.quantize.report import describe_quantization
 
     return replace(report, quantization=describe_quantization(directory, hf_config, model, written))
+
+
+def _float32_side(
+    source: Source,
+    directory: Path,
+    hf_config: dict[str, Any],
+    head: HeadChoice | None,
+    written: BertCore | PretrainedBert,
+    dtype: str | None,
+) -> tuple[BertCore | PretrainedBert, str]:
+    """The mapping gate's MLX side, and what it is, for the report; `dtype` is None for a quantized checkpoint."""
+    import mlx.core as mx
+
+    from converter.canonical import float32_core, float32_model
+
+    if dtype is not None and _is_lossless(source, dtype):
+        model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)
+        return model, f"the written {dtype} weights in float32"
+    model = float32_core(source) if head is None else float32_model(source, head)
+    became = dtype or "packed"
+    return model, f"the source's weights through the mapping in float32, before they became {became}"
 
 
 def _compared_head(

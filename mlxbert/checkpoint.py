@@ -275,7 +275,9 @@ def _read_file(file: Path) -> dict[str, mx.array]:
         raise CheckpointError(f"{file.parent}: {printable(file.name)} is missing; fix: convert or download again")
     stream.close()
     try:
-        loaded = mx.load(str(file))
+        # MLX does not take a path that is no text (a folder's name in another encoding).
+        is_text = not any("\ud800" <= character <= "\udfff" for character in str(file))
+        loaded = mx.load(str(file)) if is_text else mx.load(file.open("rb"), format="safetensors")
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
     assert isinstance(loaded, dict)
