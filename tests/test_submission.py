@@ -275,6 +275,14 @@ def test_a_sample_says_whether_labels_or_probabilities_are_wanted(
     assert warned in printed
 
 
+def test_what_was_asked_for_in_training_outweighs_a_sample() -> None:
+    rules = SubmissionRules(BINARY, Submission("id", ("y",), "probabilities"), None, False, "probabilities")
+    wanted = Sample("s", pd.DataFrame({"id": ["a", "b"], "y": [0, 1]}))
+    assert rules.fitted(wanted, "id").values == "probabilities"
+    assert rules.fitted(wanted, "id", "labels").values == "labels"
+    assert replace(rules, values=None).fitted(wanted, "id").values == "labels"
+
+
 def test_classes_side_by_side_are_probabilities_and_one_column_is_labels() -> None:
     task = InferredTask("multiclass", "as asked for", ("y",), ("low", "top"), 1, 9, 0)
     rules = SubmissionRules(task, Submission("id", ("y",), "labels"), None, False)
