@@ -12,10 +12,12 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from converter.card_evidence import Scores
+from converter.loaders import SEEN, WORKS, Reading
 from converter.parity.report import LOCAL, PADDING, PRECISION, SENTENCE, ParityReport
 from converter.quantize.cost import QuantizationReport
 from converter.source_card import SourceCard
 from converter.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
+from heads import install
 from mlxbert.errors import printable
 
 if TYPE_CHECKING:
@@ -30,6 +32,16 @@ _TASKS = {
     "BertForQuestionAnswering": "question-answering",
     "BertForMultipleChoice": "multiple-choice",
 }
+_AUTO_CLASSES = {
+    "BertForPreTraining": "AutoModelForPreTraining",
+    "BertForMaskedLM": "AutoModelForMaskedLM",
+    "BertLMHeadModel": "AutoModelForCausalLM",
+    "BertForNextSentencePrediction": "AutoModelForNextSentencePrediction",
+    "BertForSequenceClassification": "AutoModelForSequenceClassification",
+    "BertForTokenClassification": "AutoModelForTokenClassification",
+    "BertForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "BertForMultipleChoice": "AutoModelForMultipleChoice",
+}
 # The Hub has no task for one number per text; regression models there are text classifiers with one class.
 _TRAINED_TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
 # Words that YAML takes for something else than text; `no` is also Norwegian.
@@ -39,6 +51,7 @@ _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 _COMPUTED = (
     "answer",
     "at",
+    "auto_class",
     "base_model",
     "compared_with_source",
     "front_matter",
@@ -47,6 +60,7 @@ _COMPUTED = (
     "runs",
     "sentences_compared",
     "trained",
+    "works_in",
 )
 """What the template reads of `CardFacts` beside its fields."""
 
@@ -70,7 +84,9 @@ class CardFacts:
     head that this project trained, with the encoder, and `classes` are what it tells apart. `max_length` is how many
     tokens of a text are read. `skipped` are the layers that a quantization left as they were, each with its reason,
     which `quantization` repeats where the cost was measured. `usage` has the calls that ran on these files: no other
-    is shown. `unverified` says why a model is published whose comparison did not pass.
+    is shown. `unverified` says why a model is published whose comparison did not pass. `license_files` came with the
+    source. `readings` are what becomes of the directory in every package, and `full_layout` says that its head lies in
+    `model.safetensors`.
     """
 
     name: str
@@ -99,11 +115,24 @@ class CardFacts:
     place: str = "PATH_OF_THIS_DIRECTORY"
     branch: str | None = None
     unverified: str | None = None
+    license_files: tuple[str, ...] = ()
+    full_layout: bool = False
+    readings: tuple[Reading, ...] = ()
 
     @property
     def trained(self) -> str | None:
         """The task that the model was fine-tuned for by this project; None: it is as its source is."""
         return self.trained_head or (self.scores.task if self.scores else None)
+
+    @property
+    def works_in(self) -> tuple[str, ...]:
+        """The packages that give the right numbers, for which a snippet may be shown."""
+        return tuple(reading.loader.name for reading in self.readings if reading.effect == WORKS)
+
+    @property
+    def auto_class(self) -> str | None:
+        """The transformers class that loads encoder and head."""
+        return _AUTO_CLASSES.get(self.original_class)
 
     @property
     def base_model(self) -> str | None:
@@ -166,7 +195,9 @@ class CardFacts:
         tags = ("mlx", "mlxbert", "bert", *(("sentence-transformers",) if self.sentence_modules else ()))
         values = {
             "library_name": "mlx",
-            "license": self.source_card.license,
+            "license": _one_or_several(self.source_card.license),
+            "license_name": self.source_card.license_name,
+            "license_link": self.source_card.license_link,
             "language": self.source_card.language,
             "datasets": self.source_card.datasets,
             "base_model": self.base_model,
@@ -208,6 +239,12 @@ def _template() -> jinja2.Template:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["code"] = _code
+    environment.globals |= {
+        "install_command": install.install_command,
+        "requirement": install.requirement,
+        "released": install.RELEASED,
+        "loaders_seen": SEEN,
+    }
     environment.filters["oneline"] = _one_line
     return environment.from_string(files("converter").joinpath("card_template.md").read_text(encoding="utf-8"))
 
@@ -241,6 +278,11 @@ def _yaml(name: str, value: str | Iterable[str]) -> str:
     if isinstance(value, str):
         return f"{name}: {_scalar(value)}\n"
     return f"{name}:\n" + "".join(f"- {_scalar(item)}\n" for item in value)
+
+
+def _one_or_several(values: tuple[str, ...]) -> str | tuple[str, ...]:
+    """A field that most cards have one value of, in the form that most have."""
+    return values[0] if len(values) == 1 else values
 
 
 def _scalar(text: str) -> str:

@@ -78,6 +78,13 @@ class OneLineErrors(click.Command):
 )
 @click.option("--encoder-only", is_flag=True, help="Leave out every head, known or not.")
 @click.option("--dequantize", is_flag=True, help="SRC is a quantized MLX checkpoint: write its numbers unpacked.")
+@click.option(
+    "--layout",
+    type=click.Choice(["encoder", "full"]),
+    default="encoder",
+    show_default=True,
+    help="Where the head goes: a file of its own, or full: model.safetensors, for rerankers in mlx-vlm and Swift.",
+)
 @click.option("--push-to", metavar="OWNER/NAME", help="Publish it there on the Hub, once it is verified.")
 @click.option("--yes", is_flag=True, help="Publish without asking.")
 def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:

@@ -16,18 +16,21 @@ from converter.card import render_card
 from converter.dtypes import CODES, DTYPE_SUFFIXES, output_dtype
 from converter.facts import card_facts, weight_sums
 from converter.labels import with_true_labels
+from converter.layout import choose_layout
+from converter.loaders import Reading
 from converter.mapping import Planned
 from converter.output_config import notes_on, output_config
 from converter.publishing.leaks import refuse_secrets
 from converter.quantize.settings import quantize_settings
 from converter.side_output import check_staged, write_side_files
 from converter.source import Source, TensorEntry, local_name, open_source
-from converter.source_card import SourceCard, read_source_card
+from converter.source_card import SourceCard, read_source_card, with_reachable_link
 from converter.usage import Usage
+from heads.install import install_fix
 from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.recovery import recover
-from mlxbert.files.safetensors_writer import PlannedTensor, safetensors_bytes
+from mlxbert.files.safetensors_writer import PlannedTensor
 from mlxbert.files.target import check_target
 from mlxbert.home import expand_home
 
@@ -57,13 +60,15 @@ class ConvertResult:
         dtype: of every tensor in it, packed ones aside.
         parameters: how many numbers the encoder has.
         size: bytes of `model*.safetensors`.
-        heads: names of the checkpoint's own head tensors, kept in `heads.safetensors`.
+        heads: names of the checkpoint's own head tensors.
         dropped: source tensors that were not written, and why.
         notes: what the user should know.
         report: the parity report; None where nothing was compared.
         unverified: why not, where nothing was.
         quantization: what was packed, and what that cost; None where nothing was.
         allotment: how `auto` came to its bits.
+        full_layout: whether the head lies in `model.safetensors`.
+        readings: which packages load it, and what differs there.
         usage: the calls that ran on the written files.
     """
 
@@ -78,6 +83,8 @@ class ConvertResult:
     unverified: str | None
     quantization: QuantizationReport | None = None
     allotment: Allotment | None = None
+    full_layout: bool = False
+    readings: tuple[Reading, ...] = ()
     usage: Usage = field(default_factory=Usage)
 
 
@@ -96,6 +103,7 @@ def convert(
     target_bits: float | None = None,
     target_cosine: float | None = None,
     dequantize: bool = False,
+    layout: str = "encoder",
     prefix: str | None = None,
     encoder_only: bool = False,
     progress: Progress | None = None,
@@ -115,6 +123,7 @@ def convert(
         calibration: a text file, "built-in" or "none"; None: the built-in texts for "mixed" and "auto", else none.
         target_size, target_bits, target_cosine: what "auto" is to reach, one of them.
         dequantize: the source is a quantized MLX checkpoint: write its numbers unpacked.
+        layout: "encoder", the head in a file of its own, or "full", in `model.safetensors`: see `converter.layout`.
         prefix: of the encoder's tensor names, where the source has several encoders.
         encoder_only: leave out every head, known or not.
         progress: told how far each step is.
@@ -157,6 +166,7 @@ def convert(
         )
     )
     parsed, planned = plan_source(source)
+    place = choose_layout(source, layout)
     unverified = why_not_verified(source, verify, dequantize=dequantize)
     if settings is not None and dtype is None:
         dtype = "float16"
@@ -178,7 +188,7 @@ def convert(
                 planned.encoder,
                 settings,
                 dtype=dtype,
-                other_bytes=safetensors_bytes(heads) if heads else 0,
+                other_bytes=place.other_bytes(planned.encoder, heads),
                 progress=progress,
             )
             tensors = list(quantized.tensors)
@@ -191,11 +201,17 @@ def convert(
             progress("convert", done["bytes"], total)
 
         progress("convert", 0, total)
-        output.write_model(tensors, parameters=None if quantized is None else quantized.parameters, on_tensor=written)
-        if heads:
-            output.write_safetensors("heads.safetensors", heads, on_tensor=written)
+        in_model, beside = place.weights(tensors, heads)
+        in_heads = sum(tensor.parameters for tensor in heads) if place.is_full else 0
+        output.write_model(
+            in_model,
+            parameters=None if quantized is None else quantized.parameters + in_heads,
+            on_tensor=written,
+        )
+        if beside:
+            output.write_safetensors("heads.safetensors", beside, on_tensor=written)
         write_side_files(output, source, parsed.hidden_size)
-        hf_config = output_config(source, planned, dtype, source_card, quantized)
+        hf_config = place.config(output_config(source, planned, dtype, source_card, quantized))
         refuse_secrets(source.side_files, hf_config, src)
         check_staged(output.path, hf_config, source)
         if quantized is not None and quantized.allotment is not None:
@@ -244,6 +260,8 @@ def convert(
         unverified=unverified,
         quantization=quantization,
         allotment=None if quantized is None else quantized.allotment,
+        full_layout=facts.full_layout,
+        readings=facts.readings,
         usage=facts.usage,
     )
 
@@ -288,7 +306,7 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     elif source.own_head:
         reason = "a head that mlxbert trained has no PyTorch reference"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
-        reason = 'torch and transformers are not installed; pip install "mlxbert[torch]"'
+        reason = f"torch and transformers are not installed; {install_fix('torch')}"
     if reason and verify:
         raise MLXBertError(f"--verify: cannot compare with PyTorch: {reason}")
     return reason
@@ -335,7 +353,7 @@ def _as_they_are(entries: Mapping[str, TensorEntry]) -> list[PlannedTensor]:
 
 def where_plotted(target: Path, plots: Mapping[str, bytes]) -> str:
     """Where the plot of `auto` is, or why there is none."""
-    missing = 'no plot: matplotlib is not installed; pip install "mlxbert[kaggle]"'
+    missing = f"no plot: matplotlib is not installed; {install_fix('kaggle')}"
     return f"size against quality: {', '.join(str(target / name) for name in plots) or missing}"
 
 
@@ -359,4 +377,7 @@ def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> Qua
 def _source_card(source: Source) -> tuple[SourceCard, list[str]]:
     """What the card takes over from the source's; of our own output as SRC, what that took over from its own."""
     earlier = source.config.get("mlxbert")
-    return (SourceCard.from_block(earlier), []) if isinstance(earlier, dict) else read_source_card(source.root)
+    if isinstance(earlier, dict):
+        return with_reachable_link(SourceCard.from_block(earlier), source.root, None)
+    url = f"https://huggingface.co/{source.name}/blob/{source.revision}" if source.revision else None
+    return read_source_card(source.root, url=url)

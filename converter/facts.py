@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from converter.card import CardFacts
 from converter.card_evidence import read_scores
+from converter.loaders import readings, traits_of
 from converter.mappings import mapping_for
 from converter.quantize.cost import QuantizationReport
 from converter.readers.safetensors import read_safetensors
+from converter.readers.tensor_entry import TensorEntry
 from converter.source_card import SourceCard
 from converter.usage import run_usage
-from mlxbert.checkpoint import CheckpointError
+from mlxbert.checkpoint import ENCODER_PREFIX, CheckpointError, is_full_layout, is_license_file
 from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
@@ -56,19 +59,20 @@ def card_facts(
     fix = "fix: convert again"
     parsed = read_json(directory / INDEX, CheckpointError)
     index = from_json(_Index, parsed or {}, place=str(directory / INDEX), fix=fix, error=CheckpointError)
-    heads = directory / "heads.safetensors"
     block, place = config["mlxbert"], f'{directory}: the "mlxbert" block of config.json'
     known = from_json(_Block, block, place=place, fix=fix, error=CheckpointError)
+    heads = _head_tensors(directory, index, config)
     return CardFacts(
         name=printable(name),
         source=known.source,
         revision=known.revision,
         original_class=_original_class(config),
         dtype=str(config.get("dtype")),
-        parameters=quantization.parameters if quantization else index.metadata.total_parameters,
-        has_pooler=any(tensor.startswith("pooler.") for tensor in index.weight_map),
+        parameters=quantization.parameters if quantization else _encoder_parameters(index, config, heads),
+        has_pooler=any(tensor.removeprefix(ENCODER_PREFIX).startswith("pooler.") for tensor in index.weight_map),
         converter_version=known.converter_version,
-        heads=tuple(read_safetensors(heads)) if heads.is_file() else (),
+        heads=tuple(heads),
+        full_layout=is_full_layout(config),
         dropped=known.dropped,
         missing_tokenizer=not any((directory / file).is_file() for file in TOKENIZER_FILES),
         parity=report,
@@ -81,9 +85,27 @@ def card_facts(
         scores=read_scores(block),
         weights=weight_sums(records),
         max_length=_max_length(directory, config),
+        readings=readings(traits_of(directory, config, tuple(heads))),
+        license_files=tuple(sorted(name for name in records if is_license_file(name))),
         sentence_modules=(directory / "modules.json").is_file(),
         usage=run_usage(directory, config),
     )
+
+
+def _head_tensors(directory: Path, index: _Index, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+    """The head's tensors, wherever the layout has them."""
+    if not is_full_layout(config):
+        file = directory / "heads.safetensors"
+        return read_safetensors(file) if file.is_file() else {}
+    files = {file for name, file in index.weight_map.items() if not name.startswith(ENCODER_PREFIX)}
+    found = {name: entry for file in sorted(files) for name, entry in read_safetensors(directory / file).items()}
+    return {name: entry for name, entry in found.items() if not name.startswith(ENCODER_PREFIX)}
+
+
+def _encoder_parameters(index: _Index, config: Mapping[str, Any], heads: Mapping[str, TensorEntry]) -> int:
+    """The index counts all that is in its files."""
+    total = index.metadata.total_parameters
+    return total - (sum(math.prod(entry.shape) for entry in heads.values()) if is_full_layout(config) else 0)
 
 
 @dataclass(frozen=True)

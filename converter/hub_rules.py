@@ -2,7 +2,8 @@
 
 The licenses are those that the Hub's own error message lists (huggingface_hub issue 4218, May 2026); languages as in
 huggingface.co/docs/hub/model-cards: ISO 639-1, 639-2 or 639-3, "code" or "multilingual"; names as in huggingface_hub's
-`utils/_validators.py`.
+`utils/_validators.py`; `license_name` (an id such as my-license-1.0) and `license_link` (a URL, or a file such as
+LICENSE in the repository) as in huggingface/hub-docs, `modelcard.md`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,21 @@ def is_license(value: object) -> bool:
     return isinstance(value, str) and value in LICENSES
 
 
+def is_license_name(value: object) -> bool:
+    """Return whether this can be the id of a license that is none of the Hub's."""
+    return isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9._+-]{0,95}", value) is not None
+
+
+def is_license_link(value: object) -> bool:
+    """Return whether this is a URL, or the relative path of a file, with no character that Markdown or YAML reads."""
+    if not isinstance(value, str) or len(value) > 500:
+        return False
+    url = re.fullmatch(r"https?://[\w.-]+(?::\d+)?(?:/[\w./~%:@!$&*+,;=?#-]*)?", value, re.ASCII)
+    return url is not None or (
+        re.fullmatch(r"[\w.-]+(?:/[\w.-]+)*", value, re.ASCII) is not None and ".." not in value
+    )
+
+
 def is_language(value: object) -> bool:
     """Whether the Hub takes this for a language: in lower case, two letters of ISO 639-1 or any three."""
     return isinstance(value, str) and (value in LANGUAGES or re.fullmatch("[a-z]{3}", value) is not None)
@@ -78,7 +94,9 @@ def _is_text(value: object) -> bool:
 # name -> (check of one value, may there be several, what it should be). An allow-list: nothing else is written.
 _FIELDS = {
     "library_name": (lambda value: value == "mlx", False, "mlx"),
-    "license": (is_license, False, "a license identifier that the Hub knows"),
+    "license": (is_license, True, "a license identifier that the Hub knows"),
+    "license_name": (is_license_name, False, "the id of a license"),
+    "license_link": (is_license_link, False, "a URL or a file of the repository"),
     "language": (is_language, True, "an ISO 639 code in lower case"),
     "datasets": (is_repo_id, True, "the id of a dataset"),
     "base_model": (is_repo_id, False, "the id of a model"),

@@ -46,6 +46,7 @@ def output_config(
         "dropped": planned.dropped,
         "source_card": card.as_block(),
     }
+    # "layout" and "quantization" of an earlier conversion are not of this one.
     if isinstance(earlier, dict):  # a comparison with the first source has to leave out the same
         config["mlxbert"] |= {key: earlier[key] for key in ("prefix", "encoder_only") if key in earlier}
     config["mlxbert"] |= source.choices

@@ -38,6 +38,7 @@ from converter.readers.weight_files import (
     select_files,
 )
 from converter.readers.weights import Weights, read_sharded, read_weights
+from mlxbert.checkpoint import is_license_file
 from mlxbert.config import BertConfig, ConfigError
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
@@ -170,20 +171,21 @@ def open_source(
 
 
 def _fetch_card(snapshot: Snapshot) -> list[str]:
-    """Have the source's model card beside its files too; a note where it is not to be had, which stops nothing."""
+    """Download the source's model card and license files too; on failure return a note and go on."""
     from mlxbert import hub
 
     listed: list[str] = []
 
     def card(names: Sequence[str]) -> list[str]:
-        listed.extend(name for name in names if name == CARD)
+        listed.extend(name for name in names if name == CARD or is_license_file(name))
         return listed
 
     try:
         hub.snapshot(snapshot.repo_id, revision=snapshot.revision, select=card, progress=False)
     except hub.HubError:  # also where none is listed
         if listed:
-            return [f"the source's {CARD} could not be fetched: its license and languages are left out of our card"]
+            missing = " and ".join(name for name in listed if not (snapshot.path / name).is_file())
+            return [f"the source's {missing} could not be fetched: look there for its license before you publish"]
     return []
 
 

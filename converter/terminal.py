@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
+from converter.loaders import lines as loader_lines
 from converter.parity.report import ParityReport
 from converter.publishing.plan import PushPlan, PushResult
 from converter.usage import LOAD, LOAD_WITH_HEAD
@@ -77,9 +78,11 @@ def show_result(result: ConvertResult) -> None:
         ("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB"),
     ]
     if result.heads:
-        rows.append(("Own head", f"{len(result.heads)} tensors in heads.safetensors"))
+        file = f"{'model' if result.full_layout else 'heads'}.safetensors"
+        rows.append(("Own head", f"{len(result.heads)} tensors in {file}"))
     rows += [("Dropped", f"{printable(key)}: {why}") for key, why in result.dropped.items()]
     rows += [("Note", readable(note)) for note in result.notes]
+    rows += loader_lines(result.readings)
     rows.append(("Parity", _verdict(result)))
     path = str(result.path)
     # What was executed on these files, and nothing else.

@@ -63,11 +63,13 @@ def run_usage(directory: Path, config: Mapping[str, Any]) -> Usage:
     """
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return Usage()  # the card says what is missing, and shows no code
+    from mlxbert.pretrained import has_head
+
     calls: dict[str, Callable[[], Any]] = {LOAD: partial(_load, directory, config)}
     trained = isinstance(config.get("mlxbert"), dict) and isinstance(config["mlxbert"].get("head"), dict)
     if trained:
         calls[TRAINED] = partial(_trained, directory, config)
-    elif (directory / "heads.safetensors").is_file():
+    elif has_head(directory, dict(config)):
         calls[LOAD_WITH_HEAD] = partial(_load_with_head, directory, config)
     if (directory / "modules.json").is_file():
         calls[SENTENCES] = partial(_sentences, directory, config)
@@ -95,7 +97,7 @@ def _load_with_head(directory: Path, config: Mapping[str, Any]) -> Any:
     from mlxbert.pretrained import attach_head, read_head_tensors
     from mlxbert.pretrained.head_class import choose_head_class, original_architectures
 
-    core, tensors = _core(directory, config), read_head_tensors(directory)
+    core, tensors = _core(directory, config), read_head_tensors(directory, dict(config))
     classes = original_architectures(dict(config))
     choice = choose_head_class(classes, tensors, has_pooler="pooler" in core, place=str(directory))
     model = attach_head(core, tensors, choice, dict(config), place=str(directory), dtype=_dtype())

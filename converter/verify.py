@@ -194,9 +194,6 @@ def verify_staged(
     Raises:
         MLXBertError: as `verify`.
     """
-    import mlx.core as mx
-
-    from converter.canonical import float32_core, float32_model
     from converter.parity.gates import compare
     from converter.parity.proof import inherited_proof, origin_of
     from converter.parity.reference import build_reference
@@ -211,12 +208,7 @@ def verify_staged(
     reference = build_reference(source)
     head, left_out = _compared_head(source, directory, hf_config, reference)
     written = written_model(directory, hf_config, head)
-    if not quantized and _is_lossless(source, dtype):
-        model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)
-        float32_side = f"the written {dtype} weights in float32"
-    else:
-        model = float32_core(source) if head is None else float32_model(source, head)
-        float32_side = f"the source's weights through the mapping in float32, before they became {dtype}"
+    model, float32_side = _float32_side(source, directory, hf_config, head, written, None if quantized else dtype)
     probes, probe_notes = directory_probes(directory, written.config, seed)
     if head is not None and (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
@@ -250,16 +242,37 @@ def verify_staged(
     return replace(report, quantization=describe_quantization(directory, hf_config, model, written))
 
 
+def _float32_side(
+    source: Source,
+    directory: Path,
+    hf_config: dict[str, Any],
+    head: HeadChoice | None,
+    written: BertCore | PretrainedBert,
+    dtype: str | None,
+) -> tuple[BertCore | PretrainedBert, str]:
+    """The mapping gate's MLX side, and what it is, for the report; `dtype` is None for a quantized checkpoint."""
+    import mlx.core as mx
+
+    from converter.canonical import float32_core, float32_model
+
+    if dtype is not None and _is_lossless(source, dtype):
+        model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)
+        return model, f"the written {dtype} weights in float32"
+    model = float32_core(source) if head is None else float32_model(source, head)
+    became = dtype or "packed"
+    return model, f"the source's weights through the mapping in float32, before they became {became}"
+
+
 def _compared_head(
     source: Source, directory: Path, hf_config: dict[str, Any], reference: Reference
 ) -> tuple[HeadChoice | None, Part | None]:
     """The class whose head is compared; or, of a head that is shipped and cannot be compared, the reason."""
     from converter.parity.own_head import head_choice
     from converter.parity.report import OWN_HEAD, Part
-    from mlxbert.pretrained import HEADS_FILE, read_head_tensors
+    from mlxbert.pretrained import has_head, read_head_tensors
     from mlxbert.pretrained.head_class import HEAD_CLASSES, HeadChoice
 
-    shipped = (directory / HEADS_FILE).is_file()
+    shipped = has_head(directory, hf_config)
     if reference.class_name not in HEAD_CLASSES:
         # What transformers could not build with its head is compared as an encoder, on both sides.
         if not shipped:
@@ -278,7 +291,8 @@ def _compared_head(
         written_model(directory, hf_config, choice)
     except MLXBertError as error:  # the encoder is compared all the same
         return None, Part(OWN_HEAD, False, reason(error, directory))
-    beside = [name for name in read_head_tensors(directory) if not name.startswith(HEAD_CLASSES[choice.name])]
+    tensors = read_head_tensors(directory, hf_config)
+    beside = [name for name in tensors if not name.startswith(HEAD_CLASSES[choice.name])]
     if beside:
         return choice, Part("other head tensors", False, f"{choice.name} has no use for {', '.join(beside[:3])}")
     return choice, None
@@ -349,12 +363,14 @@ def written_model(
 ) -> BertCore | PretrainedBert:
     """The written checkpoint with its head; the encoder alone where there is none, which the gates then say."""
     from mlxbert.checkpoint import load_core
-    from mlxbert.pretrained import HEADS_FILE, attach_head, read_head_tensors
+    from mlxbert.pretrained import attach_head, has_head, read_head_tensors
 
     core = load_core(directory, config=hf_config, dtype=dtype, dequantize=True)
-    if head is None or not (directory / HEADS_FILE).is_file():
+    if head is None or not has_head(directory, hf_config):
         return core
-    return attach_head(core, read_head_tensors(directory), head, hf_config, place=str(directory), dtype=dtype)
+    return attach_head(
+        core, read_head_tensors(directory, hf_config), head, hf_config, place=str(directory), dtype=dtype
+    )
 
 
 def _written_dtype(directory: Path, weights: list[Path]) -> str:

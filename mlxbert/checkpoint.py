@@ -7,7 +7,8 @@ index, tokenizer files, `manifest.json`. Loading is strict: every tensor the con
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +37,11 @@ SIDE_FILES = (
     "config_sentence_transformers.json",
 )
 """What loading reads beside configuration and weights, at the top of a directory; `side_files` has all of it."""
+ENCODER_PREFIX = "bert."
+"""What the encoder's names begin with in a directory of the layout "full", as in transformers' classes with a head."""
+_LICENSE_FILE = re.compile(
+    r"(licen[cs]e|notice|copying|copyright)s?([-._][\w.-]{0,60})?(\.(txt|md|rst))?", re.IGNORECASE | re.ASCII
+)
 
 
 class CheckpointError(MLXBertError):
@@ -132,6 +138,29 @@ def read_config(directory: Path, named: str | None = None, *, other_tools: bool 
     return config
 
 
+def is_full_layout(config: Mapping[str, Any]) -> bool:
+    """Return whether `model.safetensors` holds the head too, under the names of transformers' class with that head.
+
+    Raises:
+        CheckpointError: the layout is one that this version does not know.
+    """
+    block = config.get("mlxbert")
+    layout = block.get("layout", "encoder") if isinstance(block, dict) else "encoder"
+    if layout not in ("encoder", "full"):
+        raise CheckpointError(
+            f"config.json: layout {layout!r} is unknown to this version; fix: install the newest mlxbert"
+        )
+    return bool(layout == "full")
+
+
+def encoder_layout(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `config.json` for the same model with its head in a file of its own, which is how models are saved."""
+    if not is_full_layout(config):
+        return dict(config)
+    block = {name: value for name, value in config["mlxbert"].items() if name != "layout"}
+    return {**config, "architectures": ["BertModel"], "mlxbert": block}
+
+
 def load_core(
     directory: Path,
     *,
@@ -148,7 +177,7 @@ def load_core(
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
     """
     config = read_config(directory, other_tools=True) if config is None else config
-    tensors = _read_tensors(directory)
+    tensors, _ = read_weights(directory, config)
     try:
         packed = split_quantized(config, tensors)
         core = BertCore(BertConfig.from_hf(config), add_pooling_layer=any(n.startswith("pooler.") for n in tensors))
@@ -182,6 +211,13 @@ def side_files(names: Sequence[str]) -> list[str]:
     ]
 
 
+def is_license_file(name: str) -> bool:
+    """Return whether a file of this name holds the rights to a model: it goes wherever the weights go."""
+    suffix = Path(name).suffix.lower()
+    is_text = suffix in ("", ".txt", ".md", ".rst") or suffix[1:].isdigit()
+    return is_text and _LICENSE_FILE.fullmatch(name) is not None
+
+
 def _needed(names: Sequence[str]) -> list[str]:
     """Of a converted repository's files, those that loading reads."""
     wanted = {"config.json", "manifest.json", "model.safetensors.index.json", "heads.safetensors", *side_files(names)}
@@ -190,6 +226,22 @@ def _needed(names: Sequence[str]) -> list[str]:
         for name in names
         if name in wanted or (name.startswith("model") and name.endswith(".safetensors") and "/" not in name)
     ]
+
+
+def read_weights(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+    """Return the tensors of `model*.safetensors`, lazily: the encoder's under their canonical names, and the head's.
+
+    The head's are empty unless `config` says that they lie there too.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    tensors = _read_tensors(directory)
+    if not is_full_layout(config):
+        return tensors, {}
+    encoder = {name for name in tensors if name.startswith(ENCODER_PREFIX)}
+    heads = {name: tensor for name, tensor in tensors.items() if name not in encoder}
+    return {name.removeprefix(ENCODER_PREFIX): tensors[name] for name in tensors if name in encoder}, heads
 
 
 def _read_tensors(directory: Path) -> dict[str, mx.array]:
@@ -223,7 +275,9 @@ def _read_file(file: Path) -> dict[str, mx.array]:
         raise CheckpointError(f"{file.parent}: {printable(file.name)} is missing; fix: convert or download again")
     stream.close()
     try:
-        loaded = mx.load(str(file))
+        # MLX does not take a path that is no text (a folder's name in another encoding).
+        is_text = not any("\ud800" <= character <= "\udfff" for character in str(file))
+        loaded = mx.load(str(file)) if is_text else mx.load(file.open("rb"), format="safetensors")
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
     assert isinstance(loaded, dict)

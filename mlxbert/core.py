@@ -56,8 +56,8 @@ class BertCore(nn.Module):
                 `mx.compile` and `mx.vmap`, where ids have no values yet, such an id gives a row of NaN.
         """
         ids = whole_numbers("input_ids", input_ids)
-        if ids.ndim != 2:
-            raise InputError(f"input_ids has shape {ids.shape}; expected (batch, length)")
+        if ids.ndim != 2 or ids.size == 0:
+            raise InputError(f"input_ids has shape {ids.shape}; expected (batch, length), both at least 1")
         limit = self.config.max_position_embeddings
         if ids.shape[1] > limit and position_ids is None:
             raise InputError(

@@ -43,7 +43,7 @@ def whole_numbers(name: str, value: Any) -> mx.array:
     if array.size == 0:
         return mx.zeros(array.shape, mx.int32)
     if array.dtype.kind not in "iu":
-        raise InputError(f"{name} are {array.dtype}, not whole numbers; fix: give token ids, such as [[101, 102]]")
+        raise InputError(f"{name} are {array.dtype}, not whole numbers; fix: give whole numbers, such as [[0, 1]]")
     return mx.array(array if array.dtype.itemsize == 8 else array.astype(np.int32 if array.itemsize < 4 else np.int64))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import head_from_settings
-from mlxbert.checkpoint import CheckpointError, load_core, read_config, resolve
+from mlxbert.checkpoint import CheckpointError, encoder_layout, is_license_file, load_core, read_config, resolve
 from mlxbert.core import BertCore
 from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
@@ -172,9 +172,10 @@ class BertWithHead(nn.Module):
             output.write_model(encoder, parameters=None if packed is None else packed.parameters)
             if rest:
                 output.write_safetensors(HEADS_FILE, rest)
-            for name in TOKENIZER_FILES:
-                if self.source is not None and (self.source / name).is_file():
-                    output.copy(name, self.source / name)
+            beside = [] if self.source is None else [file for file in self.source.iterdir() if file.is_file()]
+            for file in beside:  # the rights to the source reach to what was trained from it
+                if file.name in TOKENIZER_FILES or is_license_file(file.name):
+                    output.copy(file.name, file)
             return output.commit(config)
 
     @classmethod
@@ -217,7 +218,7 @@ class BertWithHead(nn.Module):
     def _config(self) -> dict[str, Any]:
         """`config.json`: the source's, with the dtype of these tensors and the head's settings."""
         if self.source is not None:
-            config = dict(read_config(self.source, other_tools=True))
+            config = encoder_layout(read_config(self.source, other_tools=True))
         else:
             config = {"model_type": "bert", "architectures": ["BertModel"], **asdict(self.core.config)}
         if not isinstance(config.get("mlxbert"), dict):  # another tool's, whose class may be one with a head

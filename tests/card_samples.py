@@ -8,6 +8,7 @@ from typing import Any
 
 from converter.card import CardFacts, render_card
 from converter.card_evidence import Scores
+from converter.loaders import Trait, readings
 from converter.parity.report import OWN_HEAD, PRECISION, SENTENCE, TRAINED_HEAD, ParityReport, Part
 from converter.source_card import SourceCard
 from converter.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
@@ -47,10 +48,11 @@ MINILM = CardFacts(
     converter_version="0.1.0",
     dropped={"embeddings.position_ids": "a constant: 0, 1, 2, …"},
     parity=MINILM_PARITY,
-    source_card=SourceCard("apache-2.0", ("en",), ("s2orc", "ms_marco", "embedding-data/QQP")),
+    source_card=SourceCard(("apache-2.0",), ("en",), ("s2orc", "ms_marco", "embedding-data/QQP")),
     weights=MINILM_PARITY.provenance.weights,
     max_length=256,
     sentence_modules=True,
+    readings=readings({Trait.SENTENCE}),
     usage=Usage((LOAD, SENTENCES)),
 )
 
@@ -104,6 +106,7 @@ QUANTIZED = replace(
     parity=FOUR_BIT_PARITY,
     quantized=True,
     quantization=FOUR_BIT_PARITY.quantization,
+    readings=readings({Trait.SENTENCE, Trait.QUANTIZED}),
     weights=FOUR_BIT_PARITY.provenance.weights,
 )
 WITH_HEAD = replace(
@@ -120,11 +123,29 @@ WITH_HEAD = replace(
     heads=tuple(
         f"cls.{name}" for name in ("predictions.bias", "predictions.transform.dense.weight", "seq_relationship.bias")
     ),
-    source_card=SourceCard("apache-2.0", ("en",), ("bookcorpus", "wikipedia")),
+    source_card=SourceCard(("apache-2.0",), ("en",), ("bookcorpus", "wikipedia")),
     weights={"heads.safetensors": "12" * 32, "model.safetensors": "cd" * 32},
     sentence_modules=False,
     usage=Usage((LOAD, LOAD_WITH_HEAD)),
     dropped={"embeddings.position_ids": "a constant: 0, 1, 2, …"},
+    readings=readings({Trait.HEAD, Trait.BESIDE}),
+)
+RERANKER = replace(
+    WITH_HEAD,
+    name="ms-marco-reranker-fp32",
+    place="alice/ms-marco-reranker-fp32",
+    source="team/ms-marco-reranker",
+    parity=parity("team/ms-marco-reranker", HEAD, revision=REVISION),
+    original_class="BertForSequenceClassification",
+    dtype="float32",
+    heads=("classifier.weight", "classifier.bias"),
+    full_layout=True,
+    source_card=SourceCard(
+        ("other",), ("no", "en"), ("ms_marco",), license_name="research-only-1.0", license_link="LICENSE"
+    ),
+    license_files=("LICENSE",),
+    weights={"model.safetensors": "ab" * 32},
+    readings=readings({Trait.HEAD, Trait.FULL, Trait.FULL_UNKNOWN, Trait.RERANKER}),
 )
 EXPORTED = parity("tweets", Part(TRAINED_HEAD, True, "its logits, as BertModel with a binary head"))
 FINE_TUNED = replace(
@@ -153,8 +174,9 @@ FINE_TUNED = replace(
     sentence_modules=False,
     usage=Usage((LOAD, TRAINED)),
     dropped={},
+    readings=readings(()),
 )
-SAMPLES = {facts.name: facts for facts in (MINILM, QUANTIZED, WITH_HEAD, FINE_TUNED)}
+SAMPLES = {facts.name: facts for facts in (MINILM, QUANTIZED, WITH_HEAD, RERANKER, FINE_TUNED)}
 
 
 def main() -> None:

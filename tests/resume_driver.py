@@ -92,10 +92,13 @@ def run(job: Job) -> dict[str, Any]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         points = Phases(stop, job.get("at"))
         points.watch()
-        with counted_points(points):
-            code = command(job["arguments"], standalone_mode=False) or 0
+        try:
+            with counted_points(points):
+                code = command(job["arguments"], standalone_mode=False) or 0
+        except SystemExit as exit:  # an error, or Ctrl-C, that was answered
+            code = exit.code
         report.write_text(json.dumps(points.names))
-        return int(code)
+        return int(code or 0)
 
     ended = in_fork(work, Path(f"{job['files']}.stderr"))
     return {**ended, "names": json.loads(report.read_text()) if report.is_file() else []}

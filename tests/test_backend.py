@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from heads.install import install_fix, requirement
 from mlxbert import backend
 from mlxbert.backend import BackendError, BlasSettingError, BlasStatus, elf, missing_backend_message, openblas
 from mlxbert.errors import MLXBertError
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU_EXTRA = 'fix: pip install "mlxbert[cpu]" (with an NVIDIA GPU: "mlxbert[cuda12]" or "mlxbert[cuda13]")'
+GPU = f'(with an NVIDIA GPU: "{requirement("cuda12")}" or "{requirement("cuda13")}")'
+CPU_EXTRA = f"fix: {install_fix('cpu')} {GPU}"
 
 
 def has_linux_cpu_mlx() -> bool:
@@ -62,7 +64,7 @@ REQUIRE = "from mlxbert.backend import require_backend; require_backend()"
 
 def test_without_mlx_one_line_says_what_to_install() -> None:
     done = run(REQUIRE, "-S")  # -S: no site-packages
-    wanted = CPU_EXTRA if sys.platform == "linux" else "fix: pip install mlxbert"
+    wanted = CPU_EXTRA if sys.platform == "linux" else f"fix: {install_fix()}"
     assert last_line(done) == f"mlxbert.backend.BackendError: MLX is not installed; {wanted}"
 
 
@@ -82,8 +84,7 @@ def test_another_import_error_is_told_in_one_line() -> None:
     error = ImportError("libmlx.so: undefined symbol:\n _ZN3mlx4core")
     assert missing_backend_message(error, "linux", ["mlx-cpu"]) == (
         "MLX cannot be imported (libmlx.so: undefined symbol: _ZN3mlx4core); "
-        'fix: pip install --force-reinstall "mlxbert[cpu]" '
-        '(with an NVIDIA GPU: "mlxbert[cuda12]" or "mlxbert[cuda13]")'
+        f"fix: {install_fix('cpu', reinstall=True)} {GPU}"
     )
 
 
@@ -94,17 +95,17 @@ def test_several_backends_are_named() -> None:
         "(libcudart.so.12: cannot open shared object file: No such file or directory): "
         "mlx-cpu and mlx-cuda-12 overwrite each other's libmlx.so; "
         "fix: pip uninstall -y mlx-cpu mlx-cuda-12 mlx, then "
-        'pip install "mlxbert[cpu]" (with an NVIDIA GPU: "mlxbert[cuda12]" or "mlxbert[cuda13]"), '
+        f"{install_fix('cpu')} {GPU}, "
         "one of them only"
     )
 
 
 def test_on_macos_there_is_one_package_to_install() -> None:
     absent = ModuleNotFoundError("No module named 'mlx'", name="mlx")
-    assert missing_backend_message(absent, "darwin", []) == "MLX is not installed; fix: pip install mlxbert"
+    assert missing_backend_message(absent, "darwin", []) == f"MLX is not installed; fix: {install_fix()}"
     broken = ImportError("Library not loaded: libmlx.dylib")
     assert missing_backend_message(broken, "darwin", []) == (
-        "MLX cannot be imported (Library not loaded: libmlx.dylib); fix: pip install --force-reinstall mlxbert"
+        f"MLX cannot be imported (Library not loaded: libmlx.dylib); fix: {install_fix(reinstall=True)}"
     )
 
 
@@ -313,7 +314,7 @@ backend.write_pointer = refuse
     [
         pytest.param(
             "import sys; sys.modules['scipy_openblas32'] = None",
-            'scipy-openblas32 is not installed; fix: pip install "mlxbert[cpu]"',
+            f"scipy-openblas32 is not installed; fix: {install_fix('cpu')}",
             id="wheel missing",
         ),
         pytest.param(

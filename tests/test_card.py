@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from converter.card import CardFacts, render_card
+from converter.loaders import Trait, readings
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION, ParityReport, Part, Point, Proof, Provenance
 from converter.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 
@@ -77,14 +78,18 @@ def test_what_cannot_load_elsewhere_what_was_dropped_and_what_is_missing_are_sai
     facts = replace(
         LOCAL_SOURCE,
         has_pooler=False,
+        readings=readings({Trait.NO_POOLER, Trait.NO_TOKENIZER, Trait.NO_TOKENIZER_JSON, Trait.HEAD, Trait.BESIDE}),
         heads=("classifier.bias", "classifier.weight"),
         dropped={"embeddings.position_ids": "a constant"},
         missing_tokenizer=True,
     )
     card = render_card(facts)
-    assert "has no pooler, as its source has none" in card
     assert "2 tensors of the checkpoint's own head in `heads.safetensors`" in card
     assert "- `embeddings.position_ids`: a constant" in card
+    assert "| mlxbert | yes |" in card
+    assert "| mlx-embeddings | **no**: it wants a pooler, and the source has none |" in card
+    assert "| transformers (AutoModel) | **other numbers**: its `pooler_output` is random" in card
+    assert "from mlx_embeddings" not in card
     assert "no tokenizer files" in card
 
 

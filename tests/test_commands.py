@@ -27,6 +27,7 @@ import converter.verify
 from converter.cli import convert, export, push, verify
 from heads.errors import MetricUndefinedWarning
 from heads.head_registry import HeadDiscoveryWarning
+from heads.install import install_fix
 from heads.multilabel import ThresholdWarning
 from mlxbert.cli import main
 from mlxbert.data.file_format import DataWarning
@@ -83,7 +84,7 @@ def test_no_line_is_folded_and_no_extra_is_taken_for_markup(source: Path, monkey
     monkeypatch.setattr(converter.convert.importlib.util, "find_spec", lambda name: None)
     result = run(convert, source, "-o", "out")
     assert result.exit_code == 0, result.output
-    line = 'Parity    NOT VERIFIED: torch and transformers are not installed; pip install "mlxbert[torch]"'
+    line = f"Parity    NOT VERIFIED: torch and transformers are not installed; {install_fix('torch')}"
     assert line in result.stdout.splitlines()
 
 
@@ -387,3 +388,14 @@ def test_a_path_that_cannot_be_is_one_line_everywhere(source: Path) -> None:
         assert str(caught.value).endswith(f": {reason}")
     with pytest.raises(PathError, match=r"a\\x00b: no path has a NUL character in it; fix: check the path"):
         expand_home("a\0b")
+
+
+def test_what_the_parser_refuses_is_one_line_of_the_group_too() -> None:
+    for arguments, line in {
+        ("--bogus",): "mlxbert: error: No such option '--bogus'.; fix: see mlxbert --help",
+        ("bogus",): "mlxbert: error: No such command 'bogus'.; fix: see mlxbert --help",
+        ("encode",): "mlxbert encode: error: Missing argument 'MODEL'.; fix: see mlxbert encode --help",
+        ("encode", "--\x1b[2J"): r"mlxbert encode: error: No such option '--\x1b[2J'.; fix: see mlxbert encode --help",
+    }.items():
+        result = CliRunner().invoke(main, arguments, prog_name="mlxbert")
+        assert (result.exit_code, result.stdout, result.stderr) == (2, "", line + "\n")

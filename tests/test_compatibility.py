@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from converter.quantize.texts import built_in
 from converter.verify import verify
 from mlxbert.encode import SentenceEncoder
 from tests.test_core import error
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, save_tokenizer
 
 TEXTS = [
     "A cat sits on the mat.",
@@ -123,6 +124,30 @@ def test_quantized_in_mlx_vlm(packed: Path) -> None:
     check_quantized(pytest.importorskip("mlx_vlm.embedding_loader").load_embedding_model(packed), packed)
 
 
+@pytest.mark.parametrize("package", ["mlx_embeddings", "mlx_vlm"])
+def test_swift_s_paths_in_config_json_change_nothing_in_python(package: str, packed: Path, tmp_path: Path) -> None:
+    without = shutil.copytree(packed, tmp_path / "without")
+    config = json.loads((without / "config.json").read_text())
+    swift = [path for path in config["quantization"] if path == "pooler" or path.startswith("encoder.layers.")]
+    for block in ("quantization", "quantization_config"):
+        config[block] = {path: value for path, value in config[block].items() if path not in swift}
+    (without / "config.json").write_text(json.dumps(config))
+
+    def hidden(directory: Path) -> np.ndarray:
+        load = loader(package)
+        output = load(directory)(mx.array([[2, 7, 9, 3]]))
+        return np.array(output.last_hidden_state.astype(mx.float32))
+
+    assert np.array_equal(hidden(packed), hidden(without))
+
+
+def loader(package: str) -> Callable[[Path], Any]:
+    """The function of another package that loads an encoder, without its tokenizer."""
+    if package == "mlx_embeddings":
+        return pytest.importorskip("mlx_embeddings.utils").load_model
+    return pytest.importorskip("mlx_vlm.embedding_loader").load_embedding_model
+
+
 @pytest.fixture(scope="module")
 def calibrated(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real model, calibrated on a few sentences: overrides, skipped layers, biases that calibration changed."""
@@ -198,10 +223,3 @@ def test_what_mlx_embeddings_quantized_loads_and_is_unpacked(mode: str, tmp_path
     convert(tmp_path / "theirs", tmp_path / "unpacked", dequantize=True)
     unpacked, _ = mlxbert.load(tmp_path / "unpacked")
     np.testing.assert_array_equal(np.array(unpacked(**inputs).last_hidden_state), ours)
-
-
-def save_tokenizer(directory: Path) -> None:
-    """The files that transformers' own loader wants beside `vocab.txt`."""
-    from transformers import BertTokenizer
-
-    BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)

@@ -277,7 +277,8 @@ def test_without_pooler_none_is_invented_and_the_card_says_so(tmp_path: Path) ->
     result = convert(tmp_path / "source", tmp_path / "out", verify=False)
     assert_same_model(tmp_path / "out", model)
     assert "the source has no pooler, so neither has the output" in result.notes
-    assert "has no pooler, as its source has none" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| mlx-embeddings | **no**: it wants a pooler, and the source has none |" in card
 
 
 def test_without_a_tokenizer_it_converts_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def test_a_dropout_of_one_infers_as_in_torch_and_is_refused_in_training(field: s
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"input_ids": [1, 2]}, r"input_ids has shape \(2,\); expected \(batch, length\)"),
+        ({"input_ids": [1, 2]}, r"input_ids has shape \(2,\); expected \(batch, length\), both at least 1"),
+        ({"input_ids": [[]]}, r"input_ids has shape \(1, 0\); expected \(batch, length\), both at least 1"),
         ({"input_ids": [[1] * 65]}, "65 tokens, but this model has 64 positions; truncate to 64"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask has shape \(1, 1\); expected \(1, 2\)"),
         ({"input_ids": [[1, 2]], "token_type_ids": [[0]]}, r"token_type_ids has shape \(1, 1\)"),

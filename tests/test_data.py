@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from heads.install import install_fix
 from mlxbert.data.reading import Data, DataError, DataWarning, id_values, read_chunks, read_data, render_texts
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.competition import get_competition
@@ -282,7 +283,7 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack
     content = b"PAR1" if package == "pyarrow" else b"a\n1\n"
     path = write(tmp_path / ("a.parquet" if package == "pyarrow" else "a.csv"), content)
     monkeypatch.setitem(sys.modules, package, None)
-    assert refusal(path).endswith("; fix: pip install 'mlxbert[kaggle]'")
+    assert refusal(path).endswith(f"; fix: {install_fix('kaggle')}")
     assert refusal(path).startswith("Parquet needs pyarrow" if package == "pyarrow" else "reading data needs pandas")
 
 

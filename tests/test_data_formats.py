@@ -18,6 +18,7 @@ from typing import Any
 import pandas
 import pytest
 
+from heads.install import install_fix
 from mlxbert.data.reading import DataWarning, read_chunks, read_data
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.frames import Table
@@ -124,13 +125,13 @@ def test_half_of_a_surrogate_pair_is_a_mark_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.csv.gz", gzip.compress(CSV)),
+        ("a.csv.gz", gzip.compress(CSV, mtime=0)),
         ("a.csv.bz2", bz2.compress(CSV)),
         ("a.csv.xz", lzma.compress(CSV)),
         ("a.csv.zip", zipped(a__csv=CSV)),
         ("train.zip", zipped(**{"train__tsv": CSV.replace(b",", b"\t"), "__MACOSX/x": b"x", ".DS_Store": b"x"})),
-        ("a.csv", gzip.compress(CSV)),  # whatever its name says
-        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("a.csv", gzip.compress(CSV, mtime=0)),  # whatever its name says
+        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
     ],
 )
 def test_compressed_files_are_read_as_they_are(tmp_path: Path, name: str, content: bytes) -> None:
@@ -148,16 +149,20 @@ def test_compressed_files_are_read_as_they_are(tmp_path: Path, name: str, conten
         ),
         (
             "a.csv.gz",
-            gzip.compress(CSV * 99)[:-20],
+            gzip.compress(CSV * 99, mtime=0)[:-20],
             "FILE cannot be read: Compressed file ended before the end-of-str",
         ),
         (
             "a.csv.gz",
-            gzip.compress(b"text\n" + b"a" * (80 << 20)),
+            gzip.compress(b"text\n" + b"a" * (80 << 20), mtime=0),
             "FILE unpacks to more than 64 MB, 100 times its size",
         ),
-        ("a.tar.gz", gzip.compress(b"\0" * 257 + b"ustar" + b"\0" * 300), "FILE is a tar archive; fix: unpack it and"),
-        ("a.parquet.gz", gzip.compress(b"PAR1xx"), "FILE is compressed Parquet; fix: unpack it first"),
+        (
+            "a.tar.gz",
+            gzip.compress(b"\0" * 257 + b"ustar" + b"\0" * 300, mtime=0),
+            "FILE is a tar archive; fix: unpack it and",
+        ),
+        ("a.parquet.gz", gzip.compress(b"PAR1xx", mtime=0), "FILE is compressed Parquet; fix: unpack it first"),
         (
             "a.csv",
             b"\n <!DOCTYPE html><html>",
@@ -226,7 +231,7 @@ def test_an_open_document_is_read_alike_and_says_what_it_needs(
     assert read(path) == (ROWS, [])
     monkeypatch.setitem(sys.modules, "odf", None)
     monkeypatch.setitem(sys.modules, "odf.opendocument", None)
-    assert refusal(path) == "FILE needs odfpy; fix: pip install 'mlxbert[excel]', or save it as CSV"
+    assert refusal(path) == f"FILE needs odfpy; fix: {install_fix('excel')}, or save it as CSV"
     content = b'<x table:number-columns-repeated="99999999"/>'
     assert refusal(path, zipped(content__xml=content)) == "FILE repeats a cell 99999999 times; fix: give it as CSV"
 
@@ -258,6 +263,15 @@ def test_parquet_with_damaged_metadata_of_pandas_is_read_without_it(tmp_path: Pa
         rows, said = read(tmp_path / "a.parquet")
         assert rows == ROWS
         assert any("what pandas wrote about its index is damaged" in one for one in said) or not said
+
+
+def test_parquet_with_text_that_is_none_is_damaged(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    text = pyarrow.array([b"a", b"\xff\xfe"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"t": text}), tmp_path / "a.parquet")
+    assert refusal(tmp_path / "a.parquet").startswith("FILE is damaged (")
 
 
 def test_ten_thousand_columns_and_names_that_steer_a_terminal(tmp_path: Path) -> None:

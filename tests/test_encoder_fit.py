@@ -267,8 +267,10 @@ def test_what_may_be_another_architecture_is_not_assumed(change: dict[str, Any],
     ],
     ids=str,
 )
-def test_odd_labels_do_not_stop_the_encoders_proof(change: dict[str, Any], tmp_path: Path) -> None:
-    result = convert(write(tmp_path / "src", state_of(), **change), tmp_path / "out", verify=True)
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForSequenceClassification"])
+def test_odd_labels_do_not_stop_the_encoders_proof(architecture: str, change: dict[str, Any], tmp_path: Path) -> None:
+    source = write(tmp_path / "src", state_of(architecture), architectures=[architecture], **change)
+    result = convert(source, tmp_path / "out", verify=True)
     assert result.report is not None
     assert result.report.passed
     assert np.isfinite([point.max_rel or 0 for point in result.report.points]).all()

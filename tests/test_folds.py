@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from heads.forward_chaining import as_times, check_forward, windows
+from heads.install import install_fix
 from mlxbert.data.reading import read_data
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.competition import FOLD_KINDS, FoldKind, fold_kinds, get_competition
@@ -375,7 +377,7 @@ def test_rows_with_times_are_dealt_by_them() -> None:
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
-    with pytest.raises(FoldError, match=r"^folds need scikit-learn; fix: pip install 'mlxbert\[kaggle\]'$"):
+    with pytest.raises(FoldError, match=f"^folds need scikit-learn; fix: {re.escape(install_fix('kaggle'))}$"):
         make_folds("plain", TEXTS)
 
 

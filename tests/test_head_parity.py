@@ -25,7 +25,7 @@ from mlxbert.activations import gelu_tanh
 from mlxbert.pretrained import PretrainedBert
 from tests.tiny import CLASSES, save_tiny
 
-torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
+torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 
 HEADS = [name for name in CLASSES if name != "BertModel"]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in HEADS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -57,8 +58,9 @@ def test_a_cache_without_the_card_is_enough_offline(
     snapshot_download("team/tiny-bert", ignore_patterns="README.md")  # as transformers would have left it
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     result = convert("team/tiny-bert", tmp_path / "out", verify=False)
-    note = "the source's README.md could not be fetched: its license and languages are left out of our card"
+    note = "the source's README.md could not be fetched: look there for its license before you publish"
     assert (note in result.notes) == bool(card)
+    assert len([line for line in result.notes if "could not be fetched" in line]) == bool(card)
     assert "license:" not in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -101,3 +103,24 @@ def test_no_such_repository(hub: Hub, tmp_path: Path) -> None:
         with pytest.raises(HubError, match=r"'team/nothing' does not exist on .* or is private .*hf auth login"):
             attempt()
     assert not (tmp_path / "out").exists()
+
+
+def test_license_files_are_fetched_with_the_card(hub: Hub, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source")
+    front = "---\nlicense: other\nlicense_name: own-1.0\nlicense_link: {}\n---\n"
+    files = {
+        "LICENSE": b"Do as you like.\n",
+        "NOTICE": b"Made by us.\n",
+        "README.md": front.format("LICENSE").encode(),
+    }
+    hub.add("team/tiny-bert", {**files_of(tmp_path / "source"), **files})
+    result = convert("team/tiny-bert", tmp_path / "out", verify=False)
+    assert [note for note in result.notes if "license" in note] == []
+    assert (tmp_path / "out/LICENSE").read_bytes() == files["LICENSE"]
+    assert (tmp_path / "out/NOTICE").read_bytes() == files["NOTICE"]
+    assert "\nlicense_name: own-1.0\nlicense_link: LICENSE\n" in (tmp_path / "out/README.md").read_text()
+    hub.add("team/elsewhere", {**files_of(tmp_path / "source"), "README.md": front.format("legal/TERMS.md").encode()})
+    convert("team/elsewhere", tmp_path / "other", verify=False)
+    revision = json.loads((tmp_path / "other/config.json").read_text())["mlxbert"]["revision"]
+    link = f"https://huggingface.co/team/elsewhere/blob/{revision}/legal/TERMS.md"
+    assert f"license_link: {json.dumps(link)}\n" in (tmp_path / "other/README.md").read_text()

@@ -16,6 +16,7 @@ import pytest
 
 import heads.metrics as metrics
 from heads.errors import HeadError, MetricUndefinedWarning
+from heads.install import install_fix
 from heads.metrics import METRICS, Metric, get_metric, metrics_for
 
 sk = pytest.importorskip("sklearn.metrics")
@@ -723,7 +724,7 @@ def test_the_table_is_read_without_importing_scikit_learn() -> None:
         "except ValueError as error: print(error)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "metrics need scikit-learn and scipy; fix: pip install 'mlxbert[kaggle]'\n"
+    assert ran.stdout == f"metrics need scikit-learn and scipy; fix: {install_fix('kaggle')}\n"
 
 
 def test_labels_of_two_kinds_are_refused() -> None:

@@ -12,13 +12,13 @@ import yaml
 from converter.card import render_card
 from converter.card_evidence import read_quantization, read_scores
 from converter.facts import _max_length
-from converter.hub_rules import FIELDS, LICENSES, front_matter_problems, is_language, is_repo_id
+from converter.hub_rules import FIELDS, LICENSES, front_matter_problems
 from converter.parity.report import ReportError
 from converter.publishing.leaks import leaks
 from converter.publishing.lint import lint_card
 from converter.publishing.names import default_repo_id, precision_suffix
 from converter.quantize.cost import read_cost
-from converter.source_card import SourceCard, parse_source_card, read_source_card
+from converter.source_card import SourceCard
 from tests.card_samples import FOLDER, MINILM, QUANTIZATION, QUANTIZED, REVISION, SAMPLES, WITH_HEAD
 from tests.hub.yaml_rules import LICENSES as THE_HUBS_LICENSES
 from tests.hub.yaml_rules import check_yaml
@@ -101,6 +101,10 @@ class TestLint:
         [
             ("license", "gpl-2.0-or-later"),
             ("license", "Apache-2.0"),
+            ("license", ["mit", "Apache-2.0"]),
+            ("license_name", "My License"),
+            ("license_link", "../LICENSE"),
+            ("license_link", "javascript:alert(1)"),
             ("language", "english"),
             ("language", "EN"),
             ("language", False),
@@ -157,50 +161,6 @@ class TestLint:
     )
     def test_what_is_harmless(self, text: str) -> None:
         assert leaks(text, home=Path("/nowhere/at/all")) == []
-
-
-class TestSourceCard:
-    def test_only_what_is_valid_is_taken_over(self) -> None:
-        card, notes = parse_source_card(
-            {
-                "license": "my-own",
-                "language": ["en", "English", False],
-                "datasets": ["squad", {"x": 1}],
-                "model-index": [1],
-                "library_name": "transformers",
-                "base_model": "theirs/own",
-            }
-        )
-        assert card == SourceCard(None, ("en",), ("squad",))
-        assert notes[0] == "the source's card has license 'my-own', which the Hub refuses: left out of our card"
-        assert len(notes) == 4
-
-    def test_it_survives_in_the_config(self) -> None:
-        card = SourceCard("mit", ("en", "de"), ("a/b",))
-        block = json.loads(json.dumps({"source_card": card.as_block()}))
-        assert SourceCard.from_block(block) == card
-        assert SourceCard.from_block({}) == SourceCard()
-        assert SourceCard.from_block({"source_card": "nonsense"}) == SourceCard()
-
-    @pytest.mark.parametrize(
-        "data", [b"\xff\xfe", b"---\nlicense: [\n---\n", b"---\na: &a [*a]\n---\n", b"---\n" + b"x" * 5_000_000]
-    )
-    def test_one_that_cannot_be_read_is_a_note(self, data: bytes, tmp_path: Path) -> None:
-        (tmp_path / "README.md").write_bytes(data)
-        card, notes = read_source_card(tmp_path)
-        assert card == SourceCard()
-        assert len(notes) <= 1
-
-    def test_none_at_all(self, tmp_path: Path) -> None:
-        assert read_source_card(tmp_path) == (SourceCard(), [])
-        (tmp_path / "README.md").write_text("# no front matter\n")
-        assert read_source_card(tmp_path) == (SourceCard(), [])
-
-    def test_the_rules(self) -> None:
-        assert [is_language(x) for x in ("en", "yue", "multilingual", "xx", "EN", "english")] == [True] * 3 + [
-            False
-        ] * 3
-        assert [is_repo_id(x) for x in ("squad", "a/b", "a/b/c", "a b", "a--b")] == [True] * 2 + [False] * 3
 
 
 class TestEvidence:

@@ -24,7 +24,7 @@ from mlxbert.attention import BertAttention
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 
-torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
+torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 transformers = pytest.importorskip("transformers")
 
 LAYERS = 3

@@ -24,7 +24,7 @@ from converter.source import open_source
 from mlxbert.config import BertConfig
 from tests.tiny import save_tiny
 
-torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
+torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 
 TINY = BertConfig(vocab_size=97, max_position_embeddings=64)
 

@@ -136,6 +136,22 @@ def test_classify_is_transformers(make: Make, kind: dict[str, Any]) -> None:
             same(classify(model, tokenizer, texts, **options), expected(texts, **options))  # type: ignore[arg-type]
 
 
+def test_arguments_that_had_no_effect_or_a_raw_error_are_refused_by_name(make: Make) -> None:
+    _, model, tokenizer = make("BertForSequenceClassification", num_labels=3)
+    for top_k in ("2", 2.0, True, 0):
+        with pytest.raises(PipelineError, match=r"^top_k must be a positive whole number, not "):
+            classify(model, tokenizer, "a", top_k)  # type: ignore[arg-type]
+    with pytest.raises(PipelineError, match="function_to_apply '' is not known"):
+        classify(model, tokenizer, "a", function_to_apply="")
+    with pytest.raises(PipelineError, match="expected a text or several, not NoneType"):
+        classify(model, tokenizer, None)  # type: ignore[arg-type]
+    _, model, tokenizer = make("BertForTokenClassification", id2label=LABELS)
+    every = tag(model, tokenizer, "cab, a de fgh b c", "none", ignore_labels=[])
+    for label in {str(one["entity"]) for one in every}:  # one string was a set of letters
+        got = tag(model, tokenizer, "cab, a de fgh b c", "none", ignore_labels=label)
+        assert [one["entity"] for one in got] == [str(one["entity"]) for one in every if one["entity"] != label]  # type: ignore[index]
+
+
 def test_classify_refuses_what_it_does_not_know_and_warns_of_a_cut(make: Make) -> None:
     _, model, tokenizer = make("BertForSequenceClassification", num_labels=3)
     with pytest.raises(PipelineError, match="function_to_apply 'tanh' is not known; known are sigmoid, softmax, none"):

@@ -144,8 +144,8 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed(tmp_path: Path)
     with pytest.raises(CheckpointError) as error:
         mlxbert.load_with_head(out)
     assert str(error.value).splitlines() == [
-        f"{out}: heads.safetensors is not the head of a BertForMaskedLM of this config.json; fix: mlxbert.load for "
-        "the encoder alone, or convert a checkpoint whose head is whole",
+        f"{out}: its head is not that of a BertForMaskedLM of this config.json; fix: mlxbert.load for the encoder "
+        "alone, or convert a checkpoint whose head is whole",
         "  missing: cls.predictions.transform.dense.bias",
         "  unexpected: cls.predictions.extra",
         "  unexpected: strange",

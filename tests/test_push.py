@@ -209,7 +209,8 @@ def test_a_quantized_directory(hub: Hub, verified: Path) -> None:
     assert result.plan.repo_id == "mlx-community/tiny-mixed-5.0bit"
     card = hub.repositories[result.plan.repo_id].files["README.md"].decode()
     assert "## What quantization cost\n\n22,713,216 parameters in 14.2 MB of weights:\n5.00 bits per weight" in card
-    assert "AutoModel" not in card
+    assert "import AutoModel" not in card
+    assert "| transformers (AutoModel) | **no**: it does not read MLX's quantization |" in card
 
 
 def test_what_the_card_says_to_do_works(hub: Hub, verified: Path) -> None:

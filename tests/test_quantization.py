@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mlxbert.checkpoint import CheckpointError, load_core
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization import LayerQuantization, QuantizationConfig, QuantizationError
 from mlxbert.quantization.packed import ChangedWeightsError, refuse_training
+from mlxbert.quantization.swift_names import from_swift_path, swift_path
 from tests.tiny import save_tiny
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
@@ -239,3 +242,76 @@ def test_off_the_cpu_everything_is_unpacked_in_the_stored_dtype(packed: Path, mo
         patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
         core = load_core(packed, dequantize=True)
     assert {array.dtype for array in named_parameters(core).values()} == {mx.float16}
+
+
+class TestSwiftPaths:
+    """Swift looks a layer's bits up under its own path, so every entry is there under both."""
+
+    def test_each_entry_is_there_twice(self, packed: Path) -> None:
+        config = json.loads((packed / "config.json").read_text())
+        block = config["quantization"]
+        ours = {
+            path for path, value in block.items() if isinstance(value, dict | bool) and from_swift_path(path) == path
+        }
+        assert "encoder.layer.0.output.dense" in ours
+        assert {path for path in ours if block[swift_path(path)] != block[path]} == set()
+        assert block["encoder.layers.0.linear2"] == {"bits": 4, "group_size": 32, "mode": "affine"}
+        parsed = QuantizationConfig.from_hf(config)
+        assert parsed is not None
+        assert {*parsed.overrides, *parsed.skipped} == ours
+        assert parsed.to_mlx() == block
+
+    @pytest.mark.parametrize("layer", [0, 11, 100])
+    def test_the_way_there_and_back(self, layer: int) -> None:
+        names = {
+            f"encoder.layer.{layer}.attention.self.query": f"encoder.layers.{layer}.attention.query_proj",
+            f"encoder.layer.{layer}.attention.self.key": f"encoder.layers.{layer}.attention.key_proj",
+            f"encoder.layer.{layer}.attention.self.value": f"encoder.layers.{layer}.attention.value_proj",
+            f"encoder.layer.{layer}.attention.output.dense": f"encoder.layers.{layer}.attention.out_proj",
+            f"encoder.layer.{layer}.intermediate.dense": f"encoder.layers.{layer}.linear1",
+            f"encoder.layer.{layer}.output.dense": f"encoder.layers.{layer}.linear2",
+            "pooler.dense": "pooler",
+            "embeddings.word_embeddings": "embeddings.word_embeddings",
+        }
+        assert {path: swift_path(path) for path in names} == names
+        assert {path: from_swift_path(names[path]) for path in names} == {path: path for path in names}
+
+    @pytest.mark.parametrize(
+        ("path", "instead"),
+        [
+            ("encoder.layer.0.output.dense", "encoder.layer.0.output.dens"),
+            ("encoder.layers.0.linear2", "encoder.layers.0.linear3"),
+            ("embeddings.token_type_embeddings", "embeddings.type_embeddings"),
+        ],
+    )
+    def test_a_misspelt_path_is_refused_by_name(self, path: str, instead: str, packed: Path, tmp_path: Path) -> None:
+        def misspell(block: dict) -> None:
+            block[instead] = block.pop(path)
+
+        with pytest.raises(CheckpointError, match=re.escape(f"quantization names {instead}, which is no layer")):
+            load_core(changed_block(packed, tmp_path, misspell))
+
+    def test_two_paths_of_a_layer_that_disagree_are_refused(self, packed: Path, tmp_path: Path) -> None:
+        def contradict(block: dict) -> None:
+            block["encoder.layers.0.linear2"] = {"bits": 8, "group_size": 32, "mode": "affine"}
+
+        with pytest.raises(CheckpointError, match=r"of encoder\.layers\.0\.linear2, which is Swift's name for it"):
+            load_core(changed_block(packed, tmp_path, contradict))
+
+    def test_without_swift_s_paths_as_earlier_versions_wrote_it(self, packed: Path, tmp_path: Path) -> None:
+        def drop(block: dict) -> None:
+            for path in [path for path in block if from_swift_path(path) != path]:
+                del block[path]
+
+        earlier = changed_block(packed, tmp_path, drop)
+        np.testing.assert_array_equal(hidden(load_core(earlier)), hidden(load_core(packed)))
+
+
+def changed_block(packed: Path, tmp_path: Path, change: Callable[[dict], None]) -> Path:
+    """A copy of a quantized directory with another "quantization"."""
+    shutil.copytree(packed, tmp_path / "changed")
+    file = tmp_path / "changed/config.json"
+    config = json.loads(file.read_text())
+    change(config["quantization"])
+    file.write_text(json.dumps(config))
+    return tmp_path / "changed"

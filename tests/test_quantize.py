@@ -38,6 +38,7 @@ from converter.quantize.settings import Target, parse_size, quantize_settings
 from converter.quantize.streaming import pack_rows
 from converter.quantize.study import Study
 from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, TokenBatch, built_in, thinned, token_batches
+from heads.install import install_fix
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization import LayerQuantization, QuantizationConfig
@@ -469,7 +470,7 @@ def test_auto_by_size_bits_and_cosine(source: Path, texts: Path, tmp_path: Path)
 def test_where_the_plot_is_or_why_there_is_none() -> None:
     assert where_plotted(Path("out"), {"quantization.png": b""}) == "size against quality: out/quantization.png"
     assert where_plotted(Path("out"), {}) == (
-        'size against quality: no plot: matplotlib is not installed; pip install "mlxbert[kaggle]"'
+        f"size against quality: no plot: matplotlib is not installed; {install_fix('kaggle')}"
     )
 
 

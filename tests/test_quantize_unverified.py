@@ -17,13 +17,14 @@ from converter.publishing.evidence import gather_evidence
 from converter.quantize.texts import HELD_OUT
 from converter.terminal import show_result
 from converter.verify import verify
+from heads.install import install_fix
 from mlxbert.files.manifest import manifest_bytes, manifest_problems, read_manifest
 from mlxbert.files.output_file import FileRecord
 from tests.tiny import save_tiny
 
 pytest.importorskip("torch")
 
-NO_TORCH = 'torch and transformers are not installed; pip install "mlxbert[torch]"'
+NO_TORCH = f"torch and transformers are not installed; {install_fix('torch')}"
 UNEVEN = "rows of 80 divide into no groups of 32, 64, 128"
 
 

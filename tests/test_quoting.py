@@ -70,6 +70,11 @@ def test_a_proper_cell_of_several_lines_is_read_without_a_word(tmp_path: Path, t
     assert data.file.quoting == "minimal"
 
 
+def test_the_first_rows_are_judged_by_the_later_ones(tmp_path: Path) -> None:
+    data, said = read(tmp_path / "a.tsv", table(r0='"""', r1=' """'))
+    assert (list(data.frame["text"][:2]), len(said)) == (['"""', ' """'], 1)
+
+
 def test_two_columns_whose_texts_have_lines_with_a_comma(tmp_path: Path) -> None:
     rows = "".join(f'{i % 2},"hello\nworld, yes"\n' if i % 9 == 0 else f"{i % 2},cat {i}\n" for i in range(40))
     data, said = read(tmp_path / "a.csv", "label,text\n" + rows)

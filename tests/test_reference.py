@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 from converter.parity.probes import make_probes
 from converter.parity.reference import ReferenceModelError, build_reference
 from converter.source import open_source
+from heads.install import install_fix
 from mlxbert.config import BertConfig
 from tests.tiny import save_tiny, tiny_model
 
-torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
+torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 
 TINY = BertConfig(vocab_size=97, max_position_embeddings=64)
 
@@ -147,6 +149,6 @@ def test_an_npz_and_a_missing_torch_are_refused_in_one_line(tmp_path: Path, monk
     with pytest.raises(ReferenceModelError, match=r"PyTorch does not read \.npz files; fix: verify against"):
         build_reference(replace(source, format="npz"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ReferenceModelError, match=r"fix: pip install 'mlxbert\[torch\]'") as error:
+    with pytest.raises(ReferenceModelError, match=f"fix: {re.escape(install_fix('torch'))}") as error:
         build_reference(source)
     assert "\n" not in str(error.value)

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from heads.install import install_fix
 from mlxbert.cli import main
 from tests.report_samples import HOSTILE, METRICS, TARGETS, TASKS, write_csv, write_run
 
@@ -722,7 +723,7 @@ class TestBadInput:
     ) -> None:
         run = write_run(tmp_path / "run", "binary", rows=24)
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ReportError, match=rf"{fix} .*; fix: pip install 'mlxbert\[kaggle\]'"):
+        with pytest.raises(ReportError, match=f"{fix} .*; fix: {re.escape(install_fix('kaggle'))}"):
             write_report(run)
 
 

@@ -238,7 +238,10 @@ def test_spelling_twice_changes_nothing() -> None:
 
 def test_a_module_that_is_not_computed_here_does_not_stop_the_encoder(encoder: Path, tmp_path: Path) -> None:
     source = layout(encoder, tmp_path / "st", "0_Transformer", {}, ("2_CNN", "CNN"))
-    convert(source, tmp_path / "out", verify=True)
+    result = convert(source, tmp_path / "out", verify=True)
+    why = "modules.json: module 'sentence_transformers.models.CNN' is not known"
+    assert any(note.startswith(f"SentenceEncoder does not run on these files ({why}") for note in result.notes)
+    assert "SentenceEncoder.from_pretrained" not in (tmp_path / "out/README.md").read_text()
     with pytest.raises(UnsupportedModuleError, match=r"module 'sentence_transformers\.models\.CNN' is not known"):
         SentenceEncoder.from_pretrained(tmp_path / "out")
 

@@ -46,7 +46,7 @@ def make_model(pooling: str = "mean") -> BertWithHead:
 @pytest.mark.parametrize("warmup", [0, 4])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_schedules_are_transformers(kind: str, warmup: int) -> None:
-    torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
     import transformers
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -26,7 +26,7 @@ from mlxbert.training.step import StepSettings, TrainStep
 from mlxbert.with_head import BertWithHead
 from tests.tiny import SIZES, save_tiny
 
-torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
+torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 
 WIDTH, STEPS, ROWS, LENGTH = SIZES["hidden_size"], 50, 8, 14
 RATE, HEAD_RATE, DECAY, MAX_NORM, WARMUP = 5e-4, 1e-3, 0.1, 0.5, 5

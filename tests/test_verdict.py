@@ -25,7 +25,7 @@ from mlxbert.files.output_file import FileRecord
 from tests.exported_samples import trained
 from tests.tiny import save_tiny
 
-torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
+torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 
 CLASSIFIER, TOKENS = "BertForSequenceClassification", "BertForTokenClassification"
 

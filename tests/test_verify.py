@@ -16,7 +16,7 @@ from mlxbert.files.manifest import manifest_problems
 from tests.hub.plugin import Hub
 from tests.tiny import save_tiny, tiny_model
 
-torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install 'mlxbert[torch]'")
+torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 
 
 @pytest.fixture

@@ -67,3 +67,10 @@ def write_vocab(file: Path, size: int) -> None:
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     tokens += [f"word{i}" for i in range(size)]
     file.write_text("\n".join(tokens[:size]) + "\n", encoding="utf-8")
+
+
+def save_tokenizer(directory: Path) -> None:
+    """The files that transformers' own loader wants beside `vocab.txt`."""
+    from transformers import BertTokenizer
+
+    BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)

@@ -101,23 +101,7 @@ def compare(
     for done, probe in enumerate(probes):
         if progress is not None:
             progress(done, len(probes), probe.name)
-        expected = reference.run(probe)
-        clock = Clock()
-        actual = run(float32_core, probe, clock)
-        gates.add(MAPPING, CUMULATIVE, probe, named(expected), actual, clock)
-        alone = Clock()
-        gates.add(MAPPING, LOCAL, probe, named(expected), run_each_alone(float32_core, probe, expected, alone), alone)
-        if probe.padding_invariance:
-            for one, row in rows_alone(probe):
-                clock = Clock()
-                gates.add(
-                    MAPPING, PADDING, probe, run(float32_core, one, clock), row_of(actual, row, one), clock, one.keep
-                )
-        if written_core is not None:
-            clock = Clock()
-            # Float32 weights as they are written are the float32 core itself: running it again would show nothing.
-            written = actual if written_core is float32_core else run(written_core, probe, clock)
-            gates.add(PRECISION, CUMULATIVE, probe, actual, written, clock)
+        _compare_probe(gates, reference, float32_core, written_core, probe)
         mx.clear_cache()
     if sentences is not None:
         sentences.add_to(gates.add)
@@ -143,6 +127,29 @@ def compare(
         points=(points := gates.points(limits)),
         scope=_scope(points, reference.class_name, sentences, trained=provenance.own_export),
     )
+
+
+def _compare_probe(
+    gates: _Results, reference: RunsProbes, float32_core: Model, written_core: Model | None, probe: Probe
+) -> None:
+    """Add one probe's comparisons to the results: the mapping gate's three checks, and the precision gate's."""
+    expected = reference.run(probe)
+    clock = Clock()
+    actual = run(float32_core, probe, clock)
+    gates.add(MAPPING, CUMULATIVE, probe, named(expected), actual, clock)
+    alone = Clock()
+    gates.add(MAPPING, LOCAL, probe, named(expected), run_each_alone(float32_core, probe, expected, alone), alone)
+    if probe.padding_invariance:
+        for one, row in rows_alone(probe):
+            clock = Clock()
+            gates.add(
+                MAPPING, PADDING, probe, run(float32_core, one, clock), row_of(actual, row, one), clock, one.keep
+            )
+    if written_core is not None:
+        clock = Clock()
+        # Float32 weights as they are written are the float32 core itself: running it again would show nothing.
+        written = actual if written_core is float32_core else run(written_core, probe, clock)
+        gates.add(PRECISION, CUMULATIVE, probe, actual, written, clock)
 
 
 def _scope(

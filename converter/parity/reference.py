@@ -24,6 +24,7 @@ from converter.parity.own_head import (
 )
 from converter.parity.probes import Probe
 from converter.parity.torch_settings import full_float32, quiet_transformers
+from heads.install import install_fix
 from mlxbert.errors import MLXBertError, first_ten, reason
 from mlxbert.pretrained.head_class import HeadClassError
 
@@ -179,14 +180,13 @@ def require_torch() -> None:
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
         raise ReferenceModelError(
-            f"verifying needs PyTorch and transformers, and {error.name} is not installed; "
-            "fix: pip install 'mlxbert[torch]'"
+            f"verifying needs PyTorch and transformers, and {error.name} is not installed; fix: {install_fix('torch')}"
         ) from error
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         reason = str(error).splitlines()[0]
         raise ReferenceModelError(
             f"verifying needs PyTorch and transformers, and they are damaged here ({reason}); "
-            "fix: pip install --force-reinstall 'mlxbert[torch]', or convert with --no-verify"
+            f"fix: {install_fix('torch', reinstall=True)}, or convert with --no-verify"
         ) from error
 
 

@@ -20,7 +20,7 @@ from converter.parity.report import (
 )
 from converter.publishing.errors import PublishError
 from converter.publishing.leaks import refuse_leaks
-from mlxbert.checkpoint import CheckpointError, read_config
+from mlxbert.checkpoint import CheckpointError, is_full_layout, read_config
 from mlxbert.errors import first_ten, reason
 from mlxbert.files.manifest import NAME, manifest_problems, read_manifest
 from mlxbert.files.output_file import FileRecord
@@ -169,7 +169,9 @@ def _incomplete(report: ParityReport, records: Mapping[str, FileRecord], block: 
     if trained != report.provenance.own_export:
         return "its comparison with PyTorch was not of a model with a trained head" if trained else _NEVER_COMPARED
     shipped = {"heads.safetensors": TRAINED_HEAD if trained else OWN_HEAD, "modules.json": PIPELINE}
-    missing = [part for name, part in shipped.items() if name in records and part not in report.compared]
+    parts = [part for name, part in shipped.items() if name in records]
+    parts += [OWN_HEAD] if is_full_layout({"mlxbert": block}) else []
+    missing = [part for part in parts if part not in report.compared]
     return f"not compared with PyTorch: {', '.join(missing)}" if missing else None
 
 

@@ -45,7 +45,7 @@ TEXT_LIMITS = {
 }
 # On |W − Ŵ| / |W|, Frobenius, of one packed matrix, and of one tensor that is kept in a dtype.
 ERROR_LIMITS = {
-    "2bit": 0.55,
+    "2bit": 0.50,
     "3bit": 0.30,
     "4bit": 0.16,
     "5bit": 0.08,

@@ -1,4 +1,4 @@
-"""The files beside the weights that a converted model needs: tokenizer, sentence-transformers modules."""
+"""The files that go with the weights: tokenizer, sentence-transformers modules, and the rights to all of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from converter.readers.json_file import check_file
 from converter.readers.weight_files import MODULE_FILES, SIDE_FILES, TOKENIZER_SIDE_FILES, module_files
+from mlxbert.checkpoint import is_license_file
 from mlxbert.encode.sentence_modules import MODULES, TRANSFORMER_CONFIGS, ModuleEntry, read_modules
 
 # The transformer's class in sentence-transformers; before 0.3 it was called after the architecture.
@@ -83,6 +84,7 @@ def collect_side_files(root: Path, folder: str = "", modules: Sequence[SourceMod
             beside = root / module.entry.folder
             there = [f"{module.folder}/{name}" for name in MODULE_FILES if os.path.lexists(beside / name)]
             found |= {name: beside / name.rpartition("/")[2] for name in module_files(module.folder, there)}
+    found |= {file.name: file for file in sorted(root.iterdir()) if is_license_file(file.name) and not file.is_dir()}
     found = {name: path for name, path in found.items() if os.path.lexists(path)}
     for path in found.values():
         check_file(path, root)

@@ -13,7 +13,7 @@ import numpy as np
 from converter.export import PYTORCH_METADATA, ExportError
 from heads.scaling import TargetScaler
 from heads.seasonality import decompose
-from mlxbert.checkpoint import read_config
+from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors_writer import PlannedTensor, plan_shards, shard_index
 from mlxbert.model_tensors import planned_tensors, stored_dtype
@@ -87,9 +87,9 @@ def write_member(output: OutputDirectory, member: MemberExport, folder: str) -> 
         output.write_safetensors(f"{folder}head.safetensors", list(_rest(model)), metadata=PYTORCH_METADATA)
     output.write_json(f"{folder}head.json", member.head)
     assert model.source is not None  # it was loaded
-    for name in TOKENIZER_FILES:
-        if (model.source / name).is_file():
-            output.copy(folder + name, model.source / name)
+    for file in model.source.iterdir():
+        if file.is_file() and (file.name in TOKENIZER_FILES or is_license_file(file.name)):
+            output.copy(folder + file.name, file)
     return _config(member, {tensor.dtype for tensor in tensors})
 
 

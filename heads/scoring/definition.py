@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from heads.errors import HeadError, MetricUndefinedWarning
+from heads.install import install_fix
 from heads.scoring.inputs import Needs, Shapes, Undefined, checked
 
 CompetitionType = Literal["binary", "multiclass", "multilabel", "regression", "ordinal", "time_series"]
@@ -110,5 +111,5 @@ def sklearn_metrics() -> ModuleType:
     try:
         import sklearn.metrics
     except ModuleNotFoundError as error:
-        raise HeadError("metrics need scikit-learn and scipy; fix: pip install 'mlxbert[kaggle]'") from error
+        raise HeadError(f"metrics need scikit-learn and scipy; fix: {install_fix('kaggle')}") from error
     return sklearn.metrics

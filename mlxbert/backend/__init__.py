@@ -22,13 +22,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from heads.install import install_fix, requirement
 from mlxbert.backend import allocation, openblas
 from mlxbert.backend.elf import SLOT_TYPES, LoadedLibrary, import_slots, loaded_libraries, read_pointer, write_pointer
 from mlxbert.errors import MLXBertError
 
 _SWITCH = "MLXBERT_BLAS"
-_EXTRAS = '"mlxbert[cpu]" (with an NVIDIA GPU: "mlxbert[cuda12]" or "mlxbert[cuda13]")'
-_INSTALL = f"pip install {_EXTRAS}"
+_GPU = f' (with an NVIDIA GPU: "{requirement("cuda12")}" or "{requirement("cuda13")}")'
+_INSTALL = install_fix("cpu") + _GPU
 
 
 class BackendError(MLXBertError, ImportError):
@@ -76,14 +77,14 @@ def missing_backend_message(error: ImportError, system: str, backends: list[str]
     absent = isinstance(error, ModuleNotFoundError) and error.name in ("mlx", "mlx.core")
     if system != "linux":
         reason = "MLX is not installed" if absent else f"MLX cannot be imported ({_one_line(error)})"
-        return f"{reason}; fix: pip install {'--force-reinstall ' if not absent else ''}mlxbert"
+        return f"{reason}; fix: {install_fix(reinstall=not absent)}"
     if len(backends) > 1:
         return f"MLX cannot be imported ({_one_line(error)}): {_several_backends_message(backends)}"
     if absent:
         return f"MLX is not installed; fix: {_INSTALL}"
     if "libmlx.so: cannot open" in str(error):
         return f"MLX is installed without a backend; fix: {_INSTALL}"
-    return f"MLX cannot be imported ({_one_line(error)}); fix: pip install --force-reinstall {_EXTRAS}"
+    return f"MLX cannot be imported ({_one_line(error)}); fix: {install_fix('cpu', reinstall=True)}{_GPU}"
 
 
 def _several_backends_message(backends: list[str]) -> str:
@@ -159,7 +160,7 @@ def _bind_openblas() -> openblas.OpenBlas:
         raise _OwnBlasStaysError("this build of libmlx.so does not import cblas_sgemm")
     path = openblas.find_library()
     if path is None:
-        raise _OwnBlasStaysError('scipy-openblas32 is not installed; fix: pip install "mlxbert[cpu]"')
+        raise _OwnBlasStaysError(f"scipy-openblas32 is not installed; fix: {install_fix('cpu')}")
     try:
         blas = openblas.load(path)
     except (OSError, AttributeError) as error:

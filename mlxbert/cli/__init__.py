@@ -7,6 +7,8 @@ mlxbert imports the converter; they are also commands of their own (`mlxbert con
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -40,17 +42,28 @@ class OneLineErrors(click.Group):
                 [(name, one.get_short_help_str(limit=1000)) for name, one in commands if one is not None]
             )
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        with _one_line(str(info_name)):
+            return super().make_context(info_name, args, *rest, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with last_catch("mlxbert", (click.ClickException, click.exceptions.Exit, click.Abort)):
-                return super().invoke(ctx)
-        except click.exceptions.NoArgsIsHelpError:
-            raise  # a bare `mlxbert` shows its help
-        except click.UsageError as error:
-            asked = (error.ctx or ctx).command_path
-            message = _with_usual_option(error) or f"{error.format_message()}; fix: see {asked} --help"
-            click.echo(readable(f"{asked}: error: {message}"), err=True)
-            ctx.exit(2)
+        passing = (click.ClickException, click.exceptions.Exit, click.Abort)
+        with _one_line(ctx.command_path), last_catch("mlxbert", passing):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_line(command: str) -> Iterator[None]:
+    """Say in one line what the parser refuses, and exit with code 2."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise  # a bare `mlxbert` shows its help
+    except click.UsageError as error:
+        asked = error.ctx.command_path if error.ctx else command
+        message = _with_usual_option(error) or f"{error.format_message()}; fix: see {asked} --help"
+        click.echo(readable(f"{asked}: error: {message}"), err=True)
+        raise click.exceptions.Exit(2) from error
 
 
 def _with_usual_option(error: click.UsageError) -> str | None:

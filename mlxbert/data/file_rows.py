@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import IO, Any
 
+from heads.install import install_fix
 from mlxbert.data.data_file import DataError, DataFile, DataWarning, os_errors
 from mlxbert.data.json_rows import document_records, line_records
 from mlxbert.data.quoting import DIALECTS
@@ -48,7 +49,7 @@ def _pandas() -> Any:
     try:
         import pandas
     except ModuleNotFoundError as error:
-        raise DataError("reading data needs pandas; fix: pip install 'mlxbert[kaggle]'") from error
+        raise DataError(f"reading data needs pandas; fix: {install_fix('kaggle')}") from error
     return pandas
 
 
@@ -148,7 +149,7 @@ def _parquet_frames(file: DataFile, rows: int | None) -> Iterator[Any]:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise DataError("Parquet needs pyarrow; fix: pip install 'mlxbert[kaggle]'") from error
+        raise DataError(f"Parquet needs pyarrow; fix: {install_fix('kaggle')}") from error
     with _foreign_errors(file), parquet.ParquetFile(file.path) as reader:
         if reader.metadata.num_rows > 1000 * file.size:
             raise DataError(
@@ -163,6 +164,7 @@ def _parquet_frames(file: DataFile, rows: int | None) -> Iterator[Any]:
 
 
 def _parquet_frame(table: Any, file: DataFile) -> Any:
+    table.validate(full=True)  # text that is not UTF-8 would be found out cell by cell, much later
     try:
         frame = table.to_pandas(integer_object_nulls=True)  # ids beside a missing one stay exact
     except Exception as error:  # what pandas left in the metadata is JSON that pyarrow trusts
@@ -200,9 +202,7 @@ def _excel_frame(pandas: Any, file: DataFile) -> Any:
                     break
     except ImportError as error:
         package = "odfpy" if ods else "openpyxl"
-        raise DataError(
-            f"{file.path} needs {package}; fix: pip install 'mlxbert[excel]', or save it as CSV"
-        ) from error
+        raise DataError(f"{file.path} needs {package}; fix: {install_fix('excel')}, or save it as CSV") from error
     if cells is None or not len(cells):
         raise DataError(f"{file.path} has no header; fix: is the file empty?")
     if len(names) > 1:

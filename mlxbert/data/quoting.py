@@ -24,6 +24,8 @@ DIALECTS: dict[str, dict[str, Any]] = {
     "escaped": {"quotechar": '"', "doublequote": True, "escapechar": "\\"},
 }
 _TYPICAL_ROWS, _FEW_VALUES = 2000, 20
+# Of rows of several lines, which are looked at when the others are known.
+_KEPT_CHARACTERS = 16 << 20
 
 
 @dataclass
@@ -172,8 +174,9 @@ def layout_of(file: DataFile, quoting: Quoting) -> Layout:
                 for i, cell in enumerate(record[: layout.width]):
                     wrapped[i] = wrapped[i] and (not cell or _is_wrapped(cell))
             else:
-                _look_for_swallowed(layout, typical, record, lines, file.separator or ",")
+                typical.add(record, layout.width, lines)
             lines.recent.clear()
+    layout.swallowed = typical.swallowed(layout.width, file.separator or ",")
     layout.trailing = layout.trailing and layout.wide is not None
     layout.wrapped = quoted_header or (layout.rows > 1 and any(wrapped))
     return layout
@@ -187,13 +190,6 @@ def _note_width(layout: Layout, record: list[str], line: int) -> None:
         return
     layout.wide = layout.wide or line
     layout.trailing = layout.trailing and len(record) == layout.width + 1 and not record[-1].strip()
-
-
-def _look_for_swallowed(layout: Layout, typical: _Typical, record: list[str], lines: _Lines, separator: str) -> None:
-    if len(lines.recent) == 1:
-        typical.add(record, layout.width)
-    elif layout.swallowed is None and layout.width > 1 and typical.fits_all(lines.recent, layout.width, separator):
-        layout.swallowed = (lines.number - len(lines.recent) + 1, lines.number)
 
 
 def _records(lines: _Lines, separator: str, quoting: Quoting, layout: Layout) -> Iterator[list[str]]:
@@ -249,13 +245,21 @@ class _Lines:
 
 @dataclass
 class _Typical:
-    """What cells of rows of one line look like: which columns hold numbers alone, or few values."""
+    """What rows of one line look like (which columns hold numbers alone, or few values), and the rows of several."""
 
     rows: int = 0
+    several: list[tuple[int, list[str]]] = field(default_factory=list)
+    characters: int = 0
     numeric: list[bool] = field(default_factory=list)
     values: list[set[str] | None] = field(default_factory=list)
 
-    def add(self, record: list[str], width: int) -> None:
+    def add(self, record: list[str], width: int, lines: _Lines) -> None:
+        """Learn from a row of one line; keep one of several lines for later."""
+        if len(lines.recent) > 1:
+            if self.characters < _KEPT_CHARACTERS and width > 1:
+                self.several.append((lines.number, [*lines.recent]))
+                self.characters += sum(map(len, lines.recent))
+            return
         if self.rows >= _TYPICAL_ROWS or len(record) != width:
             return
         if not self.rows:
@@ -269,23 +273,26 @@ class _Typical:
                 if len(seen) > _FEW_VALUES:
                     self.values[i] = None
 
-    def fits_all(self, lines: list[str], width: int, separator: str) -> bool:
-        """Whether each of several lines is by itself a row like the others."""
+    def swallowed(self, width: int, separator: str) -> tuple[int, int] | None:
+        """The lines of the first row of several lines of which each is by itself a row like the others."""
+        found = (one for one in self.several if self._fits_all(one[1], width, separator))
+        return next(((last - len(lines) + 1, last) for last, lines in found), None)
+
+    def _fits_all(self, lines: list[str], width: int, separator: str) -> bool:
         rows = [_cells(line, separator) for line in lines]
         if any(len(row) != width for row in rows):
             return False
         telling = [i for i in range(width if self.rows else 0) if self.numeric[i] or self._few(i)]
-        if not telling:
-            return len(lines) > 2
-        return all(
-            _is_number(row[i]) if self.numeric[i] else row[i] in (self.values[i] or ())
-            for row in rows
-            for i in telling
-        )
+        # A cell with a quote differs from the others by it.
+        told = [self._fits(row[i], i) for row in rows for i in telling if '"' not in row[i]]
+        return all(told) if told else len(lines) > 2
+
+    def _fits(self, cell: str, column: int) -> bool:
+        return _is_number(cell) if self.numeric[column] else cell in (self.values[column] or ())
 
     def _few(self, column: int) -> bool:
         seen = self.values[column]
-        return seen is not None and self.rows >= 5 * len(seen)
+        return seen is not None and self.rows >= 3 * len(seen)
 
 
 def _cells(line: str, separator: str) -> list[str]:

@@ -202,6 +202,8 @@ class SentenceEncoder:
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None and name is not None:
             raise ValueError("give prompt or prompt_name, not both")
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"prompt must be a text, not {prompt!r}")
         name = name if name is not None else self.plan.default_prompt
         if prompt is not None or name is None:
             return prompt or ""

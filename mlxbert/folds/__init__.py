@@ -16,6 +16,7 @@ import numpy as np
 
 from heads.errors import HeadError
 from heads.forward_chaining import as_times, forward_folds
+from heads.install import install_fix
 from mlxbert.factory.competition import FoldKind
 from mlxbert.folds.dealing import deal_groups, one_label
 from mlxbert.folds.row_groups import join_rows, text_keys
@@ -182,7 +183,7 @@ def _by_scikit_learn(strata: np.ndarray, together: np.ndarray, folds: int, seed:
     try:
         from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
     except ModuleNotFoundError as error:
-        raise FoldError("folds need scikit-learn; fix: pip install 'mlxbert[kaggle]'") from error
+        raise FoldError(f"folds need scikit-learn; fix: {install_fix('kaggle')}") from error
     shuffled = {"n_splits": folds, "shuffle": True, "random_state": seed}
     alone = int(together.max()) + 1 == len(together)
     if strata.any():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -65,6 +65,8 @@ def classify(
     if function not in FUNCTIONS:
         raise PipelineError(f"classify: function_to_apply {function!r} is not known; known are {', '.join(FUNCTIONS)}")
     alone = isinstance(texts, str | Mapping)
+    if not isinstance(texts, Iterable):
+        raise PipelineError(f"classify: expected a text or several, not {type(texts).__name__}")
     items = [texts] if isinstance(texts, str | Mapping) else list(texts)
     rows = [tokenizer.encode([text], pair)[0] for text, pair in map(_text_and_pair, items)]
     warn_of_cut(rows, tokenizer, stacklevel=2)

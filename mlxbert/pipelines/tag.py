@@ -20,6 +20,7 @@ from mlxbert.pipelines.word_groups import CONTINUES, STRATEGIES, Piece, aggregat
 from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization import Tokenizer
 from mlxbert.tokenization.encoding import Encoding
+from mlxbert.tokenization.text_input import check_texts
 
 Entities = list[dict[str, Any]]
 
@@ -30,7 +31,7 @@ def tag(
     texts: str | Sequence[str],
     aggregation_strategy: str = "first",
     *,
-    ignore_labels: Collection[str] = ("O",),
+    ignore_labels: Collection[str] | None = ("O",),
     stride: int | None = None,
     batch_size: int = 16,
 ) -> Entities | list[Entities]:
@@ -44,7 +45,7 @@ def tag(
         aggregation_strategy: "none": every word piece by itself. The others join neighbours of one label (B- begins
             another entity): "simple" pieces as they are; the next three whole words, labelled by their "first" piece,
             by the "average" of their pieces' probabilities, or by the piece with the highest probability ("max").
-        ignore_labels: labels left out; one string is one label.
+        ignore_labels: labels left out; one string is one label; None: "O", as in transformers.
         stride: tokens that windows over a text longer than the model overlap by; None: cut it, with a warning.
         batch_size: texts computed at once.
 
@@ -66,8 +67,10 @@ def tag(
         )
     if stride is not None and aggregation_strategy == "none":
         raise PipelineError('tag: with a stride, pieces seen twice are joined; fix: aggregation_strategy="simple"')
-    ignored = {ignore_labels} if isinstance(ignore_labels, str) else set(ignore_labels)
-    items = [texts] if isinstance(texts, str) else list(texts)
+    ignored = (
+        {ignore_labels} if isinstance(ignore_labels, str) else set(("O",) if ignore_labels is None else ignore_labels)
+    )
+    items = check_texts(texts)
     if stride is None:
         rows = tokenizer.encode(items)
         warn_of_cut(rows, tokenizer, stacklevel=2)

@@ -22,7 +22,7 @@ from heads.pretrained import (
 )
 from heads.pretrained.masked_lm import Predictions
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.checkpoint import CheckpointError, file_order, load, read_config, resolve
+from mlxbert.checkpoint import CheckpointError, file_order, is_full_layout, load, read_config, read_weights, resolve
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.errors import first_ten, readable
@@ -62,10 +62,10 @@ def load_with_head(
         HeadClassError: the head's tensors do not fit the class, or do not tell it.
     """
     directory = resolve(path_or_hub_id, revision)
-    _require_heads_file(directory)
+    config = read_config(directory, other_tools=True)
+    _require_head(directory, config)
     core, tokenizer = load(directory, dtype=dtype, dequantize=dequantize)
-    config = read_config(directory)
-    tensors = read_head_tensors(directory)
+    tensors = read_head_tensors(directory, config)
     choice = choose_head_class(
         original_architectures(config), tensors, has_pooler="pooler" in core, place=str(directory)
     )
@@ -76,13 +76,20 @@ def load_with_head(
     return model, tokenizer
 
 
-def read_head_tensors(directory: Path) -> dict[str, mx.array]:
-    """The tensors of `heads.safetensors`.
+def has_head(directory: Path, config: dict[str, Any]) -> bool:
+    """Return whether a converted directory, whose `config.json` holds or will hold `config`, has a head."""
+    return is_full_layout(config) or (directory / HEADS_FILE).is_file()
+
+
+def read_head_tensors(directory: Path, config: dict[str, Any]) -> dict[str, mx.array]:
+    """Return the head's tensors: those of `heads.safetensors`, or of `model.safetensors` in the layout "full".
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is a head that mlxbert trained.
+        CheckpointError: there are none, a file is damaged, or it is a head that mlxbert trained.
     """
-    _require_heads_file(directory)
+    _require_head(directory, config)
+    if is_full_layout(config):
+        return read_weights(directory, config)[1]
     file = directory / HEADS_FILE
     try:
         loaded = cast(dict[str, mx.array], mx.load(str(file)))
@@ -136,8 +143,8 @@ def attach_head(
     return model
 
 
-def _require_heads_file(directory: Path) -> None:
-    if not (directory / HEADS_FILE).is_file():
+def _require_head(directory: Path, config: dict[str, Any]) -> None:
+    if not has_head(directory, config):
         raise CheckpointError(
             f"{directory}: there is no {HEADS_FILE}, so no head: its source had none; "
             "fix: mlxbert.load for the encoder alone, or convert a checkpoint of a BertFor* class"
@@ -192,6 +199,6 @@ def _check(place: str, name: str, tensors: dict[str, mx.array], expected: dict[s
     ]
     if problems:
         raise CheckpointError(
-            f"{place}: {HEADS_FILE} is not the head of a {name} of this config.json; fix: mlxbert.load for the "
-            f"encoder alone, or convert a checkpoint whose head is whole\n{first_ten(problems)}"
+            f"{place}: its head is not that of a {name} of this config.json; fix: mlxbert.load for the encoder alone, "
+            f"or convert a checkpoint whose head is whole\n{first_ten(problems)}"
         )

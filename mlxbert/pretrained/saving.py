@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxbert.checkpoint import read_config, side_files
+from mlxbert.checkpoint import encoder_layout, is_license_file, read_config, side_files
 from mlxbert.core import BertCore
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors_writer import PlannedTensor
@@ -50,7 +50,7 @@ def save_pretrained(
         for name, tensor in kept.items()
     ]
     heads += [tensor for tensor in planned_tensors(head) if tensor.name not in kept]
-    config = dict(read_config(source))
+    config = encoder_layout(read_config(source))
     config["dtype"] = stored_dtype(core) if packed is None else packed.dtype
     if "torch_dtype" in config:
         config["torch_dtype"] = config["dtype"]
@@ -58,7 +58,8 @@ def save_pretrained(
         output.write_model(encoder, parameters=None if packed is None else packed.parameters)
         output.write_safetensors("heads.safetensors", heads)
         files = [file for file in (*source.glob("*"), *source.glob("*/*")) if file.is_file()]
-        for name in side_files([file.relative_to(source).as_posix() for file in files]):
+        names = [file.relative_to(source).as_posix() for file in files]
+        for name in (*side_files(names), *filter(is_license_file, names)):
             output.copy(name, source / name)
         return output.commit(config)
 

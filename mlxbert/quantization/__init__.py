@@ -2,7 +2,8 @@
 
 The form on disk is mlx-lm's (`mlx_lm/utils.py`, `load_model`), so that its relatives load the same directory:
 `"quantization": {"group_size": 64, "bits": 4, "mode": "affine", "encoder.layer.0.output.dense": {"group_size": 64,
-"bits": 6, "mode": "affine"}, "pooler.dense": false}`.
+"bits": 6, "mode": "affine"}, "pooler.dense": false}`. A layer has its entry twice: under its path here and under that
+in Swift (`mlxbert.quantization.swift_names`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mlxbert.errors import MLXBertError, shown
+from mlxbert.quantization.swift_names import from_swift_path, swift_path
 
 AFFINE = "affine"
 
@@ -108,9 +110,10 @@ class QuantizationConfig:
         return None if path in self.skipped else self.overrides.get(path, self.default)
 
     def to_mlx(self) -> dict[str, Any]:
-        """`config.json`'s "quantization", the same under "quantization_config"."""
-        layers = {path: layer.to_mlx() for path, layer in self.overrides.items()}
-        return {**self.default.to_mlx(), **layers, **dict.fromkeys(self.skipped, False)}
+        """Return `config.json`'s "quantization" (and "quantization_config"), each layer under both its paths."""
+        layers: dict[str, Any] = {path: layer.to_mlx() for path, layer in self.overrides.items()}
+        layers |= dict.fromkeys(self.skipped, False)
+        return {**self.default.to_mlx(), **layers, **{swift_path(path): value for path, value in layers.items()}}
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> QuantizationConfig | None:
@@ -130,7 +133,14 @@ class QuantizationConfig:
         overrides, skipped = {}, {}
         reasons = _reasons(config)
         for path, value in parsed.items():
-            if isinstance(value, dict):
+            canonical = from_swift_path(path)
+            if canonical != path and canonical in parsed:  # said twice, for two kinds of readers
+                if value != parsed[canonical]:
+                    raise QuantizationError(
+                        f"config.json: quantization says {parsed[canonical]} of {canonical}, and {value} of {path}, "
+                        "which is Swift's name for it; fix: convert again"
+                    )
+            elif isinstance(value, dict):
                 overrides[path] = LayerQuantization.from_mlx(value, f"quantization of {path}")
             elif value is False:
                 skipped[path] = reasons.get(path, "config.json says so")

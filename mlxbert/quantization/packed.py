@@ -77,7 +77,10 @@ class PackedWeights:
     def problems(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """A line for each tensor that is missing, unexpected or misshapen; `shapes` are the unpacked model's."""
         layers, expected = self.layers, {}
-        problems = []
+        named = {**self.config.overrides, **self.config.skipped}
+        problems = [
+            f"quantization names {path}, which is no layer" for path in named if f"{path}.weight" not in shapes
+        ]
         for name, shape in shapes.items():
             path = name.removesuffix(".weight")
             layer = layers.get(path) if path != name and len(shape) == 2 else None  # a vector has no rows to pack

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from heads.install import install_fix
 from mlxbert.report.report_error import ReportError
 
 DPI = 160
@@ -84,7 +85,7 @@ def render(plot: Plot, theme: Theme) -> bytes:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ReportError("plots need matplotlib; fix: pip install 'mlxbert[kaggle]'") from error
+        raise ReportError(f"plots need matplotlib; fix: {install_fix('kaggle')}") from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_settings(theme))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from heads.install import install_fix
 from mlxbert.report.predictions import ClassPredictions, LabelPredictions
 from mlxbert.report.report_error import ReportError
 
@@ -83,7 +84,7 @@ def _curve(name: str, truth: np.ndarray, score: np.ndarray) -> Curve | None:
     try:
         from sklearn import metrics
     except ModuleNotFoundError as error:
-        raise ReportError("ROC curves need scikit-learn; fix: pip install 'mlxbert[kaggle]'") from error
+        raise ReportError(f"ROC curves need scikit-learn; fix: {install_fix('kaggle')}") from error
     false_rate, true_rate, _ = metrics.roc_curve(truth, score)
     precision, recall, _ = metrics.precision_recall_curve(truth, score, drop_intermediate=True)
     return Curve(

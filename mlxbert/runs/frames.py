@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from heads.install import install_fix
 from mlxbert.data.cells import Kind
 from mlxbert.data.reading import DataError, Quoting, read_data
 from mlxbert.factory.frames import FrameError, Table, is_frame
@@ -129,7 +130,7 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
     try:
         import pandas
     except ModuleNotFoundError as error:
-        raise RunError("training on data needs pandas; fix: pip install 'mlxbert[kaggle]'") from error
+        raise RunError(f"training on data needs pandas; fix: {install_fix('kaggle')}") from error
     if isinstance(data, pandas.DataFrame):
         # An index that has a name was a column, such as the months of a series.
         frame = data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))

@@ -111,10 +111,14 @@ class RunSettings:
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """The target's column, and the words that are labels in it though they look missing, such as NA."""
-        if len(self.target) > 1 or self.task == "multilabel":
+        """The target's column, and the words that are labels in it though they look missing, such as NA.
+
+        Nothing where rows without a target are refused anyway, with the same advice.
+        """
+        words = tuple(one for one in self.classes or () if isinstance(one, str))
+        if len(self.target) > 1 or self.task == "multilabel" or not (words or self.drop_missing):
             return {}
-        return {self.target[0]: tuple(one for one in self.classes or () if isinstance(one, str))}
+        return {self.target[0]: words}
 
     @classmethod
     def for_competition(cls, competition: Competition, **given: Any) -> Self:

@@ -310,7 +310,7 @@ class Tokenizer:
     def _cut(self, text: str, pair: str | None, limit: int, strategy: str) -> Encoding:
         """One text (or pair) in at most `limit` tokens, special ones included.
 
-        Of two texts of more than a million characters each, the one with more tokens in those is the longer one.
+        Of two texts that both go on after 200,000 characters, the one with more tokens until there is the longer one.
         """
         frame, read, side = self._frame(pair is not None), self._long_texts.read, self._truncation_side
         specials = sum(map(len, frame.specials))
@@ -338,6 +338,8 @@ class Tokenizer:
             if (first.whole and len(second) > len(first)) or (second.whole and len(first) > len(second)):
                 break
             known = len(first) + len(second)
+            if not (first.whole or second.whole) and 4 * known > LongTexts.most // 4:
+                break
             first = first if first.whole else self._long_texts.read(text, known)
             second = second if second.whole else self._long_texts.read(pair, known)
             if len(first) + len(second) <= known:  # all has been read that is read at all

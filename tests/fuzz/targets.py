@@ -44,10 +44,14 @@ def checkpoint(samples: Path, place: Path, rng: random.Random) -> Use:
 def _convert_and_load(source: Path, out: Path) -> None:
     import mlxbert
     from converter.convert import convert
+    from mlxbert.checkpoint import load_core
     from mlxbert.errors import MLXBertError
 
     convert(source, out, verify=False)
     try:
+        if not any((out / name).is_file() for name in ("tokenizer.json", "vocab.txt")):  # which a conversion says
+            load_core(out)
+            return
         model, tokenizer = mlxbert.load(out)
         use_of(model(**tokenizer(["word1 abc", "b"])).last_hidden_state)
     except MLXBertError as error:

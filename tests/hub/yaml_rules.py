@@ -65,6 +65,12 @@ def _errors(data: dict[str, Any]) -> list[str]:
                 errors.append(
                     f'"{name}" with value "{value}" is not valid. Use a {kind} id from https://hf.co/{kind}s.'
                 )
+    # huggingface/hub-docs, modelcard.md: an id like `my-license-1.0`; "LICENSE", "LICENSE.md" or a URL. What the Hub
+    # says of others is not documented: these words are ours.
+    if "license_name" in data and not re.fullmatch(r"[a-z0-9][a-z0-9._+-]*", str(data["license_name"])):
+        errors.append('"license_name" must be an id')
+    if "license_link" in data and not re.fullmatch(r"https?://\S+|[\w-][\w.-]*", str(data["license_link"])):
+        errors.append('"license_link" must be a file of the repository or a URL')
     for name in ("library_name", "pipeline_tag"):
         if name in data and not isinstance(data[name], str):
             errors.append(f'"{name}" must be a string')
