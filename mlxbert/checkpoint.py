@@ -127,6 +127,9 @@ def read_config(directory: Path, named: str | None = None, *, other_tools: bool 
     named = named or str(directory)
     config = read_json(directory / "config.json", CheckpointError)
     if config is None:
+        member = next(iter(sorted(directory.glob("members/*/config.json"))), None)
+        if member is not None:
+            raise CheckpointError(f"{named} is a run, not one model; fix: one of its models, such as {member.parent}")
         raise CheckpointError(f"{named}: no config.json, so not a model; fix: mlxbert-convert SRC -o {named}")
     if isinstance(config.get("mlxbert"), dict):
         return config

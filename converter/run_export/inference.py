@@ -825,7 +825,7 @@ def make_plan(
     if source is not None and key not in (source, form["id_column"]):
         _say(f"{sample} calls the ids {key!r}, {test} {source!r}: they are written as {key!r}")
     columns = [name for name in theirs if name != key]
-    chosen, doubt = _values_of(settings, sample, columns, rows, values)
+    chosen, doubt = _values_of(settings, sample, columns, rows, values or settings.get("values"))
     form = _of_values(settings, chosen)
     form = {**form, "columns": _matched(settings, form, columns, sample)}
     if doubt:
