@@ -194,6 +194,32 @@ def test_rows_without_any_id_are_numbered_under_no_name_of_an_id(
     assert "fix: --id COLUMN" in message
 
 
+def test_ids_that_became_fractions_are_said(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    made = place.write(rows(["892.0", "893.0"]))
+    assert list(made["id"]) == ["892.0", "893.0"]
+    said = place.said + capsys.readouterr().err
+    assert (
+        "the ids of column 'id' are written as they stand there, 892.0 and not 892; fix: --sample-submission" in said
+    )
+    place.write(rows(["892.0", "893.5"]))
+    assert "as they stand there" not in place.said + capsys.readouterr().err
+
+
+def test_a_run_and_data_in_the_wrong_order(run: Run, tmp_path: Path) -> None:
+    rows(["1"]).to_csv(tmp_path / "test.csv", index=False)
+    result = CliRunner().invoke(main, ["predict", f"{tmp_path}/test.csv", str(run.path), "-o", f"{tmp_path}/out.csv"])
+    assert result.exit_code == 2
+    assert f"the run comes first, then the data: mlxbert predict {run.path} {tmp_path}/test.csv" in result.stderr
+
+
+def test_each_prediction_warns_of_quotes_and_only_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "test.tsv").write_text('id\ttext\n1\t"a\n2\tb\n')
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="quotes are read as characters") as caught:
+            assert len(run.predict(tmp_path / "test.tsv")) == 2
+        assert sum("quotes" in str(one.message) for one in caught) == 1
+
+
 def test_missing_and_surplus_ids_are_told_apart(place: Place) -> None:
     wanted = pd.DataFrame({"id": ["a", "b", "c"], "y": 0})
     message = place.refused(rows(["b", "d", "e", "f"]), wanted)

@@ -968,6 +968,11 @@ def _ids(
             f"{test}: {len(twice)} ids come twice in column {column!r} (first: {twice[0]!r}); "
             "fix: drop repeated rows, or --id COLUMN"
         )
+    if not others and all(re.fullmatch(r"-?[0-9]+\.0", str(one)) for one in ids):
+        _say(
+            f"{test}: the ids of column {column!r} are written as they stand there, {ids[0]} and not "
+            f"{str(ids[0])[:-2]}; fix: --sample-submission, or write whole numbers in the file"
+        )
     return [str(one) for one in ids], column, names
 
 
