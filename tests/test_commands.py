@@ -155,6 +155,16 @@ def test_a_head_and_a_module_load_from_a_folder_whose_name_is_no_text(tmp_path: 
     assert vectors[0].shape == (2, 5)
 
 
+def test_a_run_says_that_it_cannot_name_a_file_whose_name_is_no_text(source: Path) -> None:
+    assert run(convert, source, "-o", "model", "--no-verify").exit_code == 0
+    rows = [f"word{i} word{i + 1},{i % 2}" for i in range(20)]
+    Path("bad\udcff.csv").write_text("\n".join(["text,y", *rows]))
+    result = run(main, "train", "bad\udcff.csv", "--target", "y", "--model", "model", "--folds", "2", "-o", "out")
+    assert result.exit_code == 2
+    assert r"bad\udcff.csv: the data's path is no text in UTF-8, so run.json cannot name it; fix: " in result.output
+    assert not Path("out").exists()
+
+
 def test_what_importing_mlxbert_refuses_costs_one_line(source: Path) -> None:
     process = start(CONVERT, source, env={"MLXBERT_BLAS": "banana"})
     assert process.stderr is not None
