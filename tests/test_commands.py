@@ -165,6 +165,15 @@ def test_a_run_says_that_it_cannot_name_a_file_whose_name_is_no_text(source: Pat
     assert not Path("out").exists()
 
 
+def test_the_help_that_a_mistake_points_to_is_there() -> None:
+    group = CliRunner().invoke(main, ["convert"], prog_name="mlxbert")
+    assert "mlxbert convert: error: Missing argument 'SRC'" in group.output
+    assert group.output.endswith("fix: see mlxbert convert --help\n")
+    alone = CliRunner().invoke(convert, ["x", "--dtype", "int8"], prog_name="mlxbert-convert")
+    assert alone.output.startswith("mlxbert-convert: error: Invalid value for '--dtype'")
+    assert alone.output.endswith("fix: see mlxbert-convert --help\n")
+
+
 def test_what_importing_mlxbert_refuses_costs_one_line(source: Path) -> None:
     process = start(CONVERT, source, env={"MLXBERT_BLAS": "banana"})
     assert process.stderr is not None
