@@ -14,7 +14,7 @@ RUNS := $(VENV)/.runs-$(BACKEND)
 TESTS := $(VENV)/.tests-$(BACKEND)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench clean
+.PHONY: help demo test test-fast fuzz lint format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
@@ -51,6 +51,9 @@ test: $(TESTS)  ## All tests, with branch coverage (about 15 minutes on two core
 
 test-fast: $(TESTS)  ## The tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -q
+
+fuzz: $(TESTS)  ## 10,000 hostile inputs of each kind, seeded (up to an hour)
+	$(BIN)/python -m tests.fuzz --inputs 10000 --seconds 3600
 
 lint: $(TESTS)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -125,13 +125,13 @@ def test_half_of_a_surrogate_pair_is_a_mark_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.csv.gz", gzip.compress(CSV)),
+        ("a.csv.gz", gzip.compress(CSV, mtime=0)),
         ("a.csv.bz2", bz2.compress(CSV)),
         ("a.csv.xz", lzma.compress(CSV)),
         ("a.csv.zip", zipped(a__csv=CSV)),
         ("train.zip", zipped(**{"train__tsv": CSV.replace(b",", b"\t"), "__MACOSX/x": b"x", ".DS_Store": b"x"})),
-        ("a.csv", gzip.compress(CSV)),  # whatever its name says
-        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("a.csv", gzip.compress(CSV, mtime=0)),  # whatever its name says
+        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
     ],
 )
 def test_compressed_files_are_read_as_they_are(tmp_path: Path, name: str, content: bytes) -> None:
@@ -149,16 +149,20 @@ def test_compressed_files_are_read_as_they_are(tmp_path: Path, name: str, conten
         ),
         (
             "a.csv.gz",
-            gzip.compress(CSV * 99)[:-20],
+            gzip.compress(CSV * 99, mtime=0)[:-20],
             "FILE cannot be read: Compressed file ended before the end-of-str",
         ),
         (
             "a.csv.gz",
-            gzip.compress(b"text\n" + b"a" * (80 << 20)),
+            gzip.compress(b"text\n" + b"a" * (80 << 20), mtime=0),
             "FILE unpacks to more than 64 MB, 100 times its size",
         ),
-        ("a.tar.gz", gzip.compress(b"\0" * 257 + b"ustar" + b"\0" * 300), "FILE is a tar archive; fix: unpack it and"),
-        ("a.parquet.gz", gzip.compress(b"PAR1xx"), "FILE is compressed Parquet; fix: unpack it first"),
+        (
+            "a.tar.gz",
+            gzip.compress(b"\0" * 257 + b"ustar" + b"\0" * 300, mtime=0),
+            "FILE is a tar archive; fix: unpack it and",
+        ),
+        ("a.parquet.gz", gzip.compress(b"PAR1xx", mtime=0), "FILE is compressed Parquet; fix: unpack it first"),
         (
             "a.csv",
             b"\n <!DOCTYPE html><html>",

@@ -424,7 +424,7 @@ def test_a_link_stays_a_link_and_a_device_a_device(classifier: Path, tmp_path: P
     device = tmp_path / "device"
     device.symlink_to("/dev/null")
     for out in (tmp_path / "out.csv", device):
-        assert write_submission(predictor, test, out) == 1
+        assert write_submission(predictor, test, out).ids == ["1"]
     assert (tmp_path / "out.csv").is_symlink()
     assert read_csv(real)[1][0] == "1"
     assert real.stat().st_mode & 0o777 == 0o640

@@ -314,7 +314,7 @@ class TestARunOfTwoMembers:
         sample.write_text("id,1,0,2,3\n" + "".join(f"00{i},0,0,0,0\n" for i in reversed(range(8))))
         done = self.command(exported_run, test_file, "-o", "sub.csv", "--sample-submission", sample, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "Written   sub.csv: 8 rows\n"
+        assert done.stdout == "Written   sub.csv: 8 rows of labels, ids from 'id'\n"
         assert "8/8" in done.stderr
         rows = list(csv.reader((tmp_path / "sub.csv").read_text().splitlines()))
         assert rows[0] == ["id", "1", "0", "2", "3"]

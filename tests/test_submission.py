@@ -275,6 +275,14 @@ def test_a_sample_says_whether_labels_or_probabilities_are_wanted(
     assert warned in printed
 
 
+def test_what_was_asked_for_in_training_outweighs_a_sample() -> None:
+    rules = SubmissionRules(BINARY, Submission("id", ("y",), "probabilities"), None, False, "probabilities")
+    wanted = Sample("s", pd.DataFrame({"id": ["a", "b"], "y": [0, 1]}))
+    assert rules.fitted(wanted, "id").values == "probabilities"
+    assert rules.fitted(wanted, "id", "labels").values == "labels"
+    assert replace(rules, values=None).fitted(wanted, "id").values == "labels"
+
+
 def test_classes_side_by_side_are_probabilities_and_one_column_is_labels() -> None:
     task = InferredTask("multiclass", "as asked for", ("y",), ("low", "top"), 1, 9, 0)
     rules = SubmissionRules(task, Submission("id", ("y",), "labels"), None, False)
@@ -485,3 +493,13 @@ def test_names_in_a_file_do_not_steer_the_terminal(place: Place, capsys: pytest.
     assert "calls the predictions" in said
     assert "\x1b" not in said
     assert "\x07" not in said
+
+
+def test_ids_that_a_validation_file_repeats_name_no_row(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    frame = zeros_and_ones(60).assign(id=[*range(40), *range(20)])
+    settings = {**options("binary"), **QUICK, "epochs": 1, "folds": 1, "id": None, "text": None}
+    with pytest.warns(UserWarning, match="has ids of the training data again in column 'id': rows are numbered"):
+        run = train(frame[:40], model=tiny_checkpoint, out=tmp_path / "run", valid=frame[40:], **settings)
+    assert run.record.data.id is None
+    assert run.text.columns == ("text",)
+    assert list(run.oof()["row"]) == list(range(40, 60))

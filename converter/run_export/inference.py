@@ -822,7 +822,7 @@ def make_plan(
     if source is not None and key not in (source, form["id_column"]):
         _say(f"{sample} calls the ids {key!r}, {test} {source!r}: they are written as {key!r}")
     columns = [name for name in theirs if name != key]
-    form = _of_values(settings, values or _values_of(settings, sample, columns, rows))
+    form = _of_values(settings, values or settings.get("values") or _values_of(settings, sample, columns, rows))
     form = {**form, "columns": _matched(settings, form, columns, sample)}
     return Plan(ids, key, form, theirs, wanted, source)
 

@@ -102,7 +102,7 @@ def _rules(record: RunRecord) -> dict[str, Any]:
     wanted = None if asked is None else "labels" if get_metric(asked).needs == "labels" else "probabilities"
     own = record.settings.submission
     ready = own is not None and record.settings.values in (None, own.values)
-    return {"id_found": record.data.id_found, "wanted": wanted, "ready": ready}
+    return {"id_found": record.data.id_found, "wanted": wanted, "ready": ready, "values": record.settings.values}
 
 
 def _usual_submission(head: Head) -> dict[str, Any]:

@@ -96,12 +96,14 @@ class SubmissionRules:
         metric: that was asked for, by the user or a ready configuration; None: the task's default, so that nobody
             knows how the competition scores.
         ready: whether `usual` is a ready configuration's.
+        values: what the user asked for when the run began; a sample does not change it.
     """
 
     task: InferredTask
     usual: Submission
     metric: str | None
     ready: bool
+    values: str | None = None
 
     def form(self, values: str | None) -> Submission:
         """Return the usual format, or that of other `values`.
@@ -129,7 +131,7 @@ class SubmissionRules:
             SubmissionWarning: a column is called otherwise, or labels and probabilities would both fit.
         """
         names = tuple(name for name in sample.columns if name != id_column)
-        form = self.form(values or self._values_of(sample, names))
+        form = self.form(values or self.values or self._values_of(sample, names))
         return Submission(id_column, self._columns(form, names, sample.what), form.values)
 
     def _columns(self, form: Submission, names: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -224,7 +226,7 @@ def submission_rules(settings: RunSettings, task: InferredTask, metric: str, ask
     """
     ready = settings.submission
     if ready is not None and settings.values in (None, ready.values):
-        return SubmissionRules(task, ready, asked, True)
+        return SubmissionRules(task, ready, asked, True, settings.values)
     # A row of a series is named by its time.
     id_column = settings.id or (settings.time if task.task == "time_series" else None)
     usual = default_submission(
@@ -232,7 +234,7 @@ def submission_rules(settings: RunSettings, task: InferredTask, metric: str, ask
     )
     if ready is not None and len(ready.columns) == len(usual.columns):
         usual = replace(usual, columns=ready.columns)
-    return SubmissionRules(task, usual, asked, False)
+    return SubmissionRules(task, usual, asked, False, settings.values)
 
 
 def default_submission(task: InferredTask, metric_needs: str, id_column: str | None, values: str | None) -> Submission:

@@ -143,18 +143,18 @@ def _handle(job: dict[str, Any], first: int, last: int, writer: int) -> None:
     planted = FAULTS[job["fault"]].plant() if job["fault"] else contextlib.nullcontext()
     for seed in range(first, last):
         clean(place)
-        use = TARGETS[job["target"]](samples, place, random.Random(f"{job['target']} {seed}"))
         with planted:
+            use = TARGETS[job["target"]](samples, place, random.Random(f"{job['target']} {seed}"))
             ending = guards.observed(use, guard, place)
         os.write(writer, json.dumps(vars(ending)).encode() + b"\n")
 
 
 # Imported before the first fork, so that no fork does it again.
 _MODULES = (
-    "click.testing", "huggingface_hub.hf_api", "huggingface_hub.repocard", "jinja2", "matplotlib.font_manager",
-    "pandas", "pyarrow.parquet", "scipy.optimize", "sklearn.model_selection", "converter.export",
-    "converter.mappings.bert", "converter.publish", "converter.run_export.directory", "mlxbert.encode",
-    "mlxbert.report", "mlxbert.runs.blend",
+    "click.testing", "huggingface_hub", "huggingface_hub.hf_api", "huggingface_hub.repocard", "jinja2",
+    "matplotlib.font_manager", "pandas", "pyarrow.parquet", "scipy.optimize", "sklearn.model_selection",
+    "converter.export", "converter.mappings.bert", "converter.publish", "converter.run_export.directory",
+    "mlxbert.encode", "mlxbert.report", "mlxbert.runs.blend",
 )  # fmt: skip
 
 
