@@ -48,7 +48,8 @@ def export(converted: str | Path, out: str | Path, *, overwrite: bool = False) -
 
 def _converted_config(converted: Path) -> dict[str, Any]:
     if not converted.is_dir():
-        raise ExportError(f"{converted}: no such directory; fix: give one that mlxbert-convert wrote")
+        what = "a file" if converted.exists() else "no such directory"
+        raise ExportError(f"{converted}: {what}; fix: give one that mlxbert-convert wrote")
     require_own_files(converted, ExportError)
     config = read_json_object(converted / "config.json")
     if not isinstance(config.get("mlxbert"), dict):

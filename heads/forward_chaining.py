@@ -82,7 +82,10 @@ def forward_folds(made_at: Any, known_at: Any, folds: int) -> Iterator[tuple[np.
         raise HeadError(f"forward_folds: made_at has shape {made.shape}, known_at {known.shape}")
     distinct = np.unique(made)
     if folds < 1 or len(distinct) < folds + 1:
-        raise HeadError(f"forward_folds: {folds} folds need more than {folds} forecast times, not {len(distinct)}")
+        raise HeadError(
+            f"forward_folds: {folds} folds need more than {folds} forecast times, not {len(distinct)}; "
+            "fix: fewer folds, or another column of times"
+        )
     for block in np.array_split(distinct, folds + 1)[1:]:
         train = np.flatnonzero(known <= block[0])
         if not len(train):

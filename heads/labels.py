@@ -19,11 +19,19 @@ class LabelWarning(UserWarning):
     """Labels that look like one and are two."""
 
 
+# Zero-width spaces, soft hyphens and marks of the writing direction. Joiners stay: emoji and Persian words need them.
+_INVISIBLE = frozenset(
+    "\u00ad\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
+
+
 def label_text(text: str) -> str:
-    """Return a label as it is compared: trimmed, each run of white space one space, accents composed (NFC)."""
+    """Return a label as it is compared: trimmed, each run of white space one space, accents composed (NFC), without
+    invisible marks.
+    """
     if text.isascii():
         return " ".join(text.split())
-    bare = "".join(character for character in text if character not in "\u200b\u2060\ufeff")
+    bare = "".join(character for character in text if character not in _INVISIBLE)
     return " ".join(unicodedata.normalize("NFC", bare).split())
 
 

@@ -136,6 +136,8 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
         write_submission(ranked, "absent.csv", out=tmp_path / "s.csv")
     with pytest.raises(RunError, match="is there already"):
         blend(pair, out=out)
+    with pytest.raises(RunError, match="is a blend, not a run; fix: give one of its runs"):
+        Run.open(out)
     plain = blend(pair, out=tmp_path / "plain")
     with pytest.raises(RunError, match="ranks are averaged, and the submission holds labels"):
         write_submission(plain, "absent.csv", out=tmp_path / "s.csv", how="ranks")

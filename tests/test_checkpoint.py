@@ -72,6 +72,16 @@ def test_half_a_pooler_is_missing_the_other_half(converted: Path) -> None:
     assert "missing: pooler.dense.bias" in failure(converted)
 
 
+def test_a_run_in_place_of_a_model_names_one_of_its_models(tmp_path: Path) -> None:
+    for name in ("seed0-fold1", "seed0-fold0"):
+        (tmp_path / "members" / name).mkdir(parents=True)
+        (tmp_path / "members" / name / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError) as caught:
+        mlxbert.load(tmp_path)
+    member = tmp_path / "members/seed0-fold0"
+    assert str(caught.value) == f"{tmp_path} is a run, not one model; fix: one of its models, such as {member}"
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -159,7 +159,9 @@ def test_utf_16_and_an_encoding_that_is_given(tmp_path: Path) -> None:
     assert refusal(other, encoding="utf8x").startswith("encoding 'utf8x' is not known; fix: utf-8")
 
 
-@pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.csv", ";"), ("b.csv", "\t"), ("b.tsv", ",")])
+@pytest.mark.parametrize(
+    ("name", "mark"), [("a.tsv", "\t"), ("a.csv", ";"), ("b.csv", "\t"), ("b.tsv", ","), ("c.csv", "|")]
+)
 def test_the_separator_is_that_of_the_header(tmp_path: Path, name: str, mark: str) -> None:
     data = read_data(write(tmp_path / name, f"a{mark}b\n1{mark}x\n"))
     assert list(data.frame.columns) == ["a", "b"]
@@ -201,13 +203,15 @@ def test_a_blank_line_is_an_empty_text_where_text_is_all_there_is(tmp_path: Path
             "a.csv",
             "a,b\n1,2,3\n4,5,6\n",
             "FILE cannot be read with the separator ',': rows have more cells than the header; "
-            "fix: quote a cell that holds the separator, or mend quotes or commas",
+            "fix: quote cells that hold the separator, take out lines before the header, or name each column in it "
+            "(R leaves out the first)",
         ),
         (
             "a.csv",
             "a,b\n1,2\n4,5,6\n",
             "FILE cannot be read with the separator ',': Expected 2 fields in line 3, saw 3; "
-            "fix: quote a cell that holds the separator, or mend quotes or commas",
+            "fix: quote cells that hold the separator, take out lines before the header, or name each column in it "
+            "(R leaves out the first)",
         ),
         (
             "a.csv",
@@ -298,7 +302,10 @@ def test_empty_texts_are_counted_and_ids_are_checked(reviews: Data) -> None:
         id_values(reviews.frame, "text", "train")
     with pytest.raises(DataError) as caught:
         id_values({"id": [1, 2, 1, 2.0, 3]}, "id", "test")
-    assert str(caught.value) == "test: 2 ids of column 'id' come more than once; fix: drop the repeated rows\n  1\n  2"
+    assert str(caught.value) == (
+        "test: 2 ids of column 'id' come more than once; fix: drop the repeated rows, or name another "
+        "column: --id COLUMN\n  1\n  2"
+    )
 
 
 REAL = {

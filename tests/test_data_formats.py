@@ -19,6 +19,7 @@ import pandas
 import pytest
 
 from heads.install import install_fix
+from mlxbert.data.file_format import looking_once
 from mlxbert.data.reading import DataWarning, read_chunks, read_data
 from mlxbert.errors import MLXBertError
 from mlxbert.factory.frames import Table
@@ -168,6 +169,7 @@ def test_compressed_files_are_read_as_they_are(tmp_path: Path, name: str, conten
             b"\n <!DOCTYPE html><html>",
             "FILE is a web page (it begins with '<!doctype html'), not data; fix: dow",
         ),
+        ("a.csv", b'<table border="1">\n<tr>', "FILE is a web page (it begins with '<table border='), not data"),
         ("a.csv", b"%PDF-1.7", "FILE is a PDF; fix: give the data as CSV, JSONL or Parquet"),
         ("a.csv", b"\x89PNG\r\n", "FILE is an image; fix: give the data file"),
         ("a.xls", b"\xd0\xcf\x11\xe0", "FILE is a file of an old Excel or Word; fix: save it as .xlsx or CSV"),
@@ -289,14 +291,25 @@ def test_ten_thousand_columns_and_names_that_steer_a_terminal(tmp_path: Path) ->
     assert table.column("c9998").values == (1,)
 
 
-def test_the_same_file_is_looked_at_once_and_again_when_it_changes(tmp_path: Path) -> None:
+def test_a_command_looks_at_a_file_once_and_the_next_one_again(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('id\ttext\n1\t"a\n2\tb\n')
     path = path.rename(tmp_path / "a.tsv")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
-        first, second = read_data(path), read_data(path)
-    assert len(caught) == 1
-    assert first.file == second.file
-    path.write_text("id\ttext\n1\ta\n2\tb\n3\tc\n")
-    assert len(read_data(path).frame) == 3
+        with looking_once():
+            first = read_data(path)
+            with looking_once():
+                second = read_data(path)
+            third = read_data(path)
+        assert len(caught) == 1
+        assert first.file == second.file == third.file
+        with looking_once():
+            read_data(path)
+        assert len(caught) == 2
+        read_data(path)
+        assert len(caught) == 3
+    with looking_once():
+        assert len(read_data(path).frame) == 2
+        path.write_text("id\ttext\n1\ta\n2\tb\n3\tc\n")
+        assert len(read_data(path).frame) == 3

@@ -188,6 +188,8 @@ class TestRefusals:
         absent = tmp_path / "absent"
         text = self.message(absent, tmp_path / "out")
         assert text == f"{absent}: no such directory; fix: give one that mlxbert-convert wrote"
+        absent.write_text("id,text\n")
+        assert self.message(absent, tmp_path / "out").startswith(f"{absent}: a file; fix: give one that")
 
     def test_a_directory_that_was_never_converted(self, tmp_path: Path) -> None:
         save_tiny(tmp_path / "source")

@@ -222,7 +222,8 @@ def test_a_rare_class_is_refused_and_a_rare_label_warned_of() -> None:
         make_folds("stratified", texts, targets=classes)
     assert str(caught.value) == (
         "1 of 3 classes: too rare for 5 folds, equal texts and groups being kept together; "
-        "fix: fewer folds, or merge or drop the class\n  c: 3 rows in 3 groups"
+        "fix: fewer folds, --text with columns that differ from row to row, or merge or drop the class\n"
+        "  c: 3 rows, 3 different texts or groups"
     )
     assert len(make_folds("stratified", texts, targets=classes, folds=3)) == 3
     labels = np.zeros((40, 3))
@@ -291,7 +292,12 @@ TEXTS = [f"t{i}" for i in range(10)]
             {"groups": [1] * 10},
             "fold_kind 'forward' takes no groups=: a group has rows early and late",
         ),
-        ("forward", {"times": [1] * 10}, "forward_folds: 5 folds need more than 5 forecast times, not 1"),
+        (
+            "forward",
+            {"times": [1] * 10},
+            "forward_folds: 5 folds need more than 5 forecast times, not 1; fix: fewer folds, or another column of "
+            "times",
+        ),
         ("forward", {"times": [1] * 10, "folds": 1}, "fold 0 has no row to learn from; "),
         ("forward", {"times": ["x"] * 10}, "times: not dates ("),
         ("forward", {"times": range(10), "known_at": range(10)}, "known_at must have one time a row, each later than"),
@@ -329,7 +335,7 @@ def test_a_fold_that_lacks_a_class_is_refused() -> None:
         make_folds(
             "stratified", [f"t{i}" for i in range(12)], targets=[*"aaaaaabbbbbb"], groups=[0] * 6 + [1] * 6, folds=2
         )
-    assert str(rare.value).endswith("\n  a: 6 rows in 1 groups\n  b: 6 rows in 1 groups")
+    assert str(rare.value).endswith("\n  a: 6 rows, 1 different text or group\n  b: 6 rows, 1 different text or group")
 
 
 def check_coverage(kind: str, targets: Any, *held_out: list[int]) -> None:

@@ -130,6 +130,8 @@ class TestEvidence:
         save_tiny(tmp_path / "source")
         assert "was never converted; run: mlxbert-convert" in refusal(tmp_path / "source")
         assert "no such directory; fix: mlxbert-convert SRC -o" in refusal(tmp_path / "none")
+        (tmp_path / "train.csv").write_text("id,text\n")
+        assert "a file; fix: give the directory that mlxbert-convert wrote" in refusal(tmp_path / "train.csv")
 
     def test_a_run_names_its_models(self, verified: Path, tmp_path: Path) -> None:
         run = tmp_path / "my run"

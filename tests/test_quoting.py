@@ -174,7 +174,7 @@ def test_rows_of_other_lengths(tmp_path: Path) -> None:
     for i, header in enumerate(("id,t,y", "id,t,y,")):  # a separator at the end of every line
         data, said = read(tmp_path / f"{i}.csv", f"{header}\n1,a,0,\n2,b,1,\n")
         assert (list(data.frame.columns), list(data.frame["y"]), said) == (["id", "t", "y"], [0, 1], [])
-    with pytest.raises(MLXBertError, match="Expected 3 fields in line 3, saw 4; fix: quote a cell that holds"):
+    with pytest.raises(MLXBertError, match="Expected 3 fields in line 3, saw 4; fix: quote cells that hold"):
         read(tmp_path / "b.csv", "id,t,y\n1,a,0\n2,hello, world,1\n")
 
 

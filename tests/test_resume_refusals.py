@@ -208,6 +208,15 @@ def test_a_finished_run_is_left_as_it_is(stage: Path, monkeypatch: pytest.Monkey
     assert contents(stage / "run") == before
 
 
+def test_a_damaged_run_is_not_called_finished(stage: Path) -> None:
+    assert command("--resume", stage / "run").exit_code == 0
+    (stage / "run/scores.json").write_text("{}")
+    result = command("--resume", stage / "run")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "scores.json" in result.stderr
+
+
 def test_no_run(tmp_path: Path) -> None:
     result = command("--resume", tmp_path / "none")
     assert (result.exit_code, result.stderr) == (

@@ -194,6 +194,32 @@ def test_rows_without_any_id_are_numbered_under_no_name_of_an_id(
     assert "fix: --id COLUMN" in message
 
 
+def test_ids_that_became_fractions_are_said(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    made = place.write(rows(["892.0", "893.0"]))
+    assert list(made["id"]) == ["892.0", "893.0"]
+    said = place.said + capsys.readouterr().err
+    assert (
+        "the ids of column 'id' are written as they stand there, 892.0 and not 892; fix: --sample-submission" in said
+    )
+    place.write(rows(["892.0", "893.5"]))
+    assert "as they stand there" not in place.said + capsys.readouterr().err
+
+
+def test_a_run_and_data_in_the_wrong_order(run: Run, tmp_path: Path) -> None:
+    rows(["1"]).to_csv(tmp_path / "test.csv", index=False)
+    result = CliRunner().invoke(main, ["predict", f"{tmp_path}/test.csv", str(run.path), "-o", f"{tmp_path}/out.csv"])
+    assert result.exit_code == 2
+    assert f"the run comes first, then the data: mlxbert predict {run.path} {tmp_path}/test.csv" in result.stderr
+
+
+def test_each_prediction_warns_of_quotes_and_only_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "test.tsv").write_text('id\ttext\n1\t"a\n2\tb\n')
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="quotes are read as characters") as caught:
+            assert len(run.predict(tmp_path / "test.tsv")) == 2
+        assert sum("quotes" in str(one.message) for one in caught) == 1
+
+
 def test_missing_and_surplus_ids_are_told_apart(place: Place) -> None:
     wanted = pd.DataFrame({"id": ["a", "b", "c"], "y": 0})
     message = place.refused(rows(["b", "d", "e", "f"]), wanted)
@@ -235,6 +261,9 @@ STARS = InferredTask("ordinal", "as asked for", ("y",), (1, 2, 3, 4, 5), 1, 9, 0
         (WORDS, "no yes no", None, "labels", ""),
         (WORDS, "no no no", None, "labels", ""),
         (WORDS, "No No No", None, "labels", "none of"),
+        (WORDS, "nan nan nan", None, None, ""),
+        (BINARY, "NA nan NULL", None, None, ""),
+        (replace(BINARY, classes=("None", "some")), "None None None", None, "labels", ""),
         (WORDS, "0 1 0", None, "probabilities", "the labels are 'no', 'yes'"),
         (replace(BINARY, classes=(False, True)), "True False True", None, "labels", ""),
         (LABELS, "0 1 1", None, "labels", ""),
@@ -247,7 +276,11 @@ STARS = InferredTask("ordinal", "as asked for", ("y",), (1, 2, 3, 4, 5), 1, 9, 0
     ],
 )
 def test_a_sample_says_whether_labels_or_probabilities_are_wanted(
-    task: InferredTask, cells: str, metric: str | None, values: str, warned: str, capsys: pytest.CaptureFixture[str]
+    task: InferredTask,
+    cells: str,
+    metric: str | None,
+    values: str | None,
+    warned: str,
 ) -> None:
     usual = Submission("id", task.target, "labels" if metric in ("f1", "accuracy", "f1_macro") else "probabilities")
     names = list(task.target)
@@ -267,12 +300,61 @@ def test_a_sample_says_whether_labels_or_probabilities_are_wanted(
         "submission": vars(rules.usual),
         "wanted": wanted,
     }
-    script = inference._values_of(settings, Path("sample.csv"), names, table.to_dict("records"))
-    printed = capsys.readouterr().err
-    assert form.values == script == values
+    script, printed = inference._values_of(settings, Path("sample.csv"), names, table.to_dict("records"), None)
+    assert script == values
+    assert form.values == (values or usual.values)
     assert (bool(said), bool(printed)) == (bool(warned), bool(warned)), (said, printed)
     assert warned in said
     assert warned in printed
+
+
+def test_labels_that_are_asked_for_and_are_not_the_samples_are_said() -> None:
+    task = replace(BINARY, classes=(False, True))
+    rules = SubmissionRules(task, Submission("id", ("y",), "probabilities"), None, False)
+    settings = {"task": "binary", "classes": (False, True), "submission": vars(rules.usual)}
+    table = pd.DataFrame({"id": list("ab"), "y": ["0", "1"]})
+    with pytest.warns(SubmissionWarning, match=r"sample.csv holds '0', which is none of this run's labels: its own"):
+        assert rules.fitted(Sample("sample.csv", table), "id", "labels").values == "labels"
+    said = inference._values_of(settings, Path("sample.csv"), ["y"], table.to_dict("records"), "labels")[1]
+    assert said.endswith("its own are written, such as 'False' and 'True'")
+    for cells, values in (("0.5", "labels"), ("0", "probabilities"), ("True", "labels")):
+        table = pd.DataFrame({"id": list("ab"), "y": cells})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert rules.fitted(Sample("sample.csv", table), "id", values).values == values
+        assert inference._values_of(settings, Path("s"), ["y"], table.to_dict("records"), values) == (values, "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "id,y,\nb,0.5,\na,0.5,\n",
+        "id,y\nb,0.5,\na,0.5,\n",
+        '"id|x"|y\nb|0.5\na|0.5\n',
+        "\ufeffid;y;;\r\nb;0,5;;\r\na;0,5;;\r\n",
+    ],
+)
+def test_a_sample_with_separators_too_many_is_read(place: Place, content: str) -> None:
+    place.sample.write_text(content)
+    test, source = rows(["a", "b"]), place.sample
+    test.to_csv(place.test, index=False)
+    if place.writer == "predict":
+        write_submission(place.run, place.test, out=place.out, sample_submission=source)
+    else:
+        inference.write_submission(place.script, place.test, place.out, sample=source)
+    made = pd.read_csv(place.out, dtype=str)
+    assert list(made.columns) == ["id|x" if "|" in content else "id", "y"]
+    assert list(made.iloc[:, 0]) == ["b", "a"]
+
+
+def test_a_sample_with_another_column_is_refused_for_that_alone(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ({"Usage": "Public"}, {"Unnamed: 0": [0, 1]}):
+        message = place.refused(rows(["a", "b"]), pd.DataFrame({"id": ["a", "b"], "y": 0, **more}))
+        assert f"has the columns y, {next(iter(more))}, and" in message
+        assert "fix: take the other columns out of it" in message
+    assert place.said + capsys.readouterr().err == ""
 
 
 def test_what_was_asked_for_in_training_outweighs_a_sample() -> None:

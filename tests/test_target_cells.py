@@ -148,12 +148,22 @@ def test_names_are_not_split() -> None:
         (
             ["pos", "neg", "pos ", "neg"],
             ("neg", "pos"),
-            "10 labels with stray spaces or another Unicode form are read",
+            "10 labels with stray spaces, invisible marks or another Unicode form are read",
         ),
         (["pos", "neg", "\xa0pos", "neg\t"], ("neg", "pos"), "20 labels with stray spaces"),
         (["New  York", "New York", "New\xa0York", "Rome"], ("New York", "Rome"), "as 'New York'"),
         (["caf\u00e9", "cafe\u0301", "tea", "tea"], ("caf\u00e9", "tea"), "10 labels with"),
         (["pos", "\u200bpos", "neg", "neg"], ("neg", "pos"), "10 labels with"),
+        (
+            ["\u05d8\u05d5\u05d1\u200f", "\u05d8\u05d5\u05d1", "b\u00ad", "b"],
+            ("b", "\u05d8\u05d5\u05d1"),
+            "20 labels with",
+        ),
+        (
+            ["\u202aa\u202c", "a", "b", "\U0001f468\u200d\U0001f469"],
+            ("a", "b", "\U0001f468\u200d\U0001f469"),
+            "10 labels",
+        ),
     ],
 )
 def test_labels_with_stray_spaces_are_one_class_and_said(labels: list[str], classes: Any, said: str) -> None:

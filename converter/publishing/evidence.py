@@ -57,6 +57,8 @@ def existing(directory: str | Path) -> Path:
         PublishError: it is not there, or is a run with models in it.
     """
     path = expand_home(directory)
+    if path.exists() and not path.is_dir():
+        raise PublishError(f"{directory}: a file; fix: give the directory that mlxbert-convert wrote")
     if not path.is_dir():
         raise PublishError(f"{directory}: no such directory; fix: mlxbert-convert SRC -o {directory}")
     if (path / "run.json").exists() and not (path / "config.json").exists():

@@ -122,7 +122,8 @@ def _separator(path: Path, file: Any) -> str:
     head = file.read(1 << 20).lstrip("\ufeff\r\n").splitlines()
     file.seek(0)
     own, other = ("\t", ",") if path.suffix.lower() in (".tsv", ".tab") else (",", "\t")
-    return next((mark for mark in (own, other, ";") if head and mark in head[0]), own)
+    bare = "".join(head[0].split('"')[::2]) if head else ""  # what stands in quotes separates nothing
+    return next((mark for mark in (own, other, ";", "|") if mark in bare), own)
 
 
 def _table(path: Path, file: Any, kinds: Mapping[str, str], quoting: str) -> Iterator[list[dict[str, Any]]]:
@@ -159,6 +160,8 @@ def _complete(path: Path, reader: Any, width: int) -> Iterator[list[str]]:
     for row in reader:
         if width > 1 and (not row or (len(row) == 1 and row[0].isspace())):
             continue
+        if len(row) == width + 1 and not row[-1].strip():
+            row.pop()  # a separator at the end of the line
         if len(row) > width:
             raise InferenceError(
                 f"{path}: line {reader.line_num} has {len(row)} cells, the header {width}; fix: mend quotes or commas"
@@ -804,7 +807,7 @@ def make_plan(
     settings = predictor.settings
     form = _of_values(settings, values)
     rows = [] if sample is None else [row for chunk in read_rows(sample, {}) for row in chunk]
-    theirs = list(rows[0]) if rows else []
+    theirs = [name for name in rows[0] if not _is_blank(name, rows)] if rows else []
     others = [name for name in theirs if name not in form["columns"]] or theirs
     names: list[str] = []
     if settings["task"] == "time_series":
@@ -822,9 +825,17 @@ def make_plan(
     if source is not None and key not in (source, form["id_column"]):
         _say(f"{sample} calls the ids {key!r}, {test} {source!r}: they are written as {key!r}")
     columns = [name for name in theirs if name != key]
-    form = _of_values(settings, values or settings.get("values") or _values_of(settings, sample, columns, rows))
+    chosen, doubt = _values_of(settings, sample, columns, rows, values or settings.get("values"))
+    form = _of_values(settings, chosen)
     form = {**form, "columns": _matched(settings, form, columns, sample)}
+    if doubt:
+        _say(doubt)
     return Plan(ids, key, form, theirs, wanted, source)
+
+
+def _is_blank(name: str, rows: Sequence[Row]) -> bool:
+    """Whether a column has neither name nor cell: separators at the end of every line make one."""
+    return name.startswith("Unnamed: ") and all(row[name] in (None, "") for row in rows)
 
 
 def _say(message: str, kind: str = "warning: ") -> None:
@@ -956,6 +967,11 @@ def _ids(
         raise InferenceError(
             f"{test}: {len(twice)} ids come twice in column {column!r} (first: {twice[0]!r}); "
             "fix: drop repeated rows, or --id COLUMN"
+        )
+    if not others and all(re.fullmatch(r"-?[0-9]+\.0", str(one)) for one in ids):
+        _say(
+            f"{test}: the ids of column {column!r} are written as they stand there, {ids[0]} and not "
+            f"{str(ids[0])[:-2]}; fix: --sample-submission, or write whole numbers in the file"
         )
     return [str(one) for one in ids], column, names
 
@@ -1107,42 +1123,54 @@ def _matched(settings: Mapping[str, Any], form: Mapping[str, Any], names: list[s
     if len(columns) == len(names) == 1:
         _say(f"{sample} calls the predictions {names[0]!r}, not {columns[0]!r}: they are written under that name")
         return names
+    fix = "take the other columns out of it" if set(columns) < set(names) else "the sample of this competition"
     raise InferenceError(
         f"{sample} has the columns {', '.join(names)}, and the model predicts {', '.join(columns)}; "
-        "fix: the sample of this competition, or --values labels|probabilities"
+        f"fix: {fix}, or --values labels|probabilities"
     )
 
 
-def _values_of(settings: Mapping[str, Any], sample: Path, names: Sequence[str], rows: Sequence[Row]) -> str | None:
-    """ "labels" or "probabilities", as the sample's cells have them; None: they do not say."""
+def _values_of(
+    settings: Mapping[str, Any], sample: Path, names: Sequence[str], rows: Sequence[Row], asked: str | None
+) -> tuple[str | None, str]:
+    """ "labels" or "probabilities", as asked for or as the sample's cells have them (None: they do not say), and what
+    to warn of ("": nothing).
+    """
     task, usual = settings["task"], settings["submission"]
     if task in ("regression", "time_series"):
-        return None
+        return asked, ""
     found = {plain(row[name]) for name in names for row in rows}
     cells = {str(value).strip() for value in found if value is not None}
     labels = {_same(shown(one)) for one in ((0, 1) if task == "multilabel" else settings["classes"] or ())}
+    cells = {cell for cell in cells if _same(cell) in labels or cell not in MISSING_NUMBERS}
     strange = sorted(cell for cell in cells if _same(cell) not in labels)
     numbers = all(_number(cell) is not None for cell in cells)
-    none_of_ours = f"{sample} holds {(strange or [''])[0]!r}, which is none of the model's labels: its own are written"
+    fractions = numbers and any(not (_number(cell) or 0.0).is_integer() for cell in strange)
+    others = ""
+    if strange:
+        own = (0, 1) if task == "multilabel" else settings["classes"] or ()
+        others = (
+            f"{sample} holds {strange[0]!r}, which is none of the model's labels: its own are written, such as "
+            f"{' and '.join(repr(shown(one)) for one in own[:2])}"
+        )
+    if asked is not None:
+        return asked, others if asked == "labels" and not fractions else ""
     if task in ("multiclass", "ordinal"):
         if len(names) > 1:
-            return "probabilities"
+            return "probabilities", ""
         rank = usual["values"] == "probabilities" and len(usual["columns"]) == 1  # of a ready configuration
-        if strange and not rank and (len(cells) > 1 or not numbers):
-            _say(none_of_ours)
-        return "probabilities" if rank else "labels"
+        return ("probabilities", "") if rank else ("labels", others if len(cells) > 1 or not numbers else "")
     if not cells:
-        return None
+        return None, ""
     if not numbers:
-        if strange:
-            _say(none_of_ours)
-        return _told(settings, "labels", f"{sample} holds words")
-    if strange and any(not (_number(cell) or 0.0).is_integer() for cell in strange):
-        return _told(settings, "probabilities", f"{sample} holds fractions such as {strange[0]}")
+        return "labels", others or _contradiction(settings, "labels", f"{sample} holds words")
+    if fractions:
+        why = f"{sample} holds fractions such as {strange[0]}"
+        return "probabilities", _contradiction(settings, "probabilities", why)
     if not strange and len({_same(cell) for cell in cells}) > 1:
-        return _told(settings, "labels", f"{sample} holds {' and '.join(sorted(cells)[:2])}")
+        return "labels", _contradiction(settings, "labels", f"{sample} holds {' and '.join(sorted(cells)[:2])}")
     if settings.get("ready"):
-        return str(usual["values"])
+        return str(usual["values"]), ""
     few, wanted = ", ".join(sorted(cells)[:3]), settings.get("wanted")
     holds = f"{sample} holds {few} alone, which could stand for labels and for probabilities"
     if strange:
@@ -1151,18 +1179,18 @@ def _values_of(settings: Mapping[str, Any], sample: Path, names: Sequence[str], 
         )
     whole = all(cell.lstrip("+-").isdecimal() for cell in cells)
     chosen = wanted or ("labels" if whole and not strange else "probabilities")
-    if wanted != "labels" or strange:
-        other = "probabilities" if chosen == "labels" else "labels"
-        _say(f"{holds}: {chosen} are written; {_option(other)}")
-    return str(chosen)
+    if wanted == "labels" and not strange:
+        return str(chosen), ""
+    other = "probabilities" if chosen == "labels" else "labels"
+    return str(chosen), f"{holds}: {chosen} are written; {_option(other)}"
 
 
-def _told(settings: Mapping[str, Any], values: str, why: str) -> str:
-    """`values`, with a warning if the metric that was asked for compares something else."""
+def _contradiction(settings: Mapping[str, Any], values: str, why: str) -> str:
+    """What to warn of where the metric that was asked for compares something else; "": nothing."""
     wanted = settings.get("wanted")
-    if wanted is not None and wanted != values:
-        _say(f"{why}: {values} are written, though the run's metric compares {wanted}; {_option(wanted)}")
-    return values
+    if wanted is None or wanted == values:
+        return ""
+    return f"{why}: {values} are written, though the run's metric compares {wanted}; {_option(wanted)}"
 
 
 def _option(values: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
     from mlxbert.runs.progress import row_progress
     from mlxbert.terminal import show
 
+    if run.is_file() and Path(data).is_dir():
+        raise click.UsageError(
+            f"the run comes first, then the data: mlxbert predict {shlex.quote(data)} {shlex.quote(str(run))}"
+        )
     opened = open_predictor(run)
     with row_progress() as progress:
         written = write_submission(opened, data, out=out, progress=progress, **options)

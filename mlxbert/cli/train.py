@@ -72,16 +72,14 @@ def train(
     from mlxbert.runs import train as run
     from mlxbert.runs.cross_validate import resume as go_on
     from mlxbert.runs.head_options import head_options, labels
-    from mlxbert.terminal import show
 
     settings = given_settings(options)
     if resume is not None:
         _refuse_settings(context)
         was_finished = (resume / "scores.json").is_file()
         finished = go_on(resume, data, allow_changes=allow_changes, trackers=options["trackers"])
-        if was_finished:
-            show(f"{resume} is finished: nothing is left to do")
     else:
+        was_finished = False
         if data is None or out is None:
             raise click.UsageError("give DATA and -o DIRECTORY, or --resume RUN")
         if allow_changes:
@@ -91,7 +89,7 @@ def train(
         options["head"] = head_options(options["head"])
         options["classes"] = labels(options["classes"])
         finished = run(data, out=out, **options, **settings)
-    show_run(finished)
+    show_run(finished, was_finished=was_finished)
 
 
 def _refuse_settings(context: click.Context) -> None:
@@ -103,13 +101,13 @@ def _refuse_settings(context: click.Context) -> None:
             raise click.UsageError(f"--resume takes the run's own settings, not {parameter.opts[-1]}")
 
 
-def show_run(run: Any) -> None:
-    """The scores, where everything is, and what to do next."""
+def show_run(run: Any, was_finished: bool = False) -> None:
+    """Show the scores, where everything is, and what to do next; whether all that was there already."""
     from mlxbert.runs.summary import decision, scores_table
     from mlxbert.terminal import show
 
     files, path = run.files, shlex.quote(str(run.path))
-    show(scores_table(run))
+    table = scores_table(run)
     lines = [f"Run         {run.path}", f"Out of fold {files.oof}"]
     if files.submission.is_file():
         form = run.submission()
@@ -120,6 +118,9 @@ def show_run(run: Any) -> None:
     lines.append(f"Next        mlxbert predict {path} test.csv -o submission.csv")
     lines.append(f"            mlxbert report {path}")
     lines.append(f"            mlxbert-export {path} -o DIRECTORY   (for a notebook without MLX)")
+    if was_finished:
+        show(f"{run.path} is finished: nothing is left to do")
+    show(table)
     show("\n".join(lines))
 
 

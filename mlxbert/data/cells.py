@@ -18,8 +18,9 @@ Kind = Literal["text", "number", "boolean", "native"]
 MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN")
 """What stands for a missing value in any column of a CSV."""
 
-# In a column that otherwise holds numbers or truth values these are no words.
-_MISSING_NUMBERS = frozenset((*MISSING, "nan", "None", "none", "NULL", "null"))
+NO_NUMBERS = frozenset((*MISSING, "nan", "None", "none", "NULL", "null"))
+"""What stands for a missing value in a column that otherwise holds numbers or truth values."""
+
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|Inf|INF|Infinity)"
 # 007 is a code, and a whole number of 16 digits and more an id that a float would round.
 _CODE = r"[+-]?0[0-9].*|[+-]?[0-9]{16,}"
@@ -29,7 +30,7 @@ _TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": Fal
 def infer_kind(cells: Any) -> Kind:
     """What a column of text cells (a pandas series) holds; "text" where nothing is present."""
     # Plain Python: pandas takes milliseconds for a column, a minute for 10,000 columns of a few rows.
-    present = {cell.strip() for cell in {*cells.to_list()}} - _MISSING_NUMBERS
+    present = {cell.strip() for cell in {*cells.to_list()}} - NO_NUMBERS
     if not present:
         return "text"
     if present <= _TRUTH.keys():
@@ -54,7 +55,7 @@ def convert(cells: Any, kind: Kind, labels: Collection[str] = ()) -> Any:
         if all(re.fullmatch(_NUMBER, cell) for cell in stripped):
             return pandas.to_numeric(pandas.Series(stripped, index=cells.index, name=cells.name, dtype=object))
     bare = cells.str.strip()
-    missing = bare.isin(_MISSING_NUMBERS)
+    missing = bare.isin(NO_NUMBERS)
     if kind == "boolean":
         fits = bare.isin(_TRUTH)
         made = bare.map(_TRUTH).astype(object)

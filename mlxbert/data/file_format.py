@@ -8,8 +8,10 @@ import json
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,24 @@ _CHUNK = 1 << 20
 # The longest header seen on Kaggle (tens of thousands of gene columns) is below this.
 _HEADER_LIMIT = 1 << 20
 
+_LOOKED_AT: ContextVar[dict[tuple[Any, ...], DataFile] | None] = ContextVar("_LOOKED_AT", default=None)
+
+
+@contextmanager
+def looking_once() -> Iterator[None]:
+    """Look at each file once within this block, and warn of it once; a block within another one belongs to it.
+
+    A command reads a file several times. The next one looks, and warns, again.
+    """
+    if _LOOKED_AT.get() is not None:
+        yield
+        return
+    before = _LOOKED_AT.set({})
+    try:
+        yield
+    finally:
+        _LOOKED_AT.reset(before)
+
 
 def inspect_file(
     path: str | Path, *, encoding: str | None = None, quoting: Quoting | None = None, like: Quoting | None = None
@@ -80,22 +100,22 @@ def inspect_file(
     Warns:
         DataWarning: it is not UTF-8, or quotes are not read as usual, and what it is read as.
     """
-    path = expand_home(path)
+    path, looked_at = expand_home(path), _LOOKED_AT.get()
+    if looked_at is None:
+        return _inspected(path, encoding, quoting, like)
     try:
         found = path.stat()
     except (OSError, ValueError):
-        return _inspected(path, encoding, quoting, like, ())
-    # A file is read several times in a command: it is looked at, and warned of, once.
-    return _inspected(
-        path, encoding, quoting, like, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    )
+        return _inspected(path, encoding, quoting, like)  # says what is wrong
+    state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    key = (path, encoding, quoting, like, *state)
+    if key not in looked_at:
+        looked_at[key] = _inspected(path, encoding, quoting, like)
+    return looked_at[key]
 
 
-@lru_cache(maxsize=16)
-def _inspected(
-    path: Path, encoding: str | None, quoting: Quoting | None, like: Quoting | None, state: tuple[int, ...]
-) -> DataFile:
-    """As `inspect_file`, of a file in this state."""
+def _inspected(path: Path, encoding: str | None, quoting: Quoting | None, like: Quoting | None) -> DataFile:
+    """As `inspect_file`, whatever was looked at before."""
     head, size, sha256 = _first_look(path)
     compression = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     name, format = path.name, _FORMATS.get(path.suffix.lower())
@@ -160,7 +180,7 @@ def _refuse_others(path: Path, head: bytes) -> None:
         if head.startswith(magic):
             raise DataError(f"{path} is {what}")
     start = head[:1024].removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<table")):
         raise DataError(
             f"{path} is a web page (it begins with {start[:14].decode('ascii', 'replace')!r}), not data; "
             "fix: download it again, logged in"
@@ -295,7 +315,7 @@ def _scan(file: DataFile, encoding: str) -> _Scan:
 
 def _separator(path: Path, head: bytes, encoding: str, suffix: str) -> tuple[str, int]:
     """Of the header: what Excel's first line ``sep=;`` says, or the extension's own, unless the header has none of
-    these and tabs or semicolons instead; and the lines before the header.
+    these and tabs, semicolons or bars instead; and the lines before the header.
     """
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head).lstrip("\ufeff")
     said = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
@@ -310,7 +330,7 @@ def _separator(path: Path, head: bytes, encoding: str, suffix: str) -> tuple[str
     own, other = ("\t", ",") if suffix in (".tsv", ".tab") else (",", "\t")
     # What stands in quotes separates nothing: "Score, total";"Text".
     bare = "".join(header.split('"')[::2])
-    return next((mark for mark in (own, other, ";") if mark in bare), own), 0
+    return next((mark for mark in (own, other, ";", "|") if mark in bare), own), 0
 
 
 def _json_format(file: DataFile, name: str) -> Format:

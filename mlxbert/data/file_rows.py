@@ -129,8 +129,8 @@ def _parse_errors(pandas: Any, file: DataFile) -> Iterator[None]:
         if isinstance(error, pandas.errors.ParserError):
             reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
         raise DataError(
-            f"{file.path} cannot be read with the separator {file.separator!r}: {reason}; "
-            "fix: quote a cell that holds the separator, or mend quotes or commas"
+            f"{file.path} cannot be read with the separator {file.separator!r}: {reason}; fix: quote cells that hold "
+            "the separator, take out lines before the header, or name each column in it (R leaves out the first)"
         ) from None
 
 

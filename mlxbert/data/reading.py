@@ -19,7 +19,7 @@ from mlxbert.data.data_file import DataError, DataFile, DataWarning, Quoting
 from mlxbert.data.file_format import inspect_file
 from mlxbert.data.file_rows import raw_frames
 from mlxbert.errors import first_ten, printable
-from mlxbert.factory.frames import Table
+from mlxbert.factory.frames import Table, plain
 from mlxbert.factory.text_columns import Rendered, RowText
 
 __all__ = [
@@ -81,7 +81,7 @@ def read_data(
         DataWarning: the file is not UTF-8, or its quotes are not as usual, and what it is read as.
     """
     file = inspect_file(path, encoding=encoding, quoting=quoting, like=like)
-    frame = _without_blank_columns(next(raw_frames(file, None)))
+    frame = without_blank_columns(next(raw_frames(file, None)))
     found = dict(kinds or {})
     _check(frame, file, required)
     text = set(text_columns)
@@ -114,12 +114,12 @@ def _warn_of_missing_words(
             )
 
 
-def _without_blank_columns(frame: Any) -> Any:
-    """Without the columns that have neither name nor cell, which separators at the end of every line make."""
+def without_blank_columns(frame: Any) -> Any:
+    """Return a file's frame without the nameless, empty columns that separators at the end of every line make."""
     blank = [
         name
         for name in frame.columns
-        if name.startswith("Unnamed: ") and frame[name].map(lambda cell: cell is None or cell == "").all()
+        if name.startswith("Unnamed: ") and frame[name].map(lambda cell: plain(cell) in (None, "")).all()
     ]
     return frame.drop(columns=blank) if blank and len(blank) < len(frame.columns) else frame
 

@@ -147,8 +147,8 @@ def described(cells: Mapping[str, str], columns: Sequence[Column]) -> str:
 
 
 def warn_of_alike(column: Column, read: Column, classes: Iterable[Label]) -> None:
-    """Warn of labels that stray spaces or Unicode forms told apart and that are read as one, and of those that differ
-    by case alone and stay two.
+    """Warn of labels that are read as one, though stray spaces, invisible marks or Unicode forms told them apart, and
+    of those that differ by case alone and stay two.
     """
     forms: dict[str, Counter[str]] = {}
     for before, after in zip(column.values, read.values, strict=True):
@@ -160,8 +160,8 @@ def warn_of_alike(column: Column, read: Column, classes: Iterable[Label]) -> Non
         rows = sum(sum(several.values()) - several[label] for label, several in joined.items())
         others = ", ".join(repr(one) for one in list(found)[:3] if one != first)
         _warn(
-            f"target {column.name!r}: {rows} labels with stray spaces or another Unicode form are read without them: "
-            f"{others} as {first!r}"
+            f"target {column.name!r}: {rows} labels with stray spaces, invisible marks or another Unicode form are "
+            f"read without them: {others} as {first!r}"
         )
     alike: dict[str, list[str]] = {}
     for label in classes:

@@ -38,16 +38,21 @@ def class_strata(targets: Iterable[Any], row_groups: np.ndarray, folds: int) -> 
     rows = np.bincount(strata)
     groups = np.bincount(np.unique(np.stack([strata, np.asarray(row_groups)]), axis=1)[0], minlength=len(numbers))
     rare = [
-        f"{shown(value)}: {rows[number]} rows in {groups[number]} groups"
+        f"{shown(value)}: {_counted(rows[number], 'row')}, {_counted(groups[number], 'different text or group')}"
         for value, number in numbers.items()
         if groups[number] < folds
     ]
     if rare:
         raise FoldError(
             f"{len(rare)} of {len(numbers)} classes: too rare for {folds} folds, equal texts and groups being kept "
-            f"together; fix: fewer folds, or merge or drop the class\n" + first_ten(rare)
+            "together; fix: fewer folds, --text with columns that differ from row to row, or merge or drop the class\n"
+            + first_ten(rare)
         )
     return strata
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s".replace("text or", "texts or")
 
 
 def label_strata(targets: Any, row_groups: np.ndarray, folds: int, names: Sequence[str] | None = None) -> np.ndarray:

@@ -20,6 +20,7 @@ from mlxbert.home import expand_home
 from mlxbert.runs.blend_weights import cross_fitted_blend, decided, decision_thresholds, selected_weights
 from mlxbert.runs.files import RunError, without_nan, write_json
 from mlxbert.runs.out_of_fold import prediction_columns
+from mlxbert.runs.record import BLEND
 from mlxbert.runs.rows_to_predict import TableFormat
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import SubmissionRules
@@ -28,7 +29,7 @@ from mlxbert.training.judging import scores
 from mlxbert.training.predictions import NUMBERS, Predictions, ranks
 from mlxbert.training.predictions import average as weighted_mean
 
-FORMAT, VERSION, NAME = "mlxbert-blend", 2, "blend.json"
+FORMAT, VERSION = "mlxbert-blend", 2
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,10 @@ class Blend:
             RunError: it is none, damaged, or one of its runs is gone.
         """
         root = expand_home(path)
-        info = read_json(root / NAME, RunError)
+        info = read_json(root / BLEND, RunError)
         if info is None or info.get("format") != FORMAT or info.get("version") != VERSION:
             raise RunError(f"{root} is not a blend; fix: give what `mlxbert blend -o` made")
-        record = _record(info, root / NAME)
+        record = _record(info, root / BLEND)
         return cls(root, tuple(Run.open(root / one) for one in record.runs), record, info)
 
     @property
@@ -151,7 +152,7 @@ class Blend:
         thresholds = np.array(self.record.thresholds)
         if thresholds.shape != mean.values.shape[1:]:
             raise RunError(
-                f"{self.path / NAME}: thresholds of the shape {thresholds.shape} do not fit predictions of "
+                f"{self.path / BLEND}: thresholds of the shape {thresholds.shape} do not fit predictions of "
                 f"{mean.values.shape[1:]}; fix: blend again"
             )
         return decided(mean, thresholds)
@@ -181,7 +182,7 @@ def blend(
     if len(opened) < 2:
         raise RunError("a blend needs two runs or more; fix: name another one")
     root = Path() if out is None else expand_home(out)
-    if out is not None and root.exists() and not (overwrite and (root / NAME).is_file()):
+    if out is not None and root.exists() and not (overwrite and (root / BLEND).is_file()):
         raise RunError(f"{root} is there already; fix: --overwrite (a blend alone is replaced), or another -o")
     tables = [run.oof() for run in opened]
     _check_same_rows(opened, tables)
@@ -223,8 +224,8 @@ def blend(
         "pooled": scores(truth, honest, names),
     }
     if out is None:
-        return Blend(root, tuple(opened), _record(without_nan(info), root / NAME), info)
-    write_json(root / NAME, info, fix="free some space and blend again")
+        return Blend(root, tuple(opened), _record(without_nan(info), root / BLEND), info)
+    write_json(root / BLEND, info, fix="free some space and blend again")
     key = opened[0].id and id_name(opened[0].id)
     table = first[[name for name in ("row", key, "fold", "made_at") if name in first.columns]].copy()
     columns = {"rank": honest.values} if average == "ranks" else prediction_columns(task, truth, honest)

@@ -14,16 +14,16 @@ import numpy as np
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.config import BertConfig
+from mlxbert.data.file_format import looking_once
 from mlxbert.data.reading import Quoting, render_texts, warn_of_empty
 from mlxbert.data.token_rows import token_rows
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import Table
 from mlxbert.factory.target_values import target_values
 from mlxbert.home import expand_home
-from mlxbert.runs.blend import NAME as BLEND
 from mlxbert.runs.blend import Blend
 from mlxbert.runs.files import RunError
-from mlxbert.runs.record import INFO, is_run
+from mlxbert.runs.record import BLEND, INFO, is_run
 from mlxbert.runs.rows_to_predict import ROWS, RowsToPredict, pieces, read_history, rows_to_predict
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import columns_of, in_sample_order
@@ -191,6 +191,7 @@ class Written:
         return f"{self.form.values} in {', '.join(map(repr, self.form.columns[:3]))}, {ids}"
 
 
+@looking_once()
 def predict_table(
     run: Run | Blend,
     data: Any,

@@ -24,7 +24,7 @@ from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
 
 FORMAT, VERSION = "mlxbert-run", 1
-INFO, SCORES = "run.json", "scores.json"
+INFO, SCORES, BLEND = "run.json", "scores.json", "blend.json"
 FIX = "fix: restore the file from a copy of the run, or train again"
 
 
@@ -184,6 +184,8 @@ def read_values(root: Path) -> dict[str, Any]:
         what = "a file, not a directory" if root.exists() else "no such directory"
         raise RunError(f"{root}: {what}; fix: give a run that `mlxbert train -o` made")
     values = read_json(root / INFO, RunError)
+    if values is None and (root / BLEND).exists():
+        raise RunError(f"{root} is a blend, not a run; fix: give one of its runs, or mlxbert predict for the blend")
     if values is None or values.get("format") != FORMAT:
         raise RunError(f"{root} is not a run (no run.json of mlxbert in it); fix: give what `mlxbert train -o` made")
     if values.get("version") != VERSION:

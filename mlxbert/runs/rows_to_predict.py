@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -248,6 +249,11 @@ def _ids(
     if not strict:
         return _Ids(columns, column, [str(name) for name in names], names)
     ids = id_values(candidates, column, what)
+    if not others and is_path(data) and all(re.fullmatch(r"-?[0-9]+\.0", one) for one in ids):
+        warn(
+            f"{what}: the ids of column {column!r} are written as they stand there, {ids[0]} and not {ids[0][:-2]}; "
+            "fix: --sample-submission, or write whole numbers in the file"
+        )
     return _Ids(columns, column, ids, ids if is_path(data) else names)
 
 

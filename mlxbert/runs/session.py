@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.data.cells import Kind
+from mlxbert.data.file_format import looking_once
 from mlxbert.data.reading import DataWarning
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import plain
@@ -38,6 +39,7 @@ from mlxbert.training.config import TrainingConfig
 from mlxbert.training.outcome import TrainingInterrupted
 
 
+@looking_once()
 def run_session(
     files: RunFiles,
     inputs: Inputs,

@@ -12,8 +12,8 @@ import numpy as np
 
 from heads.labels import Label, decode_labels
 from heads.metrics import get_metric
-from mlxbert.data.cells import as_text
-from mlxbert.data.reading import read_chunks
+from mlxbert.data.cells import NO_NUMBERS, as_text
+from mlxbert.data.reading import read_chunks, without_blank_columns
 from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.factory.competition import Submission
 from mlxbert.factory.frames import plain, shown
@@ -79,7 +79,10 @@ def read_sample(source: Any) -> Sample:
 
     what = source_name(source, "the sample submission")
     # Without kinds every cell of a file stays as it is written.
-    frame = pandas.concat(read_chunks(source, {}), ignore_index=True) if is_path(source) else as_pandas(source, what)
+    if is_path(source):
+        frame = without_blank_columns(pandas.concat(read_chunks(source, {}), ignore_index=True))
+    else:
+        frame = as_pandas(source, what)
     sample = Sample(what, frame)
     if len(sample.columns) < 2:
         raise RunError(f"{what} has the column {sample.columns[0]!r} alone; fix: the ids and the predictions' columns")
@@ -131,8 +134,12 @@ class SubmissionRules:
             SubmissionWarning: a column is called otherwise, or labels and probabilities would both fit.
         """
         names = tuple(name for name in sample.columns if name != id_column)
-        form = self.form(values or self.values or self._values_of(sample, names))
-        return Submission(id_column, self._columns(form, names, sample.what), form.values)
+        chosen, doubt = self._values_of(sample, names, values or self.values)
+        form = self.form(chosen)
+        columns = self._columns(form, names, sample.what)
+        if doubt:
+            warn(doubt)
+        return Submission(id_column, columns, form.values)
 
     def _columns(self, form: Submission, names: tuple[str, ...], what: str) -> tuple[str, ...]:
         """The sample's name of each prediction column, in the order of the predictions."""
@@ -147,62 +154,71 @@ class SubmissionRules:
             warn(f"{what} calls the predictions {names[0]!r}, not {columns[0]!r}: they are written under that name")
             return names
         missing, extra = [one for one in columns if one not in names], [one for one in names if one not in columns]
+        fix = "take the other columns out of it" if extra and not missing else "the sample of this competition"
         raise RunError(
             f"{what} has the columns {', '.join(names)}, and this run predicts {', '.join(columns)}; "
-            "fix: the sample of this competition, or --values labels|probabilities"
+            f"fix: {fix}, or --values labels|probabilities"
             + _listed("the sample has no", missing)
             + _listed("the run predicts no", extra)
         )
 
-    def _values_of(self, sample: Sample, names: tuple[str, ...]) -> str | None:
-        """ "labels" or "probabilities", as the sample's cells have them; None: they do not say."""
+    def _values_of(self, sample: Sample, names: tuple[str, ...], asked: str | None) -> tuple[str | None, str]:
+        """ "labels" or "probabilities", as asked for or as the sample's cells have them (None: they do not say), and
+        what to warn of ("": nothing).
+        """
         task = self.task.task
         if task in NUMBERS:
-            return None
+            return asked, ""
         cells = sample.cells(names)
         labels = {_same(shown(one)) for one in ((0, 1) if task == "multilabel" else self.task.classes or ())}
+        cells = {cell for cell in cells if _same(cell) in labels or cell not in NO_NUMBERS}
         strange = sorted(cell for cell in cells if _same(cell) not in labels)
         numbers = all(_number(cell) is not None for cell in cells)
+        fractions = numbers and any(not _number(cell).is_integer() for cell in strange)  # type: ignore[union-attr]
+        others = f"{sample.what} holds {strange[0]!r}, which is none of this run's labels: " if strange else ""
+        if strange:
+            own = (0, 1) if task == "multilabel" else self.task.classes or ()
+            others += f"its own are written, such as {' and '.join(repr(shown(one)) for one in own[:2])}"
+        if asked is not None:
+            return asked, others if asked == "labels" and not fractions else ""
         if task in ("multiclass", "ordinal"):
             if len(names) > 1:
-                return "probabilities"
+                return "probabilities", ""
             rank = self.usual.values == "probabilities" and len(self.usual.columns) == 1  # of a ready configuration
-            if strange and not rank and (len(cells) > 1 or not numbers):
-                warn(f"{sample.what} holds {strange[0]!r}, which is none of this run's labels: its own are written")
-            return "probabilities" if rank else "labels"
+            return ("probabilities", "") if rank else ("labels", others if len(cells) > 1 or not numbers else "")
         if not cells:
-            return None
+            return None, ""
         if not numbers:
-            if strange:
-                warn(f"{sample.what} holds {strange[0]!r}, which is none of this run's labels: its own are written")
-            return self._told("labels", f"{sample.what} holds words")
-        if strange and any(not _number(cell).is_integer() for cell in strange):  # type: ignore[union-attr]
-            return self._told("probabilities", f"{sample.what} holds fractions such as {strange[0]}")
+            return "labels", others or self._contradiction("labels", f"{sample.what} holds words")
+        if fractions:
+            return "probabilities", self._contradiction(
+                "probabilities", f"{sample.what} holds fractions such as {strange[0]}"
+            )
         if not strange and len({_same(cell) for cell in cells}) > 1:
-            return self._told("labels", f"{sample.what} holds {' and '.join(sorted(cells)[:2])}")
+            return "labels", self._contradiction("labels", f"{sample.what} holds {' and '.join(sorted(cells)[:2])}")
         return self._open(sample.what, sorted(cells), bool(strange))
 
-    def _told(self, values: str, why: str) -> str:
-        """`values`, with a warning if the metric that was asked for compares something else."""
+    def _contradiction(self, values: str, why: str) -> str:
+        """What to warn of where the metric that was asked for compares something else; "": nothing."""
         wanted = self._wanted
-        if wanted is not None and wanted != values:
-            warn(f"{why}: {values} are written, though {self.metric} compares {wanted}; {_option(wanted)}")
-        return values
+        if wanted is None or wanted == values:
+            return ""
+        return f"{why}: {values} are written, though {self.metric} compares {wanted}; {_option(wanted)}"
 
-    def _open(self, what: str, cells: Sequence[str], strange: bool) -> str:
-        """Of a sample that holds one whole number alone, or numbers that are no labels of this run."""
+    def _open(self, what: str, cells: Sequence[str], strange: bool) -> tuple[str, str]:
+        """The values, and what to warn of, of a sample with one whole number alone, or numbers that are no labels."""
         if self.ready:
-            return self.usual.values
+            return self.usual.values, ""
         holds = f"{what} holds {', '.join(cells[:3])} alone, which could stand for labels and for probabilities"
         if strange:
             labels = ", ".join(repr(shown(one)) for one in self.task.classes or ())
             holds = f"{what} holds {', '.join(cells[:3])}, and the labels are {labels}"
         whole = all(cell.lstrip("+-").isdecimal() for cell in cells)
         chosen = self._wanted or ("labels" if whole and not strange else "probabilities")
-        if self._wanted != "labels" or strange:
-            other = "probabilities" if chosen == "labels" else "labels"
-            warn(f"{holds}: {chosen} are written; {_option(other)}")
-        return chosen
+        if self._wanted == "labels" and not strange:
+            return chosen, ""
+        other = "probabilities" if chosen == "labels" else "labels"
+        return chosen, f"{holds}: {chosen} are written; {_option(other)}"
 
     @property
     def _wanted(self) -> str | None:
