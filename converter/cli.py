@@ -33,7 +33,8 @@ class OneLineErrors(click.Command):
         try:
             return super().make_context(info_name, args, *rest, **extra)
         except click.UsageError as error:
-            line = f"{info_name}: error: {error.format_message()}; fix: see {info_name} --help"
+            command = error.ctx.command_path if error.ctx else info_name  # `mlxbert convert` as well
+            line = f"{command}: error: {error.format_message()}; fix: see {command} --help"
             click.echo(readable(line), err=True)
             raise click.exceptions.Exit(EXIT_COULD_NOT_RUN) from error
 

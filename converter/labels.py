@@ -92,14 +92,17 @@ def _fitted(names: Any, config: Mapping[str, Any], rows: int) -> tuple[list[str]
         elif names is not None:
             given = "nothing that can be read of its labels (id2label is no object)"
         return generic, f"config.json says {given}, and {has}: {called}"
-    if len(names) != rows:
+    known = {str(index): str(name) for index, name in names.items() if type(name) in (str, int, float)}
+    fits = set(known) <= {str(i) for i in range(rows)} and str(rows - 1) in known
+    if len(names) != rows and not fits:
         return generic, (
-            f"config.json names {len(names)} labels, and {has}: which is which is not known, so {called}; "
-            "fix: put the right id2label into the source's config.json, and convert again"
+            f"config.json names {len(names)} label{'s' if len(names) != 1 else ''}, and {has}: which is which is not "
+            f"known, so {called}; fix: put the right id2label into the source's config.json, and convert again"
         )
-    known = {str(index): name for index, name in names.items() if isinstance(name, str)}
     labels = [known.get(str(i), label) for i, label in enumerate(generic)]
     labels = labels if len(set(labels)) == rows else generic
-    unnamed = ", ".join(label for label, other in zip(labels, generic, strict=True) if label == other)
-    keys = printable(", ".join(map(str, names)), 80)
-    return labels, f"id2label names the outputs {keys} of {rows}: the others are called {unnamed}"
+    keys, shown = printable(", ".join(map(str, names)), 80), printable(", ".join(labels), 160)
+    return (
+        labels,
+        f"id2label does not name each output once by a text (its keys: {keys}), and {has}: labels are {shown}",
+    )

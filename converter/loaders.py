@@ -16,7 +16,8 @@ from typing import Any
 
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.checkpoint import ENCODER_PREFIX, is_full_layout
-from mlxbert.encode.sentence_modules import read_pooling
+from mlxbert.encode.modules import UnsupportedModuleError
+from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
 from mlxbert.pretrained.head_class import CLASSIFIER, SPAN, HeadClassError, choose_head_class, original_architectures
@@ -49,6 +50,7 @@ class Trait(StrEnum):
     NOT_NORMALIZED = "vectors of any length"
     MODULE_WEIGHTS = "a module with weights"
     OTHER_MODULES = "a module beside pooling and normalization"
+    UNKNOWN_MODULES = "modules that mlxbert does not compute"
     HEAD = "a head of transformers"
     RERANKER = "a sequence classifier with one output"
     TAGGER = "a token classifier"
@@ -108,6 +110,8 @@ _ENCODER = "it wants the encoder alone: convert with --layout encoder"
 _HEAD = "it wants the head in model.safetensors: convert with --layout full"
 _FOLDERS = "it takes the weights in a module's folder for the encoder's"
 _EMPTY = "without tokenizer files it makes an empty tokenizer, for which every word is unknown"
+_UNKNOWN = "modules.json asks for what mlxbert does not compute, so nothing was compared"
+_NO_MODULES = "its `text_embeds` leave out what modules.json asks for; its hidden states are right"
 _PACKED = "it does not read MLX's quantization"
 
 RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
@@ -124,6 +128,7 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (AUTO_HEAD, Trait.BESIDE, DIFFERS, "it makes a random head; for the checkpoint's own, convert with --layout full"),
     (SENTENCE_TRANSFORMER, Trait.QUANTIZED, REFUSES, _PACKED),
     (SENTENCE_TRANSFORMER, Trait.NO_TOKENIZER, DIFFERS, _EMPTY),
+    (SENTENCE_TRANSFORMER, Trait.UNKNOWN_MODULES, DIFFERS, _UNKNOWN),
     (MLX_EMBEDDINGS, Trait.NO_POOLER, REFUSES, "it wants a pooler, and the source has none"),
     (MLX_EMBEDDINGS, Trait.FULL, REFUSES, _ENCODER),
     (MLX_EMBEDDINGS, Trait.MODULE_WEIGHTS, REFUSES, _FOLDERS),
@@ -131,11 +136,13 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (MLX_EMBEDDINGS, Trait.ACTIVATION, DIFFERS, _GELU),
     (MLX_EMBEDDINGS, Trait.POOLING, DIFFERS, _MEAN),
     (MLX_EMBEDDINGS, Trait.NOT_NORMALIZED, DIFFERS, _LENGTH),
+    (MLX_EMBEDDINGS, Trait.UNKNOWN_MODULES, DIFFERS, _NO_MODULES),
     (MLX_VLM, Trait.FULL_UNKNOWN, REFUSES, _ENCODER),
     (MLX_VLM, Trait.MODULE_WEIGHTS, REFUSES, _FOLDERS),
     (MLX_VLM, Trait.ACTIVATION, DIFFERS, _GELU),
     (MLX_VLM, Trait.POOLING, DIFFERS, _MEAN),
     (MLX_VLM, Trait.NOT_NORMALIZED, DIFFERS, _LENGTH),
+    (MLX_VLM, Trait.UNKNOWN_MODULES, DIFFERS, _NO_MODULES),
     (MLX_VLM_RERANKER, Trait.BESIDE, REFUSES, _HEAD),
     (MLX_VLM_RERANKER, Trait.ACTIVATION, DIFFERS, _GELU),
     (MLX_VLM_TAGGER, Trait.BESIDE, REFUSES, _HEAD),
@@ -155,6 +162,7 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (SWIFT, Trait.POOLING_CLS, DIFFERS, "for the first token it gives the pooler's output"),
     (SWIFT, Trait.POOLING_MAX, DIFFERS, "it counts padding as 0 in the maximum"),
     (SWIFT, Trait.POOLING_MIX, DIFFERS, "it computes one pooling of cls, mean, max and lasttoken alone"),
+    (SWIFT, Trait.UNKNOWN_MODULES, DIFFERS, _NO_MODULES),
     (SWIFT, Trait.OTHER_MODULES, DIFFERS, "it computes no module after pooling but the normalization"),
 )
 """Loader, trait, what then becomes of loading, and why. Where no rule speaks, it works."""
@@ -216,7 +224,7 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
             *([Trait.QUANTIZED] if "quantization" in config else []),
             *_tokenizer_traits(directory),
             *_head_traits(config, heads, has_pooler=any(name.startswith("pooler.") for name in names)),
-            *_sentence_traits(directory),
+            *_sentence_traits(directory, config),
         )
     )
 
@@ -256,13 +264,19 @@ def _head_traits(config: Mapping[str, Any], heads: Collection[str], *, has_poole
         yield Trait.LABEL_TYPES
 
 
-def _sentence_traits(directory: Path) -> Iterator[Trait]:
+def _sentence_traits(directory: Path, config: Mapping[str, Any]) -> Iterator[Trait]:
     """Where sentence-transformers files are damaged, no more than that there are some: others say what is wrong."""
     if not (directory / "modules.json").is_file():
         return
     yield Trait.SENTENCE
     if any(directory.glob("*/*.safetensors")):
         yield Trait.MODULE_WEIGHTS
+    try:
+        read_sentence_plan(directory, config)
+    except UnsupportedModuleError:
+        yield Trait.UNKNOWN_MODULES
+    except MLXBertError:
+        return
     try:
         modules = parse_json(directory / "modules.json", MLXBertError)
         entries = [(str(entry["type"]).rpartition(".")[2], str(entry.get("path", ""))) for entry in modules]

@@ -146,7 +146,11 @@ def plan(mapping: ArchitectureMapping, config: Any, shapes: Mapping[str, Shape])
             planned.extend(_parts(key, shape, match))
     if unmapped:
         inside = {key: shape for key, shape in unmapped.items() if rules.in_encoder(key)}
-        raise unmapped_error(mapping, inside or unmapped, inside=bool(inside))
+        filled = {item.target for item in planned}
+        missing = [
+            name for name in rules.expected(config) if name not in filled and not name.startswith(mapping.optional)
+        ]
+        raise unmapped_error(mapping, inside or unmapped, inside=bool(inside), missing=missing)
     _check_duplicates(mapping, planned)
     expected = rules.expected(config)
     _check_shapes(mapping, config, planned, expected)
@@ -243,8 +247,13 @@ def _templates(name: str) -> Iterator[tuple[str, str | None]]:
             yield ".".join((*parts[:at], "{i}", *parts[at + 1 :])), part
 
 
-def unmapped_error(mapping: ArchitectureMapping, unmapped: Mapping[str, Shape], *, inside: bool) -> UnmappedKeyError:
-    """The error for tensors without a rule: a head, which may be left out, or a part of the encoder, which may not."""
+def unmapped_error(
+    mapping: ArchitectureMapping, unmapped: Mapping[str, Shape], *, inside: bool, missing: Sequence[str] = ()
+) -> UnmappedKeyError:
+    """The error for tensors without a rule: a head, which may be left out, or a part of the encoder, which may not.
+
+    Where tensors of the encoder are `missing`, those without a rule may be these: leaving them out is no help.
+    """
     listed = [f"{printable(key)} {shape}" for key, shape in unmapped.items()]
     fix = (
         f"  fix: inside the encoder, they make it another model than {mapping.model_type}: give a plain "
@@ -252,6 +261,12 @@ def unmapped_error(mapping: ArchitectureMapping, unmapped: Mapping[str, Shape], 
         if inside
         else "  fix: --encoder-only converts the encoder alone and leaves them out (a head that is not known here)"
     )
+    if missing and not inside:
+        lacks = _count(missing, "tensor of the encoder is", "tensors of the encoder are")
+        fix = (
+            f"  and {lacks} missing, such as {missing[0]}\n"
+            "  fix: give the encoder's tensors one prefix and their names in transformers, or the right config.json"
+        )
     return UnmappedKeyError(
         f"{mapping.model_type}: {_count(listed, 'checkpoint tensor has', 'checkpoint tensors have')} no rule\n"
         f"{first_ten(listed)}\n{fix}"

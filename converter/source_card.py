@@ -195,12 +195,15 @@ def _fields(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise _CardError("its front matter is not UTF-8") from error
     fields: dict[str, Any] = {}
     notes = []
-    for name, block in _blocks(text):
+    for written, block in _blocks(text):
+        name = written.lower()
         if name not in (*_LISTS, *_TEXTS, "license_details") and not name.startswith("extra_gated_"):
             continue
         if name.startswith("extra_gated_"):  # that it is there is all that is said of it
             fields[name] = True
             continue
+        if name in fields:  # YAML does not allow it, and its readers take the last
+            notes.append(f"the source's card has {name} twice: the last one is taken; look there for what holds")
         try:
             fields |= _parsed(block)
         except _CardError as error:
@@ -229,7 +232,10 @@ def _parsed(block: str) -> dict[str, Any]:
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
         raise _CardError(type(error).__name__) from error
     wanted = (*_LISTS, *_TEXTS, "license_details")
-    return {name: parsed[name] for name in wanted if name in parsed} if isinstance(parsed, dict) else {}
+    if not isinstance(parsed, dict):
+        return {}
+    named = {name.lower(): value for name, value in parsed.items() if isinstance(name, str)}
+    return {name: named[name] for name in wanted if name in named}
 
 
 @cache

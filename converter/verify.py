@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.manifest import manifest_problems
 from mlxbert.files.reading import require_own_files
+from mlxbert.files.safetensors_reader import read_safetensors
 from mlxbert.home import expand_home
 
 __all__ = ["VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
@@ -375,14 +376,8 @@ def written_model(
 
 def _written_dtype(directory: Path, weights: list[Path]) -> str:
     """The dtype on disk, whatever `config.json` says."""
-    import mlx.core as mx
-
-    loaded = []
-    for file in weights:
-        try:  # lazy: nothing is read but the headers
-            loaded.append(cast(dict[str, mx.array], mx.load(str(file))))
-        except (RuntimeError, ValueError) as error:
-            raise VerifyError(f"{file} is damaged ({error}); fix: convert or download again") from error
+    read = [read_safetensors(file, VerifyError) for file in weights]
+    loaded = [tensors for tensors, _ in filter(None, read)]
     dtypes = {str(tensor.dtype).removeprefix("mlx.core.") for tensors in loaded for tensor in tensors.values()}
     if len(dtypes) != 1:
         found = ", ".join(sorted(dtypes)) or "no tensors"

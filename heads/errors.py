@@ -37,6 +37,11 @@ def escaped(text: str) -> str:
     return "".join(character if character == "\n" else _escape(character) for character in text)
 
 
+def escaped_value(value: Any) -> Any:
+    """Return a value for an HTML template: text with its control characters escaped, markup and all else as it is."""
+    return escaped(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def shortened(text: str, limit: int = MAX_SHOWN) -> str:
     """Return `text` in at most `limit` characters, the middle left out."""
     half = (limit - 1) // 2

@@ -6,7 +6,6 @@ index, tokenizer files, `manifest.json`. Loading is strict: every tensor the con
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -19,7 +18,8 @@ from mlx.utils import tree_flatten
 from mlxbert.config import BertConfig, ConfigError
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten, printable
-from mlxbert.files.reading import open_regular, read_json
+from mlxbert.files.reading import read_json
+from mlxbert.files.safetensors_reader import read_safetensors
 from mlxbert.home import expand_home
 from mlxbert.mlx_tools import INDEX, written_by_mlx_tool
 from mlxbert.quantization import QuantizationError
@@ -264,36 +264,14 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
                 f"{index} names {printable(shard)!r}, which is no safetensors file beside it; "
                 "fix: do not trust this checkpoint, or convert again"
             )
-        tensors.update(_read_file(directory / shard))
+        found = read_safetensors(directory / shard, CheckpointError)
+        if found is None:
+            raise CheckpointError(f"{directory}: {printable(shard)} is missing; fix: convert or download again")
+        tensors.update(found[0])
     if set(tensors) != set(weight_map):
         difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
         raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")
     return tensors
-
-
-def _read_file(file: Path) -> dict[str, mx.array]:
-    """The tensors of one file, not read yet, in the order of their bytes."""
-    stream = open_regular(file, CheckpointError)
-    if stream is None:
-        raise CheckpointError(f"{file.parent}: {printable(file.name)} is missing; fix: convert or download again")
-    stream.close()
-    try:
-        # MLX does not take a path that is no text (a folder's name in another encoding).
-        is_text = not any("\ud800" <= character <= "\udfff" for character in str(file))
-        loaded = mx.load(str(file)) if is_text else mx.load(file.open("rb"), format="safetensors")
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
-    assert isinstance(loaded, dict)
-    # MLX's dictionary has no order; a quantized model is saved with the bytes that it was read from.
-    return {name: loaded[name] for name in file_order(file)}
-
-
-def file_order(file: Path) -> list[str]:
-    """The names in a safetensors file that MLX has read, in the order of their bytes."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    header.pop("__metadata__", None)
-    return sorted(header, key=lambda name: header[name]["data_offsets"])
 
 
 def _check_names_and_shapes(

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from heads.errors import Interrupted, MLXBertError, MLXBertWarning, escaped, last_catch, printable, readable, shortened
+from heads.errors import (
+    Interrupted,
+    MLXBertError,
+    MLXBertWarning,
+    escaped,
+    escaped_value,
+    last_catch,
+    printable,
+    readable,
+    shortened,
+)
 
 __all__ = [
     "Interrupted",
     "MLXBertError",
     "MLXBertWarning",
     "escaped",
+    "escaped_value",
     "first_ten",
     "last_catch",
     "printable",

@@ -19,6 +19,7 @@ from mlxbert.core import BertCore
 from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.safetensors_reader import read_safetensors
 from mlxbert.model_inputs import mask_of
 from mlxbert.model_tensors import named_parameters, planned_tensors, stored_dtype
 from mlxbert.pooling import PoolingError, WeightedLayerPooling
@@ -245,10 +246,7 @@ class BertWithHead(nn.Module):
             for name, array in named_parameters(self[prefix]).items()
         }
         file = directory / HEADS_FILE
-        try:
-            found: Any = mx.load(str(file)) if file.is_file() else {}
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}); fix: save or download again") from error
+        found, _ = read_safetensors(file, CheckpointError, fix="fix: save or download again") or ({}, {})
         problems = [f"missing: {name}" for name in expected if name not in found]
         problems += [f"unexpected: {name}" for name in found if name not in expected]
         problems += [

@@ -24,6 +24,7 @@ from rich.text import Text
 
 import converter.convert
 import converter.verify
+import mlxbert
 from converter.cli import convert, export, push, verify
 from heads.errors import MetricUndefinedWarning
 from heads.head_registry import HeadDiscoveryWarning
@@ -31,6 +32,7 @@ from heads.install import install_fix
 from heads.multilabel import ThresholdWarning
 from mlxbert.cli import main
 from mlxbert.data.file_format import DataWarning
+from mlxbert.encode import SentenceEncoder
 from mlxbert.errors import Interrupted, MLXBertWarning
 from mlxbert.folds.strata import FoldWarning
 from mlxbert.home import PathError, expand_home
@@ -46,6 +48,11 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "source")
     return Path("source")
+
+
+def write_json(file: Path, value: object) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(value))
 
 
 def run(command: click.Command, *arguments: object) -> Any:
@@ -112,6 +119,59 @@ def test_a_name_that_is_no_text_is_written_all_the_same(source: Path) -> None:
     result = run(convert, source, "-o", "bad\udcff", "--no-verify")
     assert result.exit_code == 0, result.output
     assert r"# bad\udcff" in (Path("bad\udcff") / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_head_and_a_module_load_from_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    """MLX opens no such path, and every file of weights is read the same way."""
+    torch = pytest.importorskip("torch")
+    source = tmp_path / "source"
+    save_tiny(source, "BertForSequenceClassification", num_labels=3)
+    width = {"in_features": 48, "out_features": 5, "activation_function": "torch.nn.modules.linear.Identity"}
+    write_json(
+        source / "1_Pooling" / "config.json", {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True}
+    )
+    write_json(source / "2_Dense" / "config.json", {**width, "bias": False})
+    torch.save({"linear.weight": torch.ones(5, 48)}, source / "2_Dense" / "pytorch_model.bin")
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    write_json(source / "modules.json", modules)
+    plain, odd = tmp_path / "plain", tmp_path / "bad\udcff"
+    for out in (plain, odd):
+        result = run(convert, source, "-o", out, "--verify")
+        assert result.exit_code == 0, result.output
+        assert "VERIFIED: encoder, pooler, own head, sentence pipeline" in result.output
+    texts = ["word1 word2", "word3"]
+    scores = []
+    for out in (plain, odd):
+        model, tokenizer = mlxbert.load_with_head(out)
+        scores.append(np.array(model(**tokenizer(texts)).logits))
+    np.testing.assert_array_equal(*scores)
+    assert scores[0].shape == (2, 3)
+    vectors = [SentenceEncoder.from_pretrained(out).encode(texts) for out in (plain, odd)]
+    np.testing.assert_array_equal(*vectors)
+    assert vectors[0].shape == (2, 5)
+
+
+def test_a_run_says_that_it_cannot_name_a_file_whose_name_is_no_text(source: Path) -> None:
+    assert run(convert, source, "-o", "model", "--no-verify").exit_code == 0
+    rows = [f"word{i} word{i + 1},{i % 2}" for i in range(20)]
+    Path("bad\udcff.csv").write_text("\n".join(["text,y", *rows]))
+    result = run(main, "train", "bad\udcff.csv", "--target", "y", "--model", "model", "--folds", "2", "-o", "out")
+    assert result.exit_code == 2
+    assert r"bad\udcff.csv: the data's path is no text in UTF-8, so run.json cannot name it; fix: " in result.output
+    assert not Path("out").exists()
+
+
+def test_the_help_that_a_mistake_points_to_is_there() -> None:
+    group = CliRunner().invoke(main, ["convert"], prog_name="mlxbert")
+    assert "mlxbert convert: error: Missing argument 'SRC'" in group.output
+    assert group.output.endswith("fix: see mlxbert convert --help\n")
+    alone = CliRunner().invoke(convert, ["x", "--dtype", "int8"], prog_name="mlxbert-convert")
+    assert alone.output.startswith("mlxbert-convert: error: Invalid value for '--dtype'")
+    assert alone.output.endswith("fix: see mlxbert-convert --help\n")
 
 
 def test_what_importing_mlxbert_refuses_costs_one_line(source: Path) -> None:

@@ -481,7 +481,7 @@ def dense(base: Path, tmp_path: Path) -> Path:
         (text("2_Dense/model.safetensors", "garbage"), "2_Dense/model.safetensors is damaged ("),
         (
             lambda d: (d / "2_Dense" / "model.safetensors").unlink(),
-            "2_Dense: model.safetensors is not there; fix: convert the source again",
+            "2_Dense: model.safetensors is not there; fix: convert or download again",
         ),
         (
             lambda d: (d / "2_Dense" / "model.safetensors").rename(d / "2_Dense" / "pytorch_model.bin"),

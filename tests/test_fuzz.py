@@ -16,10 +16,10 @@ from tests.fuzz.targets import ENVIRONMENT, TARGETS
 
 # How many inputs of each target a test run takes; all of them together are about half a minute.
 INPUTS = {
-    "checkpoint": 120,
+    "checkpoint": 110,
     "header": 100,
     "converted": 120,
-    "run": 60,
+    "run": 40,
     "table": 60,
     "cells": 60,
     "output": 24,

@@ -100,6 +100,16 @@ def test_a_tensor_without_a_rule_is_named_with_its_shape_and_the_fix() -> None:
     )
 
 
+def test_half_an_encoder_under_another_name_is_no_head_to_leave_out() -> None:
+    shapes = {("enc." if i % 2 else "") + name: s for i, (name, s) in enumerate(shapes_of("BertModel").items())}
+    with pytest.raises(UnmappedKeyError) as caught:
+        plan(BERT, CONFIG, shapes)
+    assert "checkpoint tensors have no rule\n  enc.embeddings." in str(caught.value)
+    assert "tensors of the encoder are missing, such as embeddings." in str(caught.value)
+    assert "fix: give the encoder's tensors one prefix" in str(caught.value)
+    assert "--encoder-only" not in str(caught.value)
+
+
 def test_long_lists_are_cut_after_ten() -> None:
     with pytest.raises(UnmappedKeyError, match=r"(?s)12 checkpoint tensors have no rule\n.*… and 2 more\n  fix:"):
         plan(BERT, CONFIG, {**shapes_of("BertModel"), **{f"mystery.{i}": (1,) for i in range(12)}})

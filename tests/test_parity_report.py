@@ -351,6 +351,8 @@ def test_junit_and_html_survive_any_name() -> None:
     assert "<script>alert('&')</script>??? ü" in values
     assert "<script" not in render_html(each)
     assert "&lt;script&gt;" in render_html(each)
+    assert "&lt;/script&gt;\\x00\\x1b\\ud800 ü" in render_html(each)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", render_html(each))
 
 
 def test_the_page_is_self_contained_and_says_what_is_wrong() -> None:

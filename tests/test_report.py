@@ -487,9 +487,11 @@ class TestHostile:
     def test_a_nul_does_no_harm_and_a_lone_surrogate_is_no_text(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "run", "binary", finished=1)
         info = json.loads((run / "run.json").read_text())
-        info["competition"] = "\u0000 <i>"
+        info["competition"] = "\u0000\u001b[31m\u202e <i>"
         (run / "run.json").write_text(json.dumps(info))
-        assert "<i>" in page_of(write_report(run).parent).text
+        page = write_report(run)
+        assert r"\x00\x1b[31m\u202e <i>" in page_of(page.parent).text
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page.read_text(encoding="utf-8"))
         info["competition"] = "\ud800 <i>"
         (run / "run.json").write_text(json.dumps(info))
         with pytest.raises(RunError, match=r'competition must be a text or null, found "\\ud800 <i>"; fix: restore'):

@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, LayerNor
 
 from converter.convert import convert
 from converter.export import export
+from converter.loaders import DIFFERS
 from converter.quantize.quality import pooling_of
 from converter.side_output import StagedModelError
 from converter.source import SourceError, open_source, select_files
@@ -242,6 +243,8 @@ def test_a_module_that_is_not_computed_here_does_not_stop_the_encoder(encoder: P
     why = "modules.json: module 'sentence_transformers.models.CNN' is not known"
     assert any(note.startswith(f"SentenceEncoder does not run on these files ({why}") for note in result.notes)
     assert "SentenceEncoder.from_pretrained" not in (tmp_path / "out/README.md").read_text()
+    effects = {reading.loader.package: reading.effect for reading in result.readings}
+    assert effects["sentence-transformers"] == effects["mlx-embeddings"] == effects["mlx-vlm"] == DIFFERS
     with pytest.raises(UnsupportedModuleError, match=r"module 'sentence_transformers\.models\.CNN' is not known"):
         SentenceEncoder.from_pretrained(tmp_path / "out")
 

@@ -89,6 +89,12 @@ class TestRights:
     def test_capitals_and_several(self, written: str, licenses: tuple[str, ...], tmp_path: Path) -> None:
         assert read(f"license: {written}\nlicense_name: x", tmp_path)[0].license == licenses
 
+    def test_a_field_in_capitals_and_one_that_stands_twice(self, tmp_path: Path) -> None:
+        assert read("License: MIT\nLanguage: no", tmp_path) == (SourceCard(("mit",), ("no",)), [])
+        card, notes = read("license: cc-by-nc-4.0\nlanguage: en\nlicense: mit", tmp_path)
+        assert card == SourceCard(("mit",), ("en",))
+        assert notes == ["the source's card has license twice: the last one is taken; look there for what holds"]
+
     def test_a_license_that_the_hub_does_not_know_is_named(self, tmp_path: Path) -> None:
         card, notes = read("license: My Own 1.0", tmp_path)
         assert (card.license, card.license_name) == (("other",), "my-own-1.0")

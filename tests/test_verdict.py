@@ -76,7 +76,21 @@ WRONG_LABELS: dict[str, tuple[str, int, dict[str, Any], list[str], str]] = {
         3,
         {"id2label": {"0": "a", "1": "b", "3": "c"}},
         ["a", "b", "LABEL_2"],
-        "id2label names the outputs 0, 1, 3 of 3: the others are called LABEL_2",
+        "(its keys: 0, 1, 3), and classifier.weight has 3 rows: labels are a, b, LABEL_2",
+    ),
+    "a name for the last row and gaps": (
+        CLASSIFIER,
+        4,
+        {"id2label": {"0": "a", "1": "b", "3": "c"}},
+        ["a", "b", "LABEL_2", "c"],
+        "(its keys: 0, 1, 3), and classifier.weight has 4 rows: labels are a, b, LABEL_2, c",
+    ),
+    "numbers as names": (
+        CLASSIFIER,
+        2,
+        {"id2label": {"0": 5, "1": 7}},
+        ["5", "7"],
+        "does not name each output once by a text (its keys: 0, 1), and classifier.weight has 2 rows: labels are 5, 7",
     ),
     "names in a list": (CLASSIFIER, 2, {"id2label": ["a", "b"]}, ["LABEL_0", "LABEL_1"], "id2label is no object"),
     "a number that is text": (

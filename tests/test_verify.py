@@ -13,6 +13,7 @@ from converter.convert import convert
 from converter.parity.report import CUMULATIVE, MAPPING, PADDING, PRECISION, ParityReport
 from converter.verify import VerifyError, verify, write_reports
 from mlxbert.files.manifest import manifest_problems
+from mlxbert.files.output_file import WriteError
 from tests.hub.plugin import Hub
 from tests.tiny import save_tiny, tiny_model
 
@@ -90,6 +91,18 @@ def test_reports_are_written_and_the_manifest_still_holds(source: Path, tmp_path
         assert manifest_problems(out) == []
     assert ParityReport.from_json((out / "parity.json").read_text(encoding="utf-8")) == report
     assert sorted(path.name for path in junit.parent.iterdir()) == ["parity.html", "parity.xml"]
+
+
+def test_a_report_never_replaces_a_file_of_the_model(source: Path, tmp_path: Path) -> None:
+    out = convert(source, tmp_path / "out", verify=False).path
+    report = verify(out, source)
+    (tmp_path / "link").symlink_to(out / "model.safetensors")
+    for path in (out / "config.json", out / "manifest.json", out / ".." / "out" / "vocab.txt", tmp_path / "link"):
+        for kind in ("html", "junit"):
+            with pytest.raises(WriteError, match=r"of the model, not a report; fix: give another name$"):
+                write_reports(report, out, **{kind: path})
+    assert manifest_problems(out) == []
+    assert write_reports(report, out, html=out / "parity.html")[0] == f"Written: {out / 'parity.html'}"
 
 
 def test_a_directory_that_cannot_be_written_costs_a_line(source: Path, tmp_path: Path) -> None:

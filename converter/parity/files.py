@@ -27,8 +27,9 @@ def write_reports(
     a file that was asked for and cannot be written is an error.
 
     Raises:
-        WriteError: `junit` or `html` cannot be written.
+        WriteError: `junit` or `html` cannot be written, or is a file of the model; nothing was written.
     """
+    _require_no_file_of_the_model(expand_home(converted), junit, html)
     lines = []
     for path, render in ((junit, render_junit), (html, render_html)):
         if path is not None:
@@ -46,6 +47,14 @@ def write_reports(
     except WriteError as error:
         lines.append(f"Not written: {error}")
     return lines
+
+
+def _require_no_file_of_the_model(directory: Path, *reports: Path | None) -> None:
+    names = {NAME, PARITY, *(read_manifest(directory) or {})}
+    files = {(directory / name).resolve(): name for name in names}
+    for path in reports:
+        if path is not None and (name := files.get(expand_home(path).resolve())) is not None:
+            raise WriteError(f"{path}: is {name} of the model, not a report; fix: give another name")
 
 
 def _proven_by_another(directory: Path, report: ParityReport) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from converter.parity.plot import Line, Mark, log_plot
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, SENTENCE, ParityReport, Point
+from mlxbert.errors import escaped_value
 
 if TYPE_CHECKING:
     from converter.quantize.cost import LayerReport
@@ -18,7 +19,9 @@ def render_html(report: ParityReport) -> str:
     import jinja2
 
     template = files("converter.parity").joinpath("template.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, finalize=escaped_value, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
     environment.filters["error"] = lambda value: "–" if value is None else f"{value:.1e}"
     environment.filters["cosine"] = lambda value: "–" if value is None else f"{value:.7f}"
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxbert.errors import MLXBertError, printable
-from mlxbert.files.reading import open_regular
+from mlxbert.files.safetensors_reader import read_safetensors
 
 # torch.nn classes by name, each with its default arguments, as sentence-transformers makes them.
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
@@ -240,22 +240,15 @@ def module_tensors(directory: Path) -> dict[str, mx.array]:
     Raises:
         SentenceModuleError: there is none, or it is damaged.
     """
-    file = directory / "model.safetensors"
-    stream = open_regular(file, SentenceModuleError)
-    if stream is None:
+    found = read_safetensors(directory / "model.safetensors", SentenceModuleError)
+    if found is None:
         pickle = " (a pytorch_model.bin is, which mlxbert-convert reads)"
         raise SentenceModuleError(
             f"{directory}: model.safetensors is not there"
             + (pickle if (directory / "pytorch_model.bin").is_file() else "")
-            + "; fix: convert the source again"
+            + "; fix: convert or download again"
         )
-    stream.close()
-    try:
-        tensors = mx.load(str(file))
-    except (RuntimeError, ValueError) as error:
-        raise SentenceModuleError(f"{file} is damaged ({error}); fix: convert or download again") from error
-    assert isinstance(tensors, dict)
-    return tensors
+    return found[0]
 
 
 def _expected(

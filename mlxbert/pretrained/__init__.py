@@ -22,10 +22,11 @@ from heads.pretrained import (
 )
 from heads.pretrained.masked_lm import Predictions
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.checkpoint import CheckpointError, file_order, is_full_layout, load, read_config, read_weights, resolve
+from mlxbert.checkpoint import CheckpointError, is_full_layout, load, read_config, read_weights, resolve
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.errors import first_ten, readable
+from mlxbert.files.safetensors_reader import read_safetensors
 from mlxbert.pretrained.head_class import (
     HEAD_CLASSES,
     HeadChoice,
@@ -91,11 +92,8 @@ def read_head_tensors(directory: Path, config: dict[str, Any]) -> dict[str, mx.a
     if is_full_layout(config):
         return read_weights(directory, config)[1]
     file = directory / HEADS_FILE
-    try:
-        loaded = cast(dict[str, mx.array], mx.load(str(file)))
-        tensors = {name: loaded[name] for name in file_order(file)}
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); fix: convert or download again") from error
+    found = read_safetensors(file, CheckpointError)
+    tensors = {} if found is None else found[0]
     if any(name.startswith(("head.", "pooling.")) for name in tensors):
         raise CheckpointError(f"{file} is a head that mlxbert trained; fix: load it with mlxbert.BertWithHead.load")
     return tensors

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from mlxbert.errors import escaped_value
 from mlxbert.report.classification_plots import class_plots, label_plots
 from mlxbert.report.curves import arrow, curve_plots
 from mlxbert.report.decisions import decisions
@@ -79,7 +80,11 @@ def make_page(run: ReportedRun) -> Page:
     plots = _draw(_prediction_plots(predictions, run.task)) if predictions is not None else []
     template = files("mlxbert.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=escaped_value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     html = environment.from_string(template).render(
         run=run,
@@ -102,8 +107,6 @@ def make_page(run: ReportedRun) -> Page:
         command=repeating_command(run.record, f"{run.path}-again"),
         sections=sections(run),
     )
-    # A lone surrogate (JSON has them) is no text that a file can hold.
-    html = html.encode("utf-8", "replace").decode("utf-8")
     return Page(html, {drawn.plot.name: drawn.light for drawn in (*curves, *plots)})
 
 

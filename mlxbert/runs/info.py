@@ -46,6 +46,12 @@ def new_record(
         valid: of the validation table, like `record`; `test` of the one to predict.
         id_found: whether the id column was found by its name.
     """
+    tables = (("data", record), ("validation data", valid), ("test data", test))
+    for what, path in (("model", settings.model), *((name, (one or {}).get("path")) for name, one in tables)):
+        if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
+            raise RunError(
+                f"{path}: the {what}'s path is no text in UTF-8, so run.json cannot name it; fix: rename it"
+            )
     about = read_config(prepared.directory, other_tools=True).get("mlxbert") or {}  # another tool's has none
     problem = prepared.problem
     members = members_of(config, len(prepared.folds))

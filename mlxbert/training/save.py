@@ -20,7 +20,7 @@ import numpy as np
 
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import replacing
-from mlxbert.files.reading import open_regular
+from mlxbert.files.safetensors_reader import read_safetensors
 from mlxbert.files.safetensors_writer import PlannedTensor, write_safetensors
 from mlxbert.training.optim import Arrays
 
@@ -55,13 +55,11 @@ def read_arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
     Raises:
         SaveError: the file is gone, no regular file, or damaged.
     """
-    opened = open_regular(file, SaveError)
-    if opened is None:
+    found = read_safetensors(file, SaveError, fix=damage_fix(file))
+    if found is None:
         raise SaveError(f"{file} is not there; {damage_fix(file)}")
-    opened.close()
+    arrays, metadata = found
     try:
-        loaded: Any = mx.load(str(file), return_metadata=True)
-        arrays, metadata = loaded
         about = json.loads(metadata["mlxbert"])
         mx.eval(arrays)
     except (RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:

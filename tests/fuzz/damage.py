@@ -157,7 +157,10 @@ def link_folder(path: Path, outside: Path) -> str:
 
 def damage_directory(root: Path, outside: Path, rng: random.Random) -> str:
     """Damage one file or folder of a directory; returns what was done."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    # Not what an earlier damage made a link of: this one would change what lies outside.
+    files = sorted(
+        path for path in root.rglob("*") if path.is_file() and path.resolve().is_relative_to(root.resolve())
+    )
     path = rng.choice(files)
     chance = rng.random()
     if chance < 0.15:
