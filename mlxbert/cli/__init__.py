@@ -111,4 +111,4 @@ def main() -> None:
 
 
 for command in (encode.encode, train.train, predict.predict, report.report, blend.blend):
-    main.add_command(command)
+    main.add_command(click.version_option(package_name="mlxbert")(command))
