@@ -53,8 +53,8 @@ def typical_price_error(run: Run) -> float:
     """RMSLE of one price for all held-out houses: the geometric mean of the others."""
     import numpy as np
 
-    known = np.log1p(run.oof()["target:SalePrice"])
-    asked = np.log1p(pd.read_csv(run.files.hold_out)["target:SalePrice"])
+    known = np.log1p(run.oof()["target"])
+    asked = np.log1p(pd.read_csv(run.files.hold_out)["target"])
     return float(np.sqrt(np.mean((asked - known.mean()) ** 2)))
 
 

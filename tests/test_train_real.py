@@ -64,7 +64,7 @@ def test_disaster_tweets_from_train_csv_to_submission(tmp_path: Path, minilm: Pa
     assert run.scores["pooled"]["roc_auc"] > 0.75
     few = tmp_path / "test.csv"
     test[:60].to_csv(few, index=False)
-    assert write_submission(run, few, out=tmp_path / "submission.csv") == 60
+    assert write_submission(run, few, out=tmp_path / "submission.csv").rows == 60
     sent = pd.read_csv(tmp_path / "submission.csv")
     assert list(sent.columns) == ["id", "target"]
     assert list(sent["id"]) == list(test["id"][:60])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -59,8 +60,11 @@ def run(unpacked: Path, folder: Path, command: str, *arguments: str) -> subproce
 
 def test_the_entry_points_are_these(unpacked: Path) -> None:
     (entry_points,) = unpacked.glob("*.dist-info/entry_points.txt")
-    lines = [line.replace(" ", "") for line in entry_points.read_text().splitlines() if "=" in line]
-    assert sorted(lines) == sorted(f"{name}={target}" for name, target in COMMANDS.items())
+    found = configparser.ConfigParser()
+    found.read_string(entry_points.read_text())
+    assert dict(found["console_scripts"]) == COMMANDS
+    added = {name.removeprefix("mlxbert-"): target for name, target in COMMANDS.items() if name != "mlxbert"}
+    assert dict(found["mlxbert.commands"]) == added
 
 
 @pytest.mark.parametrize("command", COMMANDS)
