@@ -107,3 +107,11 @@ def test_a_model_that_starts_again_takes_back_what_it_had_logged_beyond_that(run
     others = [event for event in events if event is not None and event.member == "seed0-fold0"]
     assert len([event for event in others if isinstance(event, StepEvent)]) == 4
     assert log.lines[-1].values == {"event": "later", "member": "seed0-fold1"}
+
+
+def test_a_member_whose_name_no_file_system_takes_is_refused(run: Path) -> None:
+    file = run / "run.json"
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps({**info, "members": ["a" * 300]}))
+    with pytest.raises(RunError, match="is not the name of a folder of the run"):
+        read_record(run)

@@ -141,7 +141,8 @@ class RunRecord:
         if not self.members:
             raise RunError("members is empty")
         for name in self.members:
-            if Path(name).name != name or name.startswith(".") or "\0" in name:
+            too_long = len(name.encode("utf-8", "replace")) > 255  # no file system takes more
+            if Path(name).name != name or name.startswith(".") or "\0" in name or too_long:
                 raise RunError(f"members: {name!r} is not the name of a folder of the run")
         if not self.prediction_members:
             raise RunError(f"members has none of fold {self.folds.count - 1}, the last of folds.count")

@@ -337,6 +337,8 @@ def _labels(form: Submission, task: InferredTask, predictions: Predictions) -> d
         order = _order(form.columns, task, labels.shape[1])
         return {name: labels[:, place] for name, place in zip(form.columns, order, strict=True)}
     classes: Sequence[Label] = task.classes or ()
+    if not form.columns:
+        raise RunError("the run names no column for its predictions; fix: --sample-submission FILE")
     return {form.columns[0]: decode_labels(labels, classes)}
 
 
