@@ -108,7 +108,10 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
 
     repo_id = str(path_or_hub_id)
     if path.exists() or not hub.is_repo_id(repo_id):
-        raise CheckpointError(f"{path_or_hub_id}: no such directory, and not a Hub id such as mlx-community/NAME")
+        raise CheckpointError(
+            f"{path_or_hub_id}: no such directory, and not a Hub id such as mlx-community/NAME; "
+            "fix: check the path, or make one with mlxbert-convert SRC -o DIRECTORY"
+        )
     # The small files first: they tell a converted repository from another before half a gigabyte is fetched.
     told_by = ("config.json", INDEX)
     peek = hub.snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n in told_by])

@@ -147,7 +147,10 @@ def test_checkpoints_that_were_never_converted_are_of_another_width_or_damaged(p
     (model / "model.safetensors.index.json").unlink()  # with it, the directory could be another MLX tool's
     assert place.refused(frame) == f"{model} was never converted; run: mlxbert-convert {model} -o mlx_models/model"
     place.model = place.root / "none"
-    assert place.refused(frame) == f"{place.model}: no such directory, and not a Hub id such as mlx-community/NAME"
+    assert place.refused(frame) == (
+        f"{place.model}: no such directory, and not a Hub id such as mlx-community/NAME; "
+        "fix: check the path, or make one with mlxbert-convert SRC -o DIRECTORY"
+    )
 
 
 @pytest.mark.parametrize(
