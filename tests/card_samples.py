@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converter.card import CardFacts, render_card
-from converter.card_evidence import Scores
-from converter.loaders import Trait, readings
+from converter.card.card import CardFacts, Scores, render_card
+from converter.card.loaders import Trait, readings
+from converter.card.source_card import SourceCard
+from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from converter.parity.report import OWN_HEAD, PRECISION, SENTENCE, TRAINED_HEAD, ParityReport, Part
-from converter.source_card import SourceCard
-from converter.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 
 FOLDER = Path(__file__).parent.parent / "model_cards"
 DATA = Path(__file__).parent / "data"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.factory.competition import Competition
+from mlxbert.data.competitions import Competition
 
 FOLDERS = {"alexa-stars": "alexa-reviews"}  # the others lie under their own names
 LIBRARIES = ("pandas", "polars", "dict")

@@ -14,8 +14,8 @@ from mlx import nn
 import mlxbert
 from heads.forward_chaining import windows
 from heads.head_registry import get_head
-from mlxbert.factory.text_columns import RowText
-from mlxbert.tokenization import TruncationWarning
+from mlxbert.data.text_columns import RowText
+from mlxbert.tokenization.tokenizer import TruncationWarning
 from mlxbert.with_head import BertWithHead
 
 WIDTH = 48

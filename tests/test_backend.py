@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from heads.install import install_fix, requirement
-from mlxbert import backend
-from mlxbert.backend import BackendError, BlasSettingError, BlasStatus, elf, missing_backend_message, openblas
+from mlxbert.backend import device as backend
+from mlxbert.backend import openblas
+from mlxbert.backend import openblas as elf
+from mlxbert.backend.device import BackendError, BlasSettingError, BlasStatus, missing_backend_message
 from mlxbert.errors import MLXBertError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,13 +61,13 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-REQUIRE = "from mlxbert.backend import require_backend; require_backend()"
+REQUIRE = "from mlxbert.backend.device import require_backend; require_backend()"
 
 
 def test_without_mlx_one_line_says_what_to_install() -> None:
     done = run(REQUIRE, "-S")  # -S: no site-packages
     wanted = CPU_EXTRA if sys.platform == "linux" else f"fix: {install_fix()}"
-    assert last_line(done) == f"mlxbert.backend.BackendError: MLX is not installed; {wanted}"
+    assert last_line(done) == f"mlxbert.backend.device.BackendError: MLX is not installed; {wanted}"
 
 
 @linux_cpu
@@ -76,7 +78,7 @@ def test_plain_mlx_without_a_backend_says_which_extra_to_install(tmp_path: Path)
     (tmp_path / "mlx").mkdir()
     shutil.copy(mx.__file__, tmp_path / "mlx")
     done = run(REQUIRE, path=tmp_path)
-    assert last_line(done) == f"mlxbert.backend.BackendError: MLX is installed without a backend; {CPU_EXTRA}"
+    assert last_line(done) == f"mlxbert.backend.device.BackendError: MLX is installed without a backend; {CPU_EXTRA}"
     assert done.stderr.count("Traceback") == 1  # one exception, not a chain
 
 
@@ -142,7 +144,7 @@ assert [p.tolist() for p in products] == [dots, dots, dots, [[0.5 * d + 2 for d 
 
 BIND = """
 import ctypes, platform
-from mlxbert import backend; from mlxbert.backend import elf
+from mlxbert import backend; from mlxbert.backend.device import elf
 status = backend.use_fast_blas()
 (libmlx,) = (library for library in elf.loaded_libraries() if library.path.endswith("/libmlx.so"))
 (slot,) = elf.import_slots(libmlx, "cblas_sgemm", platform.machine())
@@ -195,7 +197,7 @@ assert batch == [(101, 111, 111, 4, 6, 5, 1.0, 5, 6, 0.0, 6)] * 3, batch
 assert linear == (101, 111, 112, 4, 6, 5, 1.0, 5, 5, 1.0, 6), linear
 elf.write_pointer(slot, ctypes.cast(real, ctypes.c_void_p).value)
 """
-    output(BIND + "from mlxbert.backend import openblas" + code)
+    output(BIND + "from mlxbert.backend.device import openblas" + code)
 
 
 @linux_cpu
@@ -235,7 +237,7 @@ def test_forked_workers_multiply() -> None:
 
 FORK = """
 from array import array
-from mlxbert.backend import openblas
+from mlxbert.backend.device import openblas
 n = 256
 ones, out = array("f", [1.0]) * (n * n), array("f", [0.0]) * (n * n)
 def large_product():
@@ -268,7 +270,7 @@ def test_openblas_obeys_its_thread_variable() -> None:
 AGAIN = """
 import os, platform
 from mlxbert import backend
-from mlxbert.backend import elf, openblas
+from mlxbert.backend.device import elf, openblas
 import mlx.core
 (libmlx,) = (library for library in elf.loaded_libraries() if library.path.endswith("/libmlx.so"))
 (slot,) = elf.import_slots(libmlx, "cblas_sgemm", platform.machine())
@@ -362,15 +364,15 @@ def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
 @linux_cpu
 @pytest.mark.parametrize("word", ["off", " OFF "])
 def test_off_is_quiet(word: str) -> None:
-    code = "from mlxbert.backend import use_fast_blas; print(use_fast_blas())"
+    code = "from mlxbert.backend.device import use_fast_blas; print(use_fast_blas())"
     wanted = BlasStatus(active=False, library=None, reason="MLXBERT_BLAS=off")
     assert output(code + MULTIPLY, MLXBERT_BLAS=word) == f"{wanted}\n"
 
 
 def test_an_unknown_word_is_an_error() -> None:
-    done = run("from mlxbert.backend import use_fast_blas; use_fast_blas()", MLXBERT_BLAS="mkl")
+    done = run("from mlxbert.backend.device import use_fast_blas; use_fast_blas()", MLXBERT_BLAS="mkl")
     assert last_line(done) == (
-        "mlxbert.backend.BlasSettingError: MLXBERT_BLAS='mkl' is not known; fix: set it to on or off, or unset it"
+        "mlxbert.backend.device.BlasSettingError: MLXBERT_BLAS='mkl' is not known; fix: set it to on or off, or unset it"
     )
 
 
@@ -422,7 +424,7 @@ def test_loaded_libraries_lists_libmlx_with_its_real_slot() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the Linux CPU's cache")
 @pytest.mark.parametrize(("before", "after"), [("", 128 * 2**20), ("mx.set_cache_limit(7 * 2**20);", 7 * 2**20)])
 def test_freed_memory_is_kept_unless_the_caller_has_said_how_much(before: str, after: int) -> None:
-    code = f"import mlx.core as mx; {before} import mlxbert; print(mlxbert.backend.use_fast_blas().active)"
+    code = f"import mlx.core as mx; {before} import mlxbert; print(mlxbert.backend.device.use_fast_blas().active)"
     active, limit = output(f"{code}; print(mx.set_cache_limit(0))").split()
     if active == "True":
         assert int(limit) == after
@@ -433,8 +435,8 @@ def test_freed_memory_is_kept_unless_the_caller_has_said_how_much(before: str, a
 @pytest.mark.parametrize("variable", [None, "MALLOC_TRIM_THRESHOLD_"])
 def test_a_training_keeps_its_heap_unless_the_environment_says_otherwise(variable: str | None) -> None:
     code = """
-        import resource, mlx.core as mx, mlxbert.backend
-        mlxbert.backend.reuse_memory(training=True)
+        import resource, mlx.core as mx, mlxbert.backend.device
+        mlxbert.backend.device.reuse_memory(training=True)
         mx.set_cache_limit(0)  # MLX's own
         def use():
             mx.eval(mx.ones(2**24))  # 64 MB

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from converter.cli import convert, export, verify
 from mlxbert.cli import main
-from mlxbert.files.manifest import manifest_problems
+from mlxbert.files.output_file import manifest_problems
 from tests.tiny import save_tiny
 
 

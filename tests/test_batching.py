@@ -14,10 +14,10 @@ import pytest
 
 from mlxbert.data import token_rows as module
 from mlxbert.data.batching import Batch, BatchError, PredictionBatches, TrainingBatches, padded_lengths
+from mlxbert.data.competitions import get_competition
 from mlxbert.data.reading import read_data
 from mlxbert.data.token_rows import CacheWarning, TokenRows, TokenRowsError, token_rows, tokenizer_sha256
-from mlxbert.factory.competition import get_competition
-from mlxbert.tokenization import Tokenizer, TokenizerError, TruncationWarning
+from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError, TruncationWarning
 from tests.competition_files import real_file
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]

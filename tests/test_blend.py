@@ -14,14 +14,13 @@ from click.testing import CliRunner
 from heads.metrics import METRICS
 from heads.thresholds import best_threshold
 from mlxbert.cli import main
-from mlxbert.factory.infer_task import InferredTask
+from mlxbert.data.infer_task import InferredTask
 from mlxbert.runs import Run, RunError, train
-from mlxbert.runs.blend import Blend, _truth, blend
-from mlxbert.runs.blend_weights import cross_fitted_blend, selected_weights
+from mlxbert.runs.blend import Blend, _truth, blend, cross_fitted_blend, selected_weights
+from mlxbert.runs.files import write_csv
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.record import RunRecord
-from mlxbert.runs.tables import write_csv
-from mlxbert.training.predictions import Predictions
+from mlxbert.training.held_out import Predictions
 from tests import report_samples
 from tests.run_samples import QUICK, options, sample
 

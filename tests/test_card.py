@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from converter.card import CardFacts, render_card
-from converter.loaders import Trait, readings
+from converter.card.card import CardFacts, render_card
+from converter.card.loaders import Trait, readings
+from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION, ParityReport, Part, Point, Proof, Provenance
-from converter.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 
 LOCAL_SOURCE = CardFacts(
     name="minilm",

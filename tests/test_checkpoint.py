@@ -164,7 +164,7 @@ class Refuse:
             raise ImportError(name + " must not be imported")
 sys.meta_path.insert(0, Refuse())
 import mlxbert
-from mlxbert.encode import SentenceEncoder
+from mlxbert.encode.encoder import SentenceEncoder
 model, tokenizer = mlxbert.load(sys.argv[1])
 assert model(**tokenizer(["a b c"])).pool("mean").shape == (1, 48)
 assert SentenceEncoder.from_pretrained(sys.argv[1]).encode(["a b", "c"]).shape == (2, 48)

@@ -32,10 +32,10 @@ from heads.install import install_fix
 from heads.multilabel import ThresholdWarning
 from mlxbert.cli import main
 from mlxbert.data.file_format import DataWarning
-from mlxbert.encode import SentenceEncoder
+from mlxbert.data.strata import FoldWarning
+from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.errors import Interrupted, MLXBertWarning
-from mlxbert.folds.strata import FoldWarning
-from mlxbert.home import PathError, expand_home
+from mlxbert.files.reading import PathError, expand_home
 from mlxbert.terminal import show
 from tests.tiny import save_tiny
 
@@ -214,12 +214,11 @@ builtins.__import__ = slow
 
 
 def test_encode_interrupted_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlxbert.encode
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mlxbert.encode.SentenceEncoder, "from_pretrained", interrupted)
+    monkeypatch.setattr(SentenceEncoder, "from_pretrained", interrupted)
     result = run(main, "encode", "x", "y")
     assert result.exit_code == 130
     assert result.stderr == "\nmlxbert: interrupted; nothing half-written was left\n"
@@ -276,7 +275,6 @@ def deep(n: int = 0) -> int:
 def test_an_error_that_nobody_foresaw_is_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception | None, line: str
 ) -> None:
-    import mlxbert.encode
 
     def broken(*_: object, **__: object) -> None:
         warnings.warn("column \x1b]0;x\x07 is odd", UserWarning, stacklevel=1)
@@ -285,7 +283,7 @@ def test_an_error_that_nobody_foresaw_is_one_line(
         else:
             raise error
 
-    monkeypatch.setattr(mlxbert.encode.SentenceEncoder, "from_pretrained", broken)
+    monkeypatch.setattr(SentenceEncoder, "from_pretrained", broken)
     result = run(main, "encode", "x", "y")
     assert result.exit_code == (130 if isinstance(error, Interrupted) else 2)
     assert result.stdout == ""

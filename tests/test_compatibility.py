@@ -18,7 +18,7 @@ import mlxbert
 from converter.convert import convert
 from converter.quantize.texts import built_in
 from converter.verify import verify
-from mlxbert.encode import SentenceEncoder
+from mlxbert.encode.encoder import SentenceEncoder
 from tests.test_core import error
 from tests.tiny import save_tiny, save_tokenizer
 

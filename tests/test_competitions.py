@@ -13,8 +13,7 @@ import pytest
 
 from heads.head_registry import COMPETITION_TYPES, best_head
 from heads.metrics import get_metric
-from mlxbert.errors import MLXBertError
-from mlxbert.factory.competition import (
+from mlxbert.data.competitions import (
     FOLD_KINDS,
     Competition,
     CompetitionError,
@@ -24,10 +23,11 @@ from mlxbert.factory.competition import (
     registered_competitions,
     unregister_competition,
 )
-from mlxbert.factory.frames import Table
-from mlxbert.factory.infer_task import infer_task
-from mlxbert.factory.text_columns import RowText
-from mlxbert.files.typed_json import from_json
+from mlxbert.data.frames import Table
+from mlxbert.data.infer_task import infer_task
+from mlxbert.data.text_columns import RowText
+from mlxbert.errors import MLXBertError
+from mlxbert.files.reading import from_json
 from tests.competition_files import LIBRARIES, read, real_file
 
 COMPETITIONS = registered_competitions()

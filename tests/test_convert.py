@@ -21,7 +21,7 @@ from converter.convert import convert, default_output
 from converter.source import open_source
 from heads.binary import BinaryClassificationHead
 from mlxbert.checkpoint import load_core, read_config
-from mlxbert.files.manifest import manifest_problems
+from mlxbert.files.output_file import manifest_problems
 from mlxbert.with_head import BertWithHead
 from tests.test_core import LIMIT, batch, error, torch_output
 from tests.tiny import CLASSES, save_tiny, tiny_model, write_vocab

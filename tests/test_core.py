@@ -12,7 +12,7 @@ from mlxbert.activations import ACTIVATIONS
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.dropout_mode import set_dropout
-from mlxbert.training.layer_checkpointing import checkpointed_layers
+from mlxbert.training.gradients import checkpointed_layers
 from tests.tiny import tiny_model
 
 LIMIT = 2e-5  # DESIGN: cumulative, scaled by the reference's magnitude where that exceeds 1

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from heads.install import install_fix
+from mlxbert.data.competitions import get_competition
+from mlxbert.data.frames import FrameError, Table
+from mlxbert.data.infer_task import infer_task
 from mlxbert.data.reading import Data, DataError, DataWarning, id_values, read_chunks, read_data, render_texts
+from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
-from mlxbert.factory.competition import get_competition
-from mlxbert.factory.frames import FrameError, Table
-from mlxbert.factory.infer_task import infer_task
-from mlxbert.factory.text_columns import RowText
 from tests.competition_files import real_file
 
 pandas = pytest.importorskip("pandas")

@@ -20,9 +20,9 @@ import pytest
 
 from heads.install import install_fix
 from mlxbert.data.file_format import looking_once
+from mlxbert.data.frames import Table
 from mlxbert.data.reading import DataWarning, read_chunks, read_data
 from mlxbert.errors import MLXBertError
-from mlxbert.factory.frames import Table
 
 ROWS = [{"id": i, "text": f"t {i}", "y": "ab"[i % 2]} for i in range(5)]
 FRAME = pandas.DataFrame(ROWS)

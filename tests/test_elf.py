@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxbert.backend import elf
+from mlxbert.backend import openblas as elf
 
 BASE = 0x7F00_0000_0000
 JUMP_SLOT = {"x86_64": 7, "aarch64": 1026}

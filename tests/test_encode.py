@@ -23,11 +23,11 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel
 
-from mlxbert.encode import SentenceEncoder, SentenceEncoderWarning, batches
+from mlxbert.encode.encoder import SentenceEncoder, SentenceEncoderWarning, batches
 from mlxbert.encode.modules import ACTIVATIONS, Dense, SentenceModuleError
 from mlxbert.encode.sentence_modules import read_pooling
 from mlxbert.pooling import PoolingError
-from mlxbert.tokenization import TokenizerError, TruncationWarning
+from mlxbert.tokenization.tokenizer import TokenizerError, TruncationWarning
 
 NASTY: list[str] = json.loads((Path(__file__).parent / "data" / "nasty_texts.json").read_text("utf-8"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -136,7 +136,7 @@ def test_order_comes_back_whatever_the_batches(plain: Path, batch_size: int) -> 
 
 
 def test_more_texts_than_a_block(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxbert.encode._BLOCK", 10)
+    monkeypatch.setattr("mlxbert.encode.encoder._BLOCK", 10)
     assert_same(legacy(plain), batch_size=4)
 
 

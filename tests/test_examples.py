@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlxbert.data.competitions import get_competition
 from mlxbert.errors import MLXBertError
-from mlxbert.factory.competition import get_competition
 from mlxbert.runs import Run
 from tests.competition_files import real_file
 

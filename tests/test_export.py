@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from converter import cli
 from converter.convert import convert
-from converter.export import ExportError, export
+from converter.export.checkpoint import ExportError, export
 from mlxbert.errors import MLXBertError
-from mlxbert.files.manifest import manifest_problems
+from mlxbert.files.output_file import manifest_problems
 from tests.tiny import CLASSES, save_tiny, tiny_model, write_vocab
 
 INPUTS = {

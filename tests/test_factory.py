@@ -21,6 +21,7 @@ from heads.binary import BinaryClassificationHead
 from heads.head_registry import get_head, register_head, unregister_head
 from heads.ordinal import OrdinalRegressionHead
 from heads.regression import RegressionHead
+from mlxbert.data import infer_task
 from mlxbert.errors import MLXBertError
 from mlxbert.factory import (
     FactoryError,
@@ -33,10 +34,9 @@ from mlxbert.factory import (
     from_dataframe,
     get_competition,
     head_for,
-    infer_task,
     registered_competitions,
 )
-from mlxbert.pooling.spec import CHOICES, pooling_settings
+from mlxbert.pooling import CHOICES, pooling_settings
 from mlxbert.with_head import BertWithHead
 from tests.competition_files import read, real_file
 from tests.head_samples import NAMES

@@ -18,7 +18,7 @@ import torch
 from mlx.utils import tree_flatten
 
 from mlxbert import BertConfig, BertCore
-from mlxbert.activations.exponential import exp_nonpositive, softmax
+from mlxbert.activations import exp_nonpositive, softmax
 from mlxbert.attention import BertSelfAttention
 from mlxbert.layers import BertLayer
 
@@ -226,7 +226,7 @@ class TestTraining:
 _PROGRAM = """
 import mlxbert, mlx.core as mx
 from mlxbert.activations import gelu
-from mlxbert.activations.exponential import softmax
+from mlxbert.activations import softmax
 TRANSFORM
 x = mx.array([[-1.5, 0.25, 3.0, 0.0]])
 print(gelu(x).tolist(), softmax(x).tolist(), mx.grad(lambda x: gelu(x).sum())(x).tolist())

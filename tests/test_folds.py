@@ -13,22 +13,24 @@ import pytest
 
 from heads.forward_chaining import as_times, check_forward, windows
 from heads.install import install_fix
-from mlxbert.data.reading import read_data
-from mlxbert.errors import MLXBertError
-from mlxbert.factory.competition import FOLD_KINDS, FoldKind, fold_kinds, get_competition
-from mlxbert.factory.frames import Table
-from mlxbert.factory.infer_task import infer_task
-from mlxbert.folds import (
+from mlxbert.data.competitions import FOLD_KINDS, FoldKind, fold_kinds, get_competition
+from mlxbert.data.folds import (
     Fold,
     FoldError,
     FoldWarning,
     fold_numbers,
     folds_sha256,
+    join_rows,
     make_folds,
+    normalized,
+    text_keys,
     validation_fold,
 )
-from mlxbert.folds.coverage import check_labels
-from mlxbert.folds.row_groups import join_rows, normalized, text_keys
+from mlxbert.data.frames import Table
+from mlxbert.data.infer_task import infer_task
+from mlxbert.data.reading import read_data
+from mlxbert.errors import MLXBertError
+from mlxbert.runs.prepare import check_labels
 from tests.competition_files import real_file
 
 pytest.importorskip("sklearn")

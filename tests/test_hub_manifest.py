@@ -12,8 +12,8 @@ import pytest
 
 import mlxbert
 from mlxbert.checkpoint import CheckpointError
-from mlxbert.encode import SentenceEncoder
-from mlxbert.hub import HubError
+from mlxbert.encode.encoder import SentenceEncoder
+from mlxbert.hub.download import HubError
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, pushed
 from tests.hub.repository import Repository

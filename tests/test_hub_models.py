@@ -12,8 +12,8 @@ import pytest
 import mlxbert
 from converter.convert import convert
 from mlxbert.checkpoint import CheckpointError
-from mlxbert.encode import SentenceEncoder
-from mlxbert.hub import HubError
+from mlxbert.encode.encoder import SentenceEncoder
+from mlxbert.hub.download import HubError
 from tests.hub.plugin import Hub
 from tests.test_convert import assert_same_model
 from tests.tiny import save_tiny

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.hub import snapshot
+from mlxbert.hub.download import snapshot
 from tests.hub.exchange import Reply
 from tests.hub.plugin import Hub
 from tests.hub.repository import Repository

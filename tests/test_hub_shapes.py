@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.hub import snapshot
+from mlxbert.hub.download import snapshot
 from tests.hub.exchange import Reply
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO as PUSHED
@@ -60,9 +60,9 @@ class TestDownload:
         )
 
     def test_a_file_may_be_larger_than_an_answer(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-        import mlxbert.hub.listing
+        import mlxbert.hub.errors as listing
 
-        monkeypatch.setattr(mlxbert.hub.listing, "_ANSWER_BYTES", 2000)
+        monkeypatch.setattr(listing, "_ANSWER_BYTES", 2000)
         hub.add(REPO, {"config.json": b"{}", "vocab.txt": b"x" * 5000})
         found = snapshot(REPO, select=lambda names: [name for name in names if name == "vocab.txt"])
         assert (found.path / "vocab.txt").stat().st_size == 5000
@@ -100,9 +100,9 @@ class TestPush:
         assert refusal(verified)
 
     def test_pages_without_an_end(self, hub: Hub, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import mlxbert.hub.listing
+        import mlxbert.hub.errors as listing
 
-        monkeypatch.setattr(mlxbert.hub.listing, "_ANSWERS", 20)
+        monkeypatch.setattr(listing, "_ANSWERS", 20)
         hub.add(PUSHED, {".gitattributes": b""})
         link = {"Link": f'<{hub.endpoint}/api/models/{PUSHED}/tree/{SHA}?page=2>; rel="next"'}
         hub.inject("/tree/", times=999, reply=Reply.json([], headers=link))

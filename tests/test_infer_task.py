@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxbert.factory.frames import FrameError
-from mlxbert.factory.infer_task import InferredTask, infer_task
-from mlxbert.factory.target_rules import TaskError
-from mlxbert.factory.target_values import target_values
+from mlxbert.data.frames import FrameError
+from mlxbert.data.infer_task import InferredTask, infer_task, target_values
+from mlxbert.data.targets import TaskError
 
 NAN = float("nan")
 FORTY = list(range(40))

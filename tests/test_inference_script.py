@@ -14,13 +14,13 @@ import pandas
 import pytest
 
 from converter.convert import convert
-from converter.run_export import inference
-from converter.run_export.directory import export_directory
-from converter.run_export.inference import InferenceError, Predictor, write_submission
+from converter.export import inference
+from converter.export.inference import InferenceError, Predictor, write_submission
+from converter.export.run import export_directory
+from mlxbert.data.frames import Table
 from mlxbert.data.reading import DataWarning, read_chunks, read_data
+from mlxbert.data.text_columns import RowText
 from mlxbert.factory import get_competition
-from mlxbert.factory.frames import Table
-from mlxbert.factory.text_columns import RowText
 from tests.exported_samples import months, run_json, series, texts, trained, write_run
 from tests.tiny import save_tiny
 

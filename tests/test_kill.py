@@ -20,8 +20,8 @@ import torch
 import transformers
 
 from converter.convert import convert
-from mlxbert.files.manifest import manifest_problems
-from mlxbert.files.recovery import recover
+from mlxbert.files.output_directory import recover
+from mlxbert.files.output_file import manifest_problems
 from tests.forked import Driver
 from tests.forked import driver as running
 

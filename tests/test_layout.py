@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 import mlxbert
 from converter.convert import convert
-from converter.export import export
-from converter.layout import LayoutError
-from converter.publish import push
+from converter.export.checkpoint import export
+from converter.output import LayoutError
+from converter.publish.push import push
 from converter.verify import verify
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.factory import create_model

@@ -13,8 +13,8 @@ from heads.binary import BinaryClassificationHead
 from heads.metrics import METRICS
 from mlxbert.checkpoint import read_config
 from mlxbert.runs import Run, train
-from mlxbert.training import judging
-from mlxbert.training.judging import cross_fitted
+from mlxbert.training import held_out as judging
+from mlxbert.training.held_out import cross_fitted
 from tests.run_samples import QUICK, options, sample
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import mlxbert
-from converter import loaders
+from converter.card import loaders
+from converter.card.loaders import DIFFERS, REFUSES, WORKS, Reading
 from converter.convert import convert
-from converter.loaders import DIFFERS, REFUSES, WORKS, Reading
-from mlxbert.encode import SentenceEncoder
-from mlxbert.mlx_tools import INDEX
+from mlxbert.checkpoint import INDEX
+from mlxbert.encode.encoder import SentenceEncoder
 from tests.swift_rules import swift_problems
 from tests.tiny import save_tiny, save_tokenizer
 

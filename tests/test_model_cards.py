@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from converter.card import render_card
-from converter.card_evidence import read_quantization, read_scores
-from converter.facts import _max_length
-from converter.hub_rules import FIELDS, LICENSES, front_matter_problems
+from converter.card.card import read_quantization, read_scores, render_card
+from converter.card.facts import _max_length
+from converter.card.source_card import FIELDS, LICENSES, SourceCard, front_matter_problems
 from converter.parity.report import ReportError
-from converter.publishing.leaks import leaks
-from converter.publishing.lint import lint_card
-from converter.publishing.names import default_repo_id, precision_suffix
+from converter.publish.leaks import leaks, lint_card
+from converter.publish.remote import default_repo_id, precision_suffix
 from converter.quantize.cost import read_cost
-from converter.source_card import SourceCard
 from tests.card_samples import FOLDER, MINILM, QUANTIZATION, QUANTIZED, REVISION, SAMPLES, WITH_HEAD
 from tests.hub.yaml_rules import LICENSES as THE_HUBS_LICENSES
 from tests.hub.yaml_rules import check_yaml

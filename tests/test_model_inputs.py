@@ -19,12 +19,11 @@ from heads.multiclass import MulticlassClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert import BertConfig, BertCore, BertWithHead
 from mlxbert.data.token_rows import token_rows
-from mlxbert.encode import SentenceEncoder
+from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.model_inputs import InputError
-from mlxbert.pipelines import classify
-from mlxbert.tokenization import TokenizerError
-from mlxbert.training.groups import parameter_rules
-from mlxbert.training.schedule import Schedule
+from mlxbert.pipelines import texts as classify
+from mlxbert.tokenization.tokenizer import TokenizerError
+from mlxbert.training.optimizer import Schedule, parameter_rules
 from mlxbert.training.step import StepSettings, TrainStep
 from tests.tiny import SIZES, save_tiny
 

@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 
 from converter.canonical import float32_core
-from converter.parity import environment
-from converter.parity.deviation import measure, no_comparison, worst
-from converter.parity.environment import InexactFloat32Error, require_exact_float32
+from converter.parity import reference as environment
+from converter.parity.deviation import (
+    UnknownToleranceError,
+    measure,
+    no_comparison,
+    precision_limits,
+    tolerances,
+    worst,
+)
 from converter.parity.gates import ParityError, compare
 from converter.parity.probes import ProbeError, make_probes
-from converter.parity.reference import Reference
+from converter.parity.reference import InexactFloat32Error, Reference, require_exact_float32
 from converter.parity.report import Provenance
-from converter.parity.tolerances import UnknownToleranceError, precision_limits, tolerances
 from converter.source import open_source
 from mlxbert.config import BertConfig
 from tests.tiny import save_tiny

@@ -16,10 +16,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from converter.parity.environment import describe
-from converter.parity.html import render_html
-from converter.parity.junit import render_junit
-from converter.parity.plot import Line, Mark, log_plot
+from converter.parity.reference import describe
+from converter.parity.render import Line, Mark, log_plot, parity_table, render_html, render_junit, verdict
 from converter.parity.report import (
     CUMULATIVE,
     LOCAL,
@@ -33,7 +31,6 @@ from converter.parity.report import (
     Provenance,
     ReportError,
 )
-from converter.parity.table import parity_table, verdict
 from converter.quantize.cost import TEXT_LIMITS, Kept, LayerReport, Quality, QuantizationReport
 
 NAMES = ("embeddings", *(f"encoder.layer.{i}" for i in range(12)), "pooler")

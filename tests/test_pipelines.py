@@ -13,12 +13,15 @@ import pytest
 
 import mlxbert
 from converter.convert import convert
-from mlxbert.pipelines import PipelineError, answer, classify, fill_mask, tag
-from mlxbert.pipelines.answer import best_spans
-from mlxbert.pipelines.batches import windows
-from mlxbert.pipelines.word_groups import Piece, aggregate
-from mlxbert.pretrained import PretrainedBert
-from mlxbert.tokenization import Tokenizer, TruncationWarning
+from mlxbert.pipelines import PipelineError
+from mlxbert.pipelines import spans as answer
+from mlxbert.pipelines import spans as tag
+from mlxbert.pipelines import texts as classify
+from mlxbert.pipelines import texts as fill_mask
+from mlxbert.pipelines.spans import Piece, aggregate, best_spans
+from mlxbert.pipelines.texts import windows
+from mlxbert.pretrained.model import PretrainedBert
+from mlxbert.tokenization.tokenizer import Tokenizer, TruncationWarning
 from tests import recorded_answers
 from tests.tiny import save_tiny
 

@@ -18,10 +18,17 @@ from heads.pretrained import MaskedLMHead, MultipleChoiceHead, SequenceClassific
 from heads.pretrained.masked_lm import Predictions
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.config import ConfigError
-from mlxbert.encode import SentenceEncoder
-from mlxbert.pretrained.head_class import CLASSIFIER, HEAD_CLASSES, NEXT_SENTENCE, PREDICTIONS, SPAN, HeadClassError
-from mlxbert.pretrained.head_class import choose_head_class as choose
-from mlxbert.pretrained.labels import Labels
+from mlxbert.encode.encoder import SentenceEncoder
+from mlxbert.pretrained.labels import (
+    CLASSIFIER,
+    HEAD_CLASSES,
+    NEXT_SENTENCE,
+    PREDICTIONS,
+    SPAN,
+    HeadClassError,
+    Labels,
+)
+from mlxbert.pretrained.labels import choose_head_class as choose
 from tests.tiny import save_tiny
 
 torch = pytest.importorskip("torch", reason="the sources are built by transformers")

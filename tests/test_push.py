@@ -12,11 +12,9 @@ import pytest
 from huggingface_hub import HfApi
 
 import mlxbert
-from converter.publish import push
-from converter.publishing.rights import Writer
-from converter.publishing.sending import Sending
-from mlxbert.files.manifest import manifest_bytes, manifest_problems, read_manifest
-from mlxbert.files.output_file import FileRecord
+from converter.publish.push import push
+from converter.publish.sending import Sending, Writer
+from mlxbert.files.output_file import FileRecord, manifest_bytes, manifest_problems, read_manifest
 from tests.card_samples import QUANTIZATION
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, assert_published, pushed

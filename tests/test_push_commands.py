@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from converter.cli import convert, push
-from converter.publishing.sending import Sending
+from converter.publish.sending import Sending
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, assert_published
 from tests.tiny import save_tiny

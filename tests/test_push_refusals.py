@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from converter.convert import convert
-from converter.publishing.errors import PublishError
-from converter.publishing.evidence import gather_evidence
-from converter.publishing.remote import CheckedFile, _difference
-from converter.publishing.sending import _operations
+from converter.publish.errors import PublishError
+from converter.publish.push import gather_evidence
+from converter.publish.remote import CheckedFile, _difference
+from converter.publish.sending import _operations
 from mlxbert.checkpoint import read_config
-from mlxbert.files.manifest import manifest_bytes, read_manifest
-from mlxbert.files.output_file import FileRecord
+from mlxbert.files.output_file import FileRecord, manifest_bytes, read_manifest
 from tests.hub.exchange import Reply
 from tests.hub.plugin import Hub
 from tests.hub.publishing import REPO, TOKEN, pushed, refusal

@@ -19,9 +19,15 @@ from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from mlxbert.checkpoint import CheckpointError, load_core
 from mlxbert.model_tensors import named_parameters
-from mlxbert.quantization import LayerQuantization, QuantizationConfig, QuantizationError
-from mlxbert.quantization.packed import ChangedWeightsError, refuse_training
-from mlxbert.quantization.swift_names import from_swift_path, swift_path
+from mlxbert.quantization import (
+    ChangedWeightsError,
+    LayerQuantization,
+    QuantizationConfig,
+    QuantizationError,
+    from_swift_path,
+    refuse_training,
+    swift_path,
+)
 from tests.tiny import save_tiny
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
@@ -182,7 +188,7 @@ def test_a_head_on_another_tool_s_files_is_saved(quantize: str | None, source: P
 
 @pytest.mark.parametrize("way", [True, False])
 def test_training_is_refused_with_the_way_out(way: bool, packed: Path) -> None:
-    from mlxbert.training.schedule import Schedule
+    from mlxbert.training.optimizer import Schedule
     from mlxbert.training.step import TrainStep
 
     model = mlxbert.BertWithHead(load_core(packed, dequantize=way), BinaryClassificationHead(64))

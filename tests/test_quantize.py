@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from converter.canonical import DtypeError
 from converter.cli import convert as command
 from converter.convert import convert, where_plotted
-from converter.dtypes import DtypeError
-from converter.quantize.affine import encode, full_range, pack, rounded, searched_range
 from converter.quantize.allotment import (
     BudgetError,
     Option,
@@ -27,16 +26,31 @@ from converter.quantize.allotment import (
     point_of,
     rounded_down,
 )
-from converter.quantize.calibrated import EMBEDDINGS, calibrate
-from converter.quantize.embedding_metric import embedding_metric
-from converter.quantize.fp4 import round_fp4
-from converter.quantize.gptq import Moments, compensate, compensate_table, corrected_bias
-from converter.quantize.layer_options import TILTS, layer_options, scaled, uniform_choices, worth_a_trial
+from converter.quantize.auto import TILTS, Study, layer_options, scaled, uniform_choices, worth_a_trial
+from converter.quantize.calibrated import EMBEDDINGS, calibrate, embedding_metric
+from converter.quantize.pipeline import pack_rows
 from converter.quantize.quality import distributions, divergence, embeddings, measure_quality, rank_correlation
-from converter.quantize.recipes import RECIPES, RecipeError, configure, recipe_named
-from converter.quantize.settings import Target, parse_size, quantize_settings
-from converter.quantize.streaming import pack_rows
-from converter.quantize.study import Study
+from converter.quantize.recipes import (
+    RECIPES,
+    RecipeError,
+    Target,
+    configure,
+    parse_size,
+    quantize_settings,
+    recipe_named,
+)
+from converter.quantize.rounding import (
+    Moments,
+    compensate,
+    compensate_table,
+    corrected_bias,
+    encode,
+    full_range,
+    pack,
+    round_fp4,
+    rounded,
+    searched_range,
+)
 from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, TokenBatch, built_in, thinned, token_batches
 from heads.install import install_fix
 from mlxbert.checkpoint import load, load_core
@@ -541,7 +555,7 @@ def test_parity_json_says_what_it_cost(source: Path, tmp_path: Path) -> None:
     for quality in found["quality"]:
         assert 0.9 < quality["cosine_mean"] < 1
         assert 0 < quality["logit_kl"] < 0.5
-    from converter.parity.html import render_html
+    from converter.parity.render import render_html
     from converter.parity.report import ParityReport
 
     again = ParityReport.from_json((tmp_path / "out" / "parity.json").read_text())

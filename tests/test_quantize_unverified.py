@@ -11,15 +11,13 @@ import converter.convert
 from converter.convert import convert
 from converter.parity.files import write_reports
 from converter.parity.report import NotComparedError, ParityReport, Proof
-from converter.publish import push
-from converter.publishing.errors import PublishError
-from converter.publishing.evidence import gather_evidence
+from converter.publish.errors import PublishError
+from converter.publish.push import gather_evidence, push
 from converter.quantize.texts import HELD_OUT
 from converter.terminal import show_result
 from converter.verify import verify
 from heads.install import install_fix
-from mlxbert.files.manifest import manifest_bytes, manifest_problems, read_manifest
-from mlxbert.files.output_file import FileRecord
+from mlxbert.files.output_file import FileRecord, manifest_bytes, manifest_problems, read_manifest
 from tests.tiny import save_tiny
 
 pytest.importorskip("torch")

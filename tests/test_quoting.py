@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.data.data_file import Quoting
-from mlxbert.data.quoting import MOST_CHARACTERS
+from mlxbert.data.csv_dialect import MOST_CHARACTERS, Quoting
 from mlxbert.data.reading import Data, DataWarning, read_chunks, read_data
 from mlxbert.errors import MLXBertError
 

@@ -20,8 +20,8 @@ pytest.importorskip("torch")
 import torch
 from safetensors.torch import save_file
 
-from converter.readers.source_error import SourceError
-from converter.readers.weights import read_weights
+from converter.readers.source_files import SourceError
+from converter.readers.weight_files import read_weights
 from tests.checkpoint_builders import raw
 
 STATE = {

@@ -19,7 +19,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 import numpy as np, ml_dtypes  # the base that every reader has
-from converter.readers.weights import read_weights
+from converter.readers.weight_files import read_weights
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

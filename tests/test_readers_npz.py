@@ -12,11 +12,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from converter.readers.npz import read_npz
-from converter.readers.source_error import SourceError
-from converter.readers.tensor_entry import TensorEntry
-from converter.readers.weights import read_weights
-from converter.readers.zip_archive import ZipArchive
+from converter.readers.safetensors import TensorEntry
+from converter.readers.source_files import SourceError
+from converter.readers.weight_files import read_weights
+from converter.readers.zip_archive import ZipArchive, read_npz
 
 
 def entries(path: Path) -> dict[str, TensorEntry]:

@@ -19,10 +19,9 @@ pytest.importorskip("torch")
 import torch
 
 from converter.readers import pickle_machine
-from converter.readers.pickle_machine import PickleMachine
-from converter.readers.pickle_objects import Global, MalformedPickle, Placeholder
-from converter.readers.source_error import SourceError
-from converter.readers.weights import read_weights
+from converter.readers.pickle_machine import Global, MalformedPickle, PickleMachine, Placeholder
+from converter.readers.source_files import SourceError
+from converter.readers.weight_files import read_weights
 
 Container = Callable[[Path, bytes], Path]
 

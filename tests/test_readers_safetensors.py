@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from converter.readers.safetensors import read_safetensors
-from converter.readers.source_error import SourceError
+from converter.readers.source_files import SourceError
 from tests.checkpoint_builders import assert_same, safetensors_bytes
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
@@ -37,7 +37,7 @@ def test_every_dtype_and_shape_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_header_of_128_bytes_is_not_taken_for_a_pickle(tmp_path: Path) -> None:
-    from converter.readers.sniff import identify
+    from converter.readers.source_files import identify
 
     text = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode().ljust(0x80)
     path = tmp_path / "x.bin"

@@ -15,8 +15,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from converter.readers.source_error import SourceError
-from converter.readers.weights import read_weights
+from converter.readers.source_files import SourceError
+from converter.readers.weight_files import read_weights
 from tests.checkpoint_builders import assert_same, random_model, raw
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

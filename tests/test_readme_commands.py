@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from converter.convert import convert
 from heads.install import install_command
-from mlxbert.factory.competition import get_competition
+from mlxbert.data.competitions import get_competition
 from tests.hub.plugin import Hub
 from tests.run_samples import sample
 from tests.test_readme import COMMANDS, README, blocks, command_lines

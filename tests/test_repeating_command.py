@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import mlxbert.runs.cross_validate as cross_validate
+import mlxbert.runs.train as cross_validate
 from mlxbert.cli import main
 from mlxbert.cli.train import train as train_command
-from mlxbert.factory.text_columns import RowText
-from mlxbert.runs.command import repeating_command
+from mlxbert.data.text_columns import RowText
 from mlxbert.runs.files import RunError
-from mlxbert.runs.frames import Inputs
-from mlxbert.runs.record import RunRecord
+from mlxbert.runs.inputs import Inputs
+from mlxbert.runs.record import RunRecord, repeating_command
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
 from tests.report_samples import write_run

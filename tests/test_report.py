@@ -30,21 +30,24 @@ from tests.report_samples import HOSTILE, METRICS, TARGETS, TASKS, write_csv, wr
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-import mlxbert.report.page
+import mlxbert.report.page as page_module
 from heads import metrics as scoring
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import WriteError
 from mlxbert.report import ReportError, write_report
-from mlxbert.report.calibration import reliability
 from mlxbert.report.classification_plots import class_plots, confusion_matrix
-from mlxbert.report.curves import _draw_metrics, smoothed
-from mlxbert.report.decisions import decisions
-from mlxbert.report.event_log import History
+from mlxbert.report.curves import _draw_metrics, decisions, smoothed
 from mlxbert.report.figures import LIGHT, evenly, render, short
-from mlxbert.report.forecast_plots import forecast_plots
-from mlxbert.report.predictions import ClassPredictions, LabelPredictions, NumberPredictions, read_predictions
-from mlxbert.report.regression_plots import number_plots
-from mlxbert.report.run_files import read_run
+from mlxbert.report.predictions import (
+    ClassPredictions,
+    History,
+    LabelPredictions,
+    NumberPredictions,
+    read_predictions,
+    read_run,
+    reliability,
+)
+from mlxbert.report.regression_plots import forecast_plots, number_plots
 from mlxbert.report.tables import column, prediction_table
 from mlxbert.runs.files import RunError
 from mlxbert.training.callbacks import EvaluationEvent, MemberEvent
@@ -175,7 +178,7 @@ def test_names_that_begin_alike_are_told_apart(runs: Path, drawn: list[Words]) -
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of words and numbers alone: drawing takes seconds."""
-    monkeypatch.setattr(mlxbert.report.page, "render", lambda plot, theme: b"a picture")
+    monkeypatch.setattr(page_module, "render", lambda plot, theme: b"a picture")
 
 
 def page_of(run: Path) -> Parsed:

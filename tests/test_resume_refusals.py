@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 from converter.convert import convert
 from mlxbert.cli import main
 from mlxbert.runs import Run, resume, train
-from mlxbert.runs import environment as environment_module
+from mlxbert.runs import settings as environment_module
 from mlxbert.runs.place import delete_leftovers, run_lock
-from mlxbert.runs.session import _command
+from mlxbert.runs.train import _command
 from mlxbert.training.callbacks import Callback, EvaluationEvent
-from mlxbert.training.outcome import TrainingInterrupted
+from mlxbert.training.trainer import TrainingInterrupted
 from tests.report_samples import write_run
 from tests.run_samples import QUICK, options, sample
 from tests.tiny import save_tiny

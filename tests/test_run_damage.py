@@ -24,13 +24,13 @@ from click.testing import CliRunner, Result
 
 import converter.cli
 import mlxbert.cli
-import mlxbert.report.page
-from mlxbert.files.array_file import read_array_file
+import mlxbert.report.page as page_module
+from mlxbert.files.safetensors import read_array_file
 from mlxbert.runs import RunError, train
 from mlxbert.runs.blend import blend
 from mlxbert.training.callbacks import Callback, StepEvent
-from mlxbert.training.outcome import TrainingInterrupted
-from mlxbert.training.save import read_arrays, write_arrays
+from mlxbert.training.state import read_arrays, write_arrays
+from mlxbert.training.trainer import TrainingInterrupted
 from tests.run_samples import QUICK, options, sample
 
 WRONG: tuple[Any, ...] = (
@@ -100,7 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pat
 @pytest.fixture
 def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
     """`made`, put back as it was after each test: run.json names its paths."""
-    monkeypatch.setattr(mlxbert.report.page, "render", lambda plot, theme: b"a picture")
+    monkeypatch.setattr(page_module, "render", lambda plot, theme: b"a picture")
     shutil.copytree(made, tmp_path / "copy")
     yield Runs(made)
     shutil.rmtree(made)
@@ -110,7 +110,7 @@ def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def undamaged(made: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """`made` itself, for commands that refuse: what a test changes, it puts back."""
-    monkeypatch.setattr(mlxbert.report.page, "render", lambda plot, theme: b"a picture")
+    monkeypatch.setattr(page_module, "render", lambda plot, theme: b"a picture")
     return Runs(made)
 
 
@@ -318,7 +318,7 @@ def set_aside(path: Path) -> Iterator[None]:
 def make_outside(path: Path, name: str) -> dict[str, bytes]:
     """A file, or a folder with a file of a name that a run deletes; its content."""
     if "." in name:
-        path.write_text(mlxbert.report.page.MARK)
+        path.write_text(page_module.MARK)
     else:
         path.mkdir()
         (path / "kept-9.safetensors").write_text("private")

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from converter import cli
 from converter.convert import convert
-from converter.export import ExportError
-from converter.run_export.directory import export_directory
-from converter.run_export.member import stl_matrices
+from converter.export.checkpoint import ExportError
+from converter.export.member import stl_matrices
+from converter.export.run import export_directory
 from heads.seasonality import decompose
-from mlxbert.factory.text_columns import RowText
-from mlxbert.files.manifest import manifest_problems
-from mlxbert.pooling.spec import CHOICES
+from mlxbert.data.text_columns import RowText
+from mlxbert.files.output_file import manifest_problems
+from mlxbert.pooling import CHOICES
 from tests.exported_samples import logits_of, months, run_json, series, texts, trained, write_run
 from tests.tiny import save_tiny
 

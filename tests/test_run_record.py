@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlxbert.runs.files import RunError
-from mlxbert.runs.info import going_on
-from mlxbert.runs.metrics_log import MetricsLog, read_log
+from mlxbert.runs.files import MetricsLog, RunError, read_log
+from mlxbert.runs.finish import going_on
 from mlxbert.runs.record import RunRecord, check_known_settings, read_record, read_scores
 from mlxbert.training.callbacks import MemberEvent, StepEvent
 from tests.report_samples import write_run

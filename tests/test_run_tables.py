@@ -13,13 +13,12 @@ from click.testing import CliRunner, Result
 
 import mlxbert
 from mlxbert.cli import main
+from mlxbert.data.folds import FoldError, make_folds, one_label
+from mlxbert.data.infer_task import InferredTask
 from mlxbert.data.reading import DataWarning
 from mlxbert.errors import MLXBertError
-from mlxbert.factory.infer_task import InferredTask
-from mlxbert.folds import FoldError, make_folds
-from mlxbert.folds.dealing import one_label
 from mlxbert.runs import Run
-from mlxbert.runs.checks import check_size
+from mlxbert.runs.prepare import check_size
 from tests.run_samples import QUICK, sample, texts
 
 SHORT = ("--epochs", "1", "--folds", "2", "--max-length", "16", "--no-compiled")

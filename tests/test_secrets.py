@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from converter.convert import convert
-from converter.export import export
-from converter.publishing.leaks import LeakError, refuse_leaks, secrets_in
-from mlxbert.files.manifest import manifest_bytes, read_manifest
-from mlxbert.files.output_file import FileRecord
+from converter.export.checkpoint import export
+from converter.publish.leaks import LeakError, refuse_leaks, secrets_in
+from mlxbert.files.output_file import FileRecord, manifest_bytes, read_manifest
 from tests.hub.plugin import Hub
 from tests.hub.publishing import pushed, refusal
 

@@ -17,13 +17,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling, WeightedLayerPooling
 
+from converter.card.loaders import DIFFERS
 from converter.convert import convert
-from converter.export import export
-from converter.loaders import DIFFERS
+from converter.export.checkpoint import export
+from converter.output import StagedModelError
 from converter.quantize.quality import pooling_of
-from converter.side_output import StagedModelError
 from converter.source import SourceError, open_source, select_files
-from mlxbert.encode import SentenceEncoder
+from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.encode.modules import SentenceModuleError, UnsupportedModuleError
 from mlxbert.encode.sentence_modules import both_spellings, read_sentence_plan
 from tests.tiny import save_tiny

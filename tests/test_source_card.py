@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from converter.card import render_card
+from converter.card.card import render_card
+from converter.card.source_card import (
+    SourceCard,
+    is_language,
+    is_license_link,
+    is_repo_id,
+    parse_source_card,
+    read_source_card,
+)
 from converter.convert import convert
-from converter.hub_rules import is_language, is_license_link, is_repo_id
-from converter.publishing.lint import lint_card
-from converter.source_card import SourceCard, parse_source_card, read_source_card
+from converter.publish.leaks import lint_card
 from mlxbert.checkpoint import is_license_file
 from tests.card_samples import MINILM
 from tests.hub.yaml_rules import check_yaml

@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from converter.convert import convert
-from converter.export import ExportError, export
-from converter.run_export.directory import export_directory
-from converter.side_output import StagedModelError
+from converter.export.checkpoint import ExportError, export
+from converter.export.run import export_directory
+from converter.output import StagedModelError
 from converter.source import SourceError, open_source
 from converter.verify import VerifyError, verify
 from heads.binary import BinaryClassificationHead

@@ -19,22 +19,22 @@ from click.testing import CliRunner
 from sklearn.metrics import f1_score
 
 import mlxbert
-from converter.run_export import inference
-from converter.run_export.directory import export_directory
-from converter.run_export.inference import InferenceError, Predictor
+from converter.export import inference
+from converter.export.inference import InferenceError, Predictor
+from converter.export.run import export_directory
 from mlxbert.cli import main
+from mlxbert.data.competitions import Submission
+from mlxbert.data.frames import Table
+from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.text_columns import id_columns, is_called_id
 from mlxbert.errors import MLXBertError
-from mlxbert.factory.competition import Submission
-from mlxbert.factory.frames import Table
-from mlxbert.factory.id_columns import id_columns, is_called_id
-from mlxbert.factory.infer_task import InferredTask
-from mlxbert.factory.problem import make_problem
+from mlxbert.factory import make_problem
 from mlxbert.runs import Run, RunError, resume, train
 from mlxbert.runs.blend import blend
+from mlxbert.runs.files import escaped_formula, plain_cell
+from mlxbert.runs.finish import decision
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.submission import Sample, SubmissionRules, SubmissionWarning
-from mlxbert.runs.summary import decision
-from mlxbert.runs.tables import escaped_formula, plain_cell
 from tests.run_samples import QUICK, options, sample
 
 IDS = ["0012", "12", "1.0", "1e3", "90071992547409931", " x", "true"]

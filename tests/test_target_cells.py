@@ -11,9 +11,8 @@ import pytest
 
 from heads.errors import HeadError
 from heads.labels import LabelWarning, encode_labels, infer_classes
-from mlxbert.factory.infer_task import InferredTask, infer_task
-from mlxbert.factory.target_rules import TaskError, TaskWarning
-from mlxbert.factory.target_values import target_values
+from mlxbert.data.infer_task import InferredTask, infer_task, target_values
+from mlxbert.data.targets import TaskError, TaskWarning
 
 
 def forty(values: list[Any]) -> list[Any]:

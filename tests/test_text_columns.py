@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlxbert.data.frames import FrameError, Table, plain, shown
+from mlxbert.data.text_columns import RowText, TextError, every_column
 from mlxbert.errors import MLXBertError
-from mlxbert.factory.frames import FrameError, Table, plain, shown
-from mlxbert.factory.text_columns import RowText, TextError, every_column
-from mlxbert.files.typed_json import from_json
+from mlxbert.files.reading import from_json
 
 FRAME: dict[str, list[Any]] = {
     "Sex": ["male", "female", None],

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer
 
-from mlxbert.tokenization import Tokenizer, TokenizerError, TokenizerWarning, TruncationWarning
-from mlxbert.tokenization.long_text import LongTexts
+from mlxbert.tokenization.encoding import LongTexts
+from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError, TokenizerWarning, TruncationWarning
 
 TEXTS: list[str] = json.loads((Path(__file__).parent / "data" / "nasty_texts.json").read_text("utf-8"))
 PAIRS = TEXTS[::-1]
@@ -476,7 +476,7 @@ def test_a_text_cut_by_characters_has_the_ids_and_offsets_of_the_whole_one(
 LONG = """
 import pathlib, resource, sys
 import mlxbert
-from mlxbert.tokenization import Tokenizer
+from mlxbert.tokenization.tokenizer import Tokenizer
 
 def kib(name):  # not ru_maxrss, which begins at the size that the parent had when it was forked
     status = pathlib.Path("/proc/self/status").read_text().splitlines()

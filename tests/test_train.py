@@ -16,23 +16,24 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from converter.card_evidence import read_scores
+from converter.card.card import read_scores
 from heads.errors import HeadError
 from heads.forward_chaining import times_ahead
 from mlxbert.checkpoint import read_config
+from mlxbert.data.folds import FoldWarning
 from mlxbert.data.reading import DataWarning
+from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
-from mlxbert.factory.text_columns import RowText
-from mlxbert.files.manifest import manifest_problems
-from mlxbert.folds import FoldWarning
-from mlxbert.runs import Run, RunError, progress, train
-from mlxbert.runs.info import check_same
+from mlxbert.files.output_file import manifest_problems
+from mlxbert.runs import Run, RunError, train
+from mlxbert.runs import place as progress
+from mlxbert.runs.finish import check_same
+from mlxbert.runs.place import ProgressBar
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared, prepare
-from mlxbert.runs.progress import ProgressBar
 from mlxbert.runs.record import RunRecord
 from mlxbert.runs.settings import RunSettings, as_columns
-from mlxbert.tokenization import TruncationWarning
+from mlxbert.tokenization.tokenizer import TruncationWarning
 from mlxbert.training.config import TrainingConfig
 from mlxbert.with_head import BertWithHead
 from tests.run_samples import QUICK, TASKS, options, sample
@@ -121,7 +122,7 @@ def test_a_run_begins_with_another_tool_s_unquantized_files(tiny_checkpoint: Pat
 def test_that_texts_are_cut_is_said_once_for_all_pieces_of_a_file(
     runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxbert.runs.rows_to_predict.ROWS", 7)
+    monkeypatch.setattr("mlxbert.runs.rows.ROWS", 7)
     frame = sample("binary", rows=20, seed=5)
     frame.loc[[2, 18], "text"] = "word " * 300
     frame.loc[[3, 9, 17], "text"] = ""

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_wine
 
 from converter.convert import convert
-from mlxbert.factory.competition import get_competition
+from mlxbert.data.competitions import get_competition
 from mlxbert.runs import train
 from mlxbert.runs.predict import write_submission
 from tests.competition_files import real_file

@@ -16,11 +16,11 @@ import pytest
 
 from mlxbert.model_tensors import named_parameters
 from mlxbert.runs import RunError, train
-from mlxbert.runs.frames import read_frame
+from mlxbert.runs.inputs import read_frame
 from mlxbert.runs.members import new_model
+from mlxbert.runs.place import tracker
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.trackers import tracker
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 from mlxbert.training.config import ConfigurationError, TrainingConfig
 from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingError

@@ -18,10 +18,8 @@ from heads.multiclass import MulticlassClassificationHead
 from heads.multilabel import MultilabelClassificationHead
 from heads.regression import RegressionHead
 from mlxbert.model_tensors import named_parameters
-from mlxbert.training import optim
-from mlxbert.training.groups import Rule, parameter_rules
-from mlxbert.training.optim import AdamW
-from mlxbert.training.schedule import Schedule
+from mlxbert.training import optimizer as optim
+from mlxbert.training.optimizer import AdamW, Rule, Schedule, parameter_rules
 from mlxbert.training.step import StepSettings, TrainStep
 from mlxbert.with_head import BertWithHead
 from tests.tiny import SIZES, save_tiny

@@ -16,15 +16,14 @@ from heads.binary import BinaryClassificationHead
 from heads.multiclass import MulticlassClassificationHead
 from heads.multilabel import MultilabelClassificationHead
 from heads.ordinal import OrdinalRegressionHead
-from mlxbert.backend import BlasStatus
+from mlxbert.backend.device import BlasStatus
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
-from mlxbert.training.adversarial import AWP, FGM, AdversarialError
-from mlxbert.training.groups import WORD_EMBEDDINGS, parameter_rules
-from mlxbert.training.schedule import Schedule
+from mlxbert.training.gradients import AWP, FGM, AdversarialError
+from mlxbert.training.optimizer import WORD_EMBEDDINGS, Schedule, parameter_rules
+from mlxbert.training.state import StateError, restore_step, step_state
 from mlxbert.training.step import NonFiniteLossError, StepError, StepReport, StepSettings, TrainStep
-from mlxbert.training.step_state import StateError, restore_step, step_state
 from mlxbert.with_head import BertWithHead
 
 CONFIG = {
@@ -354,7 +353,7 @@ def test_an_update_on_two_streams_has_the_bytes_of_one_on_one(monkeypatch: pytes
     results = []
     for threads in (1, 2):
         status = BlasStatus(True, None, "", threads)
-        monkeypatch.setattr("mlxbert.training.streams.use_fast_blas", lambda status=status: status)
+        monkeypatch.setattr("mlxbert.training.parallel.use_fast_blas", lambda status=status: status)
         step = make_step(ema_decay=0.9, compiled=compiled)
         assert len(step._parts) == threads
         norms = [step([batch(seed)]).norm for seed in range(3)]

@@ -15,13 +15,12 @@ from click.testing import CliRunner
 import converter.parity.sentences as sentences
 import mlxbert
 from converter import cli
+from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES
 from converter.convert import convert
 from converter.parity.report import SENTENCE, ParityReport
-from converter.publishing.evidence import gather_evidence
-from converter.usage import LOAD, LOAD_WITH_HEAD, SENTENCES
+from converter.publish.push import gather_evidence
 from converter.verify import verify, write_reports
-from mlxbert.files.manifest import manifest_bytes, read_manifest
-from mlxbert.files.output_file import FileRecord
+from mlxbert.files.output_file import FileRecord, manifest_bytes, read_manifest
 from tests.exported_samples import trained
 from tests.tiny import save_tiny
 
@@ -371,7 +370,7 @@ def test_a_trained_head_that_was_changed_is_found(encoder: Path, tmp_path: Path)
 
 
 def test_a_run_verifies_each_of_its_models(encoder: Path, tmp_path: Path) -> None:
-    from mlxbert.factory.text_columns import RowText
+    from mlxbert.data.text_columns import RowText
     from tests.exported_samples import run_json, write_run
 
     path = tmp_path / "tweets"

@@ -12,8 +12,7 @@ import pytest
 from converter.convert import convert
 from converter.parity.report import CUMULATIVE, MAPPING, PADDING, PRECISION, ParityReport
 from converter.verify import VerifyError, verify, write_reports
-from mlxbert.files.manifest import manifest_problems
-from mlxbert.files.output_file import WriteError
+from mlxbert.files.output_file import WriteError, manifest_problems
 from tests.hub.plugin import Hub
 from tests.tiny import save_tiny, tiny_model
 

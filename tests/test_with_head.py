@@ -24,10 +24,15 @@ from mlxbert.checkpoint import CheckpointError
 from mlxbert.config import BertConfig
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError
-from mlxbert.files.manifest import manifest_problems
-from mlxbert.files.output_file import WriteError
-from mlxbert.pooling import AttentionPooling, PoolingError, WeightedLayerPooling
-from mlxbert.pooling.spec import CHOICES, make_pooling, pooling_settings
+from mlxbert.files.output_file import WriteError, manifest_problems
+from mlxbert.pooling import (
+    CHOICES,
+    AttentionPooling,
+    PoolingError,
+    WeightedLayerPooling,
+    make_pooling,
+    pooling_settings,
+)
 from mlxbert.with_head import BertWithHead
 from tests.head_samples import NAMES, N, sample_of
 from tests.tiny import save_tiny

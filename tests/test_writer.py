@@ -22,11 +22,26 @@ import numpy as np
 import pytest
 import safetensors
 
-from mlxbert.files.manifest import ManifestError, is_complete, manifest_problems, read_manifest
-from mlxbert.files.output_directory import OutputDirectory
-from mlxbert.files.output_file import HashedFile, WriteError, format_bytes
-from mlxbert.files.recovery import aside_path, exchange, lock_path, recover, siblings, target_lock, temporary_path
-from mlxbert.files.safetensors_writer import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
+from mlxbert.files.output_directory import (
+    OutputDirectory,
+    aside_path,
+    exchange,
+    lock_path,
+    recover,
+    siblings,
+    target_lock,
+    temporary_path,
+)
+from mlxbert.files.output_file import (
+    HashedFile,
+    ManifestError,
+    WriteError,
+    format_bytes,
+    is_complete,
+    manifest_problems,
+    read_manifest,
+)
+from mlxbert.files.safetensors import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
 from tests.interruption import Points, counted_points, no_exchange
 
 REPOSITORY = Path(__file__).parents[1]

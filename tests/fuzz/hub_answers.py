@@ -48,8 +48,8 @@ def _against_the_hub(
     patch: pytest.MonkeyPatch, samples: Path, place: Path, downloads: bool, at: int, rng: random.Random
 ) -> None:
     import mlxbert
-    from converter.publish import push
-    from converter.publishing import retry
+    from converter.publish import errors as retry
+    from converter.publish.push import push
 
     with connected(patch, place / "out") as hub:
         patch.setattr(retry, "time", type("Clock", (), {"sleep": hub.waits.append}))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from converter.publish import PushResult, push
+from converter.publish.push import PushResult, push
 from mlxbert.errors import MLXBertError
 from tests.hub.plugin import Hub
 from tests.hub.repository import Repository
@@ -42,11 +42,11 @@ def verified(verified_once: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def writer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
     """alice, who may write to mlx-community, logged in; waits are recorded, not slept."""
-    import converter.publishing.retry
+    import converter.publish.errors as retry
 
     hub.log_in(TOKEN, "alice", role="write", orgs=("mlx-community",))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(converter.publishing.retry, "time", SimpleNamespace(sleep=hub.waits.append))
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=hub.waits.append))
     return TOKEN
 
 
@@ -74,7 +74,7 @@ def one_line(error: MLXBertError, directory: Path) -> str:
 
 def assert_published(repo: Repository, directory: Path, *, branch: str = "main") -> None:
     """Every file of the manifest is there, byte for byte; and a card and a manifest of its own."""
-    from mlxbert.files.manifest import read_manifest
+    from mlxbert.files.output_file import read_manifest
 
     held = {path: blob.data for path, blob in repo.commits[repo.branches[branch]].items()}
     listed = read_manifest(directory)
