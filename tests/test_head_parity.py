@@ -23,7 +23,7 @@ from converter.source import open_source
 from converter.verify import verify
 from mlxbert.activations import gelu_tanh
 from mlxbert.pretrained.model import PretrainedBert
-from tests.tiny import CLASSES, save_tiny
+from tests.support.tiny import CLASSES, save_tiny
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 

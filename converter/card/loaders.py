@@ -1,7 +1,7 @@
 """Which packages load a converted directory, and which of them compute something else: one table of facts.
 
-The terminal, the model card and `tests/test_loaders.py` read it. The test loads directories of every kind with the
-real packages and compares the numbers; what it says of Swift is checked against rules read from its source.
+The terminal, the model card and `tests/converter/test_loaders.py` read it. The test loads directories of every kind
+with the real packages and compares the numbers; what it says of Swift is checked against rules read from its source.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class TokenRows:
         longest: tokens of the longest row before it was cut.
         limit: tokens that rows are cut to.
         pad_id: what a row is padded with.
-        uncounted: whether the longest row may have had more tokens: see `mlxbert.tokenization.tokenizer.Encoding.uncounted`.
+        uncounted: whether the longest row may have had more tokens: see `Encoding.uncounted`.
     """
 
     ids: np.ndarray

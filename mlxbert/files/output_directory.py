@@ -301,7 +301,7 @@ class OutputDirectory:
     target is mended.
 
     Raises :class:`~mlxbert.files.output_file.WriteError` on entering when the target is refused
-    (:func:`~mlxbert.files.output_directory.check_target`) or another run is writing it, and from every method when writing
+    (`check_target`) or another run is writing it, and from every method when writing
     fails.
     """
 

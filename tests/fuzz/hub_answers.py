@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.damage import ESCAPE, damaged_bytes, damaged_json
-from tests.hub.exchange import Reply, Request
-from tests.hub.plugin import Hub, connected
+from tests.support.hub.exchange import Reply, Request
+from tests.support.hub.plugin import Hub, connected
 
 TOKEN = "hf_WrItErWrItErWrItErWrItErWrItErWrIt"
 _HEADERS = ("etag", "x-repo-commit", "x-linked-etag", "x-linked-size", "location", "link", "x-error-message")
