@@ -177,7 +177,8 @@ class Exported:
 def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = False) -> Exported:
     """Write `source` for a place without MLX.
 
-    A converted checkpoint becomes the Hugging Face directory that it came from. A trained model, or each member of a run, becomes a Hugging Face directory too, with `inference.py` beside them all.
+    A converted checkpoint becomes the Hugging Face directory that it came from. A trained model, or
+    each member of a run, becomes a Hugging Face directory too, with `inference.py` beside them all.
 
     Args:
         source: a converted directory, one of `BertWithHead.save`, or a finished run.

@@ -1,8 +1,8 @@
 """Killed and resumed, a run ends in the bytes of the run that was never interrupted.
 
 Kills are SIGKILL to a real process at 20 seeded points of an undisturbed run (`tests.support.resume_driver`), each
-asserted to have come before the end. Dropout, a moving average, adversarial training, accumulation over an epoch's short
-end, early stopping, calibration and two folds are on: every random stream and counter is in play.
+asserted to have come before the end. Dropout, a moving average, adversarial training, accumulation over an epoch's
+short end, early stopping, calibration and two folds are on: every random stream and counter is in play.
 """
 
 from __future__ import annotations
