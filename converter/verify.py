@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.output_file import manifest_problems
-from mlxbert.files.reading import expand_home, require_own_files
+from mlxbert.files.reading import expand_home, require_own_files, sha256_hex
 from mlxbert.files.safetensors import read_safetensors
 
 __all__ = ["VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
@@ -221,7 +220,7 @@ def verify_staged(
         provenance=Provenance(
             source=source.name,
             revision=source.revision,
-            weights={file.name: _sha256(file) for file in weights},
+            weights={file.name: sha256_hex(file, VerifyError) or "" for file in weights},
             float32_core=float32_side,
             seed=seed,
             notes=(*notes, *probe_notes),
@@ -338,7 +337,7 @@ def verify_trained(
             provenance=Provenance(
                 source=_trained_name(directory),
                 revision=None,
-                weights={file.name: _sha256(file) for file in files},
+                weights={file.name: sha256_hex(file, VerifyError) or "" for file in files},
                 float32_core=f"the written {dtype} weights in float32",
                 seed=seed,
                 notes=(*notes, *probe_notes),
@@ -409,8 +408,3 @@ def directory_probes(directory: Path, config: BertConfig, seed: int) -> tuple[tu
         # The weights can be compared all the same; what is wrong with the tokenizer belongs in the report.
         reason = f"the tokenizer gives no probes ({type(error).__name__}), so they are random ids alone"
         return make_probes(config, seed=seed), (reason,)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

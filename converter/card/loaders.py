@@ -6,7 +6,6 @@ with the real packages and compares the numbers; what it says of Swift is checke
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.checkpoint import ENCODER_PREFIX, is_full_layout
+from mlxbert.checkpoint import ENCODER_PREFIX, INDEX, CheckpointError, is_full_layout
 from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
@@ -221,7 +220,7 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
         config: what that holds, or will hold.
         heads: names of the head's tensors, wherever they lie.
     """
-    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    index = read_json(directory / INDEX, CheckpointError) or {}
     names = [name.removeprefix(ENCODER_PREFIX) for name in index["weight_map"]]
     return frozenset(
         (

@@ -10,7 +10,14 @@ from converter.parity.render import render_html, render_junit
 from converter.parity.report import NAME as PARITY
 from converter.parity.report import ParityReport, ReportError
 from mlxbert.checkpoint import read_config
-from mlxbert.files.output_file import NAME, FileRecord, WriteError, manifest_bytes, read_manifest, replace_file
+from mlxbert.files.output_file import (
+    NAME,
+    FileRecord,
+    WriteError,
+    read_manifest,
+    replace_file,
+    replace_listed_files,
+)
 from mlxbert.files.reading import expand_home
 
 CARD = "README.md"
@@ -40,7 +47,8 @@ def write_reports(
         found = f"this failure is against {report.provenance.source}"
         return [*lines, f"Not written: {directory / PARITY}: it passes against {proven}, and {found}; it stays"]
     try:
-        _update(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
+        files = {PARITY: report.to_json().encode(), **_card(directory, report)}
+        replace_listed_files(directory, files, fix="keep the report with --html or --junit")
         lines.append(f"Written: {directory / PARITY}")
     except WriteError as error:
         lines.append(f"Not written: {error}")
@@ -82,21 +90,3 @@ def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
     cost = report.quantization
     facts = card_facts(directory, config, report, name=titles[0], records=records, quantization=cost)
     return {CARD: render_card(facts).encode()}
-
-
-def _update(directory: Path, files: dict[str, bytes]) -> None:
-    """Replace files and their lines in the manifest, if there is one.
-
-    The lines are taken out first and put back last: killed in between, the directory has files too many for its
-    manifest, which is harmless, and never one that the manifest describes wrongly, which looks like damage.
-    """
-    fix = "keep the report with --html or --junit"
-    listed = read_manifest(directory)
-    if listed is not None:
-        listed = {name: record for name, record in listed.items() if name not in files}
-        replace_file(directory / NAME, manifest_bytes(listed), fix=fix, follow_links=False)
-    for name, data in files.items():
-        replace_file(directory / name, data, fix=fix, follow_links=False)
-    if listed is not None:
-        listed |= {name: FileRecord.of(data) for name, data in files.items()}
-        replace_file(directory / NAME, manifest_bytes(listed), fix=fix, follow_links=False)

@@ -379,11 +379,7 @@ def inherited_proof(source: Source) -> Proof | None:
     compared = report.provenance.weights
     if {file.name for file in source.weight_files} != set(compared):
         return None
-    if any(_sha256(file) != compared[file.name] for file in source.weight_files):
+    if any(sha256_hex(file, ReportError) != compared[file.name] for file in source.weight_files):
         return None
     name, revision = report.provenance.compared_with
     return Proof(name, revision, report.written_dtype, digest)
-
-
-def _sha256(file: Path) -> str | None:
-    return sha256_hex(file, ReportError)

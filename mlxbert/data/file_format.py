@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
 import re
 import warnings
@@ -28,7 +27,7 @@ from mlxbert.data.csv_dialect import (
     open_unpacked,
     os_errors,
 )
-from mlxbert.files.reading import expand_home, open_regular
+from mlxbert.files.reading import expand_home, open_regular, sha256_hex
 
 _FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -171,7 +170,7 @@ def _first_look(path: Path) -> tuple[bytes, int, str]:
             if not head:
                 raise DataError(f"{path} is empty; fix: download it again")
             file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = sha256_hex(file)
             return head, file.tell(), sha256
 
 

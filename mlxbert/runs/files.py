@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.output_file import replace_file, write_errors
+from mlxbert.files.output_file import json_text, replace_file, write_errors
 from mlxbert.files.reading import expand_home, from_json, open_regular, read_text
 from mlxbert.training.callbacks import KINDS, Callback, EvaluationEvent, Event, MemberEvent, StepEvent, event_record
 
@@ -125,7 +125,7 @@ def write_json(file: Path, value: Any, *, fix: str = GO_ON) -> None:
         WriteError: the disk is full, or cannot be written; the message ends in `fix`.
     """
     # A lone surrogate, which JSON can hold and UTF-8 cannot, is written as JSON's own escape.
-    data = (json.dumps(without_nan(value), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    data = json_text(without_nan(value), ensure_ascii=False).encode("utf-8", "backslashreplace")
     replace_file(file, data, fix=fix, follow_links=False)
 
 

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from mlxbert.checkpoint import read_config
 from mlxbert.data.competitions import Submission
 from mlxbert.data.folds import folds_sha256
 from mlxbert.errors import printable
-from mlxbert.files.output_file import NAME, FileRecord, manifest_bytes, read_manifest, replace_file
+from mlxbert.files.output_file import json_text, replace_listed_files
 from mlxbert.files.reading import sha256_hex
 from mlxbert.runs.files import RunError, RunFiles, id_name, without_nan, write_csv, write_json
 from mlxbert.runs.inputs import Inputs
@@ -212,8 +211,8 @@ def new_record(
         },
         "model": {
             "checkpoint": settings.model,
-            "manifest_sha256": _sha256(prepared.directory / "manifest.json"),
-            "config_sha256": _sha256(prepared.directory / "config.json"),
+            "manifest_sha256": sha256_hex(prepared.directory / "manifest.json", RunError),
+            "config_sha256": sha256_hex(prepared.directory / "config.json", RunError),
             "source": about.get("source"),
             "revision": about.get("revision"),
         },
@@ -269,10 +268,6 @@ def going_on(before: RunRecord, environment: Mapping[str, Any]) -> RunRecord:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     resumed = [*before.values.get("resumed", ()), {"at": now, "environment": dict(environment)}]
     return RunRecord.of({**before.values, "resumed": resumed})
-
-
-def _sha256(file: Path) -> str | None:
-    return sha256_hex(file, RunError)
 
 
 def finish(
@@ -331,16 +326,9 @@ def _tell_members(files: RunFiles, prepared: Prepared, scores: Mapping[str, Any]
             "own_rows": one["rows"],
         }
         config["mlxbert"]["trained"] = without_nan(trained)
-        _replace_config(directory, config)
-
-
-def _replace_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Another config.json, and its line in the manifest; killed in between, the resumed run does both again."""
-    data = (json.dumps(config, indent=2) + "\n").encode()
-    listed = read_manifest(directory) or {}
-    listed["config.json"] = FileRecord.of(data)
-    for name, content in (("config.json", data), (NAME, manifest_bytes(listed))):
-        replace_file(directory / name, content, fix="free some space and resume the run", follow_links=False)
+        replace_listed_files(
+            directory, {"config.json": json_text(config).encode()}, fix="free some space and resume the run"
+        )
 
 
 def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas: bool) -> dict[str, Any]:
