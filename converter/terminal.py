@@ -107,7 +107,7 @@ def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
     Raises:
         PublishError: nobody is there to answer.
     """
-    from converter.publish.errors import PublishError  # imports the client, which a conversion does not need
+    from converter.publish.remote import PublishError  # imports the client, which a conversion does not need
 
     show("\n".join(plan.lines(directory)))
     if yes:

@@ -25,6 +25,7 @@ from converter.readers.weight_files import CARD
 from mlxbert.checkpoint import is_license_file
 from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.reading import open_regular
+from mlxbert.hub.download import is_valid_repo_id
 
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -55,8 +56,6 @@ multiple-choice
 PIPELINE_TAGS = frozenset(_PIPELINE_TAGS.split())
 """Those of the Hub's that an encoder can have."""
 RELATIONS = frozenset({"adapter", "finetune", "merge", "quantized"})
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-_REPO_ID = re.compile(rf"(?:{_NAME}/)?{_NAME}")
 
 
 def is_license(value: object) -> bool:
@@ -84,13 +83,6 @@ def is_language(value: object) -> bool:
     return isinstance(value, str) and (value in LANGUAGES or re.fullmatch("[a-z]{3}", value) is not None)
 
 
-def is_repo_id(value: object) -> bool:
-    """Whether this can be the id of a model or dataset on the Hub, `name` or `owner/name`."""
-    if not isinstance(value, str) or _REPO_ID.fullmatch(value) is None:
-        return False
-    return "--" not in value and ".." not in value and not value.endswith(".git")
-
-
 def front_matter_problems(data: dict[str, Any]) -> list[str]:
     """What validate-yaml would refuse, and what this project never writes, one line each."""
     problems = [f'"{name}" is not a field that our cards have' for name in sorted(set(data) - set(_FIELDS))]
@@ -113,8 +105,8 @@ _FIELDS = {
     "license_name": (is_license_name, False, "the id of a license"),
     "license_link": (is_license_link, False, "a URL or a file of the repository"),
     "language": (is_language, True, "an ISO 639 code in lower case"),
-    "datasets": (is_repo_id, True, "the id of a dataset"),
-    "base_model": (is_repo_id, False, "the id of a model"),
+    "datasets": (is_valid_repo_id, True, "the id of a dataset"),
+    "base_model": (is_valid_repo_id, False, "the id of a model"),
     "base_model_relation": (RELATIONS.__contains__, False, "one of " + ", ".join(sorted(RELATIONS))),
     "pipeline_tag": (PIPELINE_TAGS.__contains__, False, "a task of the Hub's that an encoder has"),
     "tags": (_is_text, True, "text"),
@@ -203,7 +195,7 @@ def parse_source_card(data: Mapping[str, Any]) -> tuple[SourceCard, list[str]]:
     datasets: list[str] = []
     refused: list[object] = []
     for item in _values(data.get("datasets")):
-        if is_repo_id(item):
+        if is_valid_repo_id(item):
             datasets.append(str(item))
         else:
             refused.append(item)
