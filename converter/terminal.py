@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,9 +17,12 @@ from converter.card.usage import LOAD, LOAD_WITH_HEAD
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
 from converter.parity.report import ParityReport
-from converter.publish.sending import PushPlan, PushResult
+from converter.publish.leaks import PublishError
 from mlxbert.errors import printable, readable
 from mlxbert.terminal import SafeConsole, show
+
+if TYPE_CHECKING:
+    from converter.publish.sending import PushPlan, PushResult  # imports the client, which a conversion does not need
 
 _VERBS = {
     "convert": "Converting",
@@ -107,8 +111,6 @@ def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
     Raises:
         PublishError: nobody is there to answer.
     """
-    from converter.publish.remote import PublishError  # imports the client, which a conversion does not need
-
     show("\n".join(plan.lines(directory)))
     if yes:
         return True

@@ -17,8 +17,8 @@ from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.reading import open_regular, read_bytes
 
 
-class LeakError(MLXBertError):
-    """A directory must not be published as it is, or a source must not be copied."""
+class PublishError(MLXBertError):
+    """The model was not published, or must not be: one line with the fix."""
 
 
 # What it is, how it begins (a search for that alone is many times faster), and its whole format.
@@ -107,12 +107,12 @@ def refuse_leaks(directory: Path, names: Iterable[str], *, token: str | None = N
     """Check that files may be published.
 
     Raises:
-        LeakError: a file is a link or lies behind one, is not a regular file, or has a secret or a path of this
+        PublishError: a file is a link or lies behind one, is not a regular file, or has a secret or a path of this
             machine in it.
     """
     names = list(names)
     if links := [line for name in names if (line := _link(directory, name)) is not None]:
-        raise LeakError(
+        raise PublishError(
             f"{directory}: links are not published, for they may lead to private files; fix: replace each by the file "
             f"itself, if that is meant\n{first_ten(links)}"
         )
@@ -123,7 +123,7 @@ def refuse_leaks(directory: Path, names: Iterable[str], *, token: str | None = N
         kinds = leaks(text, token=token) if has_paths else secrets_in(text, token=token)
         found += [f"{name}: {kind}" for kind in kinds]
     if found:
-        raise LeakError(
+        raise PublishError(
             f"{directory}: must not be published; fix: convert again from a source without\n{first_ten(found)}"
         )
 
@@ -137,11 +137,11 @@ def refuse_secrets(files: Mapping[str, Path], config: Mapping[str, Any], source:
         source: what messages call the source.
 
     Raises:
-        LeakError: a file has one.
+        PublishError: a file has one.
     """
     texts = {**{name: _text(path) for name, path in files.items()}, "config.json": json.dumps(config)}
     if found := [f"{name}: {what}" for name, text in texts.items() for what in secrets_in(text)]:
-        raise LeakError(
+        raise PublishError(
             f"{source}: secrets would be copied into the model; fix: take them out of the source\n{first_ten(found)}"
         )
 
@@ -159,14 +159,14 @@ def _link(directory: Path, name: str) -> str | None:
 def _text(path: Path) -> str:
     """Return the text of a file, or of the header of a .safetensors; bytes that are not text are replaced."""
     if path.suffix == ".safetensors":
-        file = open_regular(path, LeakError)
+        file = open_regular(path, PublishError)
         if file is None:
             return ""
         with file:
             size = int.from_bytes(file.read(8), "little")
             data = file.read(min(size, _HEADER_BYTES))
     else:
-        data = read_bytes(path, LeakError) or b""
+        data = read_bytes(path, PublishError) or b""
     text = data.decode("utf-8", "replace")
     # JSON may write any letter as an escape, so the text that a reader of the JSON gets is searched too.
     return f"{text}\n{_ESCAPE.sub(_unescaped, text)}" if "\\" in text else text

@@ -15,8 +15,8 @@ from converter.card.card import read_quantization, reference_of, render_card
 from converter.card.facts import card_facts
 from converter.parity.files import CARD, PARITY
 from converter.parity.report import OWN_HEAD, PIPELINE, TRAINED_HEAD, NotComparedError, ParityReport, ReportError
-from converter.publish.leaks import lint_card, refuse_leaks
-from converter.publish.remote import CheckedFile, PublishError, check_repo_id, default_repo_id
+from converter.publish.leaks import PublishError, lint_card, refuse_leaks
+from converter.publish.remote import CheckedFile, check_repo_id, default_repo_id
 from converter.publish.sending import PushPlan, PushResult, Sending, size_of, who_writes
 from mlxbert.checkpoint import CheckpointError, is_full_layout, read_config
 from mlxbert.errors import first_ten, reason

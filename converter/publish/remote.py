@@ -25,7 +25,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from converter.canonical import DTYPE_SUFFIXES
 from converter.card.facts import trained_head
-from mlxbert.errors import MLXBertError
+from converter.publish.leaks import PublishError
 from mlxbert.files.output_file import NAME, FileRecord
 from mlxbert.files.reading import read_bytes, read_json
 from mlxbert.hub.client import (
@@ -56,10 +56,6 @@ _WRITTEN = "was written: push again, what has arrived is not sent twice"
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})[^)]*\), domain: https?://([^/\s]+)")
 
 Answer = TypeVar("Answer")
-
-
-class PublishError(MLXBertError):
-    """The model was not published, or not as it should be: one line with the fix."""
 
 
 # Names

@@ -15,11 +15,11 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from converter.publish.leaks import PublishError
 from converter.publish.remote import (
     ATTEMPTS,
     CheckedFile,
     Files,
-    PublishError,
     Remote,
     explain_push,
     find_pull_request,

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.reading import open_regular, read_bytes, reading_failed, sha256_hex
+from mlxbert.files.reading import PathError, open_regular, read_bytes, reading_failed, sha256_hex
 
 # The name of the manifest in a converted directory.
 NAME = "manifest.json"
@@ -52,10 +52,6 @@ _FIX = "give another output with -o"
 
 class WriteError(MLXBertError):
     """The output cannot be written, or must not be: one line with the path, the reason and the fix."""
-
-
-class ManifestError(MLXBertError):
-    """A manifest, or a file that it lists, cannot be read: not a regular file, too large, or not permitted."""
 
 
 @dataclass(frozen=True)
@@ -383,9 +379,9 @@ def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
     """Return the files that the manifest of `directory` lists; None if it is absent, damaged or another tool's.
 
     Raises:
-        ManifestError: not a regular file, too large, or unreadable.
+        PathError: not a regular file, too large, or unreadable.
     """
-    data = read_bytes(directory / NAME, ManifestError, limit=MAX_BYTES)
+    data = read_bytes(directory / NAME, PathError, limit=MAX_BYTES)
     if data is None:
         return None
     try:
@@ -432,7 +428,7 @@ def is_complete(directory: Path) -> bool:
     """Return whether this is a converted directory with every listed file at its size; no hash is computed."""
     try:
         files = read_manifest(directory)
-    except ManifestError:
+    except PathError:
         return False
     if files is None or "config.json" not in files:
         return False
@@ -446,7 +442,7 @@ def manifest_problems(directory: Path) -> list[str]:
     """Compare every file with the manifest, hashes included; return one line for each difference.
 
     Raises:
-        ManifestError: the manifest or a file cannot be read.
+        PathError: the manifest or a file cannot be read.
     """
     files = read_manifest(directory)
     if files is None:
@@ -467,11 +463,11 @@ def is_file_of(path: Path, record: FileRecord) -> bool:
     """Return whether the file has the size and the SHA-256 of the record.
 
     Raises:
-        ManifestError: it cannot be read.
+        PathError: it cannot be read.
     """
     if not path.is_file() or path.stat().st_size != record.size:
         return False
-    return sha256_hex(path, ManifestError) == record.sha256
+    return sha256_hex(path, PathError) == record.sha256
 
 
 def unlisted(directory: Path, files: Mapping[str, FileRecord]) -> list[str]:

@@ -37,7 +37,7 @@ _FILE_KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S
 
 
 class PathError(MLXBertError, ValueError):
-    """A path that no command can read or write, whatever lies there."""
+    """A path that no command can read or write, or a file of a converted directory that cannot be read."""
 
 
 def expand_home(path: str | Path) -> Path:

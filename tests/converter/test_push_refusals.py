@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from converter.convert import convert
+from converter.publish.leaks import PublishError
 from converter.publish.push import gather_evidence
-from converter.publish.remote import CheckedFile, PublishError, _difference
+from converter.publish.remote import CheckedFile, _difference
 from converter.publish.sending import _operations
 from mlxbert.checkpoint import read_config
 from mlxbert.files.output_file import FileRecord, manifest_bytes, read_manifest

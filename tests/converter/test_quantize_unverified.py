@@ -11,8 +11,8 @@ import converter.convert
 from converter.convert import convert
 from converter.parity.files import write_reports
 from converter.parity.report import NotComparedError, ParityReport, Proof
+from converter.publish.leaks import PublishError
 from converter.publish.push import gather_evidence, push
-from converter.publish.remote import PublishError
 from converter.quantize.texts import HELD_OUT
 from converter.terminal import show_result
 from converter.verify import verify

@@ -34,13 +34,13 @@ from mlxbert.files.output_directory import (
 )
 from mlxbert.files.output_file import (
     HashedFile,
-    ManifestError,
     WriteError,
     format_bytes,
     is_complete,
     manifest_problems,
     read_manifest,
 )
+from mlxbert.files.reading import PathError
 from mlxbert.files.safetensors import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
 from tests.support.interruption import Points, counted_points, no_exchange
 
@@ -368,13 +368,13 @@ class TestCommit:
                 file.unlink()
                 file.symlink_to(kind)
             for read in (read_manifest, manifest_problems):
-                with pytest.raises(ManifestError, match=rf"manifest\.json: is {what}, not a regular file; fix: put"):
+                with pytest.raises(PathError, match=rf"manifest\.json: is {what}, not a regular file; fix: put"):
                     read(tmp_path)
             assert not is_complete(tmp_path)
         file.unlink()
         with file.open("wb") as huge:
             huge.truncate(10 << 30)
-        with pytest.raises(ManifestError, match=r"10240 MB is too large for this file \(limit 64 MB\)"):
+        with pytest.raises(PathError, match=r"10240 MB is too large for this file \(limit 64 MB\)"):
             read_manifest(tmp_path)
 
     def test_a_file_that_may_not_be_read_is_named(self, unprivileged: Path) -> None:
@@ -382,7 +382,7 @@ class TestCommit:
         target = write_model(unprivileged / "out")
         for name in ("vocab.json", "manifest.json"):
             (target / name).chmod(0o000)
-            with pytest.raises(ManifestError, match=rf"{name}: permission denied; fix: make it readable \(chmod u\+r"):
+            with pytest.raises(PathError, match=rf"{name}: permission denied; fix: make it readable \(chmod u\+r"):
                 manifest_problems(target)
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "mlxbert-manifest"}', '{"name": "web app"}'])
