@@ -1,7 +1,7 @@
-"""Which packages load a converted directory, and which of them compute something else: one table of facts.
+"""Which packages load a converted directory, and which of them compute other numbers: one table of rules.
 
 The terminal, the model card and `tests/converter/test_loaders.py` read it. The test loads directories of every kind
-with the real packages and compares the numbers; what it says of Swift is checked against rules read from its source.
+with the real packages and compares the numbers; the rules for Swift are checked against those of its source.
 """
 
 from __future__ import annotations
@@ -13,35 +13,32 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from mlxbert.models.base import POOLER, Architecture, HeadKind, architecture
+
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.checkpoint import ENCODER_PREFIX, INDEX, CheckpointError, is_full_layout
+from mlxbert.checkpoint import INDEX, CheckpointError, is_full_layout
 from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
-from mlxbert.pretrained.labels import (
-    CLASSIFIER,
-    SPAN,
-    HeadClassError,
-    Labels,
-    choose_head_class,
-    original_architectures,
-)
+from mlxbert.pretrained.labels import Labels, choose_head_class
+from mlxbert.tokenization.files import has_tokenizer
 
 SEEN = (
     "transformers 5.23, sentence-transformers 6.2, mlx-embeddings 0.1.0 and mlx-vlm 0.7.10, which were run, and\n"
     "MLXEmbedders (mlx-swift-lm) of August 2026, whose source was read"
 )
-"""The versions that the table is true of."""
+"""The versions that the table describes."""
 
 _TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
 WORKS, DIFFERS, REFUSES = "works", "differs", "refuses"
 
 
 class Trait(StrEnum):
-    """Something of a directory that a package may not expect."""
+    """A property of a directory that a package may not expect."""
 
     NO_POOLER = "no pooler"
+    POOLER_MISSED = "no pooler, and no classifier that needs none"
     NO_TOKENIZER = "no tokenizer"
     NO_TOKENIZER_JSON = "no tokenizer.json"
     ACTIVATION = "not exact GELU"
@@ -73,17 +70,19 @@ class Loader:
 
     Attributes:
         package: its name.
-        call: what is called.
-        concerns: the trait that a directory must have, or this is nothing to load it with; None: any.
+        call: the function or class that is called.
+        concerns: the trait of the directories that it is for; None: it is for all.
+        has_own_models: whether it computes with models of its own, and so only the architectures that it has.
     """
 
     package: str
     call: str
     concerns: Trait | None = None
+    has_own_models: bool = False
 
     @property
     def name(self) -> str:
-        """Package and call."""
+        """Return package and call."""
         return f"{self.package} ({self.call})" if self.call else self.package
 
 
@@ -91,11 +90,11 @@ OURS = Loader("mlxbert", "")
 AUTO_MODEL = Loader("transformers", "AutoModel")
 AUTO_HEAD = Loader("transformers", "AutoModelFor…", Trait.HEAD)
 SENTENCE_TRANSFORMER = Loader("sentence-transformers", "", Trait.SENTENCE)
-MLX_EMBEDDINGS = Loader("mlx-embeddings", "")
-MLX_VLM = Loader("mlx-vlm", "load_embedding_model")
-MLX_VLM_RERANKER = Loader("mlx-vlm", "load_reranker", Trait.RERANKER)
-MLX_VLM_TAGGER = Loader("mlx-vlm", "load_token_classifier", Trait.TAGGER)
-SWIFT = Loader("MLXEmbedders", "Swift")
+MLX_EMBEDDINGS = Loader("mlx-embeddings", "", has_own_models=True)
+MLX_VLM = Loader("mlx-vlm", "load_embedding_model", has_own_models=True)
+MLX_VLM_RERANKER = Loader("mlx-vlm", "load_reranker", Trait.RERANKER, has_own_models=True)
+MLX_VLM_TAGGER = Loader("mlx-vlm", "load_token_classifier", Trait.TAGGER, has_own_models=True)
+SWIFT = Loader("MLXEmbedders", "Swift", has_own_models=True)
 LOADERS = (
     OURS,
     AUTO_MODEL,
@@ -108,6 +107,7 @@ LOADERS = (
     SWIFT,
 )
 
+_UNKNOWN_MODEL = "it does not have this architecture"
 _GELU = "it always computes exact GELU, and this model has another activation"
 _MEAN = "its `text_embeds` are the mean of all tokens, whatever `1_Pooling` says; its hidden states are right"
 _LENGTH = "its `text_embeds` have length 1, and this model's vectors have not"
@@ -153,7 +153,7 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (MLX_VLM_TAGGER, Trait.BESIDE, REFUSES, _HEAD),
     (MLX_VLM_TAGGER, Trait.NO_TAGS, REFUSES, "it wants BIO or BIOES labels: O, B-PER, I-PER"),
     (MLX_VLM_TAGGER, Trait.ACTIVATION, DIFFERS, _GELU),
-    (SWIFT, Trait.NO_POOLER, REFUSES, "it wants a pooler, and the source has none"),
+    (SWIFT, Trait.POOLER_MISSED, REFUSES, "it wants a pooler, and the source has none"),
     (
         SWIFT,
         Trait.FULL_NO_SEQUENCE,
@@ -170,17 +170,17 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (SWIFT, Trait.UNKNOWN_MODULES, DIFFERS, _NO_MODULES),
     (SWIFT, Trait.OTHER_MODULES, DIFFERS, "it computes no module after pooling but the normalization"),
 )
-"""Loader, trait, what then becomes of loading, and why. Where no rule speaks, it works."""
+"""Loader, trait, the effect of the trait there, and why. Without a rule, the directory works."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What becomes of a directory in one loader.
+    """What one loader does with a directory.
 
     Attributes:
-        loader: which.
-        effect: "works", "differs" (loads, and a number of it is another) or "refuses".
-        reasons: why; none where it works.
+        loader: which one.
+        effect: "works", "differs" (it loads, and computes another number) or "refuses".
+        reasons: why; empty where it works.
     """
 
     loader: Loader
@@ -188,27 +188,33 @@ class Reading:
     reasons: tuple[str, ...] = ()
 
 
-def readings(traits: Collection[Trait]) -> tuple[Reading, ...]:
-    """Return what becomes of a directory with these traits in every loader that it concerns."""
-    found = []
-    for loader in LOADERS:
-        if loader.concerns is not None and loader.concerns not in traits:
-            continue
-        rules = [(effect, why) for at, trait, effect, why in RULES if at is loader and trait in traits]
-        worst = REFUSES if any(effect == REFUSES for effect, _ in rules) else DIFFERS if rules else WORKS
-        found.append(Reading(loader, worst, tuple(dict.fromkeys(why for effect, why in rules if effect == worst))))
-    return tuple(found)
+def readings(traits: Collection[Trait], model_type: str) -> tuple[Reading, ...]:
+    """Return what every loader that concerns it does with a directory of these traits and this architecture."""
+    known_to = architecture(model_type).known_to
+    return tuple(
+        _reading(loader, traits, is_known=not loader.has_own_models or loader.package in known_to)
+        for loader in LOADERS
+        if loader.concerns is None or loader.concerns in traits
+    )
+
+
+def _reading(loader: Loader, traits: Collection[Trait], *, is_known: bool) -> Reading:
+    if not is_known:
+        return Reading(loader, REFUSES, (_UNKNOWN_MODEL,))
+    rules = [(effect, why) for at, trait, effect, why in RULES if at is loader and trait in traits]
+    worst = REFUSES if any(effect == REFUSES for effect, _ in rules) else DIFFERS if rules else WORKS
+    return Reading(loader, worst, tuple(dict.fromkeys(why for effect, why in rules if effect == worst)))
 
 
 def lines(found: Collection[Reading]) -> list[tuple[str, str]]:
     """Return label and text of each line for the terminal: where it loads, where numbers differ, where it does not."""
     rows = []
     for effect, label in ((WORKS, "Loads in"), (DIFFERS, "Differs"), (REFUSES, "Not in")):
-        reasons: dict[tuple[str, ...], list[str]] = {}
+        names: dict[tuple[str, ...], list[str]] = {}
         for reading in found:
             if reading.effect == effect:
-                reasons.setdefault(reading.reasons, []).append(reading.loader.name)
-        rows += [(label, ": ".join(filter(None, (", ".join(n), "; ".join(why))))) for why, n in reasons.items()]
+                names.setdefault(reading.reasons, []).append(reading.loader.name)
+        rows += [(label, ": ".join(filter(None, (", ".join(n), "; ".join(why))))) for why, n in names.items()]
     return rows
 
 
@@ -216,61 +222,64 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
     """Return the traits of a converted directory.
 
     Args:
-        directory: with everything written but `config.json`.
-        config: what that holds, or will hold.
-        heads: names of the head's tensors, wherever they lie.
+        directory: with every file but `config.json`, which may be missing.
+        config: the content of `config.json`.
+        heads: names of the head's tensors, wherever they are stored.
     """
+    declared = architecture(config.get("model_type"))
     index = read_json(directory / INDEX, CheckpointError) or {}
-    names = [name.removeprefix(ENCODER_PREFIX) for name in index["weight_map"]]
+    has_pooler = any(name.removeprefix(declared.prefix).startswith(POOLER) for name in index["weight_map"])
     return frozenset(
         (
-            *([] if any(name.startswith("pooler.") for name in names) else [Trait.NO_POOLER]),
+            *([] if has_pooler else [Trait.NO_POOLER]),
             *([] if ACTIVATIONS.get(config.get("hidden_act", "gelu")) is ACTIVATIONS["gelu"] else [Trait.ACTIVATION]),
             *([Trait.QUANTIZED] if "quantization" in config else []),
             *_tokenizer_traits(directory),
-            *_head_traits(config, heads, has_pooler=any(name.startswith("pooler.") for name in names)),
+            *_head_traits(declared, config, heads, has_pooler=has_pooler),
             *_sentence_traits(directory, config),
         )
     )
 
 
 def _tokenizer_traits(directory: Path) -> Iterator[Trait]:
-    there = {name for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt") if (directory / name).is_file()}
-    if not there & {"tokenizer.json", "vocab.txt"}:
+    if not has_tokenizer(directory):
         yield Trait.NO_TOKENIZER
-    if not there >= {"tokenizer.json", "tokenizer_config.json"}:
+    if not all((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         yield Trait.NO_TOKENIZER_JSON
 
 
-def _head_traits(config: Mapping[str, Any], heads: Collection[str], *, has_pooler: bool) -> Iterator[Trait]:
+def _head_traits(
+    declared: Architecture, config: Mapping[str, Any], heads: Collection[str], *, has_pooler: bool
+) -> Iterator[Trait]:
     full = is_full_layout(config)
     try:
-        name = choose_head_class(original_architectures(dict(config)), heads, has_pooler=has_pooler, place="").name
+        name = choose_head_class(config, heads, has_pooler=has_pooler, place="").name
         labels = Labels.from_hf(config)
-    except (
-        HeadClassError,
-        MLXBertError,
-    ):  # none, one that mlxbert trained, or one that nothing tells: no class for it
+    except MLXBertError:  # no head, one that mlxbert trained, or one whose class cannot be told
         return
+    kind = declared.heads[name].kind
     yield Trait.HEAD
     yield Trait.FULL if full else Trait.BESIDE
-    if name == "BertForSequenceClassification" and labels.num_labels == 1:
+    if kind is HeadKind.SEQUENCE and labels.num_labels == 1:
         yield Trait.RERANKER
-    if name == "BertForTokenClassification":
+    if kind is HeadKind.TOKEN:
         yield Trait.TAGGER
         if not all(map(_TAG.fullmatch, labels.id2label.values())) or "O" not in labels.id2label.values():
             yield Trait.NO_TAGS
-    if full and any(tensor.startswith((CLASSIFIER, SPAN)) for tensor in heads):
+    fine_tuned = tuple(prefix for head in declared.heads.values() if head.fine_tuned for prefix in head.prefixes)
+    if full and any(tensor.startswith(fine_tuned) for tensor in heads):
         yield Trait.FULL_UNKNOWN
-    if full and name != "BertForSequenceClassification":
+    if full and kind is not HeadKind.SEQUENCE:
         yield Trait.FULL_NO_SEQUENCE
+    if not has_pooler and not (full and kind is HeadKind.SEQUENCE and not declared.heads[name].has_pooler):
+        yield Trait.POOLER_MISSED
     texts, numbers = config.get("id2label") or {}, config.get("label2id") or {}
     if not all(isinstance(text, str) for text in texts.values()) or not all(type(n) is int for n in numbers.values()):
         yield Trait.LABEL_TYPES
 
 
 def _sentence_traits(directory: Path, config: Mapping[str, Any]) -> Iterator[Trait]:
-    """Where sentence-transformers files are damaged, no more than that there are some: others say what is wrong."""
+    """Yield the traits of sentence-transformers' files; of damaged ones only that they are there."""
     if not (directory / "modules.json").is_file():
         return
     yield Trait.SENTENCE
