@@ -20,6 +20,11 @@ class Dropout(nn.Dropout):
             raise HeadError(f"dropout must be a number from 0 to 1, not {p!r}")
         self._p_1 = 1 - p
 
+    @property
+    def drops(self) -> bool:
+        """Whether it changes anything in training mode."""
+        return bool(self._p_1 < 1)
+
     def __call__(self, x: mx.array) -> mx.array:
         """`x` in evaluation mode; in training mode with a share p of its values set to 0, and the others scaled."""
         if self.training:
