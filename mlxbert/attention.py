@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.dropout import Dropout
+from heads.pretrained import Dropout
 from mlxbert.activations.exponential import has_fast_softmax, softmax
 from mlxbert.config import BertConfig
 

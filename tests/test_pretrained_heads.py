@@ -14,8 +14,7 @@ import pytest
 import mlxbert
 from converter.convert import convert
 from heads.errors import HeadError
-from heads.pretrained import MaskedLMHead, MultipleChoiceHead, SequenceClassificationHead, SpanHead
-from heads.pretrained.masked_lm import Predictions
+from heads.pretrained import MaskedLMHead, MultipleChoiceHead, Predictions, SequenceClassificationHead, SpanHead
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.config import ConfigError
 from mlxbert.encode import SentenceEncoder

@@ -14,13 +14,13 @@ from heads.pretrained import (
     MaskedLMHead,
     MultipleChoiceHead,
     NextSentenceHead,
+    Predictions,
     PretrainedHead,
     PretrainingHead,
     SequenceClassificationHead,
     SpanHead,
     TokenClassificationHead,
 )
-from heads.pretrained.masked_lm import Predictions
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.checkpoint import CheckpointError, is_full_layout, load, read_config, read_weights, resolve
 from mlxbert.config import BertConfig

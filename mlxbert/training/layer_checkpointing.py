@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.dropout import Dropout
+from heads.pretrained import Dropout
 from mlxbert.layers import BertEncoder
 
 Layer = Callable[..., tuple[mx.array, None]]
