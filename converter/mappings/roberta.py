@@ -1,17 +1,18 @@
-"""RoBERTa's tensor names in Hugging Face (`models/roberta/modeling_roberta.py`): BERT's in the encoder, its own heads."""
+"""RoBERTa's tensor names in Hugging Face (`models/roberta/modeling_roberta.py`): BERT's encoder, its own heads."""
 
 from __future__ import annotations
 
 from converter.mapping import ArchitectureMapping, Rename
 from converter.mappings import bert
+from mlxbert.models.roberta import ROBERTA
 
 V, D = "vocab_size", "hidden_size"
 _PLAIN = bert.MAPPING
 
 MAPPING = ArchitectureMapping(
-    model_type="roberta",
-    base_class="RobertaModel",
-    base_prefix="roberta.",
+    model_type=ROBERTA.model_type,
+    base_class=ROBERTA.encoder_class,
+    base_prefix=ROBERTA.prefix,
     encoder=_PLAIN.encoder,
     optional=_PLAIN.optional,
     heads=(

@@ -7,9 +7,8 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.dropout import Dropout
-from heads.pretrained.head import Decode, PretrainedHead
-from heads.pretrained.masked_lm import Activation, Decoder
+from heads.pretrained.base import Decode, Dropout, PretrainedHead
+from heads.pretrained.language_model import Activation, Decoder
 
 
 class RobertaPredictions(nn.Module):
@@ -57,14 +56,14 @@ class RobertaMaskedLMHead(PretrainedHead):
         super().__init__()
         self.lm_head = predictions
 
-    def predictions(self, hidden: mx.array, decode: Decode) -> mx.array:
+    def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
         """(…, D) -> (…, V)."""
         logits: mx.array = self.lm_head(hidden, decode)
         return logits
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """(B, L, D) -> (B, L, V)."""
-        return {"logits": self.predictions(hidden, decode)}
+        return {"logits": self.word_logits(hidden, decode)}
 
 
 class _Classifier(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import mlx.nn as nn
 from heads.host import host_values
 from mlxbert.model_inputs import InputError, check_range, mask_of, whole_numbers
 from mlxbert.models.config_fields import EncoderConfig, unsupported
-from mlxbert.output import BertOutput
+from mlxbert.pooling import pool
 
 if TYPE_CHECKING:
     from heads.pretrained import PretrainedHead
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 Context = dict[str, mx.array]
 """Every array that the layers need beside their input: masks, and whatever depends on parameters or positions."""
+
+POOLER = "pooler."
+"""What the names of the pooler's tensors begin with, in every architecture that has one."""
 
 LayerRunner = Callable[[int, mx.array, Context, bool], tuple[mx.array, mx.array | None]]
 """`Encoder.run_layer` or something that computes the same."""
@@ -70,6 +74,27 @@ class Inputs:
             return None
         keep = self.mask.astype(mx.bool_)
         return keep[:, None, None, :] if keep.ndim == 2 else keep[:, None] if keep.ndim == 3 else keep
+
+
+@dataclass(frozen=True)
+class BertOutput:
+    """What an encoder returns; the field names are transformers' own.
+
+    Attributes:
+        last_hidden_state: (B, L, D).
+        pooler_output: (B, D), tanh of the first token's dense layer; None for an encoder without a pooler.
+        hidden_states: on request, embeddings and each layer's output: num_layers + 1 arrays (B, L, D).
+        attentions: on request, each layer's attention weights after softmax, (B, H, L, L).
+    """
+
+    last_hidden_state: mx.array
+    pooler_output: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+    def pool(self, strategy: str = "mean", mask: mx.array | None = None) -> mx.array:
+        """Return one vector a text, (B, D); `mask` (B, L) is 1 for real tokens. See `mlxbert.pooling.POOLING`."""
+        return pool(strategy, self.last_hidden_state, mask, self.pooler_output)
 
 
 @dataclass(frozen=True)
@@ -117,30 +142,42 @@ class Encoder(nn.Module, ABC):
     ) -> tuple[mx.array, mx.array | None]:
         """Run layer `i`: (B, L, D) to (B, L, D), and on request its attention weights (B, H, L, L)."""
 
-    @abstractmethod
     def layer_modules(self, i: int) -> tuple[nn.Module, ...]:
         """Return the modules whose parameters layer `i` reads; layers may share them."""
+        raise NotImplementedError
 
-    @abstractmethod
     def layer_name(self, i: int) -> str:
         """Return what layer `i` is called in reports: the path of its module where it has one of its own."""
+        raise NotImplementedError
 
-    @abstractmethod
     def depth_of(self, name: str) -> int:
         """Return how deep a tensor lies: 0 in the embeddings, i + 1 in layer i, `num_layers` above the layers.
 
         Of a tensor that several layers share it is the lowest of their depths.
         """
+        raise NotImplementedError
 
     def finish(self, x: mx.array) -> mx.array:
         """Turn the last layer's output into the last hidden state, (B, L, D): a final norm, where there is one."""
         return x
 
+    def set_dropout(self, probability: float) -> None:
+        """Drop this share of hidden values and attention weights in training, instead of what the config says.
+
+        Raises:
+            ValueError: not from 0 to below 1.
+        """
+        if not 0 <= probability < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {probability}")
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module._p_1 = 1 - probability
+
     @property
     def padding_rows(self) -> Mapping[str, int]:
         """Name of a table's tensor -> its row without a gradient: torch's `padding_idx`."""
         pad = self.config.pad_token_id
-        return {} if pad is None else {self.word_embeddings_name: pad}
+        return {} if pad is None else {self.architecture.word_embeddings: pad}
 
     # What follows from it.
 
@@ -158,11 +195,6 @@ class Encoder(nn.Module, ABC):
     def has_pooler(self) -> bool:
         """Whether the checkpoint has a pooler."""
         return "pooler" in self
-
-    @property
-    def word_embeddings_name(self) -> str:
-        """The name of the tensor of the word embeddings."""
-        return f"{self.architecture.tables['word']}.weight"
 
     def pool(self, x: mx.array) -> mx.array | None:
         """Return the pooler's output (B, D) for the last hidden state; None without a pooler."""
@@ -192,9 +224,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             InputError: as `__call__`.
         """
-        return self.embed_inputs(
-            self._checked(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        )
+        return self.embed_inputs(self._checked(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds))
 
     def __call__(
         self,
@@ -262,11 +292,11 @@ class Encoder(nn.Module, ABC):
         linears = [(path, module) for path, module in self.named_modules() if _is_linear(module)]
         try:
             for path, linear in linears:
-                _put(self, path, _Watched(path, linear, call))
+                put_module(self, path, _Watched(path, linear, call))
             yield
         finally:
             for path, linear in linears:
-                _put(self, path, linear)
+                put_module(self, path, linear)
 
     def linears(self) -> tuple[LinearGroup, ...]:
         """Return every Linear in order of computation, those that read the same array as one group.
@@ -301,7 +331,7 @@ class Encoder(nn.Module, ABC):
         if ids is not None and (ids.ndim != 2 or ids.size == 0):
             raise InputError(f"input_ids has shape {ids.shape}; expected (batch, length), both at least 1")
         if embeds is not None and (embeds.ndim != 3 or embeds.size == 0):
-            raise InputError(f"inputs_embeds has shape {embeds.shape}; expected (batch, length, width), each at least 1")
+            raise InputError(f"inputs_embeds has shape {embeds.shape}; expected (batch, length, width)")
         if embeds is not None and ids is not None and embeds.shape[:2] != ids.shape:
             raise InputError(f"inputs_embeds has shape {embeds.shape}; expected {(*ids.shape, 'width')}")
         B, L = embeds.shape[:2] if ids is None else ids.shape
@@ -347,7 +377,8 @@ def module_at(module: nn.Module, path: str) -> Any:
     return place
 
 
-def _put(module: nn.Module, path: str, new: nn.Module) -> None:
+def put_module(module: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a module in the place of the one at a dotted path of the tree."""
     parent, _, leaf = path.rpartition(".")
     place = module_at(module, parent)
     place[int(leaf) if isinstance(place, list) else leaf] = new
@@ -399,6 +430,11 @@ class HeadClass:
     labels: str | None = None
     tied_bias: tuple[str, str] | None = None
 
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether fine-tuning makes such a head, and not pre-training."""
+        return self.kind in (HeadKind.SEQUENCE, HeadKind.TOKEN, HeadKind.CHOICE, HeadKind.SPAN)
+
 
 @dataclass(frozen=True)
 class MappingLimits:
@@ -446,6 +482,7 @@ class Architecture:
         encoder_class: the encoder's class in transformers.
         prefix: what the encoder's names begin with inside a class with a head.
         heads: class of transformers -> its head; where tensors alone tell the class, the first that fits is it.
+        parts: what the names of the encoder's tensors begin with.
         tables: "word", and whatever else is added up to a token's embedding ("position", "token_type") -> path.
         tokenizer_class: transformers' class of its tokenizer, where the files name none.
         has_token_types: whether its tokenizer tells the two texts of a pair apart by token types.
@@ -461,6 +498,7 @@ class Architecture:
     encoder: Callable[..., Encoder]
     encoder_class: str
     prefix: str
+    parts: tuple[str, ...]
     heads: Mapping[str, HeadClass]
     tables: Mapping[str, str]
     tokenizer_class: str
@@ -471,6 +509,11 @@ class Architecture:
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def word_embeddings(self) -> str:
+        """The name of the tensor of the word embeddings."""
+        return f"{self.tables['word']}.weight"
+
+    @property
     def head_prefixes(self) -> tuple[str, ...]:
         """What the names of any head's tensors begin with."""
         return tuple(dict.fromkeys(prefix for head in self.heads.values() for prefix in head.prefixes))
@@ -479,9 +522,26 @@ class Architecture:
         """Whether a tensor of this name belongs to a head of a class of transformers."""
         return name.startswith(self.head_prefixes)
 
+    def swift_path(self, path: str) -> str:
+        """Return the path in mlx-swift-lm of the layer at `path`; the same where Swift has no other."""
+        return _renamed(path, self.swift_names)
+
+    def from_swift_path(self, path: str) -> str:
+        """Return the path here of the layer at `path` in mlx-swift-lm; `path` itself where it is none of Swift's."""
+        return _renamed(path, {theirs: ours for ours, theirs in self.swift_names.items()})
+
     def head_of(self, kind: HeadKind) -> str | None:
         """Return the class of transformers whose head is of this kind; None: there is none."""
         return next((name for name, head in self.heads.items() if head.kind is kind), None)
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    """Return what `names` has for a path; `{i}` in a name stands for a layer's number."""
+    if path in names:
+        return names[path]
+    match = re.fullmatch(r"(.*?)\.(0|[1-9][0-9]*)\.(.*)", path)
+    name = names.get(f"{match[1]}.{{i}}.{match[3]}") if match else None
+    return path if match is None or name is None else name.replace("{i}", match[2])
 
 
 @cache

@@ -10,24 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from heads.pretrained import (
+    Dropout,
     MaskedLMHead,
     MultipleChoiceHead,
     NextSentenceHead,
+    Predictions,
     PretrainingHead,
     SequenceClassificationHead,
     SpanHead,
     TokenClassificationHead,
 )
-from heads.pretrained.dropout import Dropout
-from heads.pretrained.masked_lm import Predictions
-from mlxbert.activations import ACTIVATIONS
-from mlxbert.activations.exponential import has_fast_softmax, softmax
+from mlxbert.activations import ACTIVATIONS, has_fast_softmax, softmax
 from mlxbert.model_inputs import embedded
 from mlxbert.models.base import (
     Architecture,
@@ -313,6 +312,11 @@ class BertCore(Encoder):
         if add_pooling_layer:
             self.pooler = BertPooler(config)
 
+    @property
+    def num_layers(self) -> int:
+        """How many layers run one after the other."""
+        return len(self.encoder.layer)
+
     def embed_inputs(self, inputs: Inputs) -> tuple[mx.array, Context]:
         """Return the embeddings, and the mask where there is one."""
         keep = inputs.keep
@@ -442,6 +446,7 @@ BERT = Architecture(
     encoder=BertCore,
     encoder_class="BertModel",
     prefix="bert.",
+    parts=("embeddings.", "encoder.", "pooler."),
     heads={
         "BertForPreTraining": HeadClass(
             HeadKind.PRETRAINING, (_LM, _NEXT), _pretraining_head, has_pooler=True, tied_bias=_TIED_BIAS

@@ -1,4 +1,4 @@
-"""The configuration of an encoder: the fields of Hugging Face's `config.json` that change numbers, and their checks."""
+"""The configuration of an encoder: the fields of Hugging Face's `config.json` that change numbers, and checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.errors import MLXBertError, shown
-
 
 Checks = Mapping[str, Callable[[str, Any], Any]]
 """Field -> what returns its value, given its name and what `config.json` has; raises ConfigError."""
@@ -52,7 +51,7 @@ class EncoderConfig:
 
     @property
     def table_rows(self) -> Mapping[str, int]:
-        """How many different ids each argument of the encoder may hold: the rows of the table that it is looked up in."""
+        """How many different ids each argument of the encoder may hold: the rows of its table."""
         raise NotImplementedError
 
     @classmethod

@@ -1,8 +1,8 @@
 """RoBERTa: Liu et al. 2019, https://arxiv.org/abs/1907.11692; transformers `models/roberta/modeling_roberta.py`.
 
-Its layers are BERT's. What differs: positions are counted from the ids (padding has no place among them), so that the
-table has `pad_token_id` + 1 rows more than a text may have tokens; its tokenizer (byte-level BPE) gives no token types,
-whose table of one row stays in the checkpoint; and the language-model and classification heads are its own.
+Its layers are BERT's. What differs: positions are counted from the ids (padding has no place among them), so that
+their table has `pad_token_id` + 1 rows more than a text may have tokens; its tokenizer (byte-level BPE) gives no token
+types, whose table of one row stays in the checkpoint; its language-model and classification heads are its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import mlx.core as mx
 from heads.pretrained.roberta import RobertaClassificationHead, RobertaMaskedLMHead, RobertaPredictions
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.models.base import Context, HeadClass, HeadKind, Inputs
-from mlxbert.models.bert import BERT, BertConfig, BertCore, choice_head, span_head, token_head
+from mlxbert.models.bert import BERT, TABLES, BertConfig, BertCore, choice_head, span_head, token_head
 from mlxbert.models.config_fields import ConfigError
 
 
@@ -75,7 +75,7 @@ class RobertaCore(BertCore):
     def padding_rows(self) -> Mapping[str, int]:
         """Padding's rows of words and of positions have no gradient."""
         pad = self.config.first_position - 1
-        return {f"{self.architecture.tables[name]}.weight": pad for name in ("word", "position")}
+        return {f"{TABLES[name]}.weight": pad for name in ("word", "position")}
 
     def _positions(self, inputs: Inputs) -> mx.array:
         """Positions from `pad_token_id` + 1 on, padding at `pad_token_id`; whatever the mask says.
