@@ -98,7 +98,7 @@ def card_facts(
         heads=tuple(heads),
         full_layout=is_full_layout(config),
         dropped=origin.dropped,
-        missing_tokenizer=not has_tokenizer(directory),
+        missing_tokenizer=not has_tokenizer(file.name for file in directory.iterdir() if file.is_file()),
         parity=report,
         source_card=SourceCard.from_block(block),
         quantization=quantization,

@@ -242,9 +242,10 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
 
 
 def _tokenizer_traits(directory: Path) -> Iterator[Trait]:
-    if not has_tokenizer(directory):
+    names = {file.name for file in directory.iterdir() if file.is_file()}
+    if not has_tokenizer(names):
         yield Trait.NO_TOKENIZER
-    if not all((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if not names >= {"tokenizer.json", "tokenizer_config.json"}:
         yield Trait.NO_TOKENIZER_JSON
 
 

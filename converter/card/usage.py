@@ -61,7 +61,7 @@ def run_usage(directory: Path, config: Mapping[str, Any]) -> Usage:
     from mlxbert.pretrained.model import has_head
     from mlxbert.tokenization.files import has_tokenizer
 
-    if not has_tokenizer(directory):
+    if not has_tokenizer(file.name for file in directory.iterdir() if file.is_file()):
         return Usage()  # the card says what is missing, and shows no code
     calls: dict[str, Callable[[Path, Mapping[str, Any]], list[Any]]] = {LOAD: _load}
     block = config.get("mlxbert")
@@ -92,8 +92,8 @@ def _load(directory: Path, config: Mapping[str, Any]) -> list[Any]:
 
 def _load_with_head(directory: Path, config: Mapping[str, Any]) -> list[Any]:
     import mlx.core as mx
-    from mlxbert.models.base import HeadKind
 
+    from mlxbert.models.base import HeadKind
     from mlxbert.pretrained.labels import choose_head_class
     from mlxbert.pretrained.model import attach_head, read_head_tensors
 
@@ -103,7 +103,7 @@ def _load_with_head(directory: Path, config: Mapping[str, Any]) -> list[Any]:
     dtype = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else None
     model = attach_head(encoder, tensors, choice, dict(config), place=str(directory), dtype=dtype)
     inputs = _inputs(directory, encoder)
-    if encoder.architecture.heads[choice.name].kind is HeadKind.CHOICE:  # (1, choices, L)
+    if model.kind is HeadKind.CHOICE:  # (1, choices, L)
         inputs = {name: array[None] for name, array in inputs.items()}
     return [value for value in vars(model(**inputs)).values() if isinstance(value, mx.array)]
 
@@ -153,7 +153,7 @@ def _streamed_encoder(directory: Path, config: Mapping[str, Any]) -> Encoder:
         return result
 
     encoder = load()
-    for part in ("embed_inputs", "run_layer", "pool", "decode"):
+    for part in ("embed_inputs", "run_layer", "finish", "pool", "decode"):
         setattr(encoder, part, partial(compute, part))
     return encoder
 
