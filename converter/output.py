@@ -42,6 +42,7 @@ from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import NUMPY_DTYPES, PlannedTensor, safetensors_bytes
 from mlxbert.models.base import POOLER, HeadKind, architecture
 from mlxbert.pretrained.labels import PROBLEM_TYPES, Labels, choose_head_class, original_architectures
+from mlxbert.tokenization.files import has_tokenizer
 
 
 def with_true_labels(source: Source) -> Source:

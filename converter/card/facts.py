@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxbert.models.base import POOLER, architecture, config_from_hf
-
 from converter.card.card import CardFacts, read_scores
 from converter.card.loaders import readings, traits_of
 from converter.card.source_card import SourceCard
@@ -21,6 +19,7 @@ from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
 from mlxbert.files.reading import from_json, read_json
+from mlxbert.models.base import POOLER, architecture, config_from_hf
 from mlxbert.quantization import QuantizationConfig
 from mlxbert.tokenization.files import has_tokenizer
 

@@ -13,14 +13,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mlxbert.models.base import POOLER, Architecture, HeadKind, architecture
-
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.checkpoint import INDEX, CheckpointError, is_full_layout
 from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
+from mlxbert.models.base import POOLER, Architecture, HeadClass, HeadKind, architecture
 from mlxbert.pretrained.labels import Labels, choose_head_class
 from mlxbert.tokenization.files import has_tokenizer
 
@@ -229,16 +228,35 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
     declared = architecture(config.get("model_type"))
     index = read_json(directory / INDEX, CheckpointError) or {}
     has_pooler = any(name.removeprefix(declared.prefix).startswith(POOLER) for name in index["weight_map"])
+    head = _head_class(declared, config, heads, has_pooler=has_pooler)
     return frozenset(
         (
-            *([] if has_pooler else [Trait.NO_POOLER]),
+            *([] if has_pooler else _pooler_traits(config, head)),
             *([] if ACTIVATIONS.get(config.get("hidden_act", "gelu")) is ACTIVATIONS["gelu"] else [Trait.ACTIVATION]),
             *([Trait.QUANTIZED] if "quantization" in config else []),
             *_tokenizer_traits(directory),
-            *_head_traits(declared, config, heads, has_pooler=has_pooler),
+            *([] if head is None else _head_traits(declared, head, config, heads)),
             *_sentence_traits(directory, config),
         )
     )
+
+
+def _head_class(
+    declared: Architecture, config: Mapping[str, Any], heads: Collection[str], *, has_pooler: bool
+) -> HeadClass | None:
+    """Return the class of the head; None without one, or if mlxbert trained it, or if its class cannot be told."""
+    try:
+        Labels.from_hf(config)
+        return declared.heads[choose_head_class(config, heads, has_pooler=has_pooler, place="").name]
+    except MLXBertError:
+        return None
+
+
+def _pooler_traits(config: Mapping[str, Any], head: HeadClass | None) -> Iterator[Trait]:
+    yield Trait.NO_POOLER
+    is_classifier = head is not None and head.kind is HeadKind.SEQUENCE and is_full_layout(config)
+    if not is_classifier or (head is not None and head.has_pooler):
+        yield Trait.POOLER_MISSED
 
 
 def _tokenizer_traits(directory: Path) -> Iterator[Trait]:
@@ -250,30 +268,22 @@ def _tokenizer_traits(directory: Path) -> Iterator[Trait]:
 
 
 def _head_traits(
-    declared: Architecture, config: Mapping[str, Any], heads: Collection[str], *, has_pooler: bool
+    declared: Architecture, head: HeadClass, config: Mapping[str, Any], heads: Collection[str]
 ) -> Iterator[Trait]:
-    full = is_full_layout(config)
-    try:
-        name = choose_head_class(config, heads, has_pooler=has_pooler, place="").name
-        labels = Labels.from_hf(config)
-    except MLXBertError:  # no head, one that mlxbert trained, or one whose class cannot be told
-        return
-    kind = declared.heads[name].kind
+    full, labels = is_full_layout(config), Labels.from_hf(config)
     yield Trait.HEAD
     yield Trait.FULL if full else Trait.BESIDE
-    if kind is HeadKind.SEQUENCE and labels.num_labels == 1:
+    if head.kind is HeadKind.SEQUENCE and labels.num_labels == 1:
         yield Trait.RERANKER
-    if kind is HeadKind.TOKEN:
+    if head.kind is HeadKind.TOKEN:
         yield Trait.TAGGER
         if not all(map(_TAG.fullmatch, labels.id2label.values())) or "O" not in labels.id2label.values():
             yield Trait.NO_TAGS
-    fine_tuned = tuple(prefix for head in declared.heads.values() if head.fine_tuned for prefix in head.prefixes)
+    fine_tuned = tuple(prefix for each in declared.heads.values() if each.fine_tuned for prefix in each.prefixes)
     if full and any(tensor.startswith(fine_tuned) for tensor in heads):
         yield Trait.FULL_UNKNOWN
-    if full and kind is not HeadKind.SEQUENCE:
+    if full and head.kind is not HeadKind.SEQUENCE:
         yield Trait.FULL_NO_SEQUENCE
-    if not has_pooler and not (full and kind is HeadKind.SEQUENCE and not declared.heads[name].has_pooler):
-        yield Trait.POOLER_MISSED
     texts, numbers = config.get("id2label") or {}, config.get("label2id") or {}
     if not all(isinstance(text, str) for text in texts.values()) or not all(type(n) is int for n in numbers.values()):
         yield Trait.LABEL_TYPES

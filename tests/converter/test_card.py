@@ -14,6 +14,7 @@ from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION, Parit
 
 LOCAL_SOURCE = CardFacts(
     name="minilm",
+    model_type="bert",
     source="model",
     revision=None,
     original_class="BertModel",
@@ -78,7 +79,17 @@ def test_what_cannot_load_elsewhere_what_was_dropped_and_what_is_missing_are_sai
     facts = replace(
         LOCAL_SOURCE,
         has_pooler=False,
-        readings=readings({Trait.NO_POOLER, Trait.NO_TOKENIZER, Trait.NO_TOKENIZER_JSON, Trait.HEAD, Trait.BESIDE}),
+        readings=readings(
+            {
+                Trait.NO_POOLER,
+                Trait.NO_TOKENIZER,
+                Trait.NO_TOKENIZER_JSON,
+                Trait.HEAD,
+                Trait.BESIDE,
+                Trait.POOLER_MISSED,
+            },
+            "bert",
+        ),
         heads=("classifier.bias", "classifier.weight"),
         dropped={"embeddings.position_ids": "a constant"},
         missing_tokenizer=True,

@@ -16,6 +16,8 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 80,
     "max_position_embeddings": 64,
 }
+# What another architecture's sizes are beside these: of RoBERTa, the table has rows that no token takes.
+MORE_SIZES: dict[str, dict[str, Any]] = {"roberta": {"max_position_embeddings": 66, "type_vocab_size": 1}}
 CLASSES = (
     "BertModel",
     "BertForPreTraining",
@@ -44,13 +46,13 @@ def randomize(model: Any, seed: int = 0) -> Any:
 
 
 def tiny_model(architecture: str = "BertModel", *, seed: int = 0, pooler: bool = True, **sizes: Any) -> Any:
-    """A randomized transformers model of the class `architecture`."""
+    """Return a randomized transformers model of the class `architecture`; `pooler` is for an encoder alone."""
     import transformers
 
-    config = transformers.BertConfig(**{**SIZES, **sizes})
-    if architecture == "BertModel":
-        return randomize(transformers.BertModel(config, add_pooling_layer=pooler), seed)
-    return randomize(getattr(transformers, architecture)(config), seed)
+    model_class = getattr(transformers, architecture)
+    config = model_class.config_class(**{**SIZES, **MORE_SIZES.get(model_class.config_class.model_type, {}), **sizes})
+    options = {"add_pooling_layer": pooler} if architecture == model_class.config_class.__name__[:-6] + "Model" else {}
+    return randomize(model_class(config, **options), seed)
 
 
 def save_tiny(directory: Path, architecture: str = "BertModel", **options: Any) -> Any:
@@ -74,3 +76,15 @@ def save_tokenizer(directory: Path) -> None:
     from transformers import BertTokenizer
 
     BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
+
+
+def save_byte_tokenizer(directory: Path) -> None:
+    """Write a byte-level BPE tokenizer, as RoBERTa has one: special tokens, letters, and letters after a space."""
+    from transformers import RobertaTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    space = "\u0120"
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", space, *letters, *(space + letter for letter in letters), "<mask>"]
+    (directory / "vocab.txt").unlink(missing_ok=True)
+    vocab, merges = {token: i for i, token in enumerate(tokens)}, [(space, letter) for letter in letters]
+    RobertaTokenizer(vocab=vocab, merges=merges).save_pretrained(directory)
