@@ -18,7 +18,7 @@ from converter.convert import convert
 from mlxbert.checkpoint import INDEX
 from mlxbert.encode.encoder import SentenceEncoder
 from tests.support.swift_rules import swift_problems
-from tests.support.tiny import save_byte_tokenizer, save_tiny, save_tokenizer
+from tests.support.tiny import save_tiny, save_tokenizer
 
 torch = pytest.importorskip("torch", reason="the sources are built by transformers")
 transformers = pytest.importorskip("transformers")
@@ -139,7 +139,7 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     architecture, sizes, add, options = DIRECTORIES[request.param]
     root = tmp_path_factory.mktemp("loaders")
     save_tiny(root / "source", architecture, hidden_size=SIZE, **sizes)
-    (save_byte_tokenizer if architecture.startswith("Roberta") else save_tokenizer)(root / "source")
+    save_tokenizer(root / "source")
     add(root / "source")
     return request.param, root / "out", convert(root / "source", root / "out", verify=False, **options)
 
@@ -165,10 +165,10 @@ def attempt(load: Callable[[Path], bool], path: Path) -> str:
         return REFUSES
 
 
-# `TEXTS` as the tokenizer of `write_vocab` has them: [CLS] is 2, [SEP] 3, "a" 5; and as RoBERTa's: "a" 5, " b" 32.
+# `TEXTS` as the tokenizer of `write_vocab` has them: [CLS] is 2, [SEP] 3, "a" 5; and as that of `write_bpe`: "a" 69, " b" 262.
 ALL_IDS = {
     "bert": mx.array([[2, 5, 6, 7, 8, 9, 10, 11, 3], [2, 12, 13, 3, 0, 0, 0, 0, 0]]),
-    "roberta": mx.array([[0, 5, 32, 33, 34, 35, 36, 37, 2], [0, 12, 39, 2, 1, 1, 1, 1, 1]]),
+    "roberta": mx.array([[0, 69, 262, 263, 264, 265, 266, 267, 2], [0, 76, 269, 2, 1, 1, 1, 1, 1]]),
 }
 MASK = mx.array([[1] * 9, [1, 1, 1, 1, 0, 0, 0, 0, 0]])
 
