@@ -165,7 +165,7 @@ def attempt(load: Callable[[Path], bool], path: Path) -> str:
         return REFUSES
 
 
-# `TEXTS` as the tokenizer of `write_vocab` has them: [CLS] is 2, [SEP] 3, "a" 5; and as that of `write_bpe`: "a" 69, " b" 262.
+# `TEXTS` as the tokenizers of `write_vocab` and `write_bpe` have them: "a" is 5 and 69, " b" 6 and 262.
 ALL_IDS = {
     "bert": mx.array([[2, 5, 6, 7, 8, 9, 10, 11, 3], [2, 12, 13, 3, 0, 0, 0, 0, 0]]),
     "roberta": mx.array([[0, 69, 262, 263, 264, 265, 266, 267, 2], [0, 76, 269, 2, 1, 1, 1, 1, 1]]),
