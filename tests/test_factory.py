@@ -39,7 +39,7 @@ from mlxbert.factory import (
 from mlxbert.pooling.spec import CHOICES, pooling_settings
 from mlxbert.with_head import BertWithHead
 from tests.competition_files import read, real_file
-from tests.head_samples import NAMES
+from tests.support.head_samples import NAMES
 from tests.tiny import save_tiny
 
 WIDTH = 48

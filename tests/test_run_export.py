@@ -24,7 +24,7 @@ from converter.convert import convert
 from converter.export import ExportError
 from converter.run_export.directory import export_directory
 from converter.run_export.member import stl_matrices
-from heads.seasonality import decompose
+from heads.time_series import decompose
 from mlxbert.factory.text_columns import RowText
 from mlxbert.files.manifest import manifest_problems
 from mlxbert.pooling.spec import CHOICES

@@ -29,7 +29,7 @@ from mlxbert.files.output_file import WriteError
 from mlxbert.pooling import AttentionPooling, PoolingError, WeightedLayerPooling
 from mlxbert.pooling.spec import CHOICES, make_pooling, pooling_settings
 from mlxbert.with_head import BertWithHead
-from tests.head_samples import NAMES, N, sample_of
+from tests.support.head_samples import NAMES, N, sample_of
 from tests.tiny import save_tiny
 
 WIDTH = 48

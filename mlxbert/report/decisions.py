@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from heads.calibration import threshold_metric
 from heads.metrics import METRICS
-from heads.thresholds import threshold_metric
 from mlxbert.files.reading import read_json
 from mlxbert.files.typed_json import from_json
 from mlxbert.report.run_files import ReportedRun

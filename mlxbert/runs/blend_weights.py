@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from heads.calibration import best_threshold, threshold_metric
 from heads.metrics import Metric
-from heads.thresholds import best_threshold, threshold_metric
 from mlxbert.training.predictions import Predictions, average
 
 _ROUNDS = 60
@@ -90,7 +90,7 @@ def cross_fitted_blend(
 def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Metric) -> np.ndarray | None:
     """The probability from which on a row counts as positive: () of "binary", (L,) of "multilabel"; else None.
 
-    For "binary" it is fitted for `metric`, or for F1 if that reads no labels (`heads.thresholds.threshold_metric`);
+    For "binary" it is fitted for `metric`, or for F1 if that reads no labels (`heads.calibration.threshold_metric`);
     one label of many is judged by F1, whatever the metric over all of them (`MultilabelClassificationHead`). Rows of
     one class teach nothing: one half.
     """

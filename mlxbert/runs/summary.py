@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from heads.thresholds import threshold_metric
+from heads.calibration import threshold_metric
 from mlxbert.errors import printable
 from mlxbert.runs.files import RunError
 from mlxbert.runs.record import SCORES, RunRecord, read_scores

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from heads.base import Head
+from heads.calibration import threshold_metric
 from heads.errors import HeadError, MetricUndefinedWarning
 from heads.metrics import METRICS
 from heads.multilabel import ThresholdWarning
-from heads.thresholds import threshold_metric
 from mlxbert.training.predictions import NUMBERS, Predictions
 
 _PARTS = 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,9 +12,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import heads.loss_functions as losses
+import heads.losses as losses
 from heads.errors import HeadError
-from heads.loss_functions import Loss
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -640,88 +638,6 @@ def test_class_targets_are_whole_numbers_a_row(name: str) -> None:
 )
 def test_wrong_settings_are_refused(call: Callable[[], Any], message: str) -> None:
     assert refusal(call).startswith(message)
-
-
-# --- losses with settings ----------------------------------------------------------------------------------------
-
-CONFIGURED: dict[str, Loss] = {
-    "bce_with_logits": losses.BCEWithLogits(pos_weight=(1.0, 2.0, 3.0), label_smoothing=0.1, ignore_index=-1),
-    "sigmoid_focal": losses.SigmoidFocal(gamma=1.5, alpha=None),
-    "asymmetric": losses.Asymmetric(clip=0.0),
-    "cross_entropy": losses.CrossEntropy(weight=(1.0, 2.0, 3.0), label_smoothing=0.1),
-    "softmax_focal": losses.SoftmaxFocal(weight=(1.0, 2.0, 3.0)),
-    "mse": losses.MSE(),
-    "mae": losses.MAE(),
-    "huber": losses.Huber(delta=2.0),
-    "gaussian_nll": losses.GaussianNLL(full=True),
-    "pinball": losses.Pinball(quantile=0.9),
-    "coral": losses.Coral(importance=(1.0, 2.0, 3.0)),
-    "corn": losses.Corn(),
-    "cumulative_link": losses.CumulativeLink(),
-}
-
-
-def example(name: str) -> tuple[mx.array, mx.array]:
-    if name == "gaussian_nll":
-        return mx.array([[1.0, 0.3], [2.0, -4.0]]), mx.array([1.5, 1.0])
-    if name in ("cross_entropy", "softmax_focal", "coral", "corn", "cumulative_link"):
-        return mx.array([[2.0, 0.5, -1.0], [1.0, 0.0, -0.5]]), mx.array([2, 0])
-    return mx.array([[2.0, 0.5, -1.0], [1.0, 0.0, -0.5]]), mx.array([[1, 0, 1], [0, 0, 1]])
-
-
-@pytest.mark.parametrize("name", sorted(Loss.registry))
-def test_settings_survive_json(name: str) -> None:
-    loss = CONFIGURED[name]  # a new loss needs an example here
-    again = Loss.from_dict(json.loads(json.dumps(loss.to_dict())))
-    assert again == loss
-    assert type(again) is type(loss)
-    logits, targets = example(name)
-    value = loss(logits, targets)
-    assert value.shape == ()
-    assert math.isfinite(value.item())
-    assert again(logits, targets).item() == value.item()
-
-
-def test_configured_losses_apply_their_settings() -> None:
-    logits, targets = example("cross_entropy")
-    want = losses.cross_entropy(logits, targets, weight=mx.array([1.0, 2.0, 3.0]), label_smoothing=0.1)
-    assert CONFIGURED["cross_entropy"](logits, targets).item() == want.item()
-    logits, targets = example("gaussian_nll")
-    variance = np.log1p(np.exp(np.array([0.3, -4.0])))
-    want = F.gaussian_nll_loss(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.0]), torch.tensor(variance), full=True)
-    assert CONFIGURED["gaussian_nll"](logits, targets).item() == pytest.approx(want.item(), abs=1e-5)
-
-
-def test_gaussian_logits_are_two_a_row() -> None:
-    message = refusal(losses.GaussianNLL(), mx.zeros(4), mx.zeros(4))
-    assert message == "gaussian_nll: logits have shape (4,); fix: (N, 2), mean and raw variance"
-
-
-def test_arrays_become_json_able_settings() -> None:
-    for weight in (np.ones(3, np.float32), mx.ones(3), [1, 1, 1]):
-        loss = losses.CrossEntropy(weight=weight)  # type: ignore[arg-type]
-        assert loss.to_dict() == {
-            "name": "cross_entropy",
-            "weight": [1.0, 1.0, 1.0],
-            "label_smoothing": 0.0,
-            "ignore_index": -100,
-        }
-
-
-def test_unknown_losses_and_settings_are_refused() -> None:
-    assert refusal(Loss.from_dict, {"name": "cross_entrpy"}) == (
-        "there is no loss named 'cross_entrpy': did you mean 'cross_entropy'?"
-    )
-    assert "fix: one of asymmetric, bce_with_logits" in refusal(Loss.from_dict, {"name": "xyz"})
-    assert refusal(Loss.from_dict, {"name": "huber", "detla": 1.0}) == (
-        "there is no setting of loss 'huber' named 'detla': did you mean 'delta'?"
-    )
-    with pytest.raises(TypeError, match="abstract"):
-        Loss()  # type: ignore[abstract]
-    with pytest.raises(HeadError, match=r"loss 'mse' is heads\.losses\.configured\.MSE already; fix: another name"):
-
-        class Another(Loss, name="mse"):
-            pass
 
 
 @pytest.mark.parametrize("loss", [losses.bce_with_logits, losses.sigmoid_focal, losses.asymmetric])

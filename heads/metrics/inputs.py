@@ -1,4 +1,4 @@
-"""The arrays that metrics are handed: converted, checked, never broadcast."""
+"""Convert and check the arrays that metrics compare; nothing is broadcast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Needs = Literal["labels", "scores", "probabilities", "values"]
 # rows: (N,) twice. same: (N,) or (N, L) twice. columns: (N, L) twice. classes: (N,) and (N, C) or columns.
 # any: all of these.
 Shapes = Literal["rows", "same", "columns", "classes", "any"]
-# A multilabel target that is not known; such an entry is left out, column by column.
+# An unknown multilabel target; its entry is left out, column by column.
 MASKED = -1
 
 
@@ -23,10 +23,11 @@ class Undefined(Exception):  # noqa: N818 - not an error: it becomes nan and a w
 
 
 def checked(name: str, needs: Needs, shapes: Shapes, y_true: Any, y_pred: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Both as numpy arrays (floats as float64, integral labels as int64).
+    """Return both as numpy arrays (floats as float64, integral labels as int64).
 
-    Raises `HeadError` for shapes that do not fit and for a `y_pred` of another kind than needed, `Undefined` when
-    there are no rows or a number is not finite (a run that diverged goes on to its end).
+    Raises:
+        HeadError: the shapes do not fit, or `y_pred` is of another kind than needed.
+        Undefined: there are no rows, or a number is not finite (a run that diverged goes on to its end).
     """
     y_true, y_pred = _as_array(name, "y_true", y_true), _as_array(name, "y_pred", y_pred)
     _check_shapes(name, shapes, y_true, y_pred)
@@ -50,18 +51,18 @@ def checked(name: str, needs: Needs, shapes: Shapes, y_true: Any, y_pred: Any) -
 
 
 def positives(name: str, what: str, array: np.ndarray, pos_label: Any) -> np.ndarray:
-    """Binary labels as 0 and 1. Without a `pos_label` they must be 0 and 1 already."""
+    """Return binary labels as 0 and 1; without a `pos_label` they must be 0 and 1 already."""
     if pos_label is None:
         if not np.isin(array, (0, 1)).all():
             raise HeadError(f"{name}: {what} holds other labels than 0 and 1; fix: pos_label=, or a macro metric")
         return array
-    if len(found := np.unique(array)) > 2:
-        raise HeadError(f"{name}: {what} holds {len(found)} classes, not two; fix: a macro metric")
+    if len(classes := np.unique(array)) > 2:
+        raise HeadError(f"{name}: {what} holds {len(classes)} classes, not two; fix: a macro metric")
     return (array == pos_label).astype(np.int64)
 
 
 def class_indices(name: str, y_true: np.ndarray, classes: int, labels: Sequence[Any] | None) -> np.ndarray:
-    """Targets as column numbers of y_pred; `labels` names the columns, which are 0 … C−1 without it."""
+    """Return targets as column numbers of y_pred; `labels` names the columns, which are 0 … C−1 without it."""
     known = np.arange(classes) if labels is None else np.asarray(labels)
     if len(known) != classes:
         raise HeadError(f"{name}: {len(known)} labels for the {classes} columns of y_pred; fix: one label a column")
@@ -75,7 +76,7 @@ def class_indices(name: str, y_true: np.ndarray, classes: int, labels: Sequence[
 def binary_columns(
     name: str, y_true: np.ndarray, y_pred: np.ndarray, labels: Sequence[Any] | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """One binary problem a column: each label, without its unknown entries, or each class against the rest."""
+    """Return a binary problem for each column: a label without its unknown entries, or a class against the rest."""
     if y_true.ndim == 1:
         y_true = np.eye(y_pred.shape[1], dtype=np.int64)[class_indices(name, y_true, y_pred.shape[1], labels)]
     keep = y_true != MASKED
@@ -83,7 +84,7 @@ def binary_columns(
 
 
 def refuse_masked(name: str, y_true: np.ndarray) -> None:
-    """For metrics that look at whole rows."""
+    """Refuse unknown labels, for metrics that compare whole rows."""
     if (y_true == MASKED).any():
         raise HeadError(f"{name} compares whole rows, and y_true has unknown labels ({MASKED}); fix: drop those rows")
 
@@ -149,7 +150,7 @@ def _probabilities(name: str, y_true: np.ndarray, y_pred: np.ndarray) -> np.ndar
     if y_true.ndim == y_pred.ndim:
         return np.clip(y_pred, 0, 1)
     totals = y_pred.sum(axis=1, keepdims=True)
-    # A bfloat16 softmax misses 1 by 2^-8 or so; more than that is another kind of array.
+    # The sum of a bfloat16 softmax differs from 1 by some 2^-8; a larger difference is another kind of array.
     worst = totals.ravel()[np.abs(totals - 1).argmax()]
     if abs(worst - 1) > 1e-2:
         raise HeadError(f"{name} needs probabilities, and a row of y_pred sums to {worst:g}; fix: softmax first")

@@ -13,10 +13,8 @@ from mlx import nn
 from heads.errors import HeadError
 from heads.forward_chaining import forward_folds, windows
 from heads.ordinal import OrdinalRegressionHead
-from heads.regression import RegressionHead
-from heads.scaling import KINDS, TargetScaler
-from heads.seasonality import CALENDAR, calendar_features, decompose
-from heads.time_series import TimeSeriesRegressionHead
+from heads.regression import KINDS, RegressionHead, TargetScaler
+from heads.time_series import CALENDAR, TimeSeriesRegressionHead, calendar_features, decompose
 
 RNG = np.random.default_rng(11)
 

@@ -282,7 +282,7 @@ def test_a_frames_columns_name_the_labels() -> None:
 
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "f1", "mcc"])
 def test_thresholds_from_counts_are_those_from_labels(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from heads import thresholds
+    from heads import calibration as thresholds
 
     rng = np.random.default_rng(1)
     for rows, share in ((6, 0.5), (40, 0.1), (300, 0.4)):

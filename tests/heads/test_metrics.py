@@ -17,7 +17,7 @@ import pytest
 import heads.metrics as metrics
 from heads.errors import HeadError, MetricUndefinedWarning
 from heads.install import install_fix
-from heads.metrics import METRICS, Metric, get_metric, metrics_for
+from heads.metrics import METRICS, Metric, get_metric, metric_of
 
 sk = pytest.importorskip("sklearn.metrics")
 stats = pytest.importorskip("scipy.stats")
@@ -373,7 +373,7 @@ def test_frames_are_taken() -> None:
 
 def told(name: str, *arguments: Any, **options: Any) -> tuple[Any, str]:
     """The value and the text of the one warning."""
-    function = {**metrics.PER_LABEL, **METRICS}[name]
+    function = getattr(metrics, name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         value = function(*arguments, **options)
@@ -489,7 +489,7 @@ def test_per_label_values_are_nan_where_undefined() -> None:
         assert np.isnan(values).tolist() == [False, False, True, False, False]
         for label in (0, 1, 3, 4):
             assert values[label] == pytest.approx(score(y_true[:, label], LABEL_SCORES[:, label]))
-        assert np.allclose(metrics.PER_LABEL[name](LABELS, LABEL_SCORES), score(LABELS, LABEL_SCORES, average=None))
+        assert np.allclose(getattr(metrics, name)(LABELS, LABEL_SCORES), score(LABELS, LABEL_SCORES, average=None))
         values, message = told(name, LABELS, LABEL_SCORES * np.nan)
         assert np.isnan(values).tolist() == [True] * L
         assert message.endswith("300 of 300 numbers in y_pred are not finite")
@@ -611,7 +611,7 @@ def test_the_warning_points_at_the_caller() -> None:
 
 
 def test_a_nan_that_nobody_foresaw_tells_what_the_library_said() -> None:
-    from heads.scoring.definition import framed
+    from heads.metrics.definition import framed
 
     @framed("values", "rows")
     def odd(y_true: np.ndarray, y_pred: np.ndarray) -> float:
@@ -624,7 +624,7 @@ def test_a_nan_that_nobody_foresaw_tells_what_the_library_said() -> None:
 
 
 def test_deprecations_of_others_are_not_swallowed() -> None:
-    from heads.scoring.definition import framed
+    from heads.metrics.definition import framed
 
     @framed("values", "rows")
     def ageing(y_true: np.ndarray, y_pred: np.ndarray) -> float:
@@ -710,9 +710,14 @@ def test_lookup() -> None:
     with pytest.raises(HeadError) as caught:
         get_metric("roc_auk")
     assert str(caught.value).startswith("there is no metric named 'roc_auk': did you mean 'roc_auc'")
-    assert {"quadratic_kappa", "accuracy_within_one", "kendall"} <= {metric.name for metric in metrics_for("ordinal")}
+    for name in ("quadratic_kappa", "accuracy_within_one", "kendall"):
+        assert metric_of(name, "ordinal") is METRICS[name]
     for kind in ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series"):
-        assert metrics_for(kind)  # type: ignore[arg-type]
+        with pytest.raises(HeadError, match=f"metric '.*' is not for {kind}; fix: one of [a-z]"):
+            metric_of("hamming_loss" if kind != "multilabel" else "rmse", kind)
+    fitting = ", ".join(sorted(name for name in METRICS if "ordinal" in METRICS[name].competition_types))
+    with pytest.raises(HeadError, match=f"metric 'rmsle' is not for ordinal; fix: one of {fitting}$"):
+        metric_of("rmsle", "ordinal")
 
 
 def test_the_table_is_read_without_importing_scikit_learn() -> None:

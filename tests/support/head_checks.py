@@ -17,7 +17,7 @@ from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import get_head, head_from_settings
 from heads.metrics import METRICS
-from tests.head_samples import N, features, make, sample_of
+from tests.support.head_samples import N, features, make, sample_of
 
 Check = Callable[[str], None]
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import mlx.core as mx
 
+from heads.arrays import as_int32
 from heads.errors import HeadError
-from heads.host import as_int32
 
 Reduction = Literal["mean", "sum", "none"]
 Weights = float | Sequence[float] | mx.array
@@ -34,7 +34,11 @@ def _shape_fix(first: str, leader: mx.array, name: str, array: mx.array) -> str:
 
 
 def class_targets(where: str, logits: mx.array, targets: mx.array) -> mx.array:
-    """Class indices (…) beside logits (…, C), as int32; refuses other shapes and non-integers."""
+    """Return class indices (…) as int32 after a check against logits (…, C).
+
+    Raises:
+        HeadError: other shapes, or targets that are not integers.
+    """
     if logits.ndim < 2 or logits.shape[:-1] != targets.shape:
         raise HeadError(
             f"{where}: logits {logits.shape} need targets of shape {logits.shape[:-1] or '(N,)'}, not "
@@ -48,7 +52,7 @@ def class_targets(where: str, logits: mx.array, targets: mx.array) -> mx.array:
 
 
 def poison(logits: mx.array, invalid: mx.array) -> mx.array:
-    """NaN in the rows with an impossible label, so that loss and gradient are NaN instead of quietly wrong.
+    """Return logits with NaN in the rows of an impossible label, so that their loss and gradient are NaN, too.
 
     torch raises there; under `mx.compile` values cannot be looked at, and MLX's own gather reads past the row.
     """
@@ -56,7 +60,11 @@ def poison(logits: mx.array, invalid: mx.array) -> mx.array:
 
 
 def as_weights(where: str, name: str, value: Weights, shapes: Sequence[tuple[int, ...]]) -> mx.array:
-    """Weights as float32, refused unless their shape is one of `shapes`."""
+    """Return weights as float32.
+
+    Raises:
+        HeadError: their shape is none of `shapes`.
+    """
     if isinstance(value, Sequence):
         value = mx.array(list(value), dtype=mx.float32)
     weights = value.astype(mx.float32) if isinstance(value, mx.array) else mx.array(value, dtype=mx.float32)
@@ -67,7 +75,7 @@ def as_weights(where: str, name: str, value: Weights, shapes: Sequence[tuple[int
 
 
 def check_range(where: str, name: str, value: float, low: float, high: float, *, open_ends: bool = False) -> None:
-    """Refuse a setting outside [low, high], or outside (low, high) with `open_ends`. NaN is outside of both."""
+    """Refuse a setting outside [low, high], or outside (low, high) with `open_ends`; NaN is outside both."""
     inside = low < value < high if open_ends else low <= value <= high
     if not inside:
         left, right = ("(", ")") if open_ends else ("[", "]")
@@ -75,7 +83,7 @@ def check_range(where: str, name: str, value: float, low: float, high: float, *,
 
 
 def reduce(where: str, values: mx.array, reduction: Reduction, total: mx.array | None = None) -> mx.array:
-    """Reduce to the sum, or to the sum over `total` (the number of values when not given), or not at all.
+    """Return the values, their sum, or their sum divided by `total` (None: their number).
 
     A mean over nothing (total 0: every label ignored, or no rows) is 0 with a zero gradient, where torch gives NaN:
     a micro-batch without labels then moves no parameter instead of destroying all of them.
