@@ -92,7 +92,8 @@ class Loss(ABC):
         name = values.pop("name", None)
         known = registered_losses()
         if name not in known:
-            raise HeadError(f"{unknown_name('loss', name, known)}; fix: {IMPORT_FIX}")
+            names = ", ".join(sorted(known)) or "none"
+            raise HeadError(f"no loss is registered as {name!r}; registered: {names}; fix: {IMPORT_FIX}")
         loss = known[name]
         for key in values:
             if key not in (names := [field.name for field in fields(loss)]):

@@ -54,7 +54,8 @@ def create_model(
         pooling: of `mlxbert.pooling.spec.CHOICES`, or a module of `mlxbert.pooling`.
         revision: a branch, tag or commit of the Hub repository.
         dtype: what the encoder computes in; as for `mlxbert.load`.
-        head_options: arguments of the head, such as `objective="focal"` or `dropout=0.2`.
+        head_options: arguments of the head, such as `objective="focal"` (or a loss of `heads.losses.register_loss`) or
+            `dropout=0.2`.
 
     Raises:
         FactoryError: an unknown task or option (with the nearest names), or options that contradict each other.

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from heads.labels import Label
+from heads.losses import Loss
 from mlxbert.data.data_file import Quoting
 from mlxbert.factory.competition import Competition, Submission
 from mlxbert.factory.text_columns import RowText
@@ -29,7 +30,7 @@ class RunSettings:
         time: the column of times.
         ignore: columns that `text=None` leaves out.
         classes: the labels, where the data do not tell.
-        head: options of the head.
+        head: options of the head; a registered loss as its name, or a mapping of its name and settings.
         competition: the ready configuration that the rest comes from.
         encoding: of the data's text.
         quoting: of text tables; None: found out.
@@ -71,9 +72,8 @@ class RunSettings:
     escape_formulas: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself; a list among the head's options is as good as a tuple."""
-        head = {name: tuple(one) if isinstance(one, list) else one for name, one in self.head.items()}
-        object.__setattr__(self, "head", head)
+        """Refuse what contradicts itself; make the head's options plain: tuples for lists, a loss by its name."""
+        object.__setattr__(self, "head", {name: _plain(value) for name, value in self.head.items()})
         if not self.target:
             raise RunError("no target is named; fix: --target COLUMN, or --competition NAME")
         if self.valid is not None and self.hold_out is not None:
@@ -157,6 +157,12 @@ class RunSettings:
     def with_id(self, column: str) -> Self:
         """Return the settings with an id column that was found."""
         return replace(self, id=column)
+
+
+def _plain(option: Any) -> Any:
+    if isinstance(option, Loss):
+        return option.option()
+    return tuple(option) if isinstance(option, list) else option
 
 
 def competition_numbers(competition: Competition) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 
 import heads
-from heads import head_registry
 from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import (
@@ -27,6 +24,7 @@ from heads.head_registry import (
     unregister_head,
 )
 from tests.support.head_checks import CHECKS
+from tests.support.packages import install
 
 SEVENTH = """
     import numpy as np
@@ -37,30 +35,6 @@ SEVENTH = """
     class {cls}(BinaryClassificationHead):
         \"\"\"A binary head that somebody else wrote.\"\"\"
 """
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The registry as it is, put back afterwards; the next look-up discovers again."""
-    registered_heads()
-    before, modules = dict(head_registry._REGISTRATIONS), set(sys.modules)
-    monkeypatch.setattr(head_registry, "_DISCOVERED", [])
-    monkeypatch.setattr(head_registry, "_BROKEN", {})
-    yield
-    head_registry._REGISTRATIONS.clear()
-    head_registry._REGISTRATIONS.update(before)
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
-
-
-def install(site: Path, package: str, *, module: str, entry: str, source: str) -> None:
-    """A distribution with one module and one entry point of the group, as pip would leave it in `site`."""
-    site.mkdir(exist_ok=True)
-    (site / f"{module}.py").write_text(textwrap.dedent(source))
-    info = site / f"{package.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[mlxbert.heads]\n{entry} = {module}\n")
 
 
 def seventh(name: str, priority: int = 0, cls: str = "Seventh") -> str:
