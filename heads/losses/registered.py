@@ -95,9 +95,10 @@ class Loss(ABC):
             names = ", ".join(sorted(known)) or "none"
             raise HeadError(f"no loss is registered as {name!r}; registered: {names}; fix: {IMPORT_FIX}")
         loss = known[name]
+        known_settings = [field.name for field in fields(loss)]
         for key in values:
-            if key not in (names := [field.name for field in fields(loss)]):
-                raise unknown_name(f"setting of loss {name!r}", key, names)
+            if key not in known_settings:
+                raise unknown_name(f"setting of loss {name!r}", key, known_settings)
         try:
             return loss(**values)
         except (TypeError, ValueError, ArithmeticError) as error:

@@ -1,4 +1,4 @@
-"""The registry: look-up, choice, mistakes, and heads that other packages bring."""
+"""The registry of heads: look-up, choice, mistakes, and heads of other packages."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_priority_decides_and_of_equals_this_packages_own() -> None:
     assert best_head("binary") is get_head("binary")
     register_head("higher", competition_types="binary", priority=5)(define())
     register_head("lower", competition_types="binary", priority=-5)(define())
-    assert [one.name for one in heads_for("binary")] == ["higher", "binary", "a_equal", "lower"]
+    assert [entry.name for entry in heads_for("binary")] == ["higher", "binary", "a_equal", "lower"]
     assert best_head("multiclass") is get_head("multiclass")
     unregister_head("higher")
     assert best_head("binary") is get_head("binary")
@@ -111,7 +111,7 @@ def test_a_class_that_is_no_head(name: str, types: Any, members: dict[str, Any],
 
 @pytest.mark.usefixtures("fresh")
 def test_a_seventh_head_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in the package, nothing else touched: it is found, chosen by priority, and passes every check."""
+    """A file in the package alone: the head is found, chosen by its priority, and passes every check."""
     (tmp_path / "seventh.py").write_text(textwrap.dedent(seventh("seventh", priority=1)))
     monkeypatch.setattr(heads, "__path__", [*heads.__path__, str(tmp_path)])
     assert registered_heads()["seventh"].provider is None
@@ -124,11 +124,11 @@ def test_a_seventh_head_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_another_packages_heads_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "fine-heads", module="fine_heads", entry="fine", source=seventh("fine", priority=3))
     monkeypatch.syspath_prepend(tmp_path)
-    found = registered_heads()["fine"]
-    assert (found.provider, found.priority, found.competition_types) == ("fine-heads", 3, ("binary",))
-    assert best_head("binary") is found.head
-    head = found.head.from_targets(8, np.array([0, 1, 1]))
-    assert type(head_from_settings(head.settings())) is found.head
+    entry = registered_heads()["fine"]
+    assert (entry.provider, entry.priority, entry.competition_types) == ("fine-heads", 3, ("binary",))
+    assert best_head("binary") is entry.head
+    head = entry.head.from_targets(8, np.array([0, 1, 1]))
+    assert type(head_from_settings(head.settings())) is entry.head
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_broken_package_is_named_and_stops_nobody_else(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(HeadDiscoveryWarning) as caught:
         assert "fine" in registered_heads()
-    (message,) = [str(one.message) for one in caught]
+    (message,) = [str(warning.message) for warning in caught]
     assert message.startswith("package a-broken-one: its head 'broken' (broken_heads) cannot be used: " + reason)
     assert message.endswith("fix: update or uninstall a-broken-one")
     assert "half" not in registered_heads()  # nothing of a half-imported package stays

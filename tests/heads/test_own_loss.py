@@ -80,7 +80,7 @@ def test_value_gradient_rows_and_weights_are_those_of_the_built_in_loss(
 def test_a_head_takes_a_name_a_mapping_and_an_object() -> None:
     head = get_head("binary")
     given = ("my_scaled_bce", {"name": "my_scaled_bce", "factor": 3.0}, MyScaledBCE())
-    assert [head(8, objective=one).own_loss for one in given] == [MyScaledBCE()] * 3
+    assert [head(8, objective=objective).own_loss for objective in given] == [MyScaledBCE()] * 3
     assert head(8, objective=MyScaledBCE(2)).own_loss == MyScaledBCE(2)
     assert [MyBCE().option(), MyScaledBCE().option()] == ["my_bce", {"name": "my_scaled_bce", "factor": 3.0}]
 
@@ -249,9 +249,9 @@ def cut_short(run: Path, out: Path) -> Path:
     shutil.copytree(run, out)
     (out / "scores.json").unlink()
     last = json.loads((out / "run.json").read_text())["members"][-1]
-    found = [path for path in out.rglob(f"{last}*") if path.parent != out / "resume"]
-    assert found
-    for path in found:
+    paths = [path for path in out.rglob(f"{last}*") if path.parent != out / "resume"]
+    assert paths
+    for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return out
 
