@@ -34,15 +34,15 @@ from rich.table import Table
 
 from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import machine
+from mlxbert.data.competitions import get_competition
 from mlxbert.data.token_rows import token_rows
-from mlxbert.factory.competition import get_competition
 from mlxbert.output import BertOutput
-from mlxbert.runs.frames import read_frame
+from mlxbert.runs.inputs import read_frame
 from mlxbert.runs.members import new_model
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.forward import predict_logits
+from mlxbert.training.held_out import predict_logits
 from mlxbert.training.trainer import Member, Trainer
 from mlxbert.with_head import BertWithHead
 

@@ -29,14 +29,13 @@ from rich.table import Table
 from benchmarks.baselines import Fit, Rows, boosting, constant, logistic, raw_columns, ridge
 from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import machine
+from mlxbert.data.folds import folds_sha256
 from mlxbert.errors import MLXBertError
-from mlxbert.folds import folds_sha256
 from mlxbert.runs import Run, train
-from mlxbert.runs.frames import read_frame
-from mlxbert.runs.out_of_fold import fitted_head
+from mlxbert.runs.inputs import read_frame
+from mlxbert.runs.members import fitted_head
 from mlxbert.runs.prepare import Prepared, prepare
-from mlxbert.training.judging import scores
-from mlxbert.training.predictions import Predictions, concatenate
+from mlxbert.training.held_out import Predictions, concatenate, scores
 
 NAMES = ("titanic", "house-prices", "jigsaw-toxic", "alexa-stars")
 BASELINES: dict[str, dict[str, Fit]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mlxbert.factory.competition import get_competition
+from mlxbert.data.competitions import get_competition
 
 _FOLDERS = {"alexa-stars": "alexa-reviews"}  # the others lie under their own names
 

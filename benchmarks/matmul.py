@@ -34,7 +34,8 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.machine import machine
-from mlxbert.backend import openblas, use_fast_blas
+from mlxbert.backend import openblas
+from mlxbert.backend.device import use_fast_blas
 
 _TARGET = 0.80
 _SAMPLE_FLOPS = 4e9  # work in one timed sample: some 20 ms at 200 GFLOP/s, far above the clock and a thread's start

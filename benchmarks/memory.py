@@ -46,8 +46,7 @@ def measure_here(case: str, size: str, steps: int) -> None:
     from heads.binary import BinaryClassificationHead
     from mlxbert.config import BertConfig
     from mlxbert.core import BertCore
-    from mlxbert.training.groups import parameter_rules
-    from mlxbert.training.schedule import Schedule
+    from mlxbert.training.optimizer import Schedule, parameter_rules
     from mlxbert.training.step import StepSettings, TrainStep
     from mlxbert.with_head import BertWithHead
 

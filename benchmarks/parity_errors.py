@@ -20,12 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from converter.parity.deviation import measure, worst
+from converter.parity.deviation import measure, tolerances, worst
 from converter.parity.gates import compare
 from converter.parity.probes import make_probes
 from converter.parity.reference import Reference
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, ParityReport, Provenance
-from converter.parity.tolerances import tolerances
 from converter.verify import directory_probes
 from examples.packaged_minilm import model_directory
 from mlxbert.config import BertConfig

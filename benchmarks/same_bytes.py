@@ -1,11 +1,11 @@
-"""Print the sha256 of what the commands write from the packaged MiniLM: equal lines before and after a change are equal bytes.
+"""Print the sha256 of what the commands write from the packaged MiniLM, to compare before and after a change.
 
     python -m benchmarks.same_bytes > before.txt
     python -m benchmarks.same_bytes --against before.txt
 
-It runs `mlxbert-convert` (float32, 4bit, mixed), `mlxbert-export` of a checkpoint and of a run, and a seeded `mlxbert train`
-with `mlxbert predict`, and lists weights, heads, out-of-fold predictions and submissions. Manifests and cards are left out:
-they hold versions and times. The same machine, the same number of threads and the same package versions are required.
+It runs `mlxbert-convert` (float32, 4bit, mixed), `mlxbert-export` of a checkpoint and of a run, and a seeded
+`mlxbert train` that predicts a test file. It lists weights, heads, out-of-fold predictions and the submission.
+Manifests and cards are left out: they hold versions and times. Compare on one machine, with one set of packages.
 """
 
 from __future__ import annotations

@@ -36,13 +36,13 @@ from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import load, machine
 from heads.metrics import f1, roc_auc
 from mlxbert.data.batching import Batch, PredictionBatches, TrainingBatches
-from mlxbert.factory.competition import get_competition
-from mlxbert.runs.frames import read_frame
+from mlxbert.data.competitions import get_competition
+from mlxbert.runs.inputs import read_frame
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, EvaluationEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.schedule import Schedule
+from mlxbert.training.optimizer import Schedule
 
 _RATE, _MAX_NORM = 5e-5, 1.0
 _WORST_LOSS, _MOST_TIME = 0.01, 1.5

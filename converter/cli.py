@@ -15,7 +15,7 @@ import click
 from heads.errors import last_catch, readable  # not mlxbert's: importing that is what fails where MLX has no backend
 
 if TYPE_CHECKING:
-    from converter.publishing.plan import PushPlan
+    from converter.publish.sending import PushPlan
 
 EXIT_PARITY_FAILED = 1
 EXIT_COULD_NOT_RUN = 2
@@ -101,7 +101,7 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
       mlxbert-convert mlx_models/minilm --quantize auto --target-size 14MB -o mlx_models/minilm-14MB
     """
     if push_to is not None:
-        from converter.publish import require_pushable
+        from converter.publish.push import require_pushable
 
         require_pushable(push_to, verify=options["verify"])  # before the work, not after it
     from converter.convert import ParityFailedError
@@ -198,7 +198,7 @@ def export(converted: Path, **options: Any) -> None:
       mlxbert-export runs/tweets/members/seed0-fold0 -o hf_models/tweets
       mlxbert-export mlx_models/bert-base-uncased -o hf_models/bert-base-uncased
     """
-    from converter.run_export.directory import export_directory
+    from converter.export.run import export_directory
     from mlxbert.terminal import show
 
     done = export_directory(converted, **options)
@@ -230,7 +230,7 @@ def push(converted: Path, to: str | None, yes: bool, **options: Any) -> None:
 
 
 def _push(converted: Path, to: str | None, *, yes: bool, **options: Any) -> None:
-    from converter.publish import push as run
+    from converter.publish.push import push as run
     from converter.terminal import confirm_push, show_push
 
     agreed = False

@@ -11,28 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.canonical import plan_source, read
-from converter.card import render_card
-from converter.dtypes import CODES, DTYPE_SUFFIXES, output_dtype
-from converter.facts import card_facts, weight_sums
-from converter.labels import with_true_labels
-from converter.layout import choose_layout
-from converter.loaders import Reading
+from converter.canonical import CODES, DTYPE_SUFFIXES, output_dtype, plan_source, read
+from converter.card.card import render_card
+from converter.card.facts import card_facts, weight_sums
+from converter.card.loaders import Reading
+from converter.card.source_card import SourceCard, read_source_card, with_reachable_link
+from converter.card.usage import Usage
 from converter.mapping import Planned
-from converter.output_config import notes_on, output_config
-from converter.publishing.leaks import refuse_secrets
-from converter.quantize.settings import quantize_settings
-from converter.side_output import check_staged, write_side_files
+from converter.output import check_staged, choose_layout, notes_on, output_config, with_true_labels, write_side_files
+from converter.publish.leaks import refuse_secrets
+from converter.quantize.recipes import quantize_settings
 from converter.source import Source, TensorEntry, local_name, open_source
-from converter.source_card import SourceCard, read_source_card, with_reachable_link
-from converter.usage import Usage
 from heads.install import install_fix
 from mlxbert.errors import MLXBertError, reason
-from mlxbert.files.output_directory import OutputDirectory
-from mlxbert.files.recovery import recover
-from mlxbert.files.safetensors_writer import PlannedTensor
-from mlxbert.files.target import check_target
-from mlxbert.home import expand_home
+from mlxbert.files.output_directory import OutputDirectory, check_target, recover
+from mlxbert.files.reading import expand_home
+from mlxbert.files.safetensors import PlannedTensor
 
 if TYPE_CHECKING:
     from converter.parity.report import ParityReport
@@ -123,7 +117,7 @@ def convert(
         calibration: a text file, "built-in" or "none"; None: the built-in texts for "mixed" and "auto", else none.
         target_size, target_bits, target_cosine: what "auto" is to reach, one of them.
         dequantize: the source is a quantized MLX checkpoint: write its numbers unpacked.
-        layout: "encoder", the head in a file of its own, or "full", in `model.safetensors`: see `converter.layout`.
+        layout: "encoder", the head in a file of its own, or "full", in `model.safetensors`: see `converter.output`.
         prefix: of the encoder's tensor names, where the source has several encoders.
         encoder_only: leave out every head, known or not.
         progress: told how far each step is.
@@ -231,7 +225,7 @@ def convert(
         quantization = None if report is None else report.quantization
         if quantized is not None and report is None and verify is not False:
             quantization = _describe(source, output.path, hf_config)
-            from converter.parity.cost import cost_json
+            from converter.parity.gates import cost_json
 
             cost_alone = cost_json(quantization, why=str(unverified), weights=weight_sums(output.records))
             output.write_bytes("parity.json", cost_alone.encode())
@@ -328,8 +322,8 @@ def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
 
 def _note_on_head(source: Source) -> list[str]:
     """What is said where the class of the source's head was not plain from its configuration."""
-    from converter.parity.own_head import head_choice
-    from mlxbert.pretrained.head_class import HeadClassError
+    from converter.parity.reference import head_choice
+    from mlxbert.pretrained.labels import HeadClassError
 
     try:
         choice = head_choice(source)
@@ -360,11 +354,11 @@ def where_plotted(target: Path, plots: Mapping[str, bytes]) -> str:
 def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> QuantizationReport:
     """The cost of a quantization where there is no PyTorch to verify with: it takes MLX alone."""
     from converter.canonical import float32_core, float32_model
-    from converter.parity.own_head import head_choice
+    from converter.parity.reference import head_choice
     from converter.quantize.report import describe_quantization
     from converter.verify import written_model
     from mlxbert.checkpoint import CheckpointError
-    from mlxbert.pretrained.head_class import HeadClassError
+    from mlxbert.pretrained.labels import HeadClassError
 
     try:
         head = head_choice(source)

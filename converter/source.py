@@ -16,37 +16,35 @@ from typing import TYPE_CHECKING, Any
 
 from converter.mappings import mapping_for
 from converter.readers.encoder_fit import FoundEncoder, assumed_model_type, find_encoder, refuse_adapters
-from converter.readers.json_file import check_file
-from converter.readers.packed import dequantized
-from converter.readers.side_files import (
-    SourceModule,
-    collect_side_files,
-    has_tokenizer,
-    source_modules,
-    transformer_folder,
-)
-from converter.readers.source_config import read_config, refuse_quantized
-from converter.readers.source_error import SourceError
-from converter.readers.tensor_entry import TensorEntry
+from converter.readers.safetensors import TensorEntry, dequantized
+from converter.readers.source_files import SourceError, check_file
 from converter.readers.weight_files import (
     CARD,
     TOKENIZER_SIDE_FILES,
     WEIGHT_SUFFIXES,
+    SourceModule,
     WeightChoice,
+    Weights,
     choose_weights,
+    collect_side_files,
+    has_tokenizer,
+    read_config,
+    read_sharded,
+    read_weights,
     refuse_lone_shard,
+    refuse_quantized,
     select_files,
+    source_modules,
+    transformer_folder,
 )
-from converter.readers.weights import Weights, read_sharded, read_weights
 from mlxbert.checkpoint import is_license_file
 from mlxbert.config import BertConfig, ConfigError
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
-from mlxbert.files.reading import reading_failed
-from mlxbert.home import expand_home
+from mlxbert.files.reading import expand_home, reading_failed
 
 if TYPE_CHECKING:
-    from mlxbert.hub import Snapshot
+    from mlxbert.hub.download import Snapshot
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
 
@@ -140,7 +138,7 @@ def open_source(
     checkpoint, and its entries are the numbers that its packed weights stand for. `prefix` chooses among several
     encoders in it, and `encoder_only` leaves out what is no encoder's. Raises SourceError, one line with the fix, for
     everything that cannot be read, MappingError and SentenceModuleError for what is read and does not fit, and
-    mlxbert.hub's errors for what the Hub answers.
+    mlxbert.hub.download's errors for what the Hub answers.
     """
     options = _Options(config, dequantize, prefix, encoder_only)
     path = expand_home(src)
@@ -158,7 +156,7 @@ def open_source(
         raise SourceError(f"{src}: is a link to nothing; fix: check where it leads")
     if not looks_like_repo_id(src):
         raise SourceError(f"{printable(src)}: no such file or directory; fix: check the path, or give a Hub id")
-    from mlxbert import hub  # the client takes a while to import, and a local source needs none
+    from mlxbert.hub import download as hub  # the client takes a while to import, and a local source needs none
 
     snapshot = hub.snapshot(src, revision=revision, select=select_files)
     folder = transformer_folder(source_modules(snapshot.path))
@@ -172,7 +170,7 @@ def open_source(
 
 def _fetch_card(snapshot: Snapshot) -> list[str]:
     """Download the source's model card and license files too; on failure return a note and go on."""
-    from mlxbert import hub
+    from mlxbert.hub import download as hub
 
     listed: list[str] = []
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from converter.card.loaders import lines as loader_lines
+from converter.card.usage import LOAD, LOAD_WITH_HEAD
 from converter.convert import ConvertResult
 from converter.convert import Progress as ProgressCallback
-from converter.loaders import lines as loader_lines
 from converter.parity.report import ParityReport
-from converter.publishing.plan import PushPlan, PushResult
-from converter.usage import LOAD, LOAD_WITH_HEAD
+from converter.publish.sending import PushPlan, PushResult
 from mlxbert.errors import printable, readable
 from mlxbert.terminal import SafeConsole, show
 
@@ -53,11 +53,11 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
 def show_parity(report: ParityReport) -> None:
     """The parity table, and what a quantization cost, on standard output."""
-    from converter.parity.table import parity_table
+    from converter.parity.render import parity_table
 
     show(parity_table(report))
     if report.quantization is not None:
-        from converter.quantize.table import quantization_table
+        from converter.quantize.report import quantization_table
 
         show("", quantization_table(report.quantization))
 
@@ -67,7 +67,7 @@ def show_result(result: ConvertResult) -> None:
     if result.report is not None:
         show_parity(result.report)
     if result.allotment is not None or result.quantization is not None:
-        from converter.quantize.table import allotment_table, quantization_table
+        from converter.quantize.report import allotment_table, quantization_table
 
         if result.allotment is not None:
             show(allotment_table(result.allotment), "")
@@ -107,7 +107,7 @@ def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
     Raises:
         PublishError: nobody is there to answer.
     """
-    from converter.publishing.errors import PublishError  # imports the client, which a conversion does not need
+    from converter.publish.errors import PublishError  # imports the client, which a conversion does not need
 
     show("\n".join(plan.lines(directory)))
     if yes:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from converter.parity.files import write_reports
 from mlxbert.errors import MLXBertError, printable, reason
-from mlxbert.files.manifest import manifest_problems
-from mlxbert.files.reading import require_own_files
-from mlxbert.files.safetensors_reader import read_safetensors
-from mlxbert.home import expand_home
+from mlxbert.files.output_file import manifest_problems
+from mlxbert.files.reading import expand_home, require_own_files
+from mlxbert.files.safetensors import read_safetensors
 
 __all__ = ["VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
 
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from converter.source import Source
     from mlxbert.config import BertConfig
     from mlxbert.core import BertCore
-    from mlxbert.pretrained import PretrainedBert
-    from mlxbert.pretrained.head_class import HeadChoice
+    from mlxbert.pretrained.labels import HeadChoice
+    from mlxbert.pretrained.model import PretrainedBert
 
 Progress = Callable[[str, int, int], None]
 """Called with "verify", probes done, probes in all."""
@@ -62,7 +61,7 @@ def models_in(path: str | Path, *, reports: bool = False) -> list[Path]:
     directory = expand_home(path)
     if not (directory / "run.json").exists():
         return [directory]
-    from converter.run_export.run_settings import read_run
+    from converter.export.run import read_run
 
     members = list(read_run(directory).members.values())
     if reports and len(members) > 1:
@@ -135,7 +134,7 @@ def _reference_source(
     prefix: str | None,
 ) -> Source:
     """The reference; where it has several encoders, the one that was converted."""
-    from converter.labels import with_true_labels
+    from converter.output import with_true_labels
     from converter.readers.encoder_fit import SeveralEncodersError
     from converter.source import open_source
 
@@ -196,12 +195,11 @@ def verify_staged(
         MLXBertError: as `verify`.
     """
     from converter.parity.gates import compare
-    from converter.parity.proof import inherited_proof, origin_of
     from converter.parity.reference import build_reference
-    from converter.parity.report import Part, Provenance
+    from converter.parity.report import Part, Provenance, inherited_proof, origin_of
     from converter.parity.sentences import SentenceComparison, compare_sentences
-    from converter.quantize.precision import recipe_of
-    from mlxbert.pretrained import HEADS_FILE
+    from converter.quantize.cost import recipe_of
+    from mlxbert.pretrained.model import HEADS_FILE
 
     weights = sorted(directory.glob("model*.safetensors"))
     quantized = hf_config.get("quantization") is not None
@@ -268,10 +266,10 @@ def _compared_head(
     source: Source, directory: Path, hf_config: dict[str, Any], reference: Reference
 ) -> tuple[HeadChoice | None, Part | None]:
     """The class whose head is compared; or, of a head that is shipped and cannot be compared, the reason."""
-    from converter.parity.own_head import head_choice
+    from converter.parity.reference import head_choice
     from converter.parity.report import OWN_HEAD, Part
-    from mlxbert.pretrained import has_head, read_head_tensors
-    from mlxbert.pretrained.head_class import HEAD_CLASSES, HeadChoice
+    from mlxbert.pretrained.labels import HEAD_CLASSES, HeadChoice
+    from mlxbert.pretrained.model import has_head, read_head_tensors
 
     shipped = has_head(directory, hf_config)
     if reference.class_name not in HEAD_CLASSES:
@@ -315,8 +313,8 @@ def verify_trained(
     import mlx.core as mx
 
     from converter.parity.gates import compare
+    from converter.parity.outputs import TrainedModel, build_exported
     from converter.parity.report import Provenance
-    from converter.parity.trained import TrainedModel, build_exported
     from mlxbert.with_head import HEADS_FILE, BertWithHead
 
     if hf_config.get("quantization") is not None:
@@ -364,7 +362,7 @@ def written_model(
 ) -> BertCore | PretrainedBert:
     """The written checkpoint with its head; the encoder alone where there is none, which the gates then say."""
     from mlxbert.checkpoint import load_core
-    from mlxbert.pretrained import attach_head, has_head, read_head_tensors
+    from mlxbert.pretrained.model import attach_head, has_head, read_head_tensors
 
     core = load_core(directory, config=hf_config, dtype=dtype, dequantize=True)
     if head is None or not has_head(directory, hf_config):
@@ -386,8 +384,7 @@ def _written_dtype(directory: Path, weights: list[Path]) -> str:
 
 
 def _is_lossless(source: Source, dtype: str) -> bool:
-    from converter.canonical import plan_source
-    from converter.dtypes import CODES
+    from converter.canonical import CODES, plan_source
 
     _, planned = plan_source(source)
     return {source.entries[item.source].dtype for item in (*planned.encoder, *planned.heads)} == {CODES[dtype]}
@@ -396,7 +393,7 @@ def _is_lossless(source: Source, dtype: str) -> bool:
 def directory_probes(directory: Path, config: BertConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
     """Probes with sentences where the directory has a tokenizer that fits the model, and otherwise why not."""
     from converter.parity.probes import ProbeError, make_probes
-    from mlxbert.tokenization import Tokenizer, TokenizerError
+    from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return make_probes(config, seed=seed), ("no tokenizer, so the probes are random ids alone",)

@@ -3,7 +3,7 @@
     mlxbert-convert sentence-transformers/all-MiniLM-L6-v2          # once
     python -m examples.titanic DATA_DIR                             # has train.csv and test.csv
 
-The row template and the numbers of the training are the ready configuration's, `mlxbert.factory.competitions`.
+The row template and the numbers of the training are the ready configuration's, `mlxbert.data.competitions`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ that all of them can import it.
 from __future__ import annotations
 
 # PyPI has no release of mlxbert yet: `pip install mlxbert` fails or installs another package of that name.
-# With the first release set this to True, and run `python -m tests.card_samples` for the reviewed cards.
+# With the first release set this to True, and run `python -m tests.support.card_samples` for the reviewed cards.
 RELEASED = False
 
 CHECKOUT = "a checkout of mlxbert"

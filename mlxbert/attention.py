@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from heads.pretrained import Dropout
-from mlxbert.activations.exponential import has_fast_softmax, softmax
+from mlxbert.activations import has_fast_softmax, softmax
 from mlxbert.config import BertConfig
 
 

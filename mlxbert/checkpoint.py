@@ -1,4 +1,6 @@
-"""Read a converted checkpoint: the directory that `mlxbert-convert` writes.
+"""Checkpoints that other MLX tools wrote (mlx-embeddings, mlx-lm's quantizer): no block and no manifest of ours.
+
+Read a converted checkpoint: the directory that `mlxbert-convert` writes.
 
 The layout is in the README of every converted model: `config.json`, `model*.safetensors` with canonical names, an
 index, tokenizer files, `manifest.json`. Loading is strict: every tensor the configuration calls for, and no other.
@@ -18,13 +20,30 @@ from mlx.utils import tree_flatten
 from mlxbert.config import BertConfig, ConfigError
 from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten, printable
-from mlxbert.files.reading import read_json
-from mlxbert.files.safetensors_reader import read_safetensors
-from mlxbert.home import expand_home
-from mlxbert.mlx_tools import INDEX, written_by_mlx_tool
-from mlxbert.quantization import QuantizationError
-from mlxbert.quantization.packed import PackedWeights, split_quantized
-from mlxbert.tokenization import Tokenizer
+from mlxbert.files.reading import expand_home, read_json
+from mlxbert.files.safetensors import read_safetensors
+from mlxbert.quantization import PackedWeights, QuantizationError, split_quantized
+from mlxbert.tokenization.tokenizer import Tokenizer
+
+INDEX = "model.safetensors.index.json"
+_PARTS = ("embeddings.", "encoder.", "pooler.")
+
+
+def written_by_mlx_tool(directory: Path, error: type[MLXBertError]) -> bool:
+    """Whether the index lists an encoder under its canonical names and nothing else, as those tools write one.
+
+    What PyTorch's tools write has an index for shards alone, and mostly a `bert.` before the names, or a head.
+
+    Raises:
+        error: the index is there and not JSON.
+    """
+    weight_map = (read_json(directory / INDEX, error) or {}).get("weight_map")
+    if not isinstance(weight_map, dict) or "embeddings.word_embeddings.weight" not in weight_map:
+        return False
+    return all(
+        name.startswith(_PARTS) and not name.endswith((".gamma", ".beta", "position_ids")) for name in weight_map
+    )
+
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -103,8 +122,8 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
             raise CheckpointError(f"{path} is a directory: revision={revision!r} is for a Hub id")
         read_config(path, other_tools=True)
         return path
-    from mlxbert import hub  # imports huggingface_hub, which a local directory does not need
-    from mlxbert.hub.manifest_check import check_snapshot
+    from mlxbert.hub import download as hub  # imports huggingface_hub, which a local directory does not need
+    from mlxbert.hub.download import check_snapshot
 
     repo_id = str(path_or_hub_id)
     if path.exists() or not hub.is_repo_id(repo_id):

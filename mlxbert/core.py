@@ -12,7 +12,7 @@ from mlxbert.embeddings import BertEmbeddings
 from mlxbert.layers import BertEncoder, BertPooler
 from mlxbert.model_inputs import InputError, mask_of, whole_numbers
 from mlxbert.output import BertOutput
-from mlxbert.quantization.packed import PackedWeights
+from mlxbert.quantization import PackedWeights
 
 
 class BertCore(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.safetensors_writer import PlannedTensor
+from mlxbert.files.safetensors import PlannedTensor
 
 # Narrowest first: (MLX, safetensors, config.json).
 _DTYPES = (

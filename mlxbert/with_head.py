@@ -19,11 +19,10 @@ from mlxbert.core import BertCore
 from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
-from mlxbert.files.safetensors_reader import read_safetensors
+from mlxbert.files.safetensors import read_safetensors
 from mlxbert.model_inputs import mask_of
 from mlxbert.model_tensors import named_parameters, planned_tensors, stored_dtype
-from mlxbert.pooling import PoolingError, WeightedLayerPooling
-from mlxbert.pooling.spec import PoolingModule, make_pooling, pooling_settings
+from mlxbert.pooling import PoolingError, PoolingModule, WeightedLayerPooling, make_pooling, pooling_settings
 
 HEADS_FILE = "heads.safetensors"
 TOKENIZER_FILES = (
@@ -58,7 +57,7 @@ class BertWithHead(nn.Module):
         Args:
             core: the encoder.
             head: its `hidden_size` is the encoder's.
-            pooling: a name of `mlxbert.pooling.spec.CHOICES`, or a module of `mlxbert.pooling`.
+            pooling: a name of `mlxbert.pooling.CHOICES`, or a module of `mlxbert.pooling`.
             source: the converted directory of the encoder, where it came from one.
 
         Raises:

@@ -12,7 +12,12 @@ import pytest
 
 from examples.packaged_minilm import model_directory
 
-pytest_plugins = ["tests.hub.plugin", "tests.hub.samples", "tests.hub.publishing", "tests.run_samples"]
+pytest_plugins = [
+    "tests.support.hub.plugin",
+    "tests.support.hub.samples",
+    "tests.support.hub.publishing",
+    "tests.support.run_samples",
+]
 
 
 @pytest.fixture(scope="session")

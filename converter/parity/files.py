@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.card import render_card
-from converter.facts import card_facts
-from converter.parity.html import render_html
-from converter.parity.junit import render_junit
+from converter.card.card import render_card
+from converter.card.facts import card_facts
+from converter.parity.render import render_html, render_junit
 from converter.parity.report import NAME as PARITY
 from converter.parity.report import ParityReport, ReportError
 from mlxbert.checkpoint import read_config
-from mlxbert.files.manifest import NAME, manifest_bytes, read_manifest
-from mlxbert.files.output_file import FileRecord, WriteError, replace_file
-from mlxbert.home import expand_home
+from mlxbert.files.output_file import NAME, FileRecord, WriteError, manifest_bytes, read_manifest, replace_file
+from mlxbert.files.reading import expand_home
 
 CARD = "README.md"
 

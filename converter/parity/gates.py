@@ -1,7 +1,11 @@
-"""The two parity gates. Mapping: is it the same model? Precision: what did the written dtype cost?"""
+"""`parity.json` of a quantization that was measured and never compared with PyTorch: a cost, and no verdict.
+
+The two parity gates. Mapping: is it the same model? Precision: what did the written dtype cost?
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
@@ -10,16 +14,17 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from converter.parity.deviation import Deviation, measure, no_comparison, worst
-from converter.parity.environment import describe, require_exact_float32
+from converter.parity.deviation import Deviation, measure, no_comparison, precision_limits, tolerances, worst
 from converter.parity.outputs import LOGITS, Clock, Model, named, row_of, rows_alone, run, run_each_alone
 from converter.parity.probes import Probe
-from converter.parity.reference import ReferenceOutput
+from converter.parity.reference import ReferenceOutput, describe, require_exact_float32
 from converter.parity.report import (
     CUMULATIVE,
     ENCODER,
+    FORMAT_VERSION,
     LOCAL,
     MAPPING,
+    NOT_COMPARED,
     OWN_HEAD,
     PADDING,
     POOLER,
@@ -32,8 +37,31 @@ from converter.parity.report import (
     Provenance,
 )
 from converter.parity.sentences import SentenceComparison
-from converter.parity.tolerances import precision_limits, tolerances
+from converter.quantize.cost import QuantizationReport
 from mlxbert.errors import MLXBertError
+
+_UNUSED = ("torch", "transformers")
+
+
+def cost_json(quantization: QuantizationReport, *, why: str, weights: Mapping[str, str]) -> str:
+    """The cost alone, which takes MLX and no PyTorch; `ParityReport.from_json` refuses to read a verdict out of it.
+
+    Args:
+        quantization: what was packed, and what that cost on held-out text.
+        why: nothing was compared.
+        weights: the weight files' names and sha256.
+    """
+    environment = {name: value for name, value in describe("not checked").items() if name not in _UNUSED}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "passed": None,  # neither passed nor failed, and false to whoever asks for no more than that
+        NOT_COMPARED: why,
+        "weights": dict(weights),
+        "environment": environment,
+        "quantization": quantization.to_dict(),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
 
 Progress = Callable[[int, int, str], None]
 """Called with (probes done, probes in all, name of the next one)."""
@@ -77,7 +105,7 @@ def compare(
         probes: from `converter.parity.probes.make_probes`.
         written_dtype: the dtype on disk, or the recipe of a quantized checkpoint.
         provenance: what the report says about the two sides.
-        model_type: the row of `converter.parity.tolerances`.
+        model_type: the row of `converter.parity.deviation`.
         sentences: texts' embeddings by the reference's sentence pipeline and by ours; None: there is none to compare.
         progress: called before each probe and once at the end.
 

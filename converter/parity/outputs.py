@@ -1,22 +1,185 @@
-"""The MLX side of a comparison: every module's output for a probe, in the whole model and alone."""
+"""A model that mlxbert fine-tuned, against its own export to PyTorch.
+
+Its weights are in no PyTorch checkpoint, so the reference is what `mlxbert-export` writes of it: transformers' own
+encoder, and the head in torch as the shipped `inference.py` computes it, which shares no code with `heads/`.
+
+The MLX side of a comparison: every module's output for a probe, in the whole model and alone.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
-from converter.parity.own_head import MULTIPLE_CHOICE, as_vectors, choices_of
 from converter.parity.probes import Probe
-from converter.parity.reference import ReferenceOutput
-from converter.parity.trained import TrainedModel
+from converter.parity.reference import (
+    MULTIPLE_CHOICE,
+    ReferenceOutput,
+    as_vectors,
+    choices_of,
+    full_float32,
+    require_torch,
+)
 from mlxbert.core import BertCore
 from mlxbert.output import BertOutput
-from mlxbert.pretrained import PretrainedBert
+from mlxbert.pretrained.model import PretrainedBert
+
+if TYPE_CHECKING:
+    from mlxbert.core import BertCore
+    from mlxbert.output import BertOutput
+    from mlxbert.with_head import BertWithHead
+
+Array = np.ndarray[Any, Any]
+
+PREDICTION = "prediction"
+"""What the head makes of its logits: probabilities, or values in the user's units."""
+
+
+class TrainedModel:
+    """A `BertWithHead` as the gates run it: its encoder, and its head's outputs by name."""
+
+    def __init__(self, model: BertWithHead, *, folded: bool):
+        """Wrap a model; `folded`: its export has the scaler in its weights, so that only values can be compared."""
+        self._model, self._folded = model, folded
+
+    @property
+    def core(self) -> BertCore:
+        """The encoder."""
+        return self._model.core
+
+    def parameters(self) -> Any:
+        """The parameters of encoder, pooling and head."""
+        return self._model.parameters()
+
+    def eval(self) -> None:
+        """Turn dropout off."""
+        self._model.eval()
+
+    def logits(self, output: BertOutput, probe: Probe) -> dict[str, mx.array]:
+        """The head's logits and predictions, (B, outputs) each, for what the encoder computed."""
+        head: Any = self._model.head
+        features = self._model.pooling(output, mx.array(probe.attention_mask))
+        given = extra_inputs(head, probe)
+        logits = head(features, **(head.inputs(**given) if given else {}))
+        made = head.probabilities(logits) if head.head_name == "ordinal" else head.predict(logits)
+        if head.head_name == "time_series":
+            logits = logits[:, : head.horizon]  # the export leaves out the variances that stand behind them
+        found = {PREDICTION: mx.array(np.asarray(made, np.float32).reshape(len(features), -1))}
+        return found if self._folded else {"logits": logits, **found}
+
+
+def extra_inputs(head: Any, probe: Probe) -> dict[str, Array]:
+    """What a time series head reads beside the text: a history and a date for each row, which its tokens seed.
+
+    So a row has the same ones in a padded batch and alone.
+    """
+    found: dict[str, Array] = {}
+    rows = [np.random.default_rng(ids[keep]) for ids, keep in zip(probe.input_ids, probe.keep, strict=True)]
+    if getattr(head, "window", 0):
+        found["history"] = np.stack([100 + 20 * rng.random(head.window) for rng in rows])
+    if getattr(head, "calendar", ()):
+        hours = np.array([rng.integers(0, 24 * 3650) for rng in rows]) * np.timedelta64(1, "h")
+        found["made_at"] = np.datetime64("2001-02-03T04") + hours
+    return found
+
+
+@dataclass(frozen=True)
+class ExportedReference:
+    """The exported model in PyTorch.
+
+    Attributes:
+        script: the module that an export ships, `inference.py`.
+        member: its `Member`.
+        head: the MLX head, for what it reads beside the text.
+        class_name: the transformers class that it was exported as, and its head.
+    """
+
+    script: ModuleType
+    member: Any
+    head: Any
+    class_name: str
+    unexpected: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ("PyTorch reference: the model's own export, its head as in inference.py",)
+
+    def run(self, probe: Probe) -> ReferenceOutput:
+        """Every hidden state, the pooler's output, the logits and the predictions for one batch."""
+        import torch
+
+        batch = {
+            name: torch.from_numpy(getattr(probe, name)) for name in ("input_ids", "attention_mask", "token_type_ids")
+        }
+        settings = self.member.head
+        with torch.inference_mode(), full_float32():
+            encoded = self.member.model.base_model(**batch, output_hidden_states=True)
+            logits = self.member.logits(batch, extra_inputs(self.head, probe)).double().numpy()
+        thresholds = np.asarray(settings.get("thresholds", [0.5]))
+        made = self.script.decide(settings, self.script.outcome(settings, logits), thresholds)
+        values = made.probabilities if made.values is None else made.values
+        assert values is not None
+        found = {} if is_folded(settings) else {"logits": logits.astype(np.float32)}
+        return ReferenceOutput(
+            hidden_states=tuple(state.numpy() for state in encoded.hidden_states),
+            pooler_output=None if encoded.pooler_output is None else encoded.pooler_output.numpy(),
+            logits=found | {PREDICTION: values.astype(np.float32).reshape(len(logits), -1)},
+        )
+
+
+def is_folded(settings: Any) -> bool:
+    """Whether `head.json` is of a class of transformers whose last layer gives values in the user's units."""
+    return bool(settings["class"] == "BertForSequenceClassification" and settings["name"] == "regression")
+
+
+def build_exported(directory: Path, scratch: Path) -> tuple[ExportedReference, bool]:
+    """Export a trained model below `scratch` and open it in PyTorch; also whether its scaler is folded in.
+
+    Raises:
+        MLXBertError: PyTorch is not installed, the model is damaged or quantized, or its head has no PyTorch form.
+    """
+    require_torch()
+    import torch
+
+    from converter.export.member import SEQUENCE, read_member, write_member
+    from mlxbert.files.output_directory import OutputDirectory
+
+    member = read_member(directory)
+    with OutputDirectory(scratch / "export") as output:
+        output.commit(write_member(output, member, ""))
+    name = (
+        member.class_name
+        if member.class_name == SEQUENCE
+        else f"{member.class_name} with a {member.head['name']} head"
+    )
+    with full_float32():
+        script = shipped_script()
+        exported = script.Member(scratch / "export", torch.device("cpu"))
+    return ExportedReference(script, exported, member.model.head, name), is_folded(member.head)
+
+
+@cache
+def shipped_script() -> ModuleType:
+    """The script that an export ships, run from its file as its user runs it: nothing of ours is imported by it."""
+    from converter.export.run import SCRIPT
+
+    file = Path(__file__).parent.parent / "export" / SCRIPT
+    spec = importlib.util.spec_from_file_location("mlxbert_exported", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
 
 LOGITS = "logits."
 

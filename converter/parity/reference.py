@@ -1,4 +1,10 @@
-"""The reference: the source as transformers alone reads it, in float32 PyTorch on the CPU.
+"""How the reference runs: torch at full precision, transformers without its bars and reports.
+
+Where a comparison ran: versions, device, float32 multiplication and BLAS. Never a host, a user or a path.
+
+The checkpoint's own head in a comparison: which class it is compared as, and its logits as vectors.
+
+The reference: the source as transformers alone reads it, in float32 PyTorch on the CPU.
 
 The only place that builds a torch model. Names go to modules by transformers' own rules (`bert.` prefix, `gamma` and
 `beta`), never by our mapping, which is what the comparison is about. A checkpoint with a head is built as the class
@@ -7,26 +13,146 @@ that it was saved from; a pooler that this class leaves out (a masked LM's) is b
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 
-from converter.parity.own_head import (
-    MULTIPLE_CHOICE,
-    POOLER,
-    WITHOUT_POOLER,
-    as_vectors,
-    choices_of,
-    has_pooler,
-    head_choice,
-)
 from converter.parity.probes import Probe
-from converter.parity.torch_settings import full_float32, quiet_transformers
 from heads.install import install_fix
+from mlxbert.backend.device import blas_name, device_name, package_versions
 from mlxbert.errors import MLXBertError, first_ten, reason
-from mlxbert.pretrained.head_class import HeadClassError
+from mlxbert.pretrained.labels import (
+    HEAD_CLASSES,
+    HeadChoice,
+    HeadClassError,
+    choose_head_class,
+    is_head_tensor,
+    original_architectures,
+)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Torch's own full precision, whatever the process has set: "medium" lets CPUs multiply in bfloat16."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no load report, which `output_loading_info` gives as data; errors still show."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+_PACKAGES = ("mlxbert", "mlx", "torch", "transformers", "tokenizers", "numpy")
+
+
+class InexactFloat32Error(MLXBertError):
+    """MLX multiplies float32 at reduced precision in this process, so float32 parity cannot be measured."""
+
+
+def require_exact_float32() -> str:
+    """Turn TF32 off and check, by a product, that it is off; returns a line for the report.
+
+    MLX reads `MLX_ENABLE_TF32` once, at the first product that could use TF32 (`mlx/utils.h`, `enable_tf32`); after
+    that, setting it does nothing. Whether it was in time cannot be asked, so it is measured.
+
+    Raises:
+        InexactFloat32Error: it was too late.
+    """
+    os.environ["MLX_ENABLE_TF32"] = "0"
+    size = 256  # large enough for every backend's matrix units
+    # 1 + 2⁻¹² needs 12 bits after the point: TF32 keeps 10, float32 23; each sum, 256 + 2⁻⁴, is exact in float32.
+    product = mx.full((size, size), 1 + 2**-12) @ mx.ones((size, size))
+    error = float(np.abs(np.array(product) - size * (1 + 2**-12)).max())
+    if error:
+        raise InexactFloat32Error(
+            f"MLX multiplies float32 at reduced precision (TF32; a product of {size}×{size} is off by {error:g}); "
+            "fix: set MLX_ENABLE_TF32=0 before the process starts"
+        )
+    return "off (MLX_ENABLE_TF32=0; checked by a product)"
+
+
+def describe(tf32: str) -> dict[str, str]:
+    """Name to value, for the report; `tf32` is what `require_exact_float32` returned."""
+    facts = {"python": platform.python_version(), **package_versions(_PACKAGES)}
+    facts["platform"] = f"{platform.system()} {platform.machine()}"
+    facts["device"] = device_name()
+    facts["tf32"] = tf32
+    facts["blas"] = blas_name()
+    return facts
+
+
+if TYPE_CHECKING:
+    from converter.source import Source
+
+MULTIPLE_CHOICE = "BertForMultipleChoice"
+PRETRAINING = "BertForPreTraining"
+WITHOUT_POOLER = ("BertForMaskedLM", "BertLMHeadModel", "BertForTokenClassification", "BertForQuestionAnswering")
+POOLER = frozenset({"pooler.dense.weight", "pooler.dense.bias"})
+
+
+def head_choice(source: Source) -> HeadChoice | None:
+    """The class that the source's head is compared as; None for an encoder alone.
+
+    The source's own class, except that where a masked LM's file holds the next-sentence head too (bert-base-uncased),
+    both are compared.
+
+    Raises:
+        HeadClassError: the head's tensors do not fit the class, or do not tell it.
+    """
+    tensors = [name for name in source.entries if is_head_tensor(name)]
+    if not tensors:
+        return None
+    choice = choose_head_class(
+        original_architectures(source.config), tensors, has_pooler=has_pooler(source), place=source.name
+    )
+    one, both = HEAD_CLASSES[choice.name], HEAD_CLASSES[PRETRAINING]
+    present = all(any(name.startswith(prefix) for name in tensors) for prefix in both)
+    if has_pooler(source) and present and len(one) == 1 and one[0] in both:
+        return HeadChoice(PRETRAINING, f"it has both of pre-training's heads: compared as {PRETRAINING}")
+    return choice
+
+
+def has_pooler(source: Source) -> bool:
+    """Whether both tensors of the pooler are there."""
+    return {name.removeprefix("bert.") for name in source.entries} >= POOLER
+
+
+def choices_of(batch: int) -> int:
+    """How many of a batch's texts a multiple-choice model is given as the choices of one question."""
+    return 2 if batch % 2 == 0 else 1
+
+
+def as_vectors(name: str, logits: np.ndarray, batch: int) -> np.ndarray:
+    """Logits as vectors of a position, (B, L, F), or of a text, (B, F); spans and choices (B / C, C) have F = 1."""
+    if name in ("start_logits", "end_logits"):
+        return logits[..., None]
+    return logits if len(logits) == batch else logits.reshape(batch, 1)
+
 
 if TYPE_CHECKING:
     from converter.source import Source

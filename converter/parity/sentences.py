@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.parity.probes import SENTENCES, Probe
+from converter.parity.reference import full_float32, quiet_transformers
 from converter.parity.report import CUMULATIVE, MAPPING, PIPELINE, PRECISION, SENTENCE, Part
-from converter.parity.torch_settings import full_float32, quiet_transformers
 from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.reading import parse_json, read_json
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from converter.parity.outputs import Model
     from converter.parity.reference import Reference
     from converter.source import Source
-    from mlxbert.encode import SentenceEncoder
+    from mlxbert.encode.encoder import SentenceEncoder
 
 Array = np.ndarray[Any, Any]
 
@@ -112,7 +112,7 @@ def compare_sentences(
 def _encoder(directory: Path, hf_config: Mapping[str, Any], model: Model) -> SentenceEncoder:
     from converter.parity.outputs import core_of
     from mlxbert.checkpoint import load_tokenizer
-    from mlxbert.encode import SentenceEncoder
+    from mlxbert.encode.encoder import SentenceEncoder
     from mlxbert.encode.sentence_modules import read_sentence_plan
 
     core, plan = core_of(model), read_sentence_plan(directory, hf_config)

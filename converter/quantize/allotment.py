@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from converter.quantize.recipes import RecipeError
-from converter.quantize.settings import Target
+from converter.quantize.recipes import RecipeError, Target
 from mlxbert.quantization import LayerQuantization, QuantizationConfig
 
 
@@ -83,7 +82,7 @@ class Allotment:
 
     def files(self) -> dict[str, bytes]:
         """The plot of size against quality, for the output directory; nothing where matplotlib is missing."""
-        from converter.quantize.size_plot import PLOT, plot_sizes
+        from converter.quantize.report import PLOT, plot_sizes
 
         data = plot_sizes(self)
         return {} if data is None else {PLOT: data}

@@ -1,4 +1,7 @@
-"""From a planned source to packed tensors: what `convert` calls where `--quantize` is given."""
+"""Rounding without calibration: one matrix in memory at a time, in chunks of rows.
+
+From a planned source to packed tensors: what `convert` calls where `--quantize` is given.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,85 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.canonical import float32_core, read
-from converter.dtypes import CODES, cast
+import numpy as np
+
+from converter.canonical import CODES, cast, float32_core, read
 from converter.mapping import Planned
-from converter.quantize.affine import AffineWeight, pack
 from converter.quantize.calibrated import Calibrated, calibrate
-from converter.quantize.recipes import RECIPES, configure, require_packable
-from converter.quantize.settings import QuantizeSettings
-from converter.quantize.streaming import packed_tensors
+from converter.quantize.recipes import RECIPES, QuantizeSettings, configure, require_packable
+from converter.quantize.rounding import AffineWeight, Array, check_finite, in_chunks, pack, round_fp4, rounded_rows
 from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch, thinned, token_batches
 from converter.source import Source
-from mlxbert.files.safetensors_writer import MLX_METADATA, PlannedTensor, header, in_file_order
+from mlxbert.files.safetensors import MLX_METADATA, PlannedTensor, header, in_file_order
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
+
+
+def packed_tensors(
+    path: str, shape: tuple[int, ...], layer: LayerQuantization, dtype: str, read: Callable[[], Array]
+) -> list[PlannedTensor]:
+    """The tensors of one packed matrix; reading the first rounds it, and the others wait for that.
+
+    Args:
+        path: of the layer.
+        shape: (rows, width).
+        layer: how it is packed.
+        dtype: of affine scales and biases.
+        read: gives the matrix, float32.
+    """
+    rounding = _Rounding(path, layer, dtype, read)
+    rows, width = shape
+    groups = (rows, width // layer.group_size)
+    scales = CODES[dtype] if layer.has_biases else "U8"
+    words = (rows, width * layer.bits // 32)
+    names = ["scales", "biases"] if layer.has_biases else ["scales"]
+    return [
+        PlannedTensor(f"{path}.weight", words, "U32", rounding.weight),
+        *(PlannedTensor(f"{path}.{name}", groups, scales, partial(rounding.rest, name)) for name in names),
+    ]
+
+
+class _Rounding:
+    """One matrix; scales and biases are kept until they are asked for, the words are not."""
+
+    def __init__(self, path: str, layer: LayerQuantization, dtype: str, read: Callable[[], Array]):
+        self._path, self._layer, self._dtype, self._read = path, layer, dtype, read
+        self._rest: dict[str, Array] = {}
+
+    def weight(self) -> Array:
+        words, self._rest = pack_rows(self._path, self._read(), self._layer, self._dtype)
+        return words
+
+    def rest(self, name: str) -> Array:
+        if not self._rest:
+            self.weight()
+        return self._rest[name]
+
+
+def pack_rows(path: str, weight: Array, layer: LayerQuantization, dtype: str) -> tuple[Array, dict[str, Array]]:
+    """Words of a float32 matrix, and its "scales" (and "biases").
+
+    Raises:
+        DtypeError: a weight is too large for the scales' dtype.
+    """
+    parts = in_chunks(partial(_pack_chunk, layer=layer, dtype=dtype), weight)
+    packed: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if layer.has_biases:
+        check_finite(path, packed["scales"], packed["biases"], dtype)
+    return packed.pop("weight"), packed
+
+
+def _pack_chunk(chunk: Array, *, layer: LayerQuantization, dtype: str) -> dict[str, Array]:
+    if layer.has_biases:
+        affine = rounded_rows(chunk, layer, dtype=dtype)
+        return {"weight": pack(affine.codes, layer.bits), "scales": affine.scales, "biases": affine.biases}
+    if layer.bits == 4:
+        codes, scales = round_fp4(chunk, layer.group_size, layer.mode)
+        return {"weight": pack(codes, 4), "scales": scales}
+    import mlx.core as mx
+
+    quantized = mx.quantize(mx.array(chunk), layer.group_size, layer.bits, mode=layer.mode)
+    return {"weight": np.array(quantized[0]), "scales": np.array(quantized[1])}
+
 
 if TYPE_CHECKING:
     from converter.quantize.allotment import Allotment
@@ -149,7 +219,7 @@ def tokenizer_of(source: Source, max_length: int) -> Any:
     Raises:
         CalibrationError: it has none, or one with more ids than the model.
     """
-    from mlxbert.tokenization import Tokenizer
+    from mlxbert.tokenization.tokenizer import Tokenizer
 
     if not any(name in source.side_files for name in ("tokenizer.json", "vocab.txt")):
         raise CalibrationError(

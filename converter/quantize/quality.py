@@ -19,8 +19,8 @@ from mlxbert.encode.sentence_modules import pooling_strategies
 from mlxbert.output import BertOutput
 
 if TYPE_CHECKING:
-    from mlxbert.pretrained import PretrainedBert
-    from mlxbert.tokenization import Tokenizer
+    from mlxbert.pretrained.model import PretrainedBert
+    from mlxbert.tokenization.tokenizer import Tokenizer
 
 Model = Any
 """A `BertCore`, or a `PretrainedBert`."""

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.reading import read_text
-from mlxbert.home import expand_home
+from mlxbert.files.reading import expand_home, read_text
 
 if TYPE_CHECKING:
-    from mlxbert.tokenization import Tokenizer
+    from mlxbert.tokenization.tokenizer import Tokenizer
 
 BUILT_IN = "built-in"
 HELD_OUT = ("encyclopedia", "everyday")

@@ -15,7 +15,7 @@ from typing import Any
 
 from converter.mapping import ArchitectureMapping, Rules, Shape, shape_fits, unmapped_error
 from converter.mappings import mapping_for, supported
-from converter.readers.source_error import SourceError
+from converter.readers.source_files import SourceError
 from mlxbert.config import BertConfig
 from mlxbert.errors import first_ten, printable
 

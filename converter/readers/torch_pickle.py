@@ -1,4 +1,6 @@
-"""What the names in a torch.save pickle stand for, without torch.
+"""torch's names of element types, as safetensors' names.
+
+What the names in a torch.save pickle stand for, without torch.
 
 The formats are those of torch/serialization.py and torch/_utils.py (`_rebuild_*`). Whatever is not listed
 here becomes a Placeholder. A pickle that names something whose only use is to run code or reach the system is
@@ -13,11 +15,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from converter.readers.pickle_machine import PickleMachine
-from converter.readers.pickle_objects import Global, MalformedPickle, Placeholder, safe_key
-from converter.readers.source_error import SourceError
-from converter.readers.torch_dtypes import STORAGES, TORCH_DTYPES
+from converter.readers.pickle_machine import Global, MalformedPickle, PickleMachine, Placeholder, safe_key
+from converter.readers.source_files import SourceError
 from mlxbert.errors import printable
+
+STORAGES = {
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "UntypedStorage": "U8",
+    "_UntypedStorage": "U8",
+}
+# bytes of an element in storages whose tensors are refused, but which may lie before others in a legacy file
+OTHER_ITEM_SIZES = {
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+    "QUInt4x2Storage": 1,
+    "QUInt2x4Storage": 1,
+}
+TORCH_DTYPES = {
+    "float64": "F64",
+    "double": "F64",
+    "float32": "F32",
+    "float": "F32",
+    "float16": "F16",
+    "half": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "long": "I64",
+    "int32": "I32",
+    "int": "I32",
+    "int16": "I16",
+    "short": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "bool": "BOOL",
+}
+
 
 # Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold
 # harmless classes, or share their name with people's own folders (code.model.Classifier is somebody's model).

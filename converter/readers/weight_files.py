@@ -1,19 +1,89 @@
-"""Which files of a directory or repository hold the model: chosen by name, so that one rule serves both.
+"""A source's config.json, and what in a source says that it is quantized already.
+
+Which files of a directory or repository hold the model: chosen by name, so that one rule serves both.
 
 safetensors come before pickles, which come before .npz; two formats are never both fetched or read.
+
+The files that go with the weights: tokenizer, sentence-transformers modules, and the rights to all of it.
+
+Reads one weight file, or the shards of an index, whatever its format; names are still the file's own.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
 
-from converter.readers.sniff import TF_FIX
-from converter.readers.source_config import CONFIG_FILES
-from converter.readers.source_error import SourceError
+from converter.mappings import supported
+from converter.readers.safetensors import TensorEntry, read_safetensors, read_shards
+from converter.readers.source_files import TF_FIX, SourceError, check_file, identify, read_json_object
+from converter.readers.torch_files import TorchFile, find_state_dict, is_torch_zip, read_torch_legacy, read_torch_zip
+from converter.readers.zip_archive import ZipArchive, read_npz
+from mlxbert.checkpoint import is_license_file
+from mlxbert.encode.sentence_modules import MODULES, TRANSFORMER_CONFIGS, ModuleEntry, read_modules
 from mlxbert.errors import first_ten, printable
+
+# Transformers' name, then those of the architectures' own releases: bert_config.json
+CONFIG_FILES = ("config.json", *(f"{model_type}_config.json" for model_type in supported()))
+_ORIGINAL = "fix: give the original, unquantized checkpoint as SRC"
+_UNPACK = f"{_ORIGINAL}, or --dequantize"
+
+
+def read_config(
+    directory: Path, config: Path | None, *, root: Path, lightning: bool = False, dequantize: bool = False
+) -> tuple[dict[str, Any], Path]:
+    """The parsed configuration, and the file: `config`, or one of CONFIG_FILES in the directory.
+
+    Raises:
+        SourceError: it is missing, a link out of `root`, invalid, or says that the weights are quantized (with
+            `dequantize`: that they are not).
+    """
+    beside = (directory / name for name in CONFIG_FILES)
+    path = config or next(filter(os.path.lexists, beside), None)
+    if path is None:
+        aside = (
+            " (the Lightning checkpoint's hyper_parameters belong to its training script and are no BERT config)"
+            if lightning
+            else ""
+        )
+        raise SourceError(
+            f"{directory}: no config.json beside the weights{aside}; "
+            "fix: put the model's config.json there, or pass --config FILE"
+        )
+    if config is None:
+        check_file(path, root)
+    parsed = read_json_object(path)
+    mlx, other = parsed.get("quantization"), parsed.get("quantization_config")
+    if dequantize:
+        if not isinstance(mlx, dict):
+            raise SourceError(f'{path}: has no "quantization": nothing to unpack; fix: leave --dequantize out')
+        return parsed, path
+    if mlx:
+        bits = mlx.get("bits") if isinstance(mlx, dict) else None
+        to = f" to {bits} bits" if type(bits) is int else ""
+        raise SourceError(f'{path}: says "quantization": this is an MLX checkpoint quantized{to} already; {_UNPACK}')
+    if other:
+        method = other.get("quant_method") if isinstance(other, dict) else None
+        by = f" by {printable(method)}" if isinstance(method, str) else ""
+        raise SourceError(f'{path}: says "quantization_config": its weights are quantized{by} already; {_ORIGINAL}')
+    return parsed, path
+
+
+def refuse_quantized(where: Path, entries: Mapping[str, TensorEntry]) -> None:
+    """Raise SourceError for MLX's packed weights: `x.weight` of uint32 beside `x.scales`."""
+    for key, entry in entries.items():
+        stem = key.removesuffix(".weight")
+        if entry.dtype == "U32" and stem != key and f"{stem}.scales" in entries:
+            raise SourceError(
+                f"{where}: {printable(key)} is packed uint32 beside {printable(stem)}.scales: this is an MLX "
+                f"checkpoint quantized already; {_UNPACK}"
+            )
+
 
 INDEX_SUFFIX = ".index.json"
 CARD = "README.md"
@@ -217,3 +287,140 @@ def _no_weights(where: str, root: set[str], names: Collection[str]) -> SourceErr
         f"{where}: has no weights (model.safetensors, pytorch_model.bin, *.npz …; there is: {there}); "
         "fix: check the path, or download the model whole"
     )
+
+
+# The transformer's class in sentence-transformers; before 0.3 it was called after the architecture.
+_TRANSFORMERS = ("Transformer", "BERT")
+_STANDARD_FOLDER = re.compile(r"\d+_\w+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class SourceModule:
+    """A sentence-transformers module of a source.
+
+    Attributes:
+        entry: as the source's `modules.json` has it.
+        folder: where its files go; "" for the transformer, whose files are the checkpoint's own.
+    """
+
+    entry: ModuleEntry
+    folder: str
+
+
+def source_modules(root: Path) -> tuple[SourceModule, ...]:
+    """The modules of a directory's `modules.json`; none where it has no such file.
+
+    Raises:
+        SourceError: a link that leads out, or what is no regular file.
+        SentenceModuleError: it is malformed.
+    """
+    path = root / MODULES
+    if not os.path.lexists(path):
+        return ()
+    check_file(path, root)
+    entries = read_modules(root) or ()
+    transformer = next((entry for entry in entries if entry.kind in _TRANSFORMERS), None)
+    return tuple(
+        SourceModule(
+            entry,
+            ""
+            if entry is transformer
+            else entry.folder
+            if _STANDARD_FOLDER.fullmatch(entry.folder)
+            else f"{index}_{entry.kind}",
+        )
+        for index, entry in enumerate(entries)
+    )
+
+
+def transformer_folder(modules: Sequence[SourceModule]) -> str:
+    """Where the transformer's files are: "0_Transformer" in old releases; "": beside modules.json."""
+    return next((module.entry.folder for module in modules if not module.folder), "")
+
+
+def collect_side_files(root: Path, folder: str = "", modules: Sequence[SourceModule] = ()) -> dict[str, Path]:
+    """Name in the output -> file, for those that exist.
+
+    Args:
+        root: the directory that is converted.
+        folder: of the transformer in it.
+        modules: what its `modules.json` lists.
+
+    Raises:
+        SourceError: a link that leads out of `root`, a pipe or device, a Git-LFS pointer or a web page among them.
+    """
+    model = root / folder
+    found = {name: model / name for name in (*SIDE_FILES, *TRANSFORMER_CONFIGS)}
+    if folder:
+        found |= {
+            name: root / name for name in SIDE_FILES if name not in (*TOKENIZER_SIDE_FILES, *TRANSFORMER_CONFIGS)
+        }
+    for module in modules:
+        if module.folder:
+            beside = root / module.entry.folder
+            there = [f"{module.folder}/{name}" for name in MODULE_FILES if os.path.lexists(beside / name)]
+            found |= {name: beside / name.rpartition("/")[2] for name in module_files(module.folder, there)}
+    found |= {file.name: file for file in sorted(root.iterdir()) if is_license_file(file.name) and not file.is_dir()}
+    found = {name: path for name, path in found.items() if os.path.lexists(path)}
+    for path in found.values():
+        check_file(path, root)
+    return found
+
+
+def has_tokenizer(side_files: dict[str, Path]) -> bool:
+    """Whether there is anything to tokenize with."""
+    return any(name in side_files for name in ("tokenizer.json", "vocab.txt"))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a file or of all shards."""
+
+    format: str  # "safetensors" | "pytorch" | "npz"
+    entries: dict[str, TensorEntry]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+    lightning: bool = False  # a PyTorch Lightning checkpoint, which has hyper-parameters but no config
+
+
+def read_weights(path: Path) -> Weights:
+    """Parse a weight file by its contents, not its name; SourceError if it cannot be read or is empty."""
+    kind = identify(path)
+    if kind == "safetensors":
+        weights = Weights("safetensors", read_safetensors(path), (path,))
+    elif kind == "pickle":
+        weights = _torch(read_torch_legacy(path))
+    else:
+        archive = ZipArchive(path)
+        if is_torch_zip(archive):
+            weights = _torch(read_torch_zip(archive))
+        elif any(name.endswith(".npy") for name in archive.names):
+            weights = Weights("npz", read_npz(archive), (path,))
+        else:
+            raise SourceError(
+                f"{path}: is a zip without a torch pickle or .npy arrays; fix: unpack it and give the directory"
+            )
+    if not weights.entries:
+        raise SourceError(f"{path}: holds no tensors; fix: save the model's state_dict() into it")
+    return weights
+
+
+def read_sharded(index: Path, root: Path) -> Weights:
+    """Parse every shard that an index names; none may be a link out of `root`."""
+    parts: list[Weights] = []
+
+    def read(shard: Path) -> dict[str, TensorEntry]:
+        parts.append(read_weights(shard))
+        return parts[-1].entries
+
+    entries = read_shards(index, root, read)
+    formats = {part.format for part in parts}
+    if len(formats) > 1:
+        raise SourceError(f"{index}: names shards of different formats; fix: get the shards and their index again")
+    files = tuple(file for part in parts for file in part.files)
+    return Weights(formats.pop(), entries, files, tuple(note for part in parts for note in part.notes))
+
+
+def _torch(file: TorchFile) -> Weights:
+    found = find_state_dict(file)
+    return Weights("pytorch", found.entries, (file.path,), found.notes, found.lightning)

@@ -1,4 +1,16 @@
-"""OpenBLAS from the ``scipy-openblas32`` wheel: where it lies, and whether its float32 product is right.
+"""What becomes of memory that MLX frees on a Linux CPU: what the system gets back returns page fault by page fault.
+
+MLX's CPU backend takes every array from the C library, which maps anything large anew and unmaps it when it is freed.
+
+Where a loaded shared library keeps the addresses of the functions that it imports (Linux, 64-bit ELF).
+
+A call from one shared library to another goes through a *slot*: eight bytes in the caller's data into which
+the dynamic linker wrote the callee's address. `import_slots` finds the slots of a function by name, in the
+library as it lies in memory, and `write_pointer` changes one. The structures are those of the System V ABI,
+chapter 5, and of the processor supplements for x86-64 and AArch64; both use relocations with addends
+(``Elf64_Rela``), little-endian.
+
+OpenBLAS from the ``scipy-openblas32`` wheel: where it lies, and whether its float32 product is right.
 
 The wheel is one shared library (32-bit integers, every symbol prefixed with ``scipy_``, so that it meets no
 other BLAS) and a package whose import only serves people who compile against it; neither that import nor
@@ -16,16 +28,210 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import mmap
 import os
 import platform
+import struct
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from math import nan
 from pathlib import Path
+
+# What MLX keeps on a CPU unless told otherwise, and what one layer of bert-base at 8 × 128 tokens needs, twice over.
+_CACHE_DEFAULT, _CACHE = 32 * 2**20, 128 * 2**20
+# malloc.h of glibc. Blocks below the first limit come from the heap, whose free top goes back beyond the second.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LIMIT = 2**30
+# The same settings from outside, mallopt(3).
+_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def reuse_buffers() -> None:
+    """Let MLX keep 128 MB of freed memory for its next arrays, instead of 32: 3 to 5 % of bert-base's forward pass.
+
+    A limit that the caller has set already stays.
+    """
+    import mlx.core as mx
+
+    if (before := mx.set_cache_limit(_CACHE)) != _CACHE_DEFAULT:
+        mx.set_cache_limit(before)
+
+
+@cache
+def keep_heap() -> bool:
+    """Let glibc serve arrays of up to 1 GiB from a heap that keeps up to 1 GiB free.
+
+    What it saves, `python -m benchmarks.tweets` shows beside the same with MALLOC_TRIM_THRESHOLD_=131072 set. For the
+    whole process and for good, and so only where a training begins. MLX's own cache, made as large, would keep buffers
+    of each batch length beside each other; the heap is one for all. False, with nothing changed, where the environment
+    has settings of its own or the C library is another.
+    """
+    if any(name in os.environ for name in _SETTINGS):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    # Before glibc 2.35 the first limit could not be above 32 MiB: then neither is set.
+    return bool(library.mallopt(_M_MMAP_THRESHOLD, _LIMIT) and library.mallopt(_M_TRIM_THRESHOLD, _LIMIT))
+
+
+Reader = Callable[[int, int], bytes]
+"""``read(address, size)`` gives bytes of this process's memory (in a test: of a made-up image)."""
+
+# Relocation types whose target is one plain address of a symbol: {GLOB_DAT, JUMP_SLOT}, by
+# `platform.machine()`.
+SLOT_TYPES: dict[str, frozenset[int]] = {
+    "x86_64": frozenset({6, 7}),
+    "aarch64": frozenset({1025, 1026}),
+}
+
+_PT_DYNAMIC = 2
+_DT_NULL, _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_STRSZ = 0, 2, 5, 6, 7, 8, 10
+_DT_JMPREL = 23
+
+_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")  # type, flags, offset, vaddr, paddr, filesz, memsz, align
+_DYNAMIC_ENTRY = struct.Struct("<qQ")  # tag, value
+_RELA = struct.Struct("<QQq")  # offset, symbol << 32 | type, addend
+_SYMBOL_SIZE = 24  # its first four bytes: the name's offset in the string table
+
+
+@dataclass(frozen=True)
+class LoadedLibrary:
+    """A shared library in this process: its file, load address, and the address of its dynamic section."""
+
+    path: str
+    base: int
+    dynamic: int
+
+
+class _PhdrInfo(ctypes.Structure):
+    """The head of ``struct dl_phdr_info`` of <link.h>; what follows is not needed."""
+
+    _fields_ = (
+        ("addr", ctypes.c_uint64),
+        ("name", ctypes.c_char_p),
+        ("phdr", ctypes.c_uint64),
+        ("phnum", ctypes.c_uint16),
+    )
+
+
+_PhdrCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_PhdrInfo), ctypes.c_size_t, ctypes.c_void_p)
+
+
+def loaded_libraries() -> list[LoadedLibrary]:
+    """List the shared libraries in this process that have a dynamic section, in load order."""
+    seen: list[tuple[str, int, int, int]] = []
+
+    def note(info: ctypes._Pointer[_PhdrInfo], _size: int, _data: int | None) -> int:
+        entry = info.contents
+        seen.append((os.fsdecode(entry.name or b""), entry.addr, entry.phdr, entry.phnum))
+        return 0
+
+    ctypes.CDLL(None).dl_iterate_phdr(_PhdrCallback(note), None)
+
+    libraries = []
+    for path, base, phdr, count in seen:
+        headers = ctypes.string_at(phdr, count * _PROGRAM_HEADER.size)
+        for kind, _flags, _offset, vaddr, *_ in _PROGRAM_HEADER.iter_unpack(headers):
+            if kind == _PT_DYNAMIC:
+                libraries.append(LoadedLibrary(path, base, base + vaddr))
+    return libraries
+
+
+def import_slots(library: LoadedLibrary, symbol: str, machine: str, read: Reader = ctypes.string_at) -> list[int]:
+    """Find the addresses of the slots through which `library` calls the function named `symbol`.
+
+    `machine` is `platform.machine()`, a key of `SLOT_TYPES`. Usually one slot (calls through the PLT) or
+    none (the library does not import the function); a library that also takes the function's address can
+    have two.
+    """
+    tags = _dynamic_tags(library, read)
+    if not {_DT_STRTAB, _DT_SYMTAB, _DT_STRSZ} <= tags.keys():
+        return []
+
+    def address(tag: int) -> int:
+        # glibc has added the load address to these entries, in memory; other dynamic linkers leave them
+        # alone.
+        return tags[tag] if tags[tag] >= library.base else library.base + tags[tag]
+
+    strings, symbols = address(_DT_STRTAB), address(_DT_SYMTAB)
+    wanted = symbol.encode() + b"\0"
+
+    def is_wanted(index: int) -> bool:
+        (name,) = struct.unpack("<I", read(symbols + index * _SYMBOL_SIZE, 4))
+        return name + len(wanted) <= tags[_DT_STRSZ] and read(strings + name, len(wanted)) == wanted
+
+    slots: list[int] = []
+    for table, size in ((_DT_JMPREL, _DT_PLTRELSZ), (_DT_RELA, _DT_RELASZ)):
+        if table in tags and size in tags:
+            relocations = read(address(table), tags[size])
+            for offset, info, _addend in _RELA.iter_unpack(relocations):
+                if info & 0xFFFFFFFF in SLOT_TYPES[machine] and is_wanted(info >> 32):
+                    slots.append(library.base + offset)
+    return sorted(set(slots))  # some linkers let DT_RELA's range cover DT_JMPREL's
+
+
+def _dynamic_tags(library: LoadedLibrary, read: Reader) -> dict[int, int]:
+    """Read the dynamic section up to its end mark (repeated tags, such as DT_NEEDED, keep the last value)."""
+
+    def entries() -> Iterator[tuple[int, int]]:
+        address = library.dynamic
+        while True:
+            tag, value = _DYNAMIC_ENTRY.unpack(read(address, _DYNAMIC_ENTRY.size))
+            if tag == _DT_NULL:
+                return
+            yield tag, value
+            address += _DYNAMIC_ENTRY.size
+
+    return dict(entries())
+
+
+def read_pointer(slot: int) -> int:
+    """Give the address that lies in `slot`."""
+    return ctypes.c_uint64.from_address(slot).value
+
+
+def write_pointer(slot: int, value: int) -> None:
+    """Put the address `value` into `slot`, and leave the page's protection as it was.
+
+    The slot is eight bytes on an eight-byte boundary, so that a thread that calls through it meanwhile sees
+    the old address or the new one. Raises `OSError` where the page can be neither read about nor made
+    writable.
+    """
+    protection = page_protection(slot)
+    if protection & mmap.PROT_WRITE:
+        ctypes.c_uint64.from_address(slot).value = value
+        return
+    _mprotect(slot, protection | mmap.PROT_WRITE)
+    try:
+        ctypes.c_uint64.from_address(slot).value = value
+    finally:
+        _mprotect(slot, protection)
+
+
+def page_protection(address: int, maps: Path = Path("/proc/self/maps")) -> int:
+    """Give the ``mmap.PROT_*`` bits of the mapping that holds `address`, as proc(5) lists it."""
+    for line in maps.read_text(errors="surrogateescape").splitlines():
+        span, permissions = line.split(maxsplit=2)[:2]
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if start <= address < end:
+            bits = {"r": mmap.PROT_READ, "w": mmap.PROT_WRITE, "x": mmap.PROT_EXEC}
+            return sum(bit for letter, bit in bits.items() if letter in permissions)
+    raise OSError(f"{maps} lists no mapping at {address:#x}")
+
+
+def _mprotect(address: int, protection: int) -> None:
+    """Set the protection of the one page that holds `address`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = ctypes.c_void_p(address & -mmap.PAGESIZE)
+    if libc.mprotect(page, ctypes.c_size_t(mmap.PAGESIZE), ctypes.c_int(protection)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"mprotect: {os.strerror(code)}")
+
 
 _PACKAGE = "scipy_openblas32"
 # The aarch64 wheel of 0.3.34 was built without kernels for SME: on a processor that has it (Apple's M4 in a Linux

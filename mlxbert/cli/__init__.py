@@ -18,7 +18,7 @@ import click
 from mlxbert.cli import blend, encode, predict, report, train
 from mlxbert.errors import last_catch, readable
 from mlxbert.own_packages import use_own_package
-from mlxbert.training.usual_names import our_name
+from mlxbert.training.config import our_name
 
 COMMANDS = "mlxbert.commands"
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlxbert.home import expand_home
+from mlxbert.files.reading import expand_home
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path |
     """
     import numpy as np
 
-    from mlxbert.encode import SentenceEncoder
+    from mlxbert.encode.encoder import SentenceEncoder
     from mlxbert.files.output_file import replace_file
     from mlxbert.terminal import show
 

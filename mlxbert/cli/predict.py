@@ -47,8 +47,8 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
       mlxbert predict runs/jigsaw data/test.csv --average ranks -o submission.csv
     """
     from mlxbert.files.output_file import is_standard_output
+    from mlxbert.runs.place import row_progress
     from mlxbert.runs.predict import open_predictor, write_submission
-    from mlxbert.runs.progress import row_progress
     from mlxbert.terminal import show
 
     if run.is_file() and Path(data).is_dir():

@@ -21,8 +21,7 @@ def report(run: Path, out: Path | None, plots: Path | None) -> None:
     Example:
       mlxbert report runs/tweets
     """
-    from mlxbert.report.page import shown_score
-    from mlxbert.report.writing import write
+    from mlxbert.report.page import shown_score, write
     from mlxbert.terminal import show
 
     made = write(run, out, plots)

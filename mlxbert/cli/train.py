@@ -70,8 +70,8 @@ def train(
       mlxbert train --resume runs/tweets
     """
     from mlxbert.runs import train as run
-    from mlxbert.runs.cross_validate import resume as go_on
-    from mlxbert.runs.head_options import head_options, labels
+    from mlxbert.runs.settings import head_options, labels
+    from mlxbert.runs.train import resume as go_on
 
     settings = given_settings(options)
     if resume is not None:
@@ -103,7 +103,7 @@ def _refuse_settings(context: click.Context) -> None:
 
 def show_run(run: Any, was_finished: bool = False) -> None:
     """Show the scores, where everything is, and what to do next; whether all that was there already."""
-    from mlxbert.runs.summary import decision, scores_table
+    from mlxbert.runs.finish import decision, scores_table
     from mlxbert.terminal import show
 
     files, path = run.files, shlex.quote(str(run.path))

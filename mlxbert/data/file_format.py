@@ -15,20 +15,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxbert.data.data_file import (
+from mlxbert.data.csv_dialect import (
+    MOST_CHARACTERS,
     Compression,
     DataError,
     DataFile,
     DataWarning,
     Format,
     Quoting,
+    find_quoting,
     only_member,
     open_unpacked,
     os_errors,
 )
-from mlxbert.data.quoting import MOST_CHARACTERS, find_quoting
-from mlxbert.files.reading import open_regular
-from mlxbert.home import expand_home
+from mlxbert.files.reading import expand_home, open_regular
 
 _FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -90,7 +90,7 @@ def inspect_file(
         path: CSV, TSV, JSON, Parquet or Excel, told by its extension; also as .gz, .bz2, .xz or .zip.
         encoding: of the text; None: UTF-8, UTF-16 or UTF-32 by byte order mark, then UTF-8, then Windows-1252, then
             Latin-1.
-        quoting: of a text table; None: found out (`mlxbert.data.quoting`).
+        quoting: of a text table; None: found out (`mlxbert.data.csv_dialect`).
         like: the training file's quoting.
 
     Raises:

@@ -1,7 +1,7 @@
 """Reading a competition's data: CSV, TSV, JSON, Parquet and Excel into pandas frames, whole or in pieces.
 
 Column names come without padding and byte order marks, ids and texts as text, and only what is written as missing is
-missing (`mlxbert.data.cells`).
+missing (`mlxbert.data.frames`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxbert.data.cells import MISSING, Kind, as_text, convert, infer_kind
-from mlxbert.data.data_file import DataError, DataFile, DataWarning, Quoting
+from mlxbert.data.csv_dialect import DataError, DataFile, DataWarning, Quoting
 from mlxbert.data.file_format import inspect_file
 from mlxbert.data.file_rows import raw_frames
+from mlxbert.data.frames import MISSING, Kind, Table, as_text, convert, infer_kind, plain
+from mlxbert.data.text_columns import Rendered, RowText
 from mlxbert.errors import first_ten, printable
-from mlxbert.factory.frames import Table, plain
-from mlxbert.factory.text_columns import Rendered, RowText
 
 __all__ = [
     "Data",

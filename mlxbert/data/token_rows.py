@@ -17,11 +17,11 @@ import numpy as np
 import tokenizers
 
 from mlxbert.errors import MLXBertError, MLXBertWarning
-from mlxbert.files.array_file import read_array_file
 from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_json
-from mlxbert.tokenization import Tokenizer, TokenizerError
-from mlxbert.tokenization.truncation import warn_of_truncation
+from mlxbert.files.safetensors import read_array_file
+from mlxbert.tokenization.encoding import warn_of_truncation
+from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 
 # Raised when the same texts and files would give other arrays.
 _FORMAT = b"mlxbert token rows 2"
@@ -49,7 +49,7 @@ class TokenRows:
         longest: tokens of the longest row before it was cut.
         limit: tokens that rows are cut to.
         pad_id: what a row is padded with.
-        uncounted: whether the longest row may have had more tokens: see `mlxbert.tokenization.Encoding.uncounted`.
+        uncounted: whether the longest row may have had more tokens: see `Encoding.uncounted`.
     """
 
     ids: np.ndarray

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxbert.errors import MLXBertError, printable
-from mlxbert.files.safetensors_reader import read_safetensors
+from mlxbert.files.safetensors import read_safetensors
 
 # torch.nn classes by name, each with its default arguments, as sentence-transformers makes them.
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {

@@ -3,10 +3,7 @@
 Each takes what `mlxbert.load_with_head` returns: `fill_mask(model, tokenizer, "Paris is the [MASK] of France.")`.
 """
 
-from mlxbert.pipelines.answer import answer
-from mlxbert.pipelines.batches import PipelineError
-from mlxbert.pipelines.classify import classify
-from mlxbert.pipelines.fill_mask import fill_mask
-from mlxbert.pipelines.tag import tag
+from mlxbert.pipelines.spans import answer, tag
+from mlxbert.pipelines.texts import PipelineError, classify, fill_mask
 
 __all__ = ["PipelineError", "answer", "classify", "fill_mask", "tag"]

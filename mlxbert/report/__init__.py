@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlxbert.report.report_error import ReportError
+from mlxbert.report.predictions import ReportError
 
 __all__ = ["ReportError", "write_report"]
 
@@ -28,6 +28,6 @@ def write_report(run_directory: str | Path, out: str | Path | None = None, plots
             scikit-learn missing.
         WriteError: it cannot be written.
     """
-    from mlxbert.report.writing import write
+    from mlxbert.report.page import write
 
     return write(run_directory, out, plots).page

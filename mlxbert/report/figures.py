@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from heads.install import install_fix
-from mlxbert.report.report_error import ReportError
+from mlxbert.report.predictions import ReportError
 
 DPI = 160
 LEGEND_LINES = 8

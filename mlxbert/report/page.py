@@ -1,29 +1,37 @@
-"""The report as one HTML page with nothing outside it: plots inside as PNGs, for a light and a dark screen."""
+"""What the page says of a run's settings and of where it came from, flattened to names and values.
+
+The report as one HTML page with nothing outside it: plots inside as PNGs, for a light and a dark screen.
+
+The report's files: what may be overwritten, and each written whole or not at all.
+"""
 
 from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 from mlxbert.errors import escaped_value
+from mlxbert.files.output_file import replace_file
+from mlxbert.files.reading import expand_home
 from mlxbert.report.classification_plots import class_plots, label_plots
-from mlxbert.report.curves import arrow, curve_plots
-from mlxbert.report.decisions import decisions
-from mlxbert.report.facts import sections
+from mlxbert.report.curves import arrow, curve_plots, decisions
 from mlxbert.report.figures import DARK, LIGHT, Plot, render
-from mlxbert.report.forecast_plots import forecast_plots
 from mlxbert.report.predictions import (
     ClassPredictions,
     LabelPredictions,
     NumberPredictions,
     Predictions,
+    ReportedRun,
+    ReportError,
     read_predictions,
+    read_run,
 )
-from mlxbert.report.regression_plots import number_plots
-from mlxbert.report.run_files import ReportedRun
+from mlxbert.report.regression_plots import forecast_plots, number_plots
 from mlxbert.report.tables import (
     column,
     evaluation_table,
@@ -31,9 +39,48 @@ from mlxbert.report.tables import (
     point_tables,
     prediction_table,
     score_table,
+    worst_rows,
 )
-from mlxbert.report.worst_rows import worst_rows
-from mlxbert.runs.command import repeating_command
+from mlxbert.runs.place import check_own
+from mlxbert.runs.record import repeating_command
+
+# run.json's parts, in reading order, and what the page calls them; what else it holds follows under its own name.
+SECTIONS = {
+    "task": "Task",
+    "data": "Data",
+    "model": "Model",
+    "config": "Training",
+    "folds": "Folds",
+    "submission": "Submission",
+    "environment": "Environment",
+}
+# Said in the page's head or in its own table.
+SAID = {"format", "version", "metric", "metrics", "members"}
+
+
+def sections(run: ReportedRun) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(title, [(name, value)]) of everything in run.json."""
+    rest = {name: value for name, value in run.record.values.items() if name not in SECTIONS and name not in SAID}
+    made = [("Run", list(_flat(rest)))]
+    made += [(title, list(_flat(run.record.values.get(name)))) for name, title in SECTIONS.items()]
+    return [(title, facts) for title, facts in made if facts]
+
+
+def _flat(values: Any) -> Iterator[tuple[str, str]]:
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if value not in (None, [], {}):
+            yield name, _words(value)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_words(part)}" for name, part in value.items() if part is not None)
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    return str(value)
+
 
 # In the page's head, so that another file is never taken for a report and overwritten.
 MARK = '<meta name="generator" content="mlxbert report">'
@@ -172,3 +219,64 @@ def shown_score(run: ReportedRun) -> str:
     if run.metric not in scores.pooled:
         return f"{len(run.finished)} members"
     return f"{len(run.finished)} members, {run.metric} {column([scores.pooled[run.metric]])[0]} pooled"
+
+
+HEAD_BYTES = 1000  # the mark is in the page's first lines
+
+
+@dataclass(frozen=True)
+class Written:
+    """A written report: the page's path, the folder of its plots and how many there are, and the run."""
+
+    page: Path
+    folder: Path
+    plots: int
+    run: ReportedRun
+
+
+def write(run_directory: str | Path, out: str | Path | None, plots: str | Path | None) -> Written:
+    """`mlxbert.report.write_report`, and what a command says of it."""
+    run = read_run(run_directory)
+    path, folder = report_paths(run.path, out, plots)
+    page = make_page(run)
+    write_page(page, path, folder, follow_links=out is not None)
+    return Written(path, folder, len(page.plots), run)
+
+
+def report_paths(run: Path, out: str | Path | None, plots: str | Path | None) -> tuple[Path, Path]:
+    """Where the page and the folder of plots go.
+
+    Raises:
+        ReportError: a folder where the page should be, a file where the plots should, or a file that is no report.
+    """
+    page = run / "report.html" if out is None else expand_home(out)
+    folder = run / "plots" if plots is None else expand_home(plots)
+    for own in (page if out is None else None, folder if plots is None else None):
+        if own is not None:
+            check_own(own)
+    if page.is_dir():
+        raise ReportError(f"{page}: a directory; fix: name a file, -o {page / 'report.html'}")
+    if page.is_file() and MARK.encode() not in _head(page):
+        raise ReportError(f"{page}: exists, and is no report; it is left alone; fix: give another file with -o")
+    if folder.exists() and not folder.is_dir():
+        raise ReportError(f"{folder}: a file, not a directory; fix: give another folder with --plots")
+    return page, folder
+
+
+def write_page(page: Page, path: Path, folder: Path, *, follow_links: bool) -> None:
+    """Write the page to `path` and its plots to `folder`/NAME.png, over those of an earlier report.
+
+    Raises:
+        WriteError: the disk is full, the place is not writable.
+    """
+    for name, png in page.plots.items():
+        replace_file(folder / f"{name}.png", png, fix="give another folder with --plots", follow_links=False)
+    replace_file(path, page.html.encode("utf-8"), follow_links=follow_links)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror}; fix: give another file with -o") from None

@@ -5,8 +5,8 @@ run.scores["pooled"]                        # metrics of the out-of-fold predict
 run.predict(frame)                          # a frame of predictions for new rows
 """
 
-from mlxbert.runs.cross_validate import resume, train
 from mlxbert.runs.files import RunError
 from mlxbert.runs.run import Run
+from mlxbert.runs.train import resume, train
 
 __all__ = ["Run", "RunError", "resume", "train"]

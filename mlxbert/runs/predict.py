@@ -14,24 +14,22 @@ import numpy as np
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.config import BertConfig
+from mlxbert.data.competitions import Submission
 from mlxbert.data.file_format import looking_once
+from mlxbert.data.frames import Table
+from mlxbert.data.infer_task import target_values
 from mlxbert.data.reading import Quoting, render_texts, warn_of_empty
 from mlxbert.data.token_rows import token_rows
-from mlxbert.factory.competition import Submission
-from mlxbert.factory.frames import Table
-from mlxbert.factory.target_values import target_values
-from mlxbert.home import expand_home
+from mlxbert.files.reading import expand_home
 from mlxbert.runs.blend import Blend
-from mlxbert.runs.files import RunError
+from mlxbert.runs.files import RunError, write_csv
 from mlxbert.runs.record import BLEND, INFO, is_run
-from mlxbert.runs.rows_to_predict import ROWS, RowsToPredict, pieces, read_history, rows_to_predict
+from mlxbert.runs.rows import ROWS, RowsToPredict, pieces, read_history, rows_to_predict
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import columns_of, in_sample_order
-from mlxbert.runs.tables import write_csv
-from mlxbert.tokenization import Tokenizer
-from mlxbert.tokenization.truncation import TruncationWarning, warn_of_truncation
-from mlxbert.training.forward import predict_logits
-from mlxbert.training.predictions import Predictions, average, concatenate, ranks
+from mlxbert.tokenization.encoding import TruncationWarning, warn_of_truncation
+from mlxbert.tokenization.tokenizer import Tokenizer
+from mlxbert.training.held_out import Predictions, average, concatenate, predict_logits, ranks
 from mlxbert.with_head import BertWithHead
 
 AVERAGES = ("probabilities", "ranks")

@@ -1,10 +1,15 @@
-"""From a frame and settings to everything that the models of a run share: rows, folds, and how they are read."""
+"""Whether both sides of each fold have every class, to be learned and to be judged.
+
+What is checked of data and checkpoint before anything is made of them.
+
+From a frame and settings to everything that the models of a run share: rows, folds, and how they are read.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,22 +20,168 @@ from heads.forward_chaining import Windows
 from heads.metrics import Metric, metric_of
 from mlxbert.checkpoint import load_tokenizer, resolve
 from mlxbert.config import BertConfig
+from mlxbert.data.competitions import FoldKind, fold_kinds
+from mlxbert.data.folds import Fold, make_folds, validation_fold
+from mlxbert.data.frames import Table, plain, shown
+from mlxbert.data.infer_task import InferredTask
 from mlxbert.data.reading import DataWarning, id_values, render_texts
+from mlxbert.data.strata import FoldError, FoldWarning
+from mlxbert.data.text_columns import RowText
 from mlxbert.data.token_rows import token_rows
-from mlxbert.factory.competition import FoldKind, fold_kinds
-from mlxbert.factory.create import check_options
-from mlxbert.factory.frames import Table, plain
-from mlxbert.factory.problem import Problem, make_problem, target_of
+from mlxbert.errors import first_ten
+from mlxbert.factory import Problem, check_options, make_problem, target_of
+from mlxbert.files.output_file import is_file_of, read_manifest
 from mlxbert.files.reading import read_json
-from mlxbert.folds import Fold, make_folds, validation_fold
-from mlxbert.folds.coverage import check_labels
-from mlxbert.runs.cache import token_cache
-from mlxbert.runs.checks import check_columns, check_size, check_weights, warn_of_numbers
-from mlxbert.runs.files import RunError
+from mlxbert.runs.files import RunError, token_cache
 from mlxbert.runs.settings import RunSettings
-from mlxbert.tokenization import Tokenizer
+from mlxbert.tokenization.tokenizer import Tokenizer
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.examples import Examples
+from mlxbert.training.held_out import Examples
+
+_CLASSES = ("binary", "multiclass", "ordinal")
+_SHOWN = 5
+
+
+def check_labels(folds: Sequence[Fold], targets: np.ndarray[Any, Any], task: InferredTask, kind: str) -> None:
+    """Look for classes, or labels, that a side of a fold lacks.
+
+    Plain folds can be dealt otherwise, so that one label is an error there; groups, times and a validation file are
+    the user's own, and many labels are seldom all in each fold: these are warned of.
+
+    Args:
+        folds: of all rows.
+        targets: of all rows, as `target_values` gives them.
+        task: what they are.
+        kind: how the folds were dealt; the stratified ones have looked already.
+
+    Raises:
+        FoldError: plain folds lack a class; any fold has one class to learn from.
+
+    Warns:
+        FoldWarning: other folds lack a class, or a label.
+    """
+    if kind in ("stratified", "multilabel_stratified"):
+        return
+    if task.task in _CLASSES:
+        found = list(_without_class(folds, targets))
+        if found and kind == "plain":
+            raise FoldError(
+                "plain folds leave a side without a class; fix: fold_kind='stratified', or fewer folds\n"
+                + first_ten(found)
+            )
+    elif task.task == "multilabel":
+        found = list(_without_label(folds, targets, task.classes or ()))
+    else:
+        return
+    if found:
+        more = f", … and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        warnings.warn(f"not every metric is defined: {', '.join(found[:_SHOWN])}{more}", FoldWarning, stacklevel=2)
+
+
+def _sides(folds: Sequence[Fold]) -> Iterator[tuple[int, str, np.ndarray[Any, Any]]]:
+    for number, fold in enumerate(folds):
+        yield number, "to learn from", fold.train
+        yield number, "held out", fold.valid
+
+
+def _without_class(folds: Sequence[Fold], targets: np.ndarray[Any, Any]) -> Iterator[str]:
+    values = [plain(value) for value in targets]
+    classes = dict.fromkeys(values)
+    for number, side, rows in _sides(folds):
+        here = {values[row] for row in rows}
+        if side == "to learn from" and len(here) == 1:
+            raise FoldError(
+                f"fold {number} has one class only to learn from ({shown(*here)}); fix: fewer folds, or other groups"
+            )
+        yield from (f"fold {number} has no {shown(one)!r} {side}" for one in classes if one not in here)
+
+
+def _without_label(folds: Sequence[Fold], targets: np.ndarray[Any, Any], names: Sequence[Any]) -> Iterator[str]:
+    for number, side, rows in _sides(folds):
+        for column, name in enumerate(names):
+            for value, what in ((1, "positive"), (0, "negative")):
+                if (targets[:, column] == value).any() and not (targets[rows, column] == value).any():
+                    yield f"fold {number} has no {what} of {str(name)!r} {side}"
+
+
+def check_weights(directory: Path) -> None:
+    """Compare the weights with the manifest: a flipped bit is not to be found out after days of training, or never.
+
+    Raises:
+        RunError: they are others.
+    """
+    for name, record in (read_manifest(directory) or {}).items():
+        if name.endswith(".safetensors") and not is_file_of(directory / name, record):
+            raise RunError(
+                f"{directory}: {name} is not the file that manifest.json lists; fix: convert or download it again"
+            )
+
+
+# Probabilities of all rows and classes, in float32: 4 GB. A confusion matrix has the square of the classes.
+_MOST_PROBABILITIES, _MOST_CLASSES = 1 << 30, 1 << 14
+
+
+def check_size(task: InferredTask, rows: int) -> None:
+    """Refuse so many classes that their predictions fit in no memory.
+
+    Raises:
+        RunError: says how much they would take.
+    """
+    count = len(task.classes or ())
+    if count * rows > _MOST_PROBABILITIES or count > _MOST_CLASSES:
+        raise RunError(
+            f"target {', '.join(task.target)!r} has {count} classes in {rows} rows: their probabilities alone take "
+            f"{count * rows * 4 / 1e9:.1f} GB; fix: merge or drop rare classes (is it free text, or an id?)"
+        )
+
+
+def warn_of_numbers(frame: Any, text: RowText) -> None:
+    """Warn of a text that is a column of numbers alone."""
+    for part in (text.first, text.second):
+        if not isinstance(part, str) or "{" in part:
+            continue
+        values = Table(frame).column(part, "text column").present
+        if values and all(_is_number(value) for value in values):
+            warnings.warn(
+                f"the text is column {part!r}, which holds numbers alone, such as {values[0]}: a language model reads "
+                "their digits; fix: --text with the column of the text, or several columns",
+                DataWarning,
+                stacklevel=3,
+            )
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, str):
+        return isinstance(value, int | float)
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def check_columns(frame: Any, settings: RunSettings, what: str) -> None:
+    """Refuse a frame without the columns that are named.
+
+    Raises:
+        FrameError: says of `what`, and gives the nearest names.
+    """
+    table = Table(frame, what)
+    roles = {
+        "target column": settings.target,
+        "text column": () if settings.text is None else settings.text.columns,
+        "id column": _one(settings.id),
+        "group column": _one(settings.group),
+        "time column": _one(settings.time),
+        "ignored column": settings.ignore,
+    }
+    for role, names in roles.items():
+        for name in names:
+            table.find(name, role)
+
+
+def _one(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
 
 
 @dataclass(frozen=True, eq=False)

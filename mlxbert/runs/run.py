@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mlxbert.data.cells import Kind
-from mlxbert.factory.competition import Submission
-from mlxbert.factory.infer_task import InferredTask
-from mlxbert.factory.text_columns import RowText
-from mlxbert.home import expand_home
+from mlxbert.data.competitions import Submission
+from mlxbert.data.frames import Kind
+from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.text_columns import RowText
+from mlxbert.files.reading import expand_home
 from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.runs.record import RunRecord, read_record, read_scores
-from mlxbert.runs.rows_to_predict import TableFormat
+from mlxbert.runs.rows import TableFormat
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import SubmissionRules, submission_rules
 
@@ -166,7 +166,7 @@ class Run:
         Raises:
             RunError: the run is not finished.
         """
-        from mlxbert.runs.tables import id_name, plain_cell, read_csv, truth_columns
+        from mlxbert.runs.files import id_name, plain_cell, read_csv, truth_columns
 
         if not os.path.lexists(self.files.oof):
             raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self.go_on}")
@@ -216,7 +216,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """In a notebook: the scores as a table."""
-        from mlxbert.runs.summary import scores_frame
+        from mlxbert.runs.finish import scores_frame
 
         table: str = scores_frame(self).to_html(float_format="{:.4f}".format)
         return table

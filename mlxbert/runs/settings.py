@@ -1,18 +1,103 @@
-"""`RunSettings`: what is learned from which columns, beside the numbers of `TrainingConfig`; saved with the run."""
+"""What a run's bits depend on beside its data and settings: versions, device, BLAS, threads.
+
+Options of a head and labels as a command line gives them: words that stand for numbers, truth values and lists.
+
+`RunSettings`: what is learned from which columns, beside the numbers of `TrainingConfig`; saved with the run.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from heads.labels import Label
 from heads.losses import Loss
-from mlxbert.data.data_file import Quoting
-from mlxbert.factory.competition import Competition, Submission
-from mlxbert.factory.text_columns import RowText
+from mlxbert.backend.device import blas_name, blas_threads, device_name, package_versions
+from mlxbert.data.competitions import Competition, Submission
+from mlxbert.data.csv_dialect import Quoting
+from mlxbert.data.text_columns import RowText
 from mlxbert.runs.files import RunError
+
+_PACKAGES = ("mlx", "numpy", "pandas", "scikit-learn", "scipy", "tokenizers", "scipy-openblas32")
+# A change of these may change sums, texts, folds, thresholds or digits: the rest is for the record.
+_BINDING = ("mlxbert", "device", "blas", "threads", "machine", *(f"packages.{name}" for name in _PACKAGES))
+
+
+def environment() -> dict[str, Any]:
+    """For run.json; no host, user or path in it."""
+    return {
+        "mlxbert": package_versions(["mlxbert"])["mlxbert"],
+        "python": platform.python_version(),
+        "platform": platform.system(),
+        "machine": platform.machine(),
+        "device": device_name(),
+        "blas": blas_name(),
+        "threads": blas_threads(),
+        "packages": package_versions(_PACKAGES),
+    }
+
+
+def check_environment(then: Mapping[str, Any]) -> None:
+    """Refuse to go on where the bits would come out otherwise.
+
+    Raises:
+        RunError: names what has changed, from what to what, and how to go on all the same.
+    """
+    now = environment()
+    both = {name: (_get(then, name), _get(now, name)) for name in _BINDING}
+    changed = [f"{name} was {was}, is {found}" for name, (was, found) in both.items() if was != found]
+    if changed:
+        threads = f"OPENBLAS_NUM_THREADS={then.get('threads')}, or " if _get(then, "threads") != now["threads"] else ""
+        raise RunError(
+            f"the run was begun elsewhere ({'; '.join(changed)}), and would not end in the same bytes; "
+            f"fix: {threads}--allow-changes to go on all the same"
+        )
+
+
+def _get(facts: Any, name: str) -> Any:
+    for part in name.split("."):
+        facts = facts.get(part) if isinstance(facts, Mapping) else None
+    return facts
+
+
+def head_options(words: Sequence[str]) -> dict[str, Any]:
+    """ "objective=focal", "horizon=12", "log_targets=true", "calendar=[\"year\"]" by name.
+
+    Raises:
+        RunError: a word without "=", or a name twice.
+    """
+    made: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise RunError(f"--head {word!r}: give NAME=VALUE, such as objective=focal")
+        if name in made:
+            raise RunError(f"--head {name} is given twice; fix: leave one out")
+        parsed = _value(value)
+        made[name] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return made
+
+
+def labels(words: Sequence[str]) -> tuple[Label, ...] | None:
+    """Labels, numbers where all of them are; None: none are given."""
+    if not words:
+        return None
+    parsed = [_value(word) for word in words]
+    # JSON's NaN is a float; as a label it is a word.
+    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) and one == one for one in parsed)
+    return tuple(parsed) if numbers else tuple(words)
+
+
+def _value(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +244,6 @@ class RunSettings:
         return replace(self, id=column)
 
 
-def _plain(option: Any) -> Any:
-    if isinstance(option, Loss):
-        return option.option()
-    return tuple(option) if isinstance(option, list) else option
-
-
 def competition_numbers(competition: Competition) -> dict[str, Any]:
     """Return the fields of `TrainingConfig` that a ready configuration brings."""
     return {
@@ -180,3 +259,9 @@ def as_columns(value: str | int | Sequence[str | int] | None) -> tuple[str, ...]
     """One name, or several, as a tuple; pandas numbers the columns of a file without a header."""
     names = () if value is None else (value,) if isinstance(value, str | int) else tuple(value)
     return tuple(str(name) for name in names)
+
+
+def _plain(option: Any) -> Any:
+    if isinstance(option, Loss):
+        return option.option()
+    return tuple(option) if isinstance(option, list) else option

@@ -12,16 +12,15 @@ import numpy as np
 
 from heads.labels import Label, decode_labels
 from heads.metrics import get_metric
-from mlxbert.data.cells import NO_NUMBERS, as_text
+from mlxbert.data.competitions import Submission
+from mlxbert.data.frames import NO_NUMBERS, as_text, plain, shown
+from mlxbert.data.infer_task import InferredTask
 from mlxbert.data.reading import read_chunks, without_blank_columns
 from mlxbert.errors import MLXBertWarning, first_ten
-from mlxbert.factory.competition import Submission
-from mlxbert.factory.frames import plain, shown
-from mlxbert.factory.infer_task import InferredTask
 from mlxbert.runs.files import RunError
-from mlxbert.runs.frames import as_pandas, is_path, source_name
+from mlxbert.runs.inputs import as_pandas, is_path, source_name
 from mlxbert.runs.settings import RunSettings
-from mlxbert.training.predictions import NUMBERS, Predictions
+from mlxbert.training.held_out import NUMBERS, Predictions
 
 VALUES = ("labels", "probabilities", "values")
 

@@ -1,15 +1,183 @@
-"""`Encoding`, one text as ids, and `padded`, a batch of them as arrays."""
+"""The beginning of a long text as tokens, without tokenizing all of it: `tokenizers` takes 200 bytes a character.
+
+BERT's pipeline is local. Its normalizer works character by character; words end at blanks, punctuation and Chinese
+characters; WordPiece looks at one word. So a text that is cut anywhere has the tokens of the whole text, but for its
+last words: the one that was cut, and those that a longer added token would have joined (it spans at most as many words
+as it has characters, and a character normalizes to at most four). Those words are dropped here, and if too few tokens
+are left, twice as many characters are read. Some texts have few tokens however much is read: a run of blanks has no
+token, and a word of more than 100 letters is one unknown word. Such runs are shortened in their middle first.
+
+`Encoding`, one text as ids, and `padded`, a batch of them as arrays.
+
+Cutting texts that are longer than the model, and saying so.
+
+What counts as text: checks that name the item that does not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
 import tokenizers
+from tokenizers import models, pre_tokenizers
 
-from mlxbert.tokenization.long_text import Tokens
+from mlxbert.errors import MLXBertWarning
+from mlxbert.tokenization.files import TokenizerError
+
+_RUN, _KEPT = 512, 128
+# Characters that BERT's normalizer makes a blank of, or drops; and letters that it keeps whatever its settings are.
+_BLANK = " \t\n\r\xa0\u2028\u2029\u3000"
+_DROPPED = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufffd"
+_LETTER = "A-Za-z0-9À-ÖØ-öø-ſΑ-ΡΣ-Ωα-ωА-я"
+_LONG_RUN = re.compile(
+    rf"(?<![{_LETTER}])[{_LETTER}]{{{_RUN},}}"
+    rf"|(?<![{_BLANK}{_DROPPED}])(?P<blank>[{_BLANK}{_DROPPED}]{{{_RUN},}})"
+    rf"|(?P<same>.)(?P=same){{{_RUN - 1},{2**16}}}"
+)
+_A_BLANK = re.compile(f"[{_BLANK}]")
+_ONLY = re.compile(rf"[{_LETTER}]+|[{_BLANK}{_DROPPED}]+")
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Tokens of one text without special ones: all of them, or those of its beginning or end.
+
+    Attributes:
+        ids: token ids.
+        offsets: start and end of each in the text, in characters.
+        whole: whether these are all.
+    """
+
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
+    whole: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def cut(self, count: int, side: str) -> Tokens:
+        """The first `count` of them, or with `side` "left" the last ones."""
+        chosen = slice(len(self) - count, None) if side == "left" else slice(count)
+        return Tokens(self.ids[chosen], self.offsets[chosen], self.whole)
+
+
+class LongTexts:
+    """Reads as much of a text as is needed, for one `tokenizers` pipeline.
+
+    Attributes:
+        whole: texts of at most this many characters are tokenized whole.
+        most: no more characters than this (0.3 GB of memory) are tokenized at once.
+    """
+
+    whole: ClassVar[int] = 2**16
+    most: ClassVar[int] = 2**20
+
+    def __init__(self, backend: tokenizers.Tokenizer, side: str):
+        """`side` is where texts are cut: "right" keeps their beginning, "left" their end."""
+        self._backend, self._left = backend, side == "left"
+        added = [token.content for token in backend.get_added_tokens_decoder().values()]
+        self._margin = 4 + 4 * max(map(len, added), default=0)
+        self._squeezes = not any(_ONLY.fullmatch(token) or len(token) > _KEPT for token in added)
+        # Read from the end, a match must not be able to begin inside another one.
+        overlaps = self._left and any(first[0] in second[1:] for first in added for second in added if first)
+        self._local = _is_local(backend) and not overlaps
+
+    def read(self, text: str, tokens: int) -> Tokens:
+        """Return at least `tokens` tokens of `text`, or all that it has; fewer where `most` characters have fewer."""
+        size, places, squeezed = min(max(self.whole, 8 * tokens), self.most), _Places(), not self._squeezes
+        while self._local and size < len(text):
+            found = self._part(text, size, places)
+            if len(found) >= tokens or (squeezed and size >= self.most):
+                return found
+            if squeezed:
+                size = min(2 * size, self.most)
+            else:
+                text, places = self._squeezed(text)
+                squeezed = True
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return Tokens(encoding.ids, places.back(encoding.offsets), True)
+
+    def _squeezed(self, text: str) -> tuple[str, _Places]:
+        """`text` without the middle of runs that have no token, or one token, however long they are."""
+        pieces, places, done = [], _Places(), 0
+        for run in _LONG_RUN.finditer(text):
+            if not self._left and places.length > self.most:
+                break  # more is not read
+            same = run["same"]
+            if same is not None and len(self._backend.encode(same * _RUN, add_special_tokens=False)) > 1:
+                continue  # such as full stops: each is a token
+            head = text[done : run.start() + _KEPT]
+            # Words on both sides of dropped characters are one word, on both sides of a blank two.
+            middle = " " if run["blank"] is not None and _A_BLANK.search(run["blank"]) else ""
+            done = run.end() - _KEPT
+            pieces += [head, middle]
+            places.add(len(head) + len(middle), done)
+        return "".join([*pieces, text[done:]]), places
+
+    def _part(self, text: str, size: int, places: _Places) -> Tokens:
+        """The tokens of the first (or last) `size` characters, less the words that the cut may have changed."""
+        skipped = len(text) - size if self._left else 0
+        encoding = self._backend.encode(text[skipped : skipped + size], add_special_tokens=False)
+        words = [-1 if word is None else word for word in encoding.word_ids]
+        if not words:
+            return Tokens([], [], False)
+        if self._left:
+            kept = slice(bisect_right(words, self._margin - 1), None)
+        else:
+            kept = slice(bisect_right(words, words[-1] - self._margin))
+        offsets = [(start + skipped, end + skipped) for start, end in encoding.offsets[kept]]
+        return Tokens(encoding.ids[kept], places.back(offsets), False)
+
+
+class _Places:
+    """Where the characters of a shortened text are in the text itself."""
+
+    def __init__(self) -> None:
+        self._shorter, self._original = [0], [0]
+
+    @property
+    def length(self) -> int:
+        """Characters of the shortened text so far."""
+        return self._shorter[-1]
+
+    def add(self, length: int, original: int) -> None:
+        """Note that after `length` more characters the shortened text goes on with the text's character `original`."""
+        self._shorter.append(self._shorter[-1] + length)
+        self._original.append(original)
+
+    def back(self, offsets: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """Offsets in the shortened text as offsets in the text itself."""
+        if len(self._shorter) == 1:
+            return offsets
+        return [(self._at(start), self._at(end - 1) + 1 if end > start else self._at(end)) for start, end in offsets]
+
+    def _at(self, place: int) -> int:
+        piece = bisect_right(self._shorter, place) - 1
+        return self._original[piece] + place - self._shorter[piece]
+
+
+def _is_local(backend: tokenizers.Tokenizer) -> bool:
+    """Whether this is BERT's pipeline, of which the module's docstring is true."""
+    steps = [] if backend.normalizer is None else [json.loads(backend.normalizer.__getstate__())]
+    if steps and steps[0]["type"] == "Sequence":  # of `Tokenizer.lowercased`
+        steps = steps[0]["normalizers"]
+    bert = [step for step in steps if step["type"] != "Lowercase"]
+    return (
+        len(bert) == 1
+        and bert[0]["type"] == "BertNormalizer"
+        and bert[0]["clean_text"]
+        and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        and isinstance(backend.model, models.WordPiece)
+        and backend.model.max_input_chars_per_word < 2 * _KEPT
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +272,131 @@ def padded(
         n = len(row)
         token_ids[i, :n], types[i, :n], mask[i, :n] = row, row_types, 1
     return {"input_ids": mx.array(token_ids), "token_type_ids": mx.array(types), "attention_mask": mx.array(mask)}
+
+
+STRATEGIES = ("longest_first", "only_first", "only_second", "do_not_truncate")
+"""transformers' names: which text of a pair is cut."""
+
+
+class TruncationWarning(MLXBertWarning):
+    """Texts were cut to the longest input that the model takes, or are longer than that and were not cut."""
+
+
+def strategy_of(truncation: object) -> str | None:
+    """Return the strategy that the argument `truncation` of a call names; None where long texts are refused.
+
+    Raises:
+        TokenizerError: it is neither True, False nor one of `STRATEGIES`.
+    """
+    if isinstance(truncation, bool):
+        return "longest_first" if truncation else None
+    if isinstance(truncation, str) and truncation in STRATEGIES:
+        return truncation
+    raise TokenizerError(f"truncation={truncation!r} is not known; fix: True, False or one of {', '.join(STRATEGIES)}")
+
+
+def warn_of_truncation(
+    cut: int, total: int, longest: int, limit: int | None, *, stacklevel: int, at_least: bool = False
+) -> None:
+    """Say once that texts were cut; `stacklevel` 1 is the function that calls this one, 2 its caller.
+
+    `at_least`: not every token of the longest was counted.
+    """
+    warnings.warn(
+        f"{cut} of {total} texts {'is' if cut == 1 else 'are'} longer than {limit} tokens "
+        f"(the longest has {'at least ' if at_least else ''}{longest}) and {'was' if cut == 1 else 'were'} cut",
+        TruncationWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def warn_of_no_truncation(over: int, total: int, longest: int, limit: int, *, stacklevel: int) -> None:
+    """Say once that texts are longer than the model takes; arguments as for `warn_of_truncation`."""
+    warnings.warn(
+        f"{over} of {total} texts {'is' if over == 1 else 'are'} longer than {limit} tokens (the longest has "
+        f"{longest}) and {'was' if over == 1 else 'were'} not cut: a model refuses more tokens than it has positions",
+        TruncationWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def kept_tokens(first: int, second: int | None, room: int, strategy: str) -> tuple[int, int]:
+    """Return how many tokens of each text stay, so that both have at most `room`, as `tokenizers` decides it.
+
+    "longest_first": the shorter text keeps up to half of the room, and the longer one gets the rest.
+
+    Args:
+        first, second: tokens of each text, without special ones; None: there is no second text.
+        room: for both together; they have more.
+        strategy: one of `STRATEGIES` that cuts.
+
+    Raises:
+        TokenizerError: the text to cut is not there, or none of its tokens would be left.
+    """
+    if strategy == "only_second" and second is None:
+        raise TokenizerError('truncation="only_second" needs pairs; fix: give pairs=, or truncation=True')
+    if second is None:
+        return room, 0
+    if strategy == "longest_first":
+        shorter = min(first, second, room // 2)
+        return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
+    kept, other, which = (first, second, "first") if strategy == "only_first" else (second, first, "second")
+    left = room - other
+    if left < 1 or kept < 1:
+        raise TokenizerError(
+            f'truncation="{strategy}": the other text has {other} tokens and there is room for {room}, so nothing of '
+            f"the {which} text would be left; fix: truncation=True, or raise max_length"
+        )
+    return (left, other) if strategy == "only_first" else (other, left)
+
+
+def check_texts(texts: str | Iterable[str], what: str = "text") -> list[str]:
+    """A list of strings, whatever sequence they came in; one string is a list of one.
+
+    Raises:
+        TokenizerError: not a sequence of strings; the first item that is none is named with its index and type.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if (
+        isinstance(texts, bytes | bytearray | Mapping | set | frozenset)
+        or not isinstance(texts, Iterable)
+        or getattr(texts, "ndim", 1) != 1
+    ):
+        raise TokenizerError(f"{what}s must be a string or a sequence of strings, not {type(texts).__name__}")
+    items: Sequence[Any] = list(texts)
+    for i, item in enumerate(items):
+        if not isinstance(item, str):
+            fix = "decode it" if isinstance(item, bytes) else "drop it, or replace it by ''"
+            if isinstance(item, tuple | list):
+                fix = "join both texts, or give the tokenizer second texts as pairs="
+            raise TokenizerError(f"{what} {i} is {_shown(item)}, not a string; fix: {fix}")
+    return list(items)
+
+
+def _shown(item: Any) -> str:
+    text = repr(item)
+    return f"{text if len(text) <= 40 else text[:39] + '…'} ({type(item).__name__})"
+
+
+def refuse_surrogates(texts: Sequence[str], what: str) -> None:
+    """Raise for the first text with half a surrogate pair, which UTF-8 (and so a tokenizer) cannot hold.
+
+    Raises:
+        TokenizerError: names the text and the character.
+    """
+    for i, text in enumerate(texts):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"{what} {i} holds an unpaired surrogate (U+{ord(text[error.start]):04X}) at character "
+                f"{error.start}, which is no text; "
+                "fix: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+            ) from None
+
+
+def refuse_stop(error: BaseException) -> None:
+    """Raise Ctrl-C and exits again; what else is no Exception is a panic of `tokenizers`."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error

@@ -5,18 +5,31 @@ ages may name the special tokens and the tokens added after training: `tokenizer
 it holds `added_tokens_decoder`, otherwise `special_tokens_map.json` and `added_tokens.json`.
 Source, `_from_pretrained`:
 https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/tokenization_utils_base.py
+
+The `tokenizers` pipeline of a BERT checkpoint, built from its files.
+
+Where the files name `BertTokenizer` (or nothing), transformers 5 takes only the vocabulary of `tokenizer.json`
+and puts BERT's own pipeline around it, with the settings of `tokenizer_config.json`: the stored normalizer is not
+looked at, and `do_lower_case` is true where no file says otherwise. The same is done here, so that the ids are the
+same. Files that name another class (`PreTrainedTokenizerFast`, `XLMRobertaTokenizer`, …) keep their
+`tokenizer.json` as it is. Sources:
+https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/bert/tokenization_bert.py
+https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/tokenization_utils_tokenizers.py
 """
 
 from __future__ import annotations
 
+import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from mlxbert.errors import MLXBertError, shown
-from mlxbert.files.reading import read_json
+from mlxbert.errors import MLXBertError, MLXBertWarning, shown
+from mlxbert.files.reading import read_json, read_text
 
 # The order in which transformers adds those that the vocabulary lacks, so that their ids come out the same.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -158,3 +171,171 @@ def _token(value: Any, name: str, directory: Path) -> AddedToken | None:
         return _added_token(({"content": value} if isinstance(value, str) else value) | {"special": True})
     except (KeyError, TypeError, ValueError):  # ValueError: half a surrogate pair
         raise TokenizerError(f"{directory}: {name} must be a token, not {shown(value)}") from None
+
+
+# Names that transformers 5 resolves to BertTokenizer itself, or to a subclass that builds the same.
+BERT_CLASSES = (
+    *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "LayoutLMTokenizer", "LxmertTokenizer"),
+    *("MobileBertTokenizer", "SqueezeBertTokenizer"),
+)
+# Word segmentation that is no part of the `tokenizers` package: the same vocabulary would give other ids.
+_NOT_WORDPIECE = {
+    "BertJapaneseTokenizer": "MeCab",
+    "RoCBertTokenizer": "shape and pronunciation ids",
+    "TapasTokenizer": "table cells",
+}
+_BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"} | {
+    "mask_token": "[MASK]"
+}
+
+
+class TokenizerWarning(MLXBertWarning):
+    """Tokenizer files that contradict each other; the ids follow transformers."""
+
+
+def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]]:
+    """The pipeline, without truncation or padding, and its special tokens by attribute name ("cls_token", …).
+
+    Raises:
+        TokenizerError: no tokenizer files, corrupt ones, a vocabulary without BERT's special tokens, or a
+            tokenizer class that `tokenizers` alone cannot give.
+    """
+    if files.class_name in _NOT_WORDPIECE:
+        raise TokenizerError(
+            f"{files.directory}: {files.class_name} is not supported: it needs "
+            f"{_NOT_WORDPIECE[files.class_name]}, which the tokenizers package does not have; "
+            "fix: make the ids with transformers"
+        )
+    pipeline = files.pipeline
+    kind = pipeline["model"].get("type") if pipeline and isinstance(pipeline.get("model"), dict) else None
+    # A `tokenizer.json` older than tokenizers 0.9 does not name the kind of its model.
+    as_bert = pipeline is None or (files.class_name in (None, *BERT_CLASSES) and kind in (None, "WordPiece"))
+    special = _with_defaults(files) if as_bert else dict(files.special)
+    try:
+        backend = _bert_pipeline(files, special) if as_bert else tokenizers.Tokenizer.from_str(json.dumps(pipeline))
+        _add_tokens(backend, files.added, special)
+        if as_bert:
+            backend.post_processor = _template(backend, special["cls_token"].content, special["sep_token"].content)
+    except TokenizerError:
+        raise
+    except Exception as error:  # tokenizers raises a bare Exception
+        path = files.directory / ("vocab.txt" if pipeline is None else "tokenizer.json")
+        raise TokenizerError(f"{path}: cannot be read ({error}); fix: fetch the file again") from None
+    # Some exporters store the truncation and padding of their test batch; every text would be cut or padded to it.
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = bool(files.flag("split_special_tokens", False))
+    return backend, {name: special[name] for name in SPECIAL_TOKENS if name in special}
+
+
+def read_vocabulary(path: Path) -> dict[str, int] | None:
+    """A `vocab.txt`: the token on line i has id i; None when there is no such file.
+
+    Any line ending and a byte-order mark are read; of a token that stands twice the last line counts, as in
+    transformers.
+
+    Raises:
+        TokenizerError: not UTF-8, empty, or not a list of tokens.
+    """
+    text = read_text(path, TokenizerError)
+    if text is None:
+        return None
+    text = text.replace("\r\n", "\n")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    lines = [line.rstrip() for line in text.rstrip("\n").split("\n")]
+    if not any(lines):
+        raise TokenizerError(f"{path}: empty; fix: fetch the file again")
+    return {token: index for index, token in enumerate(lines)}
+
+
+def _with_defaults(files: TokenizerFiles) -> dict[str, AddedToken]:
+    absent = {
+        name: AddedToken(content, special=True)
+        for name, content in _BERT_TOKENS.items()
+        if name not in files.special and files.config.get(name, content) is not None
+    }
+    by_content = {token.content: token for token in files.added}
+    return files.special | {name: by_content.get(token.content, token) for name, token in absent.items()}
+
+
+def _vocabulary(files: TokenizerFiles) -> dict[str, int]:
+    path = files.directory / "tokenizer.json"
+    if files.pipeline is None:
+        path = files.directory / "vocab.txt"
+        vocabulary = read_vocabulary(path)
+        if vocabulary is None:
+            raise TokenizerError(
+                f"{files.directory}: no tokenizer: neither tokenizer.json nor vocab.txt is there; "
+                "fix: copy one of them from the model's source"
+            )
+        if files.class_name not in (None, *BERT_CLASSES):
+            raise TokenizerError(
+                f"{files.directory}: {files.class_name} cannot be built from a bare vocab.txt; "
+                "fix: save its tokenizer.json with transformers' save_pretrained"
+            )
+    else:
+        model = files.pipeline.get("model")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocabulary, dict) or not all(type(index) is int for index in vocabulary.values()):
+            raise TokenizerError(f"{path}: has no WordPiece vocabulary; fix: fetch the file again")
+    return vocabulary
+
+
+def _bert_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -> tokenizers.Tokenizer:
+    vocabulary = _vocabulary(files)
+    present = vocabulary.keys() | {token.content for token in files.added}
+    for name in ("unk_token", "cls_token", "sep_token"):
+        if name not in special or special[name].content not in present:
+            source = files.directory / ("vocab.txt" if files.pipeline is None else "tokenizer.json")
+            token = special[name].content if name in special else name
+            raise TokenizerError(f"{source}: the vocabulary has no {token}; fix: check that it is a BERT vocabulary")
+    settings: dict[str, Any] = {
+        "lowercase": files.flag("do_lower_case", True),
+        "strip_accents": files.flag("strip_accents", None),
+        "handle_chinese_chars": files.flag("tokenize_chinese_chars", True),
+    }
+    _warn_of_contradiction(files, settings)
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk_token"].content))
+    backend.normalizer = normalizers.BertNormalizer(clean_text=True, **settings)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    return backend
+
+
+def _template(backend: tokenizers.Tokenizer, cls: str, sep: str) -> processors.TemplateProcessing:
+    """[CLS] text [SEP], and [CLS] text [SEP] second text [SEP]."""
+    return processors.TemplateProcessing(
+        single=[f"{cls}:0", "$A:0", f"{sep}:0"],
+        pair=[f"{cls}:0", "$A:0", f"{sep}:0", "$B:1", f"{sep}:1"],
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
+    )
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, added: tuple[AddedToken, ...], special: dict[str, AddedToken]) -> None:
+    tokens = {token.content: token for token in added}
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    # transformers appends a special token that the vocabulary lacks; its id would lie outside the embeddings.
+    tokens |= {t.content: t for t in special.values() if t.content not in tokens and t.content in vocabulary}
+    named = {token.content for token in special.values()}
+    for token in tokens.values():
+        token.special = token.special or token.content in named
+    backend.add_tokens(list(tokens.values()))
+
+
+def _warn_of_contradiction(files: TokenizerFiles, settings: dict[str, Any]) -> None:
+    stored = (files.pipeline or {}).get("normalizer")
+    if not isinstance(stored, dict) or stored.get("type") != "BertNormalizer":
+        return
+    names = {"lowercase": "do_lower_case", "strip_accents": "strip_accents"}
+    names["handle_chinese_chars"] = "tokenize_chinese_chars"
+    for field, name in names.items():
+        if field in stored and stored[field] != settings[field]:
+            origin = "tokenizer_config.json" if name in files.config else "transformers' default for a missing field"
+            warnings.warn(
+                f"{files.directory}: tokenizer.json says {field}={stored[field]}, {origin} says "
+                f"{settings[field]}, and transformers follows the latter; so do the ids here. "
+                f"fix: set {name} in tokenizer_config.json to what the model was trained with",
+                TokenizerWarning,
+                stacklevel=5,  # the caller of `Tokenizer.from_directory`
+            )

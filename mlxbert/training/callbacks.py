@@ -44,7 +44,7 @@ class EvaluationEvent:
 
     Attributes:
         loss: mean over the held-out rows.
-        metrics: by name; predictions are cross-fitted (`mlxbert.training.judging`).
+        metrics: by name; predictions are cross-fitted (`mlxbert.training.held_out`).
         best: no evaluation of this model was better.
     """
 

@@ -1,20 +1,186 @@
-"""Gradients of one batch, and sums of them: the part of a step that is differentiated."""
+"""MLX's global random state as numbers, to be kept, split and set again.
+
+Adversarial training: where the second gradient of a batch is taken.
+
+Gradient checkpointing of each encoder layer: its activations are computed again instead of kept.
+
+Chen et al. 2016, https://arxiv.org/abs/1604.06174. The second computation must drop what the first one dropped, and
+MLX's `checkpoint` runs the layer's Python again, which draws anew from the global stream: the gradients would be those
+of no network at all. So each layer's dropouts draw from keys of their own, handed to it as an input.
+
+Gradients of one batch, and sums of them: the part of a step that is differentiated.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlxbert.training.adversarial import AWP, FGM
-from mlxbert.training.groups import WORD_EMBEDDINGS, padding_row
-from mlxbert.training.layer_checkpointing import checkpointed_layers
-from mlxbert.training.optim import Arrays
+from heads.pretrained import Dropout
+from mlxbert.errors import MLXBertError
+from mlxbert.layers import BertEncoder
+from mlxbert.training.optimizer import WORD_EMBEDDINGS, Arrays, decays, padding_row
+
+
+def split_state(count: int) -> list[int]:
+    """`count` independent numbers for `mx.random.seed`, made of the global state and nothing else."""
+    state: Any = mx.random.state
+    return [seed_of(key) for key in cast(Any, mx.random.split(state[0], count).tolist())]
+
+
+def seed_of(key: Sequence[int]) -> int:
+    """The number of which `mx.random.seed` makes this key: its two words of 32 bits."""
+    high, low = (int(word) for word in key)
+    return (high << 32) | low
+
+
+# Added to a norm that is divided by: a zero gradient then moves nothing.
+_TINY = 1e-12
+
+
+class AdversarialError(MLXBertError):
+    """Adversarial training that this model cannot do."""
+
+
+@dataclass(frozen=True)
+class FGM:
+    """Fast gradient method on the word embeddings: Miyato et al. 2017, https://arxiv.org/abs/1605.07725.
+
+        E ← E + ε · g / ‖g‖₂
+
+    The whole table is moved, as one array, not each text's vectors: the usual form for BERT.
+    """
+
+    epsilon: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check("FGM", "epsilon", self.epsilon)
+
+    def perturb(self, weights: Arrays, gradients: Arrays) -> Arrays:
+        """The weights at which the adversarial gradient is taken.
+
+        Raises:
+            AdversarialError: the word embeddings are frozen.
+        """
+        if WORD_EMBEDDINGS not in gradients:
+            raise AdversarialError("FGM perturbs the word embeddings, which are frozen; fix: train them, or use AWP")
+        gradient = gradients[WORD_EMBEDDINGS]
+        step = self.epsilon / (_norm(gradient) + _TINY)
+        return {**weights, WORD_EMBEDDINGS: weights[WORD_EMBEDDINGS] + step * gradient}
+
+
+@dataclass(frozen=True)
+class AWP:
+    """Adversarial weight perturbation: Wu et al. 2020, https://arxiv.org/abs/2004.05884, equation 10, one step.
+
+    w ← w + γ · ‖w‖₂ · g / ‖g‖₂     for every trained matrix; biases and LayerNorms stay
+    """
+
+    gamma: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check("AWP", "gamma", self.gamma)
+
+    def perturb(self, weights: Arrays, gradients: Arrays) -> Arrays:
+        """The weights at which the adversarial gradient is taken."""
+        moved = {}
+        for name, gradient in gradients.items():
+            if gradient.ndim >= 2 and decays(name):
+                w = weights[name]
+                moved[name] = w + (self.gamma * _norm(w) / (_norm(gradient) + _TINY)) * gradient
+        return {**weights, **moved}
+
+
+def _norm(array: mx.array) -> mx.array:
+    return mx.sqrt(mx.square(array).sum())
+
+
+def _check(what: str, name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise AdversarialError(f"{what}: {name} must be a number above 0, not {value}")
+
+
+Layer = Callable[..., tuple[mx.array, None]]
+
+
+@contextmanager
+def checkpointed_layers(encoder: BertEncoder) -> Iterator[None]:
+    """Inside, every layer of `encoder` recomputes its activations in the backward pass; afterwards all as it was.
+
+    A layer's parameters are read when it is called: set those that are differentiated by before.
+    """
+    layers = encoder.layer
+    replaced: Any = [_recomputed(layer) for layer in layers]
+    encoder.layer = replaced
+    try:
+        yield
+    finally:
+        encoder.layer = layers
+
+
+class _KeyedDropout(nn.Module):
+    """`nn.Dropout` whose mask is a function of a key."""
+
+    def __init__(self, dropout: nn.Dropout, key: mx.array):
+        super().__init__()
+        if isinstance(dropout, Dropout):
+            dropout.check_trainable()
+        # A tuple under a private name: neither a parameter nor a child.
+        self._keep_and_key = (dropout._p_1, key)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        keep, key = self._keep_and_key
+        return (mx.random.bernoulli(keep, x.shape, key=key) * x) * (1 / keep)
+
+
+def _recomputed(layer: nn.Module) -> Layer:
+    dropouts = [
+        (module, name, child)
+        for module in layer.modules()
+        for name, child in module.items()
+        if isinstance(child, nn.Dropout) and child._p_1 < 1
+    ]
+
+    def run(x: mx.array, mask: mx.array | None, keys: mx.array | None) -> mx.array:
+        if keys is not None:
+            # MLX's checkpoint differentiates by every input, and random bits have no gradient.
+            for (module, name, dropout), key in zip(dropouts, mx.stop_gradient(keys), strict=True):
+                setattr(module, name, _KeyedDropout(dropout, key))
+        try:
+            return layer(x, mask)[0]
+        finally:
+            for module, name, dropout in dropouts:
+                setattr(module, name, dropout)
+
+    def call(x: mx.array, mask: mx.array | None = None, output_attentions: bool = False) -> tuple[mx.array, None]:
+        if output_attentions:
+            raise ValueError("a checkpointed layer keeps no attention weights")
+        given = {"mask": mask, "keys": _keys(len(dropouts)) if dropouts and layer.training else None}
+        names = [name for name, array in given.items() if array is not None]
+
+        # Only arrays may go through `checkpoint`, each as an input of its own.
+        def of_arrays(x: mx.array, *arrays: mx.array) -> mx.array:
+            return run(x, **{**dict.fromkeys(given), **dict(zip(names, arrays, strict=True))})
+
+        recomputed: Any = nn.utils.checkpoint(layer, of_arrays)
+        return recomputed(x, *(given[name] for name in names)), None
+
+    return call
+
+
+def _keys(count: int) -> mx.array:
+    """(count, 2) keys from the global random stream, which takes no key of its own."""
+    seed = mx.random.randint(-(2**31), 2**31 - 1, (2,), mx.int32).view(mx.uint32)
+    return mx.stop_gradient(mx.random.split(seed, count))
+
 
 COMPUTE_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 Sums = dict[str, Any]

@@ -19,19 +19,25 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from mlxbert.backend import reuse_memory
+from mlxbert.backend.device import reuse_memory
 from mlxbert.errors import MLXBertError
 from mlxbert.model_inputs import check_inputs
 from mlxbert.model_tensors import named_parameters
-from mlxbert.quantization.packed import refuse_training
-from mlxbert.training.adversarial import AWP, FGM
-from mlxbert.training.gradients import COMPUTE_DTYPES, SCALARS, Gradients, Sums, add_up
-from mlxbert.training.groups import Rule, trainable
-from mlxbert.training.optim import AdamW, Arrays, clip_factor, ema_decay, ema_update, global_norm, squared_norms
-from mlxbert.training.random_state import split_state
-from mlxbert.training.schedule import Schedule
-from mlxbert.training.shards import Shard, split_batch
-from mlxbert.training.streams import evaluate, parts, streams, take
+from mlxbert.quantization import refuse_training
+from mlxbert.training.gradients import AWP, COMPUTE_DTYPES, FGM, SCALARS, Gradients, Sums, add_up, split_state
+from mlxbert.training.optimizer import (
+    AdamW,
+    Arrays,
+    Rule,
+    Schedule,
+    clip_factor,
+    ema_decay,
+    ema_update,
+    global_norm,
+    squared_norms,
+    trainable,
+)
+from mlxbert.training.parallel import Shard, evaluate, parts, split_batch, streams, take
 
 # float16 gradients below 6e-8 are 0: the loss is scaled up, half as much after an overflow, twice after this many good
 # steps (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2).

@@ -1,43 +1,188 @@
-"""`Trainer`: one model trained on one fold, from the first step to the weights that are kept."""
+"""A `TrainStep` as a configuration describes it.
+
+What a training ends in: weights and held-out predictions, or an error that leaves what was saved.
+
+`Member`: which of a run's models is trained.
+
+Ctrl-C as a question that the training loop answers where nothing is half done.
+
+`Trainer`: one model trained on one fold, from the first step to the weights that are kept.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from heads.metrics import get_metric
-from mlxbert.data.batching import TrainingBatches
-from mlxbert.folds import Fold
+from mlxbert.data.batching import Batch, TrainingBatches
+from mlxbert.data.folds import Fold
+from mlxbert.errors import Interrupted, MLXBertError
 from mlxbert.training.callbacks import Callback, Callbacks, EvaluationEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.examples import Examples
-from mlxbert.training.groups import reinitialize_top
-from mlxbert.training.held_out import HeldOut
-from mlxbert.training.interruption import interruptible
-from mlxbert.training.member import Member
-from mlxbert.training.new_step import new_step
-from mlxbert.training.optim import Arrays
-from mlxbert.training.outcome import Outcome, TrainingError, TrainingInterrupted, named_rows
-from mlxbert.training.position import Kept, Position
-from mlxbert.training.save import (
+from mlxbert.training.held_out import Examples, HeldOut, Predictions
+from mlxbert.training.optimizer import (
+    Arrays,
+    GroupError,
+    Rule,
+    Schedule,
+    default_learning_rate,
+    evaluation_steps,
+    parameter_rules,
+    reinitialize_top,
+)
+from mlxbert.training.state import (
     STATE,
+    Kept,
+    Position,
     SaveError,
+    StateError,
     damage_fix,
     delete_others,
     kept_file,
     read_arrays,
+    restore_step,
+    step_state,
     write_arrays,
 )
-from mlxbert.training.schedule import evaluation_steps
-from mlxbert.training.step import NonFiniteLossError
-from mlxbert.training.step_state import StateError, restore_step, step_state
+from mlxbert.training.step import NonFiniteLossError, TrainStep
 from mlxbert.with_head import BertWithHead
+
+
+def training_rules(model: BertWithHead, config: TrainingConfig) -> tuple[dict[str, Rule], float]:
+    """The rule of every parameter, and the peak rate.
+
+    Raises:
+        GroupError: the settings do not fit this model, or would freeze layers at random weights.
+    """
+    peak = default_learning_rate(model.core.config) if config.rate is None else config.rate
+    rules = parameter_rules(
+        model,
+        rate=peak,
+        head_rate=config.head_rate,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        freeze_embeddings=config.freeze_embeddings,
+        freeze_layers=config.freeze_layers,
+    )
+    layers = model.core.config.num_hidden_layers
+    both = config.freeze_layers + config.reinitialize_layers - layers
+    if config.freeze_layers and config.reinitialize_layers and both > 0:
+        raise GroupError(
+            f"freeze_layers={config.freeze_layers} and reinitialize_layers={config.reinitialize_layers} of {layers} "
+            f"layers would freeze {both} at random weights; fix: {both} less of one of them"
+        )
+    return rules, peak
+
+
+def new_step(model: BertWithHead, config: TrainingConfig, steps: int) -> tuple[TrainStep, float]:
+    """The step that trains `model` in `steps` updates, and its peak rate.
+
+    Raises:
+        GroupError, StepError: the settings do not fit this model.
+    """
+    rules, peak = training_rules(model, config)
+    warmup = round(config.warmup * steps)
+    schedule = Schedule(steps, config.schedule, warmup, config.schedule_end, config.schedule_power)
+    return TrainStep(model, rules, schedule, config.step_settings()), peak
+
+
+class TrainingError(MLXBertError):
+    """A training that cannot go on; what was saved stays."""
+
+
+class TrainingInterrupted(TrainingError, Interrupted):  # noqa: N818 - an answer to Ctrl-C, not a fault
+    """Ctrl-C: the state is saved, and the training can go on from there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a training ended in; the model has the weights that are kept, and its head is calibrated.
+
+    Attributes:
+        logits: (n, outputs) of the fold's held-out rows.
+        predictions: of these, cross-fitted (`mlxbert.training.held_out`).
+        metrics: of the predictions.
+        step: whose weights they are; likewise `epoch`.
+        note: why temperature and thresholds could not be learned; None: they were.
+    """
+
+    logits: np.ndarray
+    predictions: Predictions
+    metrics: dict[str, float]
+    step: int
+    epoch: float
+    note: str | None
+
+
+def named_rows(batch: Batch, names: Sequence[str] | None) -> str:
+    """A batch's first ten rows by name, or number, and how many there are beyond these."""
+    first = batch.rows[: min(batch.real, 10)].tolist()
+    rows = ", ".join(str(row) if names is None else names[row] for row in first)
+    return rows + (f", … ({batch.real} in all)" if batch.real > 10 else "")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a run: the seed it begins with and the fold that it does not see."""
+
+    seed: int = 0
+    fold: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"seed{self.seed}-fold{self.fold}"
+
+    def entropy(self) -> int:
+        """What its random streams begin with: one number for each seed and fold."""
+        return int(np.random.SeedSequence([self.seed, self.fold]).generate_state(1)[0])
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed; the second time it is an ordinary `KeyboardInterrupt`."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Inside, SIGINT sets the flag; outside the main thread it stays as it is, and the flag False.
+
+    Where it is ignored, as a shell has it for what runs in the background of a script, it stays ignored.
+    """
+    interrupt = Interrupt()
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield interrupt
+        return
+    before: Any = signal.signal(signal.SIGINT, interrupt._handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
 
 # A state is some four times the weights: written every few seconds it would cost more than the training.
 _SAVE_SECONDS, _SAVE_SECONDS_AFTER_EVALUATION = 300.0, 60.0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from tests.forked import driver
 from tests.fuzz.samples import build
 from tests.fuzz.targets import ENVIRONMENT, TARGETS
+from tests.support.forked import driver
 
 PIECE = 50
 

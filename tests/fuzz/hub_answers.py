@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.damage import ESCAPE, damaged_bytes, damaged_json
-from tests.hub.exchange import Reply, Request
-from tests.hub.plugin import Hub, connected
+from tests.support.hub.exchange import Reply, Request
+from tests.support.hub.plugin import Hub, connected
 
 TOKEN = "hf_WrItErWrItErWrItErWrItErWrItErWrIt"
 _HEADERS = ("etag", "x-repo-commit", "x-linked-etag", "x-linked-size", "location", "link", "x-error-message")
@@ -48,8 +48,8 @@ def _against_the_hub(
     patch: pytest.MonkeyPatch, samples: Path, place: Path, downloads: bool, at: int, rng: random.Random
 ) -> None:
     import mlxbert
-    from converter.publish import push
-    from converter.publishing import retry
+    from converter.publish import errors as retry
+    from converter.publish.push import push
 
     with connected(patch, place / "out") as hub:
         patch.setattr(retry, "time", type("Clock", (), {"sleep": hub.waits.append}))

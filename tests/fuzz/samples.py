@@ -29,7 +29,7 @@ def build(root: Path) -> None:
 def _forms(root: Path) -> None:
     import torch
 
-    from tests.tiny import save_tiny
+    from tests.support.tiny import save_tiny
 
     for form in FORMS:
         directory = root / form
@@ -78,7 +78,7 @@ def _sentence_files(directory: Path) -> None:
 
 def _converted(root: Path) -> None:
     from converter.convert import convert
-    from tests.tiny import save_tiny
+    from tests.support.tiny import save_tiny
 
     made = root / "converted"
     made.mkdir()
@@ -91,7 +91,7 @@ def _converted(root: Path) -> None:
 
 def _runs(root: Path) -> None:
     import mlxbert
-    from tests.run_samples import QUICK, options, sample
+    from tests.support.run_samples import QUICK, options, sample
 
     frame = sample("multiclass", rows=24)
     told = {**options("multiclass"), **QUICK, "epochs": 1}
@@ -100,7 +100,7 @@ def _runs(root: Path) -> None:
 
 
 def _tables(root: Path) -> None:
-    from tests.run_samples import sample
+    from tests.support.run_samples import sample
 
     root.mkdir()
     frame = sample("binary", rows=16)

@@ -61,9 +61,9 @@ def _convert_and_load(source: Path, out: Path) -> None:
 def converted(samples: Path, place: Path, rng: random.Random) -> Use:
     """A damaged converted directory is loaded, encoded with, exported, and its publication planned."""
     import mlxbert
-    from converter.export import export
-    from converter.publish import push
-    from mlxbert.encode import SentenceEncoder
+    from converter.export.checkpoint import export
+    from converter.publish.push import push
+    from mlxbert.encode.encoder import SentenceEncoder
 
     name = rng.choice(CONVERTED)
     directory = copy_sample(samples / "converted" / name, place)
@@ -90,8 +90,7 @@ def converted(samples: Path, place: Path, rng: random.Random) -> Use:
 
 def _list_anew(directory: Path, rng: random.Random) -> None:
     """In half of the cases the attacker wrote the manifest too."""
-    from mlxbert.files.manifest import manifest_bytes
-    from mlxbert.files.output_file import FileRecord
+    from mlxbert.files.output_file import FileRecord, manifest_bytes
 
     manifest = directory / "manifest.json"
     if rng.random() < 0.5 and manifest.is_file() and not manifest.is_symlink():
@@ -102,7 +101,7 @@ def _list_anew(directory: Path, rng: random.Random) -> None:
 
 def run(samples: Path, place: Path, rng: random.Random) -> Use:
     """A damaged run is reported, predicted with, resumed, blended, exported."""
-    from converter.run_export.directory import export_directory
+    from converter.export.run import export_directory
     from mlxbert.report import write_report
     from mlxbert.runs import resume
     from mlxbert.runs.blend import blend
@@ -131,8 +130,9 @@ def run(samples: Path, place: Path, rng: random.Random) -> Use:
 
 def table(samples: Path, place: Path, rng: random.Random) -> Use:
     """A damaged table is read, its texts made and its task inferred."""
+    from mlxbert.data.infer_task import infer_task
     from mlxbert.data.reading import read_data
-    from mlxbert.factory import from_dataframe, infer_task
+    from mlxbert.factory import from_dataframe
 
     name = rng.choice(TABLES)
     file = copy_sample(samples / "tables" / name, place)

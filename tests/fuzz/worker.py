@@ -153,8 +153,8 @@ def _handle(job: dict[str, Any], first: int, last: int, writer: int) -> None:
 _MODULES = (
     "click.testing", "huggingface_hub", "huggingface_hub.hf_api", "huggingface_hub.repocard", "jinja2",
     "matplotlib.font_manager", "pandas", "pyarrow.parquet", "scipy.optimize", "sklearn.model_selection",
-    "converter.export", "converter.mappings.bert", "converter.publish", "converter.run_export.directory",
-    "mlxbert.encode", "mlxbert.report", "mlxbert.runs.blend",
+    "converter.export.checkpoint", "converter.mappings.bert", "converter.publish.push", "converter.export.run",
+    "mlxbert.encode.encoder", "mlxbert.report", "mlxbert.runs.blend",
 )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ import heads
 import mlxbert
 from heads.head_registry import get_head, registered_heads
 from mlxbert.with_head import BertWithHead
-from tests.run_samples import QUICK, options, sample
 from tests.support.head_checks import CHECKS
+from tests.support.run_samples import QUICK, options, sample
 
 FILE = '''
     """Yes or no, trained by the squared error of the probability."""

@@ -27,10 +27,10 @@ from heads.head_registry import heads_for
 from heads.metrics import METRICS
 from mlxbert.checkpoint import load
 from mlxbert.core import BertCore
-from mlxbert.encode import batches
+from mlxbert.encode.encoder import batches
 from mlxbert.pooling import pool
-from mlxbert.tokenization import Tokenizer
 from mlxbert.tokenization.encoding import padded
+from mlxbert.tokenization.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 

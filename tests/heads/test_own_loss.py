@@ -23,10 +23,10 @@ from heads.head_registry import get_head, head_from_settings, registered_heads
 from heads.losses import Loss, register_loss
 from heads.losses import registered as registry
 from mlxbert.cli import main as command
-from tests.run_samples import QUICK, options, sample
 from tests.support.head_samples import N, features, make, sample_of
 from tests.support.my_losses import MyBCE, MyScaledBCE
 from tests.support.packages import install
+from tests.support.run_samples import QUICK, options, sample
 
 SOURCE = Path(__file__).parents[1] / "support" / "my_losses.py"
 EQUAL = [  # head, its built-in objective, the same loss written anew, options of the head

@@ -1,0 +1,1 @@
+"""Back to PyTorch: converted checkpoints and trained runs."""

@@ -1,0 +1,1 @@
+"""Publishing a converted directory on the Hub."""

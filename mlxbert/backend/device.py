@@ -1,0 +1,263 @@
+"""Makes sure that MLX can run here, and gives it a real BLAS on a Linux CPU.
+
+The Linux CPU wheel of MLX links the reference BLAS, which multiplies float32 matrices some 50 times slower
+than the processor can. `use_fast_blas` points its calls of ``cblas_sgemm`` at OpenBLAS, whatever was
+imported or multiplied before, in about 5 ms: see `mlxbert.backend.openblas` for how and `mlxbert.backend.openblas` for
+whose, and for its threads.
+
+Only ``cblas_sgemm`` is bound: every float32 matmul, ``mx.addmm``, linear layer and convolution ends there,
+forward and backward. libmlx also imports ``cblas_dgemm``, ``cblas_cgemm`` and LAPACK routines (float64,
+complex64, ``mx.linalg``), which no encoder uses; float16, bfloat16 and quantized products are loops of
+MLX's own and reach no BLAS.
+
+Where something ran: versions, device, BLAS, threads. Never a host, a user or a path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from heads.install import install_fix, requirement
+from mlxbert.backend import openblas
+from mlxbert.backend.openblas import (
+    SLOT_TYPES,
+    LoadedLibrary,
+    import_slots,
+    loaded_libraries,
+    read_pointer,
+    write_pointer,
+)
+from mlxbert.errors import MLXBertError
+
+_SWITCH = "MLXBERT_BLAS"
+_GPU = f' (with an NVIDIA GPU: "{requirement("cuda12")}" or "{requirement("cuda13")}")'
+_INSTALL = install_fix("cpu") + _GPU
+
+
+class BackendError(MLXBertError, ImportError):
+    """MLX cannot be imported here."""
+
+
+class BlasSettingError(MLXBertError, ValueError):
+    """The environment variable MLXBERT_BLAS holds a word that means nothing."""
+
+
+@dataclass(frozen=True)
+class BlasStatus:
+    """What multiplies MLX's float32 matrices: OpenBLAS, loaded from `library`, if `active`; the line why; threads."""
+
+    active: bool
+    library: str | None
+    reason: str
+    threads: int = 1
+
+
+class _OwnBlasStaysError(Exception):
+    """MLX's own BLAS has to stay, and the user should know; the message is the reason."""
+
+
+def require_backend() -> None:
+    """Import ``mlx.core``, or raise `BackendError`: one line that says what to install.
+
+    Plain ``mlx`` on Linux comes without ``libmlx.so``; each of its backends brings one. Where several are
+    installed they have overwritten each other's, which is said on the log ("mlxbert", a warning).
+    """
+    try:
+        import mlx.core  # noqa: F401  (tried, not used)
+    except ImportError as error:
+        message = missing_backend_message(error, sys.platform, _installed_backends())
+        raise BackendError(message) from (None if "libmlx.so: cannot open" in str(error) else error)
+    if sys.platform == "linux" and len(backends := _installed_backends()) > 1:
+        _warn(_several_backends_message(backends))
+
+
+def missing_backend_message(error: ImportError, system: str, backends: list[str]) -> str:
+    """Say in one line why ``mlx.core`` could not be imported and what to install.
+
+    `system` is `sys.platform`; `backends` are the backend packages found beside ``mlx``.
+    """
+    absent = isinstance(error, ModuleNotFoundError) and error.name in ("mlx", "mlx.core")
+    if system != "linux":
+        reason = "MLX is not installed" if absent else f"MLX cannot be imported ({_one_line(error)})"
+        return f"{reason}; fix: {install_fix(reinstall=not absent)}"
+    if len(backends) > 1:
+        return f"MLX cannot be imported ({_one_line(error)}): {_several_backends_message(backends)}"
+    if absent:
+        return f"MLX is not installed; fix: {_INSTALL}"
+    if "libmlx.so: cannot open" in str(error):
+        return f"MLX is installed without a backend; fix: {_INSTALL}"
+    return f"MLX cannot be imported ({_one_line(error)}); fix: {install_fix('cpu', reinstall=True)}{_GPU}"
+
+
+def _several_backends_message(backends: list[str]) -> str:
+    names = " and ".join(backends)
+    return (
+        f"{names} overwrite each other's libmlx.so; "
+        f"fix: pip uninstall -y {' '.join(backends)} mlx, then {_INSTALL}, one of them only"
+    )
+
+
+def _installed_backends() -> list[str]:
+    """Name the backend packages that lie beside ``mlx``, by their metadata folders."""
+    spec = importlib.util.find_spec("mlx")
+    folders = {Path(folder).parent for folder in (spec and spec.submodule_search_locations) or ()}
+    found = {info.name.split("-")[0] for folder in folders for info in folder.glob("mlx_c*-*.dist-info")}
+    return sorted(name.replace("_", "-") for name in found if name == "mlx_cpu" or name.startswith("mlx_cuda"))
+
+
+_lock = threading.Lock()
+_status: BlasStatus | None = None
+
+
+def use_fast_blas() -> BlasStatus:
+    """Let MLX's float32 matrix products run in OpenBLAS, on a Linux CPU; say whether they do.
+
+    The first call decides; later ones, from any thread, give the same answer. OpenBLAS is checked by small
+    products before it is trusted. Where it cannot be used, MLX keeps its own BLAS and one line on the log
+    ("mlxbert", a warning) says why; an application that has not set logging up sees that line, bare, on
+    stderr, once. Nothing is said where there is nothing to do: on macOS, with MLX for CUDA, or after
+    ``MLXBERT_BLAS=off``. The variable is read here, at the first call; a word other than on or off raises
+    `BlasSettingError`.
+
+    MLX itself multiplies nothing here: its first computation starts a thread that does not survive a fork,
+    so a product through MLX in an import would hang every forked worker that uses MLX.
+    """
+    global _status
+    with _lock:
+        if _status is None:
+            _status = _decide()
+        return _status
+
+
+def _decide() -> BlasStatus:
+    setting = os.environ.get(_SWITCH, "on").strip().lower()
+    if setting not in ("on", "off", ""):
+        raise BlasSettingError(
+            f"{_SWITCH}={os.environ[_SWITCH]!r} is not known; fix: set it to on or off, or unset it"
+        )
+    if sys.platform != "linux":
+        return BlasStatus(False, None, "only MLX's Linux CPU build needs another BLAS")
+    if setting == "off":
+        return BlasStatus(False, None, f"{_SWITCH}=off")
+    import mlx.core as mx
+
+    if mx.cuda.is_available():
+        return BlasStatus(False, None, "MLX is built for CUDA")
+    try:
+        blas = _bind_openblas()
+    except _OwnBlasStaysError as reason:
+        _warn(f"MLX keeps its own slow BLAS: {reason} ({_SWITCH}=off silences this line)")
+        return BlasStatus(False, None, str(reason))
+    threads = "1 thread" if blas.threads == 1 else f"{blas.threads} threads"
+    return BlasStatus(True, blas.path, f"{blas.config}, {threads}", blas.threads)
+
+
+def _bind_openblas() -> openblas.OpenBlas:
+    """Find the slot, load OpenBLAS, check it, bind it; `_OwnBlasStaysError` where one step cannot be done."""
+    machine = platform.machine()
+    if machine not in SLOT_TYPES:
+        raise _OwnBlasStaysError(f"no OpenBLAS is known for a processor of type {machine}")
+    slots = [slot for library in _libmlx() for slot in import_slots(library, "cblas_sgemm", machine)]
+    if not slots:
+        raise _OwnBlasStaysError("this build of libmlx.so does not import cblas_sgemm")
+    path = openblas.find_library()
+    if path is None:
+        raise _OwnBlasStaysError(f"scipy-openblas32 is not installed; fix: {install_fix('cpu')}")
+    try:
+        blas = openblas.load(path)
+    except (OSError, AttributeError) as error:
+        raise _OwnBlasStaysError(f"OpenBLAS does not load ({_one_line(error)})") from error
+    bind_checked(slots, blas)
+    return blas
+
+
+def _libmlx() -> list[LoadedLibrary]:
+    return [library for library in loaded_libraries() if Path(library.path).name == "libmlx.so"]
+
+
+def bind_checked(slots: list[int], blas: openblas.OpenBlas) -> None:
+    """Write OpenBLAS's address into the slots if it multiplies right; else leave them as they were.
+
+    The check comes before the first write, so that no thread ever calls a wrong function; the slots already
+    written are restored where a later one cannot be. Raises `_OwnBlasStaysError` with the reason.
+    """
+    wrong = openblas.first_wrong_product(openblas.Sgemm(blas.sgemm))
+    if wrong is not None:
+        raise _OwnBlasStaysError(f"a wrong product ({wrong}) from {blas.config}")
+    old = [read_pointer(slot) for slot in slots]
+    try:
+        for slot in slots:
+            write_pointer(slot, blas.sgemm)
+    except OSError as error:
+        for slot, pointer in zip(slots, old, strict=True):
+            if read_pointer(slot) != pointer:
+                write_pointer(slot, pointer)
+        raise _OwnBlasStaysError(f"libmlx.so cannot be bound to OpenBLAS ({_one_line(error)})") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _warn(message: str) -> None:
+    """One line on the log; not a Python warning, which prints two and fails the import under ``-W error``."""
+    import logging  # 10 ms, wanted only where there is something to say
+
+    logging.getLogger("mlxbert").warning("mlxbert: %s", message)
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
+    """Inside, OpenBLAS multiplies on the thread that asks for a product; nothing where MLX keeps its own BLAS."""
+    status = use_fast_blas()
+    return nullcontext() if status.library is None else openblas.one_thread(status.library, status.threads)
+
+
+def reuse_memory(*, training: bool = False) -> None:
+    """On a Linux CPU, keep freed memory for the next arrays: see `mlxbert.backend.openblas`."""
+    if use_fast_blas().active:
+        openblas.reuse_buffers()
+        if training:
+            openblas.keep_heap()
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package to version, of those that are not installed "not installed"."""
+    facts = {}
+    for package in packages:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "a checkout" if package == "mlxbert" else "not installed"
+    return facts
+
+
+def device_name() -> str:
+    """MLX's default device: "cpu", or "gpu" with its name."""
+    import mlx.core as mx
+
+    device = mx.default_device()
+    if device.type == mx.DeviceType.cpu:
+        return "cpu"
+    name = mx.device_info().get("device_name", "")
+    return f"gpu ({name})" if name else "gpu"
+
+
+def blas_name() -> str:
+    """What multiplies float32 matrices on a CPU, with its version and threads."""
+    status = use_fast_blas()
+    # The reason names OpenBLAS's version and the threads; a reason why not may name a path, and is left out.
+    return status.reason if status.active else "MLX's own"
+
+
+def blas_threads() -> int:
+    """Threads of the BLAS that multiplies on a CPU; MLX's own has one. How sums are split depends on it."""
+    return use_fast_blas().threads

@@ -1,0 +1,278 @@
+"""`SentenceEncoder`: texts to vectors, as the checkpoint's sentence-transformers files say."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlxbert.checkpoint import load, resolve
+from mlxbert.core import BertCore
+from mlxbert.encode.modules import Normalize, SentenceModuleError
+from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
+from mlxbert.errors import MLXBertWarning
+from mlxbert.output import BertOutput
+from mlxbert.pooling import STRATEGIES, PoolingError, pool
+from mlxbert.tokenization.encoding import check_texts, padded, warn_of_truncation
+from mlxbert.tokenization.tokenizer import Tokenizer
+
+# Texts are tokenized and sorted this many at a time: millions of them do not all lie in memory as token ids.
+_BLOCK = 8192
+
+
+class SentenceEncoderWarning(MLXBertWarning):
+    """The checkpoint does not say how its embeddings are made."""
+
+
+class SentenceEncoder:
+    """Sentence embeddings, equal to sentence-transformers' for the same checkpoint.
+
+    Attributes:
+        core: the encoder.
+        tokenizer: its tokenizer.
+        plan: pooling and what follows it.
+        max_length: texts are cut to this many tokens; also sentence-transformers' name for it, `max_seq_length`.
+        dimension: width of an embedding.
+    """
+
+    # A setting that there is not, such as sentence-transformers' `truncate_dim`, is an error and not ignored.
+    __slots__ = ("core", "dimension", "max_length", "plan", "tokenizer")
+
+    def __init__(self, core: BertCore, tokenizer: Tokenizer, plan: SentencePlan):
+        self.core = core
+        self.tokenizer = tokenizer.lowercased() if plan.lower_case else tokenizer
+        self.plan = plan
+        # As in sentence-transformers, max_seq_length stands above the tokenizer's own limit.
+        wanted = plan.max_length if plan.max_length is not None else tokenizer.max_length
+        limit = core.config.max_position_embeddings
+        self.max_length = limit if wanted is None else min(wanted, limit)
+        self.dimension = core.config.hidden_size * len(plan.pooling)
+        for step in plan.steps:
+            if step.in_features is not None and step.in_features != self.dimension:
+                raise SentenceModuleError(
+                    f"modules.json: {type(step).__name__} takes {step.in_features} features, and is given "
+                    f"{self.dimension}"
+                )
+            self.dimension = step.out_features or self.dimension
+        states = core.config.num_hidden_layers + 1
+        if plan.mix is not None and plan.mix.start + plan.mix.count != states:
+            raise SentenceModuleError(
+                f"modules.json: WeightedLayerPooling is made for {plan.mix.start + plan.mix.count} hidden states, and "
+                f"this model has {states}"
+            )
+        if plan.truncate_dim is not None:
+            self.dimension = min(self.dimension, plan.truncate_dim)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, *, revision: str | None = None, pooling: str | None = None
+    ) -> SentenceEncoder:
+        """Load a converted checkpoint.
+
+        Args:
+            path_or_hub_id: a converted directory, or the id of a converted repository on the Hub.
+            revision: a branch, tag or commit of that repository.
+            pooling: a strategy of `mlxbert.pooling`, for a checkpoint without `modules.json`.
+
+        Raises:
+            CheckpointError: never converted (the message has the command to run), or damaged.
+            SentenceModuleError: it asks for a module or a setting that is not known here.
+            TokenizerError: its tokenizer files cannot be used.
+
+        Warns:
+            SentenceEncoderWarning: there is no `modules.json` and `pooling` is not given: mean pooling, as
+                sentence-transformers does.
+        """
+        if pooling is not None and pooling not in STRATEGIES:
+            raise PoolingError(f"pooling {pooling!r} is unknown; known: {', '.join(STRATEGIES)}")
+        directory = resolve(path_or_hub_id, revision)
+        plan = read_sentence_plan(directory)
+        if plan is not None and pooling is not None:
+            raise SentenceModuleError(
+                f"{directory}: modules.json says how to pool; fix: leave pooling={pooling!r} out"
+            )
+        if plan is None:
+            plan = SentencePlan() if pooling is None else SentencePlan(pooling=(pooling,))
+            if pooling is None:
+                warnings.warn(
+                    f"{path_or_hub_id} has no modules.json, so it is no sentence-transformers model: mean pooling is "
+                    "used, as sentence-transformers does; give pooling='mean' (or another) to say what you want",
+                    SentenceEncoderWarning,
+                    stacklevel=2,
+                )
+        core, tokenizer = load(directory / plan.transformer)
+        return cls(core, tokenizer, plan)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens that texts are cut to, special ones included; may be set. None: as many as the model has positions.
+
+        Raises:
+            TokenizerError: it leaves no room for text, or is more than the model has positions.
+        """
+        return self.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int | None) -> None:
+        positions = self.core.config.max_position_embeddings
+        self.max_length = self.tokenizer.checked_limit(tokens) or positions if tokens is not None else positions
+
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_size: int = 32,
+        normalize: bool | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Embed texts; they are sorted by length for the batches, and come back in their order.
+
+        Args:
+            texts: one text or several.
+            batch_size: texts that go through the encoder at once.
+            normalize: True: to length 1; False: without the checkpoint's own Normalize; None: as the checkpoint says.
+            prompt_name: which of the checkpoint's prompts to put before each text; default: the checkpoint's.
+            prompt: a prompt of your own, instead.
+            show_progress: a progress bar on standard error.
+
+        Returns:
+            float32, (N, dimension); for one string a vector (dimension,).
+
+        Raises:
+            TokenizerError: something that is not text (its index is named).
+            ValueError: an impossible batch size, or a prompt that the checkpoint does not have.
+
+        Warns:
+            TruncationWarning: once, if texts were longer than `max_length`: how many, and the longest.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
+        if normalize is not None and not isinstance(normalize, bool):
+            raise ValueError(f"normalize must be True, False or None, not {normalize!r}")
+        prompt = self._prompt(prompt, prompt_name)
+        items = check_texts(texts)
+        skip = self._prompt_tokens(prompt) if prompt and not self.plan.include_prompt else 0
+        out = np.empty((len(items), self.dimension), np.float32)
+        n_cut = longest = 0
+        uncounted = False
+        with _progress(len(items), show_progress) as advance:
+            for start in range(0, len(items), _BLOCK):
+                block = [prompt + text for text in items[start : start + _BLOCK]]
+                encodings = self.tokenizer.encode(block, max_length=self.max_length)
+                n_cut += sum(e.n_truncated > 0 for e in encodings)
+                longest = max([longest, *(len(e) + e.n_truncated for e in encodings)])
+                uncounted = uncounted or any(e.uncounted for e in encodings)
+                for rows, length in batches([len(e) for e in encodings], batch_size, self.max_length):
+                    inputs = padded(
+                        [encodings[i].ids for i in rows],
+                        [encodings[i].type_ids for i in rows],
+                        length=length,
+                        pad_id=self.tokenizer.pad_token_id or 0,
+                    )
+                    out[start + rows] = np.array(self._embed(inputs, skip, normalize))
+                    advance(len(rows))
+        if n_cut:
+            warn_of_truncation(n_cut, len(items), longest, self.max_length, stacklevel=2, at_least=uncounted)
+        return out[0] if isinstance(texts, str) else out
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Similarity of every vector of `a` with every one of `b`, by the checkpoint's own measure: (N, M) float32.
+
+        "euclidean" and "manhattan" are negative distances, so that more is closer.
+        """
+        x, y = (np.atleast_2d(np.asarray(v, np.float32)) for v in (a, b))
+        if self.plan.similarity in ("cosine", "dot"):
+            if self.plan.similarity == "cosine":
+                x, y = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (x, y))
+            return x @ y.T
+        # One row at a time: the differences of all pairs at once would be N·M·D numbers.
+        order = 2 if self.plan.similarity == "euclidean" else 1
+        rows = [-np.linalg.norm(row - y, ord=order, axis=1) for row in x]
+        return np.stack(rows) if rows else np.empty((0, len(y)), np.float32)
+
+    def _prompt(self, prompt: str | None, name: str | None) -> str:
+        if prompt is not None and name is not None:
+            raise ValueError("give prompt or prompt_name, not both")
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"prompt must be a text, not {prompt!r}")
+        name = name if name is not None else self.plan.default_prompt
+        if prompt is not None or name is None:
+            return prompt or ""
+        prompts = self.plan.prompts
+        if name not in prompts:
+            raise ValueError(f"prompt_name {name!r} is not one of {', '.join(sorted(prompts)) or 'none'}")
+        return prompts[name]
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Leading tokens that are the prompt's: its own, and [CLS]."""
+        ids = self.tokenizer.encode(prompt, max_length=self.max_length)[0].ids
+        return len(ids) - (ids[-1] in self.tokenizer.special_ids)
+
+    def _embed(self, inputs: dict[str, mx.array], skip: int, normalize: bool | None) -> mx.array:
+        """(B, L) ids to (B, dimension) float32."""
+        mask = inputs["attention_mask"]
+        mix = self.plan.mix
+        output = self.core(inputs["input_ids"], mask, inputs["token_type_ids"], output_hidden_states=mix is not None)
+        if mix is not None and output.hidden_states is not None:
+            output = replace(output, last_hidden_state=mix(output.hidden_states))
+        vectors = [_pool(strategy, output, mask, skip) for strategy in self.plan.pooling]
+        x = mx.concatenate([vector.astype(mx.float32) for vector in vectors], axis=-1)
+        for step in self.plan.steps:
+            if normalize is not False or not isinstance(step, Normalize):
+                x = step(x)
+        x = x[:, : self.dimension]
+        return Normalize()(x) if normalize else x
+
+
+def _pool(strategy: str, output: BertOutput, mask: mx.array, skip: int) -> mx.array:
+    if not skip:
+        return output.pool(strategy, mask)
+    mask = mx.where(mx.arange(mask.shape[1]) < skip, 0, mask)  # (B, L)
+    if strategy == "cls":
+        # Where the prompt has filled the whole length, sentence-transformers takes the very first token.
+        first = mx.argmax(mask, axis=1)[:, None, None]  # (B, 1, 1)
+        return mx.take_along_axis(output.last_hidden_state, first, axis=1)[:, 0]
+    return pool(strategy, output.last_hidden_state, mask)
+
+
+def batches(lengths: Sequence[int], batch_size: int, limit: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Indices of the texts of each batch and the length to pad it to, longest texts first.
+
+    Lengths are rounded up to multiples of 8, above 64 of 32, so that few shapes occur. A text no longer than half of
+    a batch's padded length waits for the next batch: less than half of a batch is padding.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        step = 8 if longest <= 64 else 32
+        padded_length = min(-(-longest // step) * step, limit)
+        stop = start + 1
+        while (
+            stop < min(start + batch_size, len(order))
+            # At 16 tokens and below, one call more costs more than the padding does.
+            and (padded_length <= 16 or 2 * lengths[order[stop]] > padded_length)
+        ):
+            stop += 1
+        yield order[start:stop], padded_length
+        start = stop
+
+
+@contextmanager
+def _progress(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("encoding", total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,366 @@
+"""What each parameter is trained with, decided by its name in `BertWithHead` (core.*, pooling.*, head.*).
+
+AdamW, gradient clipping and the moving average of weights, as functions of flat dicts of arrays.
+
+Learning-rate schedules: pure functions of the step, so that a resumed run needs no schedule state.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+from mlxbert.config import BertConfig
+from mlxbert.errors import MLXBertError
+from mlxbert.model_tensors import named_parameters
+from mlxbert.with_head import BertWithHead
+
+_LAYER = re.compile(r"core\.encoder\.layer\.(\d+)\.")
+WORD_EMBEDDINGS = "core.embeddings.word_embeddings.weight"
+
+
+class GroupError(MLXBertError):
+    """Settings that no parameter of this model can follow."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one parameter is trained.
+
+    Attributes:
+        rate: peak learning rate.
+        weight_decay: decoupled decay, 0 for biases, LayerNorms and other vectors.
+        frozen: it never changes, has no gradient and no optimizer state.
+    """
+
+    rate: float
+    weight_decay: float
+    frozen: bool = False
+
+
+def default_learning_rate(config: BertConfig) -> float:
+    """The peak rate that an encoder of this size is fine-tuned with unless told otherwise: one significant digit of
+
+        3e-5 · √((768 · 12) / (hidden size · layers))
+
+    The reason: Devlin et al. 2018 (A.3) search 2e-5 … 5e-5 for base (768 × 12), and the authors of the small BERTs
+    3e-5 … 3e-4 for all down to tiny (Turc et al. 2019, https://github.com/google-research/bert): a smaller model bears
+    a larger rate. Large (1024 × 24) fails to train for some seeds, which small rates with bias correction and warm-up
+    mend (Mosbach et al. 2020, https://arxiv.org/abs/2006.04884). The formula gives large 2e-5,
+    base 3e-5, MiniLM-L12 (384) 4e-5, MiniLM-L6 6e-5, mini (256 × 4) 9e-5, tiny (128 × 2) 2e-4.
+    """
+    rate = 3e-5 * ((768 * 12) / (config.hidden_size * config.num_hidden_layers)) ** 0.5
+    return float(f"{rate:.0e}")
+
+
+def parameter_rules(
+    model: BertWithHead,
+    *,
+    rate: float,
+    head_rate: float | None = None,
+    weight_decay: float = 0.01,
+    layer_decay: float = 1.0,
+    freeze_embeddings: bool = False,
+    freeze_layers: int = 0,
+) -> dict[str, Rule]:
+    """A `Rule` for every parameter of `model`, by name, in the module tree's order.
+
+    Args:
+        model: encoder, pooling and head.
+        rate: peak rate of the top encoder layer and the pooler.
+        head_rate: peak rate of head and pooling, which start from random weights; None: `rate`.
+        weight_decay: for matrices alone; biases, LayerNorms and other vectors never decay (Devlin et al. 2018's code).
+        layer_decay: layer i of L has rate · layer_decay^(L − 1 − i), the embeddings rate · layer_decay^L (Howard and
+            Ruder 2018, https://arxiv.org/abs/1801.06146; Zhang et al. 2020, https://arxiv.org/abs/2006.05987).
+        freeze_embeddings: leave the embeddings as they are.
+        freeze_layers: leave the embeddings and this many of the lowest layers as they are.
+
+    Raises:
+        GroupError: a rate, decay or number of layers that makes no sense.
+    """
+    layers = model.core.config.num_hidden_layers
+    for name, value in (("rate", rate), ("head_rate", rate if head_rate is None else head_rate)):
+        if not 0 <= value < float("inf"):
+            raise GroupError(f"{name} must be a number from 0, not {value}")
+    if not 0 <= weight_decay < float("inf"):
+        raise GroupError(f"weight_decay must be a number from 0, not {weight_decay}")
+    if not 0 < layer_decay <= 1:
+        raise GroupError(f"layer_decay must be above 0 and at most 1 (no decay), not {layer_decay}")
+    if not 0 <= freeze_layers <= layers:
+        raise GroupError(f"freeze_layers is {freeze_layers}; fix: from 0 to {layers}, the encoder's layers")
+    pooler_used = getattr(model.pooling, "strategy", None) == "pooler"
+    rules = {}
+    for name, array in named_parameters(model).items():
+        decay = 0.0 if array.ndim < 2 or not decays(name) else weight_decay
+        if not name.startswith("core."):
+            rules[name] = Rule(rate if head_rate is None else head_rate, decay)
+            continue
+        depth = _depth(name, layers)
+        # 0 is the embeddings, i + 1 layer i. A pooler that the pooling does not read has no gradient, and must not
+        # decay away: torch skips a parameter without a gradient.
+        frozen = depth <= freeze_layers if freeze_layers else (freeze_embeddings and depth == 0)
+        frozen = frozen or (name.startswith("core.pooler.") and not pooler_used)
+        rules[name] = Rule(rate * layer_decay ** max(layers - depth, 0), decay, frozen)
+    return rules
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay is meant for a parameter of this name: no bias, nothing of a LayerNorm."""
+    return not name.endswith(".bias") and "LayerNorm" not in name.split(".")
+
+
+def trainable(rules: dict[str, Rule]) -> list[str]:
+    """The names that are not frozen.
+
+    Raises:
+        GroupError: there is none.
+    """
+    names = [name for name, rule in rules.items() if not rule.frozen]
+    if not names:
+        raise GroupError("every parameter is frozen; fix: leave at least the head to train")
+    return names
+
+
+def reinitialize_top(model: BertWithHead, layers: int, seed: int) -> list[str]:
+    """Give the top `layers` encoder layers, and a pooler in use, the weights that pre-training started from.
+
+    Matrices normal with deviation `initializer_range`, biases 0, LayerNorm weights 1 (transformers `_init_weights`);
+    few rows learn better and more steadily so (Zhang et al. 2020, https://arxiv.org/abs/2006.05987, section 4). A pure
+    function of `seed`; returns the names.
+
+    Raises:
+        GroupError: more layers than there are.
+    """
+    config = model.core.config
+    if not 0 <= layers <= config.num_hidden_layers:
+        raise GroupError(f"reinitialize_top: {layers} layers; fix: from 0 to {config.num_hidden_layers}")
+    if layers == 0:
+        return []
+    prefixes = [f"core.encoder.layer.{i}." for i in range(config.num_hidden_layers - layers, config.num_hidden_layers)]
+    if getattr(model.pooling, "strategy", None) == "pooler":
+        prefixes.append("core.pooler.")
+    fresh = {}
+    key = mx.random.key(seed)
+    for name, array in named_parameters(model).items():
+        if not name.startswith(tuple(prefixes)):
+            continue
+        if name.endswith(".bias"):
+            fresh[name] = mx.zeros_like(array)
+        elif "LayerNorm" in name.split("."):
+            fresh[name] = mx.ones_like(array)
+        else:
+            key, own = mx.random.split(key)
+            values = mx.random.normal(array.shape, scale=config.initializer_range, key=own)
+            fresh[name] = values.astype(array.dtype)
+    mx.eval(fresh)
+    model.update(tree_unflatten(list(fresh.items())))
+    return list(fresh)
+
+
+def padding_row(model: BertWithHead, names: Iterable[str]) -> int | None:
+    """The row of the word embeddings that has no gradient: torch's `padding_idx`; None: no such row is trained."""
+    return model.core.config.pad_token_id if WORD_EMBEDDINGS in set(names) else None
+
+
+def _depth(name: str, layers: int) -> int:
+    """0 for the embeddings, i + 1 for layer i, the top layer's for the pooler."""
+    match = _LAYER.match(name)
+    if match:
+        return int(match[1]) + 1
+    return 0 if name.startswith("core.embeddings.") else layers
+
+
+Arrays = dict[str, mx.array]
+
+
+class OptimizerError(MLXBertError):
+    """An optimizer setting out of its range."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay and bias correction: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
+
+    At step t, counted from 1, with gradient g and rate η_t (algorithm and order of torch's `adamw`):
+
+        w ← w (1 − η_t λ)
+        m ← β₁ m + (1 − β₁) g          v ← β₂ v + (1 − β₂) g²
+        w ← w − η_t / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+
+    MLX's own `AdamW` has `bias_correction=False` by default, which makes the first step some three times the rate.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise OptimizerError(f"AdamW: {name} must be at least 0 and below 1, not {value}")
+        if not 0 < self.eps < 1:
+            raise OptimizerError(f"AdamW: eps must be above 0 and below 1, not {self.eps}")
+
+    def scalars(self, rules: Mapping[str, Rule], factor: float, step: int) -> dict[str, mx.array]:
+        """What step t = `step` ≥ 1 multiplies by, in double precision and then rounded, as torch does.
+
+        Arrays and not numbers, because a number would be compiled into the update, anew at every step. One array each
+        of "size", η_t / (1 − β₁ᵗ), and "shrink", 1 − η_t λ, for every distinct rule, and "root", 1 / √(1 − β₂ᵗ).
+        """
+        first = 1 - self.beta1**step
+        values = {"root": 1 / math.sqrt(1 - self.beta2**step)}
+        for rule in set(rules.values()):
+            rate = rule.rate * factor
+            values[_key("size", rule)] = rate / first
+            values[_key("shrink", rule)] = 1 - rate * rule.weight_decay
+        return {name: mx.array(value, mx.float32) for name, value in values.items()}
+
+    def apply(
+        self,
+        weights: Arrays,
+        means: Arrays,
+        squares: Arrays,
+        gradients: Arrays,
+        rules: Mapping[str, Rule],
+        scalars: Arrays,
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """One update of every parameter in `gradients`; all dicts are flat, by name, and float32.
+
+        Args:
+            weights: w.
+            means: m.
+            squares: v.
+            gradients: g, clipped.
+            rules: peak rate and decay of each.
+            scalars: see `scalars`.
+
+        Returns:
+            New weights, means and squares; nothing is changed in place.
+        """
+        new_weights, new_means, new_squares = {}, {}, {}
+        for name, gradient in gradients.items():
+            size, shrink = (scalars[_key(what, rules[name])] for what in ("size", "shrink"))
+            m = self.beta1 * means[name] + (1 - self.beta1) * gradient
+            v = self.beta2 * squares[name] + (1 - self.beta2) * mx.square(gradient)
+            new_weights[name] = weights[name] * shrink - size * m / (mx.sqrt(v) * scalars["root"] + self.eps)
+            new_means[name], new_squares[name] = m, v
+        return new_weights, new_means, new_squares
+
+
+def _key(what: str, rule: Rule) -> str:
+    return f"{what} {rule.rate!r} {rule.weight_decay!r}"
+
+
+def squared_norms(gradients: Arrays) -> Arrays:
+    """Σ g² over the elements of each array, in float32.
+
+    Summed in the order of the indices: a gradient that a product left transposed in memory would be summed in another
+    order than the same numbers read back from a saved state, and end in other bits.
+    """
+    return {name: mx.square(mx.contiguous(g.astype(mx.float32))).sum() for name, g in gradients.items()}
+
+
+def global_norm(squared: Arrays) -> mx.array:
+    """√Σ g² over every element of every gradient, of their `squared_norms`."""
+    return mx.sqrt(mx.stack(list(squared.values())).sum())
+
+
+def clip_factor(norm: float, max_norm: float | None) -> float:
+    """min(1, max_norm / (norm + 1e-6)), torch's `clip_grad_norm_` (Pascanu et al. 2013); None: no clipping, 1."""
+    return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """min(decay, (1 + t) / (10 + t)) at step t ≥ 1: a young average follows (TensorFlow's `num_updates`)."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def ema_update(average: Arrays, weights: Arrays, decay: mx.array) -> Arrays:
+    """decay · average + (1 − decay) · weights, by name; Polyak and Juditsky 1992."""
+    return {name: old + (1 - decay) * (weights[name] - old) for name, old in average.items()}
+
+
+class ScheduleError(MLXBertError):
+    """A schedule that is unknown, or whose numbers make none."""
+
+
+def _linear(progress: float, _: float) -> float:
+    return 1 - progress
+
+
+def _cosine(progress: float, _: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _constant(_progress: float, _: float) -> float:
+    return 1.0
+
+
+def _polynomial(progress: float, power: float) -> float:
+    return float((1 - progress) ** power)
+
+
+# From p, the part done of the steps after the warm-up (0 … 1), and the power, to the part of the peak above the end.
+SHAPES: dict[str, Callable[[float, float], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant": _constant,
+    "polynomial": _polynomial,
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """factor(t) = (t + offset) / W in the warm-up t < W, then end + (1 − end) · shape((t − W) / (T − W)).
+
+    With `first_step_is_zero` the offset is 0 and these are transformers' `get_*_schedule_with_warmup`
+    (`optimization.py`): the first step then changes nothing. Otherwise it is 1, and no step is lost.
+
+    Attributes:
+        total_steps: T, optimizer steps of the run; the factor stays at `end` beyond.
+        kind: "linear" (to `end`), "cosine" (half a wave), "constant", or "polynomial": (1 − p)^power.
+        warmup_steps: W, from 0 to T.
+        end: the factor at T, of 1 at the peak.
+        power: of "polynomial"; 2 falls fast and then slowly.
+        first_step_is_zero: as transformers does it.
+    """
+
+    total_steps: int
+    kind: str = "linear"
+    warmup_steps: int = 0
+    end: float = 0.0
+    power: float = 2.0
+    first_step_is_zero: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in SHAPES:
+            raise ScheduleError(f"schedule {self.kind!r} is unknown; known: {', '.join(SHAPES)}")
+        if self.total_steps < 1:
+            raise ScheduleError(f"schedule: total_steps must be at least 1, not {self.total_steps}")
+        if not 0 <= self.warmup_steps <= self.total_steps:
+            raise ScheduleError(
+                f"schedule: warmup_steps is {self.warmup_steps}; fix: from 0 to total_steps, {self.total_steps}"
+            )
+        if not 0 <= self.end <= 1:
+            raise ScheduleError(f"schedule: end must be from 0 to 1, a part of the peak rate, not {self.end}")
+        if not (math.isfinite(self.power) and self.power > 0):
+            raise ScheduleError(f"schedule: power must be above 0, not {self.power}")
+
+    def factor(self, step: int) -> float:
+        """What the peak rate is multiplied by at optimizer step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + (0 if self.first_step_is_zero else 1)) / self.warmup_steps
+        length = max(self.total_steps - self.warmup_steps, 1)
+        progress = min((step - self.warmup_steps) / length, 1.0)
+        return self.end + (1 - self.end) * SHAPES[self.kind](progress, self.power)
+
+
+def evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:
+    """After which steps of an epoch to evaluate: the last one is always among them."""
+    count = min(steps, evaluations)
+    return frozenset(round(steps * (i + 1) / count) for i in range(count))

@@ -1,0 +1,300 @@
+"""The table of `converter/loaders.py` against the packages themselves: what loads, what refuses, what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxbert
+from converter.card import loaders
+from converter.card.loaders import DIFFERS, REFUSES, WORKS, Reading
+from converter.convert import convert
+from mlxbert.checkpoint import INDEX
+from mlxbert.encode.encoder import SentenceEncoder
+from tests.support.swift_rules import swift_problems
+from tests.support.tiny import save_tiny, save_tokenizer
+
+torch = pytest.importorskip("torch", reason="the sources are built by transformers")
+transformers = pytest.importorskip("transformers")
+mlx_embeddings = pytest.importorskip("mlx_embeddings")
+mlx_vlm_loader = pytest.importorskip("mlx_vlm.embedding_loader")
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+TEXTS = ["a b c d e f g", "h i"]
+SIZE = 64
+ONES = {"num_labels": 1}
+TAGS = dict(enumerate(("O", "B-PER", "I-PER")))
+SEQUENCE, TAGGER, SPANS, MASKED = (
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+    "BertForMaskedLM",
+)
+POOLING_FLAGS = {
+    "cls": "cls_token",
+    "mean": "mean_tokens",
+    "max": "max_tokens",
+    "lasttoken": "lasttoken",
+    "weightedmean": "weightedmean_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+}
+
+
+def pooling(*modes: str, normalize: bool = True, dense: bool = False, **more: Any) -> Callable[[Path], None]:
+    """Add the files of sentence-transformers, the pooling in both of its spellings."""
+
+    def add(directory: Path) -> None:
+        kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), *(["Normalize"] if normalize else [])]
+        modules = [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": f"{i}_{kind}" if i else "",
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for i, kind in enumerate(kinds)
+        ]
+        (directory / "modules.json").write_text(json.dumps(modules))
+        flags = {f"pooling_mode_{flag}": mode in modes for mode, flag in POOLING_FLAGS.items()}
+        config = {
+            "word_embedding_dimension": SIZE,
+            **flags,
+            "pooling_mode": list(modes) if modes[1:] else modes[0],
+            **more,
+        }
+        (directory / "1_Pooling").mkdir()
+        (directory / "1_Pooling/config.json").write_text(json.dumps(config))
+        if dense:
+            (directory / "2_Dense").mkdir()
+            layer = sentence_transformers.models.Dense(SIZE, 8)
+            layer.save(str(directory / "2_Dense"))
+
+    return add
+
+
+def nothing(directory: Path) -> None:
+    """Add no file."""
+
+
+def without_tokenizer(directory: Path) -> None:
+    for file in directory.iterdir():
+        if "token" in file.name or file.name == "vocab.txt":
+            file.unlink()
+
+
+# name -> (class, options of the model, what to add, options of `convert`)
+DIRECTORIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], None], dict[str, Any]]] = {
+    "encoder": ("BertModel", {}, nothing, {}),
+    "encoder without pooler": ("BertModel", {"pooler": False}, nothing, {}),
+    "masked LM": (MASKED, {}, nothing, {}),
+    "masked LM, full": (MASKED, {}, nothing, {"layout": "full"}),
+    "pre-training": ("BertForPreTraining", {}, nothing, {}),
+    "pre-training, full": ("BertForPreTraining", {}, nothing, {"layout": "full"}),
+    "tagger": (TAGGER, {}, nothing, {}),
+    "tagger, full": (TAGGER, {"id2label": TAGS}, nothing, {"layout": "full"}),
+    "tagger without tags, full": (TAGGER, {}, nothing, {"layout": "full"}),
+    "question answering": (SPANS, {}, nothing, {}),
+    "question answering, full": (SPANS, {}, nothing, {"layout": "full"}),
+    "reranker": (SEQUENCE, ONES, nothing, {}),
+    "reranker, full": (SEQUENCE, ONES, nothing, {"layout": "full"}),
+    "reranker, full, relu": (SEQUENCE, {**ONES, "hidden_act": "relu"}, nothing, {"layout": "full"}),
+    "three classes, full": (SEQUENCE, {"num_labels": 3}, nothing, {"layout": "full"}),
+    "tanh-GELU": ("BertModel", {"hidden_act": "gelu_new"}, nothing, {}),
+    "relu": ("BertModel", {"hidden_act": "relu"}, pooling("mean"), {}),
+    "no tokenizer": ("BertModel", {}, without_tokenizer, {}),
+    "quantized": ("BertModel", {}, pooling("mean"), {"quantize": "mixed", "calibration": "none"}),
+    "mean": ("BertModel", {}, pooling("mean"), {}),
+    "mean, any length": ("BertModel", {}, pooling("mean", normalize=False), {}),
+    "mean without the prompt": ("BertModel", {}, pooling("mean", include_prompt=False), {}),
+    "cls": ("BertModel", {}, pooling("cls"), {}),
+    "max": ("BertModel", {}, pooling("max"), {}),
+    "last": ("BertModel", {}, pooling("lasttoken"), {}),
+    "weighted": ("BertModel", {}, pooling("weightedmean"), {}),
+    "by square root": ("BertModel", {}, pooling("mean_sqrt_len_tokens", normalize=False), {}),
+    "two": ("BertModel", {}, pooling("cls", "mean"), {}),
+    "dense": ("BertModel", {}, pooling("mean", dense=True), {}),
+}
+# What the test cannot see: with these texts no prompt is given, and numbers are compared after normalization.
+UNSEEN = {("mean without the prompt", "mlx-embeddings"), ("mean without the prompt", "mlx-vlm (load_embedding_model)")}
+
+
+@pytest.fixture(scope="module", params=DIRECTORIES)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """Name, path and conversion of a directory."""
+    architecture, sizes, add, options = DIRECTORIES[request.param]
+    root = tmp_path_factory.mktemp("loaders")
+    save_tiny(root / "source", architecture, hidden_size=SIZE, **sizes)
+    save_tokenizer(root / "source")
+    add(root / "source")
+    return request.param, root / "out", convert(root / "source", root / "out", verify=False, **options)
+
+
+def test_what_becomes_of_a_directory_in_every_loader(directory: tuple[str, Path, Any]) -> None:
+    name, path, result = directory
+    said = {reading.loader.name: reading for reading in result.readings}
+    found = {loader: attempt(LOAD[loader], path) for loader in said}
+    expected = {loader: reading.effect for loader, reading in said.items()}
+    for unseen in UNSEEN:
+        if unseen[0] == name:
+            assert (expected[unseen[1]], found[unseen[1]]) == (DIFFERS, WORKS)
+            found[unseen[1]] = DIFFERS
+    assert found == expected
+    assert all(bool(reading.reasons) == (reading.effect != WORKS) for reading in said.values())
+
+
+def attempt(load: Callable[[Path], bool], path: Path) -> str:
+    """What happens: it refuses, gives the numbers of ours, or others."""
+    try:
+        return WORKS if load(path) else DIFFERS
+    except (ValueError, OSError, KeyError, RuntimeError):
+        return REFUSES
+
+
+# `TEXTS` as the tokenizer of `write_vocab` has them: [CLS] is 2, [SEP] 3, "a" 5.
+IDS = mx.array([[2, 5, 6, 7, 8, 9, 10, 11, 3], [2, 12, 13, 3, 0, 0, 0, 0, 0]])
+MASK = mx.array([[1] * 9, [1, 1, 1, 1, 0, 0, 0, 0, 0]])
+
+
+def same(found: Any, expected: Any, mask: Any = None) -> bool:
+    found, expected = (
+        np.array(value.astype(mx.float32) if isinstance(value, mx.array) else value) for value in (found, expected)
+    )
+    if mask is not None:
+        found, expected = found[np.array(mask).astype(bool)], expected[np.array(mask).astype(bool)]
+    return found.shape == expected.shape and bool(np.abs(found - expected).max() < 1e-4)
+
+
+def hidden(path: Path) -> mx.array:
+    config = json.loads((path / "config.json").read_text())
+    core = mlxbert.checkpoint.load_core(path, config=config)
+    return core(IDS, MASK).last_hidden_state
+
+
+def embeds(output: Any, path: Path) -> bool:
+    """Whether another package's hidden states and sentence vectors are ours."""
+    packed = "quantization" in json.loads((path / "config.json").read_text())
+    ours = hidden(path)
+    if packed:  # it computes in half precision
+        difference = np.array(output.last_hidden_state.astype(mx.float32)) - np.array(ours)
+        return bool(np.abs(difference)[np.array(MASK).astype(bool)].max() < 0.1)
+    if not same(output.last_hidden_state, ours, MASK):
+        return False
+    if not (path / "modules.json").is_file():
+        return True
+    encoder = SentenceEncoder.from_pretrained(path)
+    return same(output.text_embeds, encoder.encode(TEXTS))
+
+
+def in_torch(model: Any) -> dict[str, np.ndarray]:
+    with torch.inference_mode():
+        output = model.eval()(torch.tensor(np.array(IDS)).long(), attention_mask=torch.tensor(np.array(MASK)))
+    return {name: value.numpy() for name, value in output.items() if hasattr(value, "numpy")}
+
+
+def auto_model(path: Path) -> bool:
+    model, info = transformers.AutoModel.from_pretrained(path, output_loading_info=True)
+    equal = same(in_torch(model)["last_hidden_state"], hidden(path), MASK)
+    return equal and tokenizes(transformers.AutoTokenizer.from_pretrained(path)) and not info["missing_keys"]
+
+
+def tokenizes(tokenizer: Any) -> bool:
+    return list(tokenizer(TEXTS[1])["input_ids"]) == [2, 12, 13, 3]
+
+
+def embeddings(path: Path) -> bool:
+    model, tokenizer = mlx_embeddings.load(str(path))
+    return tokenizes(tokenizer) and embeds(model(IDS, attention_mask=MASK), path)
+
+
+def auto_head(path: Path) -> bool:
+    ours, _ = mlxbert.load_with_head(path)
+    model, info = getattr(transformers, ours.architecture).from_pretrained(path, output_loading_info=True)
+    theirs, output = in_torch(model), ours(IDS, MASK)
+    logits = {name: getattr(output, name) for name in vars(output) if name.endswith("logits")}
+    pairs = [(theirs[name], value) for name, value in logits.items() if value is not None]
+    masks = [MASK if found.ndim > 1 and found.shape[1] == MASK.shape[1] else None for found, _ in pairs]
+    assert pairs
+    return not info["missing_keys"] and all(same(*pair, mask) for pair, mask in zip(pairs, masks, strict=True))
+
+
+def sentence_transformer(path: Path) -> bool:
+    theirs = sentence_transformers.SentenceTransformer(str(path), device="cpu").encode(TEXTS)
+    return same(theirs, SentenceEncoder.from_pretrained(path).encode(TEXTS))
+
+
+def reranker(path: Path) -> bool:
+    from mlx_vlm.reranker_loader import load_reranker
+
+    theirs, _ = load_reranker(path)
+    ours, _ = mlxbert.load_with_head(path)
+    return same(theirs(IDS, attention_mask=MASK).logits, ours(IDS, MASK).logits)
+
+
+def tagger(path: Path) -> bool:
+    from mlx_vlm.token_classification import load_token_classifier
+
+    theirs = load_token_classifier(path).model
+    ours, _ = mlxbert.load_with_head(path)
+    return same(theirs(IDS, attention_mask=MASK).logits, ours(IDS, MASK).logits, MASK)
+
+
+def swift(path: Path) -> bool:
+    problems = swift_problems(path)
+    if any(problem.startswith("refuses") for problem in problems):
+        raise ValueError(problems[0])
+    return not problems
+
+
+LOAD: dict[str, Callable[[Path], bool]] = {
+    loaders.OURS.name: lambda path: mlxbert.checkpoint.load_core(path) is not None and (path / INDEX).is_file(),
+    loaders.AUTO_MODEL.name: auto_model,
+    loaders.AUTO_HEAD.name: auto_head,
+    loaders.SENTENCE_TRANSFORMER.name: sentence_transformer,
+    loaders.MLX_EMBEDDINGS.name: embeddings,
+    loaders.MLX_VLM.name: lambda path: embeds(
+        mlx_vlm_loader.load_embedding_model(path)(IDS, attention_mask=MASK), path
+    ),
+    loaders.MLX_VLM_RERANKER.name: reranker,
+    loaders.MLX_VLM_TAGGER.name: tagger,
+    loaders.SWIFT.name: swift,
+}
+
+
+class TestTraitsOfSwiftAlone:
+    """What no package in Python minds."""
+
+    def converted(self, tmp_path: Path, add: Callable[[Path], None], **config: Any) -> tuple[list[Reading], list[str]]:
+        save_tiny(tmp_path / "source", SEQUENCE, **ONES, hidden_size=SIZE)
+        save_tokenizer(tmp_path / "source")
+        add(tmp_path / "source")
+        convert(tmp_path / "source", tmp_path / "out", layout="full", verify=False)
+        file = tmp_path / "out/config.json"
+        parsed = json.loads(file.read_text()) | config
+        file.write_text(json.dumps(parsed))
+        found = loaders.readings(loaders.traits_of(tmp_path / "out", parsed, ("classifier.weight", "classifier.bias")))
+        return [reading for reading in found if reading.effect != WORKS], swift_problems(tmp_path / "out")
+
+    def test_pooling_in_the_newer_spelling_alone(self, tmp_path: Path) -> None:
+        self.converted(tmp_path, pooling("mean"))
+        (tmp_path / "out/1_Pooling/config.json").write_text(
+            json.dumps({"embedding_dimension": SIZE, "pooling_mode": "mean"})
+        )
+        parsed = json.loads((tmp_path / "out/config.json").read_text())
+        found = loaders.readings(loaders.traits_of(tmp_path / "out", parsed, ("classifier.weight",)))
+        differs = [reading for reading in found if reading.effect == DIFFERS]
+        assert [reading.loader for reading in differs] == [loaders.SWIFT]
+        assert "does not find the pooling" in differs[0].reasons[0]
+        assert swift_problems(tmp_path / "out") == [
+            "differs: without word_embedding_dimension the pooling is not read"
+        ]
+
+    def test_labels_that_are_numbers(self, tmp_path: Path) -> None:
+        found, problems = self.converted(tmp_path, nothing, id2label={"0": 1})
+        assert [reading.loader for reading in found if "id2label" in reading.reasons[0]] == [loaders.SWIFT]
+        assert problems == ["refuses: id2label with values that are no text"]

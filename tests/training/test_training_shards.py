@@ -1,0 +1,151 @@
+"""A batch in shards: the same loss and gradients, random numbers of their own, the same bytes again."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxbert.backend.device import BlasStatus, one_blas_thread, use_fast_blas
+from mlxbert.training.gradients import FGM, seed_of, split_state
+from mlxbert.training.parallel import evaluate, split_batch, streams
+from mlxbert.training.state import restore_step, step_state
+from mlxbert.training.step import NonFiniteLossError, TrainStep
+from tests.training.test_training_step import as_bytes, batch, largest_difference, make_step
+
+pytestmark = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="a GPU computes a batch whole")
+
+
+def sharded(monkeypatch: pytest.MonkeyPatch, threads: int, **settings: Any) -> TrainStep:
+    """A step that splits even these small batches, among this many threads."""
+    status = BlasStatus(True, use_fast_blas().library, "", threads)
+    monkeypatch.setattr("mlxbert.training.parallel.use_fast_blas", lambda: status)
+    monkeypatch.setattr("mlxbert.training.parallel._LEAST_TOKENS", 1)
+    return make_step(**settings)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shards_are_together_the_batch(monkeypatch: pytest.MonkeyPatch, compiled: bool, dtype: str) -> None:
+    steps = [
+        sharded(monkeypatch, threads, dropout=0.0, compiled=compiled, compute_dtype=dtype, ema_decay=0.9)
+        for threads in (1, 3)
+    ]
+    inputs, targets, _ = batch()
+    rows = np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)  # of three shards, the last has none but filling
+    whole, split = ([step([(inputs, targets, rows)]) for _ in range(3)] for step in steps)
+    rounding = 1e-5 if dtype == "float32" else 2e-2
+    for one, other in zip(whole, split, strict=True):
+        assert other.rows == one.rows == 5
+        assert other.loss == pytest.approx(one.loss, rel=rounding)
+        assert other.norm == pytest.approx(one.norm, rel=10 * rounding)
+    if dtype == "float32":  # in a narrow one some gradients, as the key bias's, are nothing but rounding
+        assert largest_difference(steps[1].means, steps[0].means) < 1e-4
+
+
+def test_no_two_shards_drop_the_same_and_the_same_seed_drops_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    (inputs, targets, _), results = batch(rows=4), []
+    twice = ({name: np.concatenate([array, array]) for name, array in inputs.items()}, np.tile(targets, 2), None)
+    for _ in range(2):
+        step = sharded(monkeypatch, 2, compiled=True)
+        arrays = {name: mx.array(array) for name, array in twice[0].items()}
+        shards = split_batch(arrays, mx.array(twice[1]), mx.ones((8,)), step._streams)
+        first, second = (float(sums["loss"].item()) for sums in step._compute(shards))
+        assert first != second
+        reports = [step([twice]) for _ in range(3)]
+        results.append((first, second, reports, as_bytes(step.weights), np.array(mx.random.state[0]).tobytes()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_half_accumulated_state_of_shards_resumes_to_the_byte(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: bool
+) -> None:
+    def go_on(step: TrainStep) -> None:
+        step.accumulate(*batch(2))
+        step.update()
+        step([batch(3)])
+
+    step = sharded(monkeypatch, 2, compiled=compiled)
+    step([batch(0)])
+    step.accumulate(*batch(1))
+    mx.save_safetensors(str(tmp_path / "state.safetensors"), step_state(step))
+    go_on(step)
+    expected = as_bytes(step_state(step))
+    resumed = sharded(monkeypatch, 2, compiled=compiled)
+    restore_step(resumed, mx.load(str(tmp_path / "state.safetensors")))  # type: ignore[arg-type]
+    go_on(resumed)
+    assert as_bytes(step_state(resumed)) == expected
+
+
+def test_a_nan_in_the_last_shard_stops_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = sharded(monkeypatch, 2)
+    inputs, targets, _ = batch()
+    before = as_bytes(step.weights)
+    with pytest.raises(NonFiniteLossError, match=r"^step 1, batch 1 of it: the loss is nan; the weights are"):
+        step([(inputs, np.where(np.arange(8) == 7, np.nan, targets), None)])
+    assert as_bytes(step.weights) == before
+    assert step.sums is None
+
+
+def test_a_batch_is_split_where_it_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = streams()
+    if use_fast_blas().threads < 2:
+        assert found == [mx.default_stream(mx.cpu)]
+        found = [*found, mx.new_thread_unsafe_stream(mx.cpu)]
+    else:
+        assert len(found) == min(use_fast_blas().threads, 8)
+        assert len({str(stream) for stream in found}) == len(found)
+
+    def sizes(rows: int, length: int) -> list[int]:
+        ids = mx.zeros((rows, length), mx.int32)
+        shards = split_batch({"input_ids": ids}, mx.arange(rows), mx.ones((rows,)), found[:2])
+        assert np.concatenate([np.array(shard.targets) for shard in shards]).tolist() == list(range(rows))
+        return [len(shard.rows) for shard in shards]
+
+    assert sizes(9, 64) == [5, 4]
+    assert sizes(8, 63) == [8]  # 504 tokens, and a shard has at least 256
+    assert sizes(1, 512) == [1]
+    assert len(sharded(monkeypatch, 2, adversarial=FGM(0.5))._streams) == 1  # it is of the whole batch's gradient
+
+
+def test_products_are_of_one_thread_while_shards_are_computed_and_of_all_after() -> None:
+    status = use_fast_blas()
+    if status.library is None:
+        pytest.skip("MLX keeps its own BLAS here")
+    threads = ctypes.CDLL(status.library).scipy_openblas_get_num_threads
+    assert threads() == status.threads
+    with one_blas_thread():
+        assert threads() == 1
+    assert threads() == status.threads
+    with pytest.raises(RuntimeError, match="no Stream"):  # the default stream is this thread's alone
+        evaluate([mx.exp(mx.ones((2,))), mx.exp(mx.ones((2,)))])
+    assert threads() == status.threads
+
+
+def test_the_random_state_is_split_without_being_used() -> None:
+    mx.random.seed(3)
+    state: Any = mx.random.state
+    assert seed_of(state[0].tolist()) == 3
+    first, second, third = split_state(3)
+    assert len({first, second, third}) == 3
+    assert split_state(3) == [first, second, third]
+    mx.random.seed(2**63 + 5)
+    assert seed_of(state[0].tolist()) == 2**63 + 5
+
+
+def test_a_process_that_computed_in_shards_ends_well() -> None:
+    code = (
+        "import mlx.core as mx; from mlxbert.training.parallel import evaluate\n"
+        "extra = mx.new_thread_unsafe_stream(mx.cpu)\n"
+        "a = mx.ones((300, 300)); mx.eval(a); b = mx.matmul(a, a, stream=extra); evaluate([mx.exp(a) @ a, b])\n"
+        "print(b.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(300, 300)\n", "")
