@@ -18,8 +18,7 @@ import numpy as np
 from heads.arrays import Float, as_int32, to_host
 from heads.checks import as_array, check_count, check_options
 from heads.errors import HeadError
-from heads.losses.base import reduce
-from heads.losses.registered import IMPORT_FIX, Loss, SavedLoss, registered_losses
+from heads.losses.base import IMPORT_FIX, Loss, SavedLoss, reduce, registered_losses
 
 Objective = str | Mapping[str, Any] | Loss
 """A built-in objective, or a registered loss: its name, a mapping with its name and settings, or the object."""

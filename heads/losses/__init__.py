@@ -5,9 +5,8 @@ Shapes are checked and nothing is broadcast; `reduction` is "mean", "sum" or "no
 the sum nor in the divisor of the mean; a mean over nothing is 0 with a zero gradient.
 """
 
-from heads.losses.base import Reduction
+from heads.losses.base import Loss, Reduction, register_loss
 from heads.losses.classification import asymmetric, bce_with_logits, cross_entropy, sigmoid_focal, softmax_focal
-from heads.losses.registered import Loss, register_loss
 from heads.losses.regression import (
     coral,
     corn,

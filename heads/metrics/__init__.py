@@ -6,8 +6,7 @@ against (N,) among them, and a wrong kind of `y_pred` (logits for probabilities)
 """
 
 from heads.errors import MetricUndefinedWarning
-from heads.metrics.definition import METRICS, CompetitionType, Metric, get_metric, metric_of
-from heads.metrics.inputs import Needs
+from heads.metrics.definition import METRICS, CompetitionType, Metric, Needs, get_metric, metric_of
 from heads.metrics.labels import (
     accuracy,
     accuracy_within_one,

@@ -15,8 +15,19 @@ from typing import Any, Literal
 import numpy as np
 
 from heads.errors import HeadError
-from heads.metrics.definition import CompetitionType, column_mean, metric, notice, sklearn_metrics
-from heads.metrics.inputs import MASKED, Undefined, binary_columns, class_indices, positives, refuse_masked
+from heads.metrics.definition import (
+    MASKED,
+    CompetitionType,
+    Undefined,
+    binary_columns,
+    class_indices,
+    column_mean,
+    metric,
+    notice,
+    positives,
+    refuse_masked,
+    sklearn_metrics,
+)
 
 
 @metric("labels", "rows", ("binary", "multiclass", "ordinal"), greater_is_better=True)

@@ -11,8 +11,19 @@ from typing import Any
 import numpy as np
 
 from heads.errors import HeadError
-from heads.metrics.definition import Column, column_mean, column_values, framed, metric, sklearn_metrics
-from heads.metrics.inputs import Undefined, binary_columns, class_indices, positives, refuse_masked
+from heads.metrics.definition import (
+    Column,
+    Undefined,
+    binary_columns,
+    class_indices,
+    column_mean,
+    column_values,
+    framed,
+    metric,
+    positives,
+    refuse_masked,
+    sklearn_metrics,
+)
 
 
 @metric("scores", "rows", ("binary",), greater_is_better=True)

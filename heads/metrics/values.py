@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from heads.errors import HeadError
-from heads.metrics.definition import CompetitionType, column_mean, metric, sklearn_metrics
-from heads.metrics.inputs import Undefined
+from heads.metrics.definition import CompetitionType, Undefined, column_mean, metric, sklearn_metrics
 
 VALUES: tuple[CompetitionType, ...] = ("regression", "ordinal", "time_series")
 SERIES: tuple[CompetitionType, ...] = ("time_series",)

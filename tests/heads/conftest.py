@@ -8,18 +8,18 @@ from collections.abc import Iterator
 import pytest
 
 from heads import head_registry
-from heads.losses import registered
+from heads.losses import base
 
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The registries as they are, restored afterwards; the next look-up discovers again."""
     head_registry.registered_heads()
-    tables = [(table, dict(table)) for table in (head_registry._REGISTRATIONS, registered._REGISTERED)]
+    tables = [(table, dict(table)) for table in (head_registry._REGISTRATIONS, base._REGISTERED)]
     modules = set(sys.modules)
     monkeypatch.setattr(head_registry, "_DISCOVERED", [])
     monkeypatch.setattr(head_registry, "_BROKEN", {})
-    monkeypatch.setattr(registered, "_DISCOVERED", [])
+    monkeypatch.setattr(base, "_DISCOVERED", [])
     yield
     for table, before in tables:
         table.clear()

@@ -21,7 +21,7 @@ from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import get_head, head_from_settings, registered_heads
 from heads.losses import Loss, register_loss
-from heads.losses import registered as registry
+from heads.losses import base as registry
 from mlxbert.cli import main as command
 from tests.support.head_samples import N, features, make, sample_of
 from tests.support.my_losses import MyBCE, MyScaledBCE
@@ -127,15 +127,22 @@ def test_wrong_objectives_are_refused(name: str, options: dict[str, Any], messag
         get_head(name)(8, **options)
 
 
-def test_a_loss_that_returns_its_mean_is_refused() -> None:
-    head = make("binary", objective="my_mean").eval()
-    logits = head(features())
-    with pytest.raises(HeadError) as caught:
-        head.loss(logits, head.encode_targets(sample_of("binary").targets))
-    assert str(caught.value) == (
-        "binary: loss 'my_mean' returns () for targets of shape (24,); fix: return the loss of each target; "
-        "the head takes the mean"
-    )
+@pytest.mark.usefixtures("fresh")
+def test_a_loss_that_returns_no_value_for_each_target_is_refused() -> None:
+    @register_loss("a_number")
+    class Number(Loss):
+        def __call__(self, logits: mx.array, targets: mx.array) -> mx.array:
+            return 1.0  # type: ignore[return-value]
+
+    for name, returned in (("my_mean", "()"), ("a_number", "float")):
+        head = make("binary", objective=name).eval()
+        logits = head(features())
+        with pytest.raises(HeadError) as caught:
+            head.loss(logits, head.encode_targets(sample_of("binary").targets))
+        assert str(caught.value) == (
+            f"binary: loss '{name}' returns {returned} for targets of shape (24,); fix: return the loss of each "
+            "target; the head takes the mean"
+        )
 
 
 # --- the registry ------------------------------------------------------------------------------------------------
@@ -280,7 +287,7 @@ def test_the_command_line_finds_the_loss_of_an_installed_package(
     data, out = tmp_path / "train.csv", tmp_path / "run"
     sample("binary").to_csv(data, index=False)
     words = f"train {data} -o {out} --model {tiny_checkpoint} --text text --target y --id id --task binary"
-    words += " --epochs 1 --batch-size 8 --folds 2 --no-compiled"
+    words += " --epochs 1 --batch-size 8 --folds 2"  # with the compiled step
     objective = '{"name": "their_scaled_bce", "factor": 2}'
     result = CliRunner().invoke(command, [*words.split(), "--head", f"objective={objective}"])
     assert result.exit_code == 0, result.output
