@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from mlxbert.data.frames import DataError
 from mlxbert.data.token_rows import TokenRows
-from mlxbert.errors import MLXBertError
 
 # Lengths are padded to multiples of this at least, and to so few of them: a compiled step is made anew for every
 # length, and every token of padding is computed as if it were one.
@@ -21,10 +21,6 @@ _STEP, _SHAPES = 4, 10
 # Rows of this many batches at most, and of a quarter of an epoch, are sorted by length together: little padding is
 # left, and batches stay random.
 _POOL = 32
-
-
-class BatchError(MLXBertError):
-    """Batches that cannot be made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +59,11 @@ def padded_lengths(lengths: np.ndarray, shapes: int = _SHAPES) -> tuple[int, ...
     Each is a multiple of 4, but for the last where the longest row is cut to an odd limit.
 
     Raises:
-        BatchError: no rows, or `shapes` below 1.
+        DataError: no rows, or `shapes` below 1.
     """
     _whole("shapes", shapes)
     if not len(lengths):
-        raise BatchError("there are no rows to make batches of")
+        raise DataError("there are no rows to make batches of")
     longest = int(lengths.max())
     ends = [int(end) for end in np.unique(np.minimum(-(-lengths // _STEP) * _STEP, longest))]
     # rows[i]: how many are at most ends[i] long.
@@ -99,7 +95,7 @@ class TrainingBatches:
         """Batches of `tokens`' rows with these numbers (a fold's), shuffled anew each epoch.
 
         Raises:
-            BatchError: no rows, a number that is no row, or an impossible size or seed.
+            DataError: no rows, a number that is no row, or an impossible size or seed.
         """
         self._tokens, self._rows = tokens, _numbers(tokens, rows)
         _whole("batch_size", batch_size)
@@ -117,10 +113,10 @@ class TrainingBatches:
         """Batch `k` of `epoch`, both from 0.
 
         Raises:
-            BatchError: there is none.
+            DataError: there is none.
         """
         if not 0 <= k < len(self) or epoch < 0:
-            raise BatchError(f"there is no batch {k} of epoch {epoch}; an epoch has {len(self)}, from 0")
+            raise DataError(f"there is no batch {k} of epoch {epoch}; an epoch has {len(self)}, from 0")
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, self._epoch(epoch))
         return _batch(self._tokens, self._plan[1][k], self.batch_size, self.lengths)
@@ -172,7 +168,7 @@ class PredictionBatches:
             shapes: how many lengths otherwise.
 
         Raises:
-            BatchError: no rows, a number that is no row, or an impossible size.
+            DataError: no rows, a number that is no row, or an impossible size.
         """
         self._tokens = tokens
         self._rows = _numbers(tokens, np.arange(len(tokens)) if rows is None else rows)
@@ -199,11 +195,11 @@ class PredictionBatches:
         """The batches' outputs, (B, …) each, fillers included, as one (N, …) array in the order of the rows given.
 
         Raises:
-            BatchError: more or fewer outputs than batches, or one of another length.
+            DataError: more or fewer outputs than batches, or one of another length.
         """
         parts = list(outputs)
         if [len(part) for part in parts] != [self.batch_size] * len(self):
-            raise BatchError(
+            raise DataError(
                 f"{len(parts)} outputs of {', '.join(map(str, sorted({len(part) for part in parts})))} rows for "
                 f"{len(self)} batches of {self.batch_size}; fix: one output a batch, fillers included"
             )
@@ -230,12 +226,12 @@ def _batch(tokens: TokenRows, rows: np.ndarray, batch_size: int, lengths: Sequen
 def _numbers(tokens: TokenRows, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     numbers = np.asarray(rows, np.int64)
     if numbers.ndim != 1 or not len(numbers):
-        raise BatchError("there are no rows to make batches of")
+        raise DataError("there are no rows to make batches of")
     if numbers.min() < 0 or numbers.max() >= len(tokens):
-        raise BatchError(f"rows {numbers.min()} to {numbers.max()} are asked for; there are 0 to {len(tokens) - 1}")
+        raise DataError(f"rows {numbers.min()} to {numbers.max()} are asked for; there are 0 to {len(tokens) - 1}")
     return numbers
 
 
 def _whole(name: str, value: int, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BatchError(f"{name} must be a whole number from {least} on, not {value!r}")
+        raise DataError(f"{name} must be a whole number from {least} on, not {value!r}")

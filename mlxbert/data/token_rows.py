@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from mlxbert.errors import MLXBertError, MLXBertWarning
+from mlxbert.data.frames import DataError
+from mlxbert.errors import MLXBertWarning
 from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_json
 from mlxbert.files.safetensors import read_array_file
@@ -27,10 +28,6 @@ from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 _FORMAT = b"mlxbert token rows 2"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _PART = 1024
-
-
-class TokenRowsError(MLXBertError):
-    """Texts that cannot be made rows of tokens."""
 
 
 class CacheWarning(MLXBertWarning):
@@ -90,7 +87,7 @@ def token_rows(
         cache: a folder, made where it is not there; None: no cache.
 
     Raises:
-        TokenRowsError: a cache without `directory`.
+        DataError: a cache without `directory`.
         TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`, or pairs
             for a model with one token type.
 
@@ -103,7 +100,7 @@ def token_rows(
     rows, file = None, None
     if cache is not None:
         if directory is None:
-            raise TokenRowsError("a token cache needs the tokenizer's directory for its key; fix: give directory=")
+            raise DataError("a token cache needs the tokenizer's directory for its key; fix: give directory=")
         key = _key(texts, pairs, tokenizer_sha256(directory), limit)
         file = Path(cache) / f"tokens-{key[:32]}.npz"
         rows = _read(file, key, len(texts), limit, tokenizer)
@@ -153,7 +150,7 @@ def _key(texts: Sequence[str], pairs: Sequence[str] | None, files: str, limit: i
 
 def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> TokenRows:
     if pairs is not None and len(pairs) != len(texts):
-        raise TokenRowsError(f"{len(pairs)} second texts for {len(texts)} texts; fix: one a row")
+        raise DataError(f"{len(pairs)} second texts for {len(texts)} texts; fix: one a row")
     ids, types, lengths, cut, longest, uncounted = [], [], [], 0, 0, False
     for start in range(0, len(texts), _PART):
         part = slice(start, start + _PART)
@@ -182,7 +179,7 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] 
 def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> TokenRows | None:
     """What the cache file has; None where there is none, or one that does not hold what it should."""
     try:
-        held = read_array_file(file, TokenRowsError, fix="it is made again")
+        held = read_array_file(file, DataError, fix="it is made again")
         if held is None:
             return None
         ids, types, starts = held["ids"], held["type_ids"], held["starts"]
@@ -199,7 +196,7 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
             and (not len(ids) or 0 <= ids.min() <= ids.max() < tokenizer.vocab_size)
             and (not len(types) or types.max() < (tokenizer.type_limit or 2))
         )
-    except TokenRowsError as error:
+    except DataError as error:
         _warn(str(error))
         return None
     except (KeyError, ValueError, TypeError, IndexError):
