@@ -35,7 +35,7 @@ from mlxbert.data.competitions import (
 )
 from mlxbert.data.frames import Column, DataError, Table
 from mlxbert.data.infer_task import InferredTask, infer_task, target_values
-from mlxbert.data.targets import TaskError
+from mlxbert.data.target_cells import TaskError
 from mlxbert.data.text_columns import Rendered, RowText, every_column, id_columns
 from mlxbert.errors import MLXBertError
 from mlxbert.pooling import PoolingModule

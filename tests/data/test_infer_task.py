@@ -11,7 +11,7 @@ import pytest
 
 from mlxbert.data.frames import DataError
 from mlxbert.data.infer_task import InferredTask, infer_task, target_values
-from mlxbert.data.targets import TaskError
+from mlxbert.data.target_cells import TaskError
 
 NAN = float("nan")
 FORTY = list(range(40))
