@@ -172,9 +172,9 @@ class Competition:
         return (self.converted, *demo)
 
 
-# The default checkpoint, all-MiniLM-L6-v2, has 22 million parameters (Apache-2.0): a CPU can train it, and the project's
-# scores are of it. `mlxbert-convert sentence-transformers/all-MiniLM-L6-v2` converts it; `checkpoint=` names a larger
-# one, such as bert-base-uncased.
+# The default checkpoint, all-MiniLM-L6-v2, has 22 million parameters (Apache-2.0): a CPU can train it, and the
+# README's scores are of it. `mlxbert-convert sentence-transformers/all-MiniLM-L6-v2` converts it; `checkpoint=` names
+# a larger one, such as bert-base-uncased.
 _READY = (
     Competition(
         name="titanic",

@@ -25,9 +25,8 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from heads.pretrained.dropout import Dropout
-from mlxbert.errors import MLXBertError
 from mlxbert.layers import BertEncoder
-from mlxbert.training.optimizer import WORD_EMBEDDINGS, Arrays, decays, padding_row
+from mlxbert.training.optimizer import WORD_EMBEDDINGS, Arrays, ConfigurationError, decays, padding_row
 
 
 def split_state(count: int) -> list[int]:
@@ -44,10 +43,6 @@ def seed_of(key: Sequence[int]) -> int:
 
 # Added to a norm that is divided by: a zero gradient then moves nothing.
 _TINY = 1e-12
-
-
-class AdversarialError(MLXBertError):
-    """Adversarial training that this model cannot do."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +63,10 @@ class FGM:
         """The weights at which the adversarial gradient is taken.
 
         Raises:
-            AdversarialError: the word embeddings are frozen.
+            ConfigurationError: the word embeddings are frozen.
         """
         if WORD_EMBEDDINGS not in gradients:
-            raise AdversarialError("FGM perturbs the word embeddings, which are frozen; fix: train them, or use AWP")
+            raise ConfigurationError("FGM perturbs the word embeddings, which are frozen; fix: train them, or use AWP")
         gradient = gradients[WORD_EMBEDDINGS]
         step = self.epsilon / (_norm(gradient) + _TINY)
         return {**weights, WORD_EMBEDDINGS: weights[WORD_EMBEDDINGS] + step * gradient}
@@ -105,7 +100,7 @@ def _norm(array: mx.array) -> mx.array:
 
 def _check(what: str, name: str, value: float) -> None:
     if not 0 < value < float("inf"):
-        raise AdversarialError(f"{what}: {name} must be a number above 0, not {value}")
+        raise ConfigurationError(f"{what}: {name} must be a number above 0, not {value}")
 
 
 Layer = Callable[..., tuple[mx.array, None]]

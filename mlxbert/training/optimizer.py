@@ -24,8 +24,8 @@ _LAYER = re.compile(r"core\.encoder\.layer\.(\d+)\.")
 WORD_EMBEDDINGS = "core.embeddings.word_embeddings.weight"
 
 
-class GroupError(MLXBertError):
-    """Settings that no parameter of this model can follow."""
+class ConfigurationError(MLXBertError):
+    """A setting is unknown, of the wrong type, out of its range, or does not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,18 @@ def parameter_rules(
         freeze_layers: leave the embeddings and this many of the lowest layers as they are.
 
     Raises:
-        GroupError: a rate, decay or number of layers that makes no sense.
+        ConfigurationError: a rate, decay or number of layers that makes no sense.
     """
     layers = model.core.config.num_hidden_layers
     for name, value in (("rate", rate), ("head_rate", rate if head_rate is None else head_rate)):
         if not 0 <= value < float("inf"):
-            raise GroupError(f"{name} must be a number from 0, not {value}")
+            raise ConfigurationError(f"{name} must be a number from 0, not {value}")
     if not 0 <= weight_decay < float("inf"):
-        raise GroupError(f"weight_decay must be a number from 0, not {weight_decay}")
+        raise ConfigurationError(f"weight_decay must be a number from 0, not {weight_decay}")
     if not 0 < layer_decay <= 1:
-        raise GroupError(f"layer_decay must be above 0 and at most 1 (no decay), not {layer_decay}")
+        raise ConfigurationError(f"layer_decay must be above 0 and at most 1 (no decay), not {layer_decay}")
     if not 0 <= freeze_layers <= layers:
-        raise GroupError(f"freeze_layers is {freeze_layers}; fix: from 0 to {layers}, the encoder's layers")
+        raise ConfigurationError(f"freeze_layers is {freeze_layers}; fix: from 0 to {layers}, the encoder's layers")
     pooler_used = getattr(model.pooling, "strategy", None) == "pooler"
     rules = {}
     for name, array in named_parameters(model).items():
@@ -118,11 +118,11 @@ def trainable(rules: dict[str, Rule]) -> list[str]:
     """The names that are not frozen.
 
     Raises:
-        GroupError: there is none.
+        ConfigurationError: there is none.
     """
     names = [name for name, rule in rules.items() if not rule.frozen]
     if not names:
-        raise GroupError("every parameter is frozen; fix: leave at least the head to train")
+        raise ConfigurationError("every parameter is frozen; fix: leave at least the head to train")
     return names
 
 
@@ -134,11 +134,11 @@ def reinitialize_top(model: BertWithHead, layers: int, seed: int) -> list[str]:
     function of `seed`; returns the names.
 
     Raises:
-        GroupError: more layers than there are.
+        ConfigurationError: more layers than there are.
     """
     config = model.core.config
     if not 0 <= layers <= config.num_hidden_layers:
-        raise GroupError(f"reinitialize_top: {layers} layers; fix: from 0 to {config.num_hidden_layers}")
+        raise ConfigurationError(f"reinitialize_top: {layers} layers; fix: from 0 to {config.num_hidden_layers}")
     if layers == 0:
         return []
     prefixes = [f"core.encoder.layer.{i}." for i in range(config.num_hidden_layers - layers, config.num_hidden_layers)]
@@ -178,10 +178,6 @@ def _depth(name: str, layers: int) -> int:
 Arrays = dict[str, mx.array]
 
 
-class OptimizerError(MLXBertError):
-    """An optimizer setting out of its range."""
-
-
 @dataclass(frozen=True)
 class AdamW:
     """Adam with decoupled weight decay and bias correction: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
@@ -202,9 +198,9 @@ class AdamW:
     def __post_init__(self) -> None:
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
-                raise OptimizerError(f"AdamW: {name} must be at least 0 and below 1, not {value}")
+                raise ConfigurationError(f"AdamW: {name} must be at least 0 and below 1, not {value}")
         if not 0 < self.eps < 1:
-            raise OptimizerError(f"AdamW: eps must be above 0 and below 1, not {self.eps}")
+            raise ConfigurationError(f"AdamW: eps must be above 0 and below 1, not {self.eps}")
 
     def scalars(self, rules: Mapping[str, Rule], factor: float, step: int) -> dict[str, mx.array]:
         """What step t = `step` ≥ 1 multiplies by, in double precision and then rounded, as torch does.
@@ -285,10 +281,6 @@ def ema_update(average: Arrays, weights: Arrays, decay: mx.array) -> Arrays:
     return {name: old + (1 - decay) * (weights[name] - old) for name, old in average.items()}
 
 
-class ScheduleError(MLXBertError):
-    """A schedule that is unknown, or whose numbers make none."""
-
-
 def _linear(progress: float, _: float) -> float:
     return 1 - progress
 
@@ -339,17 +331,17 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in SHAPES:
-            raise ScheduleError(f"schedule {self.kind!r} is unknown; known: {', '.join(SHAPES)}")
+            raise ConfigurationError(f"schedule {self.kind!r} is unknown; known: {', '.join(SHAPES)}")
         if self.total_steps < 1:
-            raise ScheduleError(f"schedule: total_steps must be at least 1, not {self.total_steps}")
+            raise ConfigurationError(f"schedule: total_steps must be at least 1, not {self.total_steps}")
         if not 0 <= self.warmup_steps <= self.total_steps:
-            raise ScheduleError(
+            raise ConfigurationError(
                 f"schedule: warmup_steps is {self.warmup_steps}; fix: from 0 to total_steps, {self.total_steps}"
             )
         if not 0 <= self.end <= 1:
-            raise ScheduleError(f"schedule: end must be from 0 to 1, a part of the peak rate, not {self.end}")
+            raise ConfigurationError(f"schedule: end must be from 0 to 1, a part of the peak rate, not {self.end}")
         if not (math.isfinite(self.power) and self.power > 0):
-            raise ScheduleError(f"schedule: power must be above 0, not {self.power}")
+            raise ConfigurationError(f"schedule: power must be above 0, not {self.power}")
 
     def factor(self, step: int) -> float:
         """What the peak rate is multiplied by at optimizer step `step`, counted from 0."""
