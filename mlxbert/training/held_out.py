@@ -33,7 +33,6 @@ from mlxbert.data.token_rows import TokenRows
 from mlxbert.errors import MLXBertError
 from mlxbert.with_head import BertWithHead
 
-
 NUMBERS = ("regression", "time_series")
 """The competition types that predict numbers."""
 
@@ -295,7 +294,7 @@ _PARTS = 5
 def cross_fitted(
     task: str, head: Head, logits: np.ndarray, targets: np.ndarray, metric: str, calibrated: bool = True
 ) -> Predictions:
-    """Return predictions of N held-out rows, each part with the thresholds of the other parts; the head stays as it is.
+    """Return predictions of N held-out rows, each part with the thresholds of the others; the head does not change.
 
     Args:
         task: the competition type.
