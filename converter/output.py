@@ -32,7 +32,7 @@ from converter.card.source_card import SourceCard
 from converter.mapping import Plan, Planned
 from converter.mappings import mapping_for
 from converter.readers.safetensors import TensorEntry
-from converter.readers.source_files import SourceError, read_json, read_json_object
+from converter.readers.source_files import SourceError, read_json_object
 from converter.readers.weight_files import SourceModule, read_weights
 from converter.source import Source
 from mlxbert.checkpoint import ENCODER_PREFIX, load_core, load_tokenizer
@@ -41,6 +41,7 @@ from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import MODULES, both_spellings, read_sentence_plan
 from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.output_directory import OutputDirectory
+from mlxbert.files.reading import parse_json
 from mlxbert.files.safetensors import NUMPY_DTYPES, PlannedTensor, safetensors_bytes
 from mlxbert.pretrained.labels import PROBLEM_TYPES, Labels, choose_head_class, is_head_tensor, original_architectures
 
@@ -374,7 +375,7 @@ def _moved_modules(file: Path, modules: tuple[SourceModule, ...]) -> list[dict[s
     """`modules.json` with the output's folders; None where they are the source's."""
     if all(module.entry.folder == module.folder for module in modules):
         return None
-    entries = [dict(entry) for entry in read_json(file)]
+    entries = [dict(entry) for entry in parse_json(file, SourceError)]
     for entry, module in zip(entries, modules, strict=True):
         entry["path"] = module.folder
         if not module.folder:
