@@ -157,8 +157,8 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
 )
 @click.option(
     "--revision",
-    help="Branch, tag or commit, if the reference is a Hub id.  [default: the commit that was converted, else its main "
-    "branch]",
+    help="Branch, tag or commit, if the reference is a Hub id.  [default: the commit that was converted, else its "
+    "main branch]",
 )
 @click.option("--config", type=_PATH, help="A config.json for the reference.  [default: the one beside its weights]")
 @click.option(
