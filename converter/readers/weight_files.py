@@ -23,6 +23,8 @@ from converter.readers.zip_archive import ZipArchive, read_npz
 from mlxbert.checkpoint import is_license_file
 from mlxbert.encode.sentence_modules import MODULES, TRANSFORMER_CONFIGS, ModuleEntry, read_modules
 from mlxbert.errors import first_ten, printable
+from mlxbert.tokenization.files import TOKENIZER_FILES
+from mlxbert.with_head import HEADS_FILE
 
 # The name in transformers, then the names in the architectures' own releases, such as bert_config.json.
 _CONFIG_FILES = ("config.json", *(f"{model_type}_config.json" for model_type in supported()))
@@ -50,14 +52,7 @@ _FOREIGN: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("GGUF", re.compile(r"(.*/)?[^/]*\.gguf"), _ELSEWHERE),
     ("Core ML", re.compile(r"(.*/)?[^/]*\.(mlmodel|mlpackage/.*)"), _ELSEWHERE),
 )
-TOKENIZER_SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "added_tokens.json",
-)
-SIDE_FILES = (*TOKENIZER_SIDE_FILES, MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
+SIDE_FILES = (*TOKENIZER_FILES, MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
 # Files in the folder of a sentence-transformers module: 1_Pooling/config.json, 2_Dense/model.safetensors.
 _MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 _MODULE_FOLDER = re.compile(r"\d+_\w+")
@@ -197,7 +192,7 @@ def select_files(names: Sequence[str], folder: str | None = None) -> list[str]:
     if choice.is_index:
         wanted |= {name for name in inside if (m := _SHARD.fullmatch(name)) and _index_of(m) == choice.name}
     if ".safetensors" in choice.name:
-        wanted.add("heads.safetensors")  # of a model that this project converted
+        wanted.add(HEADS_FILE)  # of a model that this project converted
     wanted = {begin + name for name in wanted} | ({*SIDE_FILES} if folder else set())
     for other in {name.split("/")[0] for name in names if name.count("/") == 1} - {folder}:
         if _MODULE_FOLDER.fullmatch(other) and not _TRANSFORMER.fullmatch(other):
@@ -343,7 +338,7 @@ def collect_side_files(root: Path, folder: str = "", modules: Sequence[SourceMod
     """
     files = {name: root / folder / name for name in (*SIDE_FILES, *TRANSFORMER_CONFIGS)}
     if folder:
-        of_model = (*TOKENIZER_SIDE_FILES, *TRANSFORMER_CONFIGS)
+        of_model = (*TOKENIZER_FILES, *TRANSFORMER_CONFIGS)
         files |= {name: root / name for name in SIDE_FILES if name not in of_model}
     for module in modules:
         if module.folder:
