@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 
 from converter.mapping import Plan, Planned, plan
 from converter.mappings import mapping_for
 from converter.source import Source
+from mlxbert.checkpoint import new_encoder
 from mlxbert.errors import MLXBertError
 from mlxbert.files.safetensors import NUMPY_DTYPES
 from mlxbert.models.base import Encoder, config_from_hf
 from mlxbert.models.config_fields import EncoderConfig
-
-if TYPE_CHECKING:
-    from mlxbert.pretrained.labels import HeadChoice
-    from mlxbert.pretrained.model import PretrainedBert
+from mlxbert.pretrained.labels import HeadChoice
+from mlxbert.pretrained.model import PretrainedBert, attach_head
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Name of a floating-point format -> safetensors' name."""
@@ -138,9 +138,6 @@ def cast(array: np.ndarray, dtype: str, key: str) -> np.ndarray:
 
 def float32_core(source: Source) -> Encoder:
     """Return the source as a float32 MLX encoder, through the mapping; the mapping gate compares it."""
-    import mlx.core as mx
-
-    from mlxbert.checkpoint import new_encoder
 
     config, planned = plan_source(source)
     core = new_encoder(config, (item.target for item in planned.encoder))
@@ -156,9 +153,6 @@ def float32_model(source: Source, choice: HeadChoice) -> PretrainedBert:
     Raises:
         CheckpointError: the head's tensors are not those of the class.
     """
-    import mlx.core as mx
-
-    from mlxbert.pretrained.model import attach_head
 
     _, planned = plan_source(source)
     tensors = {item.target: mx.array(read(source, item, "float32")) for item in planned.heads}

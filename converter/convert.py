@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from converter.canonical import CODES, DTYPE_SUFFIXES, output_dtype, plan_source, read
+from converter.canonical import CODES, DTYPE_SUFFIXES, float32_core, float32_model, output_dtype, plan_source, read
 from converter.card.card import render_card
 from converter.card.facts import CardFacts, card_facts, weight_sums
 from converter.card.loaders import Reading
@@ -25,24 +25,26 @@ from converter.output import (
     with_true_labels,
     write_side_files,
 )
+from converter.parity.gates import cost_json
+from converter.parity.reference import head_choice
 from converter.parity.report import NAME as PARITY
+from converter.parity.report import ParityReport
 from converter.publish.leaks import refuse_secrets
+from converter.quantize.allotment import Allotment
+from converter.quantize.cost import QuantizationReport
+from converter.quantize.pipeline import Quantized
+from converter.quantize.pipeline import quantize as quantize_encoder
 from converter.quantize.recipes import QuantizeSettings, quantize_settings
+from converter.quantize.report import PLOT, describe_quantization, plot_sizes
 from converter.source import Source, local_name, open_source
+from converter.verify import Progress, verify_staged, written_model
 from heads.install import install_fix
+from mlxbert.checkpoint import CheckpointError
 from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.output_directory import OutputDirectory, check_target, recover
 from mlxbert.files.reading import expand_home
 from mlxbert.files.safetensors import PlannedTensor
-
-if TYPE_CHECKING:
-    from converter.parity.report import ParityReport
-    from converter.quantize.allotment import Allotment
-    from converter.quantize.cost import QuantizationReport
-    from converter.quantize.pipeline import Quantized
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a step, the amount done, and the whole amount."""
+from mlxbert.pretrained.labels import HeadClassError
 
 
 class ParityFailedError(MLXBertError):
@@ -253,9 +255,8 @@ class _Conversion:
         ]
 
     def _quantize(self, settings: QuantizeSettings, other_bytes: int) -> list[PlannedTensor]:
-        from converter.quantize.pipeline import quantize
 
-        self.quantized = quantize(
+        self.quantized = quantize_encoder(
             self.source,
             self.planned.encoder,
             settings,
@@ -274,8 +275,6 @@ class _Conversion:
         refuse_secrets(self.source.side_files, config, self.src)
         check_staged(output.path, config, self.source)
         if self.quantized is not None and self.quantized.allotment is not None:
-            from converter.quantize.report import PLOT, plot_sizes
-
             data = plot_sizes(self.quantized.allotment)
             plots = {} if data is None else {PLOT: data}
             for name, content in plots.items():
@@ -290,16 +289,12 @@ class _Conversion:
             ParityFailedError: the two models differ.
         """
         if self.unverified is None:
-            from converter.verify import verify_staged
-
             self.report = verify_staged(self.source, output.path, config, progress=self.progress)
             if not self.report.passed:
                 raise ParityFailedError(_failure(self.src, self.target, self.report), self.report)
             output.write_bytes(PARITY, self.report.to_json().encode())
             self.quantization = self.report.quantization
         elif self.quantized is not None and self.verify is not False:
-            from converter.parity.gates import cost_json
-
             self.quantization = _measured_cost(self.source, output.path, config)
             cost = cost_json(self.quantization, why=self.unverified, weights=weight_sums(output.records))
             output.write_bytes(PARITY, cost.encode())
@@ -407,8 +402,6 @@ def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
 
 def _notes_on_head(source: Source) -> list[str]:
     """Return a note if the configuration does not name the class of the source's head."""
-    from converter.parity.reference import head_choice
-    from mlxbert.pretrained.labels import HeadClassError
 
     try:
         choice = head_choice(source)
@@ -419,12 +412,6 @@ def _notes_on_head(source: Source) -> list[str]:
 
 def _measured_cost(source: Source, directory: Path, config: dict[str, Any]) -> QuantizationReport:
     """Return the cost of a quantization that cannot be compared with PyTorch; MLX alone measures it."""
-    from converter.canonical import float32_core, float32_model
-    from converter.parity.reference import head_choice
-    from converter.quantize.report import describe_quantization
-    from converter.verify import written_model
-    from mlxbert.checkpoint import CheckpointError
-    from mlxbert.pretrained.labels import HeadClassError
 
     try:
         head = head_choice(source)

@@ -7,17 +7,23 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from converter import convert
 from converter.card.loaders import lines as loader_lines
 from converter.card.usage import LOAD, LOAD_WITH_HEAD
+from converter.convert import ConvertResult
+from converter.parity.render import parity_table
 from converter.parity.report import ParityReport
-from converter.publish.sending import PushPlan, PushResult
+from converter.quantize.report import allotment_table, quantization_table
+from converter.verify import Progress as ProgressCallback
 from mlxbert.errors import printable, readable
 from mlxbert.terminal import SafeConsole, show
+
+if TYPE_CHECKING:  # the client of the Hub, which a conversion does not need
+    from converter.publish.sending import PushPlan, PushResult
 
 # Step of a conversion -> label of its progress bar.
 _LABELS = {
@@ -31,7 +37,7 @@ _LABELS = {
 
 
 @contextmanager
-def progress_bars() -> Iterator[convert.Progress]:
+def progress_bars() -> Iterator[ProgressCallback]:
     """Show a progress bar for each step on standard error, if that is a terminal."""
     console = SafeConsole(stderr=True)
     columns = (
@@ -53,26 +59,19 @@ def progress_bars() -> Iterator[convert.Progress]:
 
 def show_parity(report: ParityReport) -> None:
     """Show the parity table and the cost of a quantization."""
-    from converter.parity.render import parity_table
 
     show(parity_table(report))
     if report.quantization is not None:
-        from converter.quantize.report import quantization_table
-
         show("", quantization_table(report.quantization))
 
 
-def show_result(result: convert.ConvertResult) -> None:
+def show_result(result: ConvertResult) -> None:
     """Show what a conversion wrote, whether it is verified, and what to do next."""
     if result.report is not None:
         show_parity(result.report)
     if result.allotment is not None:
-        from converter.quantize.report import allotment_table
-
         show(allotment_table(result.allotment), "")
     if result.quantization is not None and result.report is None:
-        from converter.quantize.report import quantization_table
-
         show(quantization_table(result.quantization), "")
     rows = [
         ("Written", str(result.path)),
@@ -105,7 +104,7 @@ def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
     Raises:
         PublishError: nobody is there to answer.
     """
-    from converter.publish.errors import PublishError  # imports the client, which a conversion does not need
+    from converter.publish.errors import PublishError
 
     show("\n".join(plan.lines(directory)))
     if yes:

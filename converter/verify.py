@@ -7,28 +7,42 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
+
+from converter.canonical import CODES, float32_core, float32_model, plan_source
+from converter.export.run import read_run
+from converter.mappings import mapping_for
+from converter.output import with_true_labels
 from converter.parity.files import write_reports
+from converter.parity.gates import compare
+from converter.parity.outputs import TrainedModel, build_exported
+from converter.parity.probes import Probe, ProbeError, make_probes
+from converter.parity.reference import Reference, build_reference, head_choice
+from converter.parity.report import OWN_HEAD, ParityReport, Part, Provenance, inherited_proof, origin_of
+from converter.parity.sentences import SentenceComparison, compare_sentences
+from converter.quantize.cost import recipe_of
+from converter.quantize.report import describe_quantization
+from converter.readers.encoder_fit import SeveralEncodersError
+from converter.readers.weight_files import has_tokenizer
+from converter.source import Source, open_source
+from mlxbert.checkpoint import load_core, read_config
 from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.output_file import manifest_problems
 from mlxbert.files.reading import expand_home, require_own_files, sha256_hex
 from mlxbert.files.safetensors import read_safetensors
+from mlxbert.models.base import Encoder, architecture, config_from_hf
+from mlxbert.models.config_fields import EncoderConfig
+from mlxbert.pretrained.labels import HeadChoice
+from mlxbert.pretrained.model import HEADS_FILE, PretrainedBert, attach_head, has_head, read_head_tensors
+from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
+from mlxbert.with_head import BertWithHead
 
-if TYPE_CHECKING:
-    import mlx.core as mx
+__all__ = ["Progress", "VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
 
-    from converter.convert import Progress
-    from converter.parity.probes import Probe
-    from converter.parity.reference import Reference
-    from converter.parity.report import ParityReport, Part
-    from converter.source import Source
-    from mlxbert.models.base import Encoder
-    from mlxbert.models.config_fields import EncoderConfig
-    from mlxbert.pretrained.labels import HeadChoice
-    from mlxbert.pretrained.model import PretrainedBert
-
-__all__ = ["VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, the amount done, and the whole amount."""
 
 
 class VerifyError(MLXBertError):
@@ -48,7 +62,6 @@ def models_in(path: str | Path, *, reports: bool = False) -> list[Path]:
     directory = expand_home(path)
     if not (directory / "run.json").exists():
         return [directory]
-    from converter.export.run import read_run
 
     members = list(read_run(directory).members.values())
     if reports and len(members) > 1:
@@ -81,7 +94,6 @@ def verify(
     Raises:
         MLXBertError: one of the two cannot be read, or PyTorch is not installed; nothing was compared.
     """
-    from mlxbert.checkpoint import read_config
 
     directory = expand_home(converted)
     if directory.exists() and not directory.is_dir():
@@ -121,9 +133,6 @@ def _open_reference(
     prefix: str | None,
 ) -> Source:
     """Return the reference; if it has several encoders, the one that was converted."""
-    from converter.output import with_true_labels
-    from converter.readers.encoder_fit import SeveralEncodersError
-    from converter.source import open_source
 
     open_encoder = partial(
         open_source,
@@ -144,8 +153,6 @@ def _open_reference(
 
 def _check_sizes(hf_config: Mapping[str, Any], source: Source, converted: str | Path, reference: str | Path) -> None:
     """Refuse a reference whose tensors have other shapes."""
-    from converter.mappings import mapping_for
-    from mlxbert.models.base import config_from_hf
 
     ours, theirs = config_from_hf(hf_config), config_from_hf(source.config)
     dimensions = [size for rule in mapping_for(hf_config).encoder for size in rule.shape]
@@ -180,12 +187,6 @@ def verify_staged(
     Raises:
         MLXBertError: as `verify`.
     """
-    from converter.parity.gates import compare
-    from converter.parity.reference import build_reference
-    from converter.parity.report import Part, Provenance, inherited_proof, origin_of
-    from converter.parity.sentences import SentenceComparison, compare_sentences
-    from converter.quantize.cost import recipe_of
-    from mlxbert.pretrained.model import HEADS_FILE
 
     weights = sorted(directory.glob("model*.safetensors"))
     quantized = hf_config.get("quantization") is not None
@@ -222,7 +223,6 @@ def verify_staged(
     report = replace(report, scope=(*report.scope, *not_compared))
     if not quantized:
         return report
-    from converter.quantize.report import describe_quantization
 
     return replace(report, quantization=describe_quantization(directory, hf_config, exact, written))
 
@@ -240,12 +240,6 @@ def _verify_trained(
     Raises:
         MLXBertError: it is quantized or damaged, its head has no PyTorch form, or PyTorch is not installed.
     """
-    import mlx.core as mx
-
-    from converter.parity.gates import compare
-    from converter.parity.outputs import TrainedModel, build_exported
-    from converter.parity.report import Provenance
-    from mlxbert.with_head import HEADS_FILE, BertWithHead
 
     if hf_config.get("quantization") is not None:
         raise VerifyError(f"{directory}: is quantized, which has no PyTorch form; fix: verify the unquantized model")
@@ -297,9 +291,6 @@ def _exact_model(
     dtype: str | None,
 ) -> tuple[Encoder | PretrainedBert, str]:
     """Return the float32 model of the mapping gate and what it is; `dtype` is None for a quantized checkpoint."""
-    import mlx.core as mx
-
-    from converter.canonical import float32_core, float32_model
 
     if dtype is not None and _is_lossless(source, dtype):
         model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)
@@ -312,11 +303,6 @@ def _compared_head(
     source: Source, directory: Path, hf_config: dict[str, Any], reference: Reference
 ) -> tuple[HeadChoice | None, Part | None]:
     """Return the class whose head is compared, and the part of a written head that cannot be compared."""
-    from converter.parity.reference import head_choice
-    from converter.parity.report import OWN_HEAD, Part
-    from mlxbert.models.base import architecture
-    from mlxbert.pretrained.labels import HeadChoice
-    from mlxbert.pretrained.model import has_head, read_head_tensors
 
     is_written = has_head(directory, hf_config)
     heads = architecture(hf_config.get("model_type")).heads
@@ -357,8 +343,6 @@ def written_model(
     directory: Path, hf_config: dict[str, Any], head: HeadChoice | None, dtype: mx.Dtype | None = None
 ) -> Encoder | PretrainedBert:
     """Return the written checkpoint with its head, or the encoder alone if there is none."""
-    from mlxbert.checkpoint import load_core
-    from mlxbert.pretrained.model import attach_head, has_head, read_head_tensors
 
     core = load_core(directory, config=hf_config, dtype=dtype, dequantize=True)
     if head is None or not has_head(directory, hf_config):
@@ -380,7 +364,6 @@ def _written_dtype(directory: Path, weights: list[Path]) -> str:
 
 def _is_lossless(source: Source, dtype: str) -> bool:
     """Return whether every tensor of the source has this dtype."""
-    from converter.canonical import CODES, plan_source
 
     _, planned = plan_source(source)
     return {source.entries[item.source].dtype for item in (*planned.encoder, *planned.heads)} == {CODES[dtype]}
@@ -388,9 +371,6 @@ def _is_lossless(source: Source, dtype: str) -> bool:
 
 def directory_probes(directory: Path, config: EncoderConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
     """Return probes, with sentences if the directory has a tokenizer that fits the model, else with a note."""
-    from converter.parity.probes import ProbeError, make_probes
-    from converter.readers.weight_files import has_tokenizer
-    from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 
     if not has_tokenizer(file.name for file in directory.iterdir()):
         return make_probes(config, seed=seed), ("no tokenizer, so the probes are random ids alone",)
