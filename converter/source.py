@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.mappings import mapping_for, supported
-from converter.readers.encoder_fit import FoundEncoder, assumed_model_type, find_encoder, refuse_adapters
-from converter.readers.safetensors import TensorEntry, dequantized
+from converter.readers.encoder_fit import assumed_model_type, find_encoder, refuse_adapters
+from converter.readers.safetensors import TensorEntry, Weights, dequantized
 from converter.readers.source_files import SourceError, check_file
 from converter.readers.weight_files import (
     CARD,
     WEIGHT_SUFFIXES,
     SourceModule,
     WeightChoice,
-    Weights,
     choose_weights,
     collect_side_files,
     has_tokenizer,
@@ -230,10 +229,16 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
     own_head: dict[str, TensorEntry] = {}
     if path.is_dir() and "mlxbert" in config:
         weights, own_head = _with_heads(root, config["mlxbert"], weights)
-    found = _find_encoder(chosen, weights, config, options)
+    mapping, parsed = None, None
+    with suppress(ConfigError):  # the plan reports the same error
+        parsed = config_from_hf(config)
+        mapping = mapping_for(config)
+    shapes = {key: entry.shape for key, entry in weights.entries.items()}
+    found = find_encoder(chosen, shapes, mapping, parsed, prefix=options.prefix, encoder_only=options.encoder_only)
     entries = {name: replace(weights.entries[key], key=name) for name, key in found.names.items()}
     if options.dequantize:
-        config, entries = dequantized(chosen, config, entries)
+        prefix = "" if mapping is None else mapping.base_prefix
+        config, entries = dequantized(chosen, config, entries, prefix=prefix)
     else:
         refuse_quantized(chosen, entries)
     side_files, side_notes = _side_files(root, folder, modules, options.config)
@@ -275,16 +280,6 @@ def _with_model_type(config: dict[str, Any], file: Path, weights: Weights) -> tu
             note = f"{file.name} has no model_type: taken for {model_type!r}, whose tensors these are"
             return {**config, "model_type": model_type}, [note]
     return config, []
-
-
-def _find_encoder(where: Path, weights: Weights, config: dict[str, Any], options: _Options) -> FoundEncoder:
-    """Return the tensors under the names of the architecture's table, or their own names if there is no such table."""
-    mapping, parsed = None, None
-    with suppress(ConfigError):  # the plan reports the same error
-        parsed = config_from_hf(config)
-        mapping = mapping_for(config)
-    shapes = {key: entry.shape for key, entry in weights.entries.items()}
-    return find_encoder(where, shapes, mapping, parsed, prefix=options.prefix, encoder_only=options.encoder_only)
 
 
 def _layout_notes(path: Path, root: Path, folder: str) -> list[str]:

@@ -162,10 +162,10 @@ def find_encoder(
 
 
 def assumed_model_type(config: Mapping[str, Any], path: Path, shapes: Mapping[str, Shape]) -> str | None:
-    """The architecture of a configuration without a `model_type`: the one that fits the tensors; None: none does.
+    """Return the architecture that the tensors fit, for a configuration without a `model_type`; None if there is none.
 
-    The files of an architecture's own release have none, nor have many that were made from them. Classes that the
-    configuration names must be that architecture's, and the architecture says itself what it is not taken for.
+    The files of an architecture's own release have no `model_type`, and neither have many files made from them. The
+    classes in the configuration must be those of the architecture, which also says what it is never taken for.
     """
     classes = config.get("architectures")
     for model_type in supported():

@@ -96,6 +96,22 @@ class StridedTensor:
         return array.byteswap() if self.big_endian else array
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a file or of all shards, under the names that the files give them.
+
+    Attributes:
+        format: "safetensors", "pytorch" or "npz".
+        lightning: whether they are a PyTorch Lightning checkpoint, which has hyper-parameters but no configuration.
+    """
+
+    format: str
+    entries: dict[str, TensorEntry]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+    lightning: bool = False
+
+
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the row-major strides of a shape, in elements."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
@@ -279,11 +295,12 @@ def _shard_names(index: Path) -> dict[str, list[str]]:
 
 
 def dequantized(
-    file: Path, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+    file: Path, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], *, prefix: str
 ) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
     """Return the configuration of a packed MLX checkpoint without its quantization, and its entries unpacked.
 
-    A packed matrix becomes one float32 entry that is unpacked when it is read.
+    A packed matrix becomes one float32 entry that is unpacked when it is read. `prefix` is the beginning of the
+    encoder's names in a checkpoint with a head.
 
     Raises:
         SourceError: scales or biases are missing, or shapes and `config.json` contradict each other.
@@ -301,7 +318,7 @@ def dequantized(
         if key in parts:
             continue
         if path != key and path in paths:
-            layer = quantization.of(path.removeprefix("bert.")) or quantization.of(path)
+            layer = quantization.of(path.removeprefix(prefix)) or quantization.of(path)
             if layer is None:
                 raise SourceError(f"{file}: {path} is packed, and config.json says not; {_AGAIN_WHOLE}")
             entry = _unpacked_entry(file, path, layer, entries)

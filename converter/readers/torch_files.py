@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from converter.readers.pickle_machine import MAX_PICKLE_BYTES, MalformedPickle, PickleMachine, Placeholder
-from converter.readers.safetensors import StridedTensor, TensorEntry, tensor_entry
+from converter.readers.safetensors import StridedTensor, TensorEntry, Weights, tensor_entry
 from converter.readers.source_files import AGAIN, ByteRange, FileBytes, SourceError, file_size, open_file
 from converter.readers.torch_pickle import OTHER_ITEM_SIZES, StorageRef, TensorRef, UnreadableTensor, load_torch_pickle
 from converter.readers.zip_archive import ZipArchive
@@ -170,16 +170,7 @@ def _storage_bytes(
     return data
 
 
-@dataclass(frozen=True)
-class StateDict:
-    """The tensors of a state dict under the file's own names."""
-
-    entries: dict[str, TensorEntry]
-    notes: tuple[str, ...] = ()
-    lightning: bool = False
-
-
-def find_state_dict(file: TorchFile) -> StateDict:
+def find_state_dict(file: TorchFile) -> Weights:
     """Return the dictionary of tensors, out of its wrappers.
 
     At each level, follow the one wrapper key whose value holds tensors. Leave out values that are no tensors, with a
@@ -215,7 +206,7 @@ def find_state_dict(file: TorchFile) -> StateDict:
     return _collect(file, level, notes, lightning)
 
 
-def _collect(file: TorchFile, level: Mapping[Any, Any], notes: list[str], lightning: bool) -> StateDict:
+def _collect(file: TorchFile, level: Mapping[Any, Any], notes: list[str], lightning: bool) -> Weights:
     unreadable = [f"{_label(k)}: {printable(v.kind)}" for k, v in level.items() if isinstance(v, UnreadableTensor)]
     if unreadable:
         count = "1 tensor" if len(unreadable) == 1 else f"{len(unreadable)} tensors"
@@ -233,7 +224,7 @@ def _collect(file: TorchFile, level: Mapping[Any, Any], notes: list[str], lightn
         notes.append(f"no tensors, ignored: {_listed(other)}")
     if not entries:
         raise _no_state_dict(file, level)
-    return StateDict(entries, tuple(notes), lightning)
+    return Weights("pytorch", entries, (file.path,), tuple(notes), lightning)
 
 
 def _mapping(value: Any) -> dict[Any, Any] | None:

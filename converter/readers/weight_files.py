@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.mappings import supported
-from converter.readers.safetensors import TensorEntry, read_safetensors, read_shards
+from converter.readers.safetensors import TensorEntry, Weights, read_safetensors, read_shards
 from converter.readers.source_files import TF_FIX, SourceError, check_file, identify, read_json_object
-from converter.readers.torch_files import TorchFile, find_state_dict, is_torch_zip, read_torch_legacy, read_torch_zip
+from converter.readers.torch_files import find_state_dict, is_torch_zip, read_torch_legacy, read_torch_zip
 from converter.readers.zip_archive import ZipArchive, read_npz
 from mlxbert.checkpoint import is_license_file
 from mlxbert.encode.sentence_modules import MODULES, TRANSFORMER_CONFIGS, ModuleEntry, read_modules
@@ -357,33 +357,17 @@ def has_tokenizer(side_files: Iterable[str]) -> bool:
     return not {"tokenizer.json", "vocab.txt"}.isdisjoint(side_files)
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The tensors of a file or of all shards, under the names that the files give them.
-
-    Attributes:
-        format: "safetensors", "pytorch" or "npz".
-        lightning: whether they are a PyTorch Lightning checkpoint, which has hyper-parameters but no configuration.
-    """
-
-    format: str
-    entries: dict[str, TensorEntry]
-    files: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
-    lightning: bool = False
-
-
 def read_weights(path: Path) -> Weights:
     """Read a weight file by its content, whatever its name; raise SourceError if it is unreadable or empty."""
     kind = identify(path)
     if kind == "safetensors":
         weights = Weights("safetensors", read_safetensors(path), (path,))
     elif kind == "pickle":
-        weights = _torch_weights(read_torch_legacy(path))
+        weights = find_state_dict(read_torch_legacy(path))
     else:
         archive = ZipArchive(path)
         if is_torch_zip(archive):
-            weights = _torch_weights(read_torch_zip(archive))
+            weights = find_state_dict(read_torch_zip(archive))
         elif any(name.endswith(".npy") for name in archive.names):
             weights = Weights("npz", read_npz(archive), (path,))
         else:
@@ -393,11 +377,6 @@ def read_weights(path: Path) -> Weights:
     if not weights.entries:
         raise SourceError(f"{path}: holds no tensors; fix: save the model's state_dict() into it")
     return weights
-
-
-def _torch_weights(file: TorchFile) -> Weights:
-    state_dict = find_state_dict(file)
-    return Weights("pytorch", state_dict.entries, (file.path,), state_dict.notes, state_dict.lightning)
 
 
 def read_sharded(index: Path, root: Path) -> Weights:
