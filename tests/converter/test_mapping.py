@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ from mlxbert.models.bert import BertConfig
 from mlxbert.models.config_fields import ConfigError
 from tests.support.tiny import CLASSES, SIZES, tiny_model
 
+TABLES = Path(__file__).parents[2] / "converter" / "mappings"
 BERT = mapping_for({"model_type": "bert"})
 CONFIG = BertConfig.from_hf({"model_type": "bert", **SIZES})
 
@@ -176,8 +178,8 @@ def test_a_fused_tensor_is_split_in_equal_parts() -> None:
 
 
 def test_supported_architectures_are_the_files_of_the_folder() -> None:
-    assert supported() == ("bert",)
-    with pytest.raises(ConfigError, match="model_type 'roberta' is not supported; supported: bert"):
-        mapping_for({"model_type": "roberta"})
+    assert supported() == tuple(sorted(file.stem for file in TABLES.glob("[!_]*.py")))
+    with pytest.raises(ConfigError, match="model_type 'gpt2' is not supported; supported: 'bert'"):
+        mapping_for({"model_type": "gpt2"})
     with pytest.raises(ConfigError, match='add "model_type"'):
         mapping_for({})
