@@ -6,6 +6,7 @@ that `--help` answers at once.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,8 @@ EXIT_COULD_NOT_RUN = 2
 EXIT_PARTLY_COMPARED = 3
 EXIT_INTERRUPTED = 130
 
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_version = click.version_option(package_name="mlxbert")
 
 
 class ConverterCommand(OptionGroups, click.Command):
@@ -46,10 +45,15 @@ class ConverterCommand(OptionGroups, click.Command):
             return super().invoke(ctx)
 
 
-@_version
-@click.command(
+_command = partial(
+    click.command,
     cls=ConverterCommand,
-    context_settings=_CONTEXT,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@click.version_option(package_name="mlxbert")
+@_command(
     groups={
         "Input": ("config", "revision", "prefix", "encoder_only", "dequantize"),
         "Output": ("out", "dtype", "layout", "overwrite"),
@@ -137,10 +141,8 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
         raise SystemExit(EXIT_PARTLY_COMPARED)  # --verify asks for a proof of the whole
 
 
-@_version
-@click.command(
-    cls=ConverterCommand,
-    context_settings=_CONTEXT,
+@click.version_option(package_name="mlxbert")
+@_command(
     groups={
         "Input": ("reference", "revision", "config", "prefix"),
         "Proof": ("seed",),
@@ -203,8 +205,8 @@ def verify(converted: Path, reference: str | None, junit: Path | None, html: Pat
         raise SystemExit(code)
 
 
-@_version
-@click.command(cls=ConverterCommand, context_settings=_CONTEXT, groups={"Output": ("out", "overwrite")})
+@click.version_option(package_name="mlxbert")
+@_command(groups={"Output": ("out", "overwrite")})
 @click.argument("converted", type=_PATH)
 @click.option("-o", "--out", type=_PATH, required=True, help="Directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an exported model in the directory.")
@@ -229,10 +231,8 @@ def export(converted: Path, **options: Any) -> None:
     show(f"Exported to {exported.path}: {exported.what}", *(f"Next: {line}" for line in exported.use))
 
 
-@_version
-@click.command(
-    cls=ConverterCommand,
-    context_settings=_CONTEXT,
+@click.version_option(package_name="mlxbert")
+@_command(
     groups={
         "Publishing": ("to", "private", "pr", "revision", "message", "dry_run", "yes"),
         "Proof": ("allow_unverified",),

@@ -17,14 +17,15 @@ from mlxbert.files.reading import open_regular, read_json, reading_failed, requi
 
 MAX_JSON_BYTES = 64 << 20
 AGAIN = "fix: get the file again"
-TF_FIX = (
-    "fix: with transformers<5 (5 dropped {label}): AutoModelForPreTraining.from_pretrained(DIR, {flag}=True)"
+_FIX = (
+    "fix: with transformers<5 (5 dropped {name}): AutoModelForPreTraining.from_pretrained(DIR, {option}=True)"
     ".save_pretrained(NEW_DIR), then convert NEW_DIR"
 )
-_TENSORFLOW = TF_FIX.format(label="TensorFlow", flag="from_tf")
+TENSORFLOW_FIX = _FIX.format(name="TensorFlow", option="from_tf")
+FLAX_FIX = _FIX.format(name="Flax", option="from_flax")
 # First bytes of files that are not read, with their name and the fix.
 _NOT_READ = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (TensorFlow/Keras weights)", _TENSORFLOW),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (TensorFlow/Keras weights)", TENSORFLOW_FIX),
     (b"GGUF", "a GGUF file (llama.cpp)", "fix: give the original PyTorch or safetensors checkpoint"),
     (b"\x1f\x8b", "gzip-compressed", "fix: decompress it first (gunzip)"),
     (b"\xfd7zXZ\x00", "xz-compressed", "fix: decompress it first (unxz)"),

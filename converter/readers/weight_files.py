@@ -17,7 +17,14 @@ from typing import Any
 
 from converter.mappings import supported
 from converter.readers.safetensors import TensorEntry, Weights, read_safetensors, read_shards
-from converter.readers.source_files import TF_FIX, SourceError, check_file, identify, read_json_object
+from converter.readers.source_files import (
+    FLAX_FIX,
+    TENSORFLOW_FIX,
+    SourceError,
+    check_file,
+    identify,
+    read_json_object,
+)
 from converter.readers.torch_files import find_state_dict, is_torch_zip, read_torch_legacy, read_torch_zip
 from converter.readers.zip_archive import ZipArchive, read_npz
 from mlxbert.checkpoint import is_license_file
@@ -40,12 +47,10 @@ _NOT_THE_MODEL = re.compile(
     r"|heads\.safetensors$|\.)"  # heads: this project's own, read beside model.safetensors
 )
 _STANDARD = (("model.safetensors",), ("pytorch_model.bin",), ("weights.npz", "model.npz"))
-_TENSORFLOW = TF_FIX.format(label="TensorFlow", flag="from_tf")
-_FLAX = TF_FIX.format(label="Flax", flag="from_flax")
 _ELSEWHERE = "fix: get the model's PyTorch or safetensors weights; these cannot be turned back"
 _FOREIGN: tuple[tuple[str, re.Pattern[str], str], ...] = (
-    ("TensorFlow", re.compile(r"(.*/)?([^/]*\.h5|saved_model\.pb|[^/]*\.ckpt\.(index|meta|data-.*))"), _TENSORFLOW),
-    ("Flax", re.compile(r"(.*/)?[^/]*\.msgpack"), _FLAX),
+    ("TensorFlow", re.compile(r"(.*/)?([^/]*\.h5|saved_model\.pb|[^/]*\.ckpt\.(index|meta|data-.*))"), TENSORFLOW_FIX),
+    ("Flax", re.compile(r"(.*/)?[^/]*\.msgpack"), FLAX_FIX),
     ("ONNX", re.compile(r"(.*/)?[^/]*\.onnx"), _ELSEWHERE),
     ("OpenVINO", re.compile(r"(.*/)?openvino[^/]*\.(xml|bin)"), _ELSEWHERE),
     ("Rust (rust-bert)", re.compile(r"(.*/)?rust_model\.ot"), _ELSEWHERE),
