@@ -118,9 +118,7 @@ def cast(array: np.ndarray, dtype: str, key: str) -> np.ndarray:
         if not finite.all():
             bad = chunk[~finite][0]
             place = tuple(int(i) for i in np.unravel_index(start + int(finite.argmin()), array.shape))
-            raise DtypeError(
-                f"{key} holds {bad} at {place}: this checkpoint is broken; fix: get it again from where it came from"
-            )
+            raise DtypeError(f"{key} holds {bad} at {place}: this checkpoint is broken; fix: get the checkpoint again")
     if array.dtype == target:
         return array
     with np.errstate(over="ignore"):

@@ -370,7 +370,7 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     if source.format == "npz":
         reason = "an .npz has no PyTorch reference; run mlxbert-verify with --reference of the original"
     elif dequantize:
-        reason = "what is quantized has no PyTorch reference; run mlxbert-verify with --reference of the original"
+        reason = "a quantized source has no PyTorch reference; run mlxbert-verify with --reference of the original"
     elif source.own_head:
         reason = "a head that mlxbert trained has no PyTorch reference"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
@@ -392,11 +392,11 @@ def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
     if first.startswith("cost "):
         return (
             f"{src}: the quantization costs too much ({first}); nothing was written to {target}; fix: more bits, "
-            "--calibration built-in, or write it all the same with --no-verify"
+            "--calibration built-in, or write it anyway with --no-verify"
         )
     return (
         f"{src}: parity FAILED ({first}); nothing was written to {target}; "
-        "fix: report it, or write it all the same with --no-verify"
+        "fix: report it, or write it anyway with --no-verify"
     )
 
 

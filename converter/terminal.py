@@ -102,7 +102,7 @@ def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
     """Show what would be published, and return whether the user agrees.
 
     Raises:
-        PublishError: nobody is there to answer.
+        PublishError: there is no terminal to ask on.
     """
     from converter.publish.errors import PublishError
 
@@ -115,7 +115,7 @@ def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
         click.echo(err=True)
         if isinstance(abort.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
-        raise PublishError("nothing was sent, for nobody is there to be asked; fix: add --yes") from None
+        raise PublishError("nothing was sent, because there is no terminal to ask on; fix: add --yes") from None
 
 
 def show_push(result: PushResult, directory: Path) -> None:
@@ -132,7 +132,7 @@ def show_push(result: PushResult, directory: Path) -> None:
         "declined": "Nothing was sent.",
         "unchanged": f"Nothing to do: the same bytes are there already ({result.url}).",
         "pushed": f"Published, and compared with what was sent: {result.url}",
-        "recognised": f"Published, though the Hub's answer got lost; compared with what was sent: {result.url}",
+        "recognised": f"Published, although the Hub's answer was lost; compared with what was sent: {result.url}",
     }[result.status]
     rows = [outcome]
     if result.commit is not None:

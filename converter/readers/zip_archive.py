@@ -1,8 +1,8 @@
 """Reads zip containers (torch.save since 1.6, NumPy's .npz) without extracting them and without trust in their sizes.
 
-An .npz is read as mlx-examples' converter and mlx.core.savez write it. The .npy header is NumPy's, format versions 1 to
-3 (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html); it is hostile input, so it is parsed here,
-where only one plain literal is accepted.
+An .npz is read as mlx-examples' converter and mlx.core.savez write it. The .npy header is NumPy's, format versions 1
+to 3 (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html). It is hostile input, so it is parsed
+here, where only one plain literal is accepted.
 """
 
 from __future__ import annotations
