@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from converter.canonical import CODES, DTYPE_SUFFIXES, float32_core, float32_model, output_dtype, plan_source, read
-from converter.card.card import render_card
+from converter.card.card import Usage, render_card
 from converter.card.facts import CardFacts, card_facts, weight_sums
 from converter.card.loaders import Reading
 from converter.card.source_card import SourceCard, read_source_card, with_reachable_link
-from converter.card.usage import Usage
 from converter.mapping import Planned
 from converter.output import (
     check_staged,

@@ -44,7 +44,7 @@ from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.with_head import HEADS_FILE
 
 if TYPE_CHECKING:
-    from mlxbert.hub.download import Snapshot
+    from mlxbert.hub import Snapshot
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
 
@@ -170,7 +170,7 @@ def open_source(
         raise SourceError(f"{src}: is a link to nothing; fix: check where it leads")
     if not looks_like_repo_id(src):
         raise SourceError(f"{printable(src)}: no such file or directory; fix: check the path, or give a Hub id")
-    from mlxbert.hub import download as hub  # the client takes a while to import, and a local source needs none
+    from mlxbert import hub  # the client takes a while to import, and a local source needs none
 
     snapshot = hub.snapshot(src, revision=revision, select=select_files)
     folder = transformer_folder(source_modules(snapshot.path))
@@ -184,7 +184,7 @@ def open_source(
 
 def _fetch_card(snapshot: Snapshot) -> list[str]:
     """Download the source's model card and license files too; on failure return a note and go on."""
-    from mlxbert.hub import download as hub
+    from mlxbert import hub
 
     listed: list[str] = []
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from converter.card.card import LOAD, LOAD_WITH_HEAD
 from converter.card.loaders import lines as loader_lines
-from converter.card.usage import LOAD, LOAD_WITH_HEAD
 from converter.convert import ConvertResult
 from converter.parity.render import parity_table
 from converter.parity.report import ParityReport

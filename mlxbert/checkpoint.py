@@ -98,8 +98,8 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
             raise CheckpointError(f"{path} is a directory: revision={revision!r} is for a Hub id")
         read_config(path, other_tools=True)
         return path
-    from mlxbert.hub import download as hub  # imports huggingface_hub, which a local directory does not need
-    from mlxbert.hub.download import check_snapshot
+    from mlxbert import hub  # imports huggingface_hub, which a local directory does not need
+    from mlxbert.hub import check_snapshot
 
     repo_id = str(path_or_hub_id)
     if path.exists() or not hub.is_repo_id(repo_id):

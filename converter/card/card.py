@@ -15,11 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxbert.models.base import HeadKind, architecture
-
 from converter.card.loaders import SEEN, WORKS, Reading
 from converter.card.source_card import SourceCard
-from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from converter.parity.report import (
     LOCAL,
     MAX_BYTES,
@@ -35,10 +32,14 @@ from converter.quantize.cost import QuantizationReport, read_cost
 from heads import install
 from mlxbert.errors import printable
 from mlxbert.files.reading import from_json, read_json
+from mlxbert.models.base import HeadKind, architecture
 
 if TYPE_CHECKING:
     import jinja2
 
+# Calls that a card shows, where they run on the files.
+LOAD, LOAD_WITH_HEAD = "mlxbert.load", "mlxbert.load_with_head"
+SENTENCES, TRAINED = "SentenceEncoder", "BertWithHead.load"
 # The Hub's task for each kind of head; it has none for the next sentence.
 _TASKS = {
     HeadKind.PRETRAINING: "fill-mask",
@@ -63,22 +64,6 @@ _AUTO_CLASSES = {
 _TRAINED_TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
 # Words that YAML does not read as text; `no` is also Norwegian.
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-
-# What the template reads of `CardFacts` beside its fields.
-_COMPUTED = (
-    "answer",
-    "at",
-    "auto_class",
-    "base_model",
-    "compared_with_source",
-    "front_matter",
-    "parity_rows",
-    "reference",
-    "runs",
-    "sentences_compared",
-    "trained",
-    "works_in",
-)
 
 
 def read_quantization(directory: Path) -> QuantizationReport | None:
@@ -142,6 +127,32 @@ def read_scores(block: Mapping[str, Any]) -> Scores | None:
 def _defined(values: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics that have a value."""
     return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Which calls ran on the written files; a call that the files are not made for is in neither list.
+
+    Attributes:
+        ran: names of the calls that ran.
+        failed: the name of a call that failed -> the reason.
+    """
+
+    ran: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def encodes(self) -> bool:
+        """Return whether `mlxbert encode` runs: with the sentence pipeline, or without one with the encoder."""
+        return SENTENCES in self.ran or (LOAD in self.ran and SENTENCES not in self.failed)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return a line for each call that does not run."""
+        return [
+            f"{call} does not run on these files ({why}); the card does not show it"
+            for call, why in self.failed.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -337,7 +348,7 @@ def reference_of(source: str, revision: str | None) -> str:
 
 def render_card(facts: CardFacts) -> str:
     """Return the card as Markdown with its front matter."""
-    return _template().render({name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, *_COMPUTED)})
+    return _template().render({name: getattr(facts, name) for name in dir(facts) if not name.startswith("_")})
 
 
 @cache

@@ -24,7 +24,7 @@ from converter.readers.weight_files import CARD
 from mlxbert.checkpoint import is_license_file
 from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.reading import open_regular
-from mlxbert.hub.download import is_valid_repo_id
+from mlxbert.hub import is_valid_repo_id
 
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import HfApi, get_token
+
 from converter.card.card import read_quantization, reference_of, render_card
 from converter.card.facts import card_facts
 from converter.parity.files import CARD, PARITY
@@ -22,6 +24,7 @@ from mlxbert.checkpoint import CheckpointError, is_full_layout, read_config
 from mlxbert.errors import first_ten, reason
 from mlxbert.files.output_file import NAME, FileRecord, manifest_bytes, manifest_problems, read_manifest
 from mlxbert.files.reading import expand_home
+from mlxbert.hub_client import bounded_answers, check_token, endpoint
 
 _NEVER_COMPARED = "the model was never compared with PyTorch"
 
@@ -64,11 +67,7 @@ def push(
     if to is not None:
         check_repo_id(to)
     existing_directory(directory)  # before a login is asked for
-    from huggingface_hub import HfApi, get_token
-
-    from mlxbert.hub.client import bounded_answers, check_token
-
-    token = None if dry_run else _token(check_token, get_token)
+    token = None if dry_run else _token()
     evidence = gather_evidence(directory, allow_unverified=allow_unverified, token=token)
     repo_id = to if to is not None else _default_name(evidence)
     files, card = _files(evidence, repo_id, revision, token)
@@ -102,23 +101,23 @@ def require_pushable(to: str, *, verify: bool | None) -> None:
     Raises:
         PublishError: the name breaks a rule, there is no token, or nothing will be compared.
     """
-    from huggingface_hub import get_token
-
-    from mlxbert.hub.client import check_token
-
     check_repo_id(to)
     if verify is False:
         raise PublishError(
             "--push-to publishes verified models: leave out --no-verify, or push later with mlxbert-push"
         )
-    _token(check_token, get_token)
+    _token()
 
 
-def _token(check: Callable[[], None], get: Callable[[], str | None]) -> str:
-    from mlxbert.hub.client import endpoint
+def _token() -> str:
+    """Return the user's token.
 
-    check()
-    token = get()
+    Raises:
+        PublishError: there is none.
+        HubError: it cannot be sent.
+    """
+    check_token()
+    token = get_token()
     if token is None:
         raise PublishError(
             f"not logged in to the Hub: run `hf auth login`, or set HF_TOKEN, with a token that may write, from "

@@ -28,7 +28,8 @@ from converter.card.facts import trained_head
 from converter.publish.leaks import PublishError
 from mlxbert.files.output_file import NAME, FileRecord
 from mlxbert.files.reading import read_bytes, read_json
-from mlxbert.hub.client import (
+from mlxbert.hub import git_blob_id, is_valid_repo_id, refuse_unsafe_names
+from mlxbert.hub_client import (
     FAILURES,
     MALFORMED,
     NotAHubError,
@@ -41,7 +42,6 @@ from mlxbert.hub.client import (
     is_malformed,
     token_source,
 )
-from mlxbert.hub.download import git_blob_id, is_valid_repo_id, refuse_unsafe_names
 
 DEFAULT_NAMESPACE = "mlx-community"
 ATTEMPTS = 3
@@ -49,7 +49,7 @@ ATTEMPTS = 3
 _MAX_JSON_BYTES = 4 << 20
 # Open pull requests that are compared, newest first; each costs a listing.
 _MAX_PULL_REQUESTS = 20
-# How `mlxbert.hub.client` ends its message about a dropped connection, and how that message ends for a push.
+# How `mlxbert.hub_client` ends its message about a dropped connection, and how that message ends for a push.
 _READ = "was read: run it again, whole files are kept"
 _WRITTEN = "was written: push again, what has arrived is not sent twice"
 # hf_xet has one class for every answer that is no success; its text has the status.

@@ -33,8 +33,8 @@ from converter.publish.remote import (
 )
 from mlxbert.errors import first_ten
 from mlxbert.files.output_file import format_bytes, is_file_of
-from mlxbert.hub.client import FAILURES, MALFORMED, NotAHubError, clean, endpoint, is_commit, token_source
-from mlxbert.hub.download import is_valid_repo_id, progress_bars
+from mlxbert.hub import is_valid_repo_id, progress_bars
+from mlxbert.hub_client import FAILURES, MALFORMED, NotAHubError, clean, endpoint, is_commit, token_source
 
 _WRITING_ROLES = ("admin", "write", "contributor")
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import mlx.core as mx
@@ -235,15 +235,10 @@ def read_safetensors(
         # MLX cannot open a path that is not UTF-8 (a folder's name in another encoding), but it reads an open file.
         is_text = not any("\ud800" <= character <= "\udfff" for character in str(file))
         target = str(file) if is_text else file.open("rb")
-        loaded, metadata = _pair(mx.load(target, format="safetensors", return_metadata=True))
+        loaded, metadata = cast(Any, mx.load(target, format="safetensors", return_metadata=True))
         return {name: loaded[name] for name in _file_order(file)}, metadata
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:
         raise error(f"{file} is damaged ({cause}); {fix}") from cause
-
-
-def _pair(loaded: Any) -> tuple[dict[str, mx.array], Metadata]:
-    tensors, metadata = loaded
-    return tensors, metadata
 
 
 def _file_order(file: Path) -> list[str]:

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from converter.card.card import CardFacts, render_card
+from converter.card.card import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, CardFacts, Usage, render_card
 from converter.card.loaders import Trait, readings
-from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION, ParityReport, Part, Point, Proof, Provenance
 
 LOCAL_SOURCE = CardFacts(

@@ -316,3 +316,28 @@ class TestTraitsOfSwiftAlone:
         found, problems = self.converted(tmp_path, nothing, id2label={"0": 1})
         assert [reading.loader for reading in found if "id2label" in reading.reasons[0]] == [loaders.SWIFT]
         assert problems == ["refuses: id2label with values that are no text"]
+
+
+@pytest.mark.parametrize(
+    ("class_name", "task", "auto_class"),
+    [
+        ("RobertaModel", "feature-extraction", "AutoModel"),
+        ("RobertaForMaskedLM", "fill-mask", "AutoModelForMaskedLM"),
+        ("RobertaForSequenceClassification", "text-classification", "AutoModelForSequenceClassification"),
+        ("RobertaForMultipleChoice", "multiple-choice", "AutoModelForMultipleChoice"),
+    ],
+)
+def test_the_card_of_roberta(class_name: str, task: str, auto_class: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source", class_name)
+    save_tokenizer(tmp_path / "source")
+    layout = "encoder" if class_name == "RobertaModel" else "full"
+    result = convert(tmp_path / "source", tmp_path / "out", verify=False, layout=layout)
+    assert not result.usage.failed
+    card = (tmp_path / "out/README.md").read_text("utf-8")
+    assert f"pipeline_tag: {task}\ntags:\n- mlx\n- mlxbert\n- roberta\n" in card
+    assert f"{class_name} in float32" in card
+    assert ("mlxbert.load_with_head(" in card) == (class_name != "RobertaModel")
+    assert f"from transformers import {auto_class}, AutoTokenizer" in card
+    assert "Of each text the first 64 tokens are read" in card
+    assert "| mlx-embeddings | **no**: it does not have this architecture |" in card
+    assert "from mlx_embeddings" not in card

@@ -20,7 +20,7 @@ from converter.card.source_card import (
 from converter.convert import convert
 from converter.publish.leaks import lint_card
 from mlxbert.checkpoint import is_license_file
-from mlxbert.hub.download import is_valid_repo_id
+from mlxbert.hub import is_valid_repo_id
 from tests.support.card_samples import MINILM
 from tests.support.hub.yaml_rules import check_yaml
 from tests.support.tiny import save_tiny

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.hub.download import snapshot
+from mlxbert.hub import snapshot
 from tests.support.hub.exchange import Reply
 from tests.support.hub.plugin import Hub
 from tests.support.hub.repository import Repository

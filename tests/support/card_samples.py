@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converter.card.card import CardFacts, Scores, render_card
+from converter.card.card import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, CardFacts, Scores, Usage, render_card
 from converter.card.loaders import Trait, readings
 from converter.card.source_card import SourceCard
-from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from converter.parity.report import OWN_HEAD, PRECISION, SENTENCE, TRAINED_HEAD, ParityReport, Part
 
 FOLDER = Path(__file__).parents[2] / "model_cards"

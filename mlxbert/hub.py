@@ -94,7 +94,7 @@ def snapshot(
     """
     from huggingface_hub import snapshot_download
 
-    from mlxbert.hub.client import (
+    from mlxbert.hub_client import (
         FAILURES,
         Subject,
         bounded_answers,

@@ -40,7 +40,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_backoff
 
 from mlxbert.errors import first_ten
-from mlxbert.hub.download import HubError
+from mlxbert.hub import HubError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # A listing of 100,000 files is 20 MB. A Hub sends nothing larger, and no more pages.
