@@ -275,9 +275,9 @@ class CardFacts:
         if parity is None or not parity.passed:
             return "**NO: the comparison failed**"
         if not self.compared_with_source:
-            return "**Not known of the source**, only of what was made from it in between"
+            return "**Not proven for the source**, only for another conversion of it"
         if parity.uncompared:
-            return f"**Not known of the whole**, only of {', '.join(parity.compared)}"
+            return f"**Not proven for the whole model**, only for {', '.join(parity.compared)}"
         return "Yes, before it was quantized" if self.quantized else "Yes"
 
     @property

@@ -124,7 +124,7 @@ def test_a_part_that_was_not_compared_is_no_yes() -> None:
     whole = report(1e-6)
     left_out = Part("own head", False, "2 rows and `3` labels")
     card = render_card(replace(LOCAL_SOURCE, parity=replace(whole, scope=(*whole.scope, left_out))))
-    assert "**Not known of the whole**, only of encoder: compared element by element with" in card
+    assert "**Not proven for the whole model**, only for encoder: compared element by element with" in card
     assert "Compared: encoder. **Not compared: own head** (2 rows and 3 labels)." in card
     assert "Yes" not in card
     assert "Compared: encoder.\n" in render_card(replace(LOCAL_SOURCE, parity=whole))
@@ -182,7 +182,7 @@ def test_only_what_was_compared_is_said_to_be() -> None:
 def test_compared_with_something_else_than_the_source_is_no_yes() -> None:
     facts = replace(LOCAL_SOURCE, source="team/bert", revision="a" * 40, parity=report(1e-6))
     card = render_card(facts)
-    assert "**Not known of the source**, only of what was made from it in between: compared element by" in card
+    assert "**Not proven for the source**, only for another conversion of it: compared element by" in card
     assert "Yes" not in card
 
 
@@ -198,11 +198,11 @@ def test_a_reference_that_is_a_conversion_itself_is_said_to_be() -> None:
 def test_layers_that_kept_their_numbers_are_told_though_nothing_was_measured() -> None:
     reasons = {"embeddings.word_embeddings": "rows of 312", "pooler.dense": "config.json says so"}
     card = render_card(replace(LOCAL_SOURCE, quantized=True, skipped=reasons))
-    assert "## What quantization cost\n\nNobody has measured it on text. Not quantized:\n" in card
+    assert "## What quantization cost\n\nIt was not measured on text. Not quantized:\n" in card
     assert "<summary>2 layers</summary>\n\n- `embeddings.word_embeddings`: rows of 312\n" in card
     assert "- `pooler.dense`: config.json says so\n\n</details>\n\n## Use\n" in card
     card = render_card(replace(LOCAL_SOURCE, quantized=True))
-    assert "Nobody has measured it on text.\n\n## Use\n" in card
+    assert "It was not measured on text.\n\n## Use\n" in card
     assert "<details>" not in card
 
 

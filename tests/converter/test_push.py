@@ -193,7 +193,7 @@ def test_a_license_that_is_not_known_is_said_in_the_card_and_nowhere_else(
     pushed(verified)
     assert not [warning for warning in recwarn if "metadata" in str(warning.message)]
     card = hub.repositories[REPO].files["README.md"].decode()
-    assert "The license of the source is not known here" in card
+    assert "The license of the source is unknown" in card
 
 
 def test_a_quantized_directory(hub: Hub, verified: Path) -> None:

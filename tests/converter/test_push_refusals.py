@@ -51,7 +51,7 @@ class TestEvidence:
         )
         plan = pushed(tmp_path / "out", allow_unverified=True, dry_run=True).plan
         assert (
-            "**Published without a comparison that passed**: the model was never compared with PyTorch." in plan.card
+            "**Published although no comparison passed**: the model was never compared with PyTorch." in plan.card
         )
 
     def test_failed(self, verified: Path) -> None:
@@ -83,7 +83,7 @@ class TestEvidence:
             "which the card will say"
         )
         card = pushed(verified, allow_unverified=True, dry_run=True).plan.card
-        assert "**Not known of the source**, only of what was made from it in between: compared element by" in card
+        assert "**Not proven for the source**, only for another conversion of it: compared element by" in card
         assert "Yes" not in card
         rewrite(verified, "parity.json", lambda report: {**report, "provenance": {**report["provenance"], **named}})
         assert gather_evidence(verified).unverified is None
