@@ -70,7 +70,6 @@ def snapshot(
     revision: str | None = None,
     select: Callable[[Sequence[str]], Sequence[str]],
     progress: bool = True,
-    what: str = "model",
 ) -> Snapshot:
     """Download the needed files of a repository into the Hub's cache, all of one commit.
 
@@ -87,7 +86,6 @@ def snapshot(
         select: gets the names of all files of the commit (POSIX paths; without the network those that the cache
             knows) and returns those that are needed. Only files that are not in the cache yet are downloaded.
         progress: False: never show progress bars.
-        what: what error messages call the repository.
 
     Raises:
         HubError: the files cannot be had; one line with the fix.
@@ -105,8 +103,8 @@ def snapshot(
         list_files,
     )
 
-    _check_request(repo_id, revision, what)
-    subject = Subject(repo_id, revision, what)
+    _check_request(repo_id, revision)
+    subject = Subject(repo_id, revision, "model")
     check_token()
     try:
         with bounded_answers():
@@ -144,12 +142,12 @@ def snapshot(
     return Snapshot(folder, commit, repo_id)
 
 
-def _check_request(repo_id: str, revision: str | None, what: str) -> None:
+def _check_request(repo_id: str, revision: str | None) -> None:
     if not is_valid_repo_id(repo_id):
-        raise HubError(f"{repo_id!r} is not the id of a {what} on the Hub: it should read like 'bert-base-uncased'")
+        raise HubError(f"{repo_id!r} is not the id of a model on the Hub: it should read like 'bert-base-uncased'")
     # The client names a file of its cache after the revision; git allows none of these.
     if revision is not None and (not revision.strip("/") or revision.startswith("/") or ".." in revision):
-        raise HubError(f"{revision!r} is not a revision: give a branch, a tag or a commit of {what} '{repo_id}'")
+        raise HubError(f"{revision!r} is not a revision: give a branch, a tag or a commit of model '{repo_id}'")
 
 
 def refuse_unsafe_names(names: Iterable[str], subject: str, error: type[MLXBertError]) -> None:

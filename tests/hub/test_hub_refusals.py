@@ -82,7 +82,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("repo_id", ["a/b/c", "../a", "a b", ""])
     def test_what_is_no_id(self, hub: Hub, repo_id: str) -> None:
-        assert "is not the id of a dataset on the Hub" in failure(hub, repo_id, what="dataset")
+        assert "is not the id of a model on the Hub" in failure(hub, repo_id)
         assert hub.requests == []
 
     def test_no_such_file(self, hub: Hub, hub_repo: Repository) -> None:
