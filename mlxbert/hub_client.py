@@ -133,7 +133,7 @@ def bounded_answers(*, downloads: bool = False) -> Iterator[None]:
 def list_files(repo_id: str, revision: str | None) -> Listing:
     """Resolve a revision and list its files, with one request (none for a commit whose list is cached).
 
-    By hand, because `snapshot_download(dry_run=True)` lists no files when the Hub cannot be reached, and checks no name.
+    By hand, because `snapshot_download(dry_run=True)` lists no files when the Hub cannot be reached.
 
     Raises:
         FAILURES: the Hub cannot be asked, and the cache cannot replace it.
