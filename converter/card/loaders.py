@@ -110,8 +110,8 @@ _UNKNOWN_MODEL = "it does not have this architecture"
 _GELU = "it always computes exact GELU, and this model has another activation"
 _MEAN = "its `text_embeds` are the mean of all tokens, whatever `1_Pooling` says; its hidden states are right"
 _LENGTH = "its `text_embeds` have length 1, and this model's vectors have not"
-_ENCODER = "it wants the encoder alone: convert with --layout encoder"
-_HEAD = "it wants the head in model.safetensors: convert with --layout full"
+_ENCODER = "it needs the encoder alone: convert with --layout encoder"
+_HEAD = "it needs the head in model.safetensors: convert with --layout full"
 _FOLDERS = "it takes the weights in a module's folder for the encoder's"
 _EMPTY = "without tokenizer files it makes an empty tokenizer, for which every word is unknown"
 _UNKNOWN = "modules.json asks for what mlxbert does not compute, so nothing was compared"
@@ -133,7 +133,7 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (SENTENCE_TRANSFORMER, Trait.QUANTIZED, REFUSES, _PACKED),
     (SENTENCE_TRANSFORMER, Trait.NO_TOKENIZER, DIFFERS, _EMPTY),
     (SENTENCE_TRANSFORMER, Trait.UNKNOWN_MODULES, DIFFERS, _UNKNOWN),
-    (MLX_EMBEDDINGS, Trait.NO_POOLER, REFUSES, "it wants a pooler, and the source has none"),
+    (MLX_EMBEDDINGS, Trait.NO_POOLER, REFUSES, "it needs a pooler, and the source has none"),
     (MLX_EMBEDDINGS, Trait.FULL, REFUSES, _ENCODER),
     (MLX_EMBEDDINGS, Trait.MODULE_WEIGHTS, REFUSES, _FOLDERS),
     (MLX_EMBEDDINGS, Trait.NO_TOKENIZER, DIFFERS, _EMPTY),
@@ -150,22 +150,22 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (MLX_VLM_RERANKER, Trait.BESIDE, REFUSES, _HEAD),
     (MLX_VLM_RERANKER, Trait.ACTIVATION, DIFFERS, _GELU),
     (MLX_VLM_TAGGER, Trait.BESIDE, REFUSES, _HEAD),
-    (MLX_VLM_TAGGER, Trait.NO_TAGS, REFUSES, "it wants BIO or BIOES labels: O, B-PER, I-PER"),
+    (MLX_VLM_TAGGER, Trait.NO_TAGS, REFUSES, "it needs BIO or BIOES labels: O, B-PER, I-PER"),
     (MLX_VLM_TAGGER, Trait.ACTIVATION, DIFFERS, _GELU),
-    (SWIFT, Trait.POOLER_MISSED, REFUSES, "it wants a pooler, and the source has none"),
+    (SWIFT, Trait.POOLER_MISSED, REFUSES, "it needs a pooler, and the source has none"),
     (
         SWIFT,
         Trait.FULL_NO_SEQUENCE,
         REFUSES,
-        "it knows no head but a sequence classifier's: convert with --layout encoder",
+        "it has no head but a sequence classifier's: convert with --layout encoder",
     ),
-    (SWIFT, Trait.NO_TOKENIZER_JSON, REFUSES, "it wants tokenizer.json and tokenizer_config.json"),
-    (SWIFT, Trait.LABEL_TYPES, REFUSES, "it wants texts in id2label and whole numbers in label2id"),
+    (SWIFT, Trait.NO_TOKENIZER_JSON, REFUSES, "it needs tokenizer.json and tokenizer_config.json"),
+    (SWIFT, Trait.LABEL_TYPES, REFUSES, "it needs texts in id2label and whole numbers in label2id"),
     (SWIFT, Trait.ACTIVATION, DIFFERS, _GELU),
     (SWIFT, Trait.POOLING_ELSEWHERE, DIFFERS, "it does not find the pooling, and gives the pooler's output"),
     (SWIFT, Trait.POOLING_CLS, DIFFERS, "for the first token it gives the pooler's output"),
     (SWIFT, Trait.POOLING_MAX, DIFFERS, "it counts padding as 0 in the maximum"),
-    (SWIFT, Trait.POOLING_MIX, DIFFERS, "it computes one pooling of cls, mean, max and lasttoken alone"),
+    (SWIFT, Trait.POOLING_MIX, DIFFERS, "it computes only one pooling: cls, mean, max or lasttoken"),
     (SWIFT, Trait.UNKNOWN_MODULES, DIFFERS, _NO_MODULES),
     (SWIFT, Trait.OTHER_MODULES, DIFFERS, "it computes no module after pooling but the normalization"),
 )

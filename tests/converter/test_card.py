@@ -97,7 +97,7 @@ def test_what_cannot_load_elsewhere_what_was_dropped_and_what_is_missing_are_sai
     assert "2 tensors of the checkpoint's own head in `heads.safetensors`" in card
     assert "- `embeddings.position_ids`: a constant" in card
     assert "| mlxbert | yes |" in card
-    assert "| mlx-embeddings | **no**: it wants a pooler, and the source has none |" in card
+    assert "| mlx-embeddings | **no**: it needs a pooler, and the source has none |" in card
     assert "| transformers (AutoModel) | **other numbers**: its `pooler_output` is random" in card
     assert "from mlx_embeddings" not in card
     assert "no tokenizer files" in card

@@ -50,9 +50,7 @@ class TestEvidence:
             "--reference PATH/TO/source, or publish it all the same with --allow-unverified, which the card will say"
         )
         plan = pushed(tmp_path / "out", allow_unverified=True, dry_run=True).plan
-        assert (
-            "**Published although no comparison passed**: the model was never compared with PyTorch." in plan.card
-        )
+        assert "**Published although no comparison passed**: the model was never compared with PyTorch." in plan.card
 
     def test_failed(self, verified: Path) -> None:
         def fail(report: dict) -> dict:
