@@ -29,7 +29,7 @@ from mlxbert.pooling import pool
 
 if TYPE_CHECKING:
     from heads.pretrained import PretrainedHead
-    from mlxbert.quantization.packed import PackedWeights
+    from mlxbert.quantization import PackedWeights
 
 Context = dict[str, mx.array]
 """Every array that the layers need beside their input: masks, and whatever depends on parameters or positions."""
