@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.host import host_values
+from heads.arrays import host_values
 from mlxbert.model_inputs import InputError, check_range, mask_of, whole_numbers
 from mlxbert.models.config_fields import EncoderConfig, unsupported
 from mlxbert.pooling import pool
