@@ -35,6 +35,10 @@ class PretrainedHead(nn.Module):
         """
         raise NotImplementedError
 
+    def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
+        """Return a language-model head's scores for every word, (…, D) -> (…, V); no other head has this method."""
+        raise NotImplementedError
+
 
 def require_pooled(pooled: mx.array | None, head: PretrainedHead) -> mx.array:
     """Return the pooler's output; raise HeadError if there is none."""
@@ -54,6 +58,11 @@ class Dropout(nn.Dropout):
         if not 0 <= p <= 1:
             raise HeadError(f"dropout must be a number from 0 to 1, not {p!r}")
         self._p_1 = 1 - p
+
+    @property
+    def drops(self) -> bool:
+        """Whether it changes anything in training mode."""
+        return bool(self._p_1 < 1)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return `x` in evaluation mode; in training mode set a share p of its values to 0 and scale the others."""

@@ -85,9 +85,14 @@ class MaskedLMHead(PretrainedHead):
         self.cls = nn.Module()
         self.cls.predictions = predictions
 
+    def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
+        """(…, D) -> (…, V)."""
+        logits: mx.array = self.cls.predictions(hidden, decode)
+        return logits
+
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """(B, L, D) -> (B, L, V)."""
-        return {"logits": self.cls.predictions(hidden, decode)}
+        return {"logits": self.word_logits(hidden, decode)}
 
 
 class NextSentenceHead(PretrainedHead):
@@ -118,9 +123,14 @@ class PretrainingHead(PretrainedHead):
         self.cls.predictions = predictions
         self.cls.seq_relationship = nn.Linear(hidden_size, 2)
 
+    def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
+        """(…, D) -> (…, V)."""
+        logits: mx.array = self.cls.predictions(hidden, decode)
+        return logits
+
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """(B, L, D) -> (B, L, V), and (B, D) -> (B, 2)."""
         return {
-            "prediction_logits": self.cls.predictions(hidden, decode),
+            "prediction_logits": self.word_logits(hidden, decode),
             "seq_relationship_logits": self.cls.seq_relationship(require_pooled(pooled, self)),
         }

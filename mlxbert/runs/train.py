@@ -19,8 +19,8 @@ from heads.labels import Label
 from mlxbert.data.competitions import Competition, Submission, get_competition
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.file_format import looking_once
-from mlxbert.data.frames import Kind, plain
-from mlxbert.data.reading import DataWarning
+from mlxbert.data.frames import DataWarning, plain
+from mlxbert.data.reading import Kind
 from mlxbert.data.text_columns import RowText, names_rows
 from mlxbert.factory import default_checkpoint
 from mlxbert.files.output_file import WriteError, write_errors
