@@ -16,8 +16,9 @@ import numpy as np
 from converter.mapping import Plan, Planned, plan
 from converter.mappings import mapping_for
 from converter.source import Source
-from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError
+from mlxbert.models.base import Encoder, config_from_hf
+from mlxbert.models.config_fields import EncoderConfig
 
 NUMPY = {
     "float64": np.dtype(np.float64),
@@ -91,19 +92,18 @@ def cast(array: np.ndarray, dtype: str, key: str) -> np.ndarray:
 
 
 if TYPE_CHECKING:
-    from mlxbert.core import BertCore
     from mlxbert.pretrained.labels import HeadChoice
     from mlxbert.pretrained.model import PretrainedBert
 
 
-def plan_source(source: Source) -> tuple[BertConfig, Plan]:
+def plan_source(source: Source) -> tuple[EncoderConfig, Plan]:
     """What becomes of every tensor of a source; tied copies are settled by comparing their bytes.
 
     Raises:
         ConfigError, MappingError, DtypeError: the configuration or a tensor does not fit.
     """
     mapping = mapping_for(source.config)
-    config = BertConfig.from_hf(source.config)
+    config = config_from_hf(source.config)
     planned = plan(mapping, config, {key: entry.shape for key, entry in source.entries.items()})
     planned = _without_tied_copies(source, config, planned)
     return config, replace(planned, dropped={**source.dropped, **planned.dropped})
@@ -117,15 +117,14 @@ def read(source: Source, item: Planned, dtype: str) -> np.ndarray[Any, Any]:
     return cast(array, dtype, item.source)
 
 
-def float32_core(source: Source) -> BertCore:
-    """The source as a float32 MLX encoder, straight through the mapping: what the mapping gate compares."""
+def float32_core(source: Source) -> Encoder:
+    """Return the source as a float32 MLX encoder, straight through the mapping: what the mapping gate compares."""
     import mlx.core as mx
 
-    from mlxbert.core import BertCore
+    from mlxbert.checkpoint import new_encoder
 
     config, planned = plan_source(source)
-    has_pooler = any(item.target.startswith("pooler.") for item in planned.encoder)
-    core = BertCore(config, add_pooling_layer=has_pooler)
+    core = new_encoder(config, (item.target for item in planned.encoder))
     core.load_weights([(item.target, mx.array(read(source, item, "float32"))) for item in planned.encoder])
     core.eval()
     mx.eval(core.parameters())
@@ -147,7 +146,7 @@ def float32_model(source: Source, choice: HeadChoice) -> PretrainedBert:
     return attach_head(float32_core(source), tensors, choice, source.config, place=source.location, dtype=mx.float32)
 
 
-def _without_tied_copies(source: Source, config: BertConfig, planned: Plan) -> Plan:
+def _without_tied_copies(source: Source, config: EncoderConfig, planned: Plan) -> Plan:
     """Drop the head tensors that repeat the tensor they are tied to; what differs is untied, and kept.
 
     transformers (>= 5) decides likewise: with `tie_word_embeddings`, a decoder that the file has, and that differs

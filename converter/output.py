@@ -30,23 +30,19 @@ import numpy as np
 from converter.card.facts import TOKENIZER_FILES
 from converter.card.source_card import SourceCard
 from converter.mapping import Plan, Planned
-from converter.mappings import mapping_for
 from converter.readers.safetensors import TensorEntry
 from converter.readers.source_files import SourceError, read_json, read_json_object
 from converter.readers.weight_files import SourceModule, read_weights
 from converter.source import Source
-from mlxbert.checkpoint import ENCODER_PREFIX, load_core, load_tokenizer
+from mlxbert.checkpoint import load_core, load_tokenizer
 from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import MODULES, both_spellings, read_sentence_plan
 from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import NUMPY_DTYPES, PlannedTensor, safetensors_bytes
-from mlxbert.pretrained.labels import PROBLEM_TYPES, Labels, choose_head_class, is_head_tensor, original_architectures
-
-WEIGHT, BIAS = "classifier.weight", "classifier.bias"
-# One score for each choice, whatever the configuration says of labels.
-_WITHOUT_LABELS = ("BertForMultipleChoice",)
+from mlxbert.models.base import POOLER, HeadKind, architecture
+from mlxbert.pretrained.labels import PROBLEM_TYPES, Labels, choose_head_class, original_architectures
 
 
 def with_true_labels(source: Source) -> Source:
@@ -62,7 +58,8 @@ def with_true_labels(source: Source) -> Source:
         notes.append(
             f"problem_type {printable(repr(problem), 60)} is not known to transformers: left out of config.json"
         )
-    rows = _rows(source)
+    classifier = _classifier(source)
+    rows = None if classifier is None else source.entries[classifier].shape[0]
     names = config.get("id2label")
     if rows is None:
         if names is not None and _by_index(names, None) is None:
@@ -73,7 +70,7 @@ def with_true_labels(source: Source) -> Source:
             )
         return replace(source, config=config, notes=(*source.notes, *notes)) if notes else source
     if _by_index(names, rows) is None and (names is not None or _count(config) != rows):
-        labels, why = _fitted(names, config, rows)
+        labels, why = _fitted(names, config, rows, f"{classifier} has {rows} row{'s' if rows > 1 else ''}")
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
         config.pop("num_labels", None)  # id2label says it
@@ -81,13 +78,18 @@ def with_true_labels(source: Source) -> Source:
     return replace(source, config=config, notes=(*source.notes, *notes)) if notes else source
 
 
-def _rows(source: Source) -> int | None:
-    """How many labels the source's classifier has; None: it has none, or one that is not whole."""
-    weight, bias = source.entries.get(WEIGHT), source.entries.get(BIAS)
-    if weight is None or bias is None or set(original_architectures(source.config)) & set(_WITHOUT_LABELS):
+def _classifier(source: Source) -> str | None:
+    """Return the name of the classifier's weight, whose rows are the labels; None: there is no whole one."""
+    heads = architecture(source.config.get("model_type")).heads
+    classes = [heads[name] for name in original_architectures(source.config) if name in heads]
+    if any(head.kind is HeadKind.CHOICE for head in classes):  # one score for each choice
         return None
-    whole = len(weight.shape) == 2 and bias.shape == weight.shape[:1] and weight.shape[0] > 0
-    return weight.shape[0] if whole else None
+    for path in dict.fromkeys(head.labels for head in heads.values() if head.labels is not None):
+        weight, bias = source.entries.get(f"{path}.weight"), source.entries.get(f"{path}.bias")
+        if weight is not None and bias is not None:
+            whole = len(weight.shape) == 2 and bias.shape == weight.shape[:1] and weight.shape[0] > 0
+            return f"{path}.weight" if whole else None
+    return None
 
 
 def _count(config: Mapping[str, Any]) -> int:
@@ -109,11 +111,10 @@ def _by_index(names: Any, rows: int | None) -> dict[int, str] | None:
     return found if texts and right and len(found) == len(names) and found else None
 
 
-def _fitted(names: Any, config: Mapping[str, Any], rows: int) -> tuple[list[str], str]:
-    """A name for each row, and what the user is told."""
+def _fitted(names: Any, config: Mapping[str, Any], rows: int, has: str) -> tuple[list[str], str]:
+    """Return a name for each row, and what the user is told; `has` says how many rows there are."""
     generic = [f"LABEL_{i}" for i in range(rows)]
     called = f"labels are LABEL_0 to LABEL_{rows - 1}" if rows > 1 else "its label is LABEL_0"
-    has = f"{WEIGHT} has {rows} row{'s' if rows > 1 else ''}"
     if not isinstance(names, Mapping):
         given = "no number of labels (2 is then meant)"
         if "num_labels" in config:
@@ -138,7 +139,6 @@ def _fitted(names: Any, config: Mapping[str, Any], rows: int) -> tuple[list[str]
 
 
 ENCODER, FULL = LAYOUTS = ("encoder", "full")
-_NEED_LABELS = ("BertForSequenceClassification", "BertForTokenClassification")
 
 
 class LayoutError(MLXBertError):
@@ -151,9 +151,13 @@ class Layout:
 
     Attributes:
         architecture: class that `config.json` names; None: the encoder's.
+        prefix: what the encoder's names begin with in that class.
+        labels: whether the class has labels.
     """
 
     architecture: str | None = None
+    prefix: str = ""
+    labels: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -166,11 +170,11 @@ class Layout:
         """Return what goes into `model.safetensors`, and what into `heads.safetensors`."""
         if not self.is_full:
             return list(encoder), list(heads)
-        return [*(replace(tensor, name=ENCODER_PREFIX + tensor.name) for tensor in encoder), *heads], []
+        return [*(replace(tensor, name=self.prefix + tensor.name) for tensor in encoder), *heads], []
 
     def other_bytes(self, encoder: Sequence[Planned], heads: Sequence[PlannedTensor]) -> int:
         """Return the bytes that this layout adds to the encoder's tensors and their header, at most."""
-        longer = 3 * len(ENCODER_PREFIX) * len(encoder) if self.is_full else 0  # a packed matrix has three names
+        longer = 3 * len(self.prefix) * len(encoder) if self.is_full else 0  # a packed matrix has three names
         return longer + (safetensors_bytes(heads) if heads else 0)
 
     def config(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +182,7 @@ class Layout:
         if not self.is_full:
             return config
         config = {**config, "architectures": [self.architecture], "mlxbert": {**config["mlxbert"], "layout": FULL}}
-        if self.architecture in _NEED_LABELS:
+        if self.labels:
             # transformers leaves out what it would assume, two labels; the other packages then assume one.
             names = Labels.from_hf(config).id2label
             config.setdefault("id2label", {str(index): name for index, name in names.items()})
@@ -197,22 +201,21 @@ def choose_layout(source: Source, name: str) -> Layout:
         raise LayoutError(f"layout {name!r} is unknown; fix: one of {', '.join(LAYOUTS)}")
     if name == ENCODER:
         return Layout()
+    declared = architecture(source.config.get("model_type"))
     if source.own_head:
         raise LayoutError(
             f"{source.location}: its head was trained by mlxbert, which no class of transformers has; fix: "
-            f"mlxbert-export {source.location} -o OUT, and if that writes a BertForSequenceClassification, "
+            f"mlxbert-export {source.location} -o OUT, and if that writes a {declared.head_of(HeadKind.SEQUENCE)}, "
             "mlxbert-convert OUT --layout full"
         )
-    heads = [key for key in source.entries if is_head_tensor(key)]
+    heads = [key for key in source.entries if declared.is_head_tensor(key)]
     if not heads:
         raise LayoutError(
             f"{source.location}: no head is read from it, so it has no full layout; fix: leave --layout full out"
         )
-    has_pooler = any(key.removeprefix(ENCODER_PREFIX).startswith("pooler.") for key in source.entries)
-    choice = choose_head_class(
-        original_architectures(source.config), heads, has_pooler=has_pooler, place=source.location
-    )
-    return Layout(choice.name)
+    has_pooler = any(key.removeprefix(declared.prefix).startswith(POOLER) for key in source.entries)
+    choice = choose_head_class(source.config, heads, has_pooler=has_pooler, place=source.location)
+    return Layout(choice.name, declared.prefix, declared.heads[choice.name].labels is not None)
 
 
 if TYPE_CHECKING:
@@ -225,12 +228,12 @@ def output_config(
     source: Source, planned: Plan, dtype: str, card: SourceCard, quantized: Quantized | None
 ) -> dict[str, Any]:
     """The source's `config.json`, its keys kept, with `dtype` and `architectures` made true."""
-    mapping = mapping_for(source.config)
-    config = {**source.config, "architectures": [mapping.base_class], "dtype": dtype}
+    declared = architecture(source.config.get("model_type"))
+    config = {**source.config, "architectures": [declared.encoder_class], "dtype": dtype}
     if "torch_dtype" in config:  # what transformers < 4.56 reads
         config["torch_dtype"] = dtype
     config = without_places(config)
-    # Our own output as SRC, to change its dtype: its class is "BertModel" now, and the first one is in its block.
+    # Our own output as SRC, to change its dtype: its class is the encoder's now, and the first one is in its block.
     earlier = source.config.get("mlxbert")
     classes = (earlier if isinstance(earlier, dict) else {}).get("original_architectures")
     came_from = {"source": source.name, "revision": source.revision}
@@ -254,8 +257,8 @@ def output_config(
     if isinstance(earlier, dict) and source.own_head:
         config["mlxbert"] |= {key: earlier[key] for key in ("head", "trained") if key in earlier}
     if quantized is not None:
-        config["quantization"] = quantized.config.to_mlx()
-        config["quantization_config"] = quantized.config.to_mlx()
+        config["quantization"] = quantized.config.to_mlx(declared)
+        config["quantization_config"] = quantized.config.to_mlx(declared)
         config["mlxbert"]["quantization"] = dict(quantized.facts)
     return config
 
@@ -286,7 +289,7 @@ def notes_on(source: Source, planned: Plan, dtype: str) -> list[str]:
         notes.append(f"{kinds['F64']} float64 tensors become float32: MLX has no float64 on a GPU")
     elif len(kinds) > 1:
         notes.append(f"the source mixes {', '.join(sorted(kinds))}: all become {dtype}")
-    if not any(item.target.startswith("pooler.") for item in planned.encoder):
+    if not any(item.target.startswith(POOLER) for item in planned.encoder):
         notes.append("the source has no pooler, so neither has the output")
     if not any(name in source.side_files for name in TOKENIZER_FILES):
         notes.append(

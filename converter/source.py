@@ -38,10 +38,11 @@ from converter.readers.weight_files import (
     transformer_folder,
 )
 from mlxbert.checkpoint import is_license_file
-from mlxbert.config import BertConfig, ConfigError
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, reading_failed
+from mlxbert.models.base import config_from_hf
+from mlxbert.models.config_fields import ConfigError
 
 if TYPE_CHECKING:
     from mlxbert.hub.download import Snapshot
@@ -263,7 +264,7 @@ def _find_encoder(where: Path, weights: Weights, config: dict[str, Any], options
     """The tensors under the names of the architecture's table; as they are where there is no such table."""
     mapping, parsed = None, None
     with suppress(ConfigError):  # the plan refuses the same configuration, with the reason
-        parsed = BertConfig.from_hf(config)
+        parsed = config_from_hf(config)
         mapping = mapping_for(config)
     shapes = {key: entry.shape for key, entry in weights.entries.items()}
     return find_encoder(where, shapes, mapping, parsed, prefix=options.prefix, encoder_only=options.encoder_only)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from converter.parity.reference import Reference
     from converter.parity.report import ParityReport, Part
     from converter.source import Source
-    from mlxbert.config import BertConfig
-    from mlxbert.core import BertCore
+    from mlxbert.models.base import Encoder
+    from mlxbert.models.config_fields import EncoderConfig
     from mlxbert.pretrained.labels import HeadChoice
     from mlxbert.pretrained.model import PretrainedBert
 
@@ -160,9 +160,9 @@ def _reference_source(
 
 def _check_sizes(hf_config: Mapping[str, Any], source: Source, converted: str | Path, reference: str | Path) -> None:
     """Refuse a reference whose tensors have other shapes: there is nothing to compare."""
-    from mlxbert.config import BertConfig
+    from mlxbert.models.base import config_from_hf
 
-    ours, theirs = BertConfig.from_hf(hf_config), BertConfig.from_hf(source.config)
+    ours, theirs = config_from_hf(hf_config), config_from_hf(source.config)
     differing = [
         f"{name} {getattr(theirs, name)}, not {getattr(ours, name)}"
         for name in _SIZES
@@ -246,9 +246,9 @@ def _float32_side(
     directory: Path,
     hf_config: dict[str, Any],
     head: HeadChoice | None,
-    written: BertCore | PretrainedBert,
+    written: Encoder | PretrainedBert,
     dtype: str | None,
-) -> tuple[BertCore | PretrainedBert, str]:
+) -> tuple[Encoder | PretrainedBert, str]:
     """The mapping gate's MLX side, and what it is, for the report; `dtype` is None for a quantized checkpoint."""
     import mlx.core as mx
 
@@ -268,11 +268,13 @@ def _compared_head(
     """The class whose head is compared; or, of a head that is shipped and cannot be compared, the reason."""
     from converter.parity.reference import head_choice
     from converter.parity.report import OWN_HEAD, Part
-    from mlxbert.pretrained.labels import HEAD_CLASSES, HeadChoice
+    from mlxbert.models.base import architecture
+    from mlxbert.pretrained.labels import HeadChoice
     from mlxbert.pretrained.model import has_head, read_head_tensors
 
     shipped = has_head(directory, hf_config)
-    if reference.class_name not in HEAD_CLASSES:
+    heads = architecture(hf_config.get("model_type")).heads
+    if reference.class_name not in heads:
         # What transformers could not build with its head is compared as an encoder, on both sides.
         if not shipped:
             return None, None
@@ -291,7 +293,7 @@ def _compared_head(
     except MLXBertError as error:  # the encoder is compared all the same
         return None, Part(OWN_HEAD, False, reason(error, directory))
     tensors = read_head_tensors(directory, hf_config)
-    beside = [name for name in tensors if not name.startswith(HEAD_CLASSES[choice.name])]
+    beside = [name for name in tensors if not name.startswith(heads[choice.name].prefixes)]
     if beside:
         return choice, Part("other head tensors", False, f"{choice.name} has no use for {', '.join(beside[:3])}")
     return choice, None
@@ -359,7 +361,7 @@ def _trained_name(directory: Path) -> str:
 
 def written_model(
     directory: Path, hf_config: dict[str, Any], head: HeadChoice | None, dtype: mx.Dtype | None = None
-) -> BertCore | PretrainedBert:
+) -> Encoder | PretrainedBert:
     """The written checkpoint with its head; the encoder alone where there is none, which the gates then say."""
     from mlxbert.checkpoint import load_core
     from mlxbert.pretrained.model import attach_head, has_head, read_head_tensors
@@ -390,7 +392,7 @@ def _is_lossless(source: Source, dtype: str) -> bool:
     return {source.entries[item.source].dtype for item in (*planned.encoder, *planned.heads)} == {CODES[dtype]}
 
 
-def directory_probes(directory: Path, config: BertConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
+def directory_probes(directory: Path, config: EncoderConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
     """Probes with sentences where the directory has a tokenizer that fits the model, and otherwise why not."""
     from converter.parity.probes import ProbeError, make_probes
     from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
@@ -398,7 +400,7 @@ def directory_probes(directory: Path, config: BertConfig, seed: int) -> tuple[tu
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return make_probes(config, seed=seed), ("no tokenizer, so the probes are random ids alone",)
     try:
-        tokenizer = Tokenizer.from_directory(directory, max_length=config.max_position_embeddings)
+        tokenizer = Tokenizer.from_directory(directory, max_length=config.max_length)
 
         def tokenize(text: str, pair: str | None) -> tuple[list[int], list[int]]:
             (encoded,) = tokenizer.encode([text], None if pair is None else [pair])

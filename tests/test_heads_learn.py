@@ -26,8 +26,8 @@ from heads.base import Head
 from heads.head_registry import heads_for
 from heads.metrics import METRICS
 from mlxbert.checkpoint import load
-from mlxbert.core import BertCore
 from mlxbert.encode.encoder import batches
+from mlxbert.models.bert import BertCore
 from mlxbert.pooling import pool
 from mlxbert.tokenization.encoding import padded
 from mlxbert.tokenization.tokenizer import Tokenizer

@@ -16,8 +16,8 @@ from typing import Any
 from converter.mapping import ArchitectureMapping, Rules, Shape, shape_fits, unmapped_error
 from converter.mappings import mapping_for, supported
 from converter.readers.source_files import SourceError
-from mlxbert.config import BertConfig
 from mlxbert.errors import first_ten, printable
+from mlxbert.models.base import architecture
 
 LEADING = ("module", "model")
 # segments that only torch's own wrappers write, and also in the middle: torch.compile(model.bert)
@@ -161,21 +161,20 @@ def assumed_model_type(config: Mapping[str, Any], path: Path, shapes: Mapping[st
     """The architecture of a configuration without a `model_type`: the one that fits the tensors; None: none does.
 
     The files of an architecture's own release have none, nor have many that were made from them. Classes that the
-    configuration names must be that architecture's. What fits and pads with id 1, or has one token type alone, may be
-    an architecture with the same names and other positions: it is not assumed.
+    configuration names must be that architecture's, and the architecture says itself what it is not taken for.
     """
-    if config.get("type_vocab_size") == 1 or config.get("pad_token_id") == 1:
-        return None
     classes = config.get("architectures")
     for model_type in supported():
-        mapping = mapping_for({"model_type": model_type})
-        family = re.compile(mapping.base_class.removesuffix("Model") + r"[A-Z]\w*")
+        declared = architecture(model_type)
+        if not declared.assumed(config):
+            continue
+        family = re.compile(declared.encoder_class.removesuffix("Model") + r"[A-Z]\w*")
         if isinstance(classes, list) and not all(family.fullmatch(str(name)) for name in classes):
             continue
         if path.name == f"{model_type}_config.json":
             return model_type
-        parsed = BertConfig.from_hf({**config, "model_type": model_type})
-        if _fits(Rules(mapping), parsed, _without_torch_wrappers(shapes)[0], shapes):
+        parsed = declared.config.from_hf({**config, "model_type": model_type})
+        if _fits(Rules(mapping_for({"model_type": model_type})), parsed, _without_torch_wrappers(shapes)[0], shapes):
             return model_type
     return None
 

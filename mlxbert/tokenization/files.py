@@ -31,6 +31,17 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from mlxbert.errors import MLXBertError, MLXBertWarning, shown
 from mlxbert.files.reading import read_json, read_text
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+"""Every file that a tokenizer may be read from."""
+
 # The order in which transformers adds those that the vocabulary lacks, so that their ids come out the same.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

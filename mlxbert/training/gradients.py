@@ -13,10 +13,10 @@ Gradients of one batch, and sums of them: the part of a step that is differentia
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any, cast
 
@@ -24,10 +24,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from heads.pretrained.dropout import Dropout
+from heads.pretrained import Dropout
 from mlxbert.errors import MLXBertError
-from mlxbert.layers import BertEncoder
-from mlxbert.training.optimizer import WORD_EMBEDDINGS, Arrays, decays, padding_row
+from mlxbert.models.base import Context, Encoder
+from mlxbert.training.optimizer import CORE, Arrays, is_matrix, padding_rows
 
 
 def split_state(count: int) -> list[int]:
@@ -64,24 +64,24 @@ class FGM:
     def __post_init__(self) -> None:
         _check("FGM", "epsilon", self.epsilon)
 
-    def perturb(self, weights: Arrays, gradients: Arrays) -> Arrays:
-        """The weights at which the adversarial gradient is taken.
+    def perturb(self, weights: Arrays, gradients: Arrays, words: str) -> Arrays:
+        """Return the weights at which the adversarial gradient is taken; `words` is the word embeddings' name.
 
         Raises:
             AdversarialError: the word embeddings are frozen.
         """
-        if WORD_EMBEDDINGS not in gradients:
+        if words not in gradients:
             raise AdversarialError("FGM perturbs the word embeddings, which are frozen; fix: train them, or use AWP")
-        gradient = gradients[WORD_EMBEDDINGS]
+        gradient = gradients[words]
         step = self.epsilon / (_norm(gradient) + _TINY)
-        return {**weights, WORD_EMBEDDINGS: weights[WORD_EMBEDDINGS] + step * gradient}
+        return {**weights, words: weights[words] + step * gradient}
 
 
 @dataclass(frozen=True)
 class AWP:
     """Adversarial weight perturbation: Wu et al. 2020, https://arxiv.org/abs/2004.05884, equation 10, one step.
 
-    w ← w + γ · ‖w‖₂ · g / ‖g‖₂     for every trained matrix; biases and LayerNorms stay
+    w ← w + γ · ‖w‖₂ · g / ‖g‖₂     for every trained matrix; biases and norms stay
     """
 
     gamma: float = 1e-3
@@ -89,11 +89,11 @@ class AWP:
     def __post_init__(self) -> None:
         _check("AWP", "gamma", self.gamma)
 
-    def perturb(self, weights: Arrays, gradients: Arrays) -> Arrays:
-        """The weights at which the adversarial gradient is taken."""
+    def perturb(self, weights: Arrays, gradients: Arrays, words: str) -> Arrays:
+        """Return the weights at which the adversarial gradient is taken; which table `words` names does not matter."""
         moved = {}
         for name, gradient in gradients.items():
-            if gradient.ndim >= 2 and decays(name):
+            if is_matrix(name, gradient):
                 w = weights[name]
                 moved[name] = w + (self.gamma * _norm(w) / (_norm(gradient) + _TINY)) * gradient
         return {**weights, **moved}
@@ -108,22 +108,17 @@ def _check(what: str, name: str, value: float) -> None:
         raise AdversarialError(f"{what}: {name} must be a number above 0, not {value}")
 
 
-Layer = Callable[..., tuple[mx.array, None]]
-
-
 @contextmanager
-def checkpointed_layers(encoder: BertEncoder) -> Iterator[None]:
-    """Inside, every layer of `encoder` recomputes its activations in the backward pass; afterwards all as it was.
+def checkpointed_layers(core: Encoder) -> Iterator[None]:
+    """Inside, every layer of `core` recomputes its activations in the backward pass; afterwards all as it was.
 
     A layer's parameters are read when it is called: set those that are differentiated by before.
     """
-    layers = encoder.layer
-    replaced: Any = [_recomputed(layer) for layer in layers]
-    encoder.layer = replaced
+    core.layer_runner = partial(_recomputed, core)
     try:
         yield
     finally:
-        encoder.layer = layers
+        core.layer_runner = None
 
 
 class _KeyedDropout(nn.Module):
@@ -136,44 +131,45 @@ class _KeyedDropout(nn.Module):
         # A tuple under a private name: neither a parameter nor a child.
         self._keep_and_key = (dropout._p_1, key)
 
+    drops = True  # as `Dropout.drops`
+
     def __call__(self, x: mx.array) -> mx.array:
         keep, key = self._keep_and_key
         return (mx.random.bernoulli(keep, x.shape, key=key) * x) * (1 / keep)
 
 
-def _recomputed(layer: nn.Module) -> Layer:
+def _recomputed(
+    core: Encoder, i: int, x: mx.array, context: Context, output_attentions: bool = False
+) -> tuple[mx.array, None]:
+    """Run layer `i` of `core`, and keep nothing of it for the backward pass but what it is called with."""
+    if output_attentions:
+        raise ValueError("a checkpointed layer keeps no attention weights")
+    modules = core.layer_modules(i)
     dropouts = [
         (module, name, child)
+        for layer in modules
         for module in layer.modules()
         for name, child in module.items()
         if isinstance(child, nn.Dropout) and child._p_1 < 1
     ]
+    keys = [_keys(len(dropouts))] if dropouts and core.training else []
 
-    def run(x: mx.array, mask: mx.array | None, keys: mx.array | None) -> mx.array:
-        if keys is not None:
+    def run(parameters: list[Any], x: mx.array, *arrays: mx.array) -> mx.array:
+        for module, values in zip(modules, parameters, strict=True):
+            module.update(values)
+        if keys:
             # MLX's checkpoint differentiates by every input, and random bits have no gradient.
-            for (module, name, dropout), key in zip(dropouts, mx.stop_gradient(keys), strict=True):
+            for (module, name, dropout), key in zip(dropouts, mx.stop_gradient(arrays[-1]), strict=True):
                 setattr(module, name, _KeyedDropout(dropout, key))
         try:
-            return layer(x, mask)[0]
+            return core.run_layer(i, x, dict(zip(context, arrays, strict=False)))[0]
         finally:
             for module, name, dropout in dropouts:
                 setattr(module, name, dropout)
 
-    def call(x: mx.array, mask: mx.array | None = None, output_attentions: bool = False) -> tuple[mx.array, None]:
-        if output_attentions:
-            raise ValueError("a checkpointed layer keeps no attention weights")
-        given = {"mask": mask, "keys": _keys(len(dropouts)) if dropouts and layer.training else None}
-        names = [name for name, array in given.items() if array is not None]
-
-        # Only arrays may go through `checkpoint`, each as an input of its own.
-        def of_arrays(x: mx.array, *arrays: mx.array) -> mx.array:
-            return run(x, **{**dict.fromkeys(given), **dict(zip(names, arrays, strict=True))})
-
-        recomputed: Any = nn.utils.checkpoint(layer, of_arrays)
-        return recomputed(x, *(given[name] for name in names)), None
-
-    return call
+    # Every array is an input of its own: the gradient by one that is captured would be 0, without a word.
+    recomputed: Any = mx.checkpoint(run)
+    return recomputed([module.trainable_parameters() for module in modules], x, *context.values(), *keys), None
 
 
 def _keys(count: int) -> mx.array:
@@ -207,7 +203,8 @@ class Gradients:
         self.model = model
         self.dtype = COMPUTE_DTYPES[compute_dtype]
         self.checkpoint_layers, self.adversarial = checkpoint_layers, adversarial
-        self.padding_row = padding_row(model, names)
+        self.padding_rows = padding_rows(model, names)
+        self.words = CORE + model.core.architecture.word_embeddings
 
     def of(
         self,
@@ -226,7 +223,7 @@ class Gradients:
         def objective(at: Arrays) -> tuple[mx.array, mx.array]:
             self._set({**frozen, **at})
             self.model.train()
-            layers = checkpointed_layers(self.model.core.encoder) if self.checkpoint_layers else nullcontext()
+            layers = checkpointed_layers(self.model.core) if self.checkpoint_layers else nullcontext()
             with layers:
                 loss = self.model.loss(self.model(**inputs), targets, rows=rows).astype(mx.float32)
             return loss * weight * loss_scale, loss
@@ -236,7 +233,7 @@ class Gradients:
         (_, loss), gradients = cast(Any, differentiate)(weights)
         gradients = self._without_padding(gradients)
         if self.adversarial is not None:
-            moved = self.adversarial.perturb(weights, gradients)
+            moved = self.adversarial.perturb(weights, gradients, self.words)
             _, second = cast(Any, differentiate)(moved)
             second = self._without_padding(second)
             gradients = {name: 0.5 * (first + second[name]) for name, first in gradients.items()}
@@ -250,9 +247,9 @@ class Gradients:
         self.model.update(tree_unflatten(cast_arrays))
 
     def _without_padding(self, gradients: Arrays) -> Arrays:
-        """No gradient for the padding token's embedding, as `torch.nn.Embedding(padding_idx=…)` has none."""
-        if self.padding_row is None:
-            return gradients
-        gradient = gradients[WORD_EMBEDDINGS]
-        real = (mx.arange(gradient.shape[0]) != self.padding_row)[:, None]
-        return {**gradients, WORD_EMBEDDINGS: mx.where(real, gradient, 0)}
+        """Return no gradient for the padding token's rows, as `torch.nn.Embedding(padding_idx=…)` has none."""
+        found = dict(gradients)
+        for name, row in self.padding_rows.items():
+            real = (mx.arange(found[name].shape[0]) != row)[:, None]
+            found[name] = mx.where(real, found[name], 0)
+        return found

@@ -21,7 +21,6 @@ from mlx.utils import tree_unflatten
 
 from mlxbert.backend.device import reuse_memory
 from mlxbert.errors import MLXBertError
-from mlxbert.model_inputs import check_inputs
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization import refuse_training
 from mlxbert.training.gradients import AWP, COMPUTE_DTYPES, FGM, SCALARS, Gradients, Sums, add_up, split_state
@@ -173,7 +172,7 @@ class TrainStep:
             InputError: an id outside its table.
         """
         arrays = {name: mx.array(value) for name, value in inputs.items() if value is not None}
-        check_inputs(self.model.core.config, arrays)
+        self.model.core.check_ids(arrays)
         targets = mx.array(targets)
         real = mx.ones((len(targets),)) if rows is None else mx.array(rows).astype(mx.float32)
         found = self._compute(split_batch(arrays, targets, real, self._streams))

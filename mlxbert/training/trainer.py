@@ -77,7 +77,7 @@ def training_rules(model: BertWithHead, config: TrainingConfig) -> tuple[dict[st
         freeze_embeddings=config.freeze_embeddings,
         freeze_layers=config.freeze_layers,
     )
-    layers = model.core.config.num_hidden_layers
+    layers = model.core.num_layers
     both = config.freeze_layers + config.reinitialize_layers - layers
     if config.freeze_layers and config.reinitialize_layers and both > 0:
         raise GroupError(

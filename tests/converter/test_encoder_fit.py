@@ -18,7 +18,7 @@ from converter.mapping import MissingKeyError, UnmappedKeyError
 from converter.readers.encoder_fit import SeveralEncodersError, grouped
 from converter.source import SourceError, open_source
 from converter.verify import VerifyError, verify
-from mlxbert.config import ConfigError
+from mlxbert.models.config_fields import ConfigError
 from tests.support.tiny import tiny_model, write_vocab
 
 State = dict[str, torch.Tensor]

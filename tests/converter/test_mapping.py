@@ -20,7 +20,8 @@ from converter.mapping import (
     plan,
 )
 from converter.mappings import mapping_for, supported
-from mlxbert.config import BertConfig, ConfigError
+from mlxbert.models.bert import BertConfig
+from mlxbert.models.config_fields import ConfigError
 from tests.support.tiny import CLASSES, SIZES, tiny_model
 
 BERT = mapping_for({"model_type": "bert"})

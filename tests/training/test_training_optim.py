@@ -11,9 +11,8 @@ import pytest
 from heads.binary import BinaryClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend.device import BlasStatus
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.bert import BertConfig, BertCore
 from mlxbert.training.optimizer import (
     SHAPES,
     AdamW,

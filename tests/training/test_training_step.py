@@ -17,11 +17,10 @@ from heads.multiclass import MulticlassClassificationHead
 from heads.multilabel import MultilabelClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend.device import BlasStatus
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.bert import BertConfig, BertCore
 from mlxbert.training.gradients import AWP, FGM, AdversarialError
-from mlxbert.training.optimizer import WORD_EMBEDDINGS, Schedule, parameter_rules
+from mlxbert.training.optimizer import Schedule, parameter_rules
 from mlxbert.training.state import StateError, restore_step, step_state
 from mlxbert.training.step import NonFiniteLossError, StepError, StepReport, StepSettings, TrainStep
 from mlxbert.with_head import BertWithHead
@@ -35,6 +34,8 @@ CONFIG = {
     "max_position_embeddings": 16,
 }
 ROWS, LENGTH = 8, 9
+
+WORD_EMBEDDINGS = "core.embeddings.word_embeddings.weight"
 
 
 def make_step(dropout: float = 0.1, rate: float = 1e-3, freeze_layers: int = 0, **settings: Any) -> TrainStep:
@@ -270,14 +271,14 @@ def test_adversarial_weights_are_the_papers() -> None:
     matrix, vector = mx.array([[3.0, 4.0]]), mx.array([1.0])
     weights = {WORD_EMBEDDINGS: matrix, "head.output.weight": 2 * matrix, "head.output.bias": vector}
     gradients = {WORD_EMBEDDINGS: mx.array([[0.0, 5.0]]), "head.output.weight": matrix, "head.output.bias": vector}
-    fast = FGM(0.5).perturb(weights, gradients)
+    fast = FGM(0.5).perturb(weights, gradients, WORD_EMBEDDINGS)
     np.testing.assert_allclose(fast[WORD_EMBEDDINGS].tolist(), [[3.0, 4.5]], rtol=1e-6)  # type: ignore[arg-type]
     assert fast["head.output.weight"] is weights["head.output.weight"]
-    moved = AWP(0.1).perturb(weights, gradients)
+    moved = AWP(0.1).perturb(weights, gradients, WORD_EMBEDDINGS)
     np.testing.assert_allclose(moved["head.output.weight"].tolist(), [[6.6, 8.8]], rtol=1e-6)  # type: ignore[arg-type]
     assert moved["head.output.bias"] is vector
     with pytest.raises(AdversarialError, match=r"^FGM perturbs the word embeddings, which are frozen; fix: "):
-        FGM().perturb(weights, {"head.output.bias": vector})
+        FGM().perturb(weights, {"head.output.bias": vector}, WORD_EMBEDDINGS)
 
 
 @pytest.mark.parametrize("method", [FGM(0.5), AWP(0.05)])

@@ -1,4 +1,7 @@
-"""The masked-language-model head; transformers `BertLMPredictionHead`."""
+"""The heads that BERT is pre-trained with: masked words, the next sentence, and both together.
+
+They follow transformers' `BertLMPredictionHead`, `BertOnlyNSPHead` and `BertPreTrainingHeads`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.head import Decode, PretrainedHead
+from heads.pretrained.base import Decode, PretrainedHead, require_pooled
 
 Activation = Callable[[mx.array], mx.array]
 
@@ -28,7 +31,7 @@ class PredictionTransform(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What of the decoder is its own: the weight (V, D), the bias (V,), or both; the rest is tied."""
+    """The decoder's own tensors: the weight (V, D), the bias (V,), or both; the missing one is tied."""
 
     def __init__(self, hidden_size: int, vocab_size: int, *, weight: bool, bias: bool):
         super().__init__()
@@ -41,8 +44,8 @@ class Decoder(nn.Module):
 class Predictions(nn.Module):
     """The transform, then scores for every word of the vocabulary.
 
-    transformers ties `decoder.weight` to the word embeddings and `decoder.bias` to `bias`, and adds the former bias:
-    so it is the decoder's own that counts where the checkpoint has one.
+    transformers ties `decoder.weight` to the word embeddings and `decoder.bias` to `bias`. Where the checkpoint has a
+    weight or a bias of the decoder itself, that one is used.
     """
 
     def __init__(
@@ -82,6 +85,52 @@ class MaskedLMHead(PretrainedHead):
         self.cls = nn.Module()
         self.cls.predictions = predictions
 
+    def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
+        """(…, D) -> (…, V)."""
+        logits: mx.array = self.cls.predictions(hidden, decode)
+        return logits
+
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """(B, L, D) -> (B, L, V)."""
-        return {"logits": self.cls.predictions(hidden, decode)}
+        return {"logits": self.word_logits(hidden, decode)}
+
+
+class NextSentenceHead(PretrainedHead):
+    """`BertForNextSentencePrediction`: `logits` (B, 2), for "is the next sentence" and "is a random one"."""
+
+    fields: ClassVar[tuple[str, ...]] = ("logits",)
+    needs_pooler: ClassVar[bool] = True
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.cls = nn.Module()
+        self.cls.seq_relationship = nn.Linear(hidden_size, 2)
+
+    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
+        """(B, D) -> (B, 2)."""
+        return {"logits": self.cls.seq_relationship(require_pooled(pooled, self))}
+
+
+class PretrainingHead(PretrainedHead):
+    """`BertForPreTraining`: `prediction_logits` (B, L, V) and `seq_relationship_logits` (B, 2)."""
+
+    fields: ClassVar[tuple[str, ...]] = ("prediction_logits", "seq_relationship_logits")
+    needs_pooler: ClassVar[bool] = True
+
+    def __init__(self, predictions: Predictions, hidden_size: int):
+        super().__init__()
+        self.cls = nn.Module()
+        self.cls.predictions = predictions
+        self.cls.seq_relationship = nn.Linear(hidden_size, 2)
+
+    def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
+        """(…, D) -> (…, V)."""
+        logits: mx.array = self.cls.predictions(hidden, decode)
+        return logits
+
+    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
+        """(B, L, D) -> (B, L, V), and (B, D) -> (B, 2)."""
+        return {
+            "prediction_logits": self.word_logits(hidden, decode),
+            "seq_relationship_logits": self.cls.seq_relationship(require_pooled(pooled, self)),
+        }
