@@ -14,7 +14,6 @@ from itertools import product
 
 import mlx.core as mx
 import numpy as np
-from mlxbert.models.base import Encoder
 
 from converter.quantize.allotment import (
     Allotment,
@@ -31,6 +30,7 @@ from converter.quantize.recipes import GROUP, RECIPES, QuantizeSettings, RecipeE
 from converter.quantize.rounding import SCALE_DTYPES, Array, rounded
 from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.base import Encoder
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
 
 Chosen = dict[str, Option]

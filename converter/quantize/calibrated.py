@@ -20,7 +20,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlxbert.models.base import Context, Encoder, LinearGroup, module_at
 
 from converter.quantize.rounding import (
     AffineWeight,
@@ -33,6 +32,7 @@ from converter.quantize.rounding import (
 )
 from converter.quantize.texts import TokenBatch
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.base import Context, Encoder, LinearGroup, module_at
 from mlxbert.quantization import QuantizationConfig
 
 Progress = Callable[[int, int], None]

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mlxbert.models.base import architecture
 
 from converter.canonical import CODES, cast, float32_core, read
 from converter.mapping import Planned
@@ -18,6 +17,7 @@ from converter.quantize.rounding import AffineWeight, Array, check_finite, in_ch
 from converter.quantize.texts import VARIANTS, CalibrationError, thinned, token_batches
 from converter.source import Source
 from mlxbert.files.safetensors import MLX_METADATA, PlannedTensor, header, in_file_order
+from mlxbert.models.base import architecture
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
 
 if TYPE_CHECKING:
@@ -139,10 +139,8 @@ def _tokenizer(source: Source, vocab_size: int, max_length: int) -> Any:
     """
     from mlxbert.tokenization.tokenizer import Tokenizer
 
-    file = next(
-        (source.side_files[name] for name in ("tokenizer.json", "vocab.txt") if name in source.side_files), None
-    )
-    if file is None:
+    files = [source.side_files[name] for name in ("tokenizer.json", "vocab.txt") if name in source.side_files]
+    if not files:
         raise CalibrationError(
             f"{source.location}: has no tokenizer to read calibration text with; fix: put its tokenizer.json or "
             "vocab.txt beside it, or --calibration none"

@@ -10,12 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlxbert.models.base import BertOutput, Encoder, HeadKind
 
 from converter.quantize.cost import Quality
 from converter.quantize.texts import HELD_OUT, TextList, TokenBatch, batched, built_in, token_batches
 from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import pooling_strategies
+from mlxbert.models.base import BertOutput, Encoder, HeadKind
 from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization.tokenizer import Tokenizer
 
@@ -97,7 +97,7 @@ def _on_batches(
         for pooled, output in zip(vectors, outputs, strict=True):
             pooled.append(_pooled(output, batch, pooling))
         if _has_decisions(exact):
-            problem = exact.labels.problem_type if _kind(exact) is HeadKind.SEQUENCE else None
+            problem = exact.labels.problem_type if exact.kind is HeadKind.SEQUENCE else None
             scores = [
                 distributions(model.apply_head(output), batch, problem)
                 for model, output in zip((exact, quantized), outputs, strict=True)
@@ -121,13 +121,9 @@ def _on_batches(
     )
 
 
-def _kind(model: PretrainedBert) -> HeadKind:
-    return model.core.architecture.heads[model.architecture].kind
-
-
 def _has_decisions(model: Any) -> bool:
     """Whether the model has a head that decides on single texts; a multiple-choice head ranks several."""
-    return isinstance(model, PretrainedBert) and _kind(model) is not HeadKind.CHOICE
+    return isinstance(model, PretrainedBert) and model.kind is not HeadKind.CHOICE
 
 
 def distributions(outputs: dict[str, mx.array], batch: TokenBatch, problem: str | None) -> list[np.ndarray]:

@@ -187,6 +187,11 @@ class Encoder(nn.Module, ABC):
         return architecture(self.config.model_type)
 
     @property
+    def core(self) -> Encoder:
+        """The encoder itself: a model with a head has it under the same name."""
+        return self
+
+    @property
     def num_layers(self) -> int:
         """How many layers run one after the other."""
         return int(self.config.num_layers)

@@ -18,7 +18,6 @@ from converter.canonical import DtypeError
 from converter.cli import convert as command
 from converter.convert import convert, where_plotted
 from converter.quantize.allotment import (
-    BudgetError,
     Option,
     allot_bits,
     check_reach,
@@ -27,7 +26,7 @@ from converter.quantize.allotment import (
     rounded_down,
 )
 from converter.quantize.auto import TILTS, Study, layer_options, scaled, uniform_choices, worth_a_trial
-from converter.quantize.calibrated import EMBEDDINGS, calibrate, embedding_metric
+from converter.quantize.calibrated import calibrate, embedding_metric
 from converter.quantize.pipeline import pack_rows
 from converter.quantize.quality import distributions, divergence, embeddings, measure_quality, rank_correlation
 from converter.quantize.recipes import (
@@ -150,7 +149,7 @@ def test_a_calibrated_weight_that_float16_scales_cannot_hold(name: str, plain: P
         path.removesuffix(".weight"): array.shape for path, array in named_parameters(core).items() if array.ndim == 2
     }
     batches = token_batches(texts.read_text().splitlines()[:8], tokenizer, max_length=64)
-    config = configure(RECIPES["8bit"], shapes)
+    config = configure(RECIPES["8bit"].default, shapes)
     with pytest.raises(DtypeError, match=f"{name}: its weights are too large for float16 scales; fix: --dtype bfloat"):
         calibrate(core, batches, config)
 
@@ -210,7 +209,7 @@ def test_calibration_beats_rounding_on_a_model(plain: Path, texts: Path) -> None
     shapes = {
         name.removesuffix(".weight"): array.shape for name, array in named_parameters(core).items() if array.ndim == 2
     }
-    config = configure(RECIPES["3bit"], shapes)
+    config = configure(RECIPES["3bit"].default, shapes)
     told: list[tuple[int, int]] = []
     result = calibrate(core, seen, config, progress=lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1] == len(told)
@@ -266,12 +265,12 @@ def test_alone_each_layer_is_rounded_on_what_float32_gives_it(plain: Path, texts
         name.removesuffix(".weight"): array.shape for name, array in named_parameters(core).items() if array.ndim == 2
     }
     path = "encoder.layer.1.output.dense"
-    only = configure(RECIPES["3bit"], {path: shapes[path]})
+    only = configure(RECIPES["3bit"].default, {path: shapes[path]})
     only = QuantizationConfig(only.default, only.overrides, {other: "kept" for other in shapes if other != path})
     expected = calibrate(core, batches, only).weights[path]
-    found = calibrate(core, batches, configure(RECIPES["3bit"], shapes), alone=True).weights
+    found = calibrate(core, batches, configure(RECIPES["3bit"].default, shapes), alone=True).weights
     np.testing.assert_array_equal(found[path].codes, expected.codes)
-    together = calibrate(core, batches, configure(RECIPES["3bit"], shapes)).weights[path]
+    together = calibrate(core, batches, configure(RECIPES["3bit"].default, shapes)).weights[path]
     assert (together.codes != expected.codes).any()
 
 
@@ -312,12 +311,12 @@ def test_what_is_tried_fits_and_the_uniform_recipe_is_among_it(plain: Path) -> N
     assert ways[-1][1] == uniform["5bit"]
     assert all(point_of(chosen, 100).bytes <= budget for _, chosen in ways)
     assert [tilt for tilt, _ in ways] == [*TILTS, 1.0, 1.0]
-    tables = {tilt: sum(o.bytes for p, o in chosen.items() if p in EMBEDDINGS) for tilt, chosen in ways[:2]}
+    tables = {tilt: sum(o.bytes for o in chosen.values() if o.is_table) for tilt, chosen in ways[:2]}
     assert tables[0.5] < tables[1.0]
     # The harms are those of the options, not the tilted ones; without room for 2 bits, nothing is uniform.
     assert all(option in options[path] for _, chosen in ways for path, option in chosen.items())
     # The one before the last: all tables alike, and all linear layers, each at a recipe's bits.
-    pairs = {frozenset((p in EMBEDDINGS, o.layer.bits) for p, o in ways[-2][1].items())}
+    pairs = {frozenset((o.is_table, o.layer.bits) for o in ways[-2][1].values())}
     assert all(len(pair) == 2 for pair in pairs)
     # Too small for any uniform recipe, the greedy choice stays.
     small = worth_a_trial(options, fixed_bytes=100, budget=point_of(uniform["2bit"], 100).bytes - 1)
@@ -353,7 +352,7 @@ def test_a_budget_that_no_allotment_reaches_says_the_nearest() -> None:
             "--target-cosine 0.9995: no allotment is so near; the nearest is 0.99900, at 8.01MB; fix: a lower",
         ),
     ):
-        with pytest.raises(BudgetError, match=re.escape(message)):
+        with pytest.raises(RecipeError, match=re.escape(message)):
             check_reach(target, options, **about)
     for target in (Target(size=2_010_000), Target(bits=2.29), Target(cosine=0.999)):
         check_reach(target, options, **about)
@@ -374,13 +373,13 @@ def test_auto_that_falls_short_says_the_best_that_it_found(
     monkeypatch.setattr(Study, "harms", lambda self, alone, progress: dict.fromkeys(alone.weights, 1e-3))
     monkeypatch.setattr(Study, "cosine", lambda self, calibrated: next(found))
     message = r"--target-cosine 0.98: the nearest found is 0\.97006, at 0\.\d\dMB; fix: --target-cosine 0\.9700, or"
-    with pytest.raises(BudgetError, match=message):
+    with pytest.raises(RecipeError, match=message):
         convert(source, tmp_path / "out", quantize="auto", calibration=texts, target_cosine=0.98, verify=False)
 
 
 def test_auto_needs_more_than_one_text(source: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("a b c\n")
-    with pytest.raises(CalibrationError, match="and there is one; fix: --calibration with a few hundred, one a line"):
+    with pytest.raises(CalibrationError, match="but there is one text; fix: --calibration with a few hundred, one a line"):
         convert(source, tmp_path / "out", quantize="auto", calibration=tmp_path / "one.txt", target_bits=5.0)
 
 
@@ -489,7 +488,7 @@ def test_where_the_plot_is_or_why_there_is_none() -> None:
 
 
 def test_a_budget_that_cannot_be_met_leaves_nothing(source: Path, texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"--target-size 0\.01MB: no allotment is so small; the nearest is 0\.0\dMB"):
+    with pytest.raises(RecipeError, match=r"--target-size 0\.01MB: no allotment is so small; the nearest is 0\.0\dMB"):
         convert(source, tmp_path / "out", quantize="auto", target_size="10kB", calibration=texts, verify=False)
     assert not (tmp_path / "out").exists()
 
@@ -645,9 +644,9 @@ def test_an_already_converted_directory_is_quantized_and_comes_back(plain: Path,
     [
         ({"quantize": "4bits"}, "--quantize 4bits: no such recipe; fix: 4bit or"),
         ({"quantize": "zzz"}, "fix: 2bit or 3bit or 4bit"),
-        ({"quantize": "auto"}, "nothing to aim at; fix: add --target-size, --target-bits, --target-cosine"),
+        ({"quantize": "auto"}, "has no target; fix: add --target-size, --target-bits, --target-cosine"),
         ({"quantize": "4bit", "target_size": "14MB"}, "--target-size is for --quantize auto, not 4bit"),
-        ({"quantize": "auto", "target_size": "14MB", "target_bits": 4.5}, "one target can be met, not several"),
+        ({"quantize": "auto", "target_size": "14MB", "target_bits": 4.5}, "only one target is possible"),
         ({"quantize": "auto", "target_size": "14 potatoes"}, "--target-size 14 potatoes: not a size; fix: as in 14MB"),
         ({"quantize": "auto", "target_size": "0MB"}, "not a size"),
         ({"quantize": "auto", "target_bits": -1.0}, "--target-bits -1: must lie between 0 and 32"),
@@ -718,7 +717,7 @@ def test_more_texts_than_have_room_are_thinned_and_it_is_said(
     room: dict[str, Any] = {"max_length": 8, "width": 64, "variants": 4}
     used, notes = thinned(given, tokenizer, **room)
     assert len(used) == 3000
-    assert notes == ["calibration uses one text in 3 of book.txt, 3,000 of 9,000: more take too much time or memory"]
+    assert notes == ["calibration uses one text in 3 of book.txt, 3,000 of 9,000: more need too much time or memory"]
     assert thinned(TextList("few.txt", ("a b",) * 50, ""), tokenizer, **room)[1] == []
     monkeypatch.setattr("converter.quantize.texts._STATE_BYTES", 2_000_000)
     result = convert(source, tmp_path / "out", quantize="4bit", calibration=texts, verify=False)
