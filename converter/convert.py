@@ -225,7 +225,7 @@ def convert(
         quantization = None if report is None else report.quantization
         if quantized is not None and report is None and verify is not False:
             quantization = _describe(source, output.path, hf_config)
-            from converter.parity.gates import cost_json
+            from converter.parity.files import cost_json
 
             cost_alone = cost_json(quantization, why=str(unverified), weights=weight_sums(output.records))
             output.write_bytes("parity.json", cost_alone.encode())

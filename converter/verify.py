@@ -228,7 +228,6 @@ def verify_staged(
             origin=origin_of(source),
             proof=inherited_proof(source),
         ),
-        model_type=hf_config["model_type"],
         sentences=sentences if isinstance(sentences, SentenceComparison) else None,
         progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
     )
@@ -315,7 +314,8 @@ def verify_trained(
     import mlx.core as mx
 
     from converter.parity.gates import compare
-    from converter.parity.outputs import TrainedModel, build_exported
+    from converter.parity.outputs import TrainedModel
+    from converter.parity.reference import build_exported
     from converter.parity.report import Provenance
     from mlxbert.with_head import HEADS_FILE, BertWithHead
 
@@ -324,11 +324,11 @@ def verify_trained(
     weights = sorted(directory.glob("model*.safetensors"))
     dtype = _written_dtype(directory, weights)
     with tempfile.TemporaryDirectory() as scratch:
-        reference, folded = build_exported(directory, Path(scratch))
+        reference = build_exported(directory, Path(scratch))
         exact = BertWithHead.load(directory, dtype=mx.float32)
         exact.set_dtype(mx.float32)  # a head may be stored in another dtype than its encoder
-        model = TrainedModel(exact, folded=folded)
-        written = model if dtype == "float32" else TrainedModel(BertWithHead.load(directory), folded=folded)
+        model = TrainedModel(exact, folded=reference.folded)
+        written = model if dtype == "float32" else TrainedModel(BertWithHead.load(directory), folded=reference.folded)
         probes, probe_notes = directory_probes(directory, model.core.config, seed)
         files = [*weights, *(file for file in [directory / HEADS_FILE] if file.is_file())]
         return compare(
@@ -346,8 +346,7 @@ def verify_trained(
                 notes=(*notes, *probe_notes),
                 own_export=True,
             ),
-            model_type=hf_config["model_type"],
-            progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
+                progress=None if progress is None else lambda done, total, _: progress("verify", done, total),
         )
 
 
