@@ -13,11 +13,11 @@ from mlxbert.own_packages import use_own_package
 
 use_own_package("heads")
 
-from mlxbert.backend import device as backend  # noqa: E402
+from mlxbert.backend.device import require_backend, reuse_memory, use_fast_blas  # noqa: E402
 
-backend.require_backend()
-backend.use_fast_blas()
-backend.reuse_memory()
+require_backend()
+use_fast_blas()
+reuse_memory()
 
 from mlxbert.checkpoint import load  # noqa: E402
 from mlxbert.errors import MLXBertError  # noqa: E402

@@ -21,7 +21,7 @@ from heads.binary import BinaryClassificationHead
 from heads.head_registry import get_head, register_head, unregister_head
 from heads.ordinal import OrdinalRegressionHead
 from heads.regression import RegressionHead
-from mlxbert.data import infer_task
+from mlxbert.data.infer_task import infer_task
 from mlxbert.errors import MLXBertError
 from mlxbert.factory import (
     FactoryError,

@@ -137,7 +137,7 @@ def test_without_a_head_one_line_says_so(tmp_path: Path) -> None:
         mlxbert.load_with_head(out)
     assert str(error.value) == (
         f"{out}: there is no heads.safetensors, so no head: its source had none; fix: mlxbert.load for the encoder "
-        "alone, or convert a checkpoint of a BertFor* class"
+        "alone, or convert a checkpoint of a class with a head"
     )
 
 
