@@ -28,7 +28,7 @@ import numpy as np
 from converter.parity.probes import Probe
 from heads.install import install_fix
 from mlxbert.errors import MLXBertError, first_ten, reason
-from mlxbert.models.base import Architecture, HeadKind, architecture
+from mlxbert.models.base import POOLER, Architecture, HeadKind, architecture
 from mlxbert.pretrained.labels import HeadChoice, HeadClassError, choose_head_class
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _declared(source: Source) -> Architecture:
 
 
 def _has_pooler(source: Source) -> bool:
-    return any(name.removeprefix(_declared(source).prefix).startswith("pooler.") for name in source.entries)
+    return any(name.removeprefix(_declared(source).prefix).startswith(POOLER) for name in source.entries)
 
 
 def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) -> Reference:
@@ -268,7 +268,7 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
         return reference
     reference.model.base_model.pooler = pooler
     unexpected = tuple(
-        name for name in reference.unexpected if not name.removeprefix(declared.prefix).startswith("pooler.")
+        name for name in reference.unexpected if not name.removeprefix(declared.prefix).startswith(POOLER)
     )
     note = f"{choice.name} has no pooler: the file's own is compared with {encoder}'s"
     return replace(reference, unexpected=unexpected, notes=(*reference.notes, note))
@@ -297,7 +297,7 @@ def _build(
         summary = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ReferenceModelError(f"{source.location}: transformers cannot build it ({summary})") from error
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-    pooler = {name for name, _ in model.named_parameters() if name.startswith("pooler.")}
+    pooler = {name for name, _ in model.named_parameters() if name.startswith(POOLER)}
     if missing and missing == pooler:
         notes = (*notes, "the checkpoint has no pooler; none is compared")
         return _build(source, weights, notes, class_name, add_pooling_layer=False)
