@@ -137,15 +137,16 @@ def _tokenizer(source: Source, vocab_size: int, max_length: int) -> Any:
     Raises:
         CalibrationError: it has none, or one with more ids than the model.
     """
+    from mlxbert.tokenization.files import has_tokenizer
     from mlxbert.tokenization.tokenizer import Tokenizer
 
-    files = [source.side_files[name] for name in ("tokenizer.json", "vocab.txt") if name in source.side_files]
-    if not files:
+    if not has_tokenizer(source.side_files):
         raise CalibrationError(
-            f"{source.location}: has no tokenizer to read calibration text with; fix: put its tokenizer.json or "
-            "vocab.txt beside it, or --calibration none"
+            f"{source.location}: has no tokenizer to read calibration text with; fix: put its tokenizer files beside it, "
+            "or --calibration none"
         )
-    tokenizer = Tokenizer.from_directory(files[0].parent, max_length=max_length)
+    vocabulary = next(name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if name in source.side_files)
+    tokenizer = Tokenizer.from_directory(source.side_files[vocabulary].parent, max_length=max_length)
     if tokenizer.vocab_size > vocab_size:
         raise CalibrationError(
             f"{source.location}: its tokenizer has more ids than the model; fix: put the right one there"

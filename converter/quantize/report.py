@@ -120,10 +120,11 @@ def _relative_error(exact: np.ndarray, other: np.ndarray) -> float:
 
 
 def _quality(directory: Path, exact: Model, written: Model) -> tuple[Quality, ...]:
+    from mlxbert.tokenization.files import has_tokenizer
     from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 
     config, pooling = exact.core.config, pooling_of(directory)
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if not has_tokenizer(file.name for file in directory.iterdir()):
         return measure_on_random_ids(exact, written, pooling)
     try:
         tokenizer = Tokenizer.from_directory(directory, max_length=config.max_length)
