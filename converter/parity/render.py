@@ -1,6 +1,6 @@
 """The parity report for people and for CI: a table on the terminal, JUnit XML, and one HTML page with plots.
 
-The plots are SVG written here rather than by a plotting library: the text stays text, the colours come from the page's
+The plots are SVG from a template rather than a plotting library: the text stays text, the colours come from the page's
 style sheet (light and dark), every point has its numbers as a tooltip, and the same report gives the same bytes.
 """
 
@@ -10,10 +10,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from xml.etree import ElementTree
 
+import jinja2
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -235,19 +235,9 @@ def _add_case(suite: ElementTree.Element, case: _Case) -> None:
 
 def render_html(report: ParityReport) -> str:
     """Return one HTML page that needs no other file; the same report gives the same text."""
-    import jinja2
-
-    template = files("converter.parity").joinpath("template.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, finalize=escaped_value, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["error"] = lambda value: "–" if value is None else f"{value:.1e}"
-    environment.filters["cosine"] = lambda value: "–" if value is None else f"{value:.7f}"
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
-    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.5f}"
     whole, alone = report.select(MAPPING, CUMULATIVE), report.select(MAPPING, LOCAL)
     padding, precision = report.select(MAPPING, PADDING), report.select(PRECISION, CUMULATIVE)
-    return environment.from_string(template).render(
+    return _template("template.html").render(
         report=report,
         provenance=report.provenance,
         quantization=report.quantization,
@@ -269,6 +259,18 @@ def render_html(report: ParityReport) -> str:
             "layers": _layer_plot(report.quantization.layers) if report.quantization else "",
         },
     )
+
+
+def _template(name: str) -> jinja2.Template:
+    """Return a template of this folder; it escapes every value."""
+    environment = jinja2.Environment(
+        autoescape=True, finalize=escaped_value, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["error"] = lambda value: "–" if value is None else f"{value:.1e}"
+    environment.filters["cosine"] = lambda value: "–" if value is None else f"{value:.7f}"
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
+    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.5f}"
+    return environment.from_string(files("converter.parity").joinpath(name).read_text(encoding="utf-8"))
 
 
 def _error_plot(points: Sequence[Point], style: str) -> str:
@@ -351,68 +353,29 @@ def log_plot(names: Sequence[str], lines: Sequence[Line], *, y_label: str, floor
     step = (right - _LEFT) / len(names)
     longest = max(map(len, names)) * _CHARACTER
     tilted = longest > step
-    bottom = 28 + (0.71 * longest + 12 if tilted else _LINE)
+    bottom = round(_HEIGHT - 28 - (0.71 * longest + 12 if tilted else _LINE), 1)
 
     def x(column: int) -> float:
-        return _LEFT + step * (column + 0.5)
+        return round(_LEFT + step * (column + 0.5), 1)
 
     def y(value: float | None) -> float:
         exponent = high if value is None else min(high, math.log10(max(value, 10.0**low)))
-        return _TOP + (_HEIGHT - _TOP - bottom) * (high - exponent) / (high - low)
+        return round(_TOP + (bottom - _TOP) * (high - exponent) / (high - low), 1)
 
-    description = escape(f"{y_label}: {', '.join(line.label for line in lines)}")
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{description}">']
-    # About six labels, however many decades there are.
-    for exponent in range(low, high + 1, max(1, (high - low) // 6)):
-        parts += _decade(exponent, y(10.0**exponent), right)
-    for column in range(0, len(names), math.ceil(_LINE / step)):
-        parts.append(_column_name(names[column], x(column), _HEIGHT - bottom + 18, tilted=tilted))
-    parts += _axes(y_label, right, bottom)
-    for line in lines:
-        if line.limit is not None:
-            parts += _limit_line(line.limit, y(line.limit), right)
-        ends = " ".join(f"{x(column):.1f},{y(mark.value):.1f}" for column, mark in enumerate(line.marks))
-        parts.append(f'<polyline class="{line.style}" points="{ends}"/>')
-        parts += [_mark(mark, line.style, x(column), y(mark.value)) for column, mark in enumerate(line.marks)]
-    return "".join((*parts, "</svg>"))
-
-
-def _decade(exponent: int, y: float, right: float) -> list[str]:
-    power = str(exponent).replace("-", "−")
-    text = f'10<tspan dy="-5" font-size="10">{power}</tspan>'
-    return [
-        f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>',
-        f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>',
-    ]
-
-
-def _column_name(name: str, x: float, y: float, *, tilted: bool) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="middle"'
-    if tilted:
-        place = f'x="{x + 4:.1f}" y="{y - 4:.1f}" text-anchor="end" transform="rotate(-45 {x + 4:.1f} {y - 4:.1f})"'
-    return f'<text class="tick" {place}>{escape(name)}</text>'
-
-
-def _axes(y_label: str, right: float, bottom: float) -> list[str]:
-    centre, middle = (_LEFT + right) / 2, _TOP + (_HEIGHT - _TOP - bottom) / 2
-    rotated = f'x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})"'
-    return [
-        f'<text class="axis" x="{centre}" y="{_HEIGHT - 6}" text-anchor="middle">module, in order</text>',
-        f'<text class="axis" {rotated}>{escape(y_label)}</text>',
-    ]
-
-
-def _limit_line(limit: float, y: float, right: float) -> list[str]:
-    return [
-        f'<line class="limit" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>',
-        f'<text class="limit-label" x="{right + 6}" y="{y + 4:.1f}">limit {limit:.1e}</text>',
-    ]
-
-
-def _mark(mark: Mark, style: str, x: float, y: float) -> str:
-    title = f"<title>{escape(mark.tooltip)}</title>"
-    if mark.value is None:
-        cross = f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"
-        return f'<path class="cross" d="{cross}">{title}</path>'
-    failed, radius = ("", 4) if mark.passed else (" failed", 6)
-    return f'<circle class="{style}{failed}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{title}</circle>'
+    return _template("plot.html").render(
+        names=names,
+        lines=lines,
+        y_label=y_label,
+        x=x,
+        y=y,
+        # About six labels, however many decades there are.
+        decades=range(low, high + 1, max(1, (high - low) // 6)),
+        every=math.ceil(_LINE / step),
+        tilted=tilted,
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=right,
+        top=_TOP,
+        bottom=bottom,
+    )
