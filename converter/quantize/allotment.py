@@ -42,14 +42,11 @@ class Choice:
 
     Attributes:
         path: path of the layer.
-        rows, width: shape of its matrix.
         sensitivity: mean 1 − cosine of sentence embeddings with this layer alone calibrated at 4 bits.
         option: the chosen packing.
     """
 
     path: str
-    rows: int
-    width: int
     sensitivity: float
     option: Option
 

@@ -26,8 +26,8 @@ from converter.quantize.allotment import (
 )
 from converter.quantize.calibrated import Calibrated, calibrate, embedding_metric
 from converter.quantize.quality import embeddings
-from converter.quantize.recipes import GROUP, RECIPES, QuantizeSettings, RecipeError, Target, configure, fitted
-from converter.quantize.rounding import SCALE_DTYPES, Array, rounded
+from converter.quantize.recipes import GROUP, RECIPES, QuantizeSettings, RecipeError, configure, fitted
+from converter.quantize.rounding import SCALE_DTYPES, rounded
 from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch
 from mlxbert.model_tensors import named_parameters
 from mlxbert.models.base import Encoder
@@ -62,22 +62,11 @@ _SMALLEST_HARM = 1e-9
 _POOLER_SHARE = 0.1
 
 
-def allot(
-    core: Encoder,
-    make: MakeBatches,
-    texts: Sequence[str],
-    shapes: Mapping[str, tuple[int, int]],
-    settings: QuantizeSettings,
-    *,
-    pooling: Sequence[str],
-    dtype: str,
-    plain_bytes: int,
-    file_bytes: int,
-    progress: Progress,
-) -> tuple[Allotment, Calibrated]:
-    """Choose bits for every layer, and calibrate with them.
+@dataclass
+class Search:
+    """One run of `auto`.
 
-    Args:
+    Attributes:
         core: the float32 encoder.
         make: makes batches of texts.
         texts: the calibration texts.
@@ -88,69 +77,147 @@ def allot(
         plain_bytes: bytes of the encoder's tensors that are not matrices.
         file_bytes: bytes of the weight files beside the encoder's tensors: headers, heads.
         progress: called at every step.
-
-    Raises:
-        RecipeError: no allotment reaches the target; the message has the nearest one.
-        CalibrationError: there is one text only, and auto needs texts to calibrate with and others to measure on.
     """
-    target = settings.target
-    assert target is not None
-    kept = [text for i, text in enumerate(texts) if i % _HELD_BACK]
-    if not kept:
-        raise CalibrationError(
-            "--quantize auto: chooses codes on some texts and measures on others, but there is one text; "
-            "fix: --calibration with a few hundred, one a line"
-        )
-    plain = configure(RECIPES["4bit"].default, shapes)
-    packable = {path: shape for path, shape in shapes.items() if plain.of(path) is not None}
-    item = SCALE_DTYPES[dtype].itemsize
-    skipped = sum(item * rows * width for path, (rows, width) in shapes.items() if path not in packable)
-    fixed_bytes = plain_bytes + skipped + file_bytes
-    parameters = sum(rows * width for rows, width in shapes.values()) + plain_bytes // item
-
-    study = Study(core, make(texts[::_HELD_BACK]), pooling)
-    metric = embedding_metric(core, make(kept), progress=partial(progress, "embeddings"))
-    run = _Calibrations(core, make, metric, settings, shapes, dtype, progress)
-    alone = run.calibrate(kept, plain, variants=0, stage="each layer alone", alone=True)
-    harms = study.harms(alone, progress=partial(progress, "measure"))
-    options = {path: layer_options(core, path, shape, harms[path], dtype) for path, shape in packable.items()}
-    check_reach(target, options, fixed_bytes=fixed_bytes, file_bytes=file_bytes, parameters=parameters)
-    budget = _budget(target, options, fixed_bytes=fixed_bytes, file_bytes=file_bytes, parameters=parameters)
-    options, chosen = _best_trial(run, study, kept, options, fixed_bytes=fixed_bytes, budget=budget)
-    plan = _Plan(target, shapes, harms, options, fixed_bytes, run.configure)
-    if target.cosine is not None:
-        return _reach_cosine(target.cosine, plan, run, study, kept)
-    allotment = plan.allotment(chosen)
-    calibrated = run.calibrate(texts, allotment.config, variants=VARIANTS, stage="calibrate")
-    return replace(allotment, measured=study.cosine(calibrated)), calibrated
-
-
-@dataclass(frozen=True)
-class _Calibrations:
-    """`calibrate` with the arguments that stay the same in one run of `auto`."""
 
     core: Encoder
     make: MakeBatches
-    metric: Array
-    settings: QuantizeSettings
+    texts: Sequence[str]
     shapes: Mapping[str, tuple[int, int]]
+    settings: QuantizeSettings
+    pooling: Sequence[str]
     dtype: str
+    plain_bytes: int
+    file_bytes: int
     progress: Progress
 
-    def configure(self, chosen: Chosen) -> QuantizationConfig:
-        """Return the configuration with the chosen packings."""
+    def __post_init__(self) -> None:
+        target = self.settings.target
+        assert target is not None
+        self._target = target
+        self._kept = [text for i, text in enumerate(self.texts) if i % _HELD_BACK]
+        self._plain = configure(RECIPES["4bit"].default, self.shapes)
+        self._packable = [path for path in self.shapes if self._plain.of(path) is not None]
+        sizes = {path: rows * width for path, (rows, width) in self.shapes.items()}
+        item = SCALE_DTYPES[self.dtype].itemsize
+        skipped = item * sum(size for path, size in sizes.items() if path not in self._packable)
+        self._fixed_bytes = self.plain_bytes + skipped + self.file_bytes
+        self._parameters = sum(sizes.values()) + self.plain_bytes // item
+        self._options: Mapping[str, Sequence[Option]] = {}
+        self._harms: dict[str, float] = {}
+
+    def run(self) -> tuple[Allotment, Calibrated]:
+        """Choose bits for every layer, and calibrate with them.
+
+        Raises:
+            RecipeError: no allotment reaches the target; the message has the nearest one.
+            CalibrationError: there is one text only, and auto needs texts to calibrate with and others to measure on.
+        """
+        if not self._kept:
+            raise CalibrationError(
+                "--quantize auto: chooses codes on some texts and measures on others, but there is one text; "
+                "fix: --calibration with a few hundred, one a line"
+            )
+        self._study = Study(self.core, self.make(self.texts[::_HELD_BACK]), self.pooling)
+        progress = partial(self.progress, "embeddings")
+        self._metric = embedding_metric(self.core, self.make(self._kept), progress=progress)
+        alone = self._calibrate(self._kept, self._plain, variants=0, stage="each layer alone", alone=True)
+        self._harms = self._study.harms(alone, progress=partial(self.progress, "measure"))
+        self._options = {
+            path: layer_options(self.core, path, self.shapes[path], self._harms[path], self.dtype)
+            for path in self._packable
+        }
+        check_reach(
+            self._target,
+            self._options,
+            fixed_bytes=self._fixed_bytes,
+            file_bytes=self.file_bytes,
+            parameters=self._parameters,
+        )
+        chosen = self._best_trial()
+        if self._target.cosine is not None:
+            return self._reach_cosine(self._target.cosine)
+        allotment = self._allotment(chosen)
+        calibrated = self._calibrate(self.texts, allotment.config, variants=VARIANTS, stage="calibrate")
+        return replace(allotment, measured=self._study.cosine(calibrated)), calibrated
+
+    def _best_trial(self) -> Chosen:
+        """Calibrate the allotments that are worth a trial; return the best, after which the options have its harm."""
+        ways = worth_a_trial(self._options, fixed_bytes=self._fixed_bytes, budget=self._budget())
+        trials: list[tuple[float, float, Chosen]] = []
+        for number, (tilt, chosen) in enumerate(ways, 1):
+            stage = f"try {number} of {len(ways)}"
+            calibrated = self._calibrate(self._kept, self._configure(chosen), variants=TRIED_VARIANTS, stage=stage)
+            trials.append((self._study.cosine(calibrated), tilt, chosen))
+        cosine, tilt, chosen = max(trials, key=lambda trial: trial[0])
+        options = scaled(self._options, 1, tilt)
+        expected = 1 - point_of(as_offered(options, chosen), self._fixed_bytes).cosine
+        self._options = scaled(options, max(1 - cosine, _SMALLEST_HARM) / expected)
+        return as_offered(self._options, chosen)
+
+    def _budget(self) -> int:
+        """Return the bytes of all weight files that a trial may have; for a cosine those of the expected model."""
+        target = self._target
+        if target.size is not None:
+            return target.size
+        if target.cosine is None:
+            return int((target.bits or 0) * self._parameters / 8) + self.file_bytes
+        near, _ = allot_bits(self._options, fixed_bytes=self._fixed_bytes, harm=1 - target.cosine)
+        return point_of(near, self._fixed_bytes).bytes
+
+    def _reach_cosine(self, cosine: float) -> tuple[Allotment, Calibrated]:
+        """Calibrate allotments of more and more bits until the measured cosine is reached.
+
+        Raises:
+            RecipeError: it is not; the message has the nearest one.
+        """
+        allowed = 1 - cosine
+        attempts: list[tuple[float, Allotment]] = []
+        for attempt in range(_ATTEMPTS):
+            chosen, _ = allot_bits(self._options, fixed_bytes=self._fixed_bytes, harm=allowed)
+            allotment = self._allotment(chosen)
+            stage = "calibrate" if attempt == 0 else f"calibrate again ({attempt + 1})"
+            calibrated = self._calibrate(self._kept, allotment.config, variants=VARIANTS, stage=stage)
+            measured = self._study.cosine(calibrated)
+            attempts.append((measured, allotment))
+            if measured >= cosine:
+                return replace(allotment, measured=measured), calibrated
+            allowed *= 0.95 * (1 - cosine) / (1 - measured)
+        best, allotment = max(attempts, key=lambda attempt: attempt[0])
+        raise RecipeError(
+            f"--target-cosine {cosine:g}: the nearest found is {rounded_down(best, 5)}, at "
+            f"{allotment.expected.bytes / 1e6:.2f}MB; fix: "
+            f"--target-cosine {rounded_down(best, 4)}, or --target-size"
+        )
+
+    def _allotment(self, chosen: Chosen) -> Allotment:
+        _, curve = allot_bits(self._options, fixed_bytes=self._fixed_bytes)
+        uniform = uniform_choices(self._options)
+        return Allotment(
+            config=self._configure(chosen),
+            target=self._target,
+            choices=tuple(Choice(path, self._harms[path], option) for path, option in chosen.items()),
+            curve=tuple(curve),
+            uniform={name: point_of(same, self._fixed_bytes) for name, same in uniform.items()},
+            expected=point_of(chosen, self._fixed_bytes),
+        )
+
+    def _configure(self, chosen: Chosen) -> QuantizationConfig:
         layers = {path: option.layer for path, option in chosen.items()}
         # Every layer has an entry, so that nobody takes the default for its packing.
         return replace(configure(self.settings.recipe.default, self.shapes, layers), overrides=layers)
 
-    def calibrate(
+    def _calibrate(
         self, texts: Sequence[str], config: QuantizationConfig, *, variants: int, stage: str, alone: bool = False
     ) -> Calibrated:
-        """Calibrate on texts and some variants of each; `stage` is the name for the progress."""
-        batches = self.make(texts, variants=variants)
-        progress = partial(self.progress, stage)
+        """Calibrate on texts and some variants of each; `stage` is its name for the progress."""
         return calibrate(
-            self.core, batches, config, dtype=self.dtype, alone=alone, metric=self.metric, progress=progress
+            self.core,
+            self.make(texts, variants=variants),
+            config,
+            dtype=self.dtype,
+            alone=alone,
+            metric=self._metric,
+            progress=partial(self.progress, stage),
         )
 
 
@@ -233,46 +300,6 @@ def _squared_error(weight: np.ndarray, layer: LayerQuantization, dtype: str) -> 
     return float(np.square(rounded(weight, layer, search=True, dtype=dtype).numbers - weight).sum())
 
 
-def _budget(
-    target: Target,
-    options: Mapping[str, Sequence[Option]],
-    *,
-    fixed_bytes: int,
-    file_bytes: int,
-    parameters: int,
-) -> int:
-    """Return the bytes of all weight files that a trial may have; for a cosine those of the expected model."""
-    if target.size is not None:
-        return target.size
-    if target.cosine is None:
-        return int((target.bits or 0) * parameters / 8) + file_bytes
-    near, _ = allot_bits(options, fixed_bytes=fixed_bytes, harm=1 - target.cosine)
-    return point_of(near, fixed_bytes).bytes
-
-
-def _best_trial(
-    run: _Calibrations,
-    study: Study,
-    texts: Sequence[str],
-    options: Mapping[str, Sequence[Option]],
-    *,
-    fixed_bytes: int,
-    budget: int,
-) -> tuple[Mapping[str, Sequence[Option]], Chosen]:
-    """Calibrate the allotments that are worth a trial; return the options with the harm of the best one, and it."""
-    ways = worth_a_trial(options, fixed_bytes=fixed_bytes, budget=budget)
-    trials: list[tuple[float, float, Chosen]] = []
-    for number, (tilt, chosen) in enumerate(ways, 1):
-        stage = f"try {number} of {len(ways)}"
-        calibrated = run.calibrate(texts, run.configure(chosen), variants=TRIED_VARIANTS, stage=stage)
-        trials.append((study.cosine(calibrated), tilt, chosen))
-    cosine, tilt, chosen = max(trials, key=lambda trial: trial[0])
-    options = scaled(options, 1, tilt)
-    expected = 1 - point_of(as_offered(options, chosen), fixed_bytes).cosine
-    options = scaled(options, max(1 - cosine, _SMALLEST_HARM) / expected)
-    return options, as_offered(options, chosen)
-
-
 def worth_a_trial(
     options: Mapping[str, Sequence[Option]], *, fixed_bytes: int, budget: int
 ) -> list[tuple[float, Chosen]]:
@@ -324,58 +351,3 @@ def as_offered(options: Mapping[str, Sequence[Option]], chosen: Chosen) -> Chose
         path: next(option for option in options[path] if option.layer == picked.layer)
         for path, picked in chosen.items()
     }
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The options with the harm of the best trial, from which an `Allotment` is made."""
-
-    target: Target
-    shapes: Mapping[str, tuple[int, int]]
-    harms: Mapping[str, float]
-    options: Mapping[str, Sequence[Option]]
-    fixed_bytes: int
-    configure: Callable[[Chosen], QuantizationConfig]
-
-    def allotment(self, chosen: Chosen) -> Allotment:
-        """Return the allotment for a choice of options."""
-        _, curve = allot_bits(self.options, fixed_bytes=self.fixed_bytes)
-        uniform = uniform_choices(self.options)
-        return Allotment(
-            config=self.configure(chosen),
-            target=self.target,
-            choices=tuple(
-                Choice(path, *self.shapes[path], self.harms[path], option) for path, option in chosen.items()
-            ),
-            curve=tuple(curve),
-            uniform={name: point_of(same, self.fixed_bytes) for name, same in uniform.items()},
-            expected=point_of(chosen, self.fixed_bytes),
-        )
-
-
-def _reach_cosine(
-    cosine: float, plan: _Plan, run: _Calibrations, study: Study, texts: Sequence[str]
-) -> tuple[Allotment, Calibrated]:
-    """Calibrate allotments of more and more bits until the measured cosine is reached.
-
-    Raises:
-        RecipeError: it is not; the message has the nearest one.
-    """
-    allowed = 1 - cosine
-    attempts: list[tuple[float, Allotment]] = []
-    for attempt in range(_ATTEMPTS):
-        chosen, _ = allot_bits(plan.options, fixed_bytes=plan.fixed_bytes, harm=allowed)
-        allotment = plan.allotment(chosen)
-        stage = "calibrate" if attempt == 0 else f"calibrate again ({attempt + 1})"
-        calibrated = run.calibrate(texts, allotment.config, variants=VARIANTS, stage=stage)
-        measured = study.cosine(calibrated)
-        attempts.append((measured, allotment))
-        if measured >= cosine:
-            return replace(allotment, measured=measured), calibrated
-        allowed *= 0.95 * (1 - cosine) / (1 - measured)
-    best, allotment = max(attempts, key=lambda attempt: attempt[0])
-    raise RecipeError(
-        f"--target-cosine {cosine:g}: the nearest found is {rounded_down(best, 5)}, at "
-        f"{allotment.expected.bytes / 1e6:.2f}MB; fix: "
-        f"--target-cosine {rounded_down(best, 4)}, or --target-size"
-    )

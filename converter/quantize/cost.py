@@ -190,12 +190,17 @@ class QuantizationReport:
         return lines if self.quality else [*lines, "cost: not measured on any text"]
 
     @property
-    def widths(self) -> dict[str, tuple[int, int]]:
-        """Packing -> (number of layers, their bytes), the widest packing first."""
+    def packings(self) -> dict[str, list[LayerReport]]:
+        """Packing -> its layers, the widest packing first."""
         layers: dict[str, list[LayerReport]] = defaultdict(list)
         for layer in sorted(self.layers, key=lambda layer: (-layer.bits, layer.mode, -layer.group_size)):
             layers[layer.packing].append(layer)
-        return {packing: (len(same), sum(layer.bytes for layer in same)) for packing, same in layers.items()}
+        return layers
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Packing -> (number of layers, their bytes), the widest packing first."""
+        return {packing: (len(same), sum(layer.bytes for layer in same)) for packing, same in self.packings.items()}
 
     @property
     def sentence(self) -> str:

@@ -99,22 +99,23 @@ def quantize(
             batches = make(texts, variants=VARIANTS)
             calibrated = calibrate(core, batches, config, dtype=dtype, progress=partial(progress, "calibrate"))
         else:
-            from converter.quantize.auto import allot
+            from converter.quantize.auto import Search
             from converter.quantize.quality import pooling_of
 
             facts["target"] = settings.target.description
-            allotment, calibrated = allot(
-                core,
-                make,
-                texts,
-                shapes,
-                settings,
+            search = Search(
+                core=core,
+                make=make,
+                texts=texts,
+                shapes=shapes,
+                settings=settings,
                 pooling=pooling_of(source.root),
                 dtype=dtype,
                 plain_bytes=_plain_bytes(items, shapes, dtype),
                 file_bytes=other_bytes + _header_bytes(items, shapes, dtype),
                 progress=progress,
             )
+            allotment, calibrated = search.run()
             config = allotment.config
     tensors = [tensor for item in items for tensor in _written(source, item, config, dtype, calibrated)]
     parameters = sum(PlannedTensor(item.target, item.shape, "F32", _unread).parameters for item in items)
@@ -142,8 +143,8 @@ def _tokenizer(source: Source, vocab_size: int, max_length: int) -> Any:
 
     if not has_tokenizer(source.side_files):
         raise CalibrationError(
-            f"{source.location}: has no tokenizer to read calibration text with; fix: put its tokenizer files beside it, "
-            "or --calibration none"
+            f"{source.location}: has no tokenizer to read calibration text with; fix: put its tokenizer files beside "
+            "it, or --calibration none"
         )
     vocabulary = next(name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if name in source.side_files)
     tokenizer = Tokenizer.from_directory(source.side_files[vocabulary].parent, max_length=max_length)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -147,25 +146,16 @@ def quantization_table(report: QuantizationReport) -> Group:
     how = "calibrated" if report.calibrated else "rounded"
     size = f"{report.bytes / 1e6:.2f} MB of weight files, {report.bits_per_weight:.2f} bits a weight"
     parts: list[RenderableType] = [Text(f"Quantization: {report.recipe}, {how}, {size}", style="bold")]
-    parts += [Text(f"  {line}") for line in _packings(report)]
+    for packing, layers in report.packings.items():
+        worst = max(layers, key=lambda layer: layer.error)
+        count = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
+        parts.append(Text(f"  {packing}: {count}, error up to {worst.error:.3f} ({worst.path})"))
     parts += [Text(f"  kept: {skipped.path}: {skipped.reason}") for skipped in report.skipped]
     if report.quality:
         parts += [Text(), _quality_table(report.quality, report.limits)]
     else:
         parts.append(Text("  quality not measured: there is no tokenizer that fits the model"))
     return Group(*parts)
-
-
-def _packings(report: QuantizationReport) -> list[str]:
-    """Return one line for each packing: the number of its layers, and their largest error."""
-    counts = Counter((layer.mode, layer.bits, layer.group_size) for layer in report.layers)
-    lines = []
-    for (mode, bits, group), count in sorted(counts.items()):
-        same = [layer for layer in report.layers if (layer.mode, layer.bits, layer.group_size) == (mode, bits, group)]
-        worst = max(same, key=lambda layer: layer.error)
-        layers = "1 layer" if count == 1 else f"{count} layers"
-        lines.append(f"{mode} {bits} bits, groups of {group}: {layers}, error up to {worst.error:.3f} ({worst.path})")
-    return lines
 
 
 def _quality_table(qualities: Sequence[Quality], limits: CostLimits) -> Table:
