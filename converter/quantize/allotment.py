@@ -81,13 +81,6 @@ class Allotment:
         """The text of `measured`, in words."""
         return "calibration text held back" if self.target.cosine is not None else "the calibration text itself"
 
-    def files(self) -> dict[str, bytes]:
-        """The plot of size against quality, for the output directory; nothing where matplotlib is missing."""
-        from converter.quantize.report import PLOT, plot_sizes
-
-        data = plot_sizes(self)
-        return {} if data is None else {PLOT: data}
-
 
 def check_reach(
     target: Target, options: Mapping[str, Sequence[Option]], *, fixed_bytes: int, file_bytes: int, parameters: int
