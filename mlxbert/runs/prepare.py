@@ -20,12 +20,10 @@ from heads.forward_chaining import Windows
 from heads.metrics import Metric, metric_of
 from mlxbert.checkpoint import load_tokenizer, resolve
 from mlxbert.data.competitions import FoldKind, fold_kinds
-from mlxbert.data.folds import Fold, make_folds, validation_fold
-from mlxbert.data.frames import Table, plain, shown
+from mlxbert.data.folds import Fold, FoldError, FoldWarning, make_folds, validation_fold
+from mlxbert.data.frames import DataWarning, Table, plain, shown
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.reading import DataWarning, id_values, render_texts
-from mlxbert.data.strata import FoldError, FoldWarning
-from mlxbert.data.text_columns import RowText
+from mlxbert.data.text_columns import RowText, id_values, render_texts
 from mlxbert.data.token_rows import token_rows
 from mlxbert.errors import first_ten
 from mlxbert.factory import Problem, check_options, make_problem, target_of

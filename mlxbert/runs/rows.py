@@ -12,9 +12,10 @@ import numpy as np
 
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.data.competitions import Submission
-from mlxbert.data.frames import FrameError, Kind, Table
-from mlxbert.data.reading import DataWarning, Quoting, id_values, read_chunks, read_data
-from mlxbert.data.text_columns import id_columns, is_called_id, names_rows
+from mlxbert.data.csv_dialect import Quoting
+from mlxbert.data.frames import DataError, DataWarning, Table
+from mlxbert.data.reading import Kind, read_chunks, read_data
+from mlxbert.data.text_columns import id_columns, id_values, is_called_id, names_rows
 from mlxbert.runs.inputs import as_pandas, is_path, source_name
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import Sample, SubmissionRules, check_ids, read_sample, warn
@@ -268,8 +269,8 @@ def _told_id(
         return None
     try:
         return Table(dict.fromkeys(columns, (None,)), what).find(wanted, "id column")
-    except FrameError as error:
-        raise FrameError(f"{error} (fix: --id COLUMN)") from None
+    except DataError as error:
+        raise DataError(f"{error} (fix: --id COLUMN)") from None
 
 
 def _named(form: Submission, found: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from mlxbert.data.competitions import Submission
-from mlxbert.data.frames import Kind
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.reading import Kind
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.reading import expand_home
 from mlxbert.runs.files import RunError, RunFiles

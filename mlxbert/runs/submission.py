@@ -13,9 +13,9 @@ import numpy as np
 from heads.labels import Label, decode_labels
 from heads.metrics import get_metric
 from mlxbert.data.competitions import Submission
-from mlxbert.data.frames import NO_NUMBERS, as_text, plain, shown
+from mlxbert.data.frames import as_text, plain, shown
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.reading import read_chunks, without_blank_columns
+from mlxbert.data.reading import NO_NUMBERS, read_chunks, without_blank_columns
 from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.runs.files import RunError
 from mlxbert.runs.inputs import as_pandas, is_path, source_name

@@ -18,9 +18,10 @@ from converter.mapping import (
     plan,
 )
 from converter.mappings import mapping_for, supported
+from mlxbert.models.base import config_from_hf
 from mlxbert.models.bert import BertConfig
 from mlxbert.models.config_fields import ConfigError
-from tests.support.tiny import CLASSES, SIZES, tiny_model
+from tests.support.tiny import ALL_CLASSES, SIZES, declared_of, tiny_model
 
 TABLES = Path(__file__).parents[2] / "converter" / "mappings"
 BERT = mapping_for({"model_type": "bert"})
@@ -31,13 +32,15 @@ def shapes_of(architecture: str, **options: object) -> dict[str, tuple[int, ...]
     return {name: tuple(value.shape) for name, value in tiny_model(architecture, **options).state_dict().items()}
 
 
-@pytest.mark.parametrize("architecture", CLASSES)
+@pytest.mark.parametrize("architecture", ALL_CLASSES)
 def test_every_class_maps_whatever_the_order_and_back(architecture: str) -> None:
-    shapes = shapes_of(architecture)
-    planned = plan(BERT, CONFIG, shapes)
+    shapes, declared = shapes_of(architecture), declared_of(architecture)
+    model = {"model_type": declared.model_type}
+    mapping, config = mapping_for(model), config_from_hf({**model, **declared.tiny})
+    planned = plan(mapping, config, shapes)
     names = list(shapes)
     random.Random(0).shuffle(names)
-    shuffled = plan(BERT, CONFIG, {name: shapes[name] for name in names})
+    shuffled = plan(mapping, config, {name: shapes[name] for name in names})
     assert planned.encoder == shuffled.encoder
     assert set(planned.heads) == set(shuffled.heads)
     # each source key exactly once, each target exactly once
@@ -45,9 +48,9 @@ def test_every_class_maps_whatever_the_order_and_back(architecture: str) -> None
     assert sorted([*sources, *planned.dropped]) == sorted(shapes)
     targets = [item.target for item in (*planned.encoder, *planned.heads)]
     assert len(targets) == len(set(targets))
-    assert all(not target.startswith("bert.") for target in targets)
+    assert all(not target.startswith(declared.prefix) for target in targets)
     # the table inverts
-    back = hugging_face_names(BERT, architecture, [item.target for item in planned.encoder])
+    back = hugging_face_names(mapping, architecture, [item.target for item in planned.encoder])
     assert {back[item.target]: item.shape for item in planned.encoder} == {
         item.source: shapes[item.source] for item in planned.encoder
     }
@@ -179,7 +182,7 @@ def test_a_fused_tensor_is_split_in_equal_parts() -> None:
 
 def test_supported_architectures_are_the_files_of_the_folder() -> None:
     assert supported() == tuple(sorted(file.stem for file in TABLES.glob("[!_]*.py")))
-    with pytest.raises(ConfigError, match="model_type 'gpt2' is not supported; supported: 'bert'"):
+    with pytest.raises(ConfigError, match="model_type 'gpt2' is not supported; supported: 'bert', 'roberta'"):
         mapping_for({"model_type": "gpt2"})
     with pytest.raises(ConfigError, match='add "model_type"'):
         mapping_for({})

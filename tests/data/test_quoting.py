@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mlxbert.data.csv_dialect import MOST_CHARACTERS, Quoting
-from mlxbert.data.reading import Data, DataWarning, read_chunks, read_data
+from mlxbert.data.frames import DataWarning
+from mlxbert.data.reading import Data, read_chunks, read_data
 from mlxbert.errors import MLXBertError
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "good", "bad"]

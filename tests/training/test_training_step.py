@@ -19,10 +19,10 @@ from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend.device import BlasStatus
 from mlxbert.model_tensors import named_parameters
 from mlxbert.models.bert import BertConfig, BertCore
-from mlxbert.training.gradients import AWP, FGM, AdversarialError
-from mlxbert.training.optimizer import Schedule, parameter_rules
-from mlxbert.training.state import StateError, restore_step, step_state
-from mlxbert.training.step import NonFiniteLossError, StepError, StepReport, StepSettings, TrainStep
+from mlxbert.training.gradients import AWP, FGM
+from mlxbert.training.optimizer import ConfigurationError, Schedule, parameter_rules
+from mlxbert.training.state import SaveError, restore_step, step_state
+from mlxbert.training.step import NonFiniteLossError, StepReport, StepSettings, TrainingError, TrainStep
 from mlxbert.with_head import BertWithHead
 
 CONFIG = {
@@ -194,7 +194,7 @@ def test_another_models_state_is_refused() -> None:
     state["extra"] = mx.zeros((1,))
     step = make_step()
     before = as_bytes(step_state(step))
-    with pytest.raises(StateError) as caught:
+    with pytest.raises(SaveError) as caught:
         restore_step(step, state)
     assert str(caught.value).splitlines()[1:] == [
         "  missing: step",
@@ -277,7 +277,7 @@ def test_adversarial_weights_are_the_papers() -> None:
     moved = AWP(0.1).perturb(weights, gradients, WORD_EMBEDDINGS)
     np.testing.assert_allclose(moved["head.output.weight"].tolist(), [[6.6, 8.8]], rtol=1e-6)  # type: ignore[arg-type]
     assert moved["head.output.bias"] is vector
-    with pytest.raises(AdversarialError, match=r"^FGM perturbs the word embeddings, which are frozen; fix: "):
+    with pytest.raises(ConfigurationError, match=r"^FGM perturbs the word embeddings, which are frozen; fix: "):
         FGM().perturb(weights, {"head.output.bias": vector}, WORD_EMBEDDINGS)
 
 
@@ -299,7 +299,7 @@ def test_the_adversarial_step_takes_another_gradient_and_leaves_padding(method: 
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(StepError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         StepSettings(**settings)
     assert str(caught.value) == message
 
@@ -313,7 +313,7 @@ def test_a_step_of_filling_rows_alone_changes_nothing() -> None:
 
 
 def test_an_update_needs_a_batch() -> None:
-    with pytest.raises(StepError, match=r"^step 1: nothing to update by; fix: accumulate a batch first$"):
+    with pytest.raises(TrainingError, match=r"^step 1: nothing to update by; fix: accumulate a batch first$"):
         make_step().update()
 
 
