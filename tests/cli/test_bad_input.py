@@ -57,7 +57,7 @@ class Dangerous:
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN": (
         lambda d: change_tensor(d, "encoder.layer.1.output.dense.weight", poison(np.nan)),
-        "encoder.layer.1.output.dense.weight holds nan at (0, 7): this checkpoint is broken; fix: get the checkpoint again",
+        "encoder.layer.1.output.dense.weight holds nan at (0, 7): this checkpoint is broken; fix: get",
     ),
     "inf": (
         lambda d: change_tensor(d, "pooler.dense.bias", poison(-np.inf)),
