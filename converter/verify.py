@@ -23,7 +23,6 @@ from converter.parity.sentences import SentenceComparison, compare_sentences
 from converter.quantize.cost import recipe_of
 from converter.quantize.report import describe_quantization
 from converter.readers.encoder_fit import SeveralEncodersError
-from converter.readers.weight_files import has_tokenizer
 from converter.source import Source, open_source
 from mlxbert.checkpoint import load_core, read_config
 from mlxbert.errors import MLXBertError, printable, reason
@@ -34,6 +33,7 @@ from mlxbert.models.base import Encoder, architecture, config_from_hf
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained.labels import HeadChoice
 from mlxbert.pretrained.model import HEADS_FILE, PretrainedBert, attach_head, has_head, read_head_tensors
+from mlxbert.tokenization.files import has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 from mlxbert.with_head import BertWithHead
 
