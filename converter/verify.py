@@ -15,9 +15,9 @@ from converter.mappings import mapping_for
 from converter.output import with_true_labels
 from converter.parity.files import write_reports
 from converter.parity.gates import compare
-from converter.parity.outputs import TrainedModel, build_exported
+from converter.parity.outputs import TrainedModel
 from converter.parity.probes import Probe, ProbeError, make_probes
-from converter.parity.reference import Reference, build_reference, head_choice
+from converter.parity.reference import Reference, build_exported, build_reference, head_choice
 from converter.parity.report import OWN_HEAD, ParityReport, Part, Provenance, inherited_proof, origin_of
 from converter.parity.sentences import SentenceComparison, compare_sentences
 from converter.quantize.cost import recipe_of
@@ -216,7 +216,6 @@ def verify_staged(
             origin=origin_of(source),
             proof=inherited_proof(source),
         ),
-        model_type=hf_config["model_type"],
         sentences=sentences if isinstance(sentences, SentenceComparison) else None,
         progress=_of_probes(progress),
     )
@@ -251,11 +250,11 @@ def _verify_trained(
     if (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
     with tempfile.TemporaryDirectory() as scratch:
-        reference, folded = build_exported(directory, Path(scratch))
+        reference = build_exported(directory, Path(scratch))
         model = BertWithHead.load(directory, dtype=mx.float32)
         model.set_dtype(mx.float32)  # a head may be stored in another dtype than its encoder
-        exact = TrainedModel(model, folded=folded)
-        written = exact if dtype == "float32" else TrainedModel(BertWithHead.load(directory), folded=folded)
+        exact = TrainedModel(model, folded=reference.folded)
+        written = exact if dtype == "float32" else TrainedModel(BertWithHead.load(directory), folded=reference.folded)
         probes, probe_notes = directory_probes(directory, exact.core.config, seed)
         return compare(
             reference,
@@ -272,7 +271,6 @@ def _verify_trained(
                 notes=(*notes, *probe_notes),
                 own_export=True,
             ),
-            model_type=hf_config["model_type"],
             progress=_of_probes(progress),
         )
 

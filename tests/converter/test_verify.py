@@ -107,7 +107,7 @@ def test_reports_are_written_and_the_manifest_still_holds(out: Path, tmp_path: P
         lines = write_reports(report, out, junit=junit, html=html)
         assert lines == [f"Written: {path}" for path in (junit, html, out / "parity.json")]
         assert manifest_problems(out) == []
-    assert ParityReport.from_json((out / "parity.json").read_text(encoding="utf-8")) == report
+    assert ParityReport.read(out) == report
     assert sorted(path.name for path in junit.parent.iterdir()) == ["parity.html", "parity.xml"]
 
 
