@@ -99,7 +99,8 @@ def create_model(
         pooling: of `mlxbert.pooling.CHOICES`, or a module of `mlxbert.pooling`.
         revision: a branch, tag or commit of the Hub repository.
         dtype: of the encoder's computation, as for `mlxbert.load`.
-        head_options: arguments of the head, such as `objective="focal"` or `dropout=0.2`.
+        head_options: arguments of the head, such as `objective="focal"` or `dropout=0.2`; the objective may be a
+            registered loss (`heads.losses.register_loss`).
 
     Raises:
         FactoryError: a task or option is unknown (the message has the nearest names), or options contradict another.

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.host import host_values
+from heads.arrays import host_values
 from mlxbert.errors import MLXBertError
 
 _FIXES = {

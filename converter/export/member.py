@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 from converter.export.checkpoint import PYTORCH_METADATA, ExportError
-from heads.scaling import TargetScaler
-from heads.seasonality import decompose
+from heads.regression import TargetScaler
+from heads.time_series import decompose
 from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index

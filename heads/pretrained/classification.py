@@ -17,7 +17,7 @@ from heads.pretrained.base import Decode, Dropout, PretrainedHead, require_poole
 class SequenceClassificationHead(PretrainedHead):
     """`BertForSequenceClassification`: `logits` (B, K) for single-label, multi-label and regression alike.
 
-    What a logit means (`problem_type`) is for who reads it: see `mlxbert.pipelines.classify`.
+    What a logit means (`problem_type`) is for who reads it: see `mlxbert.pipelines.texts`.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("logits",)

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.host import host_values
+from heads.arrays import host_values
 from mlxbert.model_inputs import InputError, check_range, mask_of, whole_numbers
 from mlxbert.models.config_fields import EncoderConfig, unsupported
 from mlxbert.pooling import pool
 
 if TYPE_CHECKING:
     from heads.pretrained import PretrainedHead
-    from mlxbert.quantization.packed import PackedWeights
+    from mlxbert.quantization import PackedWeights
 
 Context = dict[str, mx.array]
 """Every array that the layers need beside their input: masks, and whatever depends on parameters or positions."""

@@ -284,7 +284,8 @@ def train(
         group: rows of one value never lie on both sides of a fold.
         time: the column of times: a time series, or forward-chaining folds.
         ignore: columns that `text=None` leaves out.
-        head: options of the head, such as {"objective": "focal"}.
+        head: options of the head, such as {"objective": "focal"}; the objective may be a registered loss
+            (`heads.losses.register_loss`).
         revision: of a model on the Hub.
         encoding: of the data's text; None: found out.
         quoting: of CSV and TSV: "none" (quotes are characters), "minimal" or "escaped"; None: found out.

@@ -23,11 +23,11 @@ import mlx.core as mx
 import numpy as np
 
 from heads.base import Head
+from heads.calibration import threshold_metric
 from heads.errors import HeadError, MetricUndefinedWarning
 from heads.forward_chaining import Windows
 from heads.metrics import METRICS
 from heads.multilabel import ThresholdWarning
-from heads.thresholds import threshold_metric
 from mlxbert.data.tokens import PredictionBatches, TokenRows
 from mlxbert.errors import MLXBertError
 from mlxbert.with_head import BertWithHead

@@ -38,8 +38,8 @@ from mlxbert.factory import (
 )
 from mlxbert.pooling import CHOICES, pooling_settings
 from mlxbert.with_head import BertWithHead
-from tests.head_samples import NAMES
 from tests.support.competition_files import read, real_file
+from tests.support.head_samples import NAMES
 from tests.support.tiny import save_tiny
 
 WIDTH = 48

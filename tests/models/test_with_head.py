@@ -33,7 +33,7 @@ from mlxbert.pooling import (
     pooling_settings,
 )
 from mlxbert.with_head import BertWithHead
-from tests.head_samples import NAMES, N, sample_of
+from tests.support.head_samples import NAMES, N, sample_of
 from tests.support.tiny import save_tiny
 
 WIDTH = 48

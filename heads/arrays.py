@@ -1,6 +1,7 @@
-"""Arrays on the host: logits and squashing functions in float64, so that predictions are without MLX's rounding.
+"""Arrays outside MLX: logits and activations in float64, so that predictions do not have MLX's rounding.
 
-scipy has these too; they are here so that a trained model predicts where scipy is not installed.
+`sigmoid`, `softplus` and `softmax` are written here, not taken from scipy: a trained model predicts where scipy is not
+installed, and scipy's would change the last bits of existing predictions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Float = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def host_values(array: mx.array) -> np.ndarray[Any, Any] | None:
-    """Return an array's values without a copy; None while `mx.compile` or `mx.vmap` traces it: it has none yet."""
+    """Return an array's values without a copy; None while `mx.compile` or `mx.vmap` traces it."""
     try:
         return np.asarray(array)
     except ValueError as error:
@@ -26,9 +27,9 @@ def host_values(array: mx.array) -> np.ndarray[Any, Any] | None:
 
 
 def as_int32(labels: mx.array) -> mx.array:
-    """Return whole numbers as int32, in which −100 can be told apart; one beyond int32 becomes its lowest number.
+    """Return whole numbers as int32, so that −100 is distinct; a number beyond int32 becomes the lowest int32.
 
-    A plain conversion would make another label of it: 1 of 2³² + 1, and −100 of the uint8 156.
+    A plain conversion would change the label: 2³² + 1 to 1, and the uint8 156 to −100.
     """
     if labels.dtype in (mx.int64, mx.uint32, mx.uint64):
         lowest, highest = -(2**31), 2**31 - 1
@@ -40,7 +41,7 @@ def as_int32(labels: mx.array) -> mx.array:
 
 
 def to_host(logits: Any, *, columns: int | None, what: str) -> Float:
-    """`logits` as float64 (N, columns).
+    """Return `logits` as float64 (N, columns).
 
     Raises:
         HeadError: another number of columns or axes; `what` names the head.
@@ -53,17 +54,17 @@ def to_host(logits: Any, *, columns: int | None, what: str) -> Float:
 
 
 def sigmoid(x: Float) -> Float:
-    """1 / (1 + e⁻ˣ), without overflow on either side."""
+    """Return 1 / (1 + e⁻ˣ), without overflow on either side."""
     e = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, 1.0, e) / (1.0 + e))
 
 
 def softplus(x: Float) -> Float:
-    """log(1 + eˣ), without overflow."""
+    """Return log(1 + eˣ), without overflow."""
     return np.asarray(np.logaddexp(0.0, x))
 
 
 def softmax(x: Float) -> Float:
-    """Softmax over the last axis."""
+    """Return the softmax over the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
     return np.asarray(e / e.sum(axis=-1, keepdims=True))

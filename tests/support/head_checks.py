@@ -1,4 +1,4 @@
-"""What holds for every registered head: `test_heads.py` runs each check on each of them."""
+"""Checks of every registered head; `tests/heads/test_heads.py` runs them all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import get_head, head_from_settings
 from heads.metrics import METRICS
-from tests.head_samples import N, features, make, sample_of
+from tests.support.head_samples import N, features, make, sample_of
 
 Check = Callable[[str], None]
 
@@ -129,9 +129,9 @@ def targets_are_never_broadcast(name: str) -> None:
     logits, encoded = _run(head, name, features()), _targets(head, name)
     wrong = (encoded[:1], encoded[:-1], encoded[..., None], encoded[0] if encoded.ndim > 1 else np.float32(1))
     for rows in (None, np.ones(N)):
-        for one in wrong:
+        for wrong_targets in wrong:
             with pytest.raises(HeadError, match=r"nothing is broadcast|need targets of shape"):
-                head.loss(logits, one, rows=rows)
+                head.loss(logits, wrong_targets, rows=rows)
 
 
 def targets_of_any_dtype_are_taken(name: str) -> None:
@@ -200,11 +200,11 @@ def settings_of_a_hostile_file_are_refused_by_name(name: str) -> None:
             changed += [{**settings, part: {**settings[part], key: value}} for value in HOSTILE]
             changed.append({**settings, part: {other: v for other, v in settings[part].items() if other != key}})
     used = 0
-    for one in changed:
+    for changed_settings in changed:
         try:
-            head = head_from_settings(one)
+            head = head_from_settings(changed_settings)
             if head.hidden_size == features().shape[1] and head.num_outputs == logits.shape[1]:
-                assert len(head.predict(logits)) == N, one
+                assert len(head.predict(logits)) == N, changed_settings
                 mx.eval(head.loss(mx.array(logits), targets(sample_of(name).targets)))
                 used += 1
         except HeadError:

@@ -1,4 +1,4 @@
-"""What the classifiers do beyond the checks of every head: calibration, thresholds, weights, labels."""
+"""Classifiers, beyond the checks of every head: calibration, thresholds, weights, labels."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ RNG = np.random.default_rng(5)
 
 
 def test_the_temperature_undoes_overconfidence() -> None:
-    """Labels drawn from σ(z), logits 4 z: the temperature that explains them is 4."""
+    """Return labels drawn from σ(z) and logits 4 z: the right temperature is 4."""
     z = RNG.normal(size=20_000) * 2
     labels = (RNG.random(20_000) < scipy.special.expit(z)).astype(int)
     head = BinaryClassificationHead(8)
     logits = mx.array(4 * z[:, None])
     head.calibrate(logits, labels)
-    # The maximum-likelihood scale, by another program.
+    # The maximum-likelihood scale of another program.
     slope = LogisticRegression(C=np.inf, fit_intercept=False).fit(4 * z[:, None], labels).coef_[0, 0]
     assert np.isclose(head.temperature, 1 / slope, rtol=1e-4)
     assert 3.7 < head.temperature < 4.3
@@ -116,10 +116,10 @@ def test_each_label_has_its_own_threshold_and_one_that_cannot_be_learned_is_name
 def test_unknown_multilabel_entries_change_nothing() -> None:
     head = MultilabelClassificationHead(8, classes=range(3))
     logits = mx.random.normal((2, 3))
-    one = head.loss(logits, head.encode_targets([[1, -1, 0], [0, np.nan, 1]]))
+    with_nan = head.loss(logits, head.encode_targets([[1, -1, 0], [0, np.nan, 1]]))
     other = mx.array(logits)
     other[:, 1] = 50.0
-    assert head.loss(other, head.encode_targets([[1, -1, 0], [0, -1, 1]])).item() == one.item()
+    assert head.loss(other, head.encode_targets([[1, -1, 0], [0, -1, 1]])).item() == with_nan.item()
 
 
 def _value(head: Head, logits: Any, targets: Any) -> float:
@@ -282,7 +282,7 @@ def test_a_frames_columns_name_the_labels() -> None:
 
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "f1", "mcc"])
 def test_thresholds_from_counts_are_those_from_labels(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from heads import thresholds
+    from heads import calibration as thresholds
 
     rng = np.random.default_rng(1)
     for rows, share in ((6, 0.5), (40, 0.1), (300, 0.4)):

@@ -1,8 +1,7 @@
-"""Every loss against the implementation it names, value by value, and its gradients against torch.autograd."""
+"""Compare every loss with the implementation that it names, and its gradients with torch.autograd."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,9 +12,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import heads.loss_functions as losses
+import heads.losses as losses
 from heads.errors import HeadError
-from heads.loss_functions import Loss
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -51,7 +49,7 @@ def bce_masked(logits: Any, targets: Any, **options: Any) -> Any:
 
 
 def focal_formula(z: Any, y: Any, alpha: float | None = 0.25, gamma: float = 2.0) -> Any:
-    """What torchvision's documentation states: α_t (1 − p_t)^γ BCE."""
+    """Return the formula in torchvision's documentation: α_t (1 − p_t)^γ BCE."""
     p = torch.sigmoid(z)
     p_t = p * y + (1 - p) * (1 - y)
     loss = F.binary_cross_entropy_with_logits(z, y, reduction="none") * (1 - p_t) ** gamma
@@ -59,7 +57,7 @@ def focal_formula(z: Any, y: Any, alpha: float | None = 0.25, gamma: float = 2.0
 
 
 def asl_formula(z: Any, y: Any, gamma_neg: float = 4, gamma_pos: float = 0, clip: float = 0.05) -> Any:
-    """Ridnik et al. 2020, equations 4 to 6."""
+    """Return equations 4 to 6 of Ridnik et al. 2020."""
     p = torch.sigmoid(z)
     shifted = (p - clip).clamp(min=0)
     return -(y * (1 - p) ** gamma_pos * torch.log(p) + (1 - y) * shifted**gamma_neg * torch.log(1 - shifted))
@@ -74,7 +72,7 @@ def softmax_focal_formula(z: Any, y: Any, gamma: float = 2.0, weight: Any = None
 
 
 def coral_formula(z: Any, y: Any, importance: Any = None) -> Any:
-    """coral-pytorch's: binary cross-entropy of "above k", summed over k."""
+    """Return the loss of coral-pytorch: binary cross-entropy of "above k", summed over k."""
     keep = y != -100
     levels = (y[:, None] > torch.arange(z.shape[1])).to(z)
     terms = F.logsigmoid(z) * levels + (F.logsigmoid(z) - z) * (1 - levels)
@@ -83,7 +81,7 @@ def coral_formula(z: Any, y: Any, importance: Any = None) -> Any:
 
 
 def corn_formula(z: Any, y: Any) -> Any:
-    """coral-pytorch 1.4's: question k to the rows with y > k − 1, all of it over the number of questions put."""
+    """Return the loss of coral-pytorch 1.4: question k for rows with y > k − 1, and the number of questions."""
     rows, asked = torch.zeros_like(z[:, 0]), 0
     for k in range(z.shape[1]):
         mask = y > k - 1
@@ -130,10 +128,10 @@ BCE = unreduced(F.binary_cross_entropy_with_logits)
 
 
 def torch_ce(z: Any, y: Any, weight: Any = None, label_smoothing: float = 0.0) -> Any:
-    """torch's cross-entropy with the number that its own mean divides by."""
+    """Return torch's cross-entropy, and the divisor of its mean."""
     weight = None if weight is None else weight.to(z)
     options = {"weight": weight, "label_smoothing": label_smoothing}
-    # torch wants classes second: (B, C, …)
+    # torch takes classes as the second axis: (B, C, …)
     rows = F.cross_entropy(z.movedim(-1, 1), y, reduction="none", **options)
     mean = F.cross_entropy(z.movedim(-1, 1), y, reduction="mean", **options)
     return rows, rows.detach().sum() / mean.detach()
@@ -275,7 +273,7 @@ PARAMETERS = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def reference_inputs(case: Case, inputs: tuple[np.ndarray, ...]) -> list[Any]:
-    """float64 for torch, so that what remains is our error; labels stay whole where torch wants them whole."""
+    """Return the inputs as float64 for torch, so that only our error remains; class labels as whole numbers."""
     tensors = []
     for number, array in enumerate(inputs):
         labels = number and array.dtype == np.int32 and case.ours not in BINARY
@@ -298,7 +296,7 @@ def ours(case: Case, inputs: list[mx.array], reduction: str = "mean") -> mx.arra
 
 
 def error(got: mx.array, wanted: Any) -> float:
-    """Largest difference, over the size of the reference where that is above 1."""
+    """Return the largest difference, divided by the reference where that is above 1."""
     got, wanted = np.array(got, np.float64), wanted.detach().numpy()
     assert got.shape == wanted.shape
     return float((np.abs(got - wanted) / np.maximum(1, np.abs(wanted))).max())
@@ -312,7 +310,7 @@ def test_values_are_the_reference(case: Case, reduction: str) -> None:
     assert error(got, reference(case, reference_inputs(case, case.inputs), reduction)) < 1e-5
 
 
-# The reference of the one left out is no function of each logit: see test_cumulative_logits_are_cumulative_link.
+# The reference of the other case is not a function of each logit: see test_cumulative_logits_are_cumulative_link.
 TRAINED = pytest.mark.parametrize("case", [case for case in CASES if case.trained], ids=lambda case: case.name)
 
 
@@ -333,7 +331,7 @@ def test_gradients_are_torch_autograds(case: Case) -> None:
 @PARAMETERS
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_inputs_are_computed_in_float32(case: Case, dtype: str) -> None:
-    """The same numbers, handed in as half precision, give what torch gives for those very numbers in float64."""
+    """Numbers in half precision give the loss of torch for the same numbers in float64."""
     half = [
         mx.array(array).astype(getattr(mx, dtype)) if array.dtype == np.float32 else mx.array(array)
         for array in case.inputs
@@ -370,7 +368,7 @@ def test_extreme_logits_meet_both_labels(loss: Callable[..., mx.array], label: i
     targets = mx.full(EXTREME.shape, label)
     value, gradient = mx.value_and_grad(lambda z: loss(z, targets, reduction="sum"))(mx.array(EXTREME))
     assert math.isfinite(value.item())
-    # The logit that is wrong by 1e4 costs that much, but for ASL's clip: a negative costs at most −log 0.05 there.
+    # A logit that is wrong by 1e4 costs 1e4, except in ASL: with its clip a negative costs at most −log 0.05.
     assert value.item() > (9 if loss is losses.asymmetric and label == 0 else 1e3)
     assert bool(mx.isfinite(gradient).all())
 
@@ -411,7 +409,7 @@ def test_coral_is_the_documented_0_6920() -> None:
 
 
 def test_corn_is_the_documented_0_7127() -> None:
-    """The docstring of coral-pytorch 1.4; dividing by the classes gave 3.4210 before."""
+    """The value is in the docstring of coral-pytorch 1.4; division by the classes gives 3.4210."""
     torch.manual_seed(123)
     features = torch.rand(8, 99)
     labels = np.array([0, 1, 2, 2, 2, 3, 4, 4], np.int32)
@@ -459,7 +457,7 @@ def test_cumulative_logits_are_cumulative_link() -> None:
     assert float(mx.abs(by_threshold - by_2[1]).max()) < 1e-6
 
 
-# --- where others are wrong --------------------------------------------------------------------------------------
+# --- where other libraries are wrong -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 0.9])
@@ -471,7 +469,7 @@ def test_focal_gradients_are_finite_where_p_rounds_to_one(gamma: float) -> None:
     rows = mx.stack([logits, mx.zeros(4)], axis=1)
     gradient = mx.grad(lambda z: losses.softmax_focal(z, mx.zeros(4, dtype=mx.int32), gamma=gamma))(rows)
     assert bool(mx.isfinite(gradient).all())
-    # The formula as it stands is not:
+    # The plain formula is not finite:
     z = torch.tensor([50.0], requires_grad=True)
     focal_formula(z, torch.ones(1), gamma=0.5).sum().backward()
     assert not torch.isfinite(z.grad).all()
@@ -640,88 +638,6 @@ def test_class_targets_are_whole_numbers_a_row(name: str) -> None:
 )
 def test_wrong_settings_are_refused(call: Callable[[], Any], message: str) -> None:
     assert refusal(call).startswith(message)
-
-
-# --- losses with settings ----------------------------------------------------------------------------------------
-
-CONFIGURED: dict[str, Loss] = {
-    "bce_with_logits": losses.BCEWithLogits(pos_weight=(1.0, 2.0, 3.0), label_smoothing=0.1, ignore_index=-1),
-    "sigmoid_focal": losses.SigmoidFocal(gamma=1.5, alpha=None),
-    "asymmetric": losses.Asymmetric(clip=0.0),
-    "cross_entropy": losses.CrossEntropy(weight=(1.0, 2.0, 3.0), label_smoothing=0.1),
-    "softmax_focal": losses.SoftmaxFocal(weight=(1.0, 2.0, 3.0)),
-    "mse": losses.MSE(),
-    "mae": losses.MAE(),
-    "huber": losses.Huber(delta=2.0),
-    "gaussian_nll": losses.GaussianNLL(full=True),
-    "pinball": losses.Pinball(quantile=0.9),
-    "coral": losses.Coral(importance=(1.0, 2.0, 3.0)),
-    "corn": losses.Corn(),
-    "cumulative_link": losses.CumulativeLink(),
-}
-
-
-def example(name: str) -> tuple[mx.array, mx.array]:
-    if name == "gaussian_nll":
-        return mx.array([[1.0, 0.3], [2.0, -4.0]]), mx.array([1.5, 1.0])
-    if name in ("cross_entropy", "softmax_focal", "coral", "corn", "cumulative_link"):
-        return mx.array([[2.0, 0.5, -1.0], [1.0, 0.0, -0.5]]), mx.array([2, 0])
-    return mx.array([[2.0, 0.5, -1.0], [1.0, 0.0, -0.5]]), mx.array([[1, 0, 1], [0, 0, 1]])
-
-
-@pytest.mark.parametrize("name", sorted(Loss.registry))
-def test_settings_survive_json(name: str) -> None:
-    loss = CONFIGURED[name]  # a new loss needs an example here
-    again = Loss.from_dict(json.loads(json.dumps(loss.to_dict())))
-    assert again == loss
-    assert type(again) is type(loss)
-    logits, targets = example(name)
-    value = loss(logits, targets)
-    assert value.shape == ()
-    assert math.isfinite(value.item())
-    assert again(logits, targets).item() == value.item()
-
-
-def test_configured_losses_apply_their_settings() -> None:
-    logits, targets = example("cross_entropy")
-    want = losses.cross_entropy(logits, targets, weight=mx.array([1.0, 2.0, 3.0]), label_smoothing=0.1)
-    assert CONFIGURED["cross_entropy"](logits, targets).item() == want.item()
-    logits, targets = example("gaussian_nll")
-    variance = np.log1p(np.exp(np.array([0.3, -4.0])))
-    want = F.gaussian_nll_loss(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.0]), torch.tensor(variance), full=True)
-    assert CONFIGURED["gaussian_nll"](logits, targets).item() == pytest.approx(want.item(), abs=1e-5)
-
-
-def test_gaussian_logits_are_two_a_row() -> None:
-    message = refusal(losses.GaussianNLL(), mx.zeros(4), mx.zeros(4))
-    assert message == "gaussian_nll: logits have shape (4,); fix: (N, 2), mean and raw variance"
-
-
-def test_arrays_become_json_able_settings() -> None:
-    for weight in (np.ones(3, np.float32), mx.ones(3), [1, 1, 1]):
-        loss = losses.CrossEntropy(weight=weight)  # type: ignore[arg-type]
-        assert loss.to_dict() == {
-            "name": "cross_entropy",
-            "weight": [1.0, 1.0, 1.0],
-            "label_smoothing": 0.0,
-            "ignore_index": -100,
-        }
-
-
-def test_unknown_losses_and_settings_are_refused() -> None:
-    assert refusal(Loss.from_dict, {"name": "cross_entrpy"}) == (
-        "there is no loss named 'cross_entrpy': did you mean 'cross_entropy'?"
-    )
-    assert "fix: one of asymmetric, bce_with_logits" in refusal(Loss.from_dict, {"name": "xyz"})
-    assert refusal(Loss.from_dict, {"name": "huber", "detla": 1.0}) == (
-        "there is no setting of loss 'huber' named 'detla': did you mean 'delta'?"
-    )
-    with pytest.raises(TypeError, match="abstract"):
-        Loss()  # type: ignore[abstract]
-    with pytest.raises(HeadError, match=r"loss 'mse' is heads\.losses\.configured\.MSE already; fix: another name"):
-
-        class Another(Loss, name="mse"):
-            pass
 
 
 @pytest.mark.parametrize("loss", [losses.bce_with_logits, losses.sigmoid_focal, losses.asymmetric])

@@ -1,4 +1,4 @@
-"""Small targets of every competition type, by which any registered head of that type is tested."""
+"""Small targets of every competition type, for the tests of every registered head of that type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ D, N = 16, 24
 
 @dataclass(frozen=True)
 class Sample:
-    """Targets in the user's own units, and what a head of the type is given beside them."""
+    """Targets in the user's own units, and the other arguments of a head of that type."""
 
     targets: Any
     fit: dict[str, Any] = field(default_factory=dict)
@@ -27,16 +27,16 @@ class Sample:
 
 def _time_series() -> Sample:
     rng = np.random.default_rng(3)
-    made = np.arange("2001-01", "2003-01", dtype="datetime64[M]")
+    months = np.arange("2001-01", "2003-01", dtype="datetime64[M]")
     history = 100 + rng.normal(size=(N, 8)).cumsum(axis=1)
 
     def inputs(head: Any) -> dict[str, mx.array]:
-        return head.inputs(history=history, made_at=made)
+        return head.inputs(history=history, made_at=months)
 
     return Sample(
         targets=100 + rng.normal(size=(N, 3)).cumsum(axis=1),
-        fit={"known_at": made + 3, "window": 8, "period": 4, "calendar": ("year",)},
-        calibrate={"made_at": made + 100},
+        fit={"known_at": months + 3, "window": 8, "period": 4, "calendar": ("year",)},
+        calibrate={"made_at": months + 100},
         inputs=inputs,
     )
 
@@ -60,17 +60,17 @@ NAMES = tuple(registered_heads())
 
 
 def sample_of(name: str) -> Sample:
-    """The sample of a registered head's (first) competition type."""
+    """Return the sample of a registered head's (first) competition type."""
     return SAMPLES[get_head(name).competition_types[0]]
 
 
 def make(name: str, seed: int = 0, **options: Any) -> Head:
-    """A head for its sample's targets, in training mode."""
+    """Return a head for its sample's targets, in training mode."""
     mx.random.seed(seed)
     sample = sample_of(name)
     return get_head(name).from_targets(D, sample.targets, **sample.fit, **options)
 
 
 def features(rows: int = N, seed: int = 7) -> mx.array:
-    """Random features (rows, D)."""
+    """Return random features (rows, D)."""
     return mx.random.normal((rows, D), key=mx.random.key(seed))

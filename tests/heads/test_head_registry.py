@@ -1,10 +1,8 @@
-"""The registry: look-up, choice, mistakes, and heads that other packages bring."""
+"""The registry of heads: look-up, choice, mistakes, and heads of other packages."""
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,11 @@ import numpy as np
 import pytest
 
 import heads
-from heads import head_registry
 from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import (
     COMPETITION_TYPES,
-    DuplicateHeadError,
     HeadDiscoveryWarning,
-    UnknownHeadError,
     best_head,
     get_head,
     head_from_settings,
@@ -28,7 +23,8 @@ from heads.head_registry import (
     registered_heads,
     unregister_head,
 )
-from tests.head_checks import CHECKS
+from tests.support.head_checks import CHECKS
+from tests.support.packages import install
 
 SEVENTH = """
     import numpy as np
@@ -39,30 +35,6 @@ SEVENTH = """
     class {cls}(BinaryClassificationHead):
         \"\"\"A binary head that somebody else wrote.\"\"\"
 """
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The registry as it is, put back afterwards; the next look-up discovers again."""
-    registered_heads()
-    before, modules = dict(head_registry._REGISTRATIONS), set(sys.modules)
-    monkeypatch.setattr(head_registry, "_DISCOVERED", [])
-    monkeypatch.setattr(head_registry, "_BROKEN", {})
-    yield
-    head_registry._REGISTRATIONS.clear()
-    head_registry._REGISTRATIONS.update(before)
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
-
-
-def install(site: Path, package: str, *, module: str, entry: str, source: str) -> None:
-    """A distribution with one module and one entry point of the group, as pip would leave it in `site`."""
-    site.mkdir(exist_ok=True)
-    (site / f"{module}.py").write_text(textwrap.dedent(source))
-    info = site / f"{package.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[mlxbert.heads]\n{entry} = {module}\n")
 
 
 def seventh(name: str, priority: int = 0, cls: str = "Seventh") -> str:
@@ -84,14 +56,14 @@ def test_every_competition_type_has_a_head_and_it_is_this_packages() -> None:
 
 
 def test_names_that_are_unknown_get_the_nearest() -> None:
-    with pytest.raises(UnknownHeadError) as caught:
+    with pytest.raises(HeadError) as caught:
         get_head("multi_label")
     assert "there is no head named 'multi_label': did you mean 'multilabel'" in str(caught.value)
-    with pytest.raises(UnknownHeadError, match="did you mean 'time_series'"):
+    with pytest.raises(HeadError, match="did you mean 'time_series'"):
         heads_for("timeseries")
-    with pytest.raises(UnknownHeadError, match="fix: one of binary, multiclass"):
+    with pytest.raises(HeadError, match="fix: one of binary, multiclass"):
         get_head("xyz")
-    with pytest.raises(UnknownHeadError):
+    with pytest.raises(HeadError, match="there is no head named 'xyz'"):
         unregister_head("xyz")
 
 
@@ -101,7 +73,7 @@ def test_priority_decides_and_of_equals_this_packages_own() -> None:
     assert best_head("binary") is get_head("binary")
     register_head("higher", competition_types="binary", priority=5)(define())
     register_head("lower", competition_types="binary", priority=-5)(define())
-    assert [one.name for one in heads_for("binary")] == ["higher", "binary", "a_equal", "lower"]
+    assert [entry.name for entry in heads_for("binary")] == ["higher", "binary", "a_equal", "lower"]
     assert best_head("multiclass") is get_head("multiclass")
     unregister_head("higher")
     assert best_head("binary") is get_head("binary")
@@ -109,7 +81,7 @@ def test_priority_decides_and_of_equals_this_packages_own() -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_a_name_is_given_once() -> None:
-    with pytest.raises(DuplicateHeadError) as caught:
+    with pytest.raises(HeadError) as caught:
         register_head("binary", competition_types="binary")(define())
     message = str(caught.value)
     assert "head 'binary' is registered twice, by heads.binary.BinaryClassificationHead and by" in message
@@ -139,7 +111,7 @@ def test_a_class_that_is_no_head(name: str, types: Any, members: dict[str, Any],
 
 @pytest.mark.usefixtures("fresh")
 def test_a_seventh_head_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in the package, nothing else touched: it is found, chosen by priority, and passes every check."""
+    """A file in the package alone: the head is found, chosen by its priority, and passes every check."""
     (tmp_path / "seventh.py").write_text(textwrap.dedent(seventh("seventh", priority=1)))
     monkeypatch.setattr(heads, "__path__", [*heads.__path__, str(tmp_path)])
     assert registered_heads()["seventh"].provider is None
@@ -152,11 +124,11 @@ def test_a_seventh_head_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_another_packages_heads_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "fine-heads", module="fine_heads", entry="fine", source=seventh("fine", priority=3))
     monkeypatch.syspath_prepend(tmp_path)
-    found = registered_heads()["fine"]
-    assert (found.provider, found.priority, found.competition_types) == ("fine-heads", 3, ("binary",))
-    assert best_head("binary") is found.head
-    head = found.head.from_targets(8, np.array([0, 1, 1]))
-    assert type(head_from_settings(head.settings())) is found.head
+    entry = registered_heads()["fine"]
+    assert (entry.provider, entry.priority, entry.competition_types) == ("fine-heads", 3, ("binary",))
+    assert best_head("binary") is entry.head
+    head = entry.head.from_targets(8, np.array([0, 1, 1]))
+    assert type(head_from_settings(head.settings())) is entry.head
 
 
 @pytest.mark.parametrize(
@@ -165,7 +137,7 @@ def test_another_packages_heads_are_found(tmp_path: Path, monkeypatch: pytest.Mo
         ("import no_such_module_anywhere", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
         ("raise RuntimeError('boom')", "RuntimeError: boom"),
         ("x = 1", "HeadError: broken_heads was imported and registered no head"),
-        (seventh("binary"), "DuplicateHeadError: head 'binary' is registered twice"),
+        (seventh("binary"), "HeadError: head 'binary' is registered twice"),
         (seventh("half") + "\n    raise ValueError('late')", "ValueError: late"),
     ],
 )
@@ -178,11 +150,11 @@ def test_a_broken_package_is_named_and_stops_nobody_else(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(HeadDiscoveryWarning) as caught:
         assert "fine" in registered_heads()
-    (message,) = [str(one.message) for one in caught]
+    (message,) = [str(warning.message) for warning in caught]
     assert message.startswith("package a-broken-one: its head 'broken' (broken_heads) cannot be used: " + reason)
     assert message.endswith("fix: update or uninstall a-broken-one")
     assert "half" not in registered_heads()  # nothing of a half-imported package stays
-    with pytest.raises(UnknownHeadError, match="head 'broken': package a-broken-one: its head 'broken'"):
+    with pytest.raises(HeadError, match="head 'broken': package a-broken-one: its head 'broken'"):
         get_head("broken")
 
 
@@ -199,7 +171,7 @@ def test_settings_that_are_not_a_heads() -> None:
     settings = get_head("binary")(8).settings()
     with pytest.raises(HeadError, match="the settings of a head have no name"):
         head_from_settings({})
-    with pytest.raises(UnknownHeadError):
+    with pytest.raises(HeadError, match="there is no head named 'binari': did you mean 'binary'"):
         head_from_settings({**settings, "name": "binari"})
     with pytest.raises(HeadError, match="the settings have 'magic', which this version does not know; fix: update"):
         head_from_settings({**settings, "arguments": {**settings["arguments"], "magic": 1}})

@@ -1,4 +1,4 @@
-"""Regression, ratings and series beyond the checks of every head: units, uncertainty, order, time."""
+"""Regression, ratings and series, beyond the checks of every head: units, uncertainty, order, time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from mlx import nn
 from heads.errors import HeadError
 from heads.forward_chaining import forward_folds, windows
 from heads.ordinal import OrdinalRegressionHead
-from heads.regression import RegressionHead
-from heads.scaling import KINDS, TargetScaler
-from heads.seasonality import CALENDAR, calendar_features, decompose
-from heads.time_series import TimeSeriesRegressionHead
+from heads.regression import KINDS, RegressionHead, TargetScaler
+from heads.time_series import CALENDAR, TimeSeriesRegressionHead, calendar_features, decompose
 
 RNG = np.random.default_rng(11)
 
@@ -127,9 +125,9 @@ def test_mc_dropout_adds_what_the_model_does_not_know_and_reports_coverage() -> 
     assert narrow.observed < 0.8  # dropout alone knows nothing of the noise
     assert abs(wide.coverage(y[1250:]).observed - 0.9) < 0.06
     assert (wide.lower > -1).all()  # where the log was taken from
-    # What the passes disagree about is no noise.
+    # The variance of the passes is not noise.
     assert head.mc_noise[0] < head.noise[0]
-    # Far from all that was seen they disagree more, and noise alone would not show it.
+    # Far from the training rows the variance of the passes is larger; noise alone would not show it.
     far = 4 * x[:100]
     head.train()
     passes = mx.stack([head(far) for _ in range(50)])
@@ -213,7 +211,7 @@ def test_mistakes_with_ratings() -> None:
 
 
 def _series(months: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    """A series that grows and has a yearly season, and its months."""
+    """Return a series that grows and has a yearly season, and its months."""
     t = np.arange(months)
     return 100 + 2.0 * t + 20 * np.sin(2 * np.pi * t / 12), np.datetime64("1990-01") + t.astype("timedelta64[M]")
 
@@ -264,11 +262,11 @@ def test_history_is_on_the_scale_of_the_targets_and_its_parts_add_up() -> None:
     assert np.ptp(seasonal) > 30
     head = TimeSeriesRegressionHead(4, horizon=2, window=36, period=12)
     head.fit_targets(history[:, :2], known_at=range(5))
-    made = np.array(head.inputs(history=history)["history"])
-    assert made.shape == (5, 108)
-    assert np.allclose(head.scaler.inverse(made[:, :36]), history, rtol=1e-5)
-    # No later row has a say in an earlier one's features.
-    assert np.array_equal(np.array(head.inputs(history=history[:1])["history"]), made[:1])
+    inputs = np.array(head.inputs(history=history)["history"])
+    assert inputs.shape == (5, 108)
+    assert np.allclose(head.scaler.inverse(inputs[:, :36]), history, rtol=1e-5)
+    # No later row influences the features of an earlier row.
+    assert np.array_equal(np.array(head.inputs(history=history[:1])["history"]), inputs[:1])
 
 
 def test_forward_chaining_only() -> None:
@@ -277,7 +275,7 @@ def test_forward_chaining_only() -> None:
     head = TimeSeriesRegressionHead.from_targets(4, rows.targets[:40], known_at=rows.known_at[:40], window=12)
     extra = head.inputs(history=rows.history)
     logits = head(mx.zeros((len(rows.targets), 4)), **extra)
-    # Row 40 is forecast when row 39's target is not known yet; row 42 is the first that may be looked at.
+    # Row 40 is forecast when the target of row 39 is not known yet; row 42 is the first valid one.
     with pytest.raises(HeadError) as caught:
         head.calibrate(logits[40:], rows.targets[40:], made_at=rows.made_at[40:])
     assert str(caught.value) == (
@@ -318,12 +316,12 @@ def test_folds_never_look_ahead() -> None:
 
 
 def test_calendar_features() -> None:
-    found = calendar_features(["2024-01-01", "2024-07-01T12:00", "2023-10-02"], ("day", "week", "year"), "x")
-    assert found.shape == (3, 6)
-    assert np.allclose(found[0], [0, 1, 0, 1, 0, 1])  # midnight, a Monday, New Year
-    assert np.allclose(found[1, :2], [0, -1])  # noon
-    assert np.allclose(found[2, 2:4], [0, 1])  # a Monday too
-    assert np.isclose(np.arctan2(*found[1, 4:]) % (2 * np.pi), 2 * np.pi * 182.5 / 366)
+    columns = calendar_features(["2024-01-01", "2024-07-01T12:00", "2023-10-02"], ("day", "week", "year"), "x")
+    assert columns.shape == (3, 6)
+    assert np.allclose(columns[0], [0, 1, 0, 1, 0, 1])  # midnight, a Monday, New Year
+    assert np.allclose(columns[1, :2], [0, -1])  # noon
+    assert np.allclose(columns[2, 2:4], [0, 1])  # a Monday too
+    assert np.isclose(np.arctan2(*columns[1, 4:]) % (2 * np.pi), 2 * np.pi * 182.5 / 366)
     for cycle in CALENDAR:
         fraction = CALENDAR[cycle](
             np.arange("2020-01-01", "2022-01-01", dtype="datetime64[h]").astype("datetime64[s]")

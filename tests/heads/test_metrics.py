@@ -17,7 +17,7 @@ import pytest
 import heads.metrics as metrics
 from heads.errors import HeadError, MetricUndefinedWarning
 from heads.install import install_fix
-from heads.metrics import METRICS, Metric, get_metric, metrics_for
+from heads.metrics import METRICS, Metric, get_metric, metric_of
 
 sk = pytest.importorskip("sklearn.metrics")
 stats = pytest.importorskip("scipy.stats")
@@ -46,7 +46,7 @@ GUESSED_RATINGS = np.clip(RATINGS + RNG.integers(-2, 3, N), 1, 5)
 
 
 def kappa_formula(y_true: np.ndarray, y_pred: np.ndarray, ratings: list[int]) -> float:
-    """The competition's definition: 1 − Σ w O / Σ w E with w = (i − j)², from counts."""
+    """Return the competition's definition: 1 − Σ w O / Σ w E with w = (i − j)², from counts."""
     places = {rating: place for place, rating in enumerate(ratings)}
     size = len(ratings)
     observed = np.zeros((size, size))
@@ -58,7 +58,7 @@ def kappa_formula(y_true: np.ndarray, y_pred: np.ndarray, ratings: list[int]) ->
 
 
 def ece_formula(happened: np.ndarray, probability: np.ndarray, n_bins: int = 15) -> float:
-    """Guo et al. 2017, equation 3, bin by bin."""
+    """Return the calibration error of Guo et al. 2017, equation 3, bin by bin."""
     total = 0.0
     edges = np.linspace(0, 1, n_bins + 1)
     for low, high in itertools.pairwise(edges):
@@ -69,7 +69,7 @@ def ece_formula(happened: np.ndarray, probability: np.ndarray, n_bins: int = 15)
 
 
 def columns(function: Callable[..., float]) -> Callable[..., float]:
-    """The mean of a function over columns."""
+    """Return the mean of a function over columns."""
     return lambda y, p: float(np.mean([function(y[:, c], p[:, c]) for c in range(y.shape[1])]))
 
 
@@ -77,7 +77,7 @@ CLASS_HIT = CLASS_PROBABILITIES.argmax(1) == CLASSES
 ONE_HOT = np.eye(C)[CLASSES]
 TOP_2 = np.mean([true in np.argsort(-row)[:2] for true, row in zip(CLASSES, CLASS_SCORES, strict=True)])
 
-# (metric, y_true, y_pred, options, what the trusted implementation gives)
+# (metric, y_true, y_pred, options, value of the trusted implementation)
 REFERENCES: list[tuple[str, Any, Any, dict[str, Any], float]] = [
     ("accuracy", CLASSES, GUESSED_CLASSES, {}, sk.accuracy_score(CLASSES, GUESSED_CLASSES)),
     ("balanced_accuracy", CLASSES, GUESSED_CLASSES, {}, sk.balanced_accuracy_score(CLASSES, GUESSED_CLASSES)),
@@ -174,7 +174,7 @@ for _kind in ("precision", "recall", "f1"):
 
 @pytest.fixture(autouse=True)
 def _no_stray_warnings() -> Any:
-    """A defined metric warns of nothing; a test of an undefined one catches its one warning itself."""
+    """Fail at every warning; a test of an undefined metric catches its warning itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -205,7 +205,7 @@ def test_the_multiclass_brier_score_is_scikit_learns() -> None:
 
 
 def usual(metric: Metric) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]]:
-    """y_true, a prediction, the perfect prediction and options, for each kind of problem that the metric fits."""
+    """Return y_true, a prediction, the perfect prediction and options, for each kind of problem of the metric."""
     options: dict[str, Any] = {"mase": {"y_train": HISTORY}, "top_k_accuracy": {"k": 2}}.get(metric.name, {})
     binary = {
         "labels": (BITS, GUESSED_BITS, BITS),
@@ -225,16 +225,16 @@ def usual(metric: Metric) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, dict
         "probabilities": (LABELS, LABEL_PROBABILITIES, LABELS * 1.0),
         "values": (TABLE, PREDICTED_TABLE, TABLE),
     }[metric.needs]
-    found = []
+    examples = []
     types = set(metric.competition_types)
     if metric.needs == "values":
-        found += [labels] if metric.name == "mcrmse" else [binary, labels]
+        examples += [labels] if metric.name == "mcrmse" else [binary, labels]
     else:
-        found += [binary] if "binary" in types else []
-        found += [classes] if types & {"multiclass", "ordinal"} else []
-        found += [labels] if "multilabel" in types else []
-    assert found
-    return [(*example, options) for example in found]
+        examples += [binary] if "binary" in types else []
+        examples += [classes] if types & {"multiclass", "ordinal"} else []
+        examples += [labels] if "multilabel" in types else []
+    assert examples
+    return [(*example, options) for example in examples]
 
 
 def best(metric: Metric) -> float:
@@ -272,7 +272,7 @@ def test_a_perfect_prediction_is_best(metric: Metric) -> None:
 
 @PARAMETERS
 def test_worse_predictions_score_worse(metric: Metric) -> None:
-    """Rows' predictions given to other rows, more and more of them: the score falls from perfect to useless."""
+    """The more predictions are given to other rows, the worse the score: from perfect to useless."""
     for y_true, _, perfect, options in usual(metric):
         values = []
         for share in (0, 0.3, 1):
@@ -368,12 +368,12 @@ def test_frames_are_taken() -> None:
     assert metrics.f1(frame["y"], frame["p"], pos_label="yes") == pytest.approx(sk.f1_score(BITS, GUESSED_BITS))
 
 
-# --- undefined: nan and one warning that says why ------------------------------------------------------------------
+# --- undefined: nan and one warning with the reason ------------------------------------------------------------------
 
 
-def told(name: str, *arguments: Any, **options: Any) -> tuple[Any, str]:
-    """The value and the text of the one warning."""
-    function = {**metrics.PER_LABEL, **METRICS}[name]
+def warned(name: str, *arguments: Any, **options: Any) -> tuple[Any, str]:
+    """Return the value, and the text of the only warning."""
+    function = getattr(metrics, name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         value = function(*arguments, **options)
@@ -420,7 +420,7 @@ UNDEFINED = [
 def test_undefined_is_nan_and_one_warning(
     name: str, y_true: Any, y_pred: Any, options: dict[str, Any], why: str
 ) -> None:
-    value, message = told(name, y_true, y_pred, **options)
+    value, message = warned(name, y_true, y_pred, **options)
     assert math.isnan(value)
     assert message == f"{name}: undefined, {why}"
 
@@ -431,7 +431,7 @@ def test_a_diverged_run_goes_on(metric: Metric) -> None:
         for bad in (np.nan, np.inf):
             broken = y_pred.copy()
             broken.flat[3] = bad
-            value, message = told(metric.name, y_true, broken, **options)
+            value, message = warned(metric.name, y_true, broken, **options)
             assert math.isnan(value)
             assert message == f"{metric.name}: undefined, 1 of {y_pred.size} numbers in y_pred are not finite"
 
@@ -439,14 +439,14 @@ def test_a_diverged_run_goes_on(metric: Metric) -> None:
 @PARAMETERS
 def test_no_rows_are_undefined(metric: Metric) -> None:
     for y_true, y_pred, _, options in usual(metric):
-        value, message = told(metric.name, y_true[:0], y_pred[:0], **options)
+        value, message = warned(metric.name, y_true[:0], y_pred[:0], **options)
         assert math.isnan(value)
         assert message == f"{metric.name}: undefined, there are no rows"
 
 
 @PARAMETERS
 def test_constant_predictions_and_single_rows_never_stop_a_run(metric: Metric) -> None:
-    """Whatever the value, it is a float, and nan never comes without its warning nor with two."""
+    """The value is always a float, and nan comes with exactly one warning."""
     for y_true, y_pred, perfect, options in usual(metric):
         cases = [
             (y_true, np.full_like(y_pred, 1 / y_pred.shape[-1] if y_pred.ndim > 1 else 1)),
@@ -467,15 +467,15 @@ def test_an_all_negative_label_is_left_out_of_the_mean_and_named() -> None:
     y_true = LABELS.copy()
     y_true[:, 2] = 0
     rest = [0, 1, 3, 4]
-    value, message = told("roc_auc_macro", y_true, LABEL_SCORES)
+    value, message = warned("roc_auc_macro", y_true, LABEL_SCORES)
     assert value == pytest.approx(sk.roc_auc_score(y_true[:, rest], LABEL_SCORES[:, rest]))
     assert message == "roc_auc_macro: the mean leaves out 1 of 5 columns: column 2 (y_true has one class, all 0)"
-    value, message = told("roc_auc_macro", y_true, LABEL_SCORES, skip_undefined=False)
+    value, message = warned("roc_auc_macro", y_true, LABEL_SCORES, skip_undefined=False)
     assert math.isnan(value)
     assert message.startswith("roc_auc_macro: undefined, as it is in 1 of 5 columns: column 2")
-    value, _ = told("pr_auc_macro", y_true, LABEL_SCORES)
+    value, _ = warned("pr_auc_macro", y_true, LABEL_SCORES)
     assert value == pytest.approx(sk.average_precision_score(y_true[:, rest], LABEL_SCORES[:, rest]))
-    value, message = told("roc_auc_macro", np.zeros_like(LABELS), LABEL_SCORES)
+    value, message = warned("roc_auc_macro", np.zeros_like(LABELS), LABEL_SCORES)
     assert math.isnan(value)
     assert "as it is in 5 of 5 columns" in message
 
@@ -484,20 +484,20 @@ def test_per_label_values_are_nan_where_undefined() -> None:
     y_true = LABELS.copy()
     y_true[:, 2] = 0
     for name, score in (("roc_auc_per_label", sk.roc_auc_score), ("pr_auc_per_label", sk.average_precision_score)):
-        values, message = told(name, y_true, LABEL_SCORES)
+        values, message = warned(name, y_true, LABEL_SCORES)
         assert message.startswith(f"{name}: undefined in 1 of 5 columns: column 2 (")
         assert np.isnan(values).tolist() == [False, False, True, False, False]
         for label in (0, 1, 3, 4):
             assert values[label] == pytest.approx(score(y_true[:, label], LABEL_SCORES[:, label]))
-        assert np.allclose(metrics.PER_LABEL[name](LABELS, LABEL_SCORES), score(LABELS, LABEL_SCORES, average=None))
-        values, message = told(name, LABELS, LABEL_SCORES * np.nan)
+        assert np.allclose(getattr(metrics, name)(LABELS, LABEL_SCORES), score(LABELS, LABEL_SCORES, average=None))
+        values, message = warned(name, LABELS, LABEL_SCORES * np.nan)
         assert np.isnan(values).tolist() == [True] * L
         assert message.endswith("300 of 300 numbers in y_pred are not finite")
 
 
 def test_f1_macro_leaves_out_labels_that_are_neither_there_nor_predicted() -> None:
     y_true = np.array([[1, 0, 0], [0, 1, 0]])
-    value, message = told("f1_macro", y_true, y_true)
+    value, message = warned("f1_macro", y_true, y_true)
     assert value == 1.0
     assert message == "f1_macro: the mean leaves out 1 of 3 columns: column 2 (no positive and none predicted)"
     assert metrics.f1_samples([[0, 0], [1, 0]], [[0, 0], [0, 1]]) == 0.5  # the empty row is right
@@ -514,7 +514,7 @@ def test_a_fold_that_lacks_a_class() -> None:
     assert metrics.top_k_accuracy(y_true, scores, k=2) == pytest.approx(
         sk.top_k_accuracy_score(y_true, scores, k=2, labels=range(C))
     )
-    value, message = told("roc_auc_macro", y_true, scores)
+    value, message = warned("roc_auc_macro", y_true, scores)
     of_each = [sk.roc_auc_score(y_true == c, scores[:, c]) for c in (0, 1, 3)]
     assert value == pytest.approx(np.mean(of_each))
     assert "leaves out 1 of 4 columns: column 2" in message
@@ -544,13 +544,13 @@ def test_classes_that_are_names() -> None:
 
 @pytest.mark.parametrize("k", [C, C + 1, 100])
 def test_k_of_all_classes_is_one_and_says_so(k: int) -> None:
-    value, message = told("top_k_accuracy", CLASSES, CLASS_SCORES, k=k)
+    value, message = warned("top_k_accuracy", CLASSES, CLASS_SCORES, k=k)
     assert value == 1.0
     assert message == f"top_k_accuracy: it is 1 whatever is predicted, as k={k} is not less than the 4 classes"
 
 
 def test_top_1_of_two_classes_is_the_larger_score() -> None:
-    """scikit-learn wants one score a row here and thresholds it at 0 or 0.5 by its range."""
+    """scikit-learn takes one score a row here, with a threshold of 0 or 0.5 that depends on the range."""
     scores = np.array([[0.0, 0.3], [0.1, 0.4], [0.6, 0.2]])
     assert metrics.top_k_accuracy([1, 1, 0], scores, k=1) == 1.0
     assert metrics.top_k_accuracy([1, 0, 1], scores, k=1) == pytest.approx(1 / 3)
@@ -591,7 +591,7 @@ def test_kappa_counts_a_rating_that_nobody_gave() -> None:
 
 
 def test_a_probability_on_an_edge_is_in_the_lower_bin() -> None:
-    """Bins are (low, high]: 0.5 shares one with 0.2, and their errors +0.5 and −0.2 cancel in part."""
+    """Bins are (low, high]: 0.5 is in the bin of 0.2, and their errors +0.5 and −0.2 cancel in part."""
     assert metrics.ece([1, 0], [0.5, 0.2], n_bins=2) == pytest.approx(0.15)
     assert metrics.ece([1, 0, 0], [1.0, 0.0, 0.0], n_bins=2) == 0
 
@@ -599,7 +599,7 @@ def test_a_probability_on_an_edge_is_in_the_lower_bin() -> None:
 def test_a_label_that_is_known_in_no_row_is_left_out() -> None:
     y_true = LABELS.copy()
     y_true[:, 0] = -1
-    value, message = told("log_loss", y_true, LABEL_PROBABILITIES)
+    value, message = warned("log_loss", y_true, LABEL_PROBABILITIES)
     assert value == pytest.approx(columns(sk.log_loss)(LABELS[:, 1:], LABEL_PROBABILITIES[:, 1:]))
     assert message == "log_loss: the mean leaves out 1 of 5 columns: column 0 (there are no rows)"
 
@@ -611,7 +611,7 @@ def test_the_warning_points_at_the_caller() -> None:
 
 
 def test_a_nan_that_nobody_foresaw_tells_what_the_library_said() -> None:
-    from heads.scoring.definition import framed
+    from heads.metrics.definition import framed
 
     @framed("values", "rows")
     def odd(y_true: np.ndarray, y_pred: np.ndarray) -> float:
@@ -624,7 +624,7 @@ def test_a_nan_that_nobody_foresaw_tells_what_the_library_said() -> None:
 
 
 def test_deprecations_of_others_are_not_swallowed() -> None:
-    from heads.scoring.definition import framed
+    from heads.metrics.definition import framed
 
     @framed("values", "rows")
     def ageing(y_true: np.ndarray, y_pred: np.ndarray) -> float:
@@ -710,9 +710,14 @@ def test_lookup() -> None:
     with pytest.raises(HeadError) as caught:
         get_metric("roc_auk")
     assert str(caught.value).startswith("there is no metric named 'roc_auk': did you mean 'roc_auc'")
-    assert {"quadratic_kappa", "accuracy_within_one", "kendall"} <= {metric.name for metric in metrics_for("ordinal")}
+    for name in ("quadratic_kappa", "accuracy_within_one", "kendall"):
+        assert metric_of(name, "ordinal") is METRICS[name]
     for kind in ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series"):
-        assert metrics_for(kind)  # type: ignore[arg-type]
+        with pytest.raises(HeadError, match=f"metric '.*' is not for {kind}; fix: one of [a-z]"):
+            metric_of("hamming_loss" if kind != "multilabel" else "rmse", kind)
+    fitting = ", ".join(sorted(name for name in METRICS if "ordinal" in METRICS[name].competition_types))
+    with pytest.raises(HeadError, match=f"metric 'rmsle' is not for ordinal; fix: one of {fitting}$"):
+        metric_of("rmsle", "ordinal")
 
 
 def test_the_table_is_read_without_importing_scikit_learn() -> None:

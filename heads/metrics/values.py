@@ -1,4 +1,4 @@
-"""Metrics of predicted numbers, (N,) or (N, L); errors of several columns are pooled unless said otherwise.
+"""Metrics of predicted numbers, (N,) or (N, L); errors of several columns are pooled if nothing else is said.
 
 Percentages are fractions: 0.1 is 10 %.
 """
@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from heads.errors import HeadError
-from heads.scoring.averaging import column_mean
-from heads.scoring.definition import CompetitionType, metric, sklearn_metrics
-from heads.scoring.inputs import Undefined
+from heads.metrics.definition import CompetitionType, Undefined, column_mean, metric, sklearn_metrics
 
 VALUES: tuple[CompetitionType, ...] = ("regression", "ordinal", "time_series")
 SERIES: tuple[CompetitionType, ...] = ("time_series",)
@@ -19,31 +17,31 @@ SERIES: tuple[CompetitionType, ...] = ("time_series",)
 
 @metric("values", "same", VALUES, greater_is_better=False)
 def mse(y_true: np.ndarray, y_pred: np.ndarray) -> float:
-    """Mean squared error."""
+    """Return the mean squared error."""
     return float(sklearn_metrics().mean_squared_error(y_true.ravel(), y_pred.ravel()))
 
 
 @metric("values", "same", VALUES, greater_is_better=False)
 def rmse(y_true: np.ndarray, y_pred: np.ndarray) -> float:
-    """Root of the mean squared error of all entries (the mean of columns' roots is `mcrmse`)."""
+    """Return the root of the mean squared error of all entries (the mean of columns' roots is `mcrmse`)."""
     return float(sklearn_metrics().root_mean_squared_error(y_true.ravel(), y_pred.ravel()))
 
 
 @metric("values", "columns", ("regression", "time_series"), greater_is_better=False)
 def mcrmse(y_true: np.ndarray, y_pred: np.ndarray) -> float:
-    """Mean over columns of their RMSE."""
+    """Return the mean over columns of their RMSE."""
     return float(sklearn_metrics().root_mean_squared_error(y_true, y_pred, multioutput="uniform_average"))
 
 
 @metric("values", "same", VALUES, greater_is_better=False)
 def mae(y_true: np.ndarray, y_pred: np.ndarray) -> float:
-    """Mean absolute error."""
+    """Return the mean absolute error."""
     return float(sklearn_metrics().mean_absolute_error(y_true.ravel(), y_pred.ravel()))
 
 
 @metric("values", "same", VALUES, greater_is_better=True)
 def r2(y_true: np.ndarray, y_pred: np.ndarray, *, skip_undefined: bool = True) -> float:
-    """Share of the variance explained (of columns: their mean); nan when `y_true` is constant."""
+    """Return the share of the variance explained (of columns: their mean); nan if `y_true` is constant."""
 
     def of_column(column_true: np.ndarray, column_pred: np.ndarray) -> float:
         if (column_true == column_true[0]).all():
@@ -57,7 +55,7 @@ def r2(y_true: np.ndarray, y_pred: np.ndarray, *, skip_undefined: bool = True) -
 
 @metric("values", "same", ("regression", "time_series"), greater_is_better=False)
 def rmsle(y_true: np.ndarray, y_pred: np.ndarray) -> float:
-    """RMSE of log(1 + value); nan when a value is −1 or less."""
+    """Return the RMSE of log(1 + value); nan if a value is −1 or less."""
     for what, values in (("y_true", y_true), ("y_pred", y_pred)):
         if bad := int((values <= -1).sum()):
             raise Undefined(f"{bad} of {values.size} numbers in {what} are −1 or less")
@@ -66,7 +64,7 @@ def rmsle(y_true: np.ndarray, y_pred: np.ndarray) -> float:
 
 @metric("values", "same", ("regression", "time_series"), greater_is_better=False)
 def mape(y_true: np.ndarray, y_pred: np.ndarray) -> float:
-    """Mean of |error / y|; nan when a y is 0 (scikit-learn divides by 2e-16 there)."""
+    """Return the mean of |error / y|; nan if a y is 0 (scikit-learn divides by 2e-16 there)."""
     if zeros := int((y_true == 0).sum()):
         raise Undefined(f"{zeros} of {y_true.size} targets are 0")
     return float(sklearn_metrics().mean_absolute_percentage_error(y_true.ravel(), y_pred.ravel()))
@@ -74,17 +72,17 @@ def mape(y_true: np.ndarray, y_pred: np.ndarray) -> float:
 
 @metric("values", "same", ("regression", "time_series"), greater_is_better=False)
 def smape(y_true: np.ndarray, y_pred: np.ndarray) -> float:
-    """Mean of 2 |error| / (|y| + |prediction|), 0 … 2; an entry of which both are 0 counts 0."""
+    """Return the mean of 2 |error| / (|y| + |prediction|), 0 … 2; an entry counts as 0 if both are 0."""
     size = np.abs(y_true) + np.abs(y_pred)
     return float((2 * np.abs(y_true - y_pred) / np.where(size == 0, 1, size)).mean())
 
 
 @metric("values", "same", SERIES, greater_is_better=False)
 def mase(y_true: np.ndarray, y_pred: np.ndarray, *, y_train: ArrayLike | None = None, seasonality: int = 1) -> float:
-    """MAE over that of the seasonal naive forecast inside the history, Hyndman and Koehler 2006.
+    """Return MAE divided by that of the seasonal naive forecast in the history, Hyndman and Koehler 2006.
 
-    `y_train` (T,) is the history that came before `y_true`, in order of time. Below 1 beats the naive forecast.
-    nan without a history longer than `seasonality`, or with one that repeats exactly.
+    `y_train` (T,) is the history before `y_true`, in order of time. A value below 1 is better than the naive forecast.
+    It is nan if the history is not longer than `seasonality`, or repeats exactly.
     """
     if seasonality < 1:
         raise HeadError(f"mase: seasonality={seasonality}; fix: 1 or more steps")
@@ -103,7 +101,7 @@ def mase(y_true: np.ndarray, y_pred: np.ndarray, *, y_train: ArrayLike | None = 
 
 @metric("values", "same", SERIES, greater_is_better=True)
 def directional_accuracy(y_true: np.ndarray, y_pred: np.ndarray, *, last: ArrayLike | None = None) -> float:
-    """Share of the steps whose direction (up, down, level) from the last true value is predicted.
+    """Return the share of the steps whose direction (up, down, level) from the last true value is predicted.
 
     (N,) is one series in order of time, `last` the value before its first (without it, the first step is left out).
     (N, H) are N forecasts of H steps, `last` (N,) the values before each.
@@ -125,7 +123,7 @@ def directional_accuracy(y_true: np.ndarray, y_pred: np.ndarray, *, last: ArrayL
 
 @metric("values", "same", ("regression", "time_series"), greater_is_better=False)
 def pinball(y_true: np.ndarray, y_pred: np.ndarray, *, quantile: float = 0.5) -> float:
-    """Mean quantile loss of predicted `quantile`s."""
+    """Return the mean quantile loss of predicted `quantile`s."""
     if not 0 < quantile < 1:
         raise HeadError(f"pinball: quantile={quantile}; fix: a number in (0, 1)")
     return float(sklearn_metrics().mean_pinball_loss(y_true.ravel(), y_pred.ravel(), alpha=quantile))

@@ -1,7 +1,7 @@
-"""On held-out real rows every head with a real encoder beats the best constant, and no longer does when the texts are
-shuffled: what it knows, it knows from the texts.
+"""On held-out real rows every head with a real encoder beats the best constant, but not when the texts are shuffled:
+its predictions come from the texts.
 
-Scored by proper scores, for which the best constant is the best there is without information: log loss, RMSE.
+The scores are proper (log loss, RMSE): without information no prediction is better than the best constant.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROWS, LENGTH = 400, 40
 
 @dataclass(frozen=True)
 class Task:
-    """Texts and targets, the last `held_out` rows to be judged on."""
+    """Texts and targets; the last `held_out` rows are held out."""
 
     texts: Sequence[str]
     targets: Any
@@ -52,20 +52,20 @@ def as_text(row: np.ndarray, names: Sequence[str]) -> str:
 
 
 def mixed(texts: Sequence[str], targets: Any, rows: int = ROWS) -> Task:
-    """A seeded random choice of rows."""
+    """Return a seeded random choice of rows."""
     order = np.random.default_rng(0).permutation(len(texts))[:rows]
     return Task([texts[i] for i in order], np.asarray(targets)[order], held_out=len(order) // 3)
 
 
 def table(name: str) -> tuple[list[str], np.ndarray, Any]:
-    """A bundled table of scikit-learn: a text a row, its numbers, the target."""
+    """Return a bundled table of scikit-learn: a text a row, its numbers, the target."""
     from sklearn import datasets
 
-    found = getattr(datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
+    table = getattr(datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
     # At most eight, so that no text is cut; of diabetes without three of the serum values.
     columns = [0, 1, 2, 3, 7, 8, 9] if name == "diabetes" else list(range(8))
-    names = [str(found.feature_names[column]) for column in columns]
-    return [as_text(row, names) for row in found.data[:, columns]], found.data, found.target
+    names = [str(table.feature_names[column]) for column in columns]
+    return [as_text(row, names) for row in table.data[:, columns]], table.data, table.target
 
 
 def breast_cancer() -> Task:
@@ -79,7 +79,7 @@ def wine() -> Task:
 
 
 def wine_labels() -> Task:
-    """Which of the last three measurements are above their median, from the first eight."""
+    """Return which of the last three measurements are above their median, from the first eight."""
     texts, numbers, _ = table("wine")
     chosen = numbers[:, [9, 11, 12]]
     return mixed(texts, (chosen > np.median(chosen, axis=0)).astype(int))
@@ -91,14 +91,14 @@ def diabetes() -> Task:
 
 
 def cell_grades() -> Task:
-    """The quartile of the largest cells' area, which no text tells, from the means of other measurements."""
+    """Return the quartile of the largest cells' area, which is in no text, with the means of other measurements."""
     texts, numbers, _ = table("breast_cancer")
     area = numbers[:, 23]
     return mixed(texts, 1 + np.digitize(area, np.quantile(area, [0.25, 0.5, 0.75])))
 
 
 def el_nino() -> Task:
-    """Sea surface temperature of the next three months, from a text that tells this month and the last values."""
+    """Return the sea surface temperature of the next three months, and texts with this month and the last values."""
     from statsmodels.datasets import elnino
 
     values = elnino.load_pandas().data.iloc[:, 1:].to_numpy(float).ravel()
@@ -159,16 +159,16 @@ TASKS: dict[str, tuple[Callable[[], Task], ...]] = {
     "time_series": (el_nino,),
 }
 CASES = [
-    pytest.param(one.name, kind, task, id=f"{one.name}-{task.__name__}")
+    pytest.param(entry.name, kind, task, id=f"{entry.name}-{task.__name__}")
     for kind, tasks in TASKS.items()
-    for one in heads_for(kind)
+    for entry in heads_for(kind)
     for task in tasks
 ]
 
 
 @pytest.fixture(scope="module")
 def vectors(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], np.ndarray]:
-    """Texts to mean-pooled vectors (N, D) of the frozen encoder; tasks that share their texts encode them once."""
+    """Return mean-pooled vectors (N, D) of the frozen encoder; the texts of several tasks are encoded once."""
     out = tmp_path_factory.mktemp("learn") / "minilm"
     convert(minilm_source, out, verify=False)
     core, tokenizer = load(out)
@@ -184,7 +184,7 @@ def vectors(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 def mean_vectors(core: BertCore, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     encodings = tokenizer.encode(list(texts), max_length=LENGTH)
-    found = np.zeros((len(texts), core.config.hidden_size), np.float32)
+    vectors = np.zeros((len(texts), core.config.hidden_size), np.float32)
     for rows, length in batches([len(one.ids) for one in encodings], 64, LENGTH):
         inputs = padded(
             [encodings[i].ids for i in rows],
@@ -193,8 +193,8 @@ def mean_vectors(core: BertCore, tokenizer: Tokenizer, texts: Sequence[str]) -> 
             pad_id=tokenizer.pad_token_id or 0,
         )
         hidden = core(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"]).last_hidden_state
-        found[rows] = np.array(pool("mean", hidden, inputs["attention_mask"]))
-    return found
+        vectors[rows] = np.array(pool("mean", hidden, inputs["attention_mask"]))
+    return vectors
 
 
 def train(head: Head, x: mx.array, targets: np.ndarray, steps: int = 60, decay: float = 0.5) -> None:
@@ -209,14 +209,14 @@ def train(head: Head, x: mx.array, targets: np.ndarray, steps: int = 60, decay: 
 
 
 def score(head: Head, logits: mx.array, targets: Any) -> float:
-    """The proper score of held-out rows: log loss, or RMSE where values are predicted. Lower is better."""
+    """Return the proper score of held-out rows: log loss, or RMSE where values are predicted. Lower is better."""
     values = "rmse" in head.metrics
     metric = METRICS["rmse" if values else "log_loss"]
     return metric(head.metric_targets(targets), head.outputs(logits, metric.needs))
 
 
 def constant(head: Head, x: mx.array, targets: np.ndarray) -> None:
-    """Train all that does not see the features: the best constant of the training rows."""
+    """Train only the bias, without features: the best constant of the training rows."""
     head.freeze()
     head.output.update(tree_map(mx.zeros_like, head.output.parameters()))
     head.unfreeze(keys=["bias", "first_threshold", "raw_gaps"])
@@ -236,9 +236,9 @@ def test_a_head_learns_from_texts_and_from_nothing_else(
 
     def judged(features: np.ndarray, learn: Callable[[Head, mx.array, np.ndarray], None]) -> float:
         mx.random.seed(1)
-        (found,) = [one.head for one in heads_for(kind) if one.name == name]
+        (head_class,) = [entry.head for entry in heads_for(kind) if entry.name == name]
         options = {"classes": tuple(sorted(set(targets.tolist())))} if kind == "ordinal" else {}
-        head = found.from_targets(x.shape[1], targets[seen], dropout=0.1, **fit, **options)
+        head = head_class.from_targets(x.shape[1], targets[seen], dropout=0.1, **fit, **options)
         learn(head, mx.array(features[seen]), head.encode_targets(targets[seen]))
         return score(
             head, head(mx.array(features[unseen] if learn is train else 0 * features[unseen])), targets[unseen]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.head_checks import CHECKS, Check
-from tests.head_samples import NAMES
+from tests.support.head_checks import CHECKS, Check
+from tests.support.head_samples import NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
