@@ -203,14 +203,15 @@ def join_rows(rows: int, *keys: Iterable[Any] | None) -> np.ndarray:
     with _installed():
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
-    pairs: list[tuple[int, int]] = []
+    joined: list[int] = []
+    firsts: list[int] = []
     for kind in keys:
-        first: dict[Any, int] = {}
+        first_row: dict[Any, int] = {}
         for row, key in enumerate(() if kind is None else kind):
             if (value := plain(key)) is not None:
-                pairs.append((first.setdefault(value, row), row))
-    ends = np.array(pairs, np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs), np.int8), (ends[0], ends[1])), shape=(rows, rows))
+                joined.append(row)
+                firsts.append(first_row.setdefault(value, row))
+    graph = coo_array((np.ones(len(joined), np.int8), (joined, firsts)), shape=(rows, rows))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
