@@ -24,7 +24,7 @@ from converter.parity.report import (
     PRECISION,
     SENTENCE,
     ParityReport,
-    ReportError,
+    ParityReportError,
     require_version,
 )
 from converter.parity.report import NAME as PARITY
@@ -70,14 +70,14 @@ def read_quantization(directory: Path) -> QuantizationReport | None:
     """Return the quantization block of a directory's `parity.json`; None if it has none.
 
     Raises:
-        ReportError: it is damaged, or of another version.
+        ParityReportError: it is damaged, or of another version.
     """
-    content = read_json(directory / PARITY, ReportError, limit=MAX_BYTES)
+    content = read_json(directory / PARITY, ParityReportError, limit=MAX_BYTES)
     block = (content or {}).get("quantization")
     if not isinstance(block, dict):
         return None
     require_version(content)
-    return read_cost(block, ReportError)
+    return read_cost(block, ParityReportError)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_scores(block: Mapping[str, Any]) -> Scores | None:
     """Return the scores in the "mlxbert" block of `config.json`; None if this project did not fine-tune the model.
 
     Raises:
-        ReportError: the block is damaged.
+        ParityReportError: the block is damaged.
     """
     if block.get("trained") is None:
         return None
@@ -118,7 +118,7 @@ def read_scores(block: Mapping[str, Any]) -> Scores | None:
         block["trained"],
         place='the "trained" block of config.json is damaged',
         fix="fix: save the model again",
-        error=ReportError,
+        error=ParityReportError,
         null_is_nan=True,
     )
     return replace(scores, pooled=_defined(scores.pooled), own=_defined(scores.own))

@@ -86,7 +86,7 @@ def card_facts(
 
     Raises:
         CheckpointError: the "mlxbert" block is not as the conversion writes it.
-        ReportError: its "trained" block is damaged.
+        ParityReportError: its "trained" block is damaged.
     """
     fix = "fix: convert again"
     content = read_json(directory / INDEX, CheckpointError) or {}

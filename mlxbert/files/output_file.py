@@ -194,9 +194,9 @@ def copy_file(source: Path, path: Path) -> FileRecord:
             file.write(memoryview(buffer)[:count])
 
 
-def json_text(value: Any, *, ensure_ascii: bool = True) -> str:
+def json_text(value: Any, *, ensure_ascii: bool = True, allow_nan: bool = True) -> str:
     """Return `value` as indented JSON with a newline at the end, as this project writes all of its JSON files."""
-    return json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n"
+    return json.dumps(value, indent=2, ensure_ascii=ensure_ascii, allow_nan=allow_nan) + "\n"
 
 
 def fsync_directory(directory: Path) -> None:
