@@ -49,7 +49,8 @@ class OptionGroups(Command):
 
     def _sections(self, ctx: Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         """Each heading with its options and their help texts, without the empty ones."""
-        records = {str(parameter.name): parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        options = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "option"]
+        records = {str(option.name): option.get_help_record(ctx) for option in options}
         grouped = {name for names in self.groups.values() for name in names}
         others = [name for name in records if name not in grouped]
         for heading, names in {**self.groups, OTHERS: others}.items():

@@ -10,7 +10,8 @@ what does not help.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,9 +25,10 @@ from mlxbert.data.competitions import Submission
 from mlxbert.data.infer_task import InferredTask
 from mlxbert.files.reading import expand_home, from_json, read_json
 from mlxbert.runs.files import RunError, id_name, numbers, truth_columns, without_nan, write_csv, write_json
+from mlxbert.runs.inputs import TableFormat
 from mlxbert.runs.members import prediction_columns
-from mlxbert.runs.record import BLEND
-from mlxbert.runs.rows import TableFormat
+from mlxbert.runs.predict import Parts, Predictor
+from mlxbert.runs.record import BLEND, INFO, is_run
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import SubmissionRules
 from mlxbert.training.held_out import NUMBERS, Predictions, average, ranks, scores
@@ -182,7 +184,7 @@ class BlendRecord:
 
 
 @dataclass(frozen=True)
-class Blend:
+class Blend(Predictor):
     """Several finished runs and their weights.
 
     Attributes:
@@ -223,7 +225,7 @@ class Blend:
 
     @property
     def table_format(self) -> TableFormat:
-        """How it reads a table: what the texts of all runs are made of, and the ids of the first run that has them."""
+        """How a table to predict is read: the text columns of all runs, and the ids of the first run that has ids."""
         formats = [run.table_format for run in self.runs]
         named = next((one for one in formats if one.id is not None), formats[0])
         return replace(
@@ -235,29 +237,23 @@ class Blend:
 
     @property
     def rules(self) -> SubmissionRules:
-        """What the format of its submissions follows from: the first run's."""
+        """The rules that give the format of the submissions: those of the first run."""
         return self.runs[0].rules
 
-    def submission(self, values: str | None = None) -> Submission:
-        """The format of its submissions: the first run's."""
-        return self.rules.form(values)
+    def check_average(self, average: str, form: Submission) -> None:
+        """Refuse ranks where labels or numbers are wanted, of the models and of the runs; see `Predictor`."""
+        super().check_average(average, form)
+        super().check_average(self.record.average, form)
 
-    def predict(
-        self,
-        data: Any,
-        *,
-        values: str | None = None,
-        average: str = "probabilities",
-        sample_submission: Any = None,
-        id: str | None = None,
-    ) -> Any:
-        """Predictions for the rows of a frame or file: see `Run.predict`."""
-        from mlxbert.runs.predict import predict_table
+    def predict_pieces(self, frames: Callable[[], Iterator[Any]], **options: Any) -> Parts:
+        """Predict with each run in turn, and combine; see `Predictor`."""
+        runs = [run.predict_pieces(frames, **options) for run in self.runs]
+        return tuple(self.combine(parts) for parts in zip(*runs, strict=True))
 
-        made, _ = predict_table(
-            self, data, sample_submission=sample_submission, values=values, id=id, how=average, strict=False
-        )
-        return made
+    def forecast(self, history: Any, intervals: float | None = None) -> tuple[list[Any], Parts]:
+        """Forecast with each run in turn, and combine; see `Predictor`."""
+        times, runs = zip(*(run.forecast(history, intervals) for run in self.runs), strict=True)
+        return times[0], tuple(self.combine(parts) for parts in zip(*runs, strict=True))
 
     def combine(self, parts: Sequence[Predictions]) -> Predictions:
         """The weighted mean of the runs' predictions for the same rows, decided at the blend's own thresholds."""
@@ -405,3 +401,23 @@ def _predictions(task: InferredTask, table: Any, file: Path) -> Predictions:
     if width is not None and values.shape[1:] != (width,):
         raise RunError(f"{file} has {len(columns)} columns of predictions for {width} classes; fix: train again")
     return Predictions(task.task, values)
+
+
+def open_predictor(path: str | Path) -> Run | Blend:
+    """Open a run or a blend, whichever lies there.
+
+    Raises:
+        RunError: neither does.
+    """
+    root = expand_home(path)
+    if (root / BLEND).exists():
+        return Blend.open(root)
+    if root.is_dir() and not is_run(root):
+        run = root.resolve().parent.parent
+        if root.resolve().parent.name == "members" and is_run(run):
+            raise RunError(f"{root} is one model of a run; fix: mlxbert predict {shlex.quote(str(run))}")
+        if (root / "config.json").is_file():
+            raise RunError(f"{root} is a checkpoint, not a run; fix: fine-tune it first: mlxbert train --model {root}")
+    if root.is_file() and root.name in (INFO, BLEND):
+        raise RunError(f"{root} is a file of a run or blend; fix: give its directory, {root.parent}")
+    return Run.open(root)

@@ -1,11 +1,4 @@
-"""Where the parts of a run lie in its directory, and the writing of its JSON files.
-
-Where what can be made again is kept from one run to the next.
-
-The CSV files of a run: the same bytes for the same numbers, whole or not at all.
-
-metrics.jsonl: every event of a run, a JSON object a line; its writer, and its only reader.
-"""
+"""The files of a run: its directory and lock, its JSON and CSV files, and its log of events."""
 
 from __future__ import annotations
 
@@ -13,7 +6,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +17,13 @@ from typing import Any
 import numpy as np
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.output_file import replace_file, write_errors
-from mlxbert.files.reading import expand_home, from_json, open_regular, read_text
+from mlxbert.files.output_directory import target_lock
+from mlxbert.files.output_file import TEMPORARY, WriteError, replace_file, write_errors
+from mlxbert.files.reading import from_json, open_regular, read_text
 from mlxbert.training.callbacks import KINDS, Callback, EvaluationEvent, Event, MemberEvent, StepEvent, event_record
 
+# Names of the trackers, and of the folders that they keep in a run.
+TRACKERS = ("tensorboard", "wandb")
 GO_ON = "free some space and resume the run"
 
 
@@ -110,12 +109,88 @@ class RunFiles:
         """All that a run, its trackers and its report make here but run.json; first what says that it is finished."""
         files = (self.scores, self.log, self.oof, self.worst, self.submission, self.hold_out)
         folders = (self.resume, self.best_so_far, self.members, self.all_logits)
-        beside = (self.root / name for name in ("tensorboard", "wandb", "report.html", "plots"))
+        beside = (self.root / name for name in (*TRACKERS, "report.html", "plots"))
         return (*files, *folders, *beside)
 
     def is_done(self, name: str) -> bool:
         """Whether a model is finished: its logits are the last thing of it to be written."""
         return (self.member(name) / "config.json").is_file() and self.logits(name).is_file()
+
+
+@contextmanager
+def run_lock(root: Path) -> Iterator[None]:
+    """Be the only process that writes this run; what a killed one left half written is deleted.
+
+    Raises:
+        RunError: another process is at it.
+        WriteError: there is no place for it.
+    """
+    # Beside the directory itself, whatever it is called here: two names must not be two locks.
+    target = Path(os.path.realpath(root))
+    with write_errors(target, 0):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(target_lock(target))
+        except WriteError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise RunError(f"{root}: another process is training this run now; fix: wait for its end") from error
+            raise
+        delete_leftovers(target)
+        yield
+
+
+def check_paths(files: RunFiles) -> None:
+    """Refuse links, pipes, sockets and devices where a run writes and deletes; its directory itself may be a link.
+
+    Raises:
+        RunError: names the first one.
+        WriteError: a folder cannot be looked at.
+    """
+    for path in (files.info, *files.made):
+        # Trackers keep links of their own in their folders (wandb/latest-run).
+        check_own(path, inside=path.name not in TRACKERS)
+
+
+def check_own(path: Path, *, inside: bool = True) -> None:
+    """Refuse a path of a run that is a link or a special file; with `inside` also what lies in a folder.
+
+    Raises:
+        RunError: it is one.
+        WriteError: it cannot be looked at.
+    """
+    with write_errors(path, 0, fix="make it readable (chmod -R u+rwX)"):
+        if not os.path.lexists(path):
+            return
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            for inner in sorted(path.iterdir()) if inside else ():
+                check_own(inner)
+        elif not stat.S_ISREG(mode):
+            what = "a link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
+            raise RunError(
+                f"{path} is {what}, and a run writes only to files and folders of its own; fix: delete it, or put "
+                "there what it leads to"
+            )
+
+
+def delete_leftovers(root: Path) -> None:
+    """Delete files that a killed process had half written."""
+    for folder in (root, *(path for part in ("members", "resume", "logits") for path in root.glob(f"{part}/**/"))):
+        for path in [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)] if folder.is_dir() else ():
+            path.unlink(missing_ok=True)
+
+
+def empty(files: RunFiles) -> None:
+    """Delete what a run and its report have made, but run.json; anything else that lies there stays.
+
+    What a kill leaves of it is an unfinished run, to be overwritten or resumed.
+    """
+    for path in files.made:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(file: Path, value: Any, *, fix: str = GO_ON) -> None:
@@ -140,15 +215,7 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-def token_cache() -> Path:
-    """The folder of token caches: below MLXBERT_CACHE, else XDG_CACHE_HOME/mlxbert, else ~/.cache/mlxbert."""
-    own = os.environ.get("MLXBERT_CACHE")
-    if own:
-        return expand_home(own) / "tokens"
-    return expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mlxbert" / "tokens"
-
-
-_FIX = "fix: restore the file from a copy of the run, or train again"
+FIX = "fix: restore the file from a copy of the run, or train again"
 
 # What a spreadsheet computes instead of showing it (https://owasp.org/www-community/attacks/CSV_Injection): full-width
 # signs too, and a tab or a carriage return that it strips first. Numbers are no formulas.
@@ -187,7 +254,7 @@ def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
 
     opened = open_regular(file, RunError)
     if opened is None:
-        raise RunError(f"{file} is not there; {_FIX}")
+        raise RunError(f"{file} is not there; {FIX}")
     with opened:
         try:
             return pandas.read_csv(
@@ -195,7 +262,7 @@ def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
             )
         # pandas' own errors are ValueErrors; a file of other bytes ends in any of these.
         except (ValueError, OverflowError, MemoryError, OSError) as error:
-            raise RunError(f"{file} is damaged ({str(error).strip()}); {_FIX}") from error
+            raise RunError(f"{file} is damaged ({str(error).strip()}); {FIX}") from error
 
 
 def numbers(frame: Any, name: str, file: Path, *, missing: bool = False) -> np.ndarray:
@@ -207,13 +274,13 @@ def numbers(frame: Any, name: str, file: Path, *, missing: bool = False) -> np.n
     import pandas
 
     if name not in frame.columns:
-        raise RunError(f"{file} has no column {name!r}; {_FIX}")
+        raise RunError(f"{file} has no column {name!r}; {FIX}")
     # What is no number becomes NaN, and is told from an empty cell below.
     values: np.ndarray = pandas.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
     wrong = ~np.isfinite(values) & ~(frame[name].isna().to_numpy() & missing)
     if wrong.any():
         row = int(wrong.argmax())
-        raise RunError(f"{file}: column {name!r} is {frame[name].iloc[row]!r} in row {row}, not a number; {_FIX}")
+        raise RunError(f"{file}: column {name!r} is {frame[name].iloc[row]!r} in row {row}, not a number; {FIX}")
     return values
 
 

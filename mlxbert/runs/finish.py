@@ -1,192 +1,67 @@
-"""What a run is about to learn, in a few lines, and its scores as a table.
-
-The record of a run that begins or goes on, and its comparison with the one that it began with.
-
-The end of a run: out-of-fold table, predictions for what was held out or for the test file, and the scores.
-"""
+"""The beginning and the end of a run on disk: the record that it begins with, then its tables and scores."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from heads.thresholds import threshold_metric
 from mlxbert.checkpoint import read_config
 from mlxbert.data.competitions import Submission
 from mlxbert.data.folds import folds_sha256
-from mlxbert.errors import printable
 from mlxbert.files.output_file import NAME, FileRecord, manifest_bytes, read_manifest, replace_file
 from mlxbert.files.reading import sha256_hex
 from mlxbert.runs.files import RunError, RunFiles, id_name, without_nan, write_csv, write_json
 from mlxbert.runs.inputs import Inputs
 from mlxbert.runs.members import fitted_head, members_of, prediction_columns, write_out_of_fold
-from mlxbert.runs.predict import forecast, predict_frame, write_submission
+from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared
-from mlxbert.runs.record import FORMAT, SCORES, VERSION, RunRecord, read_scores
+from mlxbert.runs.record import FORMAT, VERSION, RunRecord, environment
 from mlxbert.runs.run import Run
-from mlxbert.runs.settings import RunSettings, environment
+from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import SubmissionWarning, columns_of
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.held_out import NUMBERS
+from mlxbert.training.held_out import Predictions
 from mlxbert.training.held_out import scores as score
-
-if TYPE_CHECKING:
-    from mlxbert.runs.prepare import Prepared
-    from mlxbert.runs.run import Run
-    from mlxbert.runs.settings import RunSettings
-
-_QUOTES = {"none": ", quotes read as characters", "escaped": ", quotes escaped by a backslash"}
-
-
-def show_inference(
-    prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
-) -> None:
-    """Say on standard error, before hours of training, what was inferred from the data and why."""
-    console = Console(stderr=True, highlight=False, markup=False)
-    for name, what in inference_lines(prepared, settings, record, columns):
-        console.print(f"{name:<10}{what}", soft_wrap=True)
-
-
-def inference_lines(
-    prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
-) -> list[tuple[str, str]]:
-    """What is learned from which columns, how it is judged, and why: (name, what) each.
-
-    Args:
-        prepared: the data.
-        settings: what was asked for.
-        record: of the data, for run.json.
-        columns: of the data.
-    """
-    task, text, metric = prepared.problem.task, prepared.problem.text, prepared.metric
-    source = "a frame" if record["path"] is None else printable(record["path"])
-    lines = [
-        ("Data", f"{source}, {record['rows']} rows{_QUOTES.get(record.get('quoting') or '', '')}"),
-        ("Target", f"{_listed(task.target)}: {printable(str(task), 1000)}"),
-    ]
-    if task.classes is not None:
-        lines.append(("Classes", f"{len(task.classes)}: {_listed(task.classes)}"))
-    lines.append(("Metric", f"{metric.name} ({'higher' if metric.greater_is_better else 'lower'} is better)"))
-    parts = [text.first, *([] if text.second is None else [text.second])]
-    lines.append(("Text", " / ".join(_listed(one) if isinstance(one, tuple) else printable(one) for one in parts)))
-    roles = {"id": prepared.id_column, "group": settings.group, "time": settings.time}
-    named = [f"{printable(name)} ({role})" for role, name in roles.items() if name is not None]
-    used = {*task.target, *text.columns, *roles.values()}
-    left = [str(name) for name in columns if str(name) not in used]
-    if named or left:
-        lines.append(("Not text", ", ".join([*named, *([_listed(left)] if left else [])])))
-    lines.append(("Folds", f"{len(prepared.folds)}, {prepared.fold_kind}"))
-    return lines
-
-
-def _listed(names: Iterable[Any]) -> str:
-    shown = [printable(name, 60) for name in names]
-    return ", ".join(shown[:10]) + (f", … and {len(shown) - 10} more" if len(shown) > 10 else "")
-
-
-def decision(record: RunRecord) -> str | None:
-    """Return how a run's probabilities become labels, in words; None: they do not."""
-    task = record.task.task
-    if task in NUMBERS:
-        return None
-    if task in ("multiclass", "ordinal"):
-        return "the most probable class" if task == "multiclass" else "the median rating"
-    if not record.config.calibrate:
-        return "positive from a probability of one half on"
-    metric = threshold_metric(record.metric) if task == "binary" else "f1"
-    each = "" if task == "binary" else ", one a label"
-    return f"decided at thresholds fitted for {metric} on held-out rows{each}"
-
-
-def scores_frame(run: Run) -> Any:
-    """A pandas frame: a row a model, then "pooled" and "hold-out"; columns are the metrics."""
-    import pandas
-
-    scores = read_scores(run.path)
-    rows = {} if scores is None else {one.member: one.metrics for one in scores.members}
-    if scores is not None:
-        rows["pooled"] = scores.pooled
-        if scores.hold_out is not None:
-            rows["hold-out"] = scores.hold_out.metrics
-    return pandas.DataFrame.from_dict(rows, orient="index")
-
-
-def scores_table(run: Run) -> Table:
-    """A finished run's scores for the terminal: the first few metrics, the optimized one first.
-
-    Raises:
-        RunError: the run is not finished, or scores.json is damaged.
-    """
-    scores = read_scores(run.path)
-    if scores is None:
-        raise RunError(f"{run.path}: there is no {SCORES}; fix: {run.go_on}")
-    names = list(scores.pooled)[:4]
-    direction = "higher" if scores.greater_is_better else "lower"
-    title = f"{run.task.task}, {printable(run.record.metric)} ({direction} is better)"
-    table = Table(title=title)
-    table.add_column("", no_wrap=True, min_width=12)
-    table.add_column("rows", justify="right", no_wrap=True)
-    for name in names:
-        table.add_column(printable(name, 40), justify="right", no_wrap=True)
-    for one in scores.members:
-        table.add_row(printable(one.member, 40), str(one.rows), *(_shown(one.metrics.get(name)) for name in names))
-    if len(scores.members) > 1:
-        spreads = [scores.spread.get(name) for name in names]
-        table.add_row("mean", "", *(_shown(None if one is None else one.mean) for one in spreads))
-        table.add_row("deviation", "", *(_shown(None if one is None else one.std) for one in spreads))
-    rows = sum(one.rows for one in scores.members if one.seed == scores.members[0].seed)
-    table.add_row("all out of fold", str(rows), *(_shown(scores.pooled[name]) for name in names))
-    held = scores.hold_out
-    if held is not None:
-        table.add_row("held out of all", str(held.rows), *(_shown(held.metrics.get(name)) for name in names))
-    return table
-
-
-def _shown(value: float | None) -> str:
-    return "—" if value is None or value != value else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
 
 
 def new_record(
     settings: RunSettings,
     config: TrainingConfig,
     prepared: Prepared,
-    kinds: Mapping[str, str],
-    record: Mapping[str, Any],
-    form: Submission,
     *,
+    kinds: Mapping[str, str],
+    data: Mapping[str, Any],
+    form: Submission,
     valid: Mapping[str, Any] | None = None,
     test: Mapping[str, Any] | None = None,
     id_found: bool = False,
 ) -> RunRecord:
-    """Return what run.json says of this run, were it to begin now.
+    """Return the run.json of a run that begins now.
 
     Args:
-        settings: what is learned from which columns.
-        config: the numbers of the training.
+        settings: of the run.
+        config: of the training.
         prepared: the data, encoded and dealt into folds.
         kinds: what each column of the data holds.
-        record: of the training data: path, sha256, size, rows.
+        data: path, sha256, size and rows of the training data; `valid` and `test`: of the other tables.
         form: the format of the submissions.
-        valid: of the validation table, like `record`; `test` of the one to predict.
         id_found: whether the id column was found by its name.
     """
-    tables = (("data", record), ("validation data", valid), ("test data", test))
+    tables = (("data", data), ("validation data", valid), ("test data", test))
     for what, path in (("model", settings.model), *((name, (one or {}).get("path")) for name, one in tables)):
         if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
             raise RunError(
                 f"{path}: the {what}'s path is no text in UTF-8, so run.json cannot name it; fix: rename it"
             )
-    about = read_config(prepared.directory, other_tools=True).get("mlxbert") or {}  # another tool's has none
+    encoder = read_config(prepared.directory, other_tools=True).get("mlxbert") or {}  # another tool writes none
     problem = prepared.problem
     members = members_of(config, len(prepared.folds))
     values = {
@@ -198,7 +73,7 @@ def new_record(
         "metric": prepared.metric.name,
         "metrics": list(dict.fromkeys((prepared.metric.name, *problem.head_class.metrics))),
         "data": {
-            **record,
+            **data,
             "valid": None if valid is None else dict(valid),
             "test": None if test is None else dict(test),
             "kinds": dict(kinds),
@@ -214,8 +89,8 @@ def new_record(
             "checkpoint": settings.model,
             "manifest_sha256": _sha256(prepared.directory / "manifest.json"),
             "config_sha256": _sha256(prepared.directory / "config.json"),
-            "source": about.get("source"),
-            "revision": about.get("revision"),
+            "source": encoder.get("source"),
+            "revision": encoder.get("revision"),
         },
         "settings": settings.to_dict(),
         "config": config.to_dict(),
@@ -353,14 +228,14 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas:
     key = run.id or (run.time if task.task == "time_series" else None)
     ids = list(range(len(frame))) if key is None else list(frame[key])
     if task.task == "time_series":
-        _, forecasts = forecast(run, prepared.history)
-        values = forecasts.values[0][: len(frame)]
+        _, (steps,) = run.forecast(prepared.history)
+        values = steps.values[0][: len(frame)]
         truth = prepared.problem.targets(frame)
         columns = {form.columns[0]: values}
         told = {"target": truth, "prediction": values}
-        measured = _series_scores(np.asarray(truth, np.float64), values, metrics)
+        measured = score(np.asarray(truth, np.float64), Predictions("time_series", values), metrics)
     else:
-        predictions = predict_frame(run, frame)
+        predictions = run.predict_frame(frame)
         truth = fitted_head(run.files, run.record.members[0]).metric_targets(prepared.problem.targets(frame))
         columns = columns_of(form, task, predictions)
         told = prediction_columns(task, truth, predictions)
@@ -372,9 +247,3 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas:
     write_csv(run.files.submission, sent, escape_formulas=escape_formulas)
     write_csv(run.files.hold_out, held, escape_formulas=escape_formulas)
     return {"rows": len(frame), "metrics": measured}
-
-
-def _series_scores(truth: np.ndarray, values: np.ndarray, metrics: list[str]) -> dict[str, float]:
-    from mlxbert.training.held_out import Predictions
-
-    return score(truth, Predictions("time_series", values), metrics)

@@ -1,19 +1,35 @@
-"""The tables that a run is given, files or frames, as pandas frames and what must be known to read another alike."""
+"""The tables of a run: read as pandas frames, and the rows to predict matched with the ids of a sample submission."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from heads.forward_chaining import as_times, times_ahead
 from heads.install import install_fix
-from mlxbert.data.frames import FrameError, Kind, Table, is_frame
-from mlxbert.data.reading import DataError, Quoting, read_data
-from mlxbert.data.text_columns import RowText
+from mlxbert.data.competitions import Submission
+from mlxbert.data.frames import FrameError, Kind, Table, is_frame, plain
+from mlxbert.data.reading import (
+    DataError,
+    DataWarning,
+    Quoting,
+    id_values,
+    read_chunks,
+    read_data,
+    without_blank_columns,
+)
+from mlxbert.data.text_columns import RowText, id_columns, is_called_id, names_rows
 from mlxbert.files.reading import expand_home, sha256_hex
 from mlxbert.runs.files import RunError
-from mlxbert.runs.prepare import frame_sha256
+from mlxbert.runs.settings import RunSettings
+from mlxbert.runs.submission import Sample, SubmissionRules, check_ids, warn
 
 FRAME = "<frame>"
 """Stands for a table that was given as a frame, where a path is written down otherwise."""
@@ -156,3 +172,299 @@ def _kinds(frame: Any) -> dict[str, Kind]:
         return "number" if is_numeric_dtype(column) else "text"
 
     return {str(name): kind(frame[name]) for name in frame.columns}
+
+
+def frame_sha256(frame: Any) -> str:
+    """Of a pandas frame's columns and cells, where there is no file to hash."""
+    digest = hashlib.sha256()
+    for name in frame.columns:
+        digest.update(repr((str(name), [plain(cell) for cell in frame[name]])).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def read_sample(source: Any) -> Sample:
+    """Read a sample submission: a file, or a frame.
+
+    Raises:
+        DataError, FrameError: it cannot be read, or has no rows.
+        RunError: it has one column.
+    """
+    import pandas
+
+    what = source_name(source, "the sample submission")
+    # Without kinds every cell of a file stays as it is written.
+    if is_path(source):
+        frame = without_blank_columns(pandas.concat(read_chunks(source, {}), ignore_index=True))
+    else:
+        frame = as_pandas(source, what)
+    sample = Sample(what, frame)
+    if len(sample.columns) < 2:
+        raise RunError(f"{what} has the column {sample.columns[0]!r} alone; fix: the ids and the predictions' columns")
+    return sample
+
+
+# A piece is small beside the process, so that many rows take hardly more memory than few.
+ROWS = 1024
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How a run reads a table.
+
+    Attributes:
+        kinds: what the training file's columns hold.
+        columns: those that texts are made of.
+        id: the column that names a row of the training data; None: there is none.
+        id_found: whether that was found by its name, not told: another file may lack it.
+        target: of a series.
+        time: the column of times.
+        horizon: steps that a series is forecast; 0: it is none.
+        like: the quoting of the training file.
+        encoding: of this table's text, and `quoting`, as they were told; None: found out.
+    """
+
+    kinds: Mapping[str, Kind]
+    columns: tuple[str, ...]
+    id: str | None
+    id_found: bool
+    target: tuple[str, ...]
+    time: str | None
+    horizon: int
+    like: Quoting | None = None
+    encoding: str | None = None
+    quoting: Quoting | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RowsToPredict:
+    """Rows that are checked and can be predicted.
+
+    Attributes:
+        what: they are called in messages.
+        id_column: the column that names them; None: they are numbered from 0.
+        ids: of all rows (or steps ahead), as text.
+        names: what is written of them: the same, or the values of a frame as they are.
+        sample: the sample submission that they fit; None: there is none.
+        form: the format of their submission.
+    """
+
+    what: str
+    id_column: str | None
+    ids: list[str]
+    names: list[Any]
+    sample: Sample | None
+    form: Submission
+
+
+def pieces(
+    data: Any,
+    table: TableFormat,
+    words: Sequence[str] = (),
+) -> Iterator[Any]:
+    """The rows of a file or frame as frames of some thousand rows.
+
+    Args:
+        data: the path of a file, or a frame.
+        table: how it is read.
+        words: columns of a file that are read as they are written; those that are called an id are, too.
+
+    Raises:
+        MLXBertError: it cannot be read, or a column is missing.
+    """
+    if not is_path(data):
+        frame = as_pandas(data)
+        for name in table.columns:
+            Table(frame).find(name)
+        return (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
+    # The kind of an id may be "number": 0012 is to be written as it is read all the same.
+    kinds = dict(table.kinds)
+    for name in (*kinds, *words):
+        if name in words or (is_called_id(name) and name not in table.columns):
+            kinds[name] = "text"
+    return read_chunks(
+        data,
+        kinds,
+        rows=ROWS,
+        required=table.columns,
+        encoding=table.encoding,
+        quoting=table.quoting,
+        like=table.like,
+    )
+
+
+def rows_to_predict(
+    data: Any,
+    table: TableFormat,
+    rules: SubmissionRules,
+    *,
+    sample_submission: Any = None,
+    values: str | None = None,
+    id: str | None = None,
+    strict: bool = True,
+) -> RowsToPredict:
+    """Find out which column names the rows, and check rows and format against the sample submission.
+
+    Args:
+        data: a file or frame; of a series its history.
+        table: how it is read.
+        rules: of its submission.
+        sample_submission: a file or frame; None: there is none.
+        values: what the submission holds; None: what the sample or the run's metric calls for.
+        id: the column that names a row; None: the sample's first one, the training data's, or one that is called so.
+        strict: False: ids may be missing or repeat.
+
+    Raises:
+        MLXBertError: the file cannot be read, a column is missing, ids repeat or are not the sample's.
+
+    Warns:
+        SubmissionWarning: as `SubmissionRules.fitted`.
+    """
+    what = source_name(data, "the data")
+    sample = None if sample_submission is None else read_sample(sample_submission)
+    form = rules.form(values)
+    others: tuple[str, ...] = ()
+    if sample is not None:
+        others = tuple(name for name in sample.columns if name not in form.columns) or sample.columns
+    if table.horizon:
+        ids = times_of(read_history(data, table), table.time, table.horizon)
+        found = _Ids((), table.time, ids, ids)
+    else:
+        found = _ids(data, what, table, others, id, strict)
+    if sample is None:
+        return RowsToPredict(
+            what, found.column, found.ids, found.names, None, _named(form, found, what, table, strict)
+        )
+    there = [name for name in others if name in found.columns]
+    column = next(name for name in (found.column, id, table.id, *there, *others) if name in sample.columns)
+    assert column is not None
+    check_ids(sample, sample.ids(column), found.ids, what, found.column)
+    if found.column is not None and column not in (found.column, form.id_column):
+        warn(f"{sample.what} calls the ids {column!r}, {what} {found.column!r}: they are written as {column!r}")
+    form = rules.fitted(sample, column, values)
+    return RowsToPredict(what, found.column, found.ids, found.names, sample, form)
+
+
+def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what: str) -> str | None:
+    """Return the column that names the rows of the training data; None: it was told, or there is none.
+
+    It is the sample submission's first column, if the data have it, or one that is called an id; none of its values
+    repeats. Times name the rows of a series.
+
+    Warns:
+        DataWarning: says which, and what becomes of it.
+    """
+    if settings.id is not None or settings.time is not None:
+        return None
+    table = Table(frame, what)
+    taken = {*settings.target, *([settings.group] if settings.group else [])}
+    found, why = id_columns(table, taken), "it is called so"
+    if sample_submission is not None:
+        first = read_sample(sample_submission).columns[0]
+        if first in table.names and first not in taken and names_rows(table.column(first).values):
+            found, why = (first, *(name for name in found if name != first)), "the sample begins with it"
+    if not found:
+        return None
+    kept = f"; not read as text: {', '.join(map(repr, found))}" if settings.text is None else ""
+    warnings.warn(
+        f"{what}: column {found[0]!r} names the rows ({why}, and no value repeats){kept}; another one: --id COLUMN",
+        DataWarning,
+        stacklevel=2,
+    )
+    return found[0]
+
+
+def read_history(data: Any, table: TableFormat) -> Any:
+    """Return the history of a series to forecast, a pandas frame."""
+    if not is_path(data):
+        return as_pandas(data)
+    return read_data(
+        data,
+        kinds=table.kinds,
+        required=table.target,
+        encoding=table.encoding,
+        quoting=table.quoting,
+        like=table.like,
+    ).frame
+
+
+def times_of(history: Any, time: str | None, horizon: int) -> list[str]:
+    """What the next `horizon` steps of a series are called: dates as the data write them, 1961-01 after 1960-12."""
+    table = Table(history, "the series")
+    stamps = np.arange(table.rows) if time is None else list(table.column(time, "time column").values)
+    return [str(one) for one in times_ahead(as_times(stamps, "time"), horizon)]
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """A table's columns, the one that names its rows (None: they are numbered), ids as text and as they are."""
+
+    columns: tuple[str, ...]
+    column: str | None
+    ids: list[str]
+    names: list[Any]
+
+
+def _ids(
+    data: Any,
+    what: str,
+    table: TableFormat,
+    others: Sequence[str],
+    id: str | None,
+    strict: bool,
+) -> _Ids:
+    import pandas
+
+    words = [name for name in (id, table.id, *others[:1]) if name]
+    columns: tuple[str, ...] = ()
+    kept, rows = [], 0
+    for frame in pieces(data, table, words):
+        columns = tuple(str(name) for name in frame.columns)
+        kept.append(frame[[name for name in frame.columns if name in words or is_called_id(name)]])
+        rows += len(frame)
+    candidates = pandas.concat(kept, ignore_index=True)
+    column = _told_id(columns, what, table, others, id, strict)
+    if column is None and len(candidates.columns):
+        column = next(iter(id_columns(Table(candidates, what), table.columns)), None)
+    if column is None:
+        numbers = [*range(rows)]
+        return _Ids(columns, None, [str(row) for row in numbers], numbers)
+    names = list(candidates[column])
+    if not strict:
+        return _Ids(columns, column, [str(name) for name in names], names)
+    ids = id_values(candidates, column, what)
+    if not others and is_path(data) and all(re.fullmatch(r"-?[0-9]+\.0", one) for one in ids):
+        warn(
+            f"{what}: the ids of column {column!r} are written as they stand there, {ids[0]} and not {ids[0][:-2]}; "
+            "fix: --sample-submission, or write whole numbers in the file"
+        )
+    return _Ids(columns, column, ids, ids if is_path(data) else names)
+
+
+def _told_id(
+    columns: Sequence[str], what: str, table: TableFormat, others: Sequence[str], id: str | None, strict: bool
+) -> str | None:
+    """The column that names the rows: as told, the sample's first, or the training data's; None: none of these."""
+    if id is None and others and others[0] in columns and table.id not in others:
+        return others[0]
+    must = strict and not table.id_found
+    wanted = id or (table.id if table.id in columns or must else None)
+    if wanted is None:
+        return None
+    try:
+        return Table(dict.fromkeys(columns, (None,)), what).find(wanted, "id column")
+    except FrameError as error:
+        raise FrameError(f"{error} (fix: --id COLUMN)") from None
+
+
+def _named(form: Submission, found: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:
+    """The format with the name of the ids' column, where no sample says it."""
+    column = found.column
+    if column is None and form.id_column in found.columns:
+        warn(f"{what}: column {form.id_column!r} has a value twice or none; the rows are numbered as 'row'")
+        column = "row"
+    elif column is None and table.id is not None and table.id == form.id_column:
+        if strict:
+            warn(f"{what} has no column {table.id!r}: the rows are numbered as 'row'; fix: --id COLUMN")
+        column = "row"
+    # The run's own form may have another name for its ids: that of a sample.
+    return form if column is None or column == (table.id or table.time) else replace(form, id_column=column)

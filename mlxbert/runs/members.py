@@ -25,6 +25,7 @@ from mlxbert.files.output_file import replacing
 from mlxbert.files.safetensors import read_array_file
 from mlxbert.quantization import refuse_training
 from mlxbert.runs.files import GO_ON, RunError, RunFiles, id_name, write_csv
+from mlxbert.runs.intervals import calibrate_intervals
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
@@ -134,6 +135,8 @@ def _train(
         if trainer.show_kept():
             model.save(files.best_so_far, overwrite=True)
         raise
+    if config.calibrate:
+        calibrate_intervals(model, trainer.held_out, member.entropy())
     model.save(files.member(member.name), overwrite=True)
     Callbacks(callbacks).on_member_end(
         MemberEvent(

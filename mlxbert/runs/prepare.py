@@ -1,13 +1,8 @@
-"""Whether both sides of each fold have every class, to be learned and to be judged.
-
-What is checked of data and checkpoint before anything is made of them.
-
-From a frame and settings to everything that the models of a run share: rows, folds, and how they are read.
-"""
+"""From a frame and settings to all that the models of a run share: rows, texts, targets and folds, checked."""
 
 from __future__ import annotations
 
-import hashlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +26,8 @@ from mlxbert.data.token_rows import token_rows
 from mlxbert.errors import first_ten
 from mlxbert.factory import Problem, check_options, make_problem, target_of
 from mlxbert.files.output_file import is_file_of, read_manifest
-from mlxbert.files.reading import read_json
-from mlxbert.runs.files import RunError, token_cache
+from mlxbert.files.reading import expand_home, read_json
+from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.tokenizer import Tokenizer
 from mlxbert.training.config import TrainingConfig
@@ -289,7 +284,7 @@ def prepare(
         windows, texts, pairs = None, rendered.texts, rendered.pairs
         targets = problem.targets(frame)
     tokens = token_rows(
-        tokenizer, texts, pairs, max_length=config.max_length, directory=directory, cache=token_cache()
+        tokenizer, texts, pairs, max_length=config.max_length, directory=directory, cache=_token_cache()
     )
     examples = Examples(tokens, targets, windows, ids or [str(row) for row in rows])
     if valid is not None:
@@ -315,14 +310,6 @@ def prepare(
         *(directory, tokenizer, problem, metric, examples, folds, kind, rows),
         *(settings.id, ids, texts, pairs, held_out, history),
     )
-
-
-def frame_sha256(frame: Any) -> str:
-    """Of a pandas frame's columns and cells, where there is no file to hash."""
-    digest = hashlib.sha256()
-    for name in frame.columns:
-        digest.update(repr((str(name), [plain(cell) for cell in frame[name]])).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings, whole: bool = False) -> tuple[Any, np.ndarray]:
@@ -433,3 +420,11 @@ def _column(frame: Any, name: str | None, role: str) -> list[Any] | None:
 
 def _named(*names: str | None) -> Sequence[str]:
     return tuple(dict.fromkeys(name for name in names if name is not None))
+
+
+def _token_cache() -> Path:
+    """The folder of token caches: below MLXBERT_CACHE, else XDG_CACHE_HOME/mlxbert, else ~/.cache/mlxbert."""
+    folder = os.environ.get("MLXBERT_CACHE")
+    if folder:
+        return expand_home(folder) / "tokens"
+    return expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mlxbert" / "tokens"

@@ -15,14 +15,10 @@ from heads.metrics import get_metric
 from mlxbert.data.competitions import Submission
 from mlxbert.data.frames import NO_NUMBERS, as_text, plain, shown
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.reading import read_chunks, without_blank_columns
 from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.runs.files import RunError
-from mlxbert.runs.inputs import as_pandas, is_path, source_name
-from mlxbert.runs.settings import RunSettings
+from mlxbert.runs.settings import VALUES, RunSettings
 from mlxbert.training.held_out import NUMBERS, Predictions
-
-VALUES = ("labels", "probabilities", "values")
 
 
 class SubmissionWarning(MLXBertWarning):
@@ -65,27 +61,6 @@ class Sample:
         """Return the different values in some columns as they are written; empty cells are left out."""
         values = {plain(value) for name in columns for value in self.frame[name]}
         return {str(value).strip() for value in values if value is not None}
-
-
-def read_sample(source: Any) -> Sample:
-    """Read a sample submission: a file, or a frame.
-
-    Raises:
-        DataError, FrameError: it cannot be read, or has no rows.
-        RunError: it has one column.
-    """
-    import pandas
-
-    what = source_name(source, "the sample submission")
-    # Without kinds every cell of a file stays as it is written.
-    if is_path(source):
-        frame = without_blank_columns(pandas.concat(read_chunks(source, {}), ignore_index=True))
-    else:
-        frame = as_pandas(source, what)
-    sample = Sample(what, frame)
-    if len(sample.columns) < 2:
-        raise RunError(f"{what} has the column {sample.columns[0]!r} alone; fix: the ids and the predictions' columns")
-    return sample
 
 
 @dataclass(frozen=True)
