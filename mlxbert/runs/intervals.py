@@ -1,19 +1,20 @@
-"""Prediction intervals of numbers by Monte-Carlo dropout, calibrated on rows that a model did not see.
+"""Prediction intervals of numbers: widths by Monte-Carlo dropout, levels calibrated on rows that no model saw.
 
-When a model is trained, some passes with dropout over a part of its held-out rows fit the noise that dropout does not
-explain (`RegressionHead.calibrate_mc`); the head is saved with it. A prediction then takes passes with dropout over
-the new rows, and `RegressionHead.mc_interval` adds both variances.
+The width at a row follows from passes with dropout (`BertWithHead.sample`, `RegressionHead.mc_interval`): their
+variance, plus the noise that they do not explain (`calibrate_mc`, fitted on held-out rows and saved with the head).
 
-An interval of several models has the mean of their lower ends and the mean of their upper ends (the average of
-quantiles: Ratcliff 1979, "Group reaction time distributions"). Each model's interval covers its own held-out rows. The
-mean of the models errs less than one model, so the interval of the mean rather covers more rows than promised.
+That assumes a normal distribution, which errors seldom have. So every model also keeps which share of its held-out
+rows lies inside at each nominal level. A prediction then takes the nominal level at which the asked share of all
+models' held-out rows was inside (Kuleshov et al. 2018, https://arxiv.org/abs/1807.00263).
+
+The interval of several models lies around their mean and has the mean of their widths. The mean of the models errs
+less than one model, so it rather covers more rows than promised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -23,77 +24,102 @@ from heads.errors import HeadError
 from heads.regression import RegressionHead
 from mlxbert.data.batching import PredictionBatches
 from mlxbert.data.token_rows import TokenRows
-from mlxbert.runs.files import RunError
+from mlxbert.files.safetensors import read_array_file
+from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.training.gradients import seed_of
 from mlxbert.training.held_out import HeldOut, Predictions
 from mlxbert.with_head import BertWithHead
 
 # Passes with dropout over the rows that are predicted.
 PASSES = 30
-# The noise is one number: it needs few rows and few passes, and the training hardly takes longer.
+# A few numbers are fitted: few rows and passes suffice, and the training hardly takes longer.
 CALIBRATION_PASSES, CALIBRATION_ROWS = 8, 256
+# Half widths at which the share of rows inside is kept, in standard deviations of a normal distribution.
+_WIDTHS = np.linspace(0.05, 6, 120)
+COVERAGE = "coverage"
 
 
-def calibrate_intervals(model: BertWithHead, held_out: HeldOut, seed: int) -> None:
-    """Let the head learn the noise of its intervals from some of the held-out rows.
+def calibrate_intervals(model: BertWithHead, held_out: HeldOut, seed: int) -> dict[str, np.ndarray]:
+    """Fit the noise of the head's intervals on some of the held-out rows.
 
-    A head without intervals stays as it is, and one whose held-out rows do not fit (`Head.calibrate` refuses them
-    too).
+    Returns:
+        "coverage": the share of these rows inside, at each nominal level; nothing for a head without intervals.
     """
-    if not isinstance(model.head, RegressionHead):
-        return
+    head = model.head
+    if not isinstance(head, RegressionHead):
+        return {}
     count = min(CALIBRATION_ROWS, len(held_out.rows))
     places = np.unique(np.linspace(0, len(held_out.rows) - 1, count).astype(np.int64))
     rows, examples = held_out.rows[places], held_out.examples
+    targets, options = examples.targets[rows], {"batch_size": held_out.batch_size, "extra": held_out.extra}
     with _random_stream(seed):
-        sampled = _sampled_logits(
-            model,
-            examples.tokens,
-            rows,
-            passes=CALIBRATION_PASSES,
-            batch_size=held_out.batch_size,
-            extra=held_out.extra,
-        )
+        sampled = _sampled_logits(model, examples.tokens, rows, passes=CALIBRATION_PASSES, **options)
     try:
-        model.head.calibrate_mc(sampled, examples.targets[rows], **examples.judging(rows))
-    except HeadError:
-        return
+        head.calibrate_mc(sampled, targets, **examples.judging(rows))
+    except HeadError:  # such rows teach nothing, which is no reason to lose the training
+        return {}
+    predictions, truth = np.asarray(head.predict(held_out.logits()[places])), head.metric_targets(targets)
+    ends = [_ends(head, predictions, sampled, level) for level in _levels()]
+    return {COVERAGE: np.array([((lower <= truth) & (truth <= upper)).mean() for lower, upper in ends])}
+
+
+def nominal_level(files: RunFiles, members: Sequence[str], level: float) -> float:
+    """Return the nominal level at which a share of `level` of the held-out rows of all models was inside.
+
+    Raises:
+        RunError: a model was not calibrated for intervals.
+    """
+    coverages = []
+    for member in members:
+        coverage = (read_array_file(files.logits(member), RunError, fix="fix: train again") or {}).get(COVERAGE)
+        if coverage is None or coverage.shape != _WIDTHS.shape or not np.isfinite(coverage).all():
+            raise RunError(
+                f"{files.member(member)} has no calibrated intervals (it was trained by an older mlxbert, or with "
+                "--no-calibrate); fix: train the run again"
+            )
+        coverages.append(coverage)
+    return float(np.interp(level, np.maximum.accumulate(np.mean(coverages, axis=0)), _levels()))
 
 
 def interval_ends(
     model: BertWithHead,
-    directory: Path,
+    predictions: Predictions,
     tokens: TokenRows,
     level: float,
     *,
-    task: str,
     batch_size: int,
     extra: Mapping[str, mx.array] | None = None,
 ) -> tuple[Predictions, Predictions]:
-    """Return the lower and the upper ends of one model's intervals for some rows.
+    """Return the lower and the upper ends of one model's intervals at a nominal level.
 
     Args:
         model: of a regression or a time series.
-        directory: where it lies.
+        predictions: of the rows, without dropout.
         tokens: the rows.
-        level: share of the true values that should lie between the ends.
-        task: the competition type.
+        level: as `nominal_level` gives it.
         batch_size: rows of a batch.
         extra: inputs of the head beside the text.
-
-    Raises:
-        RunError: the model was not calibrated for intervals.
     """
-    head = model.head
-    if not isinstance(head, RegressionHead) or head.mc_noise is None:
-        raise RunError(
-            f"{directory} has no calibrated intervals (trained by an older mlxbert, or with --no-calibrate); "
-            "fix: train the run again"
-        )
+    head: Any = model.head
     with _random_stream(0):
         sampled = _sampled_logits(model, tokens, None, passes=PASSES, batch_size=batch_size, extra=extra)
-    interval = head.mc_interval(sampled, level)
-    return Predictions(task, np.asarray(interval.lower)), Predictions(task, np.asarray(interval.upper))
+    lower, upper = _ends(head, predictions.values, sampled, level)
+    return Predictions(predictions.task, lower), Predictions(predictions.task, upper)
+
+
+def _levels() -> np.ndarray:
+    """The nominal level of each of `_WIDTHS`."""
+    from scipy.special import erf
+
+    levels: np.ndarray = erf(_WIDTHS / np.sqrt(2))
+    return levels
+
+
+def _ends(head: RegressionHead, predictions: np.ndarray, sampled: np.ndarray, level: float) -> tuple[Any, Any]:
+    """The ends of the intervals around the predictions: the mean of the passes lies elsewhere than these."""
+    interval = head.mc_interval(sampled, float(level))
+    below, above = interval.value - interval.lower, interval.upper - interval.value
+    return predictions - below.reshape(predictions.shape), predictions + above.reshape(predictions.shape)
 
 
 def _sampled_logits(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,7 @@ def _train(
         if trainer.show_kept():
             model.save(files.best_so_far, overwrite=True)
         raise
-    if config.calibrate:
-        calibrate_intervals(model, trainer.held_out, member.entropy())
+    coverage = calibrate_intervals(model, trainer.held_out, member.entropy()) if config.calibrate else {}
     model.save(files.member(member.name), overwrite=True)
     Callbacks(callbacks).on_member_end(
         MemberEvent(
@@ -145,13 +144,13 @@ def _train(
         )
     )
     # Last of all: with these the model is finished (`RunFiles.is_done`), and whoever was to be told has been told.
-    _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome)
+    _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome, coverage)
     return before
 
 
-def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome) -> None:
+def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome, coverage: Mapping[str, np.ndarray]) -> None:
     arrays = {"rows": rows, "logits": outcome.logits, "values": outcome.predictions.values}
-    arrays |= {"step": np.array(outcome.step), "epoch": np.array(outcome.epoch)}
+    arrays |= {"step": np.array(outcome.step), "epoch": np.array(outcome.epoch), **coverage}
     if outcome.predictions.thresholds is not None:
         arrays["thresholds"] = outcome.predictions.thresholds
     needed = sum(array.nbytes for array in arrays.values())

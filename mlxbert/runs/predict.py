@@ -132,8 +132,7 @@ class Predictor(ABC):
             id: the column that names a row; None: that of the sample or of the training data, or one that is called an
                 id; rows without any are numbered from 0.
             intervals: level of prediction intervals for numbers, such as 0.9: columns NAME_lower and NAME_upper are
-                added, and about this share of the true values lies between them. The ends are the mean of the ends
-                that the single models give by Monte-Carlo dropout (`mlxbert.runs.intervals`).
+                added, and about this share of the true values lies between them (`mlxbert.runs.intervals`).
 
         Raises:
             RunError: the run is not finished, ids and columns are not the sample's, or there are no intervals.

@@ -23,7 +23,7 @@ from mlxbert.data.token_rows import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
 from mlxbert.runs.files import RunError, RunFiles, id_name, plain_cell, read_csv, truth_columns
 from mlxbert.runs.inputs import ROWS, TableFormat
-from mlxbert.runs.intervals import interval_ends
+from mlxbert.runs.intervals import interval_ends, nominal_level
 from mlxbert.runs.predict import Parts, Predictor, Progress
 from mlxbert.runs.record import RunRecord, read_record, read_scores
 from mlxbert.runs.settings import RunSettings
@@ -211,13 +211,13 @@ class Run(Predictor):
         Warns:
             DataWarning, TruncationWarning: texts are empty or were cut; once for all pieces.
         """
-        members = self.prediction_members
+        members, level = self.prediction_members, self._nominal(intervals)
         of_members: list[list[Predictions]] = [[] for _ in members]
         of_pieces: list[Parts] = []
         texts = _Texts(_tokenizer(self, members[0]), self.max_length, what)
         for frame in frames():
             tokens = texts.tokens(self.text.render(frame, what))
-            parts = [self._member_parts(member, tokens, intervals) for member in members]
+            parts = [self._member_parts(member, tokens, level) for member in members]
             if average == "ranks":
                 for several, part in zip(of_members, parts, strict=True):
                     several.append(part[0])
@@ -253,7 +253,7 @@ class Run(Predictor):
         times = as_times(stamps, "time")
         texts = render_texts(history.iloc[-1:], self.text)
         parts = []
-        horizon = 1
+        horizon, level = 1, self._nominal(intervals)
         for member in self.prediction_members:
             model = BertWithHead.load(member)
             head: Any = model.head
@@ -265,32 +265,25 @@ class Run(Predictor):
             tokens = token_rows(_tokenizer(self, member), texts.texts, texts.pairs, max_length=self.max_length)
             past = series[None, len(series) - head.window :] if head.window else None
             extra = head.inputs(history=past, made_at=times[-1:])
-            made = self._predicted(model, member, tokens, intervals, batch_size=1, extra=extra)
-            parts.append(tuple(replace(part, values=part.values.reshape(1, horizon)) for part in made))
+            of_model = self._model_parts(model, tokens, level, batch_size=1, extra=extra)
+            parts.append(tuple(replace(part, values=part.values.reshape(1, horizon)) for part in of_model))
         return _step_names(times_ahead(times, horizon)), _mean(parts)
 
-    def _member_parts(self, member: Path, tokens: TokenRows, intervals: float | None) -> Parts:
-        """Predict with one model. Only one is in memory: to read it again costs less than a batch."""
-        return self._predicted(BertWithHead.load(member), member, tokens, intervals, batch_size=self.batch_size)
+    def _nominal(self, intervals: float | None) -> float | None:
+        return None if intervals is None else nominal_level(self.files, self.record.prediction_members, intervals)
 
-    def _predicted(
-        self,
-        model: BertWithHead,
-        member: Path,
-        tokens: TokenRows,
-        intervals: float | None,
-        *,
-        batch_size: int,
-        extra: Any = None,
+    def _member_parts(self, member: Path, tokens: TokenRows, level: float | None) -> Parts:
+        """Predict with one model. Only one is in memory: to read it again costs less than a batch."""
+        return self._model_parts(BertWithHead.load(member), tokens, level, batch_size=self.batch_size)
+
+    def _model_parts(
+        self, model: BertWithHead, tokens: TokenRows, level: float | None, *, batch_size: int, extra: Any = None
     ) -> Parts:
         logits = predict_logits(model, tokens, batch_size=batch_size, extra=extra)
         predictions = Predictions.of(self.task.task, model.head, logits)
-        if intervals is None:
+        if level is None:
             return (predictions,)
-        lower, upper = interval_ends(
-            model, member, tokens, intervals, task=self.task.task, batch_size=batch_size, extra=extra
-        )
-        return predictions, lower, upper
+        return predictions, *interval_ends(model, predictions, tokens, level, batch_size=batch_size, extra=extra)
 
     def _repr_html_(self) -> str:
         """In a notebook: the scores as a table, one row per model, then "pooled" and "hold-out"."""
@@ -335,12 +328,7 @@ class _Texts:
 
 def _mean(parts: list[Parts]) -> Parts:
     """The mean of the models, and of the ends of their intervals."""
-    values, *ends = (average(list(several)) for several in zip(*parts, strict=True))
-    if not ends:
-        return (values,)
-    # The passes with dropout have another mean than the prediction, which must not lie outside.
-    lower = replace(ends[0], values=np.minimum(ends[0].values, values.values))
-    return values, lower, replace(ends[1], values=np.maximum(ends[1].values, values.values))
+    return tuple(average(several) for several in zip(*parts, strict=True))
 
 
 def _tokenizer(run: Run, member: Path) -> Tokenizer:
