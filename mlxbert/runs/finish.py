@@ -225,7 +225,7 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas:
     frame, form = prepared.held_out, run.submission()
     task = prepared.problem.task
     # A row of a series is named by its time.
-    key = run.id or (run.time if task.task == "time_series" else None)
+    key = run.id or (run.record.data.time if task.task == "time_series" else None)
     ids = list(range(len(frame))) if key is None else list(frame[key])
     if task.task == "time_series":
         _, (steps,) = run.forecast(prepared.history)

@@ -51,9 +51,16 @@ def calibrate_intervals(model: BertWithHead, held_out: HeldOut, seed: int) -> di
     count = min(CALIBRATION_ROWS, len(held_out.rows))
     places = np.unique(np.linspace(0, len(held_out.rows) - 1, count).astype(np.int64))
     rows, examples = held_out.rows[places], held_out.examples
-    targets, options = examples.targets[rows], {"batch_size": held_out.batch_size, "extra": held_out.extra}
+    targets = examples.targets[rows]
     with _random_stream(seed):
-        sampled = _sampled_logits(model, examples.tokens, rows, passes=CALIBRATION_PASSES, **options)
+        sampled = _sampled_logits(
+            model,
+            examples.tokens,
+            rows,
+            passes=CALIBRATION_PASSES,
+            batch_size=held_out.batch_size,
+            extra=held_out.extra,
+        )
     try:
         head.calibrate_mc(sampled, targets, **examples.judging(rows))
     except HeadError:  # such rows teach nothing, which is no reason to lose the training

@@ -18,7 +18,6 @@ from mlxbert.config import BertConfig
 from mlxbert.data.frames import Kind, Table
 from mlxbert.data.infer_task import InferredTask, target_values
 from mlxbert.data.reading import render_texts, warn_of_empty
-from mlxbert.data.text_columns import RowText
 from mlxbert.data.token_rows import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
 from mlxbert.runs.files import RunError, RunFiles, id_name, plain_cell, read_csv, truth_columns
@@ -109,16 +108,6 @@ class Run(Predictor):
         return self.record.settings
 
     @property
-    def text(self) -> RowText:
-        """How a row becomes a text."""
-        return self.record.data.text
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that the texts are made of."""
-        return list(self.text.columns)
-
-    @property
     def kinds(self) -> dict[str, Kind]:
         """What the columns of the training file hold; files to predict are read in the same way."""
         return dict(self.record.data.kinds)
@@ -127,21 +116,6 @@ class Run(Predictor):
     def id(self) -> str | None:
         """The column that names a row."""
         return self.record.data.id
-
-    @property
-    def time(self) -> str | None:
-        """The column of times."""
-        return self.record.data.time
-
-    @property
-    def max_length(self) -> int:
-        """Longest text in tokens; longer texts are cut."""
-        return self.record.data.max_length
-
-    @property
-    def batch_size(self) -> int:
-        """Rows in a batch of prediction."""
-        return self.record.config.evaluation_batch_size
 
     @property
     def rules(self) -> SubmissionRules:
@@ -211,13 +185,15 @@ class Run(Predictor):
         Warns:
             DataWarning, TruncationWarning: texts are empty or were cut; once for all pieces.
         """
-        members, level = self.prediction_members, self._nominal(intervals)
+        data, members, level = self.record.data, self.prediction_members, self._nominal(intervals)
+        batch_size = self.record.config.evaluation_batch_size
         of_members: list[list[Predictions]] = [[] for _ in members]
         of_pieces: list[Parts] = []
-        texts = _Texts(_tokenizer(self, members[0]), self.max_length, what)
+        texts = _Texts(self._tokenizer(members[0]), data.max_length, what)
         for frame in frames():
-            tokens = texts.tokens(self.text.render(frame, what))
-            parts = [self._member_parts(member, tokens, level) for member in members]
+            tokens = texts.tokens(data.text.render(frame, what))
+            # Only one model is in memory: to read it again costs less than a batch.
+            parts = [self._model_parts(BertWithHead.load(member), tokens, level, batch_size) for member in members]
             if average == "ranks":
                 for several, part in zip(of_members, parts, strict=True):
                     several.append(part[0])
@@ -240,7 +216,7 @@ class Run(Predictor):
         Raises:
             RunError: the history is too short or lacks a value, or times are no steps of one length.
         """
-        table = Table(history, "the series")
+        data, table = self.record.data, Table(history, "the series")
         (column,) = [table.column(name, "target column") for name in self.task.target]
         if None in column.values:
             row = column.values.index(None)
@@ -249,9 +225,9 @@ class Run(Predictor):
                 "it"
             )
         series = np.asarray(target_values([column], self.task), np.float64)
-        stamps = np.arange(len(series)) if self.time is None else list(table.column(self.time, "time column").values)
+        stamps = np.arange(len(series)) if data.time is None else list(table.column(data.time, "time column").values)
         times = as_times(stamps, "time")
-        texts = render_texts(history.iloc[-1:], self.text)
+        texts = render_texts(history.iloc[-1:], data.text)
         parts = []
         horizon, level = 1, self._nominal(intervals)
         for member in self.prediction_members:
@@ -262,22 +238,22 @@ class Run(Predictor):
                 raise RunError(
                     f"a forecast needs {head.window} values of history, not {len(series)}; fix: give more rows"
                 )
-            tokens = token_rows(_tokenizer(self, member), texts.texts, texts.pairs, max_length=self.max_length)
+            tokens = token_rows(self._tokenizer(member), texts.texts, texts.pairs, max_length=data.max_length)
             past = series[None, len(series) - head.window :] if head.window else None
             extra = head.inputs(history=past, made_at=times[-1:])
             of_model = self._model_parts(model, tokens, level, batch_size=1, extra=extra)
             parts.append(tuple(replace(part, values=part.values.reshape(1, horizon)) for part in of_model))
         return _step_names(times_ahead(times, horizon)), _mean(parts)
 
+    def _tokenizer(self, member: Path) -> Tokenizer:
+        config = BertConfig.from_hf(read_config(member))
+        return load_tokenizer(member, config, max_length=self.record.data.max_length)
+
     def _nominal(self, intervals: float | None) -> float | None:
         return None if intervals is None else nominal_level(self.files, self.record.prediction_members, intervals)
 
-    def _member_parts(self, member: Path, tokens: TokenRows, level: float | None) -> Parts:
-        """Predict with one model. Only one is in memory: to read it again costs less than a batch."""
-        return self._model_parts(BertWithHead.load(member), tokens, level, batch_size=self.batch_size)
-
     def _model_parts(
-        self, model: BertWithHead, tokens: TokenRows, level: float | None, *, batch_size: int, extra: Any = None
+        self, model: BertWithHead, tokens: TokenRows, level: float | None, batch_size: int, extra: Any = None
     ) -> Parts:
         logits = predict_logits(model, tokens, batch_size=batch_size, extra=extra)
         predictions = Predictions.of(self.task.task, model.head, logits)
@@ -329,10 +305,6 @@ class _Texts:
 def _mean(parts: list[Parts]) -> Parts:
     """The mean of the models, and of the ends of their intervals."""
     return tuple(average(several) for several in zip(*parts, strict=True))
-
-
-def _tokenizer(run: Run, member: Path) -> Tokenizer:
-    return load_tokenizer(member, BertConfig.from_hf(read_config(member)), max_length=run.max_length)
 
 
 def _step_names(times: np.ndarray) -> list[Any]:
