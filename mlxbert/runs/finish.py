@@ -107,14 +107,14 @@ def new_record(
 
 
 def check_same(now: RunRecord, before: RunRecord) -> None:
-    """Refuse to go on with other data, folds or another encoder: what is trained already did not see them.
+    """Refuse to resume with other data, folds or another encoder than the run began with.
 
     Raises:
         RunError: names what has changed.
     """
     data, encoder = now.data.path or "the frame", now.model.checkpoint
-    test, was = now.data.test, before.data.test
-    if test and was and test.sha256 != was.sha256:
+    test, earlier = now.data.test, before.data.test
+    if test and earlier and test.sha256 != earlier.sha256:
         raise RunError(
             f"{test.path or 'the test frame'} has changed since the run began; fix: put back what it was, or train "
             "anew"
@@ -137,7 +137,7 @@ def check_same(now: RunRecord, before: RunRecord) -> None:
 
 
 def going_on(before: RunRecord, environment: Mapping[str, Any]) -> RunRecord:
-    """Return the record of a run that goes on; another environment than the last one's is added to `resumed`."""
+    """Return the record of a resumed run; an environment that differs from the last one is added to `resumed`."""
     last = before.resumed[-1].environment if before.resumed else before.environment
     if environment == last:
         return before
@@ -158,7 +158,7 @@ def finish(
     inputs: Inputs,
     seconds: float,
 ) -> dict[str, Any]:
-    """Write what a run ends in, scores.json last; returns its content."""
+    """Write the tables and scores of a run; scores.json is the last file. Return its content."""
     escape_formulas = settings.escape_formulas
     scores = write_out_of_fold(files, prepared, config, escape_formulas=escape_formulas)
     run = Run.open(files.root)
@@ -167,7 +167,7 @@ def finish(
         scores["hold_out"] = _hold_out(run, prepared, list(scores["pooled"]), escape_formulas)
     elif inputs.test is not None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SubmissionWarning)  # said before the training
+            warnings.simplefilter("ignore", SubmissionWarning)  # it was given before the training
             write_submission(
                 run,
                 inputs.test,
@@ -178,22 +178,22 @@ def finish(
                 quoting=settings.quoting,
                 escape_formulas=escape_formulas,
             )
-    _tell_members(files, prepared, scores)
+    _record_scores(files, prepared, scores)
     scores["seconds"] = seconds
     shutil.rmtree(files.resume, ignore_errors=True)
     write_json(files.scores, scores)
     return scores
 
 
-def _tell_members(files: RunFiles, prepared: Prepared, scores: Mapping[str, Any]) -> None:
-    """Put how the run scored into the config.json of each of its models, for the card of one that is published.
+def _record_scores(files: RunFiles, prepared: Prepared, scores: Mapping[str, Any]) -> None:
+    """Put the scores of the run into the config.json of each model, for the card of a published one.
 
-    No times are in it: a run that was resumed ends in the same bytes.
+    They hold no times, so that a resumed run ends in the same bytes.
     """
     members = scores["members"]
-    of_one_seed = [one for one in members if one["seed"] == members[0]["seed"]]
-    for one in members:
-        directory = files.member(one["member"])
+    of_one_seed = [member for member in members if member["seed"] == members[0]["seed"]]
+    for member in members:
+        directory = files.member(member["member"])
         config = read_config(directory)
         trained = {
             "task": prepared.problem.task.task,
@@ -202,24 +202,24 @@ def _tell_members(files: RunFiles, prepared: Prepared, scores: Mapping[str, Any]
             "folds": len(prepared.folds),
             "data_rows": sum(each["rows"] for each in of_one_seed),
             "models": len(members),
-            "own": one["metrics"],
-            "own_rows": one["rows"],
+            "own": member["metrics"],
+            "own_rows": member["rows"],
         }
         config["mlxbert"]["trained"] = without_nan(trained)
         _replace_config(directory, config)
 
 
 def _replace_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Another config.json, and its line in the manifest; killed in between, the resumed run does both again."""
+    """Replace config.json and its line in the manifest; if killed in between, the resumed run does both again."""
     data = (json.dumps(config, indent=2) + "\n").encode()
-    listed = read_manifest(directory) or {}
-    listed["config.json"] = FileRecord.of(data)
-    for name, content in (("config.json", data), (NAME, manifest_bytes(listed))):
+    files = read_manifest(directory) or {}
+    files["config.json"] = FileRecord.of(data)
+    for name, content in (("config.json", data), (NAME, manifest_bytes(files))):
         replace_file(directory / name, content, fix="free some space and resume the run", follow_links=False)
 
 
 def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas: bool) -> dict[str, Any]:
-    """Predict the rows held out of everything, write them as submission and beside their truth; their scores."""
+    """Predict the rows held out of everything; write a submission, and a table with the truth. Return their scores."""
     import pandas
 
     frame, form = prepared.held_out, run.submission()
@@ -232,18 +232,16 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas:
         values = steps.values[0][: len(frame)]
         truth = prepared.problem.targets(frame)
         columns = {form.columns[0]: values}
-        told = {"target": truth, "prediction": values}
-        measured = score(np.asarray(truth, np.float64), Predictions("time_series", values), metrics)
+        compared = {"target": truth, "prediction": values}
+        metric_values = score(np.asarray(truth, np.float64), Predictions("time_series", values), metrics)
     else:
         predictions = run.predict_frame(frame)
         truth = fitted_head(run.files, run.record.members[0]).metric_targets(prepared.problem.targets(frame))
         columns = columns_of(form, task, predictions)
-        told = prediction_columns(task, truth, predictions)
-        measured = score(truth, predictions, metrics)
-    sent, held = (
-        pandas.DataFrame({form.id_column: ids, **columns}),
-        pandas.DataFrame({id_name(form.id_column): ids, **told}),
-    )
-    write_csv(run.files.submission, sent, escape_formulas=escape_formulas)
-    write_csv(run.files.hold_out, held, escape_formulas=escape_formulas)
-    return {"rows": len(frame), "metrics": measured}
+        compared = prediction_columns(task, truth, predictions)
+        metric_values = score(truth, predictions, metrics)
+    submission = pandas.DataFrame({form.id_column: ids, **columns})
+    table = pandas.DataFrame({id_name(form.id_column): ids, **compared})
+    write_csv(run.files.submission, submission, escape_formulas=escape_formulas)
+    write_csv(run.files.hold_out, table, escape_formulas=escape_formulas)
+    return {"rows": len(frame), "metrics": metric_values}

@@ -1,7 +1,4 @@
-"""The models of a run, trained one after the other, each finished and on disk before the next begins.
-
-What the models of a run say of the rows that they did not see: oof.csv, worst_rows.csv, and the scores.
-"""
+"""The models of a run: trained one after the other, each on disk before the next begins; and their out-of-fold rows."""
 
 from __future__ import annotations
 
@@ -30,14 +27,14 @@ from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.held_out import Predictions, average, concatenate, row_losses, scores
+from mlxbert.training.held_out import NUMBERS, Predictions, average, concatenate, row_losses, scores
 from mlxbert.training.optimizer import reinitialize_top
 from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted, training_rules
 from mlxbert.with_head import BertWithHead
 
 
 def members_of(config: TrainingConfig, folds: int) -> tuple[Member, ...]:
-    """Every seed and fold, in the order of training."""
+    """Return a model for every seed and fold, in the order of training."""
     return tuple(Member(seed, fold) for seed in config.seeds for fold in range(folds))
 
 
@@ -59,7 +56,7 @@ def train_members(
         state = files.resume / member.name
         if not files.is_done(member.name):
             before += _train(files, member, state, prepared, settings, config, callbacks)
-            # A trainer and its compiled step refer to each other: without this its weights wait for the next one's.
+            # A trainer and its compiled step refer to each other: free them before the next model is loaded.
             gc.collect()
         shutil.rmtree(state, ignore_errors=True)
     return before
@@ -82,7 +79,7 @@ def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConf
 
 
 def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member) -> BertWithHead:
-    """The model of a member before its first step: the encoder, and a head fitted to the fold's training targets."""
+    """Return a model before its first step: the encoder, and a head fitted to the training targets of the fold."""
     mx.random.seed(member.entropy())
     core = load_core(prepared.directory, dtype=mx.float32)
     if config.dropout is not None:
@@ -94,15 +91,17 @@ def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig,
 def new_head(
     hidden_size: int, prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member
 ) -> Head:
-    """A head fitted to the training targets of the member's fold, and to no other row."""
+    """Return a head fitted to the training targets of the member's fold, and to no other row."""
     train = prepared.folds[member.fold].train
     options: dict[str, Any] = dict(settings.head)
     if prepared.problem.task.classes is not None:
         options["classes"] = prepared.problem.task.classes
     if config.dropout is not None:
         options.setdefault("dropout", config.dropout)
-    targets, more = prepared.examples.targets[train], prepared.examples.fitting(train)
-    head: Head = prepared.problem.head_class.from_targets(hidden_size, targets, **options, **more)
+    examples = prepared.examples
+    head: Head = prepared.problem.head_class.from_targets(
+        hidden_size, examples.targets[train], **options, **examples.fitting(train)
+    )
     return head
 
 
@@ -139,11 +138,17 @@ def _train(
     model.save(files.member(member.name), overwrite=True)
     Callbacks(callbacks).on_member_end(
         MemberEvent(
-            *(member.name, member.seed, member.fold, outcome.epoch, outcome.step),
-            *(outcome.metrics, trainer.seconds, outcome.note),
+            member=member.name,
+            seed=member.seed,
+            fold=member.fold,
+            epoch=outcome.epoch,
+            step=outcome.step,
+            metrics=outcome.metrics,
+            seconds=trainer.seconds,
+            note=outcome.note,
         )
     )
-    # Last of all: with these the model is finished (`RunFiles.is_done`), and whoever was to be told has been told.
+    # The last file: with it the model is finished (`RunFiles.is_done`), and all callbacks have been called.
     _save_logits(files.logits(member.name), prepared.folds[member.fold].valid, outcome, coverage)
     return before
 
@@ -160,12 +165,12 @@ def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome, coverage: Mappi
 
 @dataclass(frozen=True, eq=False)
 class HeldOutRows:
-    """What a finished model says of the rows that it did not see.
+    """The predictions of a finished model for the rows that its fold held out.
 
     Attributes:
         rows: (n,) their numbers among the examples.
         predictions: cross-fitted.
-        step: whose weights the model kept; likewise `epoch`.
+        step: step of the weights that the model keeps; likewise `epoch`.
     """
 
     rows: np.ndarray
@@ -175,13 +180,13 @@ class HeldOutRows:
 
 
 def held_out(files: RunFiles, member: Member, task: str, rows: np.ndarray, shape: tuple[int, ...]) -> HeldOutRows:
-    """Read what `train_members` left of a model.
+    """Read the held-out rows that `train_members` saved of a model.
 
     Args:
         files: of the run.
-        member: which model.
+        member: the model.
         task: the competition type.
-        rows: (n,) that its fold held out.
+        rows: (n,) the rows that its fold held out.
         shape: of its predictions for them: (n,), (n, classes) or (n, targets).
 
     Raises:
@@ -210,7 +215,7 @@ _WORST = 100
 def write_out_of_fold(
     files: RunFiles, prepared: Prepared, config: TrainingConfig, *, escape_formulas: bool = False
 ) -> dict[str, Any]:
-    """Write oof.csv and worst_rows.csv; returns the scores: of each model, their spread, and of all rows."""
+    """Write oof.csv and worst_rows.csv; return the scores of each model, their spread, and those of all rows."""
     head = fitted_head(files, members_of(config, 1)[0].name)
     names = tuple(dict.fromkeys((prepared.metric.name, *head.metrics)))
     members: list[dict[str, Any]] = []
@@ -247,53 +252,45 @@ def write_out_of_fold(
         table[name] = column
     write_csv(files.oof, table, escape_formulas=escape_formulas)
     write_csv(files.worst, _worst(prepared, numbers, truth, predictions), escape_formulas=escape_formulas)
-    members.sort(key=lambda one: (config.seeds.index(one["seed"]), one["fold"]))
+    members.sort(key=lambda member: (config.seeds.index(member["seed"]), member["fold"]))
     return {
         "metric": prepared.metric.name,
         "greater_is_better": prepared.metric.greater_is_better,
         "members": members,
-        "spread": {name: _spread([one["metrics"][name] for one in members]) for name in names},
+        "spread": {name: _spread([member["metrics"][name] for member in members]) for name in names},
         "pooled": scores(truth, predictions, names),
     }
 
 
 def fitted_head(files: RunFiles, member: str) -> Head:
-    """A member's head without its weights: classes, scaler, thresholds."""
+    """Return the head of a model without its weights: classes, scaler, thresholds."""
     return head_from_settings(read_config(files.member(member))["mlxbert"]["head"])
 
 
 def prediction_columns(task: InferredTask, truth: np.ndarray, predictions: Predictions) -> dict[str, np.ndarray]:
-    """Truths, probabilities or numbers, and decided labels, by the column names of oof.csv.
+    """Return the columns of oof.csv by name: truths, probabilities or numbers, and labels.
 
-    One target makes the columns "target", and "prediction" or "probability" and "label"; several labels, targets or
-    steps ahead make one of each a name: "target:toxic", "probability:toxic". `truth_columns` finds them.
+    One target has the columns "target", and "prediction" or "probability" and "label". Several labels, targets or
+    steps ahead have one of each per name: "target:toxic", "probability:toxic". `truth_columns` finds them.
     """
     values, classes = predictions.values, task.classes or ()
-    made: dict[str, np.ndarray] = {}
-    if task.task == "time_series":
-        steps = truth.reshape(len(truth), -1)
-        made |= {f"target:+{i + 1}": steps[:, i] for i in range(steps.shape[1])}
-        numbers = values.reshape(len(values), -1)
-        return made | {f"prediction:+{i + 1}": numbers[:, i] for i in range(numbers.shape[1])}
+
+    def several(what: str, table: np.ndarray, names: Sequence[Any]) -> dict[str, np.ndarray]:
+        columns = table.reshape(len(table), -1).T
+        return {f"{what}:{name}": column for name, column in zip(names, columns, strict=True)}
+
     if task.task == "regression" and len(task.target) == 1:
         return {"target": truth.reshape(-1), "prediction": values.reshape(-1)}
-    if task.task == "regression":
-        for what, table in (("target", truth), ("prediction", values)):
-            columns = table.reshape(len(table), -1).T
-            made |= {f"{what}:{name}": column for name, column in zip(task.target, columns, strict=True)}
-        return made
+    if task.task in NUMBERS:
+        steps = [f"+{step + 1}" for step in range(values.size // len(values))]
+        names = task.target if task.task == "regression" else steps
+        return several("target", truth, names) | several("prediction", values, names)
     labels = predictions.labels()
     if task.task == "multilabel":
-        for what, table in (("target", truth), ("probability", values), ("label", labels)):
-            made |= {f"{what}:{name}": table[:, i] for i, name in enumerate(classes)}
-        return made
-    made["target"] = decode_labels(truth, classes)
-    if task.task == "binary":
-        made["probability"] = values
-    else:
-        made |= {f"probability:{name}": values[:, i] for i, name in enumerate(classes)}
-    made["label"] = decode_labels(labels, classes)
-    return made
+        columns = several("target", truth, classes) | several("probability", values, classes)
+        return columns | several("label", labels, classes)
+    probabilities = {"probability": values} if task.task == "binary" else several("probability", values, classes)
+    return {"target": decode_labels(truth, classes), **probabilities, "label": decode_labels(labels, classes)}
 
 
 def _frame(prepared: Prepared, numbers: np.ndarray, folds: np.ndarray) -> Any:
@@ -317,8 +314,8 @@ def _worst(prepared: Prepared, numbers: np.ndarray, truth: np.ndarray, predictio
     table.insert(0, "rank", np.arange(1, len(chosen) + 1))
     table["loss"] = losses[order]
     task = prepared.problem.task
-    table["truth"] = [_told(task, truth[i]) for i in order]
-    table["prediction"] = [_told(task, _decided(predictions, i)) for i in order]
+    table["truth"] = [_words(task, truth[i]) for i in order]
+    table["prediction"] = [_words(task, _decided(predictions, i)) for i in order]
     table["text"] = [prepared.texts[number] for number in chosen]
     if prepared.pairs is not None:
         table["second"] = [prepared.pairs[number] for number in chosen]
@@ -326,16 +323,16 @@ def _worst(prepared: Prepared, numbers: np.ndarray, truth: np.ndarray, predictio
 
 
 def _decided(predictions: Predictions, row: int) -> Any:
-    one = predictions[row : row + 1]
-    return one.values[0] if predictions.task in ("regression", "time_series") else one.labels()[0]
+    part = predictions[row : row + 1]
+    return part.values[0] if predictions.task in NUMBERS else part.labels()[0]
 
 
-def _told(task: InferredTask, value: Any) -> str:
+def _words(task: InferredTask, value: Any) -> str:
     if task.task == "multilabel":
-        names = [str(name) for name, one in zip(task.classes or (), value, strict=True) if one == 1]
+        names = [str(name) for name, label in zip(task.classes or (), value, strict=True) if label == 1]
         return ", ".join(names) or "none"
-    if task.task in ("regression", "time_series"):
-        return ", ".join(f"{one:.6g}" for one in np.atleast_1d(value))
+    if task.task in NUMBERS:
+        return ", ".join(f"{number:.6g}" for number in np.atleast_1d(value))
     return str((task.classes or ())[int(value)])
 
 

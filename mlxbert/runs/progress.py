@@ -24,7 +24,7 @@ from mlxbert.terminal import SafeConsole
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 from mlxbert.training.held_out import NUMBERS
 
-# From so many columns on, the bar of a training has room for the learning rate.
+# A terminal of this many columns has room for the learning rate beside the bar.
 WIDE = 100
 
 
@@ -43,7 +43,7 @@ class ProgressBar(Callback):
         self._task: TaskID | None = None
         self._done_members = 0
         self._loss: float | None = None
-        # Seconds a step, of the steps seen: an exponential mean, so that other lengths and folds are followed.
+        # Seconds per step: an exponential mean, which follows other lengths and folds.
         self._seconds: float | None = None
         self._last = time.monotonic()
 
@@ -66,7 +66,7 @@ class ProgressBar(Callback):
         part = event.step / event.steps
         left = (event.steps - event.step + (self.members - self._done_members - 1) * event.steps) * self._seconds
         loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
-        # At 80 columns the bar itself needs the room; metrics.jsonl has the rate of every step.
+        # At 80 columns the bar needs the room; metrics.jsonl has the rate of every step.
         rate = f"rate {event.rate:.1e}  " if self.console.width >= WIDE else ""
         self.bars.update(
             self._task,
@@ -87,11 +87,11 @@ class ProgressBar(Callback):
             self._say(f"{event.member}: thresholds stay at one half: {event.note}")
 
     def _say(self, line: str) -> None:
-        # A log file has no width: soft_wrap leaves the line in one piece.
+        # A log file has no width: with soft_wrap the line is not broken.
         self.console.print(line, soft_wrap=True)
 
     def skip(self, count: int) -> None:
-        """Models that an earlier run has finished."""
+        """Count models that an earlier sitting has finished."""
         self._done_members += count
 
     def on_run_end(self, scores: object) -> None:
@@ -99,12 +99,12 @@ class ProgressBar(Callback):
 
 
 def shows_bars(console: Console) -> bool:
-    """On a terminal, and in a notebook with the widgets that rich draws them with."""
+    """Return whether the console shows bars: a terminal, or a notebook with the widgets that rich needs."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def duration(seconds: float) -> str:
-    """ "1 h 05 min", "3 min 20 s", "12 s"."""
+    """Return a time in words: "1 h 05 min", "3 min 20 s", "12 s"."""
     whole = max(round(seconds), 0)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     if hours:
@@ -114,7 +114,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def row_progress() -> Iterator[Callable[[int, int | None], None]]:
-    """A bar of rows done, on standard error; nothing where that is neither a terminal nor a notebook."""
+    """Show a bar of predicted rows on standard error; nothing if that is neither a terminal nor a notebook."""
     console = Console(stderr=True)
     columns = (
         TextColumn("Predicting"),
@@ -132,7 +132,7 @@ def row_progress() -> Iterator[Callable[[int, int | None], None]]:
 
 
 def tracker(name: str, root: Path) -> Callback:
-    """The callback that logs a run to a service.
+    """Return the callback that logs a run to a service.
 
     Raises:
         RunError: an unknown name, or its package is not installed.
@@ -145,7 +145,7 @@ def tracker(name: str, root: Path) -> Callback:
 
 
 class TensorBoard(Callback):
-    """Event files below the run, one folder a model: `tensorboard --logdir RUN/tensorboard`."""
+    """Writes event files in the run, one folder per model: `tensorboard --logdir RUN/tensorboard`."""
 
     def __init__(self, root: Path):
         try:
@@ -175,7 +175,7 @@ class TensorBoard(Callback):
 
 
 class WandB(Callback):
-    """One run of Weights & Biases a model, grouped; login and project are wandb's own (WANDB_PROJECT, WANDB_MODE)."""
+    """Logs each model as a run of Weights & Biases, in one group; wandb has login and project (WANDB_PROJECT)."""
 
     def __init__(self, root: Path):
         try:
@@ -224,7 +224,7 @@ _QUOTES = {"none": ", quotes read as characters", "escaped": ", quotes escaped b
 def show_inference(
     prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
 ) -> None:
-    """Say on standard error, before hours of training, what was inferred from the data and why."""
+    """Show on standard error, before hours of training, what is inferred from the data."""
     console = Console(stderr=True, highlight=False, markup=False)
     for name, what in inference_lines(prepared, settings, record, columns):
         console.print(f"{name:<10}{what}", soft_wrap=True)
@@ -233,13 +233,13 @@ def show_inference(
 def inference_lines(
     prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
 ) -> list[tuple[str, str]]:
-    """What is learned from which columns, how it is judged, and why: (name, what) each.
+    """Return what is learned from which columns, and how it is scored, as lines (name, text).
 
     Args:
         prepared: the data.
-        settings: what was asked for.
-        record: of the data, for run.json.
-        columns: of the data.
+        settings: of the run.
+        record: what run.json says of the data.
+        columns: the columns of the data.
     """
     task, text, metric = prepared.problem.task, prepared.problem.text, prepared.metric
     source = "a frame" if record["path"] is None else printable(record["path"])
@@ -251,7 +251,7 @@ def inference_lines(
         lines.append(("Classes", f"{len(task.classes)}: {_listed(task.classes)}"))
     lines.append(("Metric", f"{metric.name} ({'higher' if metric.greater_is_better else 'lower'} is better)"))
     parts = [text.first, *([] if text.second is None else [text.second])]
-    lines.append(("Text", " / ".join(_listed(one) if isinstance(one, tuple) else printable(one) for one in parts)))
+    lines.append(("Text", " / ".join(_listed(part) if isinstance(part, tuple) else printable(part) for part in parts)))
     roles = {"id": prepared.id_column, "group": settings.group, "time": settings.time}
     named = [f"{printable(name)} ({role})" for role, name in roles.items() if name is not None]
     used = {*task.target, *text.columns, *roles.values()}
@@ -268,7 +268,7 @@ def _listed(names: Iterable[Any]) -> str:
 
 
 def decision(record: RunRecord) -> str | None:
-    """Return how a run's probabilities become labels, in words; None: they do not."""
+    """Return in words how the probabilities of a run become labels; None for numbers."""
     task = record.task.task
     if task in NUMBERS:
         return None
@@ -282,7 +282,7 @@ def decision(record: RunRecord) -> str | None:
 
 
 def scores_table(run: Run) -> Table:
-    """A finished run's scores for the terminal: the first few metrics, the optimized one first.
+    """Return the scores of a finished run for the terminal: the first few metrics, the optimized one first.
 
     Raises:
         RunError: the run is not finished, or scores.json is damaged.
@@ -298,13 +298,14 @@ def scores_table(run: Run) -> Table:
     table.add_column("rows", justify="right", no_wrap=True)
     for name in names:
         table.add_column(printable(name, 40), justify="right", no_wrap=True)
-    for one in scores.members:
-        table.add_row(printable(one.member, 40), str(one.rows), *(_shown(one.metrics.get(name)) for name in names))
+    for member in scores.members:
+        values = (_shown(member.metrics.get(name)) for name in names)
+        table.add_row(printable(member.member, 40), str(member.rows), *values)
     if len(scores.members) > 1:
         spreads = [scores.spread.get(name) for name in names]
-        table.add_row("mean", "", *(_shown(None if one is None else one.mean) for one in spreads))
-        table.add_row("deviation", "", *(_shown(None if one is None else one.std) for one in spreads))
-    rows = sum(one.rows for one in scores.members if one.seed == scores.members[0].seed)
+        table.add_row("mean", "", *(_shown(None if spread is None else spread.mean) for spread in spreads))
+        table.add_row("deviation", "", *(_shown(None if spread is None else spread.std) for spread in spreads))
+    rows = sum(member.rows for member in scores.members if member.seed == scores.members[0].seed)
     table.add_row("all out of fold", str(rows), *(_shown(scores.pooled[name]) for name in names))
     held = scores.hold_out
     if held is not None:

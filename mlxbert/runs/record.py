@@ -30,7 +30,7 @@ INFO, SCORES, BLEND = "run.json", "scores.json", "blend.json"
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that the run read: its path as it was given (None: a frame), SHA-256, bytes and rows."""
+    """A file that the run has read: its path as it was given (None: a frame), SHA-256, bytes and rows."""
 
     path: str | None
     sha256: str | None
@@ -49,12 +49,12 @@ class DataRecord:
         rows: of the file.
         kinds: what each column holds.
         text: how a row becomes a text.
-        max_length: tokens that a text is cut to.
+        max_length: longest text in tokens; longer texts are cut.
         examples_sha256: of the encoded rows and their targets.
         size: bytes of the file.
         quoting: how cells of a text table are quoted.
         id: the column that names a row; likewise `group` and `time`.
-        id_found: whether the id column was found by its name, not told.
+        id_found: whether the id column was found by its name.
         valid: the validation table; `test`: the one that is predicted at the end.
     """
 
@@ -77,7 +77,7 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The encoder that the run began with: where it lay, the digests of its files, and where it is from."""
+    """The encoder that the run began with: its path, the digests of its files, and its source."""
 
     checkpoint: str
     manifest_sha256: str | None = None
@@ -97,7 +97,7 @@ class FoldsRecord:
 
 @dataclass(frozen=True)
 class Sitting:
-    """A later sitting of a run in another environment than the one before: when, and in which."""
+    """A later sitting of a run in another environment than the sitting before."""
 
     at: str
     environment: Mapping[str, Any]
@@ -109,8 +109,8 @@ class RunRecord:
 
     Attributes:
         task: what the target is.
-        metric: that is optimized; `metrics`: all that are reported.
-        settings: what is learned from which columns; `config`: the numbers of the training.
+        metric: the metric to optimize; `metrics`: all that are reported.
+        settings: columns and files; `config`: the settings of the training.
         members: the names of the models, in the order of training.
         submission: the format of its predictions.
         environment: versions, device and threads of the first sitting; `resumed`: those of later ones, where they
@@ -135,7 +135,7 @@ class RunRecord:
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse a task that there is not, and members that are no names of folders of the run."""
+        """Refuse an unknown task, and members that are not names of folders in the run."""
         if self.task.task not in COMPETITION_TYPES:
             raise RunError(f"task.task {self.task.task!r} is none of {', '.join(COMPETITION_TYPES)}")
         if not self.members:
@@ -149,7 +149,7 @@ class RunRecord:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], place: str | Path = INFO) -> Self:
-        """Return the record that a JSON object describes; `place` begins the message of an error.
+        """Return the record of a JSON object; `place` begins the message of an error.
 
         Raises:
             RunError: a field is missing or of the wrong type; it is named.
@@ -159,7 +159,7 @@ class RunRecord:
 
     @property
     def prediction_members(self) -> tuple[str, ...]:
-        """The members that predict: all; of forward-chaining folds those of the last, which have seen the most."""
+        """The models that predict: all; with forward-chaining folds only those of the last fold, which saw most rows."""
         if self.folds.kind != "forward":
             return self.members
         last = f"-fold{self.folds.count - 1}"
@@ -167,7 +167,7 @@ class RunRecord:
 
 
 def is_run(root: Path) -> bool:
-    """Return whether a directory holds a run.json of this project, of whatever version.
+    """Return whether a directory holds a run.json of this project, of any version.
 
     Raises:
         RunError: its run.json is no regular file, or no JSON object.
@@ -176,7 +176,7 @@ def is_run(root: Path) -> bool:
 
 
 def read_values(root: Path) -> dict[str, Any]:
-    """Return the JSON object in a run's run.json, after a look at its format and version only.
+    """Return the JSON object in run.json; only its format and version are checked.
 
     Raises:
         RunError: no such directory, no run.json, damaged JSON, another format or a newer version.
@@ -205,12 +205,12 @@ def read_record(root: Path) -> RunRecord:
 
 
 _PACKAGES = ("mlx", "numpy", "pandas", "scikit-learn", "scipy", "tokenizers", "scipy-openblas32")
-# A change of these may change sums, texts, folds, thresholds or digits: the rest is for the record.
+# If one of these changes, sums, texts, folds, thresholds or digits may change. The others are for the record.
 _BINDING = ("mlxbert", "device", "blas", "threads", "machine", *(f"packages.{name}" for name in _PACKAGES))
 
 
 def environment() -> dict[str, Any]:
-    """For run.json; no host, user or path in it."""
+    """Return the environment for run.json; it holds no host, user or path."""
     return {
         "mlxbert": package_versions(["mlxbert"])["mlxbert"],
         "python": platform.python_version(),
@@ -224,14 +224,14 @@ def environment() -> dict[str, Any]:
 
 
 def check_environment(then: Mapping[str, Any]) -> None:
-    """Refuse to go on where the bits would come out otherwise.
+    """Refuse to resume a run in an environment that gives other bits.
 
     Raises:
-        RunError: names what has changed, from what to what, and how to go on all the same.
+        RunError: names what has changed, and how to resume all the same.
     """
     now = environment()
     both = {name: (_get(then, name), _get(now, name)) for name in _BINDING}
-    changed = [f"{name} was {was}, is {found}" for name, (was, found) in both.items() if was != found]
+    changed = [f"{name} was {was}, is {value}" for name, (was, value) in both.items() if was != value]
     if changed:
         threads = f"OPENBLAS_NUM_THREADS={then.get('threads')}, or " if _get(then, "threads") != now["threads"] else ""
         raise RunError(
@@ -247,13 +247,13 @@ def _get(facts: Any, name: str) -> Any:
 
 
 def check_known_settings(record: RunRecord, file: Path) -> None:
-    """Refuse to train with settings that this version would leave out.
+    """Refuse to train with settings that this version does not know.
 
     Raises:
         RunError: names them.
     """
     for part, kind in (("settings", RunSettings), ("config", TrainingConfig)):
-        unknown = [name for name in record.values[part] if name not in {one.name for one in fields(kind)}]
+        unknown = [name for name in record.values[part] if name not in {setting.name for setting in fields(kind)}]
         if unknown:
             names = ", ".join(printable(name, 60) for name in unknown[:10])
             raise RunError(f"{file}: {part} has {names}, which this mlxbert does not know; fix: update mlxbert")
@@ -261,7 +261,7 @@ def check_known_settings(record: RunRecord, file: Path) -> None:
 
 @dataclass(frozen=True)
 class MemberScores:
-    """A finished model on the rows that its fold held out: `step` and `epoch` are those of the weights it keeps."""
+    """A finished model on the rows that its fold held out; `step` and `epoch` are those of the weights that it keeps."""
 
     member: str
     seed: int
@@ -295,12 +295,12 @@ class Scores:
     """The content of scores.json.
 
     Attributes:
-        metric: that was optimized.
-        members: each on its own held-out rows.
-        spread: of each metric over the models.
-        pooled: metrics of all out-of-fold rows together; NaN where one is undefined.
-        seconds: that the run took, all sittings together.
-        hold_out: of the rows held out of everything; None without them.
+        metric: the metric that was optimized.
+        members: each model on its own held-out rows.
+        spread: each metric over the models.
+        pooled: metrics of all out-of-fold rows together; NaN: undefined.
+        seconds: duration of the run, all sittings together.
+        hold_out: scores of the rows held out of everything; None: there are none.
         values: the whole JSON object as it was read.
     """
 
