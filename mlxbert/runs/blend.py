@@ -29,7 +29,8 @@ from mlxbert.runs.predict import Parts, Predictor
 from mlxbert.runs.record import BLEND, INFO, is_run
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import SubmissionRules
-from mlxbert.training.held_out import NUMBERS, Predictions, average, ranks, scores
+from mlxbert.training.held_out import NUMBERS, Predictions, ranks, scores
+from mlxbert.training.held_out import average as weighted_mean
 
 _ROUNDS = 60
 # Parts of the rows of a single fold, so that no row influences its own weights and threshold.
@@ -73,7 +74,7 @@ def cross_fitted_blend(
     metric: Metric,
     deciding: Metric | None = None,
 ) -> Predictions:
-    """Return the blend of each fold's rows, with weights and thresholds that are chosen on the rows of the other folds.
+    """Return the blend of each fold's rows, with weights and thresholds chosen on the rows of the other folds.
 
     If there is only one fold, its rows are dealt into five parts instead.
 
@@ -91,10 +92,10 @@ def cross_fitted_blend(
     for number in np.unique(folds):
         rows, others = folds == number, folds != number
         if not others.any():
-            return average(parts)
+            return weighted_mean(parts)
         weights = selected_weights(truth[others], [part[others] for part in parts], metric)
-        values[rows] = average([part[rows] for part in parts], weights).values
-        learned = average([part[others] for part in parts], weights)
+        values[rows] = weighted_mean([part[rows] for part in parts], weights).values
+        learned = weighted_mean([part[others] for part in parts], weights)
         chosen = decision_thresholds(truth[others], learned, deciding or metric)
         if chosen is not None:
             thresholds[rows] = chosen
@@ -105,9 +106,9 @@ def cross_fitted_blend(
 def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Metric) -> np.ndarray | None:
     """Return the smallest probability that counts as positive: () of "binary", (L,) of "multilabel"; else None.
 
-    For "binary" it is the best for `metric`, or for F1 if `metric` reads no labels (`heads.thresholds`). Each of several
-    labels is scored by F1, whatever the metric over all of them (`MultilabelClassificationHead`). If all rows are of one
-    class, it is one half.
+    For "binary" it is the best for `metric`, or for F1 if `metric` reads no labels (`heads.thresholds`). Each of
+    several labels is scored by F1, whatever the metric over all of them (`MultilabelClassificationHead`). If all rows
+    are of one class, it is one half.
     """
     values = predictions.values
     if predictions.task == "binary":
@@ -156,7 +157,7 @@ class BlendRecord:
         weights: one per run; they sum to 1.
         metric: the metric to optimize.
         average: what is averaged.
-        thresholds: smallest probability that counts as positive: one number of "binary", one per label of "multilabel";
+        thresholds: smallest probability that counts as positive: one of "binary", one per label of "multilabel";
             None: one half, or no labels.
         alone: scores of each run alone; `pooled`: those of the blend.
     """
@@ -255,7 +256,7 @@ class Blend(Predictor):
         """Return the weighted mean of the runs' predictions for the same rows, with the thresholds of the blend."""
         if self.record.average == "ranks":
             parts = [ranks(part) for part in parts]
-        mean = average(parts, self.weights)
+        mean = weighted_mean(parts, self.weights)
         if self.record.thresholds is None:
             return decided(mean, None)
         thresholds = np.array(self.record.thresholds)
@@ -309,7 +310,7 @@ def blend(
     if average == "ranks":
         parts = [ranks(part) for part in parts]
     weights = selected_weights(truth, parts, chosen)
-    thresholds = decision_thresholds(truth, average(parts, weights), deciding)
+    thresholds = decision_thresholds(truth, weighted_mean(parts, weights), deciding)
 
     def cross_fitted(several: Sequence[Predictions]) -> Predictions:
         return cross_fitted_blend(truth, several, folds, chosen, deciding)

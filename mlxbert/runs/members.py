@@ -1,4 +1,4 @@
-"""The models of a run: trained one after the other, each on disk before the next begins; and their out-of-fold rows."""
+"""The models of a run: trained one after the other, each on disk before the next begins; their out-of-fold rows."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class RunRecord:
 
     @property
     def prediction_members(self) -> tuple[str, ...]:
-        """The models that predict: all; with forward-chaining folds only those of the last fold, which saw most rows."""
+        """The models that predict: all; with forward-chaining folds those of the last fold, which saw most rows."""
         if self.folds.kind != "forward":
             return self.members
         last = f"-fold{self.folds.count - 1}"
@@ -261,7 +261,7 @@ def check_known_settings(record: RunRecord, file: Path) -> None:
 
 @dataclass(frozen=True)
 class MemberScores:
-    """A finished model on the rows that its fold held out; `step` and `epoch` are those of the weights that it keeps."""
+    """A finished model on the rows that its fold held out; `step` and `epoch` are those of the kept weights."""
 
     member: str
     seed: int
