@@ -32,7 +32,7 @@ from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import Sample, SubmissionRules, check_ids, warn
 
 FRAME = "<frame>"
-"""Stands for a table that was given as a frame, where a path is written down otherwise."""
+"""Written instead of a path for a table that was given as a frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,10 @@ class Inputs:
     """The tables that a run reads; each a path, a pandas or polars frame, or a dict of columns.
 
     Attributes:
-        data: to learn from.
-        valid: to be judged on.
+        data: the table to learn from.
+        valid: to evaluate on.
         test: to predict at the end.
-        sample_submission: that these predictions must fit.
+        sample_submission: ids, columns and order that these predictions must match.
     """
 
     data: Any
@@ -52,7 +52,7 @@ class Inputs:
     sample_submission: Any = None
 
     def record(self, name: str) -> str | None:
-        """Return what run.json says of a table: its path, `FRAME`, or None."""
+        """Return how run.json names a table: its path, `FRAME`, or None."""
         source = getattr(self, name)
         return None if source is None else os.fspath(source) if is_path(source) else FRAME
 
@@ -63,7 +63,7 @@ def is_path(source: Any) -> bool:
 
 
 def source_name(source: Any, what: str) -> str:
-    """Return what a table is called in messages: its path, or `what`."""
+    """Return the name of a table in messages: its path, or `what`."""
     return str(os.fspath(source)) if is_path(source) else what
 
 
@@ -79,18 +79,18 @@ def read_frame(
     words: Collection[str] = (),
     what: str = "the frame",
 ) -> tuple[Any, dict[str, Kind], dict[str, Any]]:
-    """A pandas frame, what its columns hold, and the record of it for run.json.
+    """Read a table: a pandas frame, what its columns hold, and its record for run.json.
 
     Args:
         data: a path; or a pandas or polars frame, or a dict of columns.
-        text: how rows become texts, where that is known: a column that is a text by itself is not made numbers of.
-        id_column: kept as text.
-        encoding: of a file's text.
-        kinds: of the training file, for another one that is to be read alike.
-        quoting: of a text table; None: found out.
-        labels: target columns of a file, and words in them that are labels though they look missing.
+        text: how rows become texts, if that is known: text columns are not read as numbers.
+        id_column: column to keep as text.
+        encoding: text encoding of a file.
+        kinds: of the training file, so that another file is read in the same way.
+        quoting: of a text table; None: detected.
+        labels: target columns of a file, and words in them that are labels although they look missing.
         words: further columns to keep as text.
-        what: a frame is called in messages.
+        what: name of a frame in messages.
 
     Raises:
         DataError, FrameError: it cannot be read.
@@ -109,10 +109,10 @@ def read_frame(
 
 
 def table_record(source: Any, what: str) -> dict[str, Any]:
-    """Return what run.json says of a table that is read later: its path and SHA-256, which are to stay the same.
+    """Return the record for run.json of a table that is read later: its path and SHA-256, which must not change.
 
     Raises:
-        DataError, FrameError: no regular file, or no frame.
+        DataError, FrameError: it is no regular file and no frame.
     """
     if not is_path(source):
         return {"path": None, "sha256": frame_sha256(as_pandas(source, what))}
@@ -121,11 +121,11 @@ def table_record(source: Any, what: str) -> dict[str, Any]:
 
 
 def as_pandas(data: Any, what: str = "the frame") -> Any:
-    """A pandas or polars frame, or a dict of columns, as a pandas frame with its rows numbered from 0.
+    """Return a pandas or polars frame, or a dict of columns, as a pandas frame with rows numbered from 0.
 
     Raises:
-        FrameError: it is none of these, or has no rows; `what` it is called in the message.
-        RunError: there is no pandas.
+        FrameError: it is none of these, or has no rows; `what` names it in the message.
+        RunError: pandas is not installed.
     """
     if isinstance(data, Mapping):
         scalar = next(
@@ -146,10 +146,10 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
     except ModuleNotFoundError as error:
         raise RunError(f"training on data needs pandas; fix: {install_fix('kaggle')}") from error
     if isinstance(data, pandas.DataFrame):
-        # An index that has a name was a column, such as the months of a series.
+        # An index with a name was a column, such as the months of a series.
         frame = data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))
         # pandas numbers the columns of a file without a header.
-        named = all(isinstance(one, str) for one in frame.columns)
+        named = all(isinstance(name, str) for name in frame.columns)
         return frame if named else frame.set_axis(map(str, frame.columns), axis=1)
     # Column by column: whole numbers beside a missing one stay exact.
     columns = {str(name): list(table.column(name).values) for name in table.names}
@@ -157,13 +157,13 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
 
 
 def _dtype(cells: list[Any]) -> Any:
-    """object for large whole numbers beside missing ones, of which pandas makes floats; None: as pandas has it."""
+    """The type object for large whole numbers beside missing ones, which pandas makes floats; None: that of pandas."""
     large = any(isinstance(cell, int) and abs(cell) > 2**53 for cell in cells)
     return object if large and None in cells else None
 
 
 def _kinds(frame: Any) -> dict[str, Kind]:
-    """What a frame's columns hold, in the words of `mlxbert.data.frames`, for the files that will be predicted."""
+    """What the columns of a frame hold (`mlxbert.data.frames`), for the files to predict."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     def kind(column: Any) -> Kind:
@@ -175,7 +175,7 @@ def _kinds(frame: Any) -> dict[str, Kind]:
 
 
 def frame_sha256(frame: Any) -> str:
-    """Of a pandas frame's columns and cells, where there is no file to hash."""
+    """Return the SHA-256 of a pandas frame's columns and cells, as there is no file to hash."""
     digest = hashlib.sha256()
     for name in frame.columns:
         digest.update(repr((str(name), [plain(cell) for cell in frame[name]])).encode("utf-8", "surrogatepass"))
@@ -187,7 +187,7 @@ def read_sample(source: Any) -> Sample:
 
     Raises:
         DataError, FrameError: it cannot be read, or has no rows.
-        RunError: it has one column.
+        RunError: it has only one column.
     """
     import pandas
 
@@ -203,24 +203,24 @@ def read_sample(source: Any) -> Sample:
     return sample
 
 
-# A piece is small beside the process, so that many rows take hardly more memory than few.
+# Rows of a piece: small beside the process, so that many rows need hardly more memory than few.
 ROWS = 1024
 
 
 @dataclass(frozen=True)
 class TableFormat:
-    """How a run reads a table.
+    """How a table to predict is read.
 
     Attributes:
-        kinds: what the training file's columns hold.
-        columns: those that texts are made of.
-        id: the column that names a row of the training data; None: there is none.
-        id_found: whether that was found by its name, not told: another file may lack it.
-        target: of a series.
-        time: the column of times.
-        horizon: steps that a series is forecast; 0: it is none.
-        like: the quoting of the training file.
-        encoding: of this table's text, and `quoting`, as they were told; None: found out.
+        kinds: what the columns of the training file hold.
+        columns: the columns that texts are made of.
+        id: column that names a row of the training data; None: there is none.
+        id_found: whether that column was found by its name: another file may lack it.
+        target: target of a series.
+        time: column of times.
+        horizon: steps of a forecast; 0: the task is no series.
+        like: quoting of the training file.
+        encoding: text encoding of this table; likewise `quoting`; None: detected.
     """
 
     kinds: Mapping[str, Kind]
@@ -240,12 +240,12 @@ class RowsToPredict:
     """Rows that are checked and can be predicted.
 
     Attributes:
-        what: they are called in messages.
-        id_column: the column that names them; None: they are numbered from 0.
+        what: name of the data in messages.
+        id_column: the column that names the rows; None: they are numbered from 0.
         ids: of all rows (or steps ahead), as text.
-        names: what is written of them: the same, or the values of a frame as they are.
-        sample: the sample submission that they fit; None: there is none.
-        form: the format of their submission.
+        names: the ids as they are written: the same, or the values of a frame.
+        sample: the sample submission that they match; None: there is none.
+        form: format of the submission.
     """
 
     what: str
@@ -261,12 +261,12 @@ def pieces(
     table: TableFormat,
     words: Sequence[str] = (),
 ) -> Iterator[Any]:
-    """The rows of a file or frame as frames of some thousand rows.
+    """Read a file or frame as frames of some thousand rows.
 
     Args:
         data: the path of a file, or a frame.
         table: how it is read.
-        words: columns of a file that are read as they are written; those that are called an id are, too.
+        words: columns of a file that are read as they are written; columns that are called an id are, too.
 
     Raises:
         MLXBertError: it cannot be read, or a column is missing.
@@ -276,7 +276,7 @@ def pieces(
         for name in table.columns:
             Table(frame).find(name)
         return (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
-    # The kind of an id may be "number": 0012 is to be written as it is read all the same.
+    # The kind of an id may be "number", but 0012 must be written as it is read.
     kinds = dict(table.kinds)
     for name in (*kinds, *words):
         if name in words or (is_called_id(name) and name not in table.columns):
@@ -302,15 +302,16 @@ def rows_to_predict(
     id: str | None = None,
     strict: bool = True,
 ) -> RowsToPredict:
-    """Find out which column names the rows, and check rows and format against the sample submission.
+    """Find the column that names the rows, and compare rows and format with the sample submission.
 
     Args:
-        data: a file or frame; of a series its history.
+        data: a file or frame; for a series its history.
         table: how it is read.
-        rules: of its submission.
+        rules: rules of its submission.
         sample_submission: a file or frame; None: there is none.
-        values: what the submission holds; None: what the sample or the run's metric calls for.
-        id: the column that names a row; None: the sample's first one, the training data's, or one that is called so.
+        values: content of the submission; None: that of the sample, or what the metric of the run compares.
+        id: column that names a row; None: the first one of the sample, that of the training data, or one that is
+            called an id.
         strict: False: ids may be missing or repeat.
 
     Raises:
@@ -345,13 +346,13 @@ def rows_to_predict(
 
 
 def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what: str) -> str | None:
-    """Return the column that names the rows of the training data; None: it was told, or there is none.
+    """Find the column that names the rows of the training data; None: it is given, or there is none.
 
-    It is the sample submission's first column, if the data have it, or one that is called an id; none of its values
+    It is the first column of the sample submission, if the data have it, or one that is called an id; no value
     repeats. Times name the rows of a series.
 
     Warns:
-        DataWarning: says which, and what becomes of it.
+        DataWarning: names the column, and says that it is not read as text.
     """
     if settings.id is not None or settings.time is not None:
         return None
@@ -374,7 +375,7 @@ def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what:
 
 
 def read_history(data: Any, table: TableFormat) -> Any:
-    """Return the history of a series to forecast, a pandas frame."""
+    """Read the history of a series to forecast as a pandas frame."""
     if not is_path(data):
         return as_pandas(data)
     return read_data(
@@ -388,15 +389,15 @@ def read_history(data: Any, table: TableFormat) -> Any:
 
 
 def times_of(history: Any, time: str | None, horizon: int) -> list[str]:
-    """What the next `horizon` steps of a series are called: dates as the data write them, 1961-01 after 1960-12."""
+    """Return the names of the next `horizon` steps of a series: dates as the data write them, 1961-01 after 1960-12."""
     table = Table(history, "the series")
     stamps = np.arange(table.rows) if time is None else list(table.column(time, "time column").values)
-    return [str(one) for one in times_ahead(as_times(stamps, "time"), horizon)]
+    return [str(step) for step in times_ahead(as_times(stamps, "time"), horizon)]
 
 
 @dataclass(frozen=True)
 class _Ids:
-    """A table's columns, the one that names its rows (None: they are numbered), ids as text and as they are."""
+    """The columns of a table, the one that names its rows (None: they are numbered), ids as text and as they are."""
 
     columns: tuple[str, ...]
     column: str | None
@@ -422,7 +423,7 @@ def _ids(
         kept.append(frame[[name for name in frame.columns if name in words or is_called_id(name)]])
         rows += len(frame)
     candidates = pandas.concat(kept, ignore_index=True)
-    column = _told_id(columns, what, table, others, id, strict)
+    column = _given_id(columns, what, table, others, id, strict)
     if column is None and len(candidates.columns):
         column = next(iter(id_columns(Table(candidates, what), table.columns)), None)
     if column is None:
@@ -432,7 +433,7 @@ def _ids(
     if not strict:
         return _Ids(columns, column, [str(name) for name in names], names)
     ids = id_values(candidates, column, what)
-    if not others and is_path(data) and all(re.fullmatch(r"-?[0-9]+\.0", one) for one in ids):
+    if not others and is_path(data) and all(re.fullmatch(r"-?[0-9]+\.0", name) for name in ids):
         warn(
             f"{what}: the ids of column {column!r} are written as they stand there, {ids[0]} and not {ids[0][:-2]}; "
             "fix: --sample-submission, or write whole numbers in the file"
@@ -440,10 +441,10 @@ def _ids(
     return _Ids(columns, column, ids, ids if is_path(data) else names)
 
 
-def _told_id(
+def _given_id(
     columns: Sequence[str], what: str, table: TableFormat, others: Sequence[str], id: str | None, strict: bool
 ) -> str | None:
-    """The column that names the rows: as told, the sample's first, or the training data's; None: none of these."""
+    """The column that names the rows: the given one, the first of the sample, or that of the training data; or None."""
     if id is None and others and others[0] in columns and table.id not in others:
         return others[0]
     must = strict and not table.id_found
@@ -457,7 +458,7 @@ def _told_id(
 
 
 def _named(form: Submission, found: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:
-    """The format with the name of the ids' column, where no sample says it."""
+    """The format with the name of the id column, where there is no sample."""
     column = found.column
     if column is None and form.id_column in found.columns:
         warn(f"{what}: column {form.id_column!r} has a value twice or none; the rows are numbered as 'row'")
@@ -466,5 +467,5 @@ def _named(form: Submission, found: _Ids, what: str, table: TableFormat, strict:
         if strict:
             warn(f"{what} has no column {table.id!r}: the rows are numbered as 'row'; fix: --id COLUMN")
         column = "row"
-    # The run's own form may have another name for its ids: that of a sample.
+    # The form of the run may have another name for its ids: that of a sample.
     return form if column is None or column == (table.id or table.time) else replace(form, id_column=column)
