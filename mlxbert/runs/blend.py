@@ -247,10 +247,10 @@ class Blend(Predictor):
         runs = [run.predict_pieces(frames, **options) for run in self.runs]
         return tuple(self.combine(parts) for parts in zip(*runs, strict=True))
 
-    def forecast(self, history: Any, intervals: float | None = None) -> tuple[list[Any], Parts]:
+    def forecast(self, history: Any, intervals: float | None = None) -> Parts:
         """Forecast with each run in turn, and combine; see `Predictor`."""
-        times, runs = zip(*(run.forecast(history, intervals) for run in self.runs), strict=True)
-        return times[0], tuple(self.combine(parts) for parts in zip(*runs, strict=True))
+        runs = [run.forecast(history, intervals) for run in self.runs]
+        return tuple(self.combine(parts) for parts in zip(*runs, strict=True))
 
     def combine(self, parts: Sequence[Predictions]) -> Predictions:
         """Return the weighted mean of the runs' predictions for the same rows, with the thresholds of the blend."""
@@ -296,54 +296,65 @@ def blend(
         raise RunError(f"{root} is there already; fix: --overwrite (a blend alone is replaced), or another -o")
     tables = [run.oof() for run in opened]
     _check_same_rows(opened, tables)
-    task, first = opened[0].task, tables[0]
-    folds = numbers(first, "fold", opened[0].files.oof).astype(np.int64)
-    chosen = metric_of(metric or opened[0].record.metric, task.task)
+    leader, task, table = opened[0], opened[0].task, tables[0]
+    chosen = metric_of(metric or leader.record.metric, task.task)
     if average == "ranks" and chosen.needs != "scores":
         raise RunError(f"ranks are averaged for metrics of order, and {chosen.name} reads {chosen.needs}; fix: auc")
-    # Labels are decided for the metric that the runs were trained for, whatever the weights optimize.
-    deciding = chosen if chosen.needs == "labels" else metric_of(opened[0].record.metric, task.task)
-    truth = _truth(task, first, opened[0].files.oof)
+    truth = _truth(task, table, leader.files.oof)
     parts = [_predictions(task, table, run.files.oof) for run, table in zip(opened, tables, strict=True)]
     if len({part.values.shape for part in parts}) > 1:
         raise RunError("the runs predict different numbers of classes; fix: blend runs of one target")
     if average == "ranks":
         parts = [ranks(part) for part in parts]
-    weights = selected_weights(truth, parts, chosen)
-    thresholds = decision_thresholds(truth, weighted_mean(parts, weights), deciding)
-
-    def cross_fitted(several: Sequence[Predictions]) -> Predictions:
-        return cross_fitted_blend(truth, several, folds, chosen, deciding)
-
-    honest = cross_fitted(parts)
-    names = [chosen.name] if average == "ranks" else list(opened[0].record.metrics)
-    names = list(dict.fromkeys([chosen.name, *names]))
-    info = {
-        "format": FORMAT,
-        "version": VERSION,
-        "runs": [os.path.relpath(run.path.resolve(), root.resolve()) for run in opened],
-        "weights": [float(weight) for weight in weights],
-        "metric": chosen.name,
-        "greater_is_better": chosen.greater_is_better,
-        "average": average,
-        "thresholds": None if thresholds is None or average == "ranks" else thresholds.tolist(),
-        "alone": [
-            _alone(run, truth, cross_fitted([part]), names, average == "ranks")
-            for run, part in zip(opened, parts, strict=True)
-        ],
-        "pooled": scores(truth, honest, names),
-    }
+    info, blended = _weighed(opened, truth, parts, numbers(table, "fold", leader.files.oof), chosen, average)
+    info["runs"] = [os.path.relpath(run.path.resolve(), root.resolve()) for run in opened]
     if out is None:
         return Blend(root, tuple(opened), _record(without_nan(info), root / BLEND), info)
     write_json(root / BLEND, info, fix="free some space and blend again")
-    key = opened[0].id and id_name(opened[0].id)
-    table = first[[name for name in ("row", key, "fold", "made_at") if name in first.columns]].copy()
-    columns = {"rank": honest.values} if average == "ranks" else prediction_columns(task, truth, honest)
+    key = leader.id and id_name(leader.id)
+    rows = table[[name for name in ("row", key, "fold", "made_at") if name in table.columns]].copy()
+    columns = {"rank": blended.values} if average == "ranks" else prediction_columns(task, truth, blended)
     for name, column in columns.items():
         if column.ndim == 1:
-            table[name] = column
-    write_csv(root / "oof.csv", table, escape_formulas=opened[0].settings.escape_formulas)
+            rows[name] = column
+    write_csv(root / "oof.csv", rows, escape_formulas=leader.settings.escape_formulas)
     return Blend.open(root)
+
+
+def _weighed(
+    runs: Sequence[Run],
+    truth: np.ndarray,
+    parts: Sequence[Predictions],
+    folds: np.ndarray,
+    metric: Metric,
+    average: str,
+) -> tuple[dict[str, Any], Predictions]:
+    """The content of blend.json without its runs, and the cross-fitted predictions of the blend."""
+    # Labels are decided for the metric that the runs were trained for, whatever the weights optimize.
+    leader, ranked = runs[0].record, average == "ranks"
+    deciding = metric if metric.needs == "labels" else metric_of(leader.metric, leader.task.task)
+    weights = selected_weights(truth, parts, metric)
+    thresholds = decision_thresholds(truth, weighted_mean(parts, weights), deciding)
+    names = list(dict.fromkeys([metric.name, *([] if ranked else leader.metrics)]))
+
+    def cross_fitted(several: Sequence[Predictions]) -> Predictions:
+        return cross_fitted_blend(truth, several, folds.astype(np.int64), metric, deciding)
+
+    blended = cross_fitted(parts)
+    alone = [_alone(run, truth, cross_fitted([part]), names, ranked) for run, part in zip(runs, parts, strict=True)]
+    info = {
+        "format": FORMAT,
+        "version": VERSION,
+        "runs": [],
+        "weights": [float(weight) for weight in weights],
+        "metric": metric.name,
+        "greater_is_better": metric.greater_is_better,
+        "average": average,
+        "thresholds": None if thresholds is None or ranked else thresholds.tolist(),
+        "alone": alone,
+        "pooled": scores(truth, blended, names),
+    }
+    return info, blended
 
 
 def _record(info: Mapping[str, Any], file: Path) -> BlendRecord:

@@ -18,31 +18,33 @@ from mlxbert.training.config import TrainingConfig
 
 
 def head_options(words: Sequence[str]) -> dict[str, Any]:
-    """ "objective=focal", "horizon=12", "log_targets=true", "calendar=[\"year\"]" by name.
+    """Read options of a head: "objective=focal", "horizon=12", "log_targets=true", "calendar=[\"year\"]".
 
     Raises:
         RunError: a word without "=", or a name twice.
     """
-    made: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name:
             raise RunError(f"--head {word!r}: give NAME=VALUE, such as objective=focal")
-        if name in made:
+        if name in options:
             raise RunError(f"--head {name} is given twice; fix: leave one out")
         parsed = _value(value)
-        made[name] = tuple(parsed) if isinstance(parsed, list) else parsed
-    return made
+        options[name] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return options
 
 
 def labels(words: Sequence[str]) -> tuple[Label, ...] | None:
-    """Labels, numbers where all of them are; None: none are given."""
+    """Read labels: numbers if all of them are numbers, else words; None: there are none."""
     if not words:
         return None
     parsed = [_value(word) for word in words]
     # JSON's NaN is a float; as a label it is a word.
-    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) and one == one for one in parsed)
+    numbers = all(
+        isinstance(label, int | float) and not isinstance(label, bool) and label == label for label in parsed
+    )
     return tuple(parsed) if numbers else tuple(words)
 
 
@@ -54,9 +56,9 @@ def _value(word: str) -> Any:
 
 
 def repeating_command(record: RunRecord, out: str) -> str:
-    """Return the shell line of `mlxbert train` that repeats a run into `out`, an option a line.
+    """Return the command of `mlxbert train` that repeats a run into `out`, with one option per line.
 
-    Where no command line can say it (a run on a frame, a label that only looks like a number), it is the call of
+    If no command line can do it (a run on a frame, a label that only looks like a number), return the call of
     `mlxbert.train` in Python.
     """
     try:
@@ -72,11 +74,11 @@ def repeating_command(record: RunRecord, out: str) -> str:
 
 
 class _NoWordsError(Exception):
-    """A setting that no command line says."""
+    """A setting that no command line can give."""
 
 
 class _Flag(str):
-    """The name of an option, to tell it from a value that begins with dashes too."""
+    """The name of an option, as a type of its own: a value may begin with dashes, too."""
 
 
 def _is_flag(words: list[str], place: int) -> bool:
@@ -120,12 +122,16 @@ def _value_of(record: RunRecord, name: str) -> Any:
 
 
 def _option(flag: _Flag, name: str, value: Any) -> Iterator[str]:
-    """The words of one argument; a value that no word says raises `_NoWordsError`."""
+    """The words of one argument.
+
+    Raises:
+        _NoWordsError: no word gives this value.
+    """
     if name == "text":
         yield from _text(value)
     elif name == "classes":
         words = [str(label) for label in value or ()]
-        # 1 and 1.0 are equal and not the same label: compared as they are written.
+        # 1 and 1.0 are equal, but not the same label: compare them as they are written.
         if repr(labels(words)) != repr(value):
             raise _NoWordsError
         for word in words:
@@ -133,8 +139,8 @@ def _option(flag: _Flag, name: str, value: Any) -> Iterator[str]:
     elif name == "head":
         yield from _head(value)
     elif isinstance(value, tuple):
-        for one in value:
-            yield from (flag, str(one))
+        for part in value:
+            yield from (flag, str(part))
     elif name in ("drop_missing", "escape_formulas"):
         if not value:
             raise _NoWordsError

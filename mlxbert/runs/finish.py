@@ -56,7 +56,7 @@ def new_record(
         id_found: whether the id column was found by its name.
     """
     tables = (("data", data), ("validation data", valid), ("test data", test))
-    for what, path in (("model", settings.model), *((name, (one or {}).get("path")) for name, one in tables)):
+    for what, path in (("model", settings.model), *((name, (table or {}).get("path")) for name, table in tables)):
         if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
             raise RunError(
                 f"{path}: the {what}'s path is no text in UTF-8, so run.json cannot name it; fix: rename it"
@@ -228,7 +228,7 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas:
     key = run.id or (run.record.data.time if task.task == "time_series" else None)
     ids = list(range(len(frame))) if key is None else list(frame[key])
     if task.task == "time_series":
-        _, (steps,) = run.forecast(prepared.history)
+        (steps,) = run.forecast(prepared.history)
         values = steps.values[0][: len(frame)]
         truth = prepared.problem.targets(frame)
         columns = {form.columns[0]: values}

@@ -327,22 +327,20 @@ def rows_to_predict(
     if sample is not None:
         others = tuple(name for name in sample.columns if name not in form.columns) or sample.columns
     if table.horizon:
-        ids = times_of(read_history(data, table), table.time, table.horizon)
-        found = _Ids((), table.time, ids, ids)
+        steps = next_times(read_history(data, table), table.time, table.horizon)
+        ids = _Ids((), table.time, [str(step) for step in steps], steps)
     else:
-        found = _ids(data, what, table, others, id, strict)
+        ids = _ids(data, what, table, others, id, strict)
     if sample is None:
-        return RowsToPredict(
-            what, found.column, found.ids, found.names, None, _named(form, found, what, table, strict)
-        )
-    there = [name for name in others if name in found.columns]
-    column = next(name for name in (found.column, id, table.id, *there, *others) if name in sample.columns)
+        return RowsToPredict(what, ids.column, ids.ids, ids.names, None, _named(form, ids, what, table, strict))
+    there = [name for name in others if name in ids.columns]
+    column = next(name for name in (ids.column, id, table.id, *there, *others) if name in sample.columns)
     assert column is not None
-    check_ids(sample, sample.ids(column), found.ids, what, found.column)
-    if found.column is not None and column not in (found.column, form.id_column):
-        warn(f"{sample.what} calls the ids {column!r}, {what} {found.column!r}: they are written as {column!r}")
+    check_ids(sample, sample.ids(column), ids.ids, what, ids.column)
+    if ids.column is not None and column not in (ids.column, form.id_column):
+        warn(f"{sample.what} calls the ids {column!r}, {what} {ids.column!r}: they are written as {column!r}")
     form = rules.fitted(sample, column, values)
-    return RowsToPredict(what, found.column, found.ids, found.names, sample, form)
+    return RowsToPredict(what, ids.column, ids.ids, ids.names, sample, form)
 
 
 def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what: str) -> str | None:
@@ -358,20 +356,20 @@ def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what:
         return None
     table = Table(frame, what)
     taken = {*settings.target, *([settings.group] if settings.group else [])}
-    found, why = id_columns(table, taken), "it is called so"
+    columns, why = id_columns(table, taken), "it is called so"
     if sample_submission is not None:
         first = read_sample(sample_submission).columns[0]
         if first in table.names and first not in taken and names_rows(table.column(first).values):
-            found, why = (first, *(name for name in found if name != first)), "the sample begins with it"
-    if not found:
+            columns, why = (first, *(name for name in columns if name != first)), "the sample begins with it"
+    if not columns:
         return None
-    kept = f"; not read as text: {', '.join(map(repr, found))}" if settings.text is None else ""
+    kept = f"; not read as text: {', '.join(map(repr, columns))}" if settings.text is None else ""
     warnings.warn(
-        f"{what}: column {found[0]!r} names the rows ({why}, and no value repeats){kept}; another one: --id COLUMN",
+        f"{what}: column {columns[0]!r} names the rows ({why}, and no value repeats){kept}; another one: --id COLUMN",
         DataWarning,
         stacklevel=2,
     )
-    return found[0]
+    return columns[0]
 
 
 def read_history(data: Any, table: TableFormat) -> Any:
@@ -388,11 +386,12 @@ def read_history(data: Any, table: TableFormat) -> Any:
     ).frame
 
 
-def times_of(history: Any, time: str | None, horizon: int) -> list[str]:
-    """Return the names of the next `horizon` steps of a series: dates as the data write them, 1961-01 after 1960-12."""
+def next_times(history: Any, time: str | None, horizon: int) -> list[Any]:
+    """Return the next times of a series: dates as the data write them (1961-01 after 1960-12), or numbers."""
     table = Table(history, "the series")
     stamps = np.arange(table.rows) if time is None else list(table.column(time, "time column").values)
-    return [str(step) for step in times_ahead(as_times(stamps, "time"), horizon)]
+    times = times_ahead(as_times(stamps, "time"), horizon)
+    return [str(step) if times.dtype.kind == "M" else step.item() for step in times]
 
 
 @dataclass(frozen=True)
@@ -444,7 +443,7 @@ def _ids(
 def _given_id(
     columns: Sequence[str], what: str, table: TableFormat, others: Sequence[str], id: str | None, strict: bool
 ) -> str | None:
-    """The column that names the rows: the given one, the first of the sample, or that of the training data; or None."""
+    """The column that names the rows: the given one, the first of the sample, that of the training data; or None."""
     if id is None and others and others[0] in columns and table.id not in others:
         return others[0]
     must = strict and not table.id_found
@@ -457,10 +456,10 @@ def _given_id(
         raise FrameError(f"{error} (fix: --id COLUMN)") from None
 
 
-def _named(form: Submission, found: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:
+def _named(form: Submission, ids: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:
     """The format with the name of the id column, where there is no sample."""
-    column = found.column
-    if column is None and form.id_column in found.columns:
+    column = ids.column
+    if column is None and form.id_column in ids.columns:
         warn(f"{what}: column {form.id_column!r} has a value twice or none; the rows are numbered as 'row'")
         column = "row"
     elif column is None and table.id is not None and table.id == form.id_column:

@@ -200,9 +200,9 @@ def held_out(files: RunFiles, member: Member, task: str, rows: np.ndarray, shape
     expected = {"rows": rows.shape, "values": shape, "step": (), "epoch": ()}
     if "thresholds" in arrays:
         expected["thresholds"] = shape
-    found = {name: arrays[name].shape if name in arrays else None for name in expected}
-    if found != expected:
-        raise RunError(f"{file} is damaged (its arrays have the shapes {found}, expected {expected}); {fix}")
+    shapes = {name: arrays[name].shape if name in arrays else None for name in expected}
+    if shapes != expected:
+        raise RunError(f"{file} is damaged (its arrays have the shapes {shapes}, expected {expected}); {fix}")
     if not np.array_equal(arrays["rows"], rows) or not np.isfinite(arrays["values"]).all():
         raise RunError(f"{file} is damaged (it is of other rows, or not finite); {fix}")
     predictions = Predictions(task, arrays["values"], arrays.get("thresholds"))

@@ -86,8 +86,8 @@ class Predictor(ABC):
         """
 
     @abstractmethod
-    def forecast(self, history: Any, intervals: float | None = None) -> tuple[list[Any], Parts]:
-        """Forecast a series at the end of its history: the times of the next steps, and values (1, steps)."""
+    def forecast(self, history: Any, intervals: float | None = None) -> Parts:
+        """Forecast a series at the end of its history: values (1, steps)."""
 
     def check_average(self, average: str, form: Submission) -> None:
         """Refuse ranks where labels or numbers are wanted: a rank has neither threshold nor unit.
@@ -190,10 +190,10 @@ def predict_table(
         id=None if id is None else str(id),  # pandas numbers the columns of a file without a header
         strict=strict or sample_submission is not None,
     )
-    form, names = rows.form, rows.names
+    form = rows.form
     predictor.check_average(average, form)
     if table.horizon:
-        names, parts = predictor.forecast(read_history(data, table), intervals)
+        parts = predictor.forecast(read_history(data, table), intervals)
         columns = [{form.columns[0]: part.values[0]} for part in parts]
     else:
         parts = predictor.predict_pieces(
@@ -204,7 +204,7 @@ def predict_table(
             progress=_with_total(rows, progress),
         )
         columns = [columns_of(form, predictor.task, part) for part in parts]
-    submission = pandas.DataFrame({form.id_column: names, **_beside(columns)})
+    submission = pandas.DataFrame({form.id_column: rows.names, **_beside(columns)})
     if rows.sample is not None:
         submission = in_sample_order(submission, rows.sample, form.id_column, rows.ids)
     return submission, Written(len(submission), form, rows.id_column)

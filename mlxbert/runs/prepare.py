@@ -58,19 +58,19 @@ def check_labels(folds: Sequence[Fold], targets: np.ndarray[Any, Any], task: Inf
     if kind in ("stratified", "multilabel_stratified"):
         return
     if task.task in _CLASSES:
-        found = list(_without_class(folds, targets))
-        if found and kind == "plain":
+        missing = list(_without_class(folds, targets))
+        if missing and kind == "plain":
             raise FoldError(
                 "plain folds leave a side without a class; fix: fold_kind='stratified', or fewer folds\n"
-                + first_ten(found)
+                + first_ten(missing)
             )
     elif task.task == "multilabel":
-        found = list(_without_label(folds, targets, task.classes or ()))
+        missing = list(_without_label(folds, targets, task.classes or ()))
     else:
         return
-    if found:
-        more = f", … and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        warnings.warn(f"not every metric is defined: {', '.join(found[:_SHOWN])}{more}", FoldWarning, stacklevel=2)
+    if missing:
+        more = f", … and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        warnings.warn(f"not every metric is defined: {', '.join(missing[:_SHOWN])}{more}", FoldWarning, stacklevel=2)
 
 
 def _sides(folds: Sequence[Fold]) -> Iterator[tuple[int, str, np.ndarray[Any, Any]]]:
@@ -88,7 +88,7 @@ def _without_class(folds: Sequence[Fold], targets: np.ndarray[Any, Any]) -> Iter
             raise FoldError(
                 f"fold {number} has one class only to learn from ({shown(*here)}); fix: fewer folds, or other groups"
             )
-        yield from (f"fold {number} has no {shown(one)!r} {side}" for one in classes if one not in here)
+        yield from (f"fold {number} has no {shown(label)!r} {side}" for label in classes if label not in here)
 
 
 def _without_label(folds: Sequence[Fold], targets: np.ndarray[Any, Any], names: Sequence[Any]) -> Iterator[str]:
@@ -393,7 +393,7 @@ def _fold_kind(task: str, settings: RunSettings, config: TrainingConfig) -> Fold
 
 
 def _label_names(problem: Problem) -> list[str] | None:
-    return [str(one) for one in problem.task.classes or ()] or None
+    return [str(label) for label in problem.task.classes or ()] or None
 
 
 def _validation_fold(texts: Sequence[str], pairs: Sequence[str] | None, valid: int, windows: Windows | None) -> Fold:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from heads.forward_chaining import as_times, times_ahead
+from heads.forward_chaining import as_times
 from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.config import BertConfig
 from mlxbert.data.frames import Kind, Table
@@ -206,7 +206,7 @@ class Run(Predictor):
             return (_mean([(ranks(concatenate(several)),) for several in of_members])[0],)
         return tuple(concatenate(several) for several in zip(*of_pieces, strict=True))
 
-    def forecast(self, history: Any, intervals: float | None = None) -> tuple[list[Any], Parts]:
+    def forecast(self, history: Any, intervals: float | None = None) -> Parts:
         """Forecast with the models of the last fold, which have seen most of the series.
 
         Args:
@@ -229,11 +229,10 @@ class Run(Predictor):
         times = as_times(stamps, "time")
         texts = render_texts(history.iloc[-1:], data.text)
         parts = []
-        horizon, level = 1, self._nominal(intervals)
+        level = self._nominal(intervals)
         for member in self.prediction_members:
             model = BertWithHead.load(member)
             head: Any = model.head
-            horizon = head.horizon
             if len(series) < head.window:
                 raise RunError(
                     f"a forecast needs {head.window} values of history, not {len(series)}; fix: give more rows"
@@ -242,8 +241,8 @@ class Run(Predictor):
             past = series[None, len(series) - head.window :] if head.window else None
             extra = head.inputs(history=past, made_at=times[-1:])
             of_model = self._model_parts(model, tokens, level, batch_size=1, extra=extra)
-            parts.append(tuple(replace(part, values=part.values.reshape(1, horizon)) for part in of_model))
-        return _step_names(times_ahead(times, horizon)), _mean(parts)
+            parts.append(tuple(replace(part, values=part.values.reshape(1, head.horizon)) for part in of_model))
+        return _mean(parts)
 
     def _tokenizer(self, member: Path) -> Tokenizer:
         config = BertConfig.from_hf(read_config(member))
@@ -305,8 +304,3 @@ class _Texts:
 def _mean(parts: list[Parts]) -> Parts:
     """The mean of the models, and of the ends of their intervals."""
     return tuple(average(several) for several in zip(*parts, strict=True))
-
-
-def _step_names(times: np.ndarray) -> list[Any]:
-    """Dates as the data write them (1961-01 after 1960-12), numbers as numbers."""
-    return [str(time) if times.dtype.kind == "M" else time.item() for time in times]

@@ -183,7 +183,7 @@ def _settings(
     inputs: Inputs, given: Mapping[str, Any], config: TrainingConfig | None
 ) -> tuple[RunSettings, dict[str, Any]]:
     """The settings of a run and the numbers of its training; a competition brings those that are not given."""
-    in_training = {one.name for one in fields(TrainingConfig)}
+    in_training = {setting.name for setting in fields(TrainingConfig)}
     numbers = {} if config is None else config.to_dict()
     numbers |= {name: value for name, value in given.items() if name in in_training}
     chosen = {name: value for name, value in given.items() if name not in in_training and value is not None}

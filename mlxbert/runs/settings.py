@@ -100,7 +100,7 @@ class RunSettings:
             object.__setattr__(self, name, as_columns(getattr(self, name)))
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
-        head = {name: tuple(one) if isinstance(one, list) else one for name, one in self.head.items()}
+        head = {name: tuple(value) if isinstance(value, list) else value for name, value in self.head.items()}
         object.__setattr__(self, "head", head)
         if not self.target:
             raise RunError("no target is named; fix: --target COLUMN, or --competition NAME")
@@ -115,19 +115,19 @@ class RunSettings:
 
     @property
     def horizon(self) -> int:
-        """The steps that a time series is forecast for.
+        """Number of steps that a time series is forecast.
 
         Raises:
-            RunError: the head's option is no whole number from 1 on.
+            RunError: the option of the head is no whole number from 1 on.
         """
         return self._steps("horizon", 1)
 
     @property
     def window(self) -> int:
-        """The steps of a time series that a forecast reads as numbers.
+        """Number of steps of a time series that a forecast reads as numbers.
 
         Raises:
-            RunError: the head's option is no whole number from 0 on.
+            RunError: the option of the head is no whole number from 0 on.
         """
         return self._steps("window", 0)
 
@@ -139,11 +139,11 @@ class RunSettings:
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """The target's column, and the words that are labels in it though they look missing, such as NA.
+        """The target column, and the words that are labels in it although they look missing, such as NA.
 
-        Nothing where rows without a target are refused anyway, with the same advice.
+        Empty if rows without a target are refused anyway, with the same advice.
         """
-        words = tuple(one for one in self.classes or () if isinstance(one, str))
+        words = tuple(label for label in self.classes or () if isinstance(label, str))
         if len(self.target) > 1 or self.task == "multilabel" or not (words or self.drop_missing):
             return {}
         return {self.target[0]: words}
@@ -171,18 +171,18 @@ class RunSettings:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values, as run.json has them."""
         return {
-            **{one.name: getattr(self, one.name) for one in fields(self)},
+            **{setting.name: getattr(self, setting.name) for setting in fields(self)},
             "target": list(self.target),
             "ignore": list(self.ignore),
             "classes": None if self.classes is None else list(self.classes),
             "text": None if self.text is None else self.text.to_dict(),
             "submission": None if self.submission is None else asdict(self.submission),
-            "head": {name: list(one) if isinstance(one, tuple) else one for name, one in self.head.items()},
+            "head": {name: list(value) if isinstance(value, tuple) else value for name, value in self.head.items()},
         }
 
 
 def competition_numbers(competition: Competition) -> dict[str, Any]:
-    """Return the fields of `TrainingConfig` that a ready configuration brings."""
+    """Return the fields of `TrainingConfig` that a ready configuration has."""
     return {
         "metric": competition.metric,
         "folds": competition.folds,
@@ -193,14 +193,14 @@ def competition_numbers(competition: Competition) -> dict[str, Any]:
 
 
 def as_columns(value: str | int | Sequence[str | int] | None) -> tuple[str, ...]:
-    """One name, or several, as a tuple; pandas numbers the columns of a file without a header."""
+    """Return one or several names as a tuple of text; pandas numbers the columns of a file without a header."""
     names = () if value is None else (value,) if isinstance(value, str | int) else tuple(value)
     return tuple(str(name) for name in names)
 
 
 def arguments() -> tuple[Field[Any], ...]:
     """Return the fields that are arguments of `mlxbert.train` and options of `mlxbert train`, in their order."""
-    return tuple(one for kind in (RunSettings, TrainingConfig) for one in fields(kind) if one.metadata)
+    return tuple(setting for kind in (RunSettings, TrainingConfig) for setting in fields(kind) if setting.metadata)
 
 
 def flag_of(argument: Field[Any]) -> str:
@@ -211,13 +211,12 @@ def flag_of(argument: Field[Any]) -> str:
 def takes_arguments(function: _Function) -> _Function:
     """Decorator for a function of `**settings`: put every argument into its signature and its documentation."""
     signature = inspect.signature(function)
-    stated = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-    more = [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default_of(one)) for one in arguments()
-    ]
+    stated = [own for own in signature.parameters.values() if own.kind is not inspect.Parameter.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    more = [inspect.Parameter(setting.name, keyword, default=default_of(setting)) for setting in arguments()]
     function.__signature__ = signature.replace(parameters=[*stated, *more])  # type: ignore[attr-defined]
     if function.__doc__ is not None:  # python -OO has none
-        lines = [f"{one.name}: {one.metadata['help']}" for one in arguments()]
+        lines = [f"{setting.name}: {setting.metadata['help']}" for setting in arguments()]
         wrapped = [
             textwrap.fill(line, 116, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
             for line in lines

@@ -22,7 +22,7 @@ from mlxbert.training.held_out import NUMBERS, Predictions
 
 
 class SubmissionWarning(MLXBertWarning):
-    """Data and sample allow several formats of a submission; the message says which is written, and names an option."""
+    """Data and sample allow several formats of a submission; the message says which one is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +90,8 @@ class SubmissionRules:
         """
         if values in (None, self.usual.values):
             return self.usual
-        made = default_submission(self.task, "scores", self.usual.id_column, values)
-        return replace(made, columns=self.usual.columns) if len(made.columns) == len(self.usual.columns) else made
+        form = default_submission(self.task, "scores", self.usual.id_column, values)
+        return replace(form, columns=self.usual.columns) if len(form.columns) == len(self.usual.columns) else form
 
     def fitted(self, sample: Sample, id_column: str, values: str | None = None) -> Submission:
         """Return the format of the sample: its names, in the order of the predictions.
@@ -117,7 +117,7 @@ class SubmissionRules:
 
     def _columns(self, form: Submission, names: tuple[str, ...], what: str) -> tuple[str, ...]:
         """The name in the sample of each prediction column, in the order of the predictions."""
-        classes = [str(one) for one in self.task.classes or self.task.target]
+        classes = [str(name) for name in self.task.classes or self.task.target]
         columns = tuple(classes) if set(classes) == set(form.columns) else form.columns
         if set(columns) == set(names):
             return columns
@@ -137,8 +137,8 @@ class SubmissionRules:
         )
 
     def _values_of(self, sample: Sample, names: tuple[str, ...], asked: str | None) -> tuple[str | None, str]:
-        """ "labels" or "probabilities", as asked for or as in the cells of the sample (None: they do not tell), and the
-        text of a warning ("": none).
+        """ "labels" or "probabilities", as asked for or as in the cells of the sample (None: unclear), and the text
+        of a warning ("": none).
         """
         task = self.task.task
         if task in NUMBERS:
@@ -228,7 +228,7 @@ def submission_rules(settings: RunSettings, task: InferredTask, metric: str, ask
 
 
 def default_submission(task: InferredTask, metric_needs: str, id_column: str | None, values: str | None) -> Submission:
-    """Return the default format: labels if the metric reads labels, else probabilities; numbers of numbers.
+    """Return the default format: labels if the metric reads labels, else probabilities; for numbers: values.
 
     Raises:
         RunError: `values` does not fit the task.

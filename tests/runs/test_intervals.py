@@ -65,9 +65,8 @@ def test_the_command_writes_both_ends_at_nine_tenths_if_no_level_is_given(houses
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out.csv"), expected, check_dtype=False)
 
 
-def test_a_forecast_has_intervals_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    frame = sample("time_series", 60)
-    run = train(frame, model=tiny_checkpoint, out=tmp_path / "run", **options("time_series"), **QUICK)
+def test_a_forecast_has_intervals_too(runs: dict[str, Run]) -> None:
+    run, frame = runs["time_series"], sample("time_series", 60)
     table = run.predict(frame, intervals=0.9)
     assert list(table.columns) == ["month", "y", "y_lower", "y_upper"]
     assert (table["y_lower"] < table["y_upper"]).all()
@@ -90,15 +89,14 @@ def test_several_targets_have_their_ends_beside_them(tiny_checkpoint: Path, tmp_
     assert list(columns) == ["id", "y", "y_lower", "y_upper", "z", "z_lower", "z_upper"]
 
 
-def test_what_has_no_intervals_is_refused_before_anything_is_predicted(houses: Run, tmp_path: Path) -> None:
+def test_what_has_no_intervals_is_refused_before_anything_is_predicted(houses: Run, runs: dict[str, Run]) -> None:
     new = sample("regression", 6)
     with pytest.raises(HeadError, match=r"intervals: level must lie between 0 and 1, such as 0.9, not 90"):
         houses.predict(new, intervals=90)
     with pytest.raises(RunError, match="the sample submission fixes the columns; fix: leave out one of the two"):
         houses.predict(new, intervals=0.9, sample_submission=new[["id", "y"]])
-    record = dataclasses.replace(houses.record, task=dataclasses.replace(houses.task, task="binary"))
     with pytest.raises(RunError, match="are for numbers, and the task is binary; fix: leave out --intervals"):
-        Run(houses.path, record).predict(new, intervals=0.9)
+        runs["binary"].predict(new, intervals=0.9)
 
 
 def test_a_run_of_an_older_version_is_refused_by_name(houses: Run, tmp_path: Path) -> None:

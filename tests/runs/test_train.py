@@ -38,14 +38,6 @@ from mlxbert.with_head import BertWithHead
 from tests.support.run_samples import QUICK, TASKS, options, sample
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Run]:
-    root = tmp_path_factory.mktemp("runs")
-    return {
-        task: train(sample(task), model=tiny_checkpoint, out=root / task, **options(task), **QUICK) for task in TASKS
-    }
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_of_every_task_leaves_what_it_should(runs: dict[str, Run], task: str) -> None:
     run = runs[task]
