@@ -439,7 +439,7 @@ def decide(head: Mapping[str, Any], mean: Array, thresholds: Array) -> Predictio
     return Predictions(values=mean)
 
 
-# Time series: heads.time_series and heads.seasonality.
+# Time series: heads.time_series and heads.time_series.
 
 
 def scaled_history(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], history: Array) -> Array:

@@ -11,14 +11,15 @@ import mlx.core as mx
 import numpy as np
 
 from converter.export.checkpoint import PYTORCH_METADATA, ExportError
-from heads.scaling import TargetScaler
-from heads.seasonality import decompose
+from heads.regression import TargetScaler
+from heads.time_series import decompose
 from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index
 from mlxbert.model_tensors import planned_tensors, stored_dtype
 from mlxbert.pooling import pooling_settings
-from mlxbert.with_head import TOKENIZER_FILES, BertWithHead
+from mlxbert.tokenization.files import TOKENIZER_FILES
+from mlxbert.with_head import BertWithHead
 
 SEQUENCE, ENCODER = "BertForSequenceClassification", "BertModel"
 HEADS = ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series")
@@ -149,7 +150,7 @@ def _head_settings(model: BertWithHead, sequence: bool) -> dict[str, Any]:
         "class": SEQUENCE if sequence else ENCODER,
         "name": head.head_name,
         "pooling": pooling_settings(model.pooling),
-        "pooler": "pooler" in model.core,
+        "pooler": model.core.has_pooler,
     }
     if hasattr(head, "classes"):
         settings["classes"] = list(head.classes)

@@ -20,8 +20,8 @@ from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, read_bytes, read_json, require_inside, require_own_files
 from mlxbert.runs.record import INFO, SCORES, RunRecord, is_run, read_record
+from mlxbert.tokenization.files import TOKENIZER_FILES
 from mlxbert.tokenization.tokenizer import Tokenizer
-from mlxbert.with_head import TOKENIZER_FILES
 
 FORMAT, VERSION = "mlxbert-inference", 1
 
@@ -247,7 +247,7 @@ def _export_models(
 
 def _limit(directory: Path, member: MemberExport) -> int:
     """Tokens that the encoder and its tokenizer take."""
-    positions = member.model.core.config.max_position_embeddings
+    positions = member.model.core.config.max_length
     return Tokenizer.from_directory(directory, max_length=positions).max_length or positions
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from heads.calibration import threshold_metric
 from heads.metrics import METRICS
-from heads.thresholds import threshold_metric
 from mlxbert.files.reading import from_json, read_json
 from mlxbert.report.figures import LEGEND_LINES, Plot, Theme, legend_below, panels, short
 from mlxbert.report.predictions import History, ReportedRun

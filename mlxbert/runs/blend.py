@@ -16,15 +16,15 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from heads.calibration import best_threshold, threshold_metric
 from heads.labels import encode_labels
 from heads.metrics import Metric, metric_of
-from heads.thresholds import best_threshold, threshold_metric
 from mlxbert.data.competitions import Submission
 from mlxbert.data.infer_task import InferredTask
 from mlxbert.files.reading import expand_home, from_json, read_json
 from mlxbert.runs.files import RunError, id_name, numbers, truth_columns, without_nan, write_csv, write_json
+from mlxbert.runs.finish import prediction_columns
 from mlxbert.runs.inputs import TableFormat
-from mlxbert.runs.members import prediction_columns
 from mlxbert.runs.predict import Parts, Predictor
 from mlxbert.runs.record import BLEND, INFO, is_run
 from mlxbert.runs.run import Run
@@ -106,7 +106,7 @@ def cross_fitted_blend(
 def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Metric) -> np.ndarray | None:
     """Return the smallest probability that counts as positive: () of "binary", (L,) of "multilabel"; else None.
 
-    For "binary" it is the best for `metric`, or for F1 if `metric` reads no labels (`heads.thresholds`). Each of
+    For "binary" it is the best for `metric`, or for F1 if `metric` reads no labels (`heads.calibration`). Each of
     several labels is scored by F1, whatever the metric over all of them (`MultilabelClassificationHead`). If all rows
     are of one class, it is one half.
     """

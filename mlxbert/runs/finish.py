@@ -1,153 +1,39 @@
-"""The beginning and the end of a run on disk: the record that it begins with, then its tables and scores."""
+"""The end of a run: out-of-fold rows, predictions for the test file or for held-out rows, and the scores."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from heads.base import Head
+from heads.head_registry import head_from_settings
+from heads.labels import decode_labels
 from mlxbert.checkpoint import read_config
-from mlxbert.data.competitions import Submission
-from mlxbert.data.folds import folds_sha256
+from mlxbert.data.infer_task import InferredTask
 from mlxbert.files.output_file import NAME, FileRecord, manifest_bytes, read_manifest, replace_file
-from mlxbert.files.reading import sha256_hex
-from mlxbert.runs.files import RunError, RunFiles, id_name, without_nan, write_csv, write_json
+from mlxbert.files.safetensors import read_array_file
+from mlxbert.runs.files import GO_ON, RunError, RunFiles, id_name, without_nan, write_csv, write_json
 from mlxbert.runs.inputs import Inputs
-from mlxbert.runs.members import fitted_head, members_of, prediction_columns, write_out_of_fold
+from mlxbert.runs.members import members_of
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared
-from mlxbert.runs.record import FORMAT, VERSION, RunRecord, environment
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import SubmissionWarning, columns_of
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.held_out import Predictions
+from mlxbert.training.held_out import NUMBERS, Predictions, average, concatenate, row_losses
 from mlxbert.training.held_out import scores as score
+from mlxbert.training.trainer import Member
 
-
-def new_record(
-    settings: RunSettings,
-    config: TrainingConfig,
-    prepared: Prepared,
-    *,
-    kinds: Mapping[str, str],
-    data: Mapping[str, Any],
-    form: Submission,
-    valid: Mapping[str, Any] | None = None,
-    test: Mapping[str, Any] | None = None,
-    id_found: bool = False,
-) -> RunRecord:
-    """Return the run.json of a run that begins now.
-
-    Args:
-        settings: of the run.
-        config: of the training.
-        prepared: the data, encoded and dealt into folds.
-        kinds: what each column of the data holds.
-        data: path, sha256, size and rows of the training data; `valid` and `test`: of the other tables.
-        form: the format of the submissions.
-        id_found: whether the id column was found by its name.
-    """
-    tables = (("data", data), ("validation data", valid), ("test data", test))
-    for what, path in (("model", settings.model), *((name, (table or {}).get("path")) for name, table in tables)):
-        if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
-            raise RunError(
-                f"{path}: the {what}'s path is no text in UTF-8, so run.json cannot name it; fix: rename it"
-            )
-    encoder = read_config(prepared.directory, other_tools=True).get("mlxbert") or {}  # another tool writes none
-    problem = prepared.problem
-    members = members_of(config, len(prepared.folds))
-    values = {
-        "format": FORMAT,
-        "version": VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "competition": settings.competition,
-        "task": asdict(problem.task),
-        "metric": prepared.metric.name,
-        "metrics": list(dict.fromkeys((prepared.metric.name, *problem.head_class.metrics))),
-        "data": {
-            **data,
-            "valid": None if valid is None else dict(valid),
-            "test": None if test is None else dict(test),
-            "kinds": dict(kinds),
-            "text": problem.text.to_dict(),
-            "id": settings.id,
-            "id_found": id_found,
-            "group": settings.group,
-            "time": settings.time,
-            "max_length": prepared.limit,
-            "examples_sha256": prepared.examples.sha256(),
-        },
-        "model": {
-            "checkpoint": settings.model,
-            "manifest_sha256": _sha256(prepared.directory / "manifest.json"),
-            "config_sha256": _sha256(prepared.directory / "config.json"),
-            "source": encoder.get("source"),
-            "revision": encoder.get("revision"),
-        },
-        "settings": settings.to_dict(),
-        "config": config.to_dict(),
-        "folds": {
-            "kind": prepared.fold_kind,
-            "count": len(prepared.folds),
-            "sha256": folds_sha256(prepared.folds),
-        },
-        "members": [member.name for member in members],
-        "submission": asdict(form),
-        "environment": environment(),
-    }
-    return RunRecord.of(json.loads(json.dumps(values)))
-
-
-def check_same(now: RunRecord, before: RunRecord) -> None:
-    """Refuse to resume with other data, folds or another encoder than the run began with.
-
-    Raises:
-        RunError: names what has changed.
-    """
-    data, encoder = now.data.path or "the frame", now.model.checkpoint
-    test, earlier = now.data.test, before.data.test
-    if test and earlier and test.sha256 != earlier.sha256:
-        raise RunError(
-            f"{test.path or 'the test frame'} has changed since the run began; fix: put back what it was, or train "
-            "anew"
-        )
-    put_back = "put the checkpoint back that the run began with"
-    for what, is_now, was_then, fix in (
-        (
-            f"{data}: the data have",
-            now.data.examples_sha256,
-            before.data.examples_sha256,
-            "give what the run began with",
-        ),
-        ("the folds have", now.folds.sha256, before.folds.sha256, "use the package versions of run.json"),
-        (f"{encoder}: the encoder has", now.model.manifest_sha256, before.model.manifest_sha256, put_back),
-        (f"{encoder}: config.json has", now.model.config_sha256, before.model.config_sha256, put_back),
-        ("run.json: the members have", now.members, before.members, "restore run.json from a copy of the run"),
-    ):
-        if is_now != was_then:
-            raise RunError(f"{what} changed since the run began; fix: {fix}, or train anew")
-
-
-def going_on(before: RunRecord, environment: Mapping[str, Any]) -> RunRecord:
-    """Return the record of a resumed run; an environment that differs from the last one is added to `resumed`."""
-    last = before.resumed[-1].environment if before.resumed else before.environment
-    if environment == last:
-        return before
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    resumed = [*before.values.get("resumed", ()), {"at": now, "environment": dict(environment)}]
-    return RunRecord.of({**before.values, "resumed": resumed})
-
-
-def _sha256(file: Path) -> str | None:
-    return sha256_hex(file, RunError)
+# Rows of worst_rows.csv.
+_WORST = 100
 
 
 def finish(
@@ -215,7 +101,7 @@ def _replace_config(directory: Path, config: Mapping[str, Any]) -> None:
     files = read_manifest(directory) or {}
     files["config.json"] = FileRecord.of(data)
     for name, content in (("config.json", data), (NAME, manifest_bytes(files))):
-        replace_file(directory / name, content, fix="free some space and resume the run", follow_links=False)
+        replace_file(directory / name, content, fix=GO_ON, follow_links=False)
 
 
 def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas: bool) -> dict[str, Any]:
@@ -245,3 +131,181 @@ def _hold_out(run: Run, prepared: Prepared, metrics: list[str], escape_formulas:
     write_csv(run.files.submission, submission, escape_formulas=escape_formulas)
     write_csv(run.files.hold_out, table, escape_formulas=escape_formulas)
     return {"rows": len(frame), "metrics": metric_values}
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutRows:
+    """The predictions of a finished model for the rows that its fold held out.
+
+    Attributes:
+        rows: (n,) their numbers among the examples.
+        predictions: cross-fitted.
+        step: step of the weights that the model keeps; likewise `epoch`.
+    """
+
+    rows: np.ndarray
+    predictions: Predictions
+    step: int
+    epoch: float
+
+
+def held_out(files: RunFiles, member: Member, task: str, rows: np.ndarray, shape: tuple[int, ...]) -> HeldOutRows:
+    """Read the held-out rows that `train_members` saved of a model.
+
+    Args:
+        files: of the run.
+        member: the model.
+        task: the competition type.
+        rows: (n,) the rows that its fold held out.
+        shape: of its predictions for them: (n,), (n, classes) or (n, targets).
+
+    Raises:
+        RunError: the file is damaged, or of other rows.
+    """
+    file = files.logits(member.name)
+    fix = f"fix: delete {files.member(member.name)} and resume the run"
+    arrays = read_array_file(file, RunError, fix=fix)
+    if arrays is None:
+        raise RunError(f"{file} is not there; {fix}")
+    expected = {"rows": rows.shape, "values": shape, "step": (), "epoch": ()}
+    if "thresholds" in arrays:
+        expected["thresholds"] = shape
+    shapes = {name: arrays[name].shape if name in arrays else None for name in expected}
+    if shapes != expected:
+        raise RunError(f"{file} is damaged (its arrays have the shapes {shapes}, expected {expected}); {fix}")
+    if not np.array_equal(arrays["rows"], rows) or not np.isfinite(arrays["values"]).all():
+        raise RunError(f"{file} is damaged (it is of other rows, or not finite); {fix}")
+    predictions = Predictions(task, arrays["values"], arrays.get("thresholds"))
+    return HeldOutRows(rows, predictions, int(arrays["step"]), float(arrays["epoch"]))
+
+
+def write_out_of_fold(
+    files: RunFiles, prepared: Prepared, config: TrainingConfig, *, escape_formulas: bool = False
+) -> dict[str, Any]:
+    """Write oof.csv and worst_rows.csv; return the scores of each model, their spread, and those of all rows."""
+    head = fitted_head(files, members_of(config, 1)[0].name)
+    names = tuple(dict.fromkeys((prepared.metric.name, *head.metrics)))
+    members: list[dict[str, Any]] = []
+    rows, folds, parts = [], [], []
+    for number, fold in enumerate(prepared.folds):
+        truth = head.metric_targets(prepared.examples.targets[fold.valid])
+        classes = (len(prepared.problem.task.classes or ()),) if prepared.task in ("multiclass", "ordinal") else None
+        shape = truth.shape if classes is None else truth.shape + classes
+        of_seeds = []
+        for member in members_of(config, len(prepared.folds)):
+            if member.fold == number:
+                held = held_out(files, member, prepared.task, fold.valid, shape)
+                of_seeds.append(held.predictions)
+                members.append(
+                    {
+                        "member": member.name,
+                        "seed": member.seed,
+                        "fold": number,
+                        "rows": len(fold.valid),
+                        "step": held.step,
+                        "epoch": held.epoch,
+                        "metrics": score(truth, held.predictions, names),
+                    }
+                )
+        parts.append(average(of_seeds))
+        rows.append(fold.valid)
+        folds.append(np.full(len(fold.valid), number))
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    numbers, fold_of = np.concatenate(rows)[order], np.concatenate(folds)[order]
+    predictions = concatenate(parts)[order]
+    truth = head.metric_targets(prepared.examples.targets[numbers])
+    table = _frame(prepared, numbers, fold_of)
+    for name, column in prediction_columns(prepared.problem.task, truth, predictions).items():
+        table[name] = column
+    write_csv(files.oof, table, escape_formulas=escape_formulas)
+    write_csv(files.worst, _worst(prepared, numbers, truth, predictions), escape_formulas=escape_formulas)
+    members.sort(key=lambda member: (config.seeds.index(member["seed"]), member["fold"]))
+    return {
+        "metric": prepared.metric.name,
+        "greater_is_better": prepared.metric.greater_is_better,
+        "members": members,
+        "spread": {name: _spread([member["metrics"][name] for member in members]) for name in names},
+        "pooled": score(truth, predictions, names),
+    }
+
+
+def fitted_head(files: RunFiles, member: str) -> Head:
+    """Return the head of a model without its weights: classes, scaler, thresholds."""
+    return head_from_settings(read_config(files.member(member))["mlxbert"]["head"])
+
+
+def prediction_columns(task: InferredTask, truth: np.ndarray, predictions: Predictions) -> dict[str, np.ndarray]:
+    """Return the columns of oof.csv by name: truths, probabilities or numbers, and labels.
+
+    One target has the columns "target", and "prediction" or "probability" and "label". Several labels, targets or
+    steps ahead have one of each per name: "target:toxic", "probability:toxic". `truth_columns` finds them.
+    """
+    values, classes = predictions.values, task.classes or ()
+
+    def several(what: str, table: np.ndarray, names: Sequence[Any]) -> dict[str, np.ndarray]:
+        columns = table.reshape(len(table), -1).T
+        return {f"{what}:{name}": column for name, column in zip(names, columns, strict=True)}
+
+    if task.task == "regression" and len(task.target) == 1:
+        return {"target": truth.reshape(-1), "prediction": values.reshape(-1)}
+    if task.task in NUMBERS:
+        steps = [f"+{step + 1}" for step in range(values.size // len(values))]
+        names = task.target if task.task == "regression" else steps
+        return several("target", truth, names) | several("prediction", values, names)
+    labels = predictions.labels()
+    if task.task == "multilabel":
+        columns = several("target", truth, classes) | several("probability", values, classes)
+        return columns | several("label", labels, classes)
+    probabilities = {"probability": values} if task.task == "binary" else several("probability", values, classes)
+    return {"target": decode_labels(truth, classes), **probabilities, "label": decode_labels(labels, classes)}
+
+
+def _frame(prepared: Prepared, numbers: np.ndarray, folds: np.ndarray) -> Any:
+    import pandas
+
+    table = pandas.DataFrame({"row": prepared.rows[numbers]})
+    if prepared.ids is not None and prepared.id_column is not None:
+        table[id_name(prepared.id_column)] = [prepared.ids[number] for number in numbers]
+    table["fold"] = folds
+    if prepared.examples.windows is not None:
+        table["made_at"] = [str(time) for time in prepared.examples.windows.made_at[numbers]]
+    return table
+
+
+def _worst(prepared: Prepared, numbers: np.ndarray, truth: np.ndarray, predictions: Predictions) -> Any:
+    """The rows with the largest losses, with their texts."""
+    losses = row_losses(truth, predictions)
+    order = np.argsort(-losses, kind="stable")[:_WORST]
+    chosen = numbers[order]
+    table = _frame(prepared, chosen, np.zeros(len(chosen), int)).drop(columns="fold")
+    table.insert(0, "rank", np.arange(1, len(chosen) + 1))
+    table["loss"] = losses[order]
+    task = prepared.problem.task
+    table["truth"] = [_words(task, truth[i]) for i in order]
+    table["prediction"] = [_words(task, _decided(predictions, i)) for i in order]
+    table["text"] = [prepared.texts[number] for number in chosen]
+    if prepared.pairs is not None:
+        table["second"] = [prepared.pairs[number] for number in chosen]
+    return table
+
+
+def _decided(predictions: Predictions, row: int) -> Any:
+    part = predictions[row : row + 1]
+    return part.values[0] if predictions.task in NUMBERS else part.labels()[0]
+
+
+def _words(task: InferredTask, value: Any) -> str:
+    if task.task == "multilabel":
+        names = [str(name) for name, label in zip(task.classes or (), value, strict=True) if label == 1]
+        return ", ".join(names) or "none"
+    if task.task in NUMBERS:
+        return ", ".join(f"{number:.6g}" for number in np.atleast_1d(value))
+    return str((task.classes or ())[int(value)])
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    known = [value for value in values if value == value]
+    if not known:
+        return dict.fromkeys(("mean", "std", "low", "high"), float("nan"))
+    deviation = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+    return {"mean": float(np.mean(known)), "std": deviation, "low": min(known), "high": max(known)}

@@ -15,17 +15,10 @@ import numpy as np
 from heads.forward_chaining import as_times, times_ahead
 from heads.install import install_fix
 from mlxbert.data.competitions import Submission
-from mlxbert.data.frames import FrameError, Kind, Table, is_frame, plain
-from mlxbert.data.reading import (
-    DataError,
-    DataWarning,
-    Quoting,
-    id_values,
-    read_chunks,
-    read_data,
-    without_blank_columns,
-)
-from mlxbert.data.text_columns import RowText, id_columns, is_called_id, names_rows
+from mlxbert.data.csv_dialect import Quoting
+from mlxbert.data.frames import DataError, DataWarning, Table, is_frame, plain
+from mlxbert.data.reading import Kind, read_chunks, read_data, without_blank_columns
+from mlxbert.data.text_columns import RowText, id_columns, id_values, is_called_id, names_rows
 from mlxbert.files.reading import expand_home, sha256_hex
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
@@ -93,7 +86,7 @@ def read_frame(
         what: name of a frame in messages.
 
     Raises:
-        DataError, FrameError: it cannot be read.
+        DataError: it cannot be read.
     """
     if is_path(data):
         columns = [*words, *([id_column] if id_column is not None else [])]
@@ -112,7 +105,7 @@ def table_record(source: Any, what: str) -> dict[str, Any]:
     """Return the record for run.json of a table that is read later: its path and SHA-256, which must not change.
 
     Raises:
-        DataError, FrameError: it is no regular file and no frame.
+        DataError: it is no regular file and no frame.
     """
     if not is_path(source):
         return {"path": None, "sha256": frame_sha256(as_pandas(source, what))}
@@ -124,7 +117,7 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
     """Return a pandas or polars frame, or a dict of columns, as a pandas frame with rows numbered from 0.
 
     Raises:
-        FrameError: it is none of these, or has no rows; `what` names it in the message.
+        DataError: it is none of these, or has no rows; `what` names it in the message.
         RunError: pandas is not installed.
     """
     if isinstance(data, Mapping):
@@ -132,14 +125,14 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
             (name for name, cells in data.items() if isinstance(cells, str) or not hasattr(cells, "__len__")), None
         )
         if scalar is not None:
-            raise FrameError(
+            raise DataError(
                 f"{what}: column {scalar!r} is a {type(data[scalar]).__name__}; fix: a list, one value a row"
             )
     elif not is_frame(data) and not hasattr(data, "collect"):
         fix = "give a path, a pandas or polars DataFrame, or a dict of columns"
         if hasattr(data, "to_frame"):
             fix = "call .to_frame() on it, or give a DataFrame"
-        raise FrameError(f"{what} is a {type(data).__name__}, not a data frame; fix: {fix}")
+        raise DataError(f"{what} is a {type(data).__name__}, not a data frame; fix: {fix}")
     table = Table(data, what)
     try:
         import pandas
@@ -186,7 +179,7 @@ def read_sample(source: Any) -> Sample:
     """Read a sample submission: a file, or a frame.
 
     Raises:
-        DataError, FrameError: it cannot be read, or has no rows.
+        DataError: it cannot be read, or has no rows.
         RunError: it has only one column.
     """
     import pandas
@@ -452,8 +445,8 @@ def _given_id(
         return None
     try:
         return Table(dict.fromkeys(columns, (None,)), what).find(wanted, "id column")
-    except FrameError as error:
-        raise FrameError(f"{error} (fix: --id COLUMN)") from None
+    except DataError as error:
+        raise DataError(f"{error} (fix: --id COLUMN)") from None
 
 
 def _named(form: Submission, ids: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:

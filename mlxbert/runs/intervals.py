@@ -62,7 +62,7 @@ def calibrate_intervals(model: BertWithHead, held_out: HeldOut, seed: int) -> di
             extra=held_out.extra,
         )
     try:
-        head.calibrate_mc(sampled, targets, **examples.judging(rows))
+        head.calibrate_mc(sampled, targets, **examples.calibrating(rows))
     except HeadError:  # such rows teach nothing, which is no reason to lose the training
         return {}
     predictions, truth = np.asarray(head.predict(held_out.logits()[places])), head.metric_targets(targets)

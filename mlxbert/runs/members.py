@@ -1,11 +1,10 @@
-"""The models of a run: trained one after the other, each on disk before the next begins; their out-of-fold rows."""
+"""The models of a run: trained one after the other, and each is on disk before the next begins."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,15 @@ import mlx.core as mx
 import numpy as np
 
 from heads.base import Head
-from heads.head_registry import head_from_settings
-from heads.labels import decode_labels
-from mlxbert.checkpoint import load_core, read_config
-from mlxbert.data.infer_task import InferredTask
-from mlxbert.dropout_mode import set_dropout
+from mlxbert.checkpoint import load_core
 from mlxbert.files.output_file import replacing
-from mlxbert.files.safetensors import read_array_file
 from mlxbert.quantization import refuse_training
-from mlxbert.runs.files import GO_ON, RunError, RunFiles, id_name, write_csv
+from mlxbert.runs.files import GO_ON, RunFiles
 from mlxbert.runs.intervals import calibrate_intervals
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.held_out import NUMBERS, Predictions, average, concatenate, row_losses, scores
 from mlxbert.training.optimizer import reinitialize_top
 from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted, training_rules
 from mlxbert.with_head import BertWithHead
@@ -83,7 +76,7 @@ def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig,
     mx.random.seed(member.entropy())
     core = load_core(prepared.directory, dtype=mx.float32)
     if config.dropout is not None:
-        set_dropout(core, config.dropout)
+        core.set_dropout(config.dropout)
     head = new_head(core.config.hidden_size, prepared, settings, config, member)
     return BertWithHead(core, head, config.pooling, source=prepared.directory)
 
@@ -161,184 +154,3 @@ def _save_logits(file: Path, rows: np.ndarray, outcome: Outcome, coverage: Mappi
     needed = sum(array.nbytes for array in arrays.values())
     with replacing(file, needed=needed, fix=GO_ON, follow_links=False) as out:
         np.savez(out, **arrays)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOutRows:
-    """The predictions of a finished model for the rows that its fold held out.
-
-    Attributes:
-        rows: (n,) their numbers among the examples.
-        predictions: cross-fitted.
-        step: step of the weights that the model keeps; likewise `epoch`.
-    """
-
-    rows: np.ndarray
-    predictions: Predictions
-    step: int
-    epoch: float
-
-
-def held_out(files: RunFiles, member: Member, task: str, rows: np.ndarray, shape: tuple[int, ...]) -> HeldOutRows:
-    """Read the held-out rows that `train_members` saved of a model.
-
-    Args:
-        files: of the run.
-        member: the model.
-        task: the competition type.
-        rows: (n,) the rows that its fold held out.
-        shape: of its predictions for them: (n,), (n, classes) or (n, targets).
-
-    Raises:
-        RunError: the file is damaged, or of other rows.
-    """
-    file = files.logits(member.name)
-    fix = f"fix: delete {files.member(member.name)} and resume the run"
-    arrays = read_array_file(file, RunError, fix=fix)
-    if arrays is None:
-        raise RunError(f"{file} is not there; {fix}")
-    expected = {"rows": rows.shape, "values": shape, "step": (), "epoch": ()}
-    if "thresholds" in arrays:
-        expected["thresholds"] = shape
-    shapes = {name: arrays[name].shape if name in arrays else None for name in expected}
-    if shapes != expected:
-        raise RunError(f"{file} is damaged (its arrays have the shapes {shapes}, expected {expected}); {fix}")
-    if not np.array_equal(arrays["rows"], rows) or not np.isfinite(arrays["values"]).all():
-        raise RunError(f"{file} is damaged (it is of other rows, or not finite); {fix}")
-    predictions = Predictions(task, arrays["values"], arrays.get("thresholds"))
-    return HeldOutRows(rows, predictions, int(arrays["step"]), float(arrays["epoch"]))
-
-
-_WORST = 100
-
-
-def write_out_of_fold(
-    files: RunFiles, prepared: Prepared, config: TrainingConfig, *, escape_formulas: bool = False
-) -> dict[str, Any]:
-    """Write oof.csv and worst_rows.csv; return the scores of each model, their spread, and those of all rows."""
-    head = fitted_head(files, members_of(config, 1)[0].name)
-    names = tuple(dict.fromkeys((prepared.metric.name, *head.metrics)))
-    members: list[dict[str, Any]] = []
-    rows, folds, parts = [], [], []
-    for number, fold in enumerate(prepared.folds):
-        truth = head.metric_targets(prepared.examples.targets[fold.valid])
-        classes = (len(prepared.problem.task.classes or ()),) if prepared.task in ("multiclass", "ordinal") else None
-        shape = truth.shape if classes is None else truth.shape + classes
-        of_seeds = []
-        for member in members_of(config, len(prepared.folds)):
-            if member.fold == number:
-                held = held_out(files, member, prepared.task, fold.valid, shape)
-                of_seeds.append(held.predictions)
-                members.append(
-                    {
-                        "member": member.name,
-                        "seed": member.seed,
-                        "fold": number,
-                        "rows": len(fold.valid),
-                        "step": held.step,
-                        "epoch": held.epoch,
-                        "metrics": scores(truth, held.predictions, names),
-                    }
-                )
-        parts.append(average(of_seeds))
-        rows.append(fold.valid)
-        folds.append(np.full(len(fold.valid), number))
-    order = np.argsort(np.concatenate(rows), kind="stable")
-    numbers, fold_of = np.concatenate(rows)[order], np.concatenate(folds)[order]
-    predictions = concatenate(parts)[order]
-    truth = head.metric_targets(prepared.examples.targets[numbers])
-    table = _frame(prepared, numbers, fold_of)
-    for name, column in prediction_columns(prepared.problem.task, truth, predictions).items():
-        table[name] = column
-    write_csv(files.oof, table, escape_formulas=escape_formulas)
-    write_csv(files.worst, _worst(prepared, numbers, truth, predictions), escape_formulas=escape_formulas)
-    members.sort(key=lambda member: (config.seeds.index(member["seed"]), member["fold"]))
-    return {
-        "metric": prepared.metric.name,
-        "greater_is_better": prepared.metric.greater_is_better,
-        "members": members,
-        "spread": {name: _spread([member["metrics"][name] for member in members]) for name in names},
-        "pooled": scores(truth, predictions, names),
-    }
-
-
-def fitted_head(files: RunFiles, member: str) -> Head:
-    """Return the head of a model without its weights: classes, scaler, thresholds."""
-    return head_from_settings(read_config(files.member(member))["mlxbert"]["head"])
-
-
-def prediction_columns(task: InferredTask, truth: np.ndarray, predictions: Predictions) -> dict[str, np.ndarray]:
-    """Return the columns of oof.csv by name: truths, probabilities or numbers, and labels.
-
-    One target has the columns "target", and "prediction" or "probability" and "label". Several labels, targets or
-    steps ahead have one of each per name: "target:toxic", "probability:toxic". `truth_columns` finds them.
-    """
-    values, classes = predictions.values, task.classes or ()
-
-    def several(what: str, table: np.ndarray, names: Sequence[Any]) -> dict[str, np.ndarray]:
-        columns = table.reshape(len(table), -1).T
-        return {f"{what}:{name}": column for name, column in zip(names, columns, strict=True)}
-
-    if task.task == "regression" and len(task.target) == 1:
-        return {"target": truth.reshape(-1), "prediction": values.reshape(-1)}
-    if task.task in NUMBERS:
-        steps = [f"+{step + 1}" for step in range(values.size // len(values))]
-        names = task.target if task.task == "regression" else steps
-        return several("target", truth, names) | several("prediction", values, names)
-    labels = predictions.labels()
-    if task.task == "multilabel":
-        columns = several("target", truth, classes) | several("probability", values, classes)
-        return columns | several("label", labels, classes)
-    probabilities = {"probability": values} if task.task == "binary" else several("probability", values, classes)
-    return {"target": decode_labels(truth, classes), **probabilities, "label": decode_labels(labels, classes)}
-
-
-def _frame(prepared: Prepared, numbers: np.ndarray, folds: np.ndarray) -> Any:
-    import pandas
-
-    table = pandas.DataFrame({"row": prepared.rows[numbers]})
-    if prepared.ids is not None and prepared.id_column is not None:
-        table[id_name(prepared.id_column)] = [prepared.ids[number] for number in numbers]
-    table["fold"] = folds
-    if prepared.examples.windows is not None:
-        table["made_at"] = [str(time) for time in prepared.examples.windows.made_at[numbers]]
-    return table
-
-
-def _worst(prepared: Prepared, numbers: np.ndarray, truth: np.ndarray, predictions: Predictions) -> Any:
-    """The rows with the largest losses, with their texts."""
-    losses = row_losses(truth, predictions)
-    order = np.argsort(-losses, kind="stable")[:_WORST]
-    chosen = numbers[order]
-    table = _frame(prepared, chosen, np.zeros(len(chosen), int)).drop(columns="fold")
-    table.insert(0, "rank", np.arange(1, len(chosen) + 1))
-    table["loss"] = losses[order]
-    task = prepared.problem.task
-    table["truth"] = [_words(task, truth[i]) for i in order]
-    table["prediction"] = [_words(task, _decided(predictions, i)) for i in order]
-    table["text"] = [prepared.texts[number] for number in chosen]
-    if prepared.pairs is not None:
-        table["second"] = [prepared.pairs[number] for number in chosen]
-    return table
-
-
-def _decided(predictions: Predictions, row: int) -> Any:
-    part = predictions[row : row + 1]
-    return part.values[0] if predictions.task in NUMBERS else part.labels()[0]
-
-
-def _words(task: InferredTask, value: Any) -> str:
-    if task.task == "multilabel":
-        names = [str(name) for name, label in zip(task.classes or (), value, strict=True) if label == 1]
-        return ", ".join(names) or "none"
-    if task.task in NUMBERS:
-        return ", ".join(f"{number:.6g}" for number in np.atleast_1d(value))
-    return str((task.classes or ())[int(value)])
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    known = [value for value in values if value == value]
-    if not known:
-        return dict.fromkeys(("mean", "std", "low", "high"), float("nan"))
-    deviation = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
-    return {"mean": float(np.mean(known)), "std": deviation, "low": min(known), "high": max(known)}

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from heads.intervals import normal_quantile
+from heads.calibration import normal_quantile
 from mlxbert.data.competitions import Submission
+from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.file_format import looking_once
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.reading import Quoting
 from mlxbert.files.reading import expand_home
 from mlxbert.runs.files import RunError, write_csv
 from mlxbert.runs.inputs import RowsToPredict, TableFormat, pieces, read_history, rows_to_predict
@@ -136,7 +136,7 @@ class Predictor(ABC):
 
         Raises:
             RunError: the run is not finished, ids and columns are not the sample's, or there are no intervals.
-            FrameError: a column is missing; the nearest names are given.
+            DataError: a column is missing; the nearest names are given.
         """
         table, _ = predict_table(
             self,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from heads.thresholds import threshold_metric
+from heads.calibration import threshold_metric
 from mlxbert.errors import printable
 from mlxbert.runs.files import TRACKERS, RunError
 from mlxbert.runs.prepare import Prepared

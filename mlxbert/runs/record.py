@@ -5,21 +5,25 @@ Fields that this version does not know are kept in `values`, and written back wh
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from heads.head_registry import COMPETITION_TYPES
 from mlxbert.backend.device import blas_name, blas_threads, device_name, package_versions
+from mlxbert.checkpoint import read_config
 from mlxbert.data.competitions import Submission
 from mlxbert.data.csv_dialect import Quoting
-from mlxbert.data.frames import Kind
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.reading import Kind
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import printable
-from mlxbert.files.reading import from_json, read_json
+from mlxbert.factory import Problem
+from mlxbert.files.reading import from_json, read_json, sha256_hex
 from mlxbert.runs.files import FIX, RunError
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
@@ -326,3 +330,114 @@ def read_scores(root: Path) -> Scores | None:
         return None
     scores = from_json(Scores, {**values, "values": {}}, place=str(file), fix=FIX, error=RunError, null_is_nan=True)
     return replace(scores, values=values)
+
+
+def new_record(
+    settings: RunSettings,
+    config: TrainingConfig,
+    problem: Problem,
+    *,
+    metric: str,
+    members: Sequence[str],
+    data: Mapping[str, Any],
+    folds: FoldsRecord,
+    directory: Path,
+    form: Submission,
+) -> RunRecord:
+    """Return the run.json of a run that begins now.
+
+    Args:
+        settings: of the run.
+        config: of the training.
+        problem: what is learned.
+        metric: the metric to optimize.
+        members: names of the models, in the order of training.
+        data: the fields of `DataRecord` beside those that follow from the other arguments.
+        folds: kind, number and digest of the folds.
+        directory: the converted encoder.
+        form: the format of the submissions.
+
+    Raises:
+        RunError: UTF-8, and so run.json, cannot hold a path.
+    """
+    tables = {"data": data, "validation data": data.get("valid"), "test data": data.get("test")}
+    paths = {"model": settings.model, **{what: table["path"] for what, table in tables.items() if table is not None}}
+    for what, path in paths.items():
+        if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
+            raise RunError(
+                f"{path}: the {what}'s path is no text in UTF-8, so run.json cannot name it; fix: rename it"
+            )
+    source = read_config(directory, other_tools=True).get("mlxbert") or {}  # another tool writes none
+    values = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": _now(),
+        "competition": settings.competition,
+        "task": asdict(problem.task),
+        "metric": metric,
+        "metrics": list(dict.fromkeys((metric, *problem.head_class.metrics))),
+        "data": {
+            **data,
+            "text": problem.text.to_dict(),
+            "id": settings.id,
+            "group": settings.group,
+            "time": settings.time,
+        },
+        "model": {
+            "checkpoint": settings.model,
+            "manifest_sha256": sha256_hex(directory / "manifest.json", RunError),
+            "config_sha256": sha256_hex(directory / "config.json", RunError),
+            "source": source.get("source"),
+            "revision": source.get("revision"),
+        },
+        "settings": settings.to_dict(),
+        "config": config.to_dict(),
+        "folds": asdict(folds),
+        "members": list(members),
+        "submission": asdict(form),
+        "environment": environment(),
+    }
+    return RunRecord.of(json.loads(json.dumps(values)))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_same(now: RunRecord, before: RunRecord) -> None:
+    """Refuse to resume with other data, folds or another encoder than the run began with.
+
+    Raises:
+        RunError: names what has changed.
+    """
+    data, encoder = now.data.path or "the frame", now.model.checkpoint
+    test, earlier = now.data.test, before.data.test
+    if test and earlier and test.sha256 != earlier.sha256:
+        raise RunError(
+            f"{test.path or 'the test frame'} has changed since the run began; fix: put back what it was, or train "
+            "anew"
+        )
+    put_back = "put the checkpoint back that the run began with"
+    for what, is_now, was_then, fix in (
+        (
+            f"{data}: the data have",
+            now.data.examples_sha256,
+            before.data.examples_sha256,
+            "give what the run began with",
+        ),
+        ("the folds have", now.folds.sha256, before.folds.sha256, "use the package versions of run.json"),
+        (f"{encoder}: the encoder has", now.model.manifest_sha256, before.model.manifest_sha256, put_back),
+        (f"{encoder}: config.json has", now.model.config_sha256, before.model.config_sha256, put_back),
+        ("run.json: the members have", now.members, before.members, "restore run.json from a copy of the run"),
+    ):
+        if is_now != was_then:
+            raise RunError(f"{what} changed since the run began; fix: {fix}, or train anew")
+
+
+def going_on(before: RunRecord, environment: Mapping[str, Any]) -> RunRecord:
+    """Return the record of a resumed run; an environment that differs from the last one is added to `resumed`."""
+    last = before.resumed[-1].environment if before.resumed else before.environment
+    if environment == last:
+        return before
+    resumed = [*before.values.get("resumed", ()), {"at": _now(), "environment": dict(environment)}]
+    return RunRecord.of({**before.values, "resumed": resumed})

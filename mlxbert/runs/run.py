@@ -14,12 +14,13 @@ import numpy as np
 
 from heads.forward_chaining import as_times
 from mlxbert.checkpoint import load_tokenizer, read_config
-from mlxbert.config import BertConfig
-from mlxbert.data.frames import Kind, Table
+from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import InferredTask, target_values
-from mlxbert.data.reading import render_texts, warn_of_empty
+from mlxbert.data.reading import Kind
+from mlxbert.data.text_columns import render_texts, warn_of_empty
 from mlxbert.data.token_rows import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
+from mlxbert.models.base import config_from_hf
 from mlxbert.runs.files import RunError, RunFiles, id_name, plain_cell, read_csv, truth_columns
 from mlxbert.runs.inputs import ROWS, TableFormat
 from mlxbert.runs.intervals import interval_ends, nominal_level
@@ -245,7 +246,7 @@ class Run(Predictor):
         return _mean(parts)
 
     def _tokenizer(self, member: Path) -> Tokenizer:
-        config = BertConfig.from_hf(read_config(member))
+        config = config_from_hf(read_config(member))
         return load_tokenizer(member, config, max_length=self.record.data.max_length)
 
     def _nominal(self, intervals: float | None) -> float | None:

@@ -16,8 +16,9 @@ from typing import Any
 
 from mlxbert.data.competitions import Submission, get_competition
 from mlxbert.data.file_format import looking_once
-from mlxbert.data.frames import Kind, plain
-from mlxbert.data.reading import DataWarning
+from mlxbert.data.folds import folds_sha256
+from mlxbert.data.frames import DataWarning, plain
+from mlxbert.data.reading import Kind
 from mlxbert.data.text_columns import RowText, names_rows
 from mlxbert.factory import default_checkpoint
 from mlxbert.files.output_file import TEMPORARY, WriteError, write_errors
@@ -33,7 +34,7 @@ from mlxbert.runs.files import (
     run_lock,
     write_json,
 )
-from mlxbert.runs.finish import check_same, finish, going_on, new_record
+from mlxbert.runs.finish import finish
 from mlxbert.runs.inputs import (
     FRAME,
     Inputs,
@@ -44,10 +45,21 @@ from mlxbert.runs.inputs import (
     table_record,
     training_id,
 )
-from mlxbert.runs.members import check_models, train_members
+from mlxbert.runs.members import check_models, members_of, train_members
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar, show_inference, tracker
-from mlxbert.runs.record import INFO, RunRecord, check_environment, check_known_settings, read_record, read_values
+from mlxbert.runs.record import (
+    INFO,
+    FoldsRecord,
+    RunRecord,
+    check_environment,
+    check_known_settings,
+    check_same,
+    going_on,
+    new_record,
+    read_record,
+    read_values,
+)
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings, competition_numbers, takes_arguments
 from mlxbert.runs.submission import submission_rules
@@ -237,13 +249,21 @@ def run_session(
     record = new_record(
         settings,
         config,
-        prepared,
-        kinds=tables.kinds,
-        data=tables.record,
+        prepared.problem,
+        metric=prepared.metric.name,
+        members=[member.name for member in members_of(config, len(prepared.folds))],
+        data={
+            **tables.record,
+            "valid": tables.valid_record,
+            "test": None if inputs.test is None else table_record(inputs.test, "the test frame"),
+            "kinds": tables.kinds,
+            "id_found": tables.id_found,
+            "max_length": prepared.limit,
+            "examples_sha256": prepared.examples.sha256(),
+        },
+        folds=FoldsRecord(prepared.fold_kind, len(prepared.folds), folds_sha256(prepared.folds)),
+        directory=prepared.directory,
         form=_submission_form(inputs, prepared, config, tables),
-        valid=tables.valid_record,
-        test=None if inputs.test is None else table_record(inputs.test, "the test frame"),
-        id_found=tables.id_found,
     )
     if before is not None:
         check_same(record, before)

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields
 from typing import Any, Self, TypeVar, get_args
 
 from heads.labels import Label
+from heads.losses import Loss
 from mlxbert.data.competitions import Competition, Submission
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.text_columns import RowText
@@ -54,7 +55,10 @@ class RunSettings:
         None, "Data", "Label, in order; needed where the data do not have all labels.", flag="class"
     )
     head: Mapping[str, Any] = argument(
-        {}, "Model", "Option of the head, such as objective=focal or horizon=12.", metavar="NAME=VALUE"
+        {},
+        "Model",
+        "Option of the head, such as horizon=12 or objective=NAME, also of a registered loss.",
+        metavar="NAME=VALUE",
     )
     competition: str | None = argument(None, "Data", "Ready configuration: titanic, house-prices, disaster-tweets, ….")
     encoding: str | None = argument(None, "Data", "Text encoding of the files, such as cp1252.  [default: detected]")
@@ -100,8 +104,7 @@ class RunSettings:
             object.__setattr__(self, name, as_columns(getattr(self, name)))
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
-        head = {name: tuple(value) if isinstance(value, list) else value for name, value in self.head.items()}
-        object.__setattr__(self, "head", head)
+        object.__setattr__(self, "head", {name: _plain(value) for name, value in self.head.items()})
         if not self.target:
             raise RunError("no target is named; fix: --target COLUMN, or --competition NAME")
         if self.valid is not None and self.hold_out is not None:
@@ -230,3 +233,10 @@ def default_of(argument: Field[Any]) -> Any:
     if argument.default is not MISSING:
         return argument.default
     return None if argument.default_factory is MISSING else argument.default_factory()
+
+
+def _plain(option: Any) -> Any:
+    """An option of a head as run.json keeps it: a loss by its name and settings, a tuple instead of a list."""
+    if isinstance(option, Loss):
+        return option.option()
+    return tuple(option) if isinstance(option, list) else option

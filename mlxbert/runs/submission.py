@@ -13,8 +13,9 @@ import numpy as np
 from heads.labels import Label, decode_labels
 from heads.metrics import get_metric
 from mlxbert.data.competitions import Submission
-from mlxbert.data.frames import NO_NUMBERS, as_text, plain, shown
+from mlxbert.data.frames import as_text, plain, shown
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.reading import NO_NUMBERS
 from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import VALUES, RunSettings

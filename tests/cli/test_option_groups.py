@@ -20,6 +20,7 @@ class _Grouped(OptionGroups, click.Command):
 
 def _command(**settings: object) -> click.Command:
     @click.command(cls=_Grouped, **settings)
+    @click.argument("place", required=False)
     @click.option("--size", help="How large.")
     @click.option("--a-very-long-name-of-an-option", "long", help="Long.")
     @click.option("-o", "--out", help="Where to.")

@@ -21,16 +21,15 @@ from heads.errors import HeadError
 from heads.forward_chaining import times_ahead
 from mlxbert.checkpoint import read_config
 from mlxbert.data.folds import FoldWarning
-from mlxbert.data.reading import DataWarning
+from mlxbert.data.frames import DataWarning
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import manifest_problems
 from mlxbert.runs import Run, RunError, progress, train
-from mlxbert.runs.finish import check_same
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar
-from mlxbert.runs.record import RunRecord
+from mlxbert.runs.record import RunRecord, check_same
 from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.tokenizer import TruncationWarning
 from mlxbert.training.config import TrainingConfig
