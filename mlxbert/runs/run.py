@@ -17,7 +17,7 @@ from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import InferredTask, target_values
 from mlxbert.data.reading import Kind
-from mlxbert.data.text_columns import render_texts, warn_of_empty
+from mlxbert.data.text_columns import RowText, render_texts, warn_of_empty
 from mlxbert.data.token_rows import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
 from mlxbert.models.base import config_from_hf
@@ -109,6 +109,11 @@ class Run(Predictor):
         return self.record.settings
 
     @property
+    def text(self) -> RowText:
+        """How a row becomes a text."""
+        return self.record.data.text
+
+    @property
     def kinds(self) -> dict[str, Kind]:
         """What the columns of the training file hold; files to predict are read in the same way."""
         return dict(self.record.data.kinds)
@@ -192,7 +197,7 @@ class Run(Predictor):
         of_pieces: list[Parts] = []
         texts = _Texts(self._tokenizer(members[0]), data.max_length, what)
         for frame in frames():
-            tokens = texts.tokens(data.text.render(frame, what))
+            tokens = texts.tokens(self.text.render(frame, what))
             # Only one model is in memory: to read it again costs less than a batch.
             parts = [self._model_parts(BertWithHead.load(member), tokens, level, batch_size) for member in members]
             if average == "ranks":
@@ -228,7 +233,7 @@ class Run(Predictor):
         series = np.asarray(target_values([column], self.task), np.float64)
         stamps = np.arange(len(series)) if data.time is None else list(table.column(data.time, "time column").values)
         times = as_times(stamps, "time")
-        texts = render_texts(history.iloc[-1:], data.text)
+        texts = render_texts(history.iloc[-1:], self.text)
         parts = []
         level = self._nominal(intervals)
         for member in self.prediction_members:

@@ -583,5 +583,5 @@ def test_ids_that_a_validation_file_repeats_name_no_row(tmp_path: Path, tiny_che
     with pytest.warns(UserWarning, match="has ids of the training data again in column 'id': rows are numbered"):
         run = train(frame[:40], model=tiny_checkpoint, out=tmp_path / "run", valid=frame[40:], **settings)
     assert run.record.data.id is None
-    assert run.record.data.text.columns == ("text",)
+    assert run.text.columns == ("text",)
     assert list(run.oof()["row"]) == list(range(40, 60))
