@@ -39,8 +39,10 @@ _WIDTHS = np.linspace(0.05, 6, 120)
 COVERAGE = "coverage"
 
 
-def calibrate_intervals(model: BertWithHead, held_out: HeldOut, seed: int) -> dict[str, np.ndarray]:
-    """Fit the noise of the head's intervals on some of the held-out rows.
+def calibrate_intervals(
+    model: BertWithHead, held_out: HeldOut, logits: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Fit the noise of the head's intervals on some of the held-out rows; `logits` are those without dropout.
 
     Returns:
         "coverage": the share of these rows inside, at each nominal level; nothing for a head without intervals.
@@ -65,7 +67,7 @@ def calibrate_intervals(model: BertWithHead, held_out: HeldOut, seed: int) -> di
         head.calibrate_mc(sampled, targets, **examples.calibrating(rows))
     except HeadError:  # such rows teach nothing, which is no reason to lose the training
         return {}
-    predictions, truth = np.asarray(head.predict(held_out.logits()[places])), head.metric_targets(targets)
+    predictions, truth = np.asarray(head.predict(logits[places])), head.metric_targets(targets)
     ends = [_ends(head, predictions, sampled, level) for level in _levels()]
     return {COVERAGE: np.array([((lower <= truth) & (truth <= upper)).mean() for lower, upper in ends])}
 

@@ -127,7 +127,9 @@ def _train(
         if trainer.show_kept():
             model.save(files.best_so_far, overwrite=True)
         raise
-    coverage = calibrate_intervals(model, trainer.held_out, member.entropy()) if config.calibrate else {}
+    coverage = {}
+    if config.calibrate:
+        coverage = calibrate_intervals(model, trainer.held_out, outcome.logits, member.entropy())
     model.save(files.member(member.name), overwrite=True)
     Callbacks(callbacks).on_member_end(
         MemberEvent(
