@@ -18,7 +18,7 @@ from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import InferredTask, target_values
 from mlxbert.data.reading import Kind
 from mlxbert.data.text_columns import RowText, render_texts, warn_of_empty
-from mlxbert.data.token_rows import TokenRows, token_rows
+from mlxbert.data.tokens import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
 from mlxbert.models.base import config_from_hf
 from mlxbert.runs.files import RunError, RunFiles, id_name, plain_cell, read_csv, truth_columns
