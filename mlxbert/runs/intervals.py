@@ -22,8 +22,7 @@ import numpy as np
 
 from heads.errors import HeadError
 from heads.regression import RegressionHead
-from mlxbert.data.batching import PredictionBatches
-from mlxbert.data.tokens import TokenRows
+from mlxbert.data.tokens import PredictionBatches, TokenRows
 from mlxbert.files.safetensors import read_array_file
 from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.training.gradients import seed_of
