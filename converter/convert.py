@@ -44,6 +44,7 @@ from mlxbert.files.output_directory import OutputDirectory, check_target, recove
 from mlxbert.files.reading import expand_home
 from mlxbert.files.safetensors import PlannedTensor
 from mlxbert.pretrained.labels import HeadClassError
+from mlxbert.pretrained.model import HEADS_FILE
 
 
 class ParityFailedError(MLXBertError):
@@ -244,7 +245,7 @@ class _Conversion:
             parameters = self.quantized.parameters + sum(tensor.parameters for tensor in heads_in_model)
         output.write_model(in_model, parameters=parameters, on_tensor=show_progress)
         if in_heads_file:
-            output.write_safetensors("heads.safetensors", in_heads_file, on_tensor=show_progress)
+            output.write_safetensors(HEADS_FILE, in_heads_file, on_tensor=show_progress)
         return sum(tensor.nbytes for tensor in encoder)
 
     def _tensors(self, items: Iterable[Planned]) -> list[PlannedTensor]:
@@ -254,7 +255,6 @@ class _Conversion:
         ]
 
     def _quantize(self, settings: QuantizeSettings, other_bytes: int) -> list[PlannedTensor]:
-
         self.quantized = quantize_encoder(
             self.source,
             self.planned.encoder,
@@ -401,7 +401,6 @@ def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
 
 def _notes_on_head(source: Source) -> list[str]:
     """Return a note if the configuration does not name the class of the source's head."""
-
     try:
         choice = head_choice(source)
     except HeadClassError as error:
@@ -411,7 +410,6 @@ def _notes_on_head(source: Source) -> list[str]:
 
 def _measured_cost(source: Source, directory: Path, config: dict[str, Any]) -> QuantizationReport:
     """Return the cost of a quantization that cannot be compared with PyTorch; MLX alone measures it."""
-
     try:
         head = head_choice(source)
         exact = float32_core(source) if head is None else float32_model(source, head)

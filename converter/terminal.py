@@ -60,7 +60,6 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
 def show_parity(report: ParityReport) -> None:
     """Show the parity table and the cost of a quantization."""
-
     show(parity_table(report))
     if report.quantization is not None:
         show("", quantization_table(report.quantization))
