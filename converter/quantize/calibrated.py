@@ -71,7 +71,7 @@ def embedding_metric(
         count += len(gradients)
         if progress is not None:
             progress(done, len(spaced))
-    return metric / count  # type: ignore[no-any-return]
+    return metric / count
 
 
 def _gradients(core: Encoder, batch: TokenBatch, projections: mx.array) -> Array:
