@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import mlx.core as mx
+from typing import TYPE_CHECKING, Any
 
 from converter.canonical import CODES, float32_core, float32_model, plan_source
 from converter.export.run import read_run
@@ -25,7 +23,6 @@ from converter.parity.sentences import SentenceComparison, compare_sentences
 from converter.quantize.cost import recipe_of
 from converter.quantize.report import describe_quantization
 from converter.readers.encoder_fit import SeveralEncodersError
-from converter.readers.weight_files import has_tokenizer
 from converter.source import Source, open_source
 from mlxbert.checkpoint import load_core, read_config
 from mlxbert.errors import MLXBertError, printable, reason
@@ -36,8 +33,12 @@ from mlxbert.models.base import Encoder, architecture, config_from_hf
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained.labels import HeadChoice
 from mlxbert.pretrained.model import HEADS_FILE, PretrainedBert, attach_head, has_head, read_head_tensors
+from mlxbert.tokenization.files import has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 from mlxbert.with_head import BertWithHead
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 __all__ = ["Progress", "VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
 
@@ -240,6 +241,8 @@ def _verify_trained(
         MLXBertError: it is quantized or damaged, its head has no PyTorch form, or PyTorch is not installed.
     """
 
+    import mlx.core as mx  # not at the top: importing mlxbert first is what says which backend to install
+
     if hf_config.get("quantization") is not None:
         raise VerifyError(f"{directory}: is quantized, which has no PyTorch form; fix: verify the unquantized model")
     weights = sorted(directory.glob("model*.safetensors"))
@@ -289,6 +292,8 @@ def _exact_model(
     dtype: str | None,
 ) -> tuple[Encoder | PretrainedBert, str]:
     """Return the float32 model of the mapping gate and what it is; `dtype` is None for a quantized checkpoint."""
+
+    import mlx.core as mx
 
     if dtype is not None and _is_lossless(source, dtype):
         model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)

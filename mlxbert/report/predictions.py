@@ -178,7 +178,7 @@ def read_histories(path: Path) -> tuple[list[History], list[str]]:
             history.steps[event.step] = event
         elif isinstance(event, EvaluationEvent):
             history.evaluations[event.step] = event
-        else:
+        elif isinstance(event, MemberEvent):
             history.finished = event
     notes = [f"The last line of {path.name} is cut off, and left out."] if log.cut_off else []
     return sorted(histories.values(), key=lambda one: (one.seed, one.fold, one.member)), notes
