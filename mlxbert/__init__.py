@@ -59,6 +59,6 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from mlxbert.runs.run import Run
-    from mlxbert.runs.train import resume, train
+    from mlxbert.runs.session import resume, train
     from mlxbert.training.config import TrainingConfig
     from mlxbert.training.trainer import Trainer
