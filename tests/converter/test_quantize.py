@@ -25,7 +25,7 @@ from converter.quantize.allotment import (
     point_of,
     rounded_down,
 )
-from converter.quantize.auto import TILTS, Study, layer_options, scaled, uniform_choices, worth_a_trial
+from converter.quantize.auto import TILTS, Search, Study, layer_options, scaled, uniform_choices, worth_a_trial
 from converter.quantize.calibrated import calibrate, embedding_metric
 from converter.quantize.cost import Quality
 from converter.quantize.pipeline import pack_rows
@@ -605,14 +605,18 @@ def test_minilm_at_5_bits_a_weight(
         assert quality.rank_correlation >= 0.99
 
 
+def first_allotment(search: Search) -> dict[str, Option]:
+    ways = worth_a_trial(search._options, fixed_bytes=search._fixed_bytes, budget=search._budget())
+    return ways[0][1]
+
+
 @pytest.mark.slow
 def test_minilm_in_13_mb(
     minilm: Path, half_of_the_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Besides: the first of four trials, and no variants.
-    monkeypatch.setattr("converter.quantize.auto.worth_a_trial", lambda *args, **kw: worth_a_trial(*args, **kw)[:1])
+    # Besides: no variants, and the first of four allotments without a trial.
     monkeypatch.setattr("converter.quantize.auto.VARIANTS", 0)
-    monkeypatch.setattr("converter.quantize.auto.TRIED_VARIANTS", 0)
+    monkeypatch.setattr(Search, "_best_trial", first_allotment)
     out = tmp_path / "out"
     convert(minilm, out, quantize="auto", calibration=half_of_the_texts, target_size="13.0MB", verify=False)
     assert (out / "model.safetensors").stat().st_size <= 13_000_000
