@@ -20,7 +20,8 @@ from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
 from mlxbert.files.reading import from_json, read_json
-from mlxbert.models.base import POOLER, architecture
+from mlxbert.models.architecture import architecture
+from mlxbert.models.base import POOLER
 from mlxbert.quantization import QuantizationConfig
 
 if TYPE_CHECKING:

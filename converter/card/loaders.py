@@ -20,7 +20,8 @@ from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
-from mlxbert.models.base import POOLER, HeadKind, architecture
+from mlxbert.models.architecture import HeadKind, architecture
+from mlxbert.models.base import POOLER
 from mlxbert.pretrained.labels import (
     HeadClassError,
     Labels,

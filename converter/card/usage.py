@@ -94,7 +94,7 @@ def _load(directory: Path, config: Mapping[str, Any]) -> Any:
 def _load_with_head(directory: Path, config: Mapping[str, Any]) -> Any:
     import mlx.core as mx
 
-    from mlxbert.models.base import HeadKind
+    from mlxbert.models.architecture import HeadKind
     from mlxbert.pretrained.labels import choose_head_class
     from mlxbert.pretrained.model import attach_head, read_head_tensors
 
@@ -136,7 +136,7 @@ def _trained(directory: Path, config: Mapping[str, Any]) -> Any:
 
 def _inputs(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     from mlxbert.checkpoint import load_tokenizer
-    from mlxbert.models.base import config_from_hf
+    from mlxbert.models.architecture import config_from_hf
 
     return dict(load_tokenizer(directory, config_from_hf(config))(list(TEXTS)))
 

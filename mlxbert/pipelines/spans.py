@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxbert.models.base import HeadKind
+from mlxbert.models.architecture import HeadKind
 from mlxbert.pipelines.texts import (
     PipelineError,
     check_top_k,

@@ -21,7 +21,7 @@ from mlxbert.data.infer_task import target_values
 from mlxbert.data.text_columns import render_texts, warn_of_empty
 from mlxbert.data.tokens import token_rows
 from mlxbert.files.reading import expand_home
-from mlxbert.models.base import config_from_hf
+from mlxbert.models.architecture import config_from_hf
 from mlxbert.runs.blend import Blend
 from mlxbert.runs.files import RunError, write_csv
 from mlxbert.runs.record import BLEND, INFO, is_run
