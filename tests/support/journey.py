@@ -138,7 +138,7 @@ def exported_run(run: Path, out: Path) -> None:
     export_directory(run, out)
     predictor = script_of(out).Predictor(out, device="cpu")
     theirs = predictor.predict(frame.drop(columns="y"))
-    ours = mlxbert.Run(run).predict(frame.drop(columns="y"))
+    ours = mlxbert.Run.open(run).predict(frame.drop(columns="y"))
     assert np.abs(np.asarray(theirs.probabilities).reshape(len(frame), -1)[:, -1] - ours.iloc[:, -1]).max() < 1e-5
     member = next(iter(sorted((run / "members").iterdir())))
     assert verify(member).passed
