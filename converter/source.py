@@ -38,7 +38,7 @@ from mlxbert.checkpoint import is_license_file
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, reading_failed
-from mlxbert.models.base import config_from_hf
+from mlxbert.models.architecture import config_from_hf
 from mlxbert.models.config_fields import ConfigError
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.with_head import HEADS_FILE

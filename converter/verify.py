@@ -29,7 +29,8 @@ from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.output_file import manifest_problems
 from mlxbert.files.reading import expand_home, require_own_files, sha256_hex
 from mlxbert.files.safetensors import read_safetensors
-from mlxbert.models.base import Encoder, architecture, config_from_hf
+from mlxbert.models.architecture import architecture, config_from_hf
+from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained.labels import HeadChoice
 from mlxbert.pretrained.model import HEADS_FILE, PretrainedBert, attach_head, has_head, read_head_tensors

@@ -20,7 +20,8 @@ from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, read_json
 from mlxbert.files.safetensors import read_safetensors
 from mlxbert.model_tensors import named_parameters, tensor_problems
-from mlxbert.models.base import POOLER, Encoder, architecture, config_from_hf, supported
+from mlxbert.models.architecture import architecture, config_from_hf, supported
+from mlxbert.models.base import POOLER, Encoder
 from mlxbert.models.config_fields import ConfigError, EncoderConfig
 from mlxbert.quantization import QuantizationError, split_quantized
 from mlxbert.tokenization.files import TOKENIZER_FILES

@@ -32,7 +32,7 @@ from converter.quantize.cost import QuantizationReport, read_cost
 from heads import install
 from mlxbert.errors import printable
 from mlxbert.files.reading import from_json, read_json
-from mlxbert.models.base import HeadKind, architecture
+from mlxbert.models.architecture import HeadKind, architecture
 
 if TYPE_CHECKING:
     import jinja2

@@ -27,7 +27,8 @@ from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.reading import from_json, read_json
-from mlxbert.models.base import POOLER, architecture, config_from_hf
+from mlxbert.models.architecture import architecture, config_from_hf
+from mlxbert.models.base import POOLER
 from mlxbert.quantization import QuantizationConfig
 from mlxbert.tokenization.files import has_tokenizer
 
@@ -230,7 +231,7 @@ def _load(directory: Path, config: Mapping[str, Any]) -> list[Any]:
 def _load_with_head(directory: Path, config: Mapping[str, Any]) -> list[Any]:
     import mlx.core as mx
 
-    from mlxbert.models.base import HeadKind
+    from mlxbert.models.architecture import HeadKind
     from mlxbert.pretrained.labels import choose_head_class
     from mlxbert.pretrained.model import attach_head, read_head_tensors
 

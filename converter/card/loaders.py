@@ -19,7 +19,8 @@ from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
-from mlxbert.models.base import POOLER, Architecture, HeadClass, HeadKind, architecture
+from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, architecture
+from mlxbert.models.base import POOLER
 from mlxbert.pretrained.labels import Labels, choose_head_class
 from mlxbert.tokenization.files import has_tokenizer
 

@@ -17,7 +17,7 @@ from converter.quantize.rounding import AffineWeight, Array, check_finite, in_ch
 from converter.quantize.texts import VARIANTS, CalibrationError, thinned, token_batches
 from converter.source import Source
 from mlxbert.files.safetensors import MLX_METADATA, PlannedTensor, header, in_file_order
-from mlxbert.models.base import architecture
+from mlxbert.models.architecture import architecture
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
 
 if TYPE_CHECKING:

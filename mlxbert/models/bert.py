@@ -28,17 +28,8 @@ from heads.pretrained import (
 )
 from mlxbert.activations import ACTIVATIONS, has_fast_softmax, softmax
 from mlxbert.model_inputs import embedded
-from mlxbert.models.base import (
-    Architecture,
-    Context,
-    Encoder,
-    HeadClass,
-    HeadKind,
-    Inputs,
-    MappingLimits,
-    PrecisionLimits,
-    Tolerances,
-)
+from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, MappingLimits, PrecisionLimits, Tolerances
+from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.config_fields import (
     Checks,
     EncoderConfig,

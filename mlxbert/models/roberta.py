@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from heads.pretrained.roberta import RobertaClassificationHead, RobertaMaskedLMHead, RobertaPredictions
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.models.base import Context, HeadClass, HeadKind, Inputs
+from mlxbert.models.architecture import HeadClass, HeadKind
+from mlxbert.models.base import Context, Inputs
 from mlxbert.models.bert import BERT, TABLES, BertConfig, BertCore, choice_head, span_head, token_head
 from mlxbert.models.config_fields import ConfigError
 

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxbert.errors import MLXBertError
-from mlxbert.models.base import HeadKind
+from mlxbert.models.architecture import HeadKind
 from mlxbert.pretrained.labels import Labels
 from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization.encoding import Encoding, padded, warn_of_truncation

@@ -24,7 +24,7 @@ from mlxbert.errors import first_ten
 from mlxbert.factory import Problem, check_options, make_problem, target_of
 from mlxbert.files.output_file import is_file_of, read_manifest
 from mlxbert.files.reading import expand_home, read_json
-from mlxbert.models.base import config_from_hf
+from mlxbert.models.architecture import config_from_hf
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.tokenizer import Tokenizer

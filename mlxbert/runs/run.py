@@ -20,7 +20,7 @@ from mlxbert.data.reading import Kind
 from mlxbert.data.text_columns import RowText, render_texts, warn_of_empty
 from mlxbert.data.tokens import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
-from mlxbert.models.base import config_from_hf
+from mlxbert.models.architecture import config_from_hf
 from mlxbert.runs.files import RunError, RunFiles, id_name, plain_cell, read_csv, truth_columns
 from mlxbert.runs.inputs import ROWS, TableFormat
 from mlxbert.runs.intervals import interval_ends, nominal_level

@@ -18,7 +18,7 @@ from converter.parity.probes import ProbeError, make_probes
 from converter.parity.reference import Reference
 from converter.parity.report import Provenance
 from converter.source import open_source
-from mlxbert.models.base import architecture, config_from_hf, supported
+from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.bert import BertConfig
 from tests.support.tiny import save_tiny
 
