@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from heads.errors import HeadError
-from heads.host import Float
+
+if TYPE_CHECKING:
+    from heads.host import Float
 
 Times = np.ndarray[Any, Any]
 

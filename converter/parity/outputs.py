@@ -8,15 +8,12 @@ The MLX side of a comparison: every module's output for a probe, in the whole mo
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -99,13 +96,11 @@ class ExportedReference:
     """The exported model in PyTorch.
 
     Attributes:
-        script: the module that an export ships, `inference.py`.
-        member: its `Member`.
+        member: the exported model, a `Member` of the code that an export has.
         head: the MLX head, for what it reads beside the text.
         class_name: the transformers class that it was exported as, and its head.
     """
 
-    script: ModuleType
     member: Any
     head: Any
     class_name: str
@@ -124,7 +119,7 @@ class ExportedReference:
             encoded = self.member.model.base_model(**batch, output_hidden_states=True)
             logits = self.member.logits(batch, extra_inputs(self.head, probe)).double().numpy()
         thresholds = np.asarray(settings.get("thresholds", [0.5]))
-        made = self.script.decide(settings, self.script.outcome(settings, logits), thresholds)
+        made = self.member.decide(self.member.outcome(logits), thresholds)
         values = made.probabilities if made.values is None else made.values
         assert values is not None
         found = {} if is_folded(settings) else {"logits": logits.astype(np.float32)}
@@ -137,7 +132,7 @@ class ExportedReference:
 
 def is_folded(settings: Any) -> bool:
     """Whether `head.json` is of a class of transformers whose last layer gives values in the user's units."""
-    return bool(settings["class"] == "BertForSequenceClassification" and settings["name"] == "regression")
+    return bool(settings["is_whole"] and settings["name"] == "regression")
 
 
 def build_exported(directory: Path, scratch: Path) -> tuple[ExportedReference, bool]:
@@ -149,36 +144,17 @@ def build_exported(directory: Path, scratch: Path) -> tuple[ExportedReference, b
     require_torch()
     import torch
 
-    from converter.export.member import SEQUENCE, read_member, write_member
+    from converter.export.inference_modules.predictor import Member
+    from converter.export.member import read_member, write_member
     from mlxbert.files.output_directory import OutputDirectory
 
     member = read_member(directory)
     with OutputDirectory(scratch / "export") as output:
         output.commit(write_member(output, member, ""))
-    name = (
-        member.class_name
-        if member.class_name == SEQUENCE
-        else f"{member.class_name} with a {member.head['name']} head"
-    )
+    name = member.class_name if member.is_whole else f"{member.class_name} with a {member.head['name']} head"
     with full_float32():
-        script = shipped_script()
-        exported = script.Member(scratch / "export", torch.device("cpu"))
-    return ExportedReference(script, exported, member.model.head, name), is_folded(member.head)
-
-
-@cache
-def shipped_script() -> ModuleType:
-    """The script that an export ships, run from its file as its user runs it: nothing of ours is imported by it."""
-    from converter.export.run import SCRIPT
-
-    file = Path(__file__).parent.parent / "export" / SCRIPT
-    spec = importlib.util.spec_from_file_location("mlxbert_exported", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+        exported = Member(scratch / "export", torch.device("cpu"))
+    return ExportedReference(exported, member.model.head, name), is_folded(member.head)
 
 
 LOGITS = "logits."

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from heads.errors import HeadError, unknown_name
 from heads.head_registry import COMPETITION_TYPES
 from heads.metrics import get_metric
+from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
 
@@ -45,23 +46,6 @@ def fold_kinds(task: str, time: str | None) -> tuple[FoldKind, ...]:
 
 class CompetitionError(MLXBertError):
     """A configuration that contradicts itself, an unknown name, or one that is taken."""
-
-
-@dataclass(frozen=True)
-class Submission:
-    """The file to hand in.
-
-    Attributes:
-        id_column: the name of its first column; its values are the test file's id column, or the row number from 0
-            where the data have none.
-        columns: the prediction columns.
-        values: "labels" (decided ones), "probabilities" (of the positive class, or of each label), or "values" in
-            the target's units.
-    """
-
-    id_column: str
-    columns: tuple[str, ...]
-    values: Literal["labels", "probabilities", "values"]
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def delete(directory: Path) -> None:
 # Beside what the manifest lists: what this project's commands and macOS put into a converted directory later.
 ADDED_LATER = frozenset({"parity.json", "README.md", ".DS_Store"})
 # What Python keeps of an exported inference.py that was imported.
-CACHE = "__pycache__/"
+CACHE = "__pycache__"
 
 
 def check_target(target: Path, *, overwrite: bool, source: Path | None = None) -> Path:
@@ -266,7 +266,9 @@ def _check_is_ours(target: Path, real: Path) -> None:
             f"{target}: not a directory that mlxbert-convert wrote ({NAME} is not there or not its own), "
             "so --overwrite leaves it alone; remove it yourself or give another output with -o"
         )
-    foreign = [name for name in unlisted(real, files) if name not in ADDED_LATER and not name.startswith(CACHE)]
+    foreign = [
+        name for name in unlisted(real, files) if name not in ADDED_LATER and CACHE not in PurePosixPath(name).parts
+    ]
     if foreign:
         raise WriteError(
             f"{target}: --overwrite would delete {len(foreign)} file(s) that mlxbert-convert did not write; "

@@ -20,15 +20,14 @@ import numpy as np
 from heads.labels import encode_labels
 from heads.metrics import Metric, metric_of
 from heads.thresholds import best_threshold, threshold_metric
-from mlxbert.data.competitions import Submission
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.submission import Submission, SubmissionRules
 from mlxbert.files.reading import expand_home, from_json, read_json
 from mlxbert.runs.files import RunError, id_name, numbers, truth_columns, without_nan, write_csv, write_json
 from mlxbert.runs.members import prediction_columns
 from mlxbert.runs.record import BLEND
 from mlxbert.runs.rows import TableFormat
 from mlxbert.runs.run import Run
-from mlxbert.runs.submission import SubmissionRules
 from mlxbert.training.held_out import NUMBERS, Predictions, average, ranks, scores
 from mlxbert.training.held_out import average as weighted_mean
 

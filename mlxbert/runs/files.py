@@ -20,16 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import RunError
 from mlxbert.files.output_file import replace_file, write_errors
 from mlxbert.files.reading import expand_home, from_json, open_regular, read_text
 from mlxbert.training.callbacks import KINDS, Callback, EvaluationEvent, Event, MemberEvent, StepEvent, event_record
 
 GO_ON = "free some space and resume the run"
-
-
-class RunError(MLXBertError):
-    """A directory that is no run, an unfinished or changed one, or one that cannot be made."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from heads.thresholds import threshold_metric
 from mlxbert.checkpoint import read_config
-from mlxbert.data.competitions import Submission
 from mlxbert.data.folds import folds_sha256
+from mlxbert.data.submission import Submission, SubmissionWarning
 from mlxbert.errors import printable
 from mlxbert.files.output_file import NAME, FileRecord, manifest_bytes, read_manifest, replace_file
 from mlxbert.files.reading import sha256_hex
@@ -35,7 +35,7 @@ from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.record import FORMAT, SCORES, VERSION, RunRecord, read_scores
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings, environment
-from mlxbert.runs.submission import SubmissionWarning, columns_of
+from mlxbert.runs.submission import columns_of
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.held_out import NUMBERS
 from mlxbert.training.held_out import scores as score

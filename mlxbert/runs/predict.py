@@ -14,11 +14,11 @@ import numpy as np
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.config import BertConfig
-from mlxbert.data.competitions import Submission
 from mlxbert.data.file_format import looking_once
 from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import target_values
 from mlxbert.data.reading import Quoting, render_texts, warn_of_empty
+from mlxbert.data.submission import Submission
 from mlxbert.data.token_rows import token_rows
 from mlxbert.files.reading import expand_home
 from mlxbert.runs.blend import Blend

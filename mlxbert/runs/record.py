@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from heads.head_registry import COMPETITION_TYPES
-from mlxbert.data.competitions import CompetitionError, Submission, get_competition
+from mlxbert.data.competitions import CompetitionError, get_competition
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.frames import Kind
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import printable
 from mlxbert.files.reading import from_json, read_json

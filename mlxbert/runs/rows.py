@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from heads.forward_chaining import as_times, times_ahead
-from mlxbert.data.competitions import Submission
-from mlxbert.data.frames import FrameError, Kind, Table
+from mlxbert.data.frames import Kind, Table
 from mlxbert.data.reading import DataWarning, Quoting, id_values, read_chunks, read_data
+from mlxbert.data.submission import IdRules, Sample, Submission, SubmissionRules, check_ids, warn, warn_of_fractions
 from mlxbert.data.text_columns import id_columns, is_called_id, names_rows
 from mlxbert.runs.inputs import as_pandas, is_path, source_name
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import Sample, SubmissionRules, check_ids, read_sample, warn
+from mlxbert.runs.submission import read_sample
 
 # A piece is small beside the process, so that many rows take hardly more memory than few.
 ROWS = 1024
@@ -138,22 +137,20 @@ def rows_to_predict(
     what = source_name(data, "the data")
     sample = None if sample_submission is None else read_sample(sample_submission)
     form = rules.form(values)
+    ids = IdRules(id, table.id, table.id_found, table.time, strict)
     others: tuple[str, ...] = ()
     if sample is not None:
         others = tuple(name for name in sample.columns if name not in form.columns) or sample.columns
     if table.horizon:
-        ids = times_of(read_history(data, table), table.time, table.horizon)
-        found = _Ids((), table.time, ids, ids)
+        times = times_of(read_history(data, table), table.time, table.horizon)
+        found = _Ids((), table.time, times, times)
     else:
-        found = _ids(data, what, table, others, id, strict)
+        found = _ids(data, what, table, others, ids)
     if sample is None:
-        return RowsToPredict(
-            what, found.column, found.ids, found.names, None, _named(form, found, what, table, strict)
-        )
-    there = [name for name in others if name in found.columns]
-    column = next(name for name in (found.column, id, table.id, *there, *others) if name in sample.columns)
-    assert column is not None
-    check_ids(sample, sample.ids(column), found.ids, what, found.column)
+        form = ids.named(form, found.columns, what, found.column)
+        return RowsToPredict(what, found.column, found.ids, found.names, None, form)
+    column = ids.sample_column(sample, found.columns, others, found.column)
+    check_ids(sample, column, found.ids, what, found.column)
     if found.column is not None and column not in (found.column, form.id_column):
         warn(f"{sample.what} calls the ids {column!r}, {what} {found.column!r}: they are written as {column!r}")
     form = rules.fitted(sample, column, values)
@@ -225,12 +222,11 @@ def _ids(
     what: str,
     table: TableFormat,
     others: Sequence[str],
-    id: str | None,
-    strict: bool,
+    rules: IdRules,
 ) -> _Ids:
     import pandas
 
-    words = [name for name in (id, table.id, *others[:1]) if name]
+    words = [name for name in (rules.asked, table.id, *others[:1]) if name]
     columns: tuple[str, ...] = ()
     kept, rows = [], 0
     for frame in pieces(data, table, words):
@@ -238,49 +234,16 @@ def _ids(
         kept.append(frame[[name for name in frame.columns if name in words or is_called_id(name)]])
         rows += len(frame)
     candidates = pandas.concat(kept, ignore_index=True)
-    column = _told_id(columns, what, table, others, id, strict)
+    column = rules.column(columns, what, others)
     if column is None and len(candidates.columns):
         column = next(iter(id_columns(Table(candidates, what), table.columns)), None)
     if column is None:
         numbers = [*range(rows)]
         return _Ids(columns, None, [str(row) for row in numbers], numbers)
     names = list(candidates[column])
-    if not strict:
+    if not rules.is_strict:
         return _Ids(columns, column, [str(name) for name in names], names)
     ids = id_values(candidates, column, what)
-    if not others and is_path(data) and all(re.fullmatch(r"-?[0-9]+\.0", one) for one in ids):
-        warn(
-            f"{what}: the ids of column {column!r} are written as they stand there, {ids[0]} and not {ids[0][:-2]}; "
-            "fix: --sample-submission, or write whole numbers in the file"
-        )
+    if not others and is_path(data):
+        warn_of_fractions(ids, column, what)
     return _Ids(columns, column, ids, ids if is_path(data) else names)
-
-
-def _told_id(
-    columns: Sequence[str], what: str, table: TableFormat, others: Sequence[str], id: str | None, strict: bool
-) -> str | None:
-    """The column that names the rows: as told, the sample's first, or the training data's; None: none of these."""
-    if id is None and others and others[0] in columns and table.id not in others:
-        return others[0]
-    must = strict and not table.id_found
-    wanted = id or (table.id if table.id in columns or must else None)
-    if wanted is None:
-        return None
-    try:
-        return Table(dict.fromkeys(columns, (None,)), what).find(wanted, "id column")
-    except FrameError as error:
-        raise FrameError(f"{error} (fix: --id COLUMN)") from None
-
-
-def _named(form: Submission, found: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:
-    """The format with the name of the ids' column, where no sample says it."""
-    column = found.column
-    if column is None and form.id_column in found.columns:
-        warn(f"{what}: column {form.id_column!r} has a value twice or none; the rows are numbered as 'row'")
-        column = "row"
-    elif column is None and table.id is not None and table.id == form.id_column:
-        if strict:
-            warn(f"{what} has no column {table.id!r}: the rows are numbered as 'row'; fix: --id COLUMN")
-        column = "row"
-    # The run's own form may have another name for its ids: that of a sample.
-    return form if column is None or column == (table.id or table.time) else replace(form, id_column=column)

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mlxbert.data.competitions import Submission
 from mlxbert.data.frames import Kind
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.submission import Submission, SubmissionRules
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.reading import expand_home
 from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.runs.record import RunRecord, read_record, read_scores
 from mlxbert.runs.rows import TableFormat
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import SubmissionRules, submission_rules
+from mlxbert.runs.submission import submission_rules
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import Any, Self
 
 from heads.labels import Label
 from mlxbert.backend.device import blas_name, blas_threads, device_name, package_versions
-from mlxbert.data.competitions import Competition, Submission
+from mlxbert.data.competitions import Competition
 from mlxbert.data.csv_dialect import Quoting
+from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText
 from mlxbert.runs.files import RunError
 

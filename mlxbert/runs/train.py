@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from heads.labels import Label
-from mlxbert.data.competitions import Competition, Submission, get_competition
+from mlxbert.data.competitions import Competition, get_competition
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.file_format import looking_once
 from mlxbert.data.frames import Kind, plain
 from mlxbert.data.reading import DataWarning
+from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText, names_rows
 from mlxbert.factory import default_checkpoint
 from mlxbert.files.output_file import WriteError, write_errors

@@ -243,9 +243,9 @@ class TestReplacing:
 # Where a file is opened for writing otherwise, and why.
 _OTHERWISE = {
     "mlxbert/files/output_file.py": "the one way itself",
-    "mlxbert/runs/metrics_log.py": "a log grows by lines",
-    "converter/run_export/inference.py": "runs without this package",
-    "converter/usage.py": "a folder of its own that is gone afterwards",
+    "mlxbert/runs/files.py": "a log grows by lines",
+    "converter/export/inference_modules/submission_file.py": "runs without this package",
+    "converter/card/usage.py": "a folder of its own that is gone afterwards",
 }
 
 

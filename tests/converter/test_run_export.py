@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from converter import cli
 from converter.convert import convert
 from converter.export.checkpoint import ExportError
-from converter.export.member import stl_matrices
-from converter.export.run import export_directory
+from converter.export.head_settings import EXPORTED_HEADS, stl_matrices
+from converter.export.run import code_files, export_directory
 from heads.seasonality import decompose
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.output_file import manifest_problems
@@ -177,6 +177,13 @@ def read(member: Path) -> dict[str, Any]:
     return json.loads((member / "config.json").read_text())["mlxbert"]["head"]
 
 
+def test_both_tables_of_heads_have_the_same_names() -> None:
+    from converter.export.inference_modules.torch_heads import HEADS
+
+    assert list(HEADS) == list(EXPORTED_HEADS)
+    assert {case.head for case in CASES.values()} == set(HEADS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_predictions_are_those_of_mlxbert(name: str, exported: Any) -> None:
@@ -188,6 +195,13 @@ def test_predictions_are_those_of_mlxbert(name: str, exported: Any) -> None:
     assert labels is None or {type(one) for one in labels} == {type(one) for one in own.labels}
     # They depend on the text: nothing here would notice a constant.
     assert np.ptp(own.values if own.probabilities is None else own.probabilities, axis=0).max() > 0.05
+
+
+def test_both_tables_of_heads_have_the_same_names() -> None:
+    from converter.export.inference_modules.torch_heads import HEADS
+
+    assert list(HEADS) == list(EXPORTED_HEADS)
+    assert {case.head for case in CASES.values()} == set(HEADS)
 
 
 @pytest.mark.slow
@@ -335,6 +349,7 @@ class TestARunOfTwoMembers:
             "config.json",
             "inference.json",
             "inference.py",
+            *sorted(name for name, _ in code_files() if name.startswith("inference_modules/")),
             "manifest.json",
             *(
                 f"members/seed0-fold{fold}/{name}"
@@ -343,8 +358,8 @@ class TestARunOfTwoMembers:
             ),
         ]
         assert manifest_problems(exported_run) == []
-        source = Path(cli.__file__).parent / "export/inference.py"
-        assert (exported_run / "inference.py").read_bytes() == source.read_bytes()
+        for name, text in code_files():
+            assert (exported_run / name).read_text() == text
 
     def test_a_mistake_costs_one_line(self, exported_run: Path, tmp_path: Path) -> None:
         done = self.command(exported_run, "absent.csv", cwd=tmp_path)
