@@ -1,16 +1,22 @@
-"""One trained model as PyTorch: a class of transformers where one computes the same, else its encoder and its head."""
+"""One trained model as PyTorch: a class of transformers where one computes the same, else its encoder and its head.
+
+`EXPORTED_HEADS` has an entry for each head that `inference_modules/torch_heads.py` computes. To export a head of your
+own, add an entry to both tables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from converter.export.checkpoint import PYTORCH_METADATA
-from converter.export.head_settings import ExportedHead, exported_head, folded_linear, planned_array
+from converter.export.checkpoint import PYTORCH_METADATA, ExportError
+from heads.scaling import TargetScaler
+from heads.seasonality import decompose
 from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index
@@ -20,6 +26,165 @@ from mlxbert.with_head import TOKENIZER_FILES, BertWithHead
 
 SEQUENCE, ENCODER = "BertForSequenceClassification", "BertModel"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+# Heads
+
+
+@dataclass(frozen=True)
+class ExportedHead:
+    """What is written of a head.
+
+    Attributes:
+        settings: a head to its settings in `head.json`, beside its name.
+        columns: a head to the number of columns of a submission, by what it holds; the usual one first. A second
+            number is one that is possible, too.
+        tensors: a head to those of its tensors that are written to `head.safetensors`.
+        computed: a head to tensors that are computed from it, written there, too.
+        problem_type: transformers' name for a classifier with these logits or values; None: it has none.
+        labels: a head to the name of each logit.
+        is_folded: whether such a classifier computes values in the user's units, the target scaler in its weights.
+    """
+
+    settings: Callable[[Any], dict[str, Any]]
+    columns: Callable[[Any], dict[str, tuple[int, ...]]]
+    tensors: Callable[[Any], list[PlannedTensor]] = lambda head: planned_tensors(head, "head.")
+    computed: Callable[[Any], Iterator[PlannedTensor]] = lambda head: iter(())
+    problem_type: str | None = None
+    labels: Callable[[Any], list[str]] = lambda head: [str(label) for label in head.classes]
+    is_folded: bool = False
+
+    def is_sequence_classifier(self, head: Any) -> bool:
+        """Return whether one linear layer computes these logits, or values, as they are."""
+        if self.problem_type is None:
+            return False
+        return not (self.is_folded and (head.log_targets or head.objective == "gaussian"))
+
+
+def exported_head(head: Any, directory: object) -> ExportedHead:
+    """Return what is written of a head; `directory` begins the message of an error.
+
+    Raises:
+        ExportError: it is a head of another package, or none that `inference.py` computes.
+    """
+    if head.head_name not in EXPORTED_HEADS or not type(head).__module__.startswith("heads."):
+        raise ExportError(
+            f"{directory}: the head {head.head_name!r} comes from {type(head).__module__}, and inference.py knows "
+            f"{', '.join(EXPORTED_HEADS)}; fix: write its predictions with mlxbert predict"
+        )
+    return EXPORTED_HEADS[head.head_name]
+
+
+def folded_linear(head: Any) -> dict[str, np.ndarray]:
+    """Return a regression's last layer with the target scaler in it, so that it gives values in the user's units."""
+    weight, bias = (np.array(head.output[name].astype(mx.float32)).astype(np.float64) for name in ("weight", "bias"))
+    scaler = target_scaler(head)
+    scale, center = np.asarray(scaler.scale), np.asarray(scaler.center)
+    folded = {"weight": weight * scale[:, None], "bias": bias * scale + center}
+    return {name: array.astype(np.float32) for name, array in folded.items()}
+
+
+def target_scaler(head: Any) -> TargetScaler:
+    """Return the fitted scaler of a head; one that changes nothing where the head has none by its settings.
+
+    Raises:
+        ExportError: the head was never fitted.
+    """
+    if head.scaler is not None:
+        return head.scaler
+    if head.scaling == "none" and not head.log_targets:
+        return TargetScaler((0.0,), (1.0,))  # one for all columns
+    raise ExportError(f"{head.head_name}: the target scaler was never fitted; fix: head.fit_targets, then save again")
+
+
+def planned_array(name: str, array: np.ndarray) -> PlannedTensor:
+    """Return a NumPy array as a tensor to write."""
+    dtype = {"float32": "F32", "float64": "F64"}[array.dtype.name]
+    return PlannedTensor(name, array.shape, dtype, lambda: array)
+
+
+def stl_matrices(window: int, period: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return trend and season of a history as matrices (W, W) float64: `history @ matrix`.
+
+    STL without robustness weights only adds, and multiplies by constants of the place. So for histories of one length
+    it is linear, and row i of its matrix is what it makes of unit vector i.
+    """
+    trend, seasonal, _ = decompose(np.eye(window), period, "time_series")
+    return trend, seasonal
+
+
+def _ordinal_tensors(head: Any) -> list[PlannedTensor]:
+    """Return the last layer, and with "corn" all others; without it the thresholds stand for their parameters."""
+    tensors = planned_tensors(head, "head.")
+    return [one for one in tensors if head.objective == "corn" or one.name.startswith("head.output.")]
+
+
+def _ordinal_thresholds(head: Any) -> Iterator[PlannedTensor]:
+    if head.objective != "corn":
+        yield planned_array("head.thresholds", np.array(head.thresholds, np.float32))
+
+
+def _history_matrices(head: Any) -> Iterator[PlannedTensor]:
+    if head.period:
+        for name, matrix in zip(("trend", "seasonal"), stl_matrices(head.window, head.period), strict=True):
+            yield planned_array(f"history.{name}", matrix)
+
+
+def _classes(head: Any) -> dict[str, Any]:
+    return {"classes": list(head.classes), "temperature": getattr(head, "temperature", 1.0)}
+
+
+def _numbers(head: Any) -> dict[str, Any]:
+    return {"targets": head.num_targets, "scaler": target_scaler(head).to_dict()}
+
+
+def _series(head: Any) -> dict[str, Any]:
+    names = ("horizon", "window", "period", "baseline")
+    return {**_numbers(head), **{name: getattr(head, name) for name in names}, "calendar": list(head.calendar)}
+
+
+def _value_names(head: Any) -> list[str]:
+    return ["value"] if head.num_targets == 1 else [f"value_{i}" for i in range(head.num_targets)]
+
+
+EXPORTED_HEADS = {
+    "binary": ExportedHead(
+        lambda head: {**_classes(head), "thresholds": [head.threshold]},
+        lambda head: {"probabilities": (1,), "labels": (1,)},
+        # One logit: transformers' pipelines read it by a sigmoid, as the head does.
+        problem_type="multi_label_classification",
+        labels=lambda head: [str(head.classes[1])],
+    ),
+    "multiclass": ExportedHead(
+        _classes,
+        lambda head: {"labels": (1,), "probabilities": (head.num_outputs,)},
+        problem_type="single_label_classification",
+    ),
+    "multilabel": ExportedHead(
+        lambda head: {**_classes(head), "thresholds": list(head.thresholds)},
+        lambda head: {"probabilities": (head.num_outputs,), "labels": (head.num_outputs,)},
+        problem_type="multi_label_classification",
+    ),
+    "regression": ExportedHead(
+        _numbers,
+        lambda head: {"values": (head.num_targets,)},
+        problem_type="regression",
+        labels=_value_names,
+        is_folded=True,
+    ),
+    "ordinal": ExportedHead(
+        lambda head: {"classes": list(head.classes), "objective": head.objective},
+        # One column of probabilities is the expected rank.
+        lambda head: {"labels": (1,), "probabilities": (head.num_outputs + 1, 1)},
+        _ordinal_tensors,
+        _ordinal_thresholds,
+    ),
+    "time_series": ExportedHead(_series, lambda head: {"values": (1,)}, computed=_history_matrices),
+}
+"""Every head that `inference.py` computes, by its name."""
+
+
+# The model
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from converter import cli
 from converter.convert import convert
 from converter.export.checkpoint import ExportError
-from converter.export.head_settings import EXPORTED_HEADS, stl_matrices
+from converter.export.member import EXPORTED_HEADS, stl_matrices
 from converter.export.run import code_files, export_directory
 from heads.seasonality import decompose
 from mlxbert.data.text_columns import RowText
@@ -197,13 +197,6 @@ def test_predictions_are_those_of_mlxbert(name: str, exported: Any) -> None:
     assert np.ptp(own.values if own.probabilities is None else own.probabilities, axis=0).max() > 0.05
 
 
-def test_both_tables_of_heads_have_the_same_names() -> None:
-    from converter.export.inference_modules.torch_heads import HEADS
-
-    assert list(HEADS) == list(EXPORTED_HEADS)
-    assert {case.head for case in CASES.values()} == set(HEADS)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_what_transformers_can_express_is_its_class(name: str, exported: Any) -> None:
@@ -320,7 +313,7 @@ class TestARunOfTwoMembers:
         return file
 
     def command(self, out: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-I", str(out / "inference.py"), *map(str, arguments), "--device", "cpu"]
+        command = [sys.executable, "-IB", str(out / "inference.py"), *map(str, arguments), "--device", "cpu"]
         return subprocess.run(command, cwd=cwd, env=bare_environment(), capture_output=True, text=True, check=False)
 
     def test_the_submission(self, run: Path, exported_run: Path, test_file: Path, tmp_path: Path) -> None:
