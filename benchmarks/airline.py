@@ -36,7 +36,7 @@ from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import machine
 from mlxbert.data.competitions import get_competition
 from mlxbert.data.token_rows import token_rows
-from mlxbert.output import BertOutput
+from mlxbert.models.base import BertOutput
 from mlxbert.runs.inputs import read_frame
 from mlxbert.runs.members import new_model
 from mlxbert.runs.prepare import Prepared, prepare

@@ -25,7 +25,7 @@ from benchmarks.child import timed
 from benchmarks.machine import machine
 from converter.mapping import plan
 from converter.mappings.bert import MAPPING
-from mlxbert.config import BertConfig
+from mlxbert.models.bert import BertConfig
 
 CONVERT = "import sys; from converter.cli import convert; sys.argv[0] = 'mlxbert-convert'; convert()"
 NO_TORCH = (

@@ -44,8 +44,7 @@ def measure_here(case: str, size: str, steps: int) -> None:
     import mlx.core as mx
 
     from heads.binary import BinaryClassificationHead
-    from mlxbert.config import BertConfig
-    from mlxbert.core import BertCore
+    from mlxbert.models.bert import BertConfig, BertCore
     from mlxbert.training.optimizer import Schedule, parameter_rules
     from mlxbert.training.step import StepSettings, TrainStep
     from mlxbert.with_head import BertWithHead

@@ -27,8 +27,7 @@ from converter.parity.reference import Reference
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, ParityReport, Provenance
 from converter.verify import directory_probes
 from examples.packaged_minilm import model_directory
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
+from mlxbert.models.bert import BertConfig, BertCore
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -28,7 +28,7 @@ from converter.mappings.bert import MAPPING
 from converter.quantize.report import QuantizationReport, describe_quantization
 from examples.packaged_minilm import model_directory
 from mlxbert.checkpoint import load_core, read_config
-from mlxbert.config import BertConfig
+from mlxbert.models.bert import BertConfig
 
 Tensors = dict[str, Any]
 

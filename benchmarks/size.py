@@ -2,12 +2,16 @@
 
 python -m benchmarks.size
 python -m benchmarks.size --files      # every file with its lines
+python -m benchmarks.size --way        # the files between a DataFrame and the first training step, in reading order
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import io
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.way import PACKAGES, dataframe_way
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("converter", "mlxbert", "heads")
 SMALL = 60
 
 
@@ -60,23 +65,21 @@ def import_circles(files: list[File]) -> list[list[str]]:
     return _connected(graph)
 
 
-def way(files: list[File], start: str, end: str) -> list[str]:
-    """Return the modules that importing `start` reaches on a way to `end`, in alphabetical order."""
-    graph = {file.module: file.imports for file in files}
-    reached = _reachable(graph, start)
-    return sorted(module for module in reached if end in _reachable(graph, module) or module == end)
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Print the table of sizes; with --files also each file."""
+    """Print the table of sizes; with --files also each file, with --way the way of a DataFrame."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", action="store_true", help="print every file with its lines")
+    parser.add_argument("--way", action="store_true", help="print the files that a DataFrame's rows go through")
     options = parser.parse_args(argv)
     files = product_files()
     console = Console()
     if options.files:
         for file in sorted(files, key=lambda file: -file.lines):
             console.print(f"{file.lines:6} {file.path}", highlight=False)
+    way_files = measured_way()
+    if options.way:
+        for number, name in enumerate(way_files, 1):
+            console.print(f"{number:6} {name}", highlight=False)
     small = [file for file in files if file.lines <= SMALL and file.path.name != "__init__.py"]
     longest = max(files, key=lambda file: file.lines)
     length, function = max((found for file in files for found in file.functions), default=(0, ""))
@@ -88,7 +91,24 @@ def main(argv: list[str] | None = None) -> None:
     table.add_row("longest file", f"{longest.lines} ({longest.path})", "500")
     table.add_row("longest function", f"{length} ({function})", "176")
     table.add_row("import circles", "; ".join(" ↔ ".join(circle) for circle in circles) or "none", "none")
+    row = "files between a DataFrame and the first training step"
+    table.add_row(row, str(len(way_files)) if way_files else "not measured: no packaged MiniLM", "20")
     console.print(table)
+
+
+def measured_way() -> list[str]:
+    """Return the way of a DataFrame with the packaged MiniLM; an empty list if that is not installed."""
+    from converter.convert import convert
+    from examples.packaged_minilm import model_directory
+
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            source = model_directory()
+        except FileNotFoundError:
+            return []
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            convert(source, Path(place) / "model", verify=False)
+        return dataframe_way(Path(place) / "model", ROOT)
 
 
 def _file(path: Path, root: Path, modules: set[str]) -> File:

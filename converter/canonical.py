@@ -1,157 +1,62 @@
-"""Floating-point formats: what a source has, what is written, and the checks on the way.
-
-The tensors of a source under their canonical names: planned, cut, cast, checked.
-"""
+"""The tensors of a source under their canonical names, and their floating-point formats."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 
 from converter.mapping import Plan, Planned, plan
 from converter.mappings import mapping_for
 from converter.source import Source
-from mlxbert.config import BertConfig
+from mlxbert.checkpoint import new_encoder
 from mlxbert.errors import MLXBertError
+from mlxbert.files.safetensors import NUMPY_DTYPES
+from mlxbert.models.base import Encoder, config_from_hf
+from mlxbert.models.config_fields import EncoderConfig
+from mlxbert.pretrained.labels import HeadChoice
+from mlxbert.pretrained.model import PretrainedBert, attach_head
 
-NUMPY = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-CODES = {name: code for code, name in SAFETENSORS.items()}
-
+CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Name of a floating-point format -> safetensors' name."""
 DTYPE_SUFFIXES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-"""What a model's name ends in."""
+"""Name of a floating-point format -> suffix of a model's name."""
 
+_NAMES = {code: name for name, code in CODES.items()}
+_NUMPY = {name: NUMPY_DTYPES[code] for name, code in CODES.items()}
 # Elements checked at once: the mask of a whole 94 MB embedding would be another 23 MB.
 _CHUNK = 1 << 22
 
 
 class DtypeError(MLXBertError):
-    """A tensor that cannot be written: not floating-point, not finite, or too large for the format asked for."""
+    """A tensor that cannot be written: it is not floating-point, not finite, or too large for the format."""
 
 
-def output_dtype(codes: Iterable[str], requested: str | None) -> str:
-    """The one dtype of the output, for source tensors of these safetensors dtype codes.
+def plan_source(source: Source) -> tuple[EncoderConfig, Plan]:
+    """Return the configuration of a source, and what becomes of each of its tensors.
 
-    Without a request the source's own is kept: float64 becomes float32 (MLX has none on a GPU), and a mixture the
-    narrowest that holds every value of it.
-    """
-    if requested is not None:
-        return requested
-    kinds = {SAFETENSORS.get(code, "float32") for code in codes}
-    if kinds in ({"float16"}, {"bfloat16"}):
-        return kinds.pop()
-    return "float32"
-
-
-def cast(array: np.ndarray, dtype: str, key: str) -> np.ndarray:
-    """`array` in `dtype`, every element finite; the same array where it has that dtype already.
-
-    Raises:
-        DtypeError: the tensor `key` is not floating-point, holds NaN or inf, or overflows `dtype`.
-    """
-    if array.dtype not in NUMPY.values():
-        raise DtypeError(
-            f"{key} has dtype {array.dtype}: a BERT weight must be float64, float32, float16 or bfloat16; "
-            "fix: convert the unquantized checkpoint"
-        )
-    target = NUMPY[dtype]
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        chunk = flat[start : start + _CHUNK]
-        finite = np.isfinite(chunk)
-        if not finite.all():
-            bad = chunk[~finite][0]
-            place = tuple(int(i) for i in np.unravel_index(start + int(finite.argmin()), array.shape))
-            raise DtypeError(
-                f"{key} holds {bad} at {place}: this checkpoint is broken; fix: get it again from where it came from"
-            )
-    if array.dtype == target:
-        return array
-    with np.errstate(over="ignore"):
-        result = array.astype(target)
-    flat_result = result.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        if not np.isfinite(flat_result[start : start + _CHUNK]).all():
-            largest = np.abs(flat).max()
-            raise DtypeError(
-                f"{key} overflows {dtype}: its largest magnitude is {float(largest):.6g}, {dtype} holds up to "
-                f"{float(ml_dtypes.finfo(target).max):.6g}; fix: --dtype bfloat16 or float32"
-            )
-    return result
-
-
-if TYPE_CHECKING:
-    from mlxbert.core import BertCore
-    from mlxbert.pretrained.labels import HeadChoice
-    from mlxbert.pretrained.model import PretrainedBert
-
-
-def plan_source(source: Source) -> tuple[BertConfig, Plan]:
-    """What becomes of every tensor of a source; tied copies are settled by comparing their bytes.
+    A tensor that repeats the one it is tied to is dropped; their bytes are compared.
 
     Raises:
         ConfigError, MappingError, DtypeError: the configuration or a tensor does not fit.
     """
     mapping = mapping_for(source.config)
-    config = BertConfig.from_hf(source.config)
+    config = config_from_hf(source.config)
     planned = plan(mapping, config, {key: entry.shape for key, entry in source.entries.items()})
     planned = _without_tied_copies(source, config, planned)
     return config, replace(planned, dropped={**source.dropped, **planned.dropped})
 
 
-def read(source: Source, item: Planned, dtype: str) -> np.ndarray[Any, Any]:
-    """One planned tensor, in `dtype`; raises DtypeError where it is not finite or overflows."""
-    array = source.entries[item.source].read()
-    if item.parts > 1:
-        array = np.split(array, item.parts, axis=0)[item.part]
-    return cast(array, dtype, item.source)
+def _without_tied_copies(source: Source, config: EncoderConfig, planned: Plan) -> Plan:
+    """Drop the head tensors that repeat the tensor they are tied to; keep those that differ from it.
 
-
-def float32_core(source: Source) -> BertCore:
-    """The source as a float32 MLX encoder, straight through the mapping: what the mapping gate compares."""
-    import mlx.core as mx
-
-    from mlxbert.core import BertCore
-
-    config, planned = plan_source(source)
-    has_pooler = any(item.target.startswith("pooler.") for item in planned.encoder)
-    core = BertCore(config, add_pooling_layer=has_pooler)
-    core.load_weights([(item.target, mx.array(read(source, item, "float32"))) for item in planned.encoder])
-    core.eval()
-    mx.eval(core.parameters())
-    return core
-
-
-def float32_model(source: Source, choice: HeadChoice) -> PretrainedBert:
-    """`float32_core` with the source's own head, as a model of the chosen class.
-
-    Raises:
-        CheckpointError: the head's tensors are not those of the class.
-    """
-    import mlx.core as mx
-
-    from mlxbert.pretrained.model import attach_head
-
-    _, planned = plan_source(source)
-    tensors = {item.target: mx.array(read(source, item, "float32")) for item in planned.heads}
-    return attach_head(float32_core(source), tensors, choice, source.config, place=source.location, dtype=mx.float32)
-
-
-def _without_tied_copies(source: Source, config: BertConfig, planned: Plan) -> Plan:
-    """Drop the head tensors that repeat the tensor they are tied to; what differs is untied, and kept.
-
-    transformers (>= 5) decides likewise: with `tie_word_embeddings`, a decoder that the file has, and that differs
-    from the embeddings, stays as it is.
+    transformers (>= 5) does the same: with `tie_word_embeddings`, it keeps a decoder of the file that differs from the
+    embeddings.
     """
     if not config.tie_word_embeddings:
         return planned
@@ -167,6 +72,86 @@ def _without_tied_copies(source: Source, config: BertConfig, planned: Plan) -> P
 
 
 def _digest(source: Source, item: Planned) -> bytes:
-    # Hashed one after the other, so that two 94 MB embeddings are never in memory together.
+    # Digests, so that two 94 MB embeddings are never in memory together.
     array = np.ascontiguousarray(source.entries[item.source].read())
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest()
+
+
+def output_dtype(codes: Iterable[str], requested: str | None) -> str:
+    """Return the one dtype of the output.
+
+    Args:
+        codes: safetensors' names of the source tensors' dtypes.
+        requested: the user's dtype; None: the source's. float64 becomes float32 (MLX has no float64 on a GPU); a
+            mixture becomes float32.
+    """
+    if requested is not None:
+        return requested
+    names = {_NAMES.get(code, "float32") for code in codes}
+    return names.pop() if names in ({"float16"}, {"bfloat16"}) else "float32"
+
+
+def read(source: Source, item: Planned, dtype: str) -> np.ndarray[Any, Any]:
+    """Return one planned tensor in `dtype`; raise DtypeError if it is not finite or overflows."""
+    array = source.entries[item.source].read()
+    if item.parts > 1:
+        array = np.split(array, item.parts, axis=0)[item.part]
+    return cast(array, dtype, item.source)
+
+
+def cast(array: np.ndarray, dtype: str, key: str) -> np.ndarray:
+    """Return `array` in `dtype`, every element finite; the same array if it has that dtype.
+
+    Raises:
+        DtypeError: the tensor `key` is not floating-point, holds NaN or inf, or overflows `dtype`.
+    """
+    if array.dtype not in _NUMPY.values():
+        raise DtypeError(
+            f"{key} has dtype {array.dtype}: a weight must be float64, float32, float16 or bfloat16; "
+            "fix: convert the unquantized checkpoint"
+        )
+    target = _NUMPY[dtype]
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        finite = np.isfinite(chunk)
+        if not finite.all():
+            bad = chunk[~finite][0]
+            place = tuple(int(i) for i in np.unravel_index(start + int(finite.argmin()), array.shape))
+            raise DtypeError(f"{key} holds {bad} at {place}: this checkpoint is broken; fix: get the checkpoint again")
+    if array.dtype == target:
+        return array
+    with np.errstate(over="ignore"):
+        result = array.astype(target)
+    flat_result = result.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        if not np.isfinite(flat_result[start : start + _CHUNK]).all():
+            largest = np.abs(flat).max()
+            raise DtypeError(
+                f"{key} overflows {dtype}: its largest magnitude is {float(largest):.6g}, {dtype} holds up to "
+                f"{float(ml_dtypes.finfo(target).max):.6g}; fix: --dtype bfloat16 or float32"
+            )
+    return result
+
+
+def float32_core(source: Source) -> Encoder:
+    """Return the source as a float32 MLX encoder, through the mapping; the mapping gate compares it."""
+
+    config, planned = plan_source(source)
+    core = new_encoder(config, (item.target for item in planned.encoder))
+    core.load_weights([(item.target, mx.array(read(source, item, "float32"))) for item in planned.encoder])
+    core.eval()
+    mx.eval(core.parameters())
+    return core
+
+
+def float32_model(source: Source, choice: HeadChoice) -> PretrainedBert:
+    """Return `float32_core` with the source's own head, as a model of the chosen class.
+
+    Raises:
+        CheckpointError: the head's tensors are not those of the class.
+    """
+
+    _, planned = plan_source(source)
+    tensors = {item.target: mx.array(read(source, item, "float32")) for item in planned.heads}
+    return attach_head(float32_core(source), tensors, choice, source.config, place=source.location, dtype=mx.float32)

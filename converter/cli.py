@@ -1,18 +1,20 @@
 """The commands `mlxbert-convert`, `mlxbert-verify`, `mlxbert-export` and `mlxbert-push`.
 
-Every flag is a keyword of the Python function that the command calls. Heavy imports stand inside the commands, so that
-`--help` answers at once. Exit codes: 0 done, 1 parity failed, 2 could not run, 3 what was compared agrees, and a part
-that the directory ships was not compared.
+Every option is a keyword of the Python function that the command calls. Heavy imports stand inside the commands, so
+that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from heads.errors import last_catch, readable  # not mlxbert's: importing that is what fails where MLX has no backend
+# From heads, not mlxbert: importing mlxbert fails where MLX has no backend, and that error must be one line, too.
+from heads.errors import last_catch, readable
+from heads.option_groups import OptionGroups
 
 if TYPE_CHECKING:
     from converter.publish.sending import PushPlan
@@ -22,12 +24,12 @@ EXIT_COULD_NOT_RUN = 2
 EXIT_PARTLY_COMPARED = 3
 EXIT_INTERRUPTED = 130
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_version = click.version_option(package_name="mlxbert")
+_PATH = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-class OneLineErrors(click.Command):
-    """A command whose errors cost one clear message and exit code 2: 1 would say that two models differ."""
+class ConverterCommand(OptionGroups, click.Command):
+    """A command that reports every error in one line with exit code 2: code 1 would say that two models differ."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         try:
@@ -43,50 +45,67 @@ class OneLineErrors(click.Command):
             return super().invoke(ctx)
 
 
-@_version
-@click.command(
-    cls=OneLineErrors,
-    context_settings=CONTEXT,
+_command = partial(
+    click.command,
+    cls=ConverterCommand,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@click.version_option(package_name="mlxbert")
+@_command(
+    groups={
+        "Input": ("config", "revision", "prefix", "encoder_only", "dequantize"),
+        "Output": ("out", "dtype", "layout", "overwrite"),
+        "Quantization": ("quantize", "calibration", "target_size", "target_bits", "target_cosine"),
+        "Proof": ("verify",),
+        "Publishing": ("push_to", "yes"),
+    },
     epilog="Exit codes: 0 written; 1 parity failed, nothing was written; 2 could not run; 3 with --verify: written, "
-    "and a part that it ships was not compared (the line Parity names it). Docs and examples: README.md",
+    "but a part of it was not compared (the line Parity names it). Documentation and examples: README.md",
 )
 @click.argument("src")
+@click.option("--config", type=_PATH, help="A config.json for SRC.  [default: the one beside its weights]")
+@click.option("--revision", help="Branch, tag or commit, if SRC is a Hub id.  [default: its main branch]")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Directory to write.  [default: mlx_models/NAME-RECIPE]"
+    "--prefix",
+    metavar="NAME.",
+    help="Beginning of the encoder's tensor names, if SRC has several encoders.  [default: inferred]",
 )
+@click.option("--encoder-only", is_flag=True, help="Leave out every head, known or unknown.")
+@click.option("--dequantize", is_flag=True, help="Unpack SRC, a quantized MLX checkpoint.")
+@click.option("-o", "--out", type=_PATH, help="Directory to write.  [default: mlx_models/NAME-RECIPE]")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="[default: the source's own; with --quantize float16, of scales and of what is not packed]",
+    help="Dtype of the weights; with --quantize, of the scales and of what is not packed.  "
+    "[default: the source's; with --quantize: float16]",
 )
-@click.option("--revision", help="Branch, tag or commit of a Hub id.")
-@click.option("--config", type=click.Path(path_type=Path), help="A config.json, where SRC has none beside it.")
-@click.option("--verify/--no-verify", default=None, help="Compare with PyTorch.  [default: where torch is installed]")
-@click.option("--overwrite", is_flag=True, help="Replace a converted model that is there already.")
-@click.option(
-    "--quantize", metavar="RECIPE", help="2bit to 6bit, 8bit, mxfp4, mxfp8, nvfp4, mixed, or auto with one --target-…."
-)
-@click.option(
-    "--calibration",
-    metavar="FILE",
-    help='Texts, one a line, that choose the codes; or "built-in", or "none".  [default: built-in for mixed and auto]',
-)
-@click.option("--target-size", metavar="SIZE", help="For auto: bytes of all weight files at most, as in 14MB.")
-@click.option("--target-bits", type=float, help="For auto: bits that a weight takes at most, scales included.")
-@click.option("--target-cosine", type=float, help="For auto: mean cosine with float32 at least, on text held back.")
-@click.option(
-    "--prefix", metavar="NAME.", help="Which encoder, where SRC has several: what its tensors' names begin with."
-)
-@click.option("--encoder-only", is_flag=True, help="Leave out every head, known or not.")
-@click.option("--dequantize", is_flag=True, help="SRC is a quantized MLX checkpoint: write its numbers unpacked.")
 @click.option(
     "--layout",
     type=click.Choice(["encoder", "full"]),
     default="encoder",
     show_default=True,
-    help="Where the head goes: a file of its own, or full: model.safetensors, for rerankers in mlx-vlm and Swift.",
+    help="Place of the head: a file of its own (encoder), or model.safetensors (full), which rerankers in mlx-vlm and "
+    "Swift need.",
 )
-@click.option("--push-to", metavar="OWNER/NAME", help="Publish it there on the Hub, once it is verified.")
+@click.option("--overwrite", is_flag=True, help="Replace a converted model in the directory.")
+@click.option(
+    "--quantize",
+    metavar="RECIPE",
+    help="2bit to 6bit, 8bit, mxfp4, mxfp8, nvfp4, mixed, or auto with one --target-….  [default: no quantization]",
+)
+@click.option(
+    "--calibration",
+    metavar="FILE",
+    help='Text file, one text a line, to calibrate on; or "built-in", or "none".  '
+    "[default: built-in for mixed and auto, else none]",
+)
+@click.option("--target-size", metavar="SIZE", help="For auto: largest size of all weight files, such as 14MB.")
+@click.option("--target-bits", type=float, help="For auto: most bits per weight, scales included.")
+@click.option("--target-cosine", type=float, help="For auto: lowest mean cosine with float32, on held-out text.")
+@click.option("--verify/--no-verify", default=None, help="Compare with PyTorch.  [default: if torch is installed]")
+@click.option("--push-to", metavar="OWNER/NAME", help="Publish on the Hub after verification, in this repository.")
 @click.option("--yes", is_flag=True, help="Publish without asking.")
 def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
     """Convert SRC, a PyTorch or Hugging Face BERT checkpoint, to MLX, and prove that it is the same model.
@@ -119,34 +138,42 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
     if push_to is not None:
         _push(result.path, push_to, yes=yes)
     elif options["verify"] and result.report is not None and not result.report.verified:
-        raise SystemExit(EXIT_PARTLY_COMPARED)  # written; but a proof of the whole was asked for
+        raise SystemExit(EXIT_PARTLY_COMPARED)  # --verify asks for a proof of the whole
 
 
-@_version
-@click.command(
-    cls=OneLineErrors,
-    context_settings=CONTEXT,
-    epilog="Exit codes: 0 the same model, and all that it ships was compared; 1 parity failed; 2 could not run; 3 "
-    "what was compared agrees, and a part that it ships was not compared (the last line names it).",
+@click.version_option(package_name="mlxbert")
+@_command(
+    groups={
+        "Input": ("reference", "revision", "config", "prefix"),
+        "Proof": ("seed",),
+        "Output": ("junit", "html"),
+    },
+    epilog="Exit codes: 0 the same model, and every part of it was compared; 1 parity failed; 2 could not run; 3 what "
+    "was compared agrees, but a part of the model was not compared (the last line names it).",
 )
-@click.argument("converted", type=click.Path(path_type=Path))
+@click.argument("converted", type=_PATH)
 @click.option(
     "--reference",
-    help="What it was converted from: a Hub id, a directory, or one file.  [default: the Hub id that its config.json "
-    "names; of a trained model its own export to PyTorch]",
+    help="Original of CONVERTED: a Hub id, a directory, or one file.  [default: the Hub id in its config.json; for a "
+    "trained model its own export to PyTorch]",
 )
-@click.option("--revision", help="Branch, tag or commit of a reference on the Hub.")
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="A config.json, where the reference has none beside it."
+    "--revision",
+    help="Branch, tag or commit, if the reference is a Hub id.  [default: the commit that was converted, else its "
+    "main branch]",
 )
-@click.option("--prefix", metavar="NAME.", help="Which encoder, where the reference has several.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random probes.")
-@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write a JUnit XML file, for CI.")
+@click.option("--config", type=_PATH, help="A config.json for the reference.  [default: the one beside its weights]")
 @click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page with plots."
+    "--prefix",
+    metavar="NAME.",
+    help="Beginning of the encoder's tensor names, if the reference has several encoders.  "
+    "[default: as it was converted]",
 )
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random probes.")
+@click.option("--junit", type=_FILE, help="Write a JUnit XML file, for CI.")
+@click.option("--html", type=_FILE, help="Write a self-contained page with plots.")
 def verify(converted: Path, reference: str | None, junit: Path | None, html: Path | None, **options: Any) -> None:
-    """Compare CONVERTED with PyTorch: a converted directory with the model it came from.
+    """Compare CONVERTED, a converted directory, with the PyTorch model that it was made from.
 
     A run of `mlxbert train`, or one model of it, is compared with its own export to PyTorch.
 
@@ -162,35 +189,34 @@ def verify(converted: Path, reference: str | None, junit: Path | None, html: Pat
     from mlxbert.terminal import show
 
     models = models_in(converted, reports=junit is not None or html is not None)
-    code = 0
+    codes = set()
     for model in models:
         if len(models) > 1:
             show(f"{model}:")
         with progress_bars() as progress:
             report = run(model, reference, **options, progress=progress)
-        try:  # before the table: whoever pipes that into `head` wants the reports all the same
+        try:  # before the table: a reader such as `head` may close the pipe, and the reports must exist all the same
             written = write_reports(report, model, junit=junit, html=html)
         finally:
             show_parity(report)
         show("\n".join(written))
-        found = 0 if report.verified else EXIT_PARTLY_COMPARED if report.passed else EXIT_PARITY_FAILED
-        code = EXIT_PARITY_FAILED if EXIT_PARITY_FAILED in (code, found) else max(code, found)
-    if code:
+        codes.add(0 if report.verified else EXIT_PARTLY_COMPARED if report.passed else EXIT_PARITY_FAILED)
+    if code := EXIT_PARITY_FAILED if EXIT_PARITY_FAILED in codes else max(codes, default=0):
         raise SystemExit(code)
 
 
-@_version
-@click.command(cls=OneLineErrors, context_settings=CONTEXT)
-@click.argument("converted", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to write.")
-@click.option("--overwrite", is_flag=True, help="Replace an exported model that is there already.")
+@click.version_option(package_name="mlxbert")
+@_command(groups={"Output": ("out", "overwrite")})
+@click.argument("converted", type=_PATH)
+@click.option("-o", "--out", type=_PATH, required=True, help="Directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an exported model in the directory.")
 def export(converted: Path, **options: Any) -> None:
-    """Turn CONVERTED into PyTorch, for places without MLX such as a Kaggle notebook.
+    """Export CONVERTED to PyTorch, for places without MLX such as a Kaggle notebook.
 
-    CONVERTED is a run of `mlxbert train`, one trained model of it, or what mlxbert-convert wrote. A checkpoint becomes
-    the Hugging Face directory that it came from. A trained model becomes BertForSequenceClassification where that
-    computes the same, else its encoder and its head's tensors; inference.py beside it predicts with torch and
-    transformers alone.
+    CONVERTED is a run of `mlxbert train`, one trained model of it, or a directory that mlxbert-convert wrote. A
+    checkpoint becomes the Hugging Face directory that it came from. A trained model becomes a classifier class of
+    transformers if that computes the same, else its encoder and the tensors of its head; inference.py beside it
+    predicts with torch and transformers alone.
 
     \b
     Examples:
@@ -201,25 +227,32 @@ def export(converted: Path, **options: Any) -> None:
     from converter.export.run import export_directory
     from mlxbert.terminal import show
 
-    done = export_directory(converted, **options)
-    show(f"Exported to {done.path}: {done.what}", *(f"Next: {line}" for line in done.use))
+    exported = export_directory(converted, **options)
+    show(f"Exported to {exported.path}: {exported.what}", *(f"Next: {line}" for line in exported.use))
 
 
-@_version
-@click.command(cls=OneLineErrors, context_settings=CONTEXT)
-@click.argument("converted", type=click.Path(path_type=Path))
-@click.option("--to", metavar="OWNER/NAME", help="[default: mlx-community/NAME-PRECISION, such as …-4bit or …-bf16]")
-@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
+@click.version_option(package_name="mlxbert")
+@_command(
+    groups={
+        "Publishing": ("to", "private", "pr", "revision", "message", "dry_run", "yes"),
+        "Proof": ("allow_unverified",),
+    },
+)
+@click.argument("converted", type=_PATH)
+@click.option(
+    "--to", metavar="OWNER/NAME", help="Repository.  [default: mlx-community/NAME-PRECISION, such as …-4bit or …-bf16]"
+)
+@click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--pr", is_flag=True, help="Propose the files in a pull request.")
-@click.option("--revision", help="Branch to write to; made where it is not there.")
-@click.option("--message", help="Of the commit.")
-@click.option("--dry-run", is_flag=True, help="Show what would be sent, and its card; ask no network.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--allow-unverified", is_flag=True, help="Publish without a comparison that passed; the card says so.")
+@click.option("--revision", help="Branch to write to; it is made if it does not exist.  [default: the main branch]")
+@click.option("--message", help="Message of the commit.  [default: one that names the model]")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, and the model card; do not use the network.")
+@click.option("--yes", is_flag=True, help="Publish without asking.")
+@click.option("--allow-unverified", is_flag=True, help="Publish without a passed comparison; the model card says so.")
 def push(converted: Path, to: str | None, yes: bool, **options: Any) -> None:
     """Publish CONVERTED, a converted and verified directory, on the Hugging Face Hub, with its evidence.
 
-    The token is that of `hf auth login`, or in HF_TOKEN.
+    The token is the one of `hf auth login`, or HF_TOKEN.
 
     \b
     Examples:

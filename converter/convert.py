@@ -1,40 +1,50 @@
-"""The conversion, from a source to a verified MLX checkpoint."""
+"""Converts a source to a verified MLX checkpoint: the function behind `mlxbert-convert`."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from converter.canonical import CODES, DTYPE_SUFFIXES, output_dtype, plan_source, read
+from converter.canonical import CODES, DTYPE_SUFFIXES, float32_core, float32_model, output_dtype, plan_source, read
 from converter.card.card import render_card
-from converter.card.facts import card_facts, weight_sums
+from converter.card.facts import CardFacts, card_facts, weight_sums
 from converter.card.loaders import Reading
 from converter.card.source_card import SourceCard, read_source_card, with_reachable_link
 from converter.card.usage import Usage
 from converter.mapping import Planned
-from converter.output import check_staged, choose_layout, notes_on, output_config, with_true_labels, write_side_files
+from converter.output import (
+    check_staged,
+    choose_layout,
+    notes_on,
+    output_config,
+    with_true_labels,
+    write_side_files,
+)
+from converter.parity.gates import cost_json
+from converter.parity.reference import head_choice
+from converter.parity.report import NAME as PARITY
+from converter.parity.report import ParityReport
 from converter.publish.leaks import refuse_secrets
-from converter.quantize.recipes import quantize_settings
-from converter.source import Source, TensorEntry, local_name, open_source
+from converter.quantize.allotment import Allotment
+from converter.quantize.cost import QuantizationReport
+from converter.quantize.pipeline import Quantized
+from converter.quantize.pipeline import quantize as quantize_encoder
+from converter.quantize.recipes import QuantizeSettings, quantize_settings
+from converter.quantize.report import PLOT, describe_quantization, plot_sizes
+from converter.source import Source, local_name, open_source
+from converter.verify import Progress, verify_staged, written_model
 from heads.install import install_fix
+from mlxbert.checkpoint import CheckpointError
 from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.output_directory import OutputDirectory, check_target, recover
 from mlxbert.files.reading import expand_home
 from mlxbert.files.safetensors import PlannedTensor
-
-if TYPE_CHECKING:
-    from converter.parity.report import ParityReport
-    from converter.quantize.allotment import Allotment
-    from converter.quantize.cost import QuantizationReport
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+from mlxbert.pretrained.labels import HeadClassError
 
 
 class ParityFailedError(MLXBertError):
@@ -47,22 +57,22 @@ class ParityFailedError(MLXBertError):
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
         path: the converted directory.
-        dtype: of every tensor in it, packed ones aside.
-        parameters: how many numbers the encoder has.
-        size: bytes of `model*.safetensors`.
+        dtype: dtype of every tensor in it that is not packed.
+        parameters: number of parameters of the encoder.
+        size: bytes of the encoder's tensors.
         heads: names of the checkpoint's own head tensors.
-        dropped: source tensors that were not written, and why.
-        notes: what the user should know.
-        report: the parity report; None where nothing was compared.
-        unverified: why not, where nothing was.
-        quantization: what was packed, and what that cost; None where nothing was.
-        allotment: how `auto` came to its bits.
+        dropped: source tensors that were not written, with the reason.
+        notes: notes for the user.
+        report: the parity report; None if nothing was compared.
+        unverified: why nothing was compared; None if something was.
+        quantization: what was packed, and its cost; None without quantization.
+        allotment: how `auto` chose its bits.
         full_layout: whether the head lies in `model.safetensors`.
-        readings: which packages load it, and what differs there.
+        readings: the packages that load the directory, and what differs in each.
         usage: the calls that ran on the written files.
     """
 
@@ -107,37 +117,30 @@ def convert(
     Args:
         src: a Hub id, a directory, or one file.
         out: the directory to write; None: `default_output`.
-        dtype: "float32", "float16" or "bfloat16"; None: the source's own (float64 becomes float32), or where
-            `quantize` is given float16: then it is that of scales and of what is not packed.
-        revision: a branch, tag or commit, where `src` is a Hub id.
-        config: a `config.json`, where the source has none beside it.
-        verify: compare with PyTorch; None: where torch and transformers are installed.
-        overwrite: replace `out` where it is a converted model already.
+        dtype: "float32", "float16" or "bfloat16"; None: the source's dtype (float64 becomes float32), or float16 with
+            `quantize`, where it is the dtype of scales and of what is not packed.
+        revision: a branch, tag or commit, if `src` is a Hub id.
+        config: a `config.json`, if the source has none beside it.
+        verify: compare with PyTorch; None: if torch and transformers are installed.
+        overwrite: replace `out` if it is a converted model.
         quantize: a recipe of `converter.quantize.recipes`: "4bit", "mixed", "auto", …
         calibration: a text file, "built-in" or "none"; None: the built-in texts for "mixed" and "auto", else none.
-        target_size, target_bits, target_cosine: what "auto" is to reach, one of them.
-        dequantize: the source is a quantized MLX checkpoint: write its numbers unpacked.
+        target_size, target_bits, target_cosine: the target of "auto", one of them.
+        dequantize: unpack the source, which is a quantized MLX checkpoint.
         layout: "encoder", the head in a file of its own, or "full", in `model.safetensors`: see `converter.output`.
-        prefix: of the encoder's tensor names, where the source has several encoders.
-        encoder_only: leave out every head, known or not.
-        progress: told how far each step is.
+        prefix: beginning of the encoder's tensor names, if the source has several encoders.
+        encoder_only: leave out every head, known or unknown.
+        progress: called while the steps go on.
 
     Raises:
         ParityFailedError: the two models differ; nothing was written.
         MLXBertError: the source, the configuration, or the output is at fault; nothing was written, nothing lost.
     """
-    progress = progress or _silent
-    target = (
-        expand_home(out)
-        if out is not None
-        else default_output(
-            str(src),
-            quantize=quantize,
-            target=target_size or target_bits or target_cosine,
-            dtype=dtype,
-            dequantize=dequantize,
-        )
-    )
+    if out is None:
+        goal = target_size or target_bits or target_cosine
+        target = default_output(str(src), quantize=quantize, target=goal, dtype=dtype, dequantize=dequantize)
+    else:
+        target = expand_home(out)
     # Before anything else can fail: a model that a killed run had moved aside comes back even if this source is bad.
     recover(target)
     check_target(target, overwrite=overwrite)
@@ -149,115 +152,186 @@ def convert(
         target_cosine=target_cosine,
         dequantize=dequantize,
     )
-    source = with_true_labels(
-        open_source(
-            str(src),
-            revision=revision,
-            config=None if config is None else expand_home(config),
-            dequantize=dequantize,
-            prefix=prefix,
-            encoder_only=encoder_only,
-        )
+    source = open_source(
+        str(src),
+        revision=revision,
+        config=None if config is None else expand_home(config),
+        dequantize=dequantize,
+        prefix=prefix,
+        encoder_only=encoder_only,
     )
-    parsed, planned = plan_source(source)
-    place = choose_layout(source, layout)
-    unverified = why_not_verified(source, verify, dequantize=dequantize)
-    if settings is not None and dtype is None:
-        dtype = "float16"
-    dtype = output_dtype([source.entries[item.source].dtype for item in planned.encoder], dtype)
-    source_card, card_notes = _source_card(source)
-    notes = [*source.notes, *notes_on(source, planned, dtype), *_note_on_head(source), *card_notes]
-
+    conversion = _Conversion(
+        with_true_labels(source),
+        src=src,
+        target=target,
+        layout=layout,
+        dtype=dtype,
+        settings=settings,
+        verify=verify,
+        dequantize=dequantize,
+        progress=progress or _no_progress,
+    )
     given = expand_home(src) if expand_home(src).is_file() else source.root
     with OutputDirectory(target, overwrite=overwrite, source=given) as output:
-        heads = [*_to_write(source, planned.heads, dtype), *_as_they_are(source.own_head)]
-        quantized = None
-        if settings is None:
-            tensors = _to_write(source, planned.encoder, dtype)
+        size = conversion.write_weights(output)
+        hf_config = conversion.write_files(output)
+        conversion.compare(output, hf_config)
+        facts = conversion.write_card(output, hf_config)
+        output.commit(hf_config)
+    return conversion.result(size, facts)
+
+
+class _Conversion:
+    """One conversion, in steps that are called in the order in which they stand here."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        src: str | Path,
+        target: Path,
+        layout: str,
+        dtype: str | None,
+        settings: QuantizeSettings | None,
+        verify: bool | None,
+        dequantize: bool,
+        progress: Progress,
+    ):
+        """Decide everything that can be decided before a tensor is read; the arguments are those of `convert`."""
+        self.source, self.src, self.target = source, src, target
+        self.settings, self.verify, self.progress = settings, verify, progress
+        config, self.planned = plan_source(source)
+        self.hidden_size = config.hidden_size
+        self.layout = choose_layout(source, layout)
+        self.unverified = why_not_verified(source, verify, dequantize=dequantize)
+        if settings is not None and dtype is None:
+            dtype = "float16"
+        self.dtype = output_dtype([source.entries[item.source].dtype for item in self.planned.encoder], dtype)
+        self.card, card_notes = _source_card(source)
+        self.notes = [
+            *source.notes,
+            *notes_on(source, self.planned, self.dtype),
+            *_notes_on_head(source),
+            *card_notes,
+        ]
+        self.quantized: Quantized | None = None
+        self.report: ParityReport | None = None
+        self.quantization: QuantizationReport | None = None
+
+    def write_weights(self, output: OutputDirectory) -> int:
+        """Write encoder and heads, and return the bytes of the encoder's tensors."""
+        # A head that mlxbert trained keeps its own dtypes: the dtype of a conversion is the encoder's.
+        own_head = [
+            PlannedTensor(name, entry.shape, entry.dtype, entry.read) for name, entry in self.source.own_head.items()
+        ]
+        heads = [*self._tensors(self.planned.heads), *own_head]
+        if self.settings is None:
+            encoder = self._tensors(self.planned.encoder)
         else:
-            from converter.quantize.pipeline import quantize as quantize_encoder
+            encoder = self._quantize(self.settings, self.layout.other_bytes(self.planned.encoder, heads))
+        total = sum(tensor.nbytes for tensor in (*encoder, *heads))
+        written = 0
 
-            quantized = quantize_encoder(
-                source,
-                planned.encoder,
-                settings,
-                dtype=dtype,
-                other_bytes=place.other_bytes(planned.encoder, heads),
-                progress=progress,
-            )
-            tensors = list(quantized.tensors)
-            notes += quantized.notes
-        total = sum(tensor.nbytes for tensor in (*tensors, *heads))
-        done = Counter[str]()
+        def show_progress(tensor: PlannedTensor) -> None:
+            nonlocal written
+            written += tensor.nbytes
+            self.progress("convert", written, total)
 
-        def written(tensor: PlannedTensor) -> None:
-            done["bytes"] += tensor.nbytes
-            progress("convert", done["bytes"], total)
+        self.progress("convert", 0, total)
+        in_model, in_heads_file = self.layout.weights(encoder, heads)
+        parameters = None
+        if self.quantized is not None:
+            heads_in_model = heads if self.layout.is_full else []
+            parameters = self.quantized.parameters + sum(tensor.parameters for tensor in heads_in_model)
+        output.write_model(in_model, parameters=parameters, on_tensor=show_progress)
+        if in_heads_file:
+            output.write_safetensors("heads.safetensors", in_heads_file, on_tensor=show_progress)
+        return sum(tensor.nbytes for tensor in encoder)
 
-        progress("convert", 0, total)
-        in_model, beside = place.weights(tensors, heads)
-        in_heads = sum(tensor.parameters for tensor in heads) if place.is_full else 0
-        output.write_model(
-            in_model,
-            parameters=None if quantized is None else quantized.parameters + in_heads,
-            on_tensor=written,
+    def _tensors(self, items: Iterable[Planned]) -> list[PlannedTensor]:
+        return [
+            PlannedTensor(item.target, item.shape, CODES[self.dtype], partial(read, self.source, item, self.dtype))
+            for item in items
+        ]
+
+    def _quantize(self, settings: QuantizeSettings, other_bytes: int) -> list[PlannedTensor]:
+
+        self.quantized = quantize_encoder(
+            self.source,
+            self.planned.encoder,
+            settings,
+            dtype=self.dtype,
+            other_bytes=other_bytes,
+            progress=self.progress,
         )
-        if beside:
-            output.write_safetensors("heads.safetensors", beside, on_tensor=written)
-        write_side_files(output, source, parsed.hidden_size)
-        hf_config = place.config(output_config(source, planned, dtype, source_card, quantized))
-        refuse_secrets(source.side_files, hf_config, src)
-        check_staged(output.path, hf_config, source)
-        if quantized is not None and quantized.allotment is not None:
-            plots = quantized.allotment.files()
-            for name, data in plots.items():
-                output.write_bytes(name, data)
-            notes.append(where_plotted(target, plots))
+        self.notes += self.quantized.notes
+        return list(self.quantized.tensors)
 
-        report = None
-        if unverified is None:
-            from converter.verify import verify_staged
+    def write_files(self, output: OutputDirectory) -> dict[str, Any]:
+        """Write the files beside the weights, check that the whole can be loaded, and return the `config.json`."""
+        write_side_files(output, self.source, self.hidden_size)
+        config = output_config(self.source, self.planned, self.dtype, self.card, self.quantized)
+        config = self.layout.config(config)
+        refuse_secrets(self.source.side_files, config, self.src)
+        check_staged(output.path, config, self.source)
+        if self.quantized is not None and self.quantized.allotment is not None:
+            data = plot_sizes(self.quantized.allotment)
+            plots = {} if data is None else {PLOT: data}
+            for name, content in plots.items():
+                output.write_bytes(name, content)
+            self.notes.append(where_plotted(self.target, plots))
+        return config
 
-            report = verify_staged(source, output.path, hf_config, progress=progress)
-            if not report.passed:
-                raise ParityFailedError(_failure(src, target, report), report)
-            output.write_bytes("parity.json", report.to_json().encode())
-        quantization = None if report is None else report.quantization
-        if quantized is not None and report is None and verify is not False:
-            quantization = _describe(source, output.path, hf_config)
-            from converter.parity.gates import cost_json
+    def compare(self, output: OutputDirectory, config: dict[str, Any]) -> None:
+        """Compare the written weights with PyTorch, or measure what a quantization cost, and write the report.
 
-            cost_alone = cost_json(quantization, why=str(unverified), weights=weight_sums(output.records))
-            output.write_bytes("parity.json", cost_alone.encode())
-        if quantized is not None and quantization is None:  # where it is measured, its table has them
-            notes += quantized.kept
+        Raises:
+            ParityFailedError: the two models differ.
+        """
+        if self.unverified is None:
+            self.report = verify_staged(self.source, output.path, config, progress=self.progress)
+            if not self.report.passed:
+                raise ParityFailedError(_failure(self.src, self.target, self.report), self.report)
+            output.write_bytes(PARITY, self.report.to_json().encode())
+            self.quantization = self.report.quantization
+        elif self.quantized is not None and self.verify is not False:
+            self.quantization = _measured_cost(self.source, output.path, config)
+            cost = cost_json(self.quantization, why=self.unverified, weights=weight_sums(output.records))
+            output.write_bytes(PARITY, cost.encode())
+        if self.quantized is not None and self.quantization is None:  # else the table of the cost lists them
+            self.notes += self.quantized.kept
+
+    def write_card(self, output: OutputDirectory, config: dict[str, Any]) -> CardFacts:
+        """Write the model card, and return its facts."""
         facts = card_facts(
             output.path,
-            hf_config,
-            report,
-            name=target.name,
+            config,
+            self.report,
+            name=self.target.name,
             records=output.records,
-            quantization=quantization,
+            quantization=self.quantization,
         )
         output.write_bytes("README.md", render_card(facts).encode())
-        output.commit(hf_config)
+        return facts
 
-    return ConvertResult(
-        path=target,
-        dtype=dtype,
-        parameters=facts.parameters,
-        size=sum(tensor.nbytes for tensor in tensors),
-        heads=facts.heads,
-        dropped=planned.dropped,
-        notes=(*notes, *facts.usage.notes),
-        report=report,
-        unverified=unverified,
-        quantization=quantization,
-        allotment=None if quantized is None else quantized.allotment,
-        full_layout=facts.full_layout,
-        readings=facts.readings,
-        usage=facts.usage,
-    )
+    def result(self, size: int, facts: CardFacts) -> ConvertResult:
+        """Return the result, once all is written."""
+        return ConvertResult(
+            path=self.target,
+            dtype=self.dtype,
+            parameters=facts.parameters,
+            size=size,
+            heads=facts.heads,
+            dropped=self.planned.dropped,
+            notes=(*self.notes, *facts.usage.notes),
+            report=self.report,
+            unverified=self.unverified,
+            quantization=self.quantization,
+            allotment=None if self.quantized is None else self.quantized.allotment,
+            full_layout=facts.full_layout,
+            readings=facts.readings,
+            usage=facts.usage,
+        )
 
 
 def default_output(
@@ -268,9 +342,9 @@ def default_output(
     dtype: str | None = None,
     dequantize: bool = False,
 ) -> Path:
-    """`mlx_models/NAME`, and what was asked for: `bert-base-uncased-4bit`, `…-auto-14MB`, `…-bf16`, `…-dequantized`.
+    """Return `mlx_models/NAME` with the options in its name: `bert-base-uncased-4bit`, `…-auto-14MB`, `…-bf16`.
 
-    NAME is the last part of a Hub id or of a directory's path; of a file, its directory's.
+    NAME is the last part of a Hub id or of a directory's path; for a file, the name of its directory.
     """
     path = expand_home(src)
     if path.exists():
@@ -278,17 +352,17 @@ def default_output(
         name = local_name(path).rpartition("/")[2]
     else:
         name = path.name
-    asked = [quantize, target if quantize == "auto" else None, DTYPE_SUFFIXES.get(dtype or "")]
-    asked.append("dequantized" if dequantize else None)
-    suffixes = [re.sub(r"[^\w.]", "", str(part)) for part in asked if part]
+    options = [quantize, target if quantize == "auto" else None, DTYPE_SUFFIXES.get(dtype or "")]
+    options.append("dequantized" if dequantize else None)
+    suffixes = [re.sub(r"[^\w.]", "", str(option)) for option in options if option]
     return Path("mlx_models") / "-".join([name or "model", *suffixes])
 
 
 def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = False) -> str | None:
-    """Why a conversion will not be compared with PyTorch, or None: it will be.
+    """Return why a conversion is not compared with PyTorch; None if it is.
 
     Raises:
-        MLXBertError: verification is demanded, and cannot be had.
+        MLXBertError: the user asked for a comparison that is not possible.
     """
     if verify is False:
         return "--no-verify"
@@ -296,7 +370,7 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     if source.format == "npz":
         reason = "an .npz has no PyTorch reference; run mlxbert-verify with --reference of the original"
     elif dequantize:
-        reason = "what is quantized has no PyTorch reference; run mlxbert-verify with --reference of the original"
+        reason = "a quantized source has no PyTorch reference; run mlxbert-verify with --reference of the original"
     elif source.own_head:
         reason = "a head that mlxbert trained has no PyTorch reference"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
@@ -306,24 +380,28 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
     return reason
 
 
+def where_plotted(target: Path, plots: Mapping[str, bytes]) -> str:
+    """Return a note that says where the plot of `auto` is, or why there is none."""
+    missing = f"no plot: matplotlib is not installed; {install_fix('kaggle')}"
+    return f"size against quality: {', '.join(str(target / name) for name in plots) or missing}"
+
+
 def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
-    """What failed, and what to do: a wrong mapping is ours to mend, a packing that costs too much the user's."""
+    """Return the message of a failed comparison: the fix depends on whether the mapping or the cost failed."""
     first = report.failures[0]
     if first.startswith("cost "):
         return (
             f"{src}: the quantization costs too much ({first}); nothing was written to {target}; fix: more bits, "
-            "--calibration built-in, or write it all the same with --no-verify"
+            "--calibration built-in, or write it anyway with --no-verify"
         )
     return (
         f"{src}: parity FAILED ({first}); nothing was written to {target}; "
-        "fix: report it, or write it all the same with --no-verify"
+        "fix: report it, or write it anyway with --no-verify"
     )
 
 
-def _note_on_head(source: Source) -> list[str]:
-    """What is said where the class of the source's head was not plain from its configuration."""
-    from converter.parity.reference import head_choice
-    from mlxbert.pretrained.labels import HeadClassError
+def _notes_on_head(source: Source) -> list[str]:
+    """Return a note if the configuration does not name the class of the source's head."""
 
     try:
         choice = head_choice(source)
@@ -332,46 +410,28 @@ def _note_on_head(source: Source) -> list[str]:
     return [choice.note] if choice is not None and choice.note else []
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
-
-
-def _to_write(source: Source, items: tuple[Planned, ...], dtype: str) -> list[PlannedTensor]:
-    return [PlannedTensor(item.target, item.shape, CODES[dtype], partial(read, source, item, dtype)) for item in items]
-
-
-def _as_they_are(entries: Mapping[str, TensorEntry]) -> list[PlannedTensor]:
-    """A head that mlxbert trained, in its own dtypes: a conversion is about its encoder."""
-    return [PlannedTensor(name, entry.shape, entry.dtype, entry.read) for name, entry in entries.items()]
-
-
-def where_plotted(target: Path, plots: Mapping[str, bytes]) -> str:
-    """Where the plot of `auto` is, or why there is none."""
-    missing = f"no plot: matplotlib is not installed; {install_fix('kaggle')}"
-    return f"size against quality: {', '.join(str(target / name) for name in plots) or missing}"
-
-
-def _describe(source: Source, directory: Path, hf_config: dict[str, Any]) -> QuantizationReport:
-    """The cost of a quantization where there is no PyTorch to verify with: it takes MLX alone."""
-    from converter.canonical import float32_core, float32_model
-    from converter.parity.reference import head_choice
-    from converter.quantize.report import describe_quantization
-    from converter.verify import written_model
-    from mlxbert.checkpoint import CheckpointError
-    from mlxbert.pretrained.labels import HeadClassError
+def _measured_cost(source: Source, directory: Path, config: dict[str, Any]) -> QuantizationReport:
+    """Return the cost of a quantization that cannot be compared with PyTorch; MLX alone measures it."""
 
     try:
         head = head_choice(source)
         exact = float32_core(source) if head is None else float32_model(source, head)
-    except (HeadClassError, CheckpointError):  # half a head: the encoder's cost can be told all the same
+    except (HeadClassError, CheckpointError):  # half a head: the encoder's cost can be measured all the same
         head, exact = None, float32_core(source)
-    return describe_quantization(directory, hf_config, exact, written_model(directory, hf_config, head))
+    return describe_quantization(directory, config, exact, written_model(directory, config, head))
 
 
 def _source_card(source: Source) -> tuple[SourceCard, list[str]]:
-    """What the card takes over from the source's; of our own output as SRC, what that took over from its own."""
+    """Return what the model card takes over from the source's card, and notes.
+
+    If the source is our own output, this is what its card took over from its own source.
+    """
     earlier = source.config.get("mlxbert")
     if isinstance(earlier, dict):
         return with_reachable_link(SourceCard.from_block(earlier), source.root, None)
     url = f"https://huggingface.co/{source.name}/blob/{source.revision}" if source.revision else None
     return read_source_card(source.root, url=url)
+
+
+def _no_progress(step: str, done: int, total: int) -> None:
+    pass

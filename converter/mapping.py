@@ -1,8 +1,8 @@
-"""The rule engine: which source tensor becomes which target, from a table of templates.
+"""Applies an architecture's table of tensor names: which source tensor becomes which target.
 
-A table is data: every rule matches whole names, so order never matters. `plan` renames, splits or drops every source
-tensor exactly once and fills every target exactly once, or says what is wrong with all of them; `hugging_face_names`
-is the way back.
+A table is data: every rule matches whole names, so their order does not matter. `plan` renames, splits or drops every
+source tensor exactly once and fills every target exactly once, or raises an error that lists everything that is wrong.
+`hugging_face_names` is the way back.
 """
 
 from __future__ import annotations
@@ -16,27 +16,17 @@ from mlxbert.errors import MLXBertError, first_ten, printable
 
 Shape = tuple[int, ...]
 Dimension = str | int | None
-"""A config field's name, a number, or None where any size is right (a classifier's number of labels)."""
+"""The name of a config field, a number, or None for any size (a classifier's number of labels)."""
+
+
+# A name with more characters has no rule, and is not searched.
+_MAX_NAME = 500
+# A layer index has no leading zero: "layer.01" is not a second name for "layer.1".
+_INDEX = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
 class MappingError(MLXBertError):
-    """The checkpoint's tensors and the mapping or `config.json` do not fit together."""
-
-
-class UnmappedKeyError(MappingError):
-    """A tensor of the checkpoint has no rule."""
-
-
-class MissingKeyError(MappingError):
-    """A tensor that the configuration calls for is not in the checkpoint."""
-
-
-class DuplicateKeyError(MappingError):
-    """Two tensors of the checkpoint would fill one target."""
-
-
-class ShapeError(MappingError):
-    """A tensor's shape disagrees with `config.json`."""
+    """The checkpoint's tensors do not fit the mapping or `config.json`; the message lists all of them."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +34,10 @@ class Rename:
     """One source tensor becomes one target.
 
     Attributes:
-        target: the canonical name, which is also Hugging Face's (less the base-model prefix); `{i}` is a layer index.
+        target: the canonical name: Hugging Face's without the base-model prefix; `{i}` is a layer index.
         shape: the dimensions, as config fields.
-        also: other names that checkpoints have used for it.
-        tied_to: a target that it is a copy of in checkpoints that tie the two; such a copy is not written.
+        also: other names of the tensor in checkpoints.
+        tied_to: the target that it is a copy of, in checkpoints that tie the two; such a copy is not written.
     """
 
     target: str
@@ -62,7 +52,7 @@ class Rename:
 
 @dataclass(frozen=True)
 class Split:
-    """One fused source tensor becomes equal parts, along the first axis."""
+    """One fused source tensor becomes equal parts along the first axis."""
 
     source: str
     targets: tuple[str, ...]
@@ -70,7 +60,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Drop:
-    """A source tensor that is not needed, and the reason that the user is told."""
+    """A source tensor that is not needed, with the reason for the user."""
 
     source: str
     why: str
@@ -78,16 +68,16 @@ class Drop:
 
 @dataclass(frozen=True)
 class ArchitectureMapping:
-    """All that is known of one architecture's tensor names.
+    """The tensor names of one architecture.
 
     Attributes:
-        model_type: as in `config.json`.
+        model_type: `model_type` in `config.json`.
         base_class: the encoder's class in transformers.
-        base_prefix: what the encoder's names begin with inside a class with a head; may be absent in a source.
-        encoder: tensors of the encoder, each required unless its name begins with one of `optional`.
-        optional: prefixes of groups that are there whole or not at all.
-        heads: tensors of heads: all optional, written under their own names.
-        splits, drops: rules for fused and for unneeded tensors, encoder and heads alike.
+        base_prefix: the beginning of the encoder's names in a class with a head; a source may lack it.
+        encoder: tensors of the encoder; each is required unless its name begins with one of `optional`.
+        optional: prefixes of groups of tensors that are either complete or absent.
+        heads: tensors of heads; all are optional and keep their names.
+        splits, drops: rules for fused and for unneeded tensors of encoder and heads.
     """
 
     model_type: str
@@ -102,7 +92,7 @@ class ArchitectureMapping:
 
 @dataclass(frozen=True)
 class Planned:
-    """One tensor to write: `source`, or part `part` of `parts` of it along the first axis, under the name `target`."""
+    """One tensor to write under the name `target`: `source`, or its part `part` of `parts` along the first axis."""
 
     target: str
     source: str
@@ -114,7 +104,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of every source tensor."""
+    """The fate of every source tensor."""
 
     encoder: tuple[Planned, ...]
     heads: tuple[Planned, ...]
@@ -122,15 +112,15 @@ class Plan:
 
 
 def plan(mapping: ArchitectureMapping, config: Any, shapes: Mapping[str, Shape]) -> Plan:
-    """Decide what becomes of every tensor of a checkpoint.
+    """Decide the fate of every tensor of a checkpoint.
 
     Args:
         mapping: the architecture's table.
         config: has the fields that the table's shapes name, and `num_hidden_layers`.
-        shapes: every source tensor's name and shape.
+        shapes: name and shape of every source tensor.
 
     Raises:
-        UnmappedKeyError, DuplicateKeyError, ShapeError, MissingKeyError: listing all that are wrong in that way.
+        MappingError: tensors have no rule, fill one target twice, have a wrong shape, or are missing.
     """
     rules = Rules(mapping)
     planned: list[Planned] = []
@@ -144,15 +134,13 @@ def plan(mapping: ArchitectureMapping, config: Any, shapes: Mapping[str, Shape])
             dropped[key] = match.why
         else:
             planned.extend(_parts(key, shape, match))
+    expected = rules.expected(config)
     if unmapped:
         inside = {key: shape for key, shape in unmapped.items() if rules.in_encoder(key)}
         filled = {item.target for item in planned}
-        missing = [
-            name for name in rules.expected(config) if name not in filled and not name.startswith(mapping.optional)
-        ]
+        missing = [name for name in expected if name not in filled and not name.startswith(mapping.optional)]
         raise unmapped_error(mapping, inside or unmapped, inside=bool(inside), missing=missing)
     _check_duplicates(mapping, planned)
-    expected = rules.expected(config)
     _check_shapes(mapping, config, planned, expected)
     _check_missing(mapping, planned, expected, shapes)
     encoder = {item.target: item for item in planned if item.target in expected}
@@ -164,18 +152,13 @@ def plan(mapping: ArchitectureMapping, config: Any, shapes: Mapping[str, Shape])
 
 
 def hugging_face_names(mapping: ArchitectureMapping, architecture: str, encoder: Iterable[str]) -> dict[str, str]:
-    """The way back: canonical encoder names to those in a checkpoint of the transformers class `architecture`."""
+    """Return canonical encoder names -> names in a checkpoint of the transformers class `architecture`."""
     prefix = "" if architecture == mapping.base_class else mapping.base_prefix
     return {name: prefix + name for name in encoder}
 
 
 class Rules:
-    """An architecture's table, made ready to look source names up.
-
-    Attributes:
-        mapping: the table.
-        base_prefix, optional: as the table has them.
-    """
+    """An architecture's table, indexed by source names."""
 
     def __init__(self, mapping: ArchitectureMapping):
         self.mapping = mapping
@@ -190,7 +173,7 @@ class Rules:
         self._first_segments = {source.partition(".")[0] for source in self._encoder}
 
     def find(self, key: str) -> tuple[tuple[str, ...], str | None] | Drop | None:
-        """The targets of a source name (and what the target is tied to), a reason to drop it, or None: no rule."""
+        """Return the targets of a source name and what they are tied to, or a `Drop`; None if there is no rule."""
         for table, name in ((self._encoder, key.removeprefix(self.base_prefix)), (self._heads, key)):
             for template, index in _templates(name):
                 rule = table.get(template)
@@ -204,7 +187,7 @@ class Rules:
         return None
 
     def encoder_targets(self, name: str) -> tuple[str, ...]:
-        """The encoder's tensors that a source name (without the base prefix) fills; none: it is not the encoder's."""
+        """Return the encoder's tensors that a source name without the base prefix fills."""
         for template, index in _templates(name):
             rule = self._encoder.get(template)
             if isinstance(rule, Rename):
@@ -214,15 +197,15 @@ class Rules:
         return ()
 
     def is_head(self, name: str) -> bool:
-        """Whether there is a rule for a head's tensor of this name."""
+        """Return whether there is a rule for a head's tensor of this name."""
         return any(template in self._heads for template, _ in _templates(name))
 
     def in_encoder(self, name: str) -> bool:
-        """Whether a tensor belongs to the encoder, by the first part of its name; there may be no rule for it."""
+        """Return whether the first part of a name is one of the encoder's; there may be no rule for the name."""
         return name.removeprefix(self.base_prefix).partition(".")[0] in self._first_segments
 
     def expected(self, config: Any) -> dict[str, tuple[Dimension, ...]]:
-        """Every encoder tensor that the configuration calls for, with its shape as the table writes it."""
+        """Return every encoder tensor that the configuration calls for, with its shape in the table."""
         expected = {rule.target: rule.shape for rule in self.mapping.encoder if "{i}" not in rule.target}
         layered = [rule for rule in self.mapping.encoder if "{i}" in rule.target]
         for index in range(config.num_hidden_layers):
@@ -230,14 +213,8 @@ class Rules:
         return expected
 
 
-# A longer name has no rule, and is not searched.
-_MAX_NAME = 500
-# A layer index has no leading zero: "layer.01" is not a second name for "layer.1".
-_INDEX = re.compile(r"0|[1-9][0-9]{0,5}")
-
-
 def _templates(name: str) -> Iterator[tuple[str, str | None]]:
-    """The name, and with each part that can be a layer's index as `{i}`, with that index."""
+    """Yield the name, then the name with each part that can be a layer index replaced by `{i}`, and that index."""
     if len(name) > _MAX_NAME or "{" in name:
         return
     yield name, None
@@ -249,10 +226,10 @@ def _templates(name: str) -> Iterator[tuple[str, str | None]]:
 
 def unmapped_error(
     mapping: ArchitectureMapping, unmapped: Mapping[str, Shape], *, inside: bool, missing: Sequence[str] = ()
-) -> UnmappedKeyError:
-    """The error for tensors without a rule: a head, which may be left out, or a part of the encoder, which may not.
+) -> MappingError:
+    """Return the error for tensors without a rule: a head may be left out, a part of the encoder may not.
 
-    Where tensors of the encoder are `missing`, those without a rule may be these: leaving them out is no help.
+    If tensors of the encoder are `missing`, those without a rule may be these, and leaving them out is no help.
     """
     listed = [f"{printable(key)} {shape}" for key, shape in unmapped.items()]
     fix = (
@@ -267,7 +244,7 @@ def unmapped_error(
             f"  and {lacks} missing, such as {missing[0]}\n"
             "  fix: give the encoder's tensors one prefix and their names in transformers, or the right config.json"
         )
-    return UnmappedKeyError(
+    return MappingError(
         f"{mapping.model_type}: {_count(listed, 'checkpoint tensor has', 'checkpoint tensors have')} no rule\n"
         f"{first_ten(listed)}\n{fix}"
     )
@@ -283,7 +260,7 @@ def _parts(key: str, shape: Shape, match: tuple[tuple[str, ...], str | None]) ->
     if parts == 1:
         return [Planned(targets[0], key, shape, tied_to=tied_to)]
     if not shape or shape[0] % parts:
-        raise ShapeError(f"{key} {shape} cannot be split into {parts} equal parts for {', '.join(targets)}")
+        raise MappingError(f"{key} {shape} cannot be split into {parts} equal parts for {', '.join(targets)}")
     part_shape = (shape[0] // parts, *shape[1:])
     return [Planned(target, key, part_shape, part, parts) for part, target in enumerate(targets)]
 
@@ -294,7 +271,7 @@ def _check_duplicates(mapping: ArchitectureMapping, planned: Sequence[Planned]) 
         sources.setdefault(item.target, []).append(item.source)
     twice = [f"{target} from {' and '.join(keys)}" for target, keys in sources.items() if len(keys) > 1]
     if twice:
-        raise DuplicateKeyError(
+        raise MappingError(
             f"{mapping.model_type}: {_count(twice, 'target is', 'targets are')} filled more than once\n"
             f"{first_ten(twice)}\n  fix: remove one of them from the checkpoint"
         )
@@ -319,14 +296,14 @@ def _check_shapes(
             )
             wrong.append(f"{item.source} is {item.shape}; config.json says {fields}")
     if wrong:
-        raise ShapeError(
+        raise MappingError(
             f"{mapping.model_type}: {_count(wrong, 'tensor disagrees', 'tensors disagree')} with config.json\n"
             f"{first_ten(wrong)}\n  fix: correct config.json, or pass the right one with --config"
         )
 
 
 def shape_fits(config: Any, wanted: Sequence[Dimension], shape: Shape) -> bool:
-    """Whether a tensor's shape is what the table wants of it."""
+    """Return whether a tensor has the shape that the table wants."""
     sizes = [getattr(config, size) if isinstance(size, str) else size for size in wanted]
     return len(sizes) == len(shape) and all(
         want is None or want == have for want, have in zip(sizes, shape, strict=True)
@@ -343,7 +320,7 @@ def _check_missing(
     absent = {prefix for prefix in mapping.optional if not any(target.startswith(prefix) for target in filled)}
     missing = [target for target in expected if target not in filled and not any(map(target.startswith, absent))]
     if missing:
-        raise MissingKeyError(
+        raise MappingError(
             f"{mapping.model_type}: {_count(missing, 'tensor is', 'tensors are')} missing from the checkpoint "
             f"({len(shapes)} tensors read)\n{first_ten(missing)}\n"
             "  fix: pass a complete checkpoint, or the config.json that belongs to this one with --config"

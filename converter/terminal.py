@@ -1,4 +1,4 @@
-"""What the commands show: progress bars while they work, tables and the next step when they are done."""
+"""Shows the progress and the results of the converter's commands, and asks before a push."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,13 +15,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from converter.card.loaders import lines as loader_lines
 from converter.card.usage import LOAD, LOAD_WITH_HEAD
 from converter.convert import ConvertResult
-from converter.convert import Progress as ProgressCallback
+from converter.parity.render import parity_table
 from converter.parity.report import ParityReport
-from converter.publish.sending import PushPlan, PushResult
+from converter.quantize.report import allotment_table, quantization_table
+from converter.verify import Progress as ProgressCallback
 from mlxbert.errors import printable, readable
 from mlxbert.terminal import SafeConsole, show
 
-_VERBS = {
+if TYPE_CHECKING:  # the client of the Hub, which a conversion does not need
+    from converter.publish.sending import PushPlan, PushResult
+
+# Step of a conversion -> label of its progress bar.
+_LABELS = {
     "convert": "Converting",
     "verify": "Comparing with PyTorch",
     "embeddings": "Measuring embeddings",
@@ -32,7 +38,7 @@ _VERBS = {
 
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
-    """One bar a stage, on standard error; nothing where that is not a terminal."""
+    """Show a progress bar for each step on standard error, if that is a terminal."""
     console = SafeConsole(stderr=True)
     columns = (
         TextColumn("{task.description:<24}"),
@@ -43,36 +49,30 @@ def progress_bars() -> Iterator[ProgressCallback]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {}
 
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_VERBS.get(stage, stage.capitalize()))
-            bars.update(tasks[stage], completed=done, total=total)
+        def progress(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(_LABELS.get(step, step.capitalize()))
+            bars.update(tasks[step], completed=done, total=total)
 
         yield progress
 
 
 def show_parity(report: ParityReport) -> None:
-    """The parity table, and what a quantization cost, on standard output."""
-    from converter.parity.render import parity_table
+    """Show the parity table and the cost of a quantization."""
 
     show(parity_table(report))
     if report.quantization is not None:
-        from converter.quantize.report import quantization_table
-
         show("", quantization_table(report.quantization))
 
 
 def show_result(result: ConvertResult) -> None:
-    """What a conversion did, whether it is proven, where it is, and what to do next."""
+    """Show what a conversion wrote, whether it is verified, and what to do next."""
     if result.report is not None:
         show_parity(result.report)
-    if result.allotment is not None or result.quantization is not None:
-        from converter.quantize.report import allotment_table, quantization_table
-
-        if result.allotment is not None:
-            show(allotment_table(result.allotment), "")
-        if result.quantization is not None and result.report is None:
-            show(quantization_table(result.quantization), "")
+    if result.allotment is not None:
+        show(allotment_table(result.allotment), "")
+    if result.quantization is not None and result.report is None:
+        show(quantization_table(result.quantization), "")
     rows = [
         ("Written", str(result.path)),
         ("Encoder", f"{result.parameters:,} parameters, {result.dtype}, {result.size / 1e6:.1f} MB"),
@@ -83,9 +83,10 @@ def show_result(result: ConvertResult) -> None:
     rows += [("Dropped", f"{printable(key)}: {why}") for key, why in result.dropped.items()]
     rows += [("Note", readable(note)) for note in result.notes]
     rows += loader_lines(result.readings)
-    rows.append(("Parity", _verdict(result)))
+    verdict = f"NOT VERIFIED: {result.unverified}" if result.report is None else result.report.verdict
+    rows.append(("Parity", verdict))
     path = str(result.path)
-    # What was executed on these files, and nothing else.
+    # Only calls that ran on these files.
     lines = [
         f"{call}({json.dumps(path, ensure_ascii=False)})"
         for call in (LOAD, LOAD_WITH_HEAD)
@@ -97,32 +98,28 @@ def show_result(result: ConvertResult) -> None:
     show("\n".join(f"{label:<10}{text}" for label, text in rows))
 
 
-def _verdict(result: ConvertResult) -> str:
-    return f"NOT VERIFIED: {result.unverified}" if result.report is None else result.report.verdict
-
-
 def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
-    """Show what would be published, and ask.
+    """Show what would be published, and return whether the user agrees.
 
     Raises:
-        PublishError: nobody is there to answer.
+        PublishError: there is no terminal to ask on.
     """
-    from converter.publish.errors import PublishError  # imports the client, which a conversion does not need
+    from converter.publish.errors import PublishError
 
     show("\n".join(plan.lines(directory)))
     if yes:
         return True
     try:
         return click.confirm("Publish?", err=True)
-    except click.Abort as abort:  # no terminal, the end of what was piped in, or Ctrl-C
+    except click.Abort as abort:  # no terminal, the end of a pipe, or Ctrl-C
         click.echo(err=True)
         if isinstance(abort.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
-        raise PublishError("nothing was sent, for nobody is there to be asked; fix: add --yes") from None
+        raise PublishError("nothing was sent, because there is no terminal to ask on; fix: add --yes") from None
 
 
 def show_push(result: PushResult, directory: Path) -> None:
-    """What came of a push, and where to look at it."""
+    """Show the result of a push, and where to look at it."""
     if result.status == "dry run":
         show(
             "\n".join(result.plan.lines(directory)),
@@ -131,13 +128,13 @@ def show_push(result: PushResult, directory: Path) -> None:
             "Dry run: nothing was sent, nobody was asked.",
         )
         return
-    what = {
+    outcome = {
         "declined": "Nothing was sent.",
         "unchanged": f"Nothing to do: the same bytes are there already ({result.url}).",
         "pushed": f"Published, and compared with what was sent: {result.url}",
-        "recognised": f"Published, though the Hub's answer got lost; compared with what was sent: {result.url}",
+        "recognised": f"Published, although the Hub's answer was lost; compared with what was sent: {result.url}",
     }[result.status]
-    rows = [what]
+    rows = [outcome]
     if result.commit is not None:
         rows += [f"Commit    {result.commit}"]
     if result.status in ("pushed", "recognised") and not result.plan.pull_request:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, row_targets
-from heads.calibration import binary_nll, check_temperature, fit_temperature
-from heads.checks import check_number, check_options
+from heads.arrays import Float, sigmoid
+from heads.base import Head, Objective, Objectives, row_targets
+from heads.calibration import best_threshold, binary_nll, check_temperature, fit_temperature
+from heads.checks import check_number
 from heads.errors import HeadError
 from heads.head_registry import register_head
-from heads.host import Float, sigmoid
 from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
-from heads.loss_functions import bce_with_logits, sigmoid_focal
-from heads.thresholds import best_threshold
+from heads.losses import bce_with_logits, sigmoid_focal
 
-OBJECTIVES = {"bce": ("pos_weight", "label_smoothing"), "focal": ("alpha", "gamma")}
 _IGNORED = -1
 
 
@@ -26,20 +24,25 @@ _IGNORED = -1
 class BinaryClassificationHead(Head):
     """P(positive) for each row.
 
-    `predict` gives probabilities (N,), `decide` the user's labels. `calibrate` fits a temperature and a decision
+    `predict` returns probabilities (N,), `decide` the user's labels. `calibrate` fits a temperature and a decision
     threshold on held-out rows.
     """
 
     default_metric = "roc_auc"
     metrics = ("roc_auc", "accuracy", "f1", "log_loss")
     fitted = ("temperature", "threshold", "fitted_pos_weight")
+    objectives: ClassVar[Objectives] = {
+        "bce": ("pos_weight", "label_smoothing"),
+        "focal": ("alpha", "gamma"),
+    }
+    own_loss_options = ("pos_weight",)
 
     def __init__(
         self,
         hidden_size: int,
         *,
         classes: Sequence[Label] = (0, 1),
-        objective: str = "bce",
+        objective: Objective = "bce",
         pos_weight: float | str | None = None,
         label_smoothing: float | None = None,
         alpha: float | None = None,
@@ -52,18 +55,18 @@ class BinaryClassificationHead(Head):
         Args:
             hidden_size: width of the features.
             classes: the negative label, then the positive one.
-            objective: "bce" or "focal".
-            pos_weight: for "bce": how much a positive row weighs; "balanced": negatives / positives of the training
-                fold.
+            objective: "bce", "focal" or a registered loss.
+            pos_weight: for "bce" and a registered loss: the weight of a positive row; "balanced": negatives /
+                positives of the training fold.
             label_smoothing: for "bce", from 0 to 1.
             alpha: for "focal": the weight of positives, negatives weigh 1 − alpha; 0.25 by default.
-            gamma: for "focal": how much easy rows fade, 2 by default.
+            gamma: for "focal": the exponent that reduces the loss of easy rows, 2 by default.
             dropout: on the features.
-            dropout_samples: dropout masks whose logits are averaged in training.
+            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         super().__init__(hidden_size, 1, dropout=dropout, dropout_samples=dropout_samples)
         options = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "alpha": alpha, "gamma": gamma}
-        check_options(self.title, objective, OBJECTIVES, options)
+        self.objective, self.own_loss = self.choose_objective(objective, options)
         if isinstance(pos_weight, str) and pos_weight != "balanced":
             raise HeadError(f"{self.title}: pos_weight must be a number or 'balanced', not {pos_weight!r}")
         if pos_weight is not None and not isinstance(pos_weight, str):
@@ -73,7 +76,6 @@ class BinaryClassificationHead(Head):
             raise HeadError(
                 f"{self.title}: {len(self.classes)} classes given; fix: two, or the multiclass head for more"
             )
-        self.objective = objective
         self.pos_weight, self.label_smoothing, self.alpha, self.gamma = pos_weight, label_smoothing, alpha, gamma
         self.temperature: float = 1.0
         self.threshold: float = 0.5
@@ -81,12 +83,12 @@ class BinaryClassificationHead(Head):
 
     @classmethod
     def from_targets(cls, hidden_size: int, targets: Any, **arguments: Any) -> Self:
-        """A head for the two labels of `targets` (N,); of the two, the one sorted last is positive."""
+        """Return a head for the two labels of `targets` (N,); the last in sorted order is the positive one."""
         arguments.setdefault("classes", infer_classes(targets, cls.head_name))
         return super().from_targets(hidden_size, targets, **arguments)
 
     def fit_targets(self, targets: Any) -> None:
-        """Learn a balanced `pos_weight` from the training fold, where that was asked for."""
+        """Learn a balanced `pos_weight` from the training fold, if it is "balanced"."""
         if self.pos_weight != "balanced":
             return
         encoded = self.encode_targets(targets)
@@ -104,13 +106,17 @@ class BinaryClassificationHead(Head):
             check_number(self.fitted_pos_weight, f"{self.title}: fitted_pos_weight", 0)
 
     def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
-        """The user's labels (N,) as float32 0 and 1."""
+        """Return the user's labels (N,) as float32 0 and 1."""
         return encode_labels(targets, self.classes, self.title).astype(np.float32)
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of 0 and 1."""
         encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         scores = logits[:, 0]
+        if self.own_loss is not None:
+            weight = self._pos_weight()
+            weights = None if weight is None else mx.where(encoded == 1, weight, 1.0)
+            return self.mean_own_loss(scores, encoded, encoded != _IGNORED, weights=weights)
         if self.objective == "focal":
             alpha, gamma = 0.25 if self.alpha is None else self.alpha, 2.0 if self.gamma is None else self.gamma
             return sigmoid_focal(scores, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)
@@ -123,11 +129,11 @@ class BinaryClassificationHead(Head):
         )
 
     def predict(self, logits: Any) -> Float:
-        """P(positive), (N,), by the calibrated temperature."""
+        """Return P(positive), (N,), with the calibrated temperature."""
         return sigmoid(self.host(logits)[:, 0] / check_temperature(self.temperature, self.title))
 
     def decide(self, logits: Any) -> np.ndarray[Any, Any]:
-        """The user's labels (N,): positive from `threshold` on."""
+        """Return the user's labels (N,): positive from `threshold` on."""
         return decode_labels(self.outputs(logits, "labels"), self.classes)
 
     def outputs(self, logits: Any, needs: str) -> np.ndarray[Any, Any]:
@@ -136,19 +142,19 @@ class BinaryClassificationHead(Head):
         return (probabilities >= self.threshold).astype(np.int32) if needs == "labels" else probabilities
 
     def metric_targets(self, targets: Any) -> np.ndarray[Any, Any]:
-        """The user's labels as 0 and 1."""
+        """Return the user's labels as 0 and 1."""
         return encode_labels(targets, self.classes, self.title)
 
     def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None) -> None:
         """Fit the temperature on held-out rows and then, for `metric`, the decision threshold.
 
         Args:
-            logits: (N, 1) of rows that were not trained on.
+            logits: (N, 1) of held-out rows.
             targets: their labels, in the user's own values.
             metric: a metric of labels, such as "f1"; None: the threshold stays.
 
         Raises:
-            HeadError: the metric has no threshold, or logits and labels do not fit together.
+            HeadError: the metric has no threshold, or the numbers of logits and labels differ.
         """
         scores, encoded = self.host(logits)[:, 0], self.metric_targets(targets)
         if len(scores) != len(encoded):

@@ -1,24 +1,29 @@
-"""Temperature scaling: held-out logits divided by one T > 0, so that probabilities mean what they say.
+"""Values that are fitted on held-out rows: temperature, decision thresholds; and prediction intervals.
 
-Guo et al. 2017, https://arxiv.org/abs/1706.04599. It never changes which class is the most probable.
+Temperature scaling divides logits by one T > 0, so that probabilities agree with frequencies. Guo et al. 2017,
+https://arxiv.org/abs/1706.04599. It never changes the most probable class.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from heads.arrays import Float
+from heads.checks import as_array
 from heads.errors import HeadError
-from heads.host import Float
 
-# Held-out rows that are all right would have T = 0, all wrong infinity: both ends are where that stops.
+# If all held-out rows are right, the best T is 0; if all are wrong, it is infinite: these limits apply instead.
 LOWEST, HIGHEST = 0.01, 100.0
 
 
 def fit_temperature(logits: Float, nll: Callable[[Float], float], what: str) -> float:
-    """The T in [0.01, 100] that minimizes `nll(logits / T)`.
+    """Return the T in [0.01, 100] that minimizes `nll(logits / T)`.
 
     The search is over log T, so T > 0 by construction. Negative log-likelihood is convex in 1/T for linear logits
     and a log-partition function, hence has one minimum.
@@ -33,32 +38,32 @@ def fit_temperature(logits: Float, nll: Callable[[Float], float], what: str) -> 
         raise HeadError(
             f"{what}: a temperature cannot be fitted on {problem}; fix: give held-out logits of a trained model"
         )
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log_t: nll(logits / math.exp(log_t)),
         bounds=(math.log(LOWEST), math.log(HIGHEST)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    # Bounded search is golden section with parabolas: T = 1 itself is a candidate that it may miss by its tolerance.
-    temperature = math.exp(float(found.x))
+    # The search may miss T = 1 by its tolerance: compare with it.
+    temperature = math.exp(float(result.x))
     return temperature if nll(logits / temperature) <= nll(logits) else 1.0
 
 
 def binary_nll(logits: Float, targets: Float) -> float:
-    """Mean −log P(target) for logits and 0/1 targets of one shape; sums over targets of −1 are left out."""
+    """Return the mean −log P(target) for logits and 0/1 targets of one shape; targets of −1 are left out."""
     keep = targets >= 0
     losses = np.logaddexp(0.0, logits) - logits * targets
     return float(losses[keep].mean())
 
 
 def multiclass_nll(logits: Float, indices: np.ndarray) -> float:
-    """Mean −log softmax(logits)[index] over the rows."""
+    """Return the mean −log softmax(logits)[index] over the rows."""
     partition = np.logaddexp.reduce(logits, axis=1)
     return float((partition - logits[np.arange(len(logits)), indices]).mean())
 
 
 def check_temperature(temperature: float, what: str) -> float:
-    """`temperature` if it is a finite number above 0.
+    """Return `temperature` if it is a finite number above 0.
 
     Raises:
         HeadError: it is not.
@@ -66,3 +71,164 @@ def check_temperature(temperature: float, what: str) -> float:
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise HeadError(f"{what}: temperature must be a number above 0, not {temperature!r}")
     return float(temperature)
+
+
+# The largest number of held-out probabilities between which a threshold is tried; of more, evenly spaced ranks.
+CANDIDATES = 500
+
+
+def best_threshold(probabilities: Float, targets: np.ndarray, metric: str, what: str) -> float:
+    """Return the threshold t in [0, 1] for which `probabilities >= t` is best by `metric`.
+
+    Candidates lie halfway between neighbouring held-out probabilities, so that the rounding of a row does not decide;
+    0.5 is a candidate, too. Of equally good candidates the one closest to 0.5 is returned.
+
+    Args:
+        probabilities: (N,).
+        targets: (N,) of 0 and 1.
+        metric: a name in `heads.metrics.METRICS` that compares labels.
+
+    Raises:
+        HeadError: an unknown metric, a metric that has no threshold, or one that is undefined at every threshold.
+    """
+    score = label_metric(metric, what)
+    candidates = _candidates(probabilities)
+    with warnings.catch_warnings():
+        # One candidate makes every row positive, where some metrics are undefined: nan is never the best value.
+        warnings.simplefilter("ignore")
+        if metric in _OF_COUNTS and len(np.unique(targets)) == 2:  # with one class alone the metrics differ
+            values = _of_counts(metric, probabilities, targets, candidates)
+        else:
+            values = np.array([score(targets, (probabilities >= t).astype(np.int32)) for t in candidates])
+    if np.isnan(values).all():
+        raise HeadError(f"{what}: {metric} is undefined on the held-out rows at every threshold; fix: use more rows")
+    best = np.flatnonzero(values >= np.nanmax(values) - 1e-12)
+    return float(candidates[best[np.abs(candidates[best] - 0.5).argmin()]])
+
+
+def label_metric(metric: str, what: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Return the metric as a function of (y_true, y_pred) for which a higher value is better.
+
+    Raises:
+        HeadError: an unknown metric, or one that needs no threshold.
+    """
+    from heads.metrics import get_metric
+
+    compared = get_metric(metric)
+    if compared.needs != "labels":
+        raise HeadError(
+            f"{what}: {metric} reads {compared.needs}, so no threshold changes it; fix: a metric of labels, such as f1"
+        )
+    sign = 1.0 if compared.greater_is_better else -1.0
+    return lambda y_true, y_pred: sign * float(compared.function(y_true, y_pred))
+
+
+def threshold_metric(metric: str) -> str:
+    """Return the metric that a decision threshold is fitted for when `metric` is optimized.
+
+    That is `metric` itself if it compares labels. Metrics of order and of probabilities (AUC, log loss) have no
+    threshold, but labels may be written all the same: then it is F1, because 0.5 is a bad threshold where one class
+    is rare.
+
+    Raises:
+        HeadError: an unknown metric.
+    """
+    from heads.metrics import get_metric
+
+    return metric if get_metric(metric).needs == "labels" else "f1"
+
+
+Counts = np.ndarray
+# The metrics as functions of true and false positives, false and true negatives, for all candidates at once: 500 calls
+# of scikit-learn's functions take a second, and the evaluation of a fold needs them six times for each label.
+_OF_COUNTS: dict[str, Callable[[Counts, Counts, Counts, Counts], Counts]] = {
+    "accuracy": lambda tp, fp, fn, tn: (tp + tn) / (tp + fp + fn + tn),
+    "balanced_accuracy": lambda tp, fp, fn, tn: (tp / (tp + fn) + tn / (tn + fp)) / 2,
+    "f1": lambda tp, fp, fn, tn: 2 * tp / (2 * tp + fp + fn),
+    "mcc": lambda tp, fp, fn, tn: (
+        (tp * tn - fp * fn) / np.sqrt(np.maximum((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn), 1))
+    ),
+}
+
+
+def _of_counts(metric: str, probabilities: Float, targets: np.ndarray, candidates: Float) -> Float:
+    """Return the metric at every candidate, (candidates,)."""
+    positive = np.sort(probabilities[targets == 1])
+    negative = np.sort(probabilities[targets != 1])
+    tp = (len(positive) - np.searchsorted(positive, candidates)).astype(np.float64)
+    fp = (len(negative) - np.searchsorted(negative, candidates)).astype(np.float64)
+    with np.errstate(all="ignore"):
+        return np.asarray(_OF_COUNTS[metric](tp, fp, len(positive) - tp, len(negative) - fp))
+
+
+def _candidates(probabilities: Float) -> Float:
+    distinct = np.unique(probabilities)
+    if len(distinct) > CANDIDATES:
+        distinct = distinct[np.linspace(0, len(distinct) - 1, CANDIDATES).round().astype(int)]
+    middles = (distinct[1:] + distinct[:-1]) / 2
+    # Between two neighbouring floats there is no number: the middle is then the upper one, and >= includes it.
+    return np.unique(np.concatenate([[0.5], middles, [distinct[0] / 2, (1 + distinct[-1]) / 2]]))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often the true value is inside the interval.
+
+    Attributes:
+        level: the share that should be inside.
+        observed: the share that is inside.
+        mean_width: mean of upper − lower, in the user's units.
+        count: number of values compared.
+    """
+
+    level: float
+    observed: float
+    mean_width: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.observed:.1%} of {self.count} values inside the {self.level:.0%} interval"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Central prediction intervals in the user's units; every array has the shape of the predictions.
+
+    Attributes:
+        value: the prediction.
+        lower: the lower end of the interval.
+        upper: the upper end.
+        level: the share of true values that should lie inside.
+    """
+
+    value: Float
+    lower: Float
+    upper: Float
+    level: float
+
+    def coverage(self, targets: Any) -> Coverage:
+        """Return the share of true values that are inside; `targets` in the user's units and the shape of `value`.
+
+        Raises:
+            HeadError: another shape.
+        """
+        truth = as_array(targets, np.float64, "coverage")
+        if truth.shape != self.value.shape:
+            raise HeadError(f"coverage: targets have shape {truth.shape}, predictions {self.value.shape}")
+        if not truth.size:
+            raise HeadError("coverage: no rows to compare")
+        inside = (self.lower <= truth) & (truth <= self.upper)
+        return Coverage(self.level, float(inside.mean()), float((self.upper - self.lower).mean()), inside.size)
+
+
+def normal_quantile(level: float, what: str) -> float:
+    """Return the z for which a standard normal variable is in ±z with probability `level`.
+
+    Raises:
+        HeadError: `level` is not between 0 and 1.
+    """
+    from scipy.stats import norm
+
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+        raise HeadError(f"{what}: level must lie between 0 and 1, such as 0.9, not {level!r}")
+    return float(norm.ppf((1 + level) / 2))

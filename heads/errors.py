@@ -1,4 +1,4 @@
-"""The base of every error that this project raises on purpose, and what a command says of any error."""
+"""Base class of every error that this project raises on purpose, and the line that a command prints for any error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-# No name of a file, tensor or column in an error or a table is longer than this; the middle is left out.
+# The longest name of a file, tensor or column in an error or a table; the middle of a longer one is left out.
 MAX_SHOWN = 200
-# A variable that makes a command print where an unforeseen error was raised.
+# Environment variable that makes a command print where an unforeseen error was raised.
 TRACEBACK = "MLXBERT_TRACEBACK"
 _LONG_WORD = re.compile(rf"\S{{{MAX_SHOWN + 1},}}")
 
@@ -28,9 +28,9 @@ def _escape(character: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return `text` with every control character but the newline written as an escape: ``\\x1b``, ``\\u202e``.
+    """Return `text` with escapes in place of control characters, except the newline: ``\\x1b``, ``\\u202e``.
 
-    Text out of a file or a server's answer must not steer the terminal that shows it.
+    Text from a file or a server must not control the terminal that shows it.
     """
     if text.isprintable():
         return text
@@ -38,60 +38,60 @@ def escaped(text: str) -> str:
 
 
 def escaped_value(value: Any) -> Any:
-    """Return a value for an HTML template: text with its control characters escaped, markup and all else as it is."""
+    """Return a value for an HTML template: text with its control characters escaped, other values unchanged."""
     return escaped(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def shortened(text: str, limit: int = MAX_SHOWN) -> str:
-    """Return `text` in at most `limit` characters, the middle left out."""
+    """Return `text` with at most `limit` characters; the middle is left out."""
     half = (limit - 1) // 2
     return text if len(text) <= limit else f"{text[: limit - 1 - half]}…{text[len(text) - half :]}"
 
 
 def printable(name: object, limit: int = MAX_SHOWN) -> str:
-    """Return a name out of an untrusted file as one line of at most `limit` characters without control characters."""
+    """Return a name from an untrusted file as one line of at most `limit` characters without control characters."""
     text = str(name)
     # Shorten first: a hostile name may be very long. Then again, because an escape is longer than its character.
     return shortened(escaped(shortened(text, limit)).replace("\n", "\\n"), limit)
 
 
 def readable(text: str) -> str:
-    """Return a message or a plain line of a table as a terminal may show it: escaped, its long words shortened."""
+    """Return a message or a plain line of a table for a terminal: escaped, with long words shortened."""
     return _LONG_WORD.sub(lambda word: shortened(word[0]), escaped(text))
 
 
 class MLXBertError(Exception):
-    """Something the caller can mend: the message names the thing, the place and the fix.
+    """An error that the caller can fix: the message names the thing, the place and the fix.
 
-    Commands print it as it is, without a traceback, and exit with code 2. The message is safe to print: control
-    characters are escaped, and words of more than 200 characters are shortened in their middle.
+    Commands print it without a traceback, and exit with code 2. The message is safe to print: control characters are
+    escaped, and words of more than 200 characters are shortened in the middle.
     """
 
     def __str__(self) -> str:
         return readable(super().__str__())
 
 
-class Interrupted(MLXBertError):  # noqa: N818 - an answer, not a fault
-    """Ctrl-C was answered: the message says what is saved and how to go on. Commands exit with code 130."""
+class Interrupted(MLXBertError):  # noqa: N818 - not a fault
+    """Ctrl-C stopped the work: the message says what is saved and how to go on. Commands exit with code 130."""
 
 
 class MLXBertWarning(UserWarning):
-    """Something that the caller should look at; its text is safe to print, as that of `MLXBertError`."""
+    """Base class of the project's warnings; the text is safe to print, as that of `MLXBertError`."""
 
     def __str__(self) -> str:
         return readable(super().__str__())
 
 
 class HeadError(MLXBertError, ValueError):
-    """Something the caller can mend: the message names the thing, the place and the fix, in one line."""
+    """A wrong option, target or metric of a head; a `ValueError`, too."""
 
 
 class MetricUndefinedWarning(MLXBertWarning):
-    """A metric has no value on these rows, or leaves out a part of them that has none; the message says why."""
+    """A metric has no value on these rows, or leaves out columns that have none; the message gives the reason."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> HeadError:
-    """The error for a name that is in no table: it gives the nearest known names, or all of them if none is near."""
+    """Return the error for an unknown name; it gives the nearest known names, or all of them if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     fix = f"did you mean {' or '.join(map(repr, near))}?" if near else f"fix: one of {', '.join(known)}"
@@ -100,21 +100,21 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> HeadError:
 
 @contextmanager
 def last_catch(command: str, passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """Turn every error inside into one line on standard error and an exit code; every warning into one line.
+    """Print every error inside as one line on standard error and exit; print every warning as one line.
 
-    Codes: 2 for an error, of the caller's or of ours; 130 after Ctrl-C. With the environment variable
+    Exit codes: 2 for an error of the caller or of this project; 130 after Ctrl-C. With the environment variable
     MLXBERT_TRACEBACK the traceback is shown first.
 
     Args:
-        command: what the lines begin with.
-        passing: exceptions of the command-line parser, which mean something to it.
+        command: the start of the lines.
+        passing: exceptions of the command-line parser, which pass through.
 
     Raises:
         SystemExit: instead of any other exception.
     """
 
     def warn(message: Warning | str, *_: Any, **__: Any) -> None:
-        # Without the place in the code, which is of no use to whoever typed a command.
+        # Without the place in the code, which does not help the user of a command.
         say(f"{command}: warning: {message}")
 
     try:
@@ -134,13 +134,13 @@ def last_catch(command: str, passing: tuple[type[BaseException], ...] = ()) -> I
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, escaped; where nobody reads it, nothing happens."""
+    """Print a line on standard error, escaped; do nothing if standard error is closed."""
     with suppress(OSError, ValueError):  # a closed pipe, a closed file
         print(readable(line), file=sys.stderr, flush=True)
 
 
 def _answer(command: str, error: BaseException) -> tuple[str, int]:
-    """Return the line that a command says of an exception, and its exit code."""
+    """Return the line that a command prints for an exception, and its exit code."""
     if isinstance(error, Interrupted):
         return f"{command}: {error}", 130
     if isinstance(error, KeyboardInterrupt):

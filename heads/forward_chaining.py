@@ -1,8 +1,8 @@
-"""Forward chaining: what is learned is known before what it is judged on is forecast.
+"""Forward chaining: all training targets are known before the first held-out forecast is made.
 
 Every row has two times: `made_at`, when its forecast is made (the last value of its history), and `known_at`, when
-its whole target is known (the last step of the horizon). A fold is fair when the last `known_at` of its training rows
-is not after the first `made_at` of its held-out rows; comparing one time alone would let horizons overlap.
+its whole target is known (the last step of the horizon). In a valid fold the last `known_at` of the training rows is
+not after the first `made_at` of the held-out rows. With only one of these times, horizons would overlap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from heads.errors import HeadError
 
 if TYPE_CHECKING:
-    from heads.host import Float
+    from heads.arrays import Float
 
 Times = np.ndarray[Any, Any]
 
@@ -26,10 +26,10 @@ class Windows:
     """Rows cut from one series.
 
     Attributes:
-        history: (N, window) the values up to and including `made_at`.
-        targets: (N, horizon), or (N,) for a horizon of one step: the values that follow.
-        made_at: (N,).
-        known_at: (N,).
+        history: (N, window) values up to and including `made_at`.
+        targets: (N, horizon) values that follow; (N,) for a horizon of one step.
+        made_at: (N,) times.
+        known_at: (N,) times.
     """
 
     history: Float
@@ -39,7 +39,7 @@ class Windows:
 
 
 def windows(values: Any, *, window: int, horizon: int, times: Any = None) -> Windows:
-    """Every stretch of `window` values and the `horizon` values after it, oldest first.
+    """Return every sequence of `window` values and the `horizon` values after it, oldest first.
 
     Args:
         values: (T,) of one series, oldest first.
@@ -71,10 +71,10 @@ def windows(values: Any, *, window: int, horizon: int, times: Any = None) -> Win
 
 
 def forward_folds(made_at: Any, known_at: Any, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row numbers (training, held out) of `folds` folds, each held-out block later than the one before.
+    """Yield row numbers (training, held out) of `folds` folds, each held-out block later than the previous one.
 
-    The rows' forecast times are cut into folds + 1 blocks; the first is never held out. Training rows of a fold are
-    all that are known when its first forecast is made: rows whose horizon reaches into the block are left out.
+    The forecast times are cut into folds + 1 blocks; the first is never held out. The training rows of a fold are the
+    rows whose targets are known at its first forecast; rows whose horizon reaches into the block are left out.
 
     Raises:
         HeadError: too few distinct times, or a fold without training rows.
@@ -98,7 +98,7 @@ def forward_folds(made_at: Any, known_at: Any, folds: int) -> Iterator[tuple[np.
 
 
 def times_ahead(times: Any, steps: int) -> Times:
-    """The `steps` times that follow: as far apart as the last two are, or on the same day of the following months.
+    """Return the next `steps` times, with the distance of the last two, or on the same day of the next months.
 
     Raises:
         HeadError: fewer than two times, or times that do not increase.
@@ -106,7 +106,7 @@ def times_ahead(times: Any, steps: int) -> Times:
     stamps = as_times(times, "times")
     gaps = np.diff(stamps)
     if not len(gaps) or (gaps <= np.zeros_like(gaps)).any():
-        raise HeadError("times: the next ones are told by two or more that increase; fix: a longer series, sorted")
+        raise HeadError("times: the next ones follow from two or more that increase; fix: a longer series, sorted")
     ahead = np.arange(1, steps + 1)
     if stamps.dtype.kind == "M" and (gaps != gaps[0]).any():  # months are of unequal length
         months = stamps.astype("datetime64[M]")
@@ -120,7 +120,7 @@ def check_forward(known_at: Any, made_at: Any, what: str) -> None:
     """Refuse held-out forecasts (`made_at`) that are made before all training targets are known (`known_at`).
 
     Raises:
-        HeadError: naming the first such row and both times.
+        HeadError: names the first such row and both times.
     """
     known, made = as_times(known_at, "known_at"), as_times(made_at, "made_at")
     if known.dtype.kind != made.dtype.kind:
@@ -138,10 +138,10 @@ def check_forward(known_at: Any, made_at: Any, what: str) -> None:
 
 
 def as_times(times: Any, what: str) -> Times:
-    """Dates, ISO strings or numbers as (N,) datetime64, int64 or float64.
+    """Return dates, ISO strings or numbers as (N,) datetime64, int64 or float64.
 
     Raises:
-        HeadError: another shape, none, a missing one, or something that is no time.
+        HeadError: another shape, no times, a missing time, or a value that is no time.
     """
     array = np.asarray(times)
     if array.dtype.kind in "OUS":
@@ -156,5 +156,5 @@ def as_times(times: Any, what: str) -> Times:
     missing = np.isnat(array) if array.dtype.kind == "M" else ~np.isfinite(array)
     if missing.any():
         raise HeadError(f"{what}: row {int(missing.argmax())} has no time; fix: drop it")
-    # Without a copy in one integer type, unsigned times would wrap where they are compared.
+    # int64 for all integers: the differences of unsigned times would wrap.
     return array.astype(np.int64) if array.dtype.kind in "iu" else array

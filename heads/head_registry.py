@@ -1,7 +1,7 @@
-"""Which heads there are: the files of this package, and what other packages add.
+"""The registry of task heads: those of this package, and those of other packages.
 
-A head in this package is a file with `@register_head(…)` in it, and nothing else; files are imported at the first
-look-up. Another package's heads come through the entry-point group `mlxbert.heads`::
+A head of this package is a file with `@register_head(…)` in it, and nothing else; the first look-up imports all files.
+The heads of another package come through the entry-point group `mlxbert.heads`::
 
     [project.entry-points."mlxbert.heads"]
     my_head = "my_package.my_head"          # a module that registers, or module:Class
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from heads.base import Head
-from heads.errors import HeadError, MLXBertWarning, unknown_name
+from heads.entry_points import HeadDiscoveryWarning as HeadDiscoveryWarning
+from heads.entry_points import load_entry_points, provider
+from heads.errors import HeadError, unknown_name
 
 COMPETITION_TYPES = ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series")
 ENTRY_POINT_GROUP = "mlxbert.heads"
@@ -26,28 +26,16 @@ ENTRY_POINT_GROUP = "mlxbert.heads"
 H = TypeVar("H", bound=type[Head])
 
 
-class UnknownHeadError(HeadError):
-    """No head has this name, or serves this competition type."""
-
-
-class DuplicateHeadError(HeadError):
-    """Two heads want one name."""
-
-
-class HeadDiscoveryWarning(MLXBertWarning):
-    """An installed package announces a head that cannot be used."""
-
-
 @dataclass(frozen=True)
 class Registration:
     """A registered head.
 
     Attributes:
-        name: what it is looked up by, and what a checkpoint says.
+        name: the name for look-ups, which a checkpoint stores.
         head: the class.
-        competition_types: what it serves, of `COMPETITION_TYPES`.
-        priority: of several heads for one competition type, the highest is chosen.
-        provider: the distribution it came from; None for this package's own and those a script registers.
+        competition_types: those that it is for, of `COMPETITION_TYPES`.
+        priority: of several heads for one competition type, the one with the highest priority is chosen.
+        provider: the distribution that it came from; None for a head of this package or of a script.
     """
 
     name: str
@@ -59,24 +47,22 @@ class Registration:
 
 _REGISTRATIONS: dict[str, Registration] = {}
 _BROKEN: dict[str, str] = {}
-"""Entry point name -> why it could not be loaded."""
+"""Entry point name -> the message why it could not be loaded."""
 _DISCOVERED: list[str] = []
-_PROVIDER: list[str] = []
-"""The distribution whose entry point is being loaded, if one is."""
 
 
 def register_head(name: str, *, competition_types: str | Sequence[str], priority: int = 0) -> Callable[[H], H]:
     """Class decorator: make a `Head` known under `name`.
 
     Args:
-        name: unique; a checkpoint names its head by it.
+        name: unique; a checkpoint stores it.
         competition_types: one or several of `COMPETITION_TYPES`.
-        priority: of several heads for one competition type, the one with the highest is `best_head`; of equals,
-            this package's own, then the one registered first.
+        priority: `best_head` is the head with the highest priority for a competition type; of equal ones this
+            package's own, then the one registered first.
 
     Raises:
-        DuplicateHeadError: another class has this name.
-        HeadError: an unknown competition type, not a `Head`, or one without metrics or methods.
+        HeadError: another class has this name, an unknown competition type, or a class that is not a `Head` or lacks
+            metrics or methods.
     """
     types = (competition_types,) if isinstance(competition_types, str) else tuple(competition_types)
 
@@ -84,69 +70,69 @@ def register_head(name: str, *, competition_types: str | Sequence[str], priority
         _check(name, head, types, priority)
         if name in _REGISTRATIONS:
             old = _REGISTRATIONS[name]
-            raise DuplicateHeadError(
+            raise HeadError(
                 f"head {name!r} is registered twice, by {_place(old.head, old.provider)} and by "
-                f"{_place(head, _provider())}; fix: give one another name, or unregister_head({name!r}) first"
+                f"{_place(head, provider())}; fix: give one another name, or unregister_head({name!r}) first"
             )
         head.head_name = name
         head.competition_types = types
-        _REGISTRATIONS[name] = Registration(name, head, types, priority, _provider())
+        _REGISTRATIONS[name] = Registration(name, head, types, priority, provider())
         return head
 
     return decorate
 
 
 def unregister_head(name: str) -> None:
-    """Forget a head, so that its name is free; for notebooks, where a cell that registers one is run again.
+    """Remove a head, so that its name is free; for notebooks, where a cell that registers a head runs again.
 
     Raises:
-        UnknownHeadError: there is none of this name.
+        HeadError: no head has this name.
     """
     _lookup(name)
     del _REGISTRATIONS[name]
 
 
 def get_head(name: str) -> type[Head]:
-    """The head class of this name.
+    """Return the head class of this name.
 
     Raises:
-        UnknownHeadError: there is none; the nearest names are given.
+        HeadError: there is none; the nearest names are given.
     """
     return _lookup(name).head
 
 
 def registered_heads() -> Mapping[str, Registration]:
-    """Every registered head by name, in the order of registration; a copy."""
+    """Return every registered head by name, in the order of registration; a copy."""
     discover_heads()
     return dict(_REGISTRATIONS)
 
 
 def heads_for(competition_type: str) -> tuple[Registration, ...]:
-    """The heads that serve a competition type, highest priority first.
+    """Return the heads for a competition type, highest priority first.
 
     Raises:
-        UnknownHeadError: an unknown competition type (with the nearest ones), or nothing serves it.
+        HeadError: an unknown competition type (with the nearest ones), or no head is for it.
     """
     discover_heads()
     if competition_type not in COMPETITION_TYPES:
-        raise UnknownHeadError(str(unknown_name("competition type", competition_type, COMPETITION_TYPES)))
-    found = [one for one in _REGISTRATIONS.values() if competition_type in one.competition_types]
-    if not found:
-        raise UnknownHeadError(f"no head is registered for competition type {competition_type!r}")
-    # Of equals, this package's own, then the first registered (the sort is stable).
-    return tuple(sorted(found, key=lambda one: (-one.priority, not one.head.__module__.startswith("heads."))))
+        raise unknown_name("competition type", competition_type, COMPETITION_TYPES)
+    fitting = [entry for entry in _REGISTRATIONS.values() if competition_type in entry.competition_types]
+    if not fitting:
+        raise HeadError(f"no head is registered for competition type {competition_type!r}")
+    # Of equal priority: this package's own, then the first registered (the sort is stable).
+    return tuple(sorted(fitting, key=lambda entry: (-entry.priority, not entry.head.__module__.startswith("heads."))))
 
 
 def best_head(competition_type: str) -> type[Head]:
-    """The head of highest priority for a competition type; raises as `heads_for` does."""
+    """Return the head of highest priority for a competition type; raise as `heads_for` does."""
     return heads_for(competition_type)[0].head
 
 
 def head_from_settings(settings: Mapping[str, Any]) -> Head:
-    """The head that a checkpoint's settings describe (`Head.settings`), its weights still to be loaded.
+    """Return the head that a checkpoint's settings describe (`Head.settings`), without its weights.
 
     Raises:
-        HeadError: the head is unknown, or the settings are not its own.
+        HeadError: the head is unknown, or the settings are of another head.
     """
     name = settings.get("name") if isinstance(settings, Mapping) else None
     if not isinstance(name, str):
@@ -155,14 +141,14 @@ def head_from_settings(settings: Mapping[str, Any]) -> Head:
 
 
 def discover_heads() -> None:
-    """Import this package's heads and those that other packages announce; the first call does, later ones return.
+    """Import this package's heads and those that other packages announce, at the first call only.
 
     Warns:
-        HeadDiscoveryWarning: a package's entry point cannot be loaded or registers nothing; the others still are.
+        HeadDiscoveryWarning: a package's entry point cannot be loaded or registers nothing; the others are loaded.
     """
     if _DISCOVERED:
         return
-    _DISCOVERED.append("started")  # first: a head's module may itself look another head up
+    _DISCOVERED.append("started")  # first: a head's module may look up another head
     try:
         import heads
 
@@ -172,39 +158,7 @@ def discover_heads() -> None:
     except BaseException:
         _DISCOVERED.clear()
         raise
-    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_distribution(point), point.name)):
-        _load(point)
-
-
-def _load(point: EntryPoint) -> None:
-    """Load one entry point; what it had registered before it failed is forgotten."""
-    before, package = dict(_REGISTRATIONS), _distribution(point)
-    _PROVIDER.append(package)
-    try:
-        point.load()
-        if _REGISTRATIONS.keys() == before.keys() and not any(
-            one.head.__module__ == point.module for one in before.values()
-        ):
-            raise HeadError(f"{point.value} was imported and registered no head")
-    except Exception as error:  # whatever a stranger's module does at import: told, by name, below
-        _REGISTRATIONS.clear()
-        _REGISTRATIONS.update(before)
-        message = (
-            f"package {package}: its head {point.name!r} ({point.value}) cannot be used: "
-            f"{type(error).__name__}: {error}; fix: update or uninstall {package}"
-        )
-        _BROKEN[point.name] = message
-        warnings.warn(message, HeadDiscoveryWarning, stacklevel=2)
-    finally:
-        _PROVIDER.pop()
-
-
-def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "unknown"
-
-
-def _provider() -> str | None:
-    return _PROVIDER[-1] if _PROVIDER else None
+    _BROKEN.update(load_entry_points(ENTRY_POINT_GROUP, "head", _REGISTRATIONS, lambda entry: entry.head.__module__))
 
 
 def _lookup(name: str) -> Registration:
@@ -212,12 +166,12 @@ def _lookup(name: str) -> Registration:
     if name in _REGISTRATIONS:
         return _REGISTRATIONS[name]
     if name in _BROKEN:
-        raise UnknownHeadError(f"head {name!r}: {_BROKEN[name]}")
-    raise UnknownHeadError(str(unknown_name("head", name, _REGISTRATIONS)))
+        raise HeadError(f"head {name!r}: {_BROKEN[name]}")
+    raise unknown_name("head", name, _REGISTRATIONS)
 
 
-def _place(head: type[Head], provider: str | None) -> str:
-    return f"{head.__module__}.{head.__qualname__}" + (f" of package {provider}" if provider else "")
+def _place(head: type[Head], package: str | None) -> str:
+    return f"{head.__module__}.{head.__qualname__}" + (f" of package {package}" if package else "")
 
 
 def _check(name: str, head: Any, types: tuple[str, ...], priority: int) -> None:
@@ -227,9 +181,9 @@ def _check(name: str, head: Any, types: tuple[str, ...], priority: int) -> None:
         raise HeadError(f"head {name!r}: {head!r} is not a subclass of heads.base.Head")
     if not types:
         raise HeadError(f"head {name!r} serves no competition type; give some of {', '.join(COMPETITION_TYPES)}")
-    for one in types:
-        if one not in COMPETITION_TYPES:
-            raise HeadError(f"head {name!r}: {unknown_name('competition type', one, COMPETITION_TYPES)}")
+    for kind in types:
+        if kind not in COMPETITION_TYPES:
+            raise HeadError(f"head {name!r}: {unknown_name('competition type', kind, COMPETITION_TYPES)}")
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise HeadError(f"head {name!r}: priority must be a whole number, not {priority!r}")
     missing = [method for method in _REQUIRED if getattr(head, method, None) is getattr(Head, method, None)]

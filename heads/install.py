@@ -1,12 +1,12 @@
-"""How to install mlxbert: the one place to change when there is a release.
+"""The commands that install mlxbert; only this file changes with the first release.
 
-Every message, model card and README line takes its command from here. It lies in `heads`, the lowest package, so that
-all of them can import it.
+Every message, model card and README line takes its command from here. The file is in `heads`, the lowest package, so
+that all of them can import it.
 """
 
 from __future__ import annotations
 
-# PyPI has no release of mlxbert yet, so that `pip install mlxbert` fails or installs somebody else's package.
+# PyPI has no release of mlxbert yet: `pip install mlxbert` fails or installs another package of that name.
 # With the first release set this to True, and run `python -m tests.support.card_samples` for the reviewed cards.
 RELEASED = False
 
@@ -14,7 +14,7 @@ CHECKOUT = "a checkout of mlxbert"
 
 
 def requirement(*extras: str) -> str:
-    """Return what pip is given: ``mlxbert[cpu]`` from PyPI, and before the first release ``.[cpu]``, the checkout."""
+    """Return the requirement for pip: ``mlxbert[cpu]``, before the first release ``.[cpu]``, the checkout."""
     return ("mlxbert" if RELEASED else ".") + (f"[{','.join(extras)}]" if extras else "")
 
 
@@ -24,5 +24,5 @@ def install_command(*extras: str, reinstall: bool = False) -> str:
 
 
 def install_fix(*extras: str, reinstall: bool = False) -> str:
-    """Return `install_command` for a message, with the place where it works: ``… in a checkout of mlxbert``."""
+    """Return `install_command` for a message, with the directory to run it in: ``… in a checkout of mlxbert``."""
     return install_command(*extras, reinstall=reinstall) + ("" if RELEASED else f" in {CHECKOUT}")

@@ -1,4 +1,4 @@
-"""Class labels: from the user's own values to indices and back."""
+"""Class labels: the user's own values as indices, and back."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from heads.checks import as_array, listed
-from heads.errors import HeadError
+from heads.errors import HeadError, MLXBertWarning
 
 Label = str | int | float | bool
 
 
-class LabelWarning(UserWarning):
-    """Labels that look like one and are two."""
+class LabelWarning(MLXBertWarning):
+    """Two labels look the same."""
 
 
 # Zero-width spaces, soft hyphens and marks of the writing direction. Joiners stay: emoji and Persian words need them.
@@ -26,9 +26,7 @@ _INVISIBLE = frozenset(
 
 
 def label_text(text: str) -> str:
-    """Return a label as it is compared: trimmed, each run of white space one space, accents composed (NFC), without
-    invisible marks.
-    """
+    """Return a label for comparisons: trimmed, single spaces, accents composed (NFC), no invisible marks."""
     if text.isascii():
         return " ".join(text.split())
     bare = "".join(character for character in text if character not in _INVISIBLE)
@@ -36,13 +34,13 @@ def label_text(text: str) -> str:
 
 
 def infer_classes(targets: Any, what: str) -> tuple[Label, ...]:
-    """The distinct labels of `targets` (N,), sorted.
+    """Return the distinct labels of `targets` (N,), sorted.
 
     Raises:
         HeadError: a missing label, fewer than two classes, labels that cannot be sorted, or not one column.
 
     Warns:
-        LabelWarning: labels differ by white space or their Unicode form alone.
+        LabelWarning: two labels differ only by white space or their Unicode form.
     """
     labels = _labels(targets, what)
     try:
@@ -66,10 +64,10 @@ def infer_classes(targets: Any, what: str) -> tuple[Label, ...]:
 
 
 def check_classes(classes: Sequence[Label], what: str, *, least: int = 2) -> tuple[Label, ...]:
-    """`classes` as a tuple of plain Python values.
+    """Return `classes` as a tuple of plain Python values.
 
     Raises:
-        HeadError: fewer than `least`, one twice, or one that is not a string or a number.
+        HeadError: fewer than `least` classes, a class twice, or a class that is not a string or a number.
     """
     plain = tuple(_plain(label) for label in label_list(classes, what))
     wrong = [label for label in plain if not isinstance(label, str | int | float) or label != label]
@@ -78,25 +76,25 @@ def check_classes(classes: Sequence[Label], what: str, *, least: int = 2) -> tup
     if len(plain) < least:
         raise HeadError(f"{what}: {len(plain)} class(es) given; at least {least} are needed")
     if len(set(plain)) < len(plain):
-        twice = next(label for label in plain if plain.count(label) > 1)
-        raise HeadError(f"{what}: class {twice!r} is given twice")
+        repeated = next(label for label in plain if plain.count(label) > 1)
+        raise HeadError(f"{what}: class {repeated!r} is given twice")
     return plain
 
 
 def label_list(classes: Any, what: str) -> tuple[Any, ...]:
-    """`classes` as a tuple; a string is a sequence of one-letter labels.
+    """Return `classes` as a tuple; a string is a sequence of one-letter labels.
 
     Raises:
-        HeadError: no sequence.
+        HeadError: not a sequence.
     """
     return tuple(classes) if isinstance(classes, str) else listed(classes, f"{what}: classes")
 
 
 def encode_labels(targets: Any, classes: Sequence[Label], what: str) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """The index of every label in `classes`: (N,) int32.
+    """Return the index of every label in `classes`: (N,) int32.
 
     Raises:
-        HeadError: a label that is missing or not one of the classes (its row is named).
+        HeadError: a label is missing or not one of the classes (its row is named).
     """
     index = {label: i for i, label in enumerate(classes)}
     labels = _labels(targets, what)
@@ -116,7 +114,7 @@ def encode_labels(targets: Any, classes: Sequence[Label], what: str) -> np.ndarr
 
 
 def decode_labels(indices: Any, classes: Sequence[Label]) -> np.ndarray[Any, Any]:
-    """Indices (any shape) back to the user's labels."""
+    """Return the user's labels of indices of any shape."""
     one_type = len({type(label) for label in classes}) == 1
     return np.asarray(classes, dtype=None if one_type else object)[np.asarray(indices)]
 

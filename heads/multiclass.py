@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import numpy as np
 
-from heads.base import Head, row_targets
+from heads.arrays import Float, softmax
+from heads.base import Head, Objective, Objectives, row_targets
 from heads.calibration import check_temperature, fit_temperature, multiclass_nll
-from heads.checks import check_numbers, check_options
+from heads.checks import check_numbers, check_output_weights
 from heads.errors import HeadError
 from heads.head_registry import register_head
-from heads.host import Float, softmax
 from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
-from heads.loss_functions import cross_entropy, softmax_focal
-from heads.output_weights import check_output_weights
+from heads.losses import cross_entropy, softmax_focal
 
-OBJECTIVES = {"cross_entropy": ("class_weights", "label_smoothing"), "focal": ("class_weights", "gamma")}
 _IGNORED = -100
 
 
@@ -26,20 +24,25 @@ _IGNORED = -100
 class MulticlassClassificationHead(Head):
     """P(class) for each row.
 
-    `predict` gives probabilities (N, C), columns in the order of `classes`; `decide` the user's labels; `top_k` the
-    best few. `calibrate` fits a temperature on held-out rows.
+    `predict` returns probabilities (N, C), columns in the order of `classes`; `decide` the user's labels; `top_k` the
+    most probable labels. `calibrate` fits a temperature on held-out rows.
     """
 
     default_metric = "accuracy"
     metrics = ("accuracy", "balanced_accuracy", "f1_macro", "log_loss")
     fitted = ("temperature", "fitted_class_weights")
+    objectives: ClassVar[Objectives] = {
+        "cross_entropy": ("class_weights", "label_smoothing"),
+        "focal": ("class_weights", "gamma"),
+    }
+    own_loss_options = ("class_weights",)
 
     def __init__(
         self,
         hidden_size: int,
         *,
         classes: Sequence[Label],
-        objective: str = "cross_entropy",
+        objective: Objective = "cross_entropy",
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float | None = None,
         gamma: float | None = None,
@@ -51,35 +54,36 @@ class MulticlassClassificationHead(Head):
         Args:
             hidden_size: width of the features.
             classes: the labels, in the order of the logits.
-            objective: "cross_entropy" or "focal".
+            objective: "cross_entropy", "focal" or a registered loss.
             class_weights: one number a class; "balanced": rows / (classes × rows of the class) of the training fold.
+                The mean of the loss divides by Σ w_y.
             label_smoothing: for "cross_entropy", from 0 to 1; with weights divided by Σ w_y, as torch does.
-            gamma: for "focal": how much easy rows fade, 2 by default.
+            gamma: for "focal": the exponent that reduces the loss of easy rows, 2 by default.
             dropout: on the features.
-            dropout_samples: dropout masks whose logits are averaged in training.
+            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         labels = check_classes(classes, self.title)
         super().__init__(hidden_size, len(labels), dropout=dropout, dropout_samples=dropout_samples)
         self.classes = labels
         options = {"class_weights": class_weights, "label_smoothing": label_smoothing, "gamma": gamma}
-        check_options(self.title, objective, OBJECTIVES, options)
-        self.objective, self.label_smoothing, self.gamma = objective, label_smoothing, gamma
+        self.objective, self.own_loss = self.choose_objective(objective, options)
+        self.label_smoothing, self.gamma = label_smoothing, gamma
         self.class_weights = check_output_weights(class_weights, len(self.classes), f"{self.title}: class_weights")
         self.temperature: float = 1.0
         self.fitted_class_weights: tuple[float, ...] | None = None
 
     @classmethod
     def from_targets(cls, hidden_size: int, targets: Any, **arguments: Any) -> Self:
-        """A head for the labels of `targets` (N,); give `classes` where the training fold may lack one."""
+        """Return a head for the labels of `targets` (N,); give `classes` where the training fold may lack one."""
         arguments.setdefault("classes", infer_classes(targets, cls.head_name))
         return super().from_targets(hidden_size, targets, **arguments)
 
     def fit_targets(self, targets: Any) -> None:
-        """Learn balanced class weights from the training fold, where they were asked for."""
+        """Learn class weights from the training fold, if they are "balanced"."""
         if self.class_weights != "balanced":
             return
         counts = np.bincount(self.encode_targets(targets), minlength=len(self.classes))
-        # A class that the fold lacks never comes up in its loss: any weight does.
+        # A class that the fold lacks is never in its loss: any weight is right.
         weights = np.where(counts > 0, counts.sum() / (len(counts) * np.maximum(counts, 1)), 1.0)
         self.fitted_class_weights = tuple(map(float, weights))
 
@@ -91,13 +95,18 @@ class MulticlassClassificationHead(Head):
             check_numbers(self.fitted_class_weights, len(self.classes), f"{self.title}: fitted_class_weights", 0)
 
     def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
-        """The user's labels (N,) as int32 indices of `classes`."""
+        """Return the user's labels (N,) as int32 indices of `classes`."""
         return encode_labels(targets, self.classes, self.title)
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of class indices, −100 is left out."""
         labels = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
         weight = self._weights()
+        if self.own_loss is not None:
+            keep = labels != _IGNORED
+            weights = None if weight is None else mx.array(list(weight), dtype=mx.float32)[mx.where(keep, labels, 0)]
+            total = None if weights is None else (weights * keep).sum()
+            return self.mean_own_loss(logits, labels, keep, weights=weights, total=total)
         if self.objective == "focal":
             gamma = 2.0 if self.gamma is None else self.gamma
             return softmax_focal(logits, labels, gamma=gamma, weight=weight, ignore_index=_IGNORED)
@@ -105,25 +114,25 @@ class MulticlassClassificationHead(Head):
         return cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, ignore_index=_IGNORED)
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
-        """The class weights of the real rows; see `Head.loss_weight`."""
+        """Return the sum of the class weights of the real rows; see `Head.loss_weight`."""
         labels = row_targets(targets, rows, targets, _IGNORED, self.title)
         keep = labels != _IGNORED
         weight = self._weights()
         if weight is None:
             return keep.sum().astype(mx.float32)
-        known = (labels >= 0) & (labels < len(weight))  # MLX would read what lies behind the weights
+        known = (labels >= 0) & (labels < len(weight))  # MLX reads memory behind the weights otherwise
         return (mx.array(list(weight), dtype=mx.float32)[mx.where(known, labels, 0)] * keep).sum()
 
     def predict(self, logits: Any) -> Float:
-        """P(class), (N, C), by the calibrated temperature."""
+        """Return P(class), (N, C), with the calibrated temperature."""
         return softmax(self.host(logits) / check_temperature(self.temperature, self.title))
 
     def decide(self, logits: Any) -> np.ndarray[Any, Any]:
-        """The most probable of the user's labels, (N,)."""
+        """Return the most probable of the user's labels, (N,)."""
         return decode_labels(self.outputs(logits, "labels"), self.classes)
 
     def top_k(self, logits: Any, k: int) -> tuple[np.ndarray[Any, Any], Float]:
-        """The k most probable labels (N, k), best first, and their probabilities (N, k).
+        """Return the k most probable labels (N, k), best first, and their probabilities (N, k).
 
         Raises:
             HeadError: k is below 1 or above the number of classes.
@@ -140,7 +149,7 @@ class MulticlassClassificationHead(Head):
         return probabilities.argmax(axis=1).astype(np.int32) if needs == "labels" else probabilities
 
     def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None) -> None:
-        """Fit the temperature on the logits (N, C) and labels of held-out rows; no metric has a say in it."""
+        """Fit the temperature on the logits (N, C) and labels of held-out rows, whatever the metric."""
         scores, labels = self.host(logits), self.encode_targets(targets)
         if len(scores) != len(labels):
             raise HeadError(f"{self.title}: {len(scores)} rows of logits, {len(labels)} of targets")

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.base import Head, linear, row_targets
+from heads.arrays import Float, sigmoid
+from heads.base import Head, Objective, Objectives, linear, row_targets
 from heads.errors import HeadError
 from heads.head_registry import register_head
-from heads.host import Float, sigmoid
 from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
-from heads.loss_functions import coral, corn, cumulative_logits
+from heads.losses import coral, corn, cumulative_logits
 
-OBJECTIVES = ("coral", "corn", "cumulative_link")
 _IGNORED = -100
-# Between two thresholds: softplus of a very negative number is 0 in float32, and the class between would vanish.
+# Least distance between two thresholds: softplus of a very negative number is 0 in float32, and the class between the
+# thresholds would have no probability.
 _LEAST_GAP = 1e-4
 
 
@@ -26,22 +26,23 @@ _LEAST_GAP = 1e-4
 class OrdinalRegressionHead(Head):
     """A rating for each row.
 
-    Logit k tells of P(y > k): for "coral" and "cumulative_link" it is score − θ_k with increasing thresholds θ, for
-    "corn" it is that of P(y > k | y > k − 1). `predict` gives ratings in the user's own values, `probabilities` one
-    column a class, which are never negative: P(y > k) cannot rise with k, by construction.
+    Logit k is the logit of P(y > k): score − θ_k with increasing thresholds θ. For "corn" it is the logit of
+    P(y > k | y > k − 1). `predict` returns ratings in the user's own values, `probabilities` one column a class. These
+    are never negative, because P(y > k) cannot rise with k.
 
     CORAL https://arxiv.org/abs/1901.07884, CORN https://arxiv.org/abs/2111.08851, cumulative link: McCullagh 1980.
     """
 
     default_metric = "quadratic_kappa"
     metrics = ("quadratic_kappa", "accuracy", "accuracy_within_one", "mae", "kendall")
+    objectives: ClassVar[Objectives] = {"coral": (), "corn": (), "cumulative_link": ()}
 
     def __init__(
         self,
         hidden_size: int,
         *,
         classes: Sequence[Label],
-        objective: str = "corn",
+        objective: Objective = "corn",
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
@@ -50,19 +51,17 @@ class OrdinalRegressionHead(Head):
         Args:
             hidden_size: width of the features.
             classes: the ratings, lowest first.
-            objective: "coral", "corn" or "cumulative_link".
+            objective: "coral", "corn", "cumulative_link" or a registered loss, on logits score − θ_k.
             dropout: on the features.
-            dropout_samples: dropout masks whose logits are averaged in training.
+            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         ratings = check_classes(classes, self.title)
-        if objective not in OBJECTIVES:
-            raise HeadError(f"{self.title}: objective {objective!r} is unknown; known: {', '.join(OBJECTIVES)}")
         super().__init__(hidden_size, len(ratings) - 1, dropout=dropout, dropout_samples=dropout_samples)
         self.classes = ratings
-        self.objective = objective
-        if objective != "corn":
-            self.output = linear(hidden_size, 1, bias=False)  # the score; where it lies is the thresholds' matter
-            # softplus(0.5413) = 1: thresholds begin one apart and centred on a score of 0.
+        self.objective, self.own_loss = self.choose_objective(objective, {})
+        if self.objective != "corn":
+            self.output = linear(hidden_size, 1, bias=False)  # the score, without a bias: the thresholds have it
+            # softplus(0.5413) = 1: at the start the thresholds have a distance of 1 and are centred on a score of 0.
             gaps = len(ratings) - 2
             self.first_threshold = mx.array([-gaps / 2])
             if gaps:
@@ -70,7 +69,7 @@ class OrdinalRegressionHead(Head):
 
     @classmethod
     def from_targets(cls, hidden_size: int, targets: Any, **arguments: Any) -> Self:
-        """A head for numeric ratings (N,); give `classes` where the fold may lack one, or where they are words."""
+        """Return a head for numeric ratings (N,); give `classes` if the fold may lack one, or if they are words."""
         if "classes" not in arguments:
             classes = infer_classes(targets, cls.head_name)
             if isinstance(classes[0], str):
@@ -80,10 +79,10 @@ class OrdinalRegressionHead(Head):
 
     @property
     def thresholds(self) -> mx.array:
-        """θ (K − 1,), strictly increasing whatever the parameters are; float32.
+        """Return θ (K − 1,), float32, which strictly increases for all values of the parameters.
 
         Raises:
-            HeadError: "corn" has none.
+            HeadError: the objective is "corn", which has no thresholds.
         """
         if self.objective == "corn":
             raise HeadError(f"{self.title}: objective='corn' has no thresholds")
@@ -94,46 +93,48 @@ class OrdinalRegressionHead(Head):
         return mx.cumsum(mx.concatenate([first, gaps]))
 
     def __call__(self, features: mx.array) -> mx.array:
-        """(B, D) features to (B, K − 1) logits in float32."""
+        """Return float32 logits (B, K − 1) of features (B, D)."""
         logits = self.project(features)
         return logits if self.objective == "corn" else logits - self.thresholds
 
     def encode_targets(self, targets: Any) -> np.ndarray[Any, Any]:
-        """The user's ratings (N,) as int32 ranks 0 … K − 1."""
+        """Return the user's ratings (N,) as int32 ranks 0 … K − 1."""
         return encode_labels(targets, self.classes, self.title)
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of ranks, −100 is left out."""
         ranks = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
+        if self.own_loss is not None:
+            return self.mean_own_loss(logits, ranks, ranks != _IGNORED)
         function = {"coral": coral, "corn": corn, "cumulative_link": cumulative_logits}[self.objective]
         return function(logits, ranks, ignore_index=_IGNORED)
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
-        """The ranked real rows, or the questions that CORN asks of them; see `Head.loss_weight`."""
+        """Return the number of real rows with a rank, for "corn" of their questions; see `Head.loss_weight`."""
         ranks = row_targets(targets, rows, targets, _IGNORED, self.title)
-        asked = ranks != _IGNORED
+        questions = ranks != _IGNORED
         if self.objective == "corn":
-            asked = asked[:, None] & (ranks[:, None] >= mx.arange(len(self.classes) - 1))
-        return asked.sum().astype(mx.float32)
+            questions = questions[:, None] & (ranks[:, None] >= mx.arange(len(self.classes) - 1))
+        return questions.sum().astype(mx.float32)
 
     def exceedance(self, logits: Any) -> Float:
-        """P(y > k) for k = 0 … K − 2: (N, K − 1), never rising along a row."""
+        """Return P(y > k) for k = 0 … K − 2: (N, K − 1), which never rises along a row."""
         probabilities = sigmoid(self.host(logits))
         return np.asarray(np.cumprod(probabilities, axis=1)) if self.objective == "corn" else probabilities
 
     def probabilities(self, logits: Any) -> Float:
-        """P(y = k), (N, K)."""
+        """Return P(y = k), (N, K)."""
         above = self.exceedance(logits)
         ends = np.ones((len(above), 1)), np.zeros((len(above), 1))
-        # Logits of score − θ decrease in exact arithmetic; float32 may leave a −1e-9.
+        # The logits score − θ decrease in exact arithmetic; in float32 a difference may be −1e-9.
         return np.maximum(-np.diff(np.concatenate([ends[0], above, ends[1]], axis=1), axis=1), 0.0)
 
     def expected(self, logits: Any) -> Float:
-        """The expected rank, Σ P(y > k), between 0 and K − 1: (N,)."""
+        """Return the expected rank, Σ P(y > k), between 0 and K − 1: (N,)."""
         return np.asarray(self.exceedance(logits).sum(axis=1))
 
     def predict(self, logits: Any) -> np.ndarray[Any, Any]:
-        """The median rating in the user's own values, (N,): how many P(y > k) are above one half."""
+        """Return the median rating in the user's own values, (N,): its rank is the number of P(y > k) above 0.5."""
         return decode_labels(self.outputs(logits, "labels"), self.classes)
 
     def outputs(self, logits: Any, needs: str) -> np.ndarray[Any, Any]:

@@ -1,35 +1,35 @@
-"""The next values of a series: from a text about it, its recent history, and the calendar."""
+"""Time series: predict the next values from a text, the recent history and the calendar."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.base import linear
-from heads.checks import as_array, listed
+from heads.arrays import Float
+from heads.base import Objective, linear
+from heads.checks import as_array, check_count, listed
 from heads.errors import HeadError
 from heads.forward_chaining import as_times, check_forward
 from heads.head_registry import register_head
-from heads.regression import RegressionHead
-from heads.scaling import TargetScaler
-from heads.seasonality import CALENDAR, calendar_features, check_period, decompose
+from heads.regression import RegressionHead, TargetScaler
 
 BASELINES = ("last", "seasonal", "none")
 
 
 @register_head("time_series", competition_types="time_series")
 class TimeSeriesRegressionHead(RegressionHead):
-    """`horizon` values ahead for each row, on one scale shared by all steps and the history.
+    """The next `horizon` values for each row; all steps and the history share one scale.
 
-    The network learns what to add to a naive forecast (`baseline`), so that a series may grow beyond what training
-    saw. `inputs` turns histories and dates into the tensors that `__call__` takes beside the text's features.
+    The network learns the difference from a naive forecast (`baseline`), so that a series may grow beyond the values
+    of the training fold. `inputs` returns histories and dates as the tensors that `__call__` takes beside the text's
+    features.
 
-    Forward chaining only: `fit_targets` remembers when its last target was known, and `calibrate` and `evaluate`
-    refuse rows that are forecast before that (`heads.forward_chaining` has the rule, and makes the folds).
+    Forward chaining only: `fit_targets` stores the time when its last target was known, and `calibrate` and `evaluate`
+    refuse rows that are forecast before it (`heads.forward_chaining` has the rule, and makes the folds).
     """
 
     default_metric = "rmse"
@@ -47,7 +47,7 @@ class TimeSeriesRegressionHead(RegressionHead):
         baseline: str | None = None,
         calendar: Sequence[str] = (),
         history_size: int = 32,
-        objective: str = "mse",
+        objective: Objective = "mse",
         scaling: str = "standard",
         log_targets: bool = False,
         delta: float | None = None,
@@ -59,18 +59,17 @@ class TimeSeriesRegressionHead(RegressionHead):
         Args:
             hidden_size: width of the text's features.
             horizon: steps ahead.
-            window: values of history; 0: text (and calendar) alone.
-            period: steps of a season; the history's trend and season (STL) then are features too.
-            baseline: what is added to: "last" value, the value a season ago ("seasonal"), or "none"; None: "seasonal"
-                with a period, "last" with a window, else "none".
-            calendar: cycles that the forecast's date gives features of: "day", "week", "month", "year".
-            history_size: width of the history's own layer.
+            window: values of history; 0: only text (and calendar).
+            period: steps of a season; the trend and the season of the history (STL) are then features, too.
+            baseline: the naive forecast: the "last" value, the value a season ago ("seasonal"), or "none"; None:
+                "seasonal" with a period, "last" with a window, else "none".
+            calendar: cycles of the forecast's date that become features: "day", "week", "month", "year".
+            history_size: width of the layer for the history.
             objective: as for `RegressionHead`; likewise `scaling`, `log_targets`, `delta`.
             dropout: on all features.
-            dropout_samples: dropout masks whose logits are averaged in training.
+            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
-        if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-            raise HeadError(f"{self.title}: window must be a whole number from 0 on, not {window!r}")
+        check_count(window, f"{self.title}: window", 0)
         super().__init__(
             hidden_size,
             num_targets=horizon,
@@ -94,8 +93,7 @@ class TimeSeriesRegressionHead(RegressionHead):
         for cycle in listed(calendar, f"{self.title}: calendar"):
             if cycle not in CALENDAR:
                 raise HeadError(f"{self.title}: calendar cycle {cycle!r} is unknown; known: {', '.join(CALENDAR)}")
-        if isinstance(history_size, bool) or not isinstance(history_size, int) or history_size < 1:
-            raise HeadError(f"{self.title}: history_size must be a positive whole number, not {history_size!r}")
+        check_count(history_size, f"{self.title}: history_size")
         self.horizon, self.window, self.period, self.baseline = horizon, window, period, baseline
         self.calendar = tuple(calendar)
         self.history_size = history_size
@@ -107,7 +105,7 @@ class TimeSeriesRegressionHead(RegressionHead):
 
     @classmethod
     def from_targets(cls, hidden_size: int, targets: Any, *, known_at: Any = None, **arguments: Any) -> Self:
-        """A head for the training fold's targets (N, horizon); `known_at` as for `fit_targets`."""
+        """Return a head for the training fold's targets (N, horizon); `known_at` as for `fit_targets`."""
         shape = np.shape(targets)
         arguments.setdefault("horizon", shape[1] if len(shape) == 2 else 1)
         head = cls(hidden_size, **arguments)
@@ -118,7 +116,7 @@ class TimeSeriesRegressionHead(RegressionHead):
         """Fit the target scaler on the training fold; `known_at` (N,): when each row's whole target is known.
 
         Raises:
-            HeadError: without `known_at` nobody could tell a fold that looks ahead.
+            HeadError: `known_at` is missing; without it a fold that looks ahead cannot be recognized.
         """
         columns = self._columns(targets)
         if known_at is None:
@@ -131,16 +129,16 @@ class TimeSeriesRegressionHead(RegressionHead):
         self.fitted_until = str(times.max()) if times.dtype.kind == "M" else float(times.max())
 
     def inputs(self, *, history: Any = None, made_at: Any = None) -> dict[str, mx.array]:
-        """The keyword inputs of `__call__` for rows with these histories and dates.
+        """Return the keyword inputs of `__call__` for rows with these histories and dates.
 
         Args:
             history: (N, window) in the user's units, oldest first; it ends when the forecast is made.
             made_at: (N,) dates of the forecasts, for calendar features.
 
         Raises:
-            HeadError: what the head was made for is missing or has another shape, or the scaler is not fitted.
+            HeadError: an input is missing or has another shape, or the scaler is not fitted.
         """
-        made: dict[str, mx.array] = {}
+        inputs: dict[str, mx.array] = {}
         if self.window:
             values = None if history is None else as_array(history, np.float64, f"{self.title}: history")
             if values is None or values.ndim != 2 or values.shape[1] != self.window:
@@ -149,8 +147,10 @@ class TimeSeriesRegressionHead(RegressionHead):
             scaled = self._fitted_scaler().transform(values, self.title)
             columns = [scaled]
             if self.period:
-                columns += decompose(scaled, self.period, self.title)[:2]  # the remainder is the rest: no news
-            made["history"] = mx.array(np.concatenate(columns, axis=1).astype(np.float32))
+                columns += decompose(scaled, self.period, self.title)[
+                    :2
+                ]  # the remainder is the difference of the others
+            inputs["history"] = mx.array(np.concatenate(columns, axis=1).astype(np.float32))
         elif history is not None:
             raise HeadError(
                 f"{self.title}: made with window=0, so it reads no history; fix: window={np.shape(history)[-1]}"
@@ -158,13 +158,13 @@ class TimeSeriesRegressionHead(RegressionHead):
         if self.calendar:
             if made_at is None:
                 raise HeadError(f"{self.title}: calendar={self.calendar} needs made_at=dates")
-            made["calendar"] = mx.array(calendar_features(made_at, self.calendar, self.title).astype(np.float32))
-        return made
+            inputs["calendar"] = mx.array(calendar_features(made_at, self.calendar, self.title).astype(np.float32))
+        return inputs
 
     def __call__(
         self, features: mx.array, history: mx.array | None = None, calendar: mx.array | None = None
     ) -> mx.array:
-        """(B, D) text features and what `inputs` made to float32 logits: (B, horizon), "gaussian" twice that."""
+        """Return float32 logits (B, horizon), for "gaussian" twice as many, of text features (B, D) and `inputs`."""
         parts = [features]
         naive = mx.zeros((len(features), self.horizon))
         if self.window:
@@ -185,10 +185,10 @@ class TimeSeriesRegressionHead(RegressionHead):
         return logits + naive
 
     def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None, made_at: Any = None) -> None:
-        """As `RegressionHead.calibrate`; `made_at` (N,): when each held-out forecast is made.
+        """Fit the noise as `RegressionHead.calibrate` does; `made_at` (N,): when each held-out forecast is made.
 
         Raises:
-            HeadError: without `made_at`, or a forecast made before the training targets were known.
+            HeadError: `made_at` is missing, or a forecast is made before the training targets were known.
         """
         if made_at is None:
             raise HeadError(f"{self.title}: forward chaining only; fix: calibrate(logits, targets, made_at=times)")
@@ -196,7 +196,7 @@ class TimeSeriesRegressionHead(RegressionHead):
         super().calibrate(logits, targets, metric=metric)
 
     def calibrate_mc(self, sampled: Any, targets: Any, *, made_at: Any = None) -> None:
-        """As `RegressionHead.calibrate_mc`; `made_at` as for `calibrate`."""
+        """Fit the noise as `RegressionHead.calibrate_mc` does; `made_at` as for `calibrate`."""
         if made_at is None:
             raise HeadError(f"{self.title}: forward chaining only; fix: calibrate_mc(sampled, targets, made_at=times)")
         self.check_forward(made_at)
@@ -211,7 +211,7 @@ class TimeSeriesRegressionHead(RegressionHead):
         made_at: Any = None,
         **options: Any,
     ) -> dict[str, float]:
-        """As `Head.evaluate`; with `made_at`, rows that are forecast before training's end are refused."""
+        """Evaluate as `Head.evaluate` does; with `made_at`, refuse rows that are forecast before training ends."""
         if made_at is not None:
             self.check_forward(made_at)
         return super().evaluate(logits, targets, metrics, **options)
@@ -220,7 +220,7 @@ class TimeSeriesRegressionHead(RegressionHead):
         """Refuse forecasts made before the targets that the head was fitted on were known.
 
         Raises:
-            HeadError: naming the first such row; or nothing is fitted yet.
+            HeadError: names the first such row; or nothing is fitted yet.
         """
         if self.fitted_until is None:
             raise HeadError(f"{self.title}: not fitted yet; fix: fit_targets(targets, known_at=times)")
@@ -231,12 +231,12 @@ class TimeSeriesRegressionHead(RegressionHead):
         return self.window * (3 if self.period else 1)
 
     def _naive(self, past: mx.array, last: mx.array) -> mx.array:
-        """(B, horizon), scaled."""
+        """Return the naive forecast (B, horizon), scaled."""
         if self.baseline == "none":
             return mx.zeros((len(past), self.horizon))
         if self.baseline == "last" or not self.period:
             return mx.broadcast_to(last, (len(past), self.horizon)).astype(mx.float32)
-        # Step h ahead is one season after the value `period` back from it; far steps repeat the last season.
+        # The forecast of step h is the value one period before it; steps beyond one period repeat the last season.
         steps = self.window - self.period + np.arange(self.horizon) % self.period
         return past[:, mx.array(steps)].astype(mx.float32)
 
@@ -247,3 +247,88 @@ class TimeSeriesRegressionHead(RegressionHead):
                 f"{self.title}: {name} has shape {shape}; expected ({rows}, {columns}); fix: head.inputs(…) makes it"
             )
         return value
+
+
+Days = np.ndarray[Any, Any]
+
+
+def decompose(history: Float, period: int, what: str) -> tuple[Float, Float, Float]:
+    """Return trend, seasonal part and remainder of every history (N, W), each (N, W); their sum is the history.
+
+    STL (Cleveland et al. 1990) by statsmodels. Every row is decomposed alone, so that no later value influences it.
+
+    Raises:
+        HeadError: a history shorter than two periods.
+    """
+    from statsmodels.tsa.seasonal import STL
+
+    check_period(history.shape[1], period, what)
+    parts = [STL(row, period=period).fit() for row in history]
+    trend, seasonal, remainder = (
+        np.array([getattr(part, name) for part in parts], np.float64).reshape(history.shape)
+        for name in ("trend", "seasonal", "resid")
+    )
+    return trend, seasonal, remainder
+
+
+def check_period(window: int, period: int, what: str) -> None:
+    """Refuse a period below 2, or one that is longer than half of the history's `window` values.
+
+    Raises:
+        HeadError: names both.
+    """
+    if isinstance(period, bool) or not isinstance(period, int) or period < 2 or window < 2 * period:
+        raise HeadError(
+            f"{what}: a season of period={period!r} needs a history of two periods, and window is {window}; "
+            f"fix: a longer window, or period=None"
+        )
+
+
+def _of_day(times: Days) -> Float:
+    return (times - times.astype("datetime64[D]")) / np.timedelta64(1, "D")
+
+
+def _of_week(times: Days) -> Float:
+    days = times.astype("datetime64[D]").astype(np.int64) + 3  # 1970-01-01 was a Thursday; Monday is 0
+    return (days % 7 + _of_day(times)) / 7
+
+
+def _of_month(times: Days) -> Float:
+    return _fraction(times, "M")
+
+
+def _of_year(times: Days) -> Float:
+    return _fraction(times, "Y")
+
+
+def _fraction(times: Days, unit: str) -> Float:
+    start = times.astype(f"datetime64[{unit}]")
+    length = (start + 1).astype("datetime64[s]") - start.astype("datetime64[s]")
+    return (times - start.astype("datetime64[s]")) / length
+
+
+CALENDAR: dict[str, Callable[[Days], Float]] = {
+    "day": _of_day,
+    "week": _of_week,
+    "month": _of_month,
+    "year": _of_year,
+}
+"""Cycle -> the share of the cycle that has passed at a time, from 0 to below 1."""
+
+
+def calendar_features(times: Any, cycles: Sequence[str], what: str) -> Float:
+    """Return sine and cosine of each date's place in each cycle: (N, 2 · cycles), float64.
+
+    Raises:
+        HeadError: an unknown cycle, or times that are not dates.
+    """
+    for cycle in cycles:
+        if cycle not in CALENDAR:
+            raise HeadError(f"{what}: calendar cycle {cycle!r} is unknown; known: {', '.join(CALENDAR)}")
+    stamps = as_times(times, "made_at")
+    if stamps.dtype.kind != "M":
+        raise HeadError(f"{what}: calendar features need dates, not {stamps.dtype}; fix: give dates, or calendar=()")
+    seconds = stamps.astype("datetime64[s]")
+    angles = [2 * np.pi * CALENDAR[cycle](seconds) for cycle in cycles]
+    columns = [function(angle) for angle in angles for function in (np.sin, np.cos)]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(stamps), 0))

@@ -13,17 +13,16 @@ from mlxbert.own_packages import use_own_package
 
 use_own_package("heads")
 
-from mlxbert.backend import device as backend  # noqa: E402
+from mlxbert.backend.device import require_backend, reuse_memory, use_fast_blas  # noqa: E402
 
-backend.require_backend()
-backend.use_fast_blas()
-backend.reuse_memory()
+require_backend()
+use_fast_blas()
+reuse_memory()
 
 from mlxbert.checkpoint import load  # noqa: E402
-from mlxbert.config import BertConfig  # noqa: E402
-from mlxbert.core import BertCore  # noqa: E402
 from mlxbert.errors import MLXBertError  # noqa: E402
-from mlxbert.output import BertOutput  # noqa: E402
+from mlxbert.models.base import BertOutput  # noqa: E402
+from mlxbert.models.bert import BertConfig, BertCore  # noqa: E402
 from mlxbert.pretrained.model import load_with_head  # noqa: E402
 from mlxbert.with_head import BertWithHead  # noqa: E402
 

@@ -1,63 +1,39 @@
-"""Checkpoints that other MLX tools wrote (mlx-embeddings, mlx-lm's quantizer): no block and no manifest of ours.
-
-Read a converted checkpoint: the directory that `mlxbert-convert` writes.
+"""Read a converted checkpoint: the directory that `mlxbert-convert` writes.
 
 The layout is in the README of every converted model: `config.json`, `model*.safetensors` with canonical names, an
-index, tokenizer files, `manifest.json`. Loading is strict: every tensor the configuration calls for, and no other.
+index, tokenizer files, `manifest.json`. Loading is strict: every tensor that the configuration calls for, and no
+other. Checkpoints that other MLX tools wrote (mlx-embeddings, mlx-lm's quantizer) are read too: they have no block and
+no manifest of ours.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
-from mlxbert.config import BertConfig, ConfigError
-from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, read_json
 from mlxbert.files.safetensors import read_safetensors
-from mlxbert.quantization import PackedWeights, QuantizationError, split_quantized
+from mlxbert.model_tensors import named_parameters, tensor_problems
+from mlxbert.models.base import POOLER, Encoder, architecture, config_from_hf, supported
+from mlxbert.models.config_fields import ConfigError, EncoderConfig
+from mlxbert.quantization import QuantizationError, split_quantized
+from mlxbert.tokenization.files import TOKENIZER_FILES
 from mlxbert.tokenization.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
-_PARTS = ("embeddings.", "encoder.", "pooler.")
-
-
-def written_by_mlx_tool(directory: Path, error: type[MLXBertError]) -> bool:
-    """Whether the index lists an encoder under its canonical names and nothing else, as those tools write one.
-
-    What PyTorch's tools write has an index for shards alone, and mostly a `bert.` before the names, or a head.
-
-    Raises:
-        error: the index is there and not JSON.
-    """
-    weight_map = (read_json(directory / INDEX, error) or {}).get("weight_map")
-    if not isinstance(weight_map, dict) or "embeddings.word_embeddings.weight" not in weight_map:
-        return False
-    return all(
-        name.startswith(_PARTS) and not name.endswith((".gamma", ".beta", "position_ids")) for name in weight_map
-    )
-
-
 SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "added_tokens.json",
+    *TOKENIZER_FILES,
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
-"""What loading reads beside configuration and weights, at the top of a directory; `side_files` has all of it."""
-ENCODER_PREFIX = "bert."
-"""What the encoder's names begin with in a directory of the layout "full", as in transformers' classes with a head."""
+"""Files that loading needs besides the configuration and the weights, at the top of a directory; see `side_files`."""
 _LICENSE_FILE = re.compile(
     r"(licen[cs]e|notice|copying|copyright)s?([-._][\w.-]{0,60})?(\.(txt|md|rst))?", re.IGNORECASE | re.ASCII
 )
@@ -73,7 +49,7 @@ def load(
     *,
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
-) -> tuple[BertCore, Tokenizer]:
+) -> tuple[Encoder, Tokenizer]:
     """Load a converted encoder and its tokenizer, in evaluation mode.
 
     Args:
@@ -92,15 +68,15 @@ def load(
     return core, load_tokenizer(directory, core.config)
 
 
-def load_tokenizer(directory: Path, config: BertConfig, *, max_length: int | None = None) -> Tokenizer:
-    """The tokenizer of a converted directory; `max_length` None: as many tokens as the model has positions.
+def load_tokenizer(directory: Path, config: EncoderConfig, *, max_length: int | None = None) -> Tokenizer:
+    """Return the tokenizer of a converted directory; `max_length` None: as many tokens as the model takes.
 
     Raises:
         CheckpointError: it has more ids than the model.
         TokenizerError: it is missing or damaged.
     """
     tokenizer = Tokenizer.from_directory(
-        directory, max_length=max_length or config.max_position_embeddings, type_limit=config.type_vocab_size
+        directory, max_length=max_length or config.max_length, type_limit=config.table_rows.get("token_type_ids")
     )
     # MLX reads beyond the end of an embedding without a word, so an id that it does not have must never be made.
     if tokenizer.vocab_size > config.vocab_size:
@@ -112,7 +88,7 @@ def load_tokenizer(directory: Path, config: BertConfig, *, max_length: int | Non
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The local directory of a converted checkpoint.
+    """Return the local directory of a converted checkpoint.
 
     One on the Hub is downloaded into the Hub's cache first, only what is needed, and compared with its manifest.
     """
@@ -141,7 +117,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
 
 
 def read_config(directory: Path, named: str | None = None, *, other_tools: bool = False) -> dict[str, Any]:
-    """The parsed `config.json` of a converted directory; with `other_tools` also of one that mlx-embeddings wrote.
+    """Return the parsed `config.json` of a converted directory; with `other_tools` of mlx-embeddings' too.
 
     Raises:
         CheckpointError: there is none, it is not JSON, or the directory was never converted.
@@ -155,8 +131,8 @@ def read_config(directory: Path, named: str | None = None, *, other_tools: bool 
         raise CheckpointError(f"{named}: no config.json, so not a model; fix: mlxbert-convert SRC -o {named}")
     if isinstance(config.get("mlxbert"), dict):
         return config
-    # Quantized files are MLX's, whoever wrote them, and a BERT's names are the same everywhere: nothing to convert.
-    theirs = isinstance(config.get("quantization"), dict) or written_by_mlx_tool(directory, CheckpointError)
+    # Quantized files are MLX's, whoever wrote them, and an encoder's names are the same everywhere.
+    theirs = isinstance(config.get("quantization"), dict) or _written_by_mlx_tool(directory, config)
     if not (other_tools and theirs):
         output = f"mlx_models/{Path(named).name}"
         raise CheckpointError(f"{named} was never converted; run: mlxbert-convert {named} -o {output}")
@@ -183,7 +159,25 @@ def encoder_layout(config: Mapping[str, Any]) -> dict[str, Any]:
     if not is_full_layout(config):
         return dict(config)
     block = {name: value for name, value in config["mlxbert"].items() if name != "layout"}
-    return {**config, "architectures": ["BertModel"], "mlxbert": block}
+    return {**config, "architectures": [architecture(config.get("model_type")).encoder_class], "mlxbert": block}
+
+
+def _written_by_mlx_tool(directory: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether the index lists an encoder under its canonical names and nothing else, as those tools write it.
+
+    PyTorch's tools write an index for shards alone, and mostly a prefix before the encoder's names, or a head.
+
+    Raises:
+        CheckpointError: the index is there and not JSON.
+    """
+    weight_map = (read_json(directory / INDEX, CheckpointError) or {}).get("weight_map")
+    if config.get("model_type") not in supported() or not isinstance(weight_map, dict):
+        return False
+    declared = architecture(config["model_type"])
+    return declared.word_embeddings in weight_map and all(
+        name.startswith(declared.parts) and not name.endswith((".gamma", ".beta", "position_ids"))
+        for name in weight_map
+    )
 
 
 def load_core(
@@ -193,8 +187,8 @@ def load_core(
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
     lazy: bool = False,
-) -> BertCore:
-    """The encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
+) -> Encoder:
+    """Return the encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
 
     With `lazy` a tensor is read from its file when it is first computed with, as in mlx-lm.
 
@@ -205,10 +199,16 @@ def load_core(
     tensors, _ = read_weights(directory, config)
     try:
         packed = split_quantized(config, tensors)
-        core = BertCore(BertConfig.from_hf(config), add_pooling_layer=any(n.startswith("pooler.") for n in tensors))
+        core = new_encoder(config_from_hf(config), tensors)
     except (ConfigError, QuantizationError) as error:
         raise CheckpointError(f"{directory}: {error}") from error
-    _check_names_and_shapes(directory, core, tensors, packed)
+    expected = {name: array.shape for name, array in named_parameters(core).items()}
+    problems = tensor_problems(tensors, expected) if packed is None else packed.problems(expected)
+    if problems:
+        raise CheckpointError(
+            f"{directory}: the tensors are not those that config.json calls for; fix: convert again\n"
+            + first_ten(problems)
+        )
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if dtype is None and on_cpu:
         dtype = mx.float32
@@ -225,8 +225,14 @@ def load_core(
     return core
 
 
+def new_encoder(config: EncoderConfig, tensors: Iterable[str]) -> Encoder:
+    """Return an encoder with random weights; it has a pooler if `tensors`, names of a checkpoint's, have one."""
+    pooler = any(name.startswith(POOLER) for name in tensors)
+    return architecture(config.model_type).encoder(config, add_pooling_layer=pooler)
+
+
 def side_files(names: Sequence[str]) -> list[str]:
-    """Of a converted directory's files, those that loading reads beside configuration and weights."""
+    """Return those files of a converted directory that loading needs besides the configuration and the weights."""
     return [
         name
         for name in names
@@ -244,8 +250,8 @@ def is_license_file(name: str) -> bool:
 
 
 def _needed(names: Sequence[str]) -> list[str]:
-    """Of a converted repository's files, those that loading reads."""
-    wanted = {"config.json", "manifest.json", "model.safetensors.index.json", "heads.safetensors", *side_files(names)}
+    """Return those files of a converted repository that loading reads."""
+    wanted = {"config.json", "manifest.json", INDEX, "heads.safetensors", *side_files(names)}
     return [
         name
         for name in names
@@ -264,17 +270,21 @@ def read_weights(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, 
     tensors = _read_tensors(directory)
     if not is_full_layout(config):
         return tensors, {}
-    encoder = {name for name in tensors if name.startswith(ENCODER_PREFIX)}
+    try:
+        prefix = architecture(config.get("model_type")).prefix
+    except ConfigError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+    encoder = {name for name in tensors if name.startswith(prefix)}
     heads = {name: tensor for name, tensor in tensors.items() if name not in encoder}
-    return {name.removeprefix(ENCODER_PREFIX): tensors[name] for name in tensors if name in encoder}, heads
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name in encoder}, heads
 
 
 def _read_tensors(directory: Path) -> dict[str, mx.array]:
-    """Every tensor of `model*.safetensors`, by the index."""
-    index = directory / "model.safetensors.index.json"
+    """Return every tensor of `model*.safetensors`, by the index."""
+    index = directory / INDEX
     parsed = read_json(index, CheckpointError)
     if parsed is None:
-        raise CheckpointError(f"{directory}: model.safetensors.index.json is missing; fix: convert again")
+        raise CheckpointError(f"{directory}: {INDEX} is missing; fix: convert again")
     weight_map = parsed.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no usable weight_map; fix: convert again")
@@ -294,28 +304,3 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
         difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
         raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")
     return tensors
-
-
-def _check_names_and_shapes(
-    directory: Path, core: BertCore, tensors: dict[str, mx.array], packed: PackedWeights | None
-) -> None:
-    parameters = cast(list[tuple[str, mx.array]], tree_flatten(core.parameters()))
-    expected = {name: array.shape for name, array in parameters}
-    if packed is not None:
-        problems = packed.problems(expected)
-    else:
-        problems = [f"missing: {name}" for name in expected if name not in tensors]
-        problems += [f"unexpected: {name}" for name in sorted(tensors) if name not in expected]
-        problems += [
-            f"{name} is {tensors[name].shape}, config.json calls for {shape}"
-            for name, shape in expected.items()
-            if name in tensors and tensors[name].shape != shape
-        ]
-        problems += [
-            f"{name} has dtype {t.dtype}" for name, t in tensors.items() if not mx.issubdtype(t.dtype, mx.floating)
-        ]
-    if problems:
-        raise CheckpointError(
-            f"{directory}: the tensors are not those that config.json calls for; fix: convert again\n"
-            + first_ten(problems)
-        )

@@ -3,7 +3,7 @@
 model, tokenizer = create_model("multiclass", "mlx_models/minilm", classes=("bird", "cat", "dog"))
 model, tokenizer = create_for_competition("titanic")
 print(infer_task(train["Survived"]))        # binary: two values, 0 and 1; the positive one is 1
-made = from_dataframe(train, target="Survived", text="{Sex}, age {Age}", checkpoint="mlx_models/minilm")
+titanic = from_dataframe(train, target="Survived", text="{Sex}, age {Age}", checkpoint="mlx_models/minilm")
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from mlxbert.data.competitions import (
     registered_competitions,
     unregister_competition,
 )
-from mlxbert.data.frames import Column, FrameError, Table
+from mlxbert.data.frames import Column, DataError, Table
 from mlxbert.data.infer_task import InferredTask, infer_task, target_values
 from mlxbert.data.submission import Submission
-from mlxbert.data.targets import TaskError
-from mlxbert.data.text_columns import Rendered, RowText, TextError, every_column, id_columns
+from mlxbert.data.target_cells import TaskError
+from mlxbert.data.text_columns import Rendered, RowText, every_column, id_columns
 from mlxbert.errors import MLXBertError
 from mlxbert.pooling import PoolingModule
 from mlxbert.tokenization.tokenizer import Tokenizer
@@ -68,8 +68,12 @@ __all__ = [
 Choice = str | Mapping[str, Any] | PoolingModule
 
 
+# Earlier names, for code that catches them.
+FrameError = TextError = DataError
+
+
 class FactoryError(MLXBertError):
-    """An unknown task, or options that no model can be made of."""
+    """An unknown task, or options that no model can have."""
 
 
 def create_model(
@@ -84,22 +88,23 @@ def create_model(
     dtype: mx.Dtype | None = None,
     **head_options: Any,
 ) -> tuple[BertWithHead, Tokenizer]:
-    """A new head for a task on a converted encoder, and the encoder's tokenizer; in evaluation mode.
+    """Return a converted encoder with a new head for a task, in evaluation mode, and the encoder's tokenizer.
 
     Args:
         task: a competition type (its registered head of highest priority), the name of a head, or a head class.
         checkpoint: a converted directory, or the id of a converted repository on the Hub.
-        num_labels: how many classes, labels or target columns; classes are then 0, 1, ….
-        classes: the labels, in the order of the logits; of ratings the lowest first, of two the positive one last.
+        num_labels: number of classes, labels or target columns; classes are then 0, 1, ….
+        classes: the labels, in the order of the logits: ratings from the lowest, of two labels the positive one last.
         horizon: steps ahead, of a time series.
         pooling: of `mlxbert.pooling.CHOICES`, or a module of `mlxbert.pooling`.
         revision: a branch, tag or commit of the Hub repository.
-        dtype: what the encoder computes in; as for `mlxbert.load`.
-        head_options: arguments of the head, such as `objective="focal"` or `dropout=0.2`.
+        dtype: of the encoder's computation, as for `mlxbert.load`.
+        head_options: arguments of the head, such as `objective="focal"` or `dropout=0.2`; the objective may be a
+            registered loss (`heads.losses.register_loss`).
 
     Raises:
-        FactoryError: an unknown task or option (with the nearest names), or options that contradict each other.
-        MLXBertError: the checkpoint cannot be loaded, or not pooled so.
+        FactoryError: a task or option is unknown (the message has the nearest names), or options contradict another.
+        MLXBertError: the checkpoint cannot be loaded, or cannot be pooled like this.
     """
     head_class = head_for(task)
     options = _options(head_class, num_labels, classes, horizon, head_options)
@@ -115,18 +120,18 @@ def create_for_competition(
     dtype: mx.Dtype | None = None,
     **head_options: Any,
 ) -> tuple[BertWithHead, Tokenizer]:
-    """The model for a ready configuration (`mlxbert.data.competitions.get_competition` has the rest of it).
+    """Return the model for a ready configuration (its other settings: `mlxbert.data.competitions.get_competition`).
 
     Args:
-        name: of a registered configuration, or one itself.
-        checkpoint: None: the configuration's own, where `mlxbert-convert` puts it.
+        name: of a registered configuration; or the configuration itself.
+        checkpoint: None: the configuration's, where `mlxbert-convert` puts it.
         pooling: None: the configuration's.
         revision: as for `create_model`; likewise `dtype`.
-        head_options: instead of the configuration's.
+        head_options: replace the configuration's.
 
     Raises:
-        CompetitionError: an unknown name (with the nearest ones).
-        FactoryError: the default checkpoint is not converted yet (the message has the command to run).
+        CompetitionError: the name is unknown (the message has the nearest ones).
+        FactoryError: the default checkpoint is not converted yet (the message has the command).
         MLXBertError: as `create_model` raises.
     """
     competition = get_competition(name) if isinstance(name, str) else name
@@ -146,27 +151,27 @@ def create_for_competition(
 
 
 def default_checkpoint(competition: Competition) -> Path:
-    """The converted default checkpoint of a configuration, relative to the working directory.
+    """Return the converted default checkpoint of a configuration, relative to the working directory.
 
     Raises:
         FactoryError: it is not there yet.
     """
     places = [Path(place) for place in competition.converted_places]
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
-        raise FactoryError(
-            f"competition {competition.name!r}: its default checkpoint is not at {' or '.join(map(str, places))}; "
-            f"run: mlxbert-convert {competition.checkpoint} -o {places[0]}, or name a converted directory: "
-            "--model DIRECTORY (Python: model=, create_for_competition: checkpoint=)"
-        )
-    return found
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FactoryError(
+        f"competition {competition.name!r}: its default checkpoint is not at {' or '.join(map(str, places))}; "
+        f"run: mlxbert-convert {competition.checkpoint} -o {places[0]}, or name a converted directory: "
+        "--model DIRECTORY (Python: model=, create_for_competition: checkpoint=)"
+    )
 
 
 def head_for(task: str | type[Head]) -> type[Head]:
-    """The head class of a competition type (the one of highest priority), or of a head's name.
+    """Return the head class of a competition type (the one of highest priority), or of a head's name.
 
     Raises:
-        FactoryError: neither a type nor a name (with the nearest of both), or not a registered head.
+        FactoryError: neither a type nor a name (the message has the nearest of both), or no registered head.
     """
     if isinstance(task, type) and issubclass(task, Head):
         if "head_name" not in vars(task):
@@ -194,15 +199,15 @@ def fitted_model(
     dtype: mx.Dtype | None = None,
     **arguments: Any,
 ) -> tuple[BertWithHead, Tokenizer]:
-    """As `create_model`, of a head that learns from targets what they tell: classes, scaler, balanced weights.
+    """Return a model as `create_model` does, with a head fitted to targets: classes, scaler, balanced weights.
 
     Args:
-        head_class: the head.
+        head_class: of the head.
         checkpoint: as for `create_model`; likewise `pooling`, `revision` and `dtype`.
-        targets: as `Head.from_targets` takes them, with `arguments` for it.
+        targets: for `Head.from_targets`; `arguments` are its others.
     """
-    learned = set(inspect.signature(head_class.from_targets).parameters)
-    check_options(head_class, {name: value for name, value in arguments.items() if name not in learned})
+    of_fitting = set(inspect.signature(head_class.from_targets).parameters)
+    check_options(head_class, {name: value for name, value in arguments.items() if name not in of_fitting})
     return _assemble(
         checkpoint,
         pooling,
@@ -213,10 +218,10 @@ def fitted_model(
 
 
 def check_options(head_class: type[Head], options: Mapping[str, Any]) -> None:
-    """Refuse what the head's constructor does not take.
+    """Refuse options that the head's constructor does not have.
 
     Raises:
-        FactoryError: names the option, and the nearest one or all there are.
+        FactoryError: the message has the option, and the nearest one or all.
     """
     known = sorted(set(inspect.signature(head_class.__init__).parameters) - {"self", "hidden_size"})
     for option in options:
@@ -233,7 +238,7 @@ def _options(
     horizon: int | None,
     head_options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The head's constructor arguments."""
+    """Return the arguments of the head's constructor."""
     name = head_class.head_name
     parameters = inspect.signature(head_class.__init__).parameters
     options = dict(head_options)
@@ -261,7 +266,7 @@ def _options(
         and "classes" not in options
         and parameters["classes"].default is inspect.Parameter.empty
     ):
-        raise FactoryError(f"head {name!r} must know its labels; fix: classes=(…), or num_labels=…")
+        raise FactoryError(f"head {name!r} needs its labels; fix: classes=(…), or num_labels=…")
     check_options(head_class, options)
     return options
 
@@ -286,7 +291,7 @@ class Problem:
 
     Attributes:
         head_class: of the head that learns it.
-        task: what the target is, and why.
+        task: the target's competition type, and why.
         text: how a row becomes a text.
         time: the column of times, of a time series.
     """
@@ -297,19 +302,19 @@ class Problem:
     time: str | None = None
 
     def texts(self, frame: Any) -> Rendered:
-        """The texts of a frame's rows; raises as `RowText.render` does."""
+        """Return the texts of a frame's rows; raises as `RowText.render` does."""
         return self.text.render(frame)
 
     def targets(self, frame: Any) -> np.ndarray[Any, Any]:
-        """The targets of a frame as the head takes them (`encode_targets`, `evaluate`): see `target_values`."""
+        """Return the targets of a frame for the head (`encode_targets`, `evaluate`): see `target_values`."""
         return target_values(target_of(Table(frame), self.task.target), self.task)
 
     def cut_windows(self, frame: Any, *, window: int, horizon: int) -> Windows:
-        """Of a time series: histories, targets and times of every row that the frame has.
+        """Return the histories, targets and times of every row of a time series.
 
         Args:
             frame: the series, oldest first.
-            window: values of history a row; at least 1 is cut, because a forecast has a time at which it is made.
+            window: values of history a row; at least 1 is used, because a forecast has a time at which it is made.
             horizon: values to forecast.
 
         Raises:
@@ -341,12 +346,12 @@ def make_problem(
     decimal: str | None = None,
     label_separator: str | None = None,
 ) -> Problem:
-    """Find out what a frame's target is; arguments as for `from_dataframe`.
+    """Return how a frame is read: its task, head and text; arguments as for `from_dataframe`.
 
     Raises:
-        FrameError: no rows, or a column is missing (with the nearest names).
-        TaskError: nothing can be learned from the target, or it is not the `task` that was asked for.
-        FactoryError: the text has the target in it, or the head is for another task.
+        DataError: there are no rows, or a column is missing (the message has the nearest names).
+        TaskError: nothing can be learned from the target, or it is not of the given `task`.
+        FactoryError: the text contains the target, or the head is for another task.
     """
     table = Table(frame)
     targets = tuple(
@@ -374,12 +379,12 @@ def make_problem(
 
 
 def target_of(table: Table, names: Sequence[str]) -> list[Column]:
-    """The target's columns."""
+    """Return the target's columns."""
     return [table.column(name, "target column") for name in names]
 
 
 def _task_of(head_class: type[Head] | None, task: str | None) -> str | None:
-    """The competition type to hold the target to; None: whichever of the head's (or of all) it is."""
+    """Return the competition type that the target must be; None: any of the head's, or of all."""
     if head_class is None or task in COMPETITION_TYPES:
         return task
     return head_class.competition_types[0] if len(head_class.competition_types) == 1 else None
@@ -393,7 +398,7 @@ def _row_text(
     inferred: InferredTask,
     ignore: Sequence[str],
 ) -> RowText:
-    """The text of a row, every column of it there, and none of them the target."""
+    """Return the text of a row; all of its columns exist, and none is the target."""
     if text is None:
         if pair is not None:
             raise FactoryError("pair= is given without text=; fix: give both sentences")
@@ -413,7 +418,7 @@ class FrameModel(Problem):
     """A model, and how it reads a frame.
 
     Attributes:
-        model: encoder, pooling and head; the head knows the frame's classes and has its scaler.
+        model: encoder, pooling and head; the head has the frame's classes and scaler.
         tokenizer: the encoder's.
     """
 
@@ -421,7 +426,7 @@ class FrameModel(Problem):
     tokenizer: Tokenizer
 
     def windows(self, frame: Any) -> Windows:
-        """Of a time series: histories, targets and times of every row, as long as the head's; see `cut_windows`."""
+        """Return the histories, targets and times of a time series, with the head's lengths; see `cut_windows`."""
         head: Any = self.model.head
         return self.cut_windows(frame, window=getattr(head, "window", 0), horizon=getattr(head, "horizon", 1))
 
@@ -444,9 +449,9 @@ def from_dataframe(
     dtype: mx.Dtype | None = None,
     **head_options: Any,
 ) -> FrameModel:
-    """A model for a frame: its task inferred, its head fitted to the targets (classes, scaler, balanced weights).
+    """Return a model for a frame, with an inferred task and a head that is fitted to the targets.
 
-    Cross-validation fits again in every fold, on its training rows alone: `model.head.fit_targets`.
+    Cross-validation fits the head again in every fold, to its training rows alone: `model.head.fit_targets`.
 
     Args:
         frame: a pandas or polars DataFrame, or a dict of columns.
@@ -457,7 +462,7 @@ def from_dataframe(
         pair: the second sentence, likewise.
         task: a competition type or a head's name; None: `infer_task` chooses.
         time: the column of times that makes it a time series.
-        classes: the labels, where the frame may lack one, or they have an order that it does not tell.
+        classes: the labels, where the frame may lack one, or they have an order that it does not show.
         ignore: columns that `text=None` leaves out, such as ids.
         decimal: the decimal mark of a target that is written as text; likewise `label_separator`, between labels of
             one cell: see `infer_task`.
@@ -465,9 +470,9 @@ def from_dataframe(
         head_options: arguments of the head.
 
     Raises:
-        FrameError: no rows, or a column is missing (with the nearest names).
-        TaskError: nothing can be learned from the target, rows lack it, or it is not the `task` that was asked for.
-        FactoryError: the text has the target in it, or the head refuses an option.
+        DataError: there are no rows, or a column is missing (the message has the nearest names).
+        TaskError: nothing can be learned from the target, rows lack it, or it is not of the given `task`.
+        FactoryError: the text contains the target, or the head refuses an option.
     """
     problem = make_problem(
         frame,

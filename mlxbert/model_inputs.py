@@ -6,15 +6,13 @@ a function is traced (`mx.compile`, `mx.vmap`) arrays have no values yet: there 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.host import host_values
-from mlxbert.config import BertConfig
+from heads.arrays import host_values
 from mlxbert.errors import MLXBertError
 
 _FIXES = {
@@ -78,23 +76,6 @@ def embedded(name: str, table: nn.Module, ids: mx.array) -> mx.array:
         return mx.where(inside[..., None], table(mx.where(inside, ids, 0)), mx.nan)
     check_range(name, values, size)
     return table(ids)
-
-
-def check_inputs(config: BertConfig, inputs: Mapping[str, mx.array]) -> None:
-    """Check a batch on the host before a compiled function takes it, which cannot look at its ids.
-
-    Raises:
-        InputError: an id outside its table.
-    """
-    sizes = {
-        "input_ids": config.vocab_size,
-        "token_type_ids": config.type_vocab_size,
-        "position_ids": config.max_position_embeddings,
-    }
-    for name, size in sizes.items():
-        values = host_values(inputs[name]) if name in inputs else None
-        if values is not None:
-            check_range(name, values, size)
 
 
 def check_range(name: str, values: np.ndarray[Any, Any], size: int) -> None:

@@ -18,7 +18,7 @@ import mlx.nn as nn
 from mlxbert.errors import MLXBertError
 
 if TYPE_CHECKING:
-    from mlxbert.output import BertOutput
+    from mlxbert.models.base import BertOutput
 
 
 class PoolingError(MLXBertError):

@@ -1,21 +1,16 @@
-"""The paths of layers in mlx-swift-lm's MLXEmbedders, what Mac apps load with: its `Bert.swift` renames the tensors.
+"""Which layers of a checkpoint are quantized and how, and its packed weights.
 
-Swift looks a layer's own bits up by these paths and ignores a key that it does not know, where every package in Python
-looks them up by ours: so `config.json` has both.
+`QuantizationConfig` is what `config.json` says. The form on disk is mlx-lm's (`mlx_lm/utils.py`, `load_model`), so
+that its relatives load the same directory: `"quantization": {"group_size": 64, "bits": 4, "mode": "affine",
+"a.layer": {"group_size": 64, "bits": 6, "mode": "affine"}, "another.layer": false}`. A layer has its entry twice:
+under its path here and under that in mlx-swift-lm's MLXEmbedders, what Mac apps load with. Swift looks a layer's own
+bits up by its paths and ignores a key that it does not know, where every package in Python looks them up by ours.
 
-`QuantizationConfig`: which layers of a checkpoint are quantized and how, as `config.json` says it.
-
-The form on disk is mlx-lm's (`mlx_lm/utils.py`, `load_model`), so that its relatives load the same directory:
-`"quantization": {"group_size": 64, "bits": 4, "mode": "affine", "encoder.layer.0.output.dense": {"group_size": 64,
-"bits": 6, "mode": "affine"}, "pooler.dense": false}`. A layer has its entry twice: under its path here and under that
-in Swift (`mlxbert.quantization`).
-
-Packed weights: a checkpoint's quantized tensors, checked, turned back into numbers, or put into the model.
+`PackedWeights` are the quantized tensors: checked, turned back into numbers, or put into the model.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,35 +24,7 @@ import numpy as np
 from mlxbert.errors import MLXBertError, first_ten, shown
 from mlxbert.files.safetensors import PlannedTensor
 from mlxbert.model_tensors import named_parameters, read_array
-
-# After encoder.layer.{i}. here and encoder.layers.{i}. there.
-_IN_LAYER = {
-    "attention.self.query": "attention.query_proj",
-    "attention.self.key": "attention.key_proj",
-    "attention.self.value": "attention.value_proj",
-    "attention.output.dense": "attention.out_proj",
-    "intermediate.dense": "linear1",
-    "output.dense": "linear2",
-}
-_BACK = {theirs: ours for ours, theirs in _IN_LAYER.items()}
-_OURS, _THEIRS = (re.compile(rf"encoder\.{name}\.(0|[1-9]\d*)\.(.+)") for name in ("layer", "layers"))
-
-
-def swift_path(path: str) -> str:
-    """Return the path in Swift of the layer at `path`; the same where Swift has no other."""
-    if path == "pooler.dense":
-        return "pooler"
-    found = _OURS.fullmatch(path)
-    return f"encoder.layers.{found[1]}.{_IN_LAYER[found[2]]}" if found and found[2] in _IN_LAYER else path
-
-
-def from_swift_path(path: str) -> str:
-    """Return the canonical path of the layer at `path` in Swift; `path` itself where it is none of Swift's."""
-    if path == "pooler":
-        return "pooler.dense"
-    found = _THEIRS.fullmatch(path)
-    return f"encoder.layer.{found[1]}.{_BACK[found[2]]}" if found and found[2] in _BACK else path
-
+from mlxbert.models.base import Architecture, architecture, put_module, supported
 
 AFFINE = "affine"
 
@@ -140,7 +107,7 @@ class QuantizationConfig:
 
     Attributes:
         default: for every layer that has no entry of its own.
-        overrides: path of a layer ("encoder.layer.0.output.dense") to how it is packed.
+        overrides: path of a layer to how it is packed.
         skipped: path of a layer that keeps its numbers, to the reason.
     """
 
@@ -152,11 +119,15 @@ class QuantizationConfig:
         """How the layer at `path` is packed; None: it keeps its numbers."""
         return None if path in self.skipped else self.overrides.get(path, self.default)
 
-    def to_mlx(self) -> dict[str, Any]:
+    def to_mlx(self, declared: Architecture) -> dict[str, Any]:
         """Return `config.json`'s "quantization" (and "quantization_config"), each layer under both its paths."""
         layers: dict[str, Any] = {path: layer.to_mlx() for path, layer in self.overrides.items()}
         layers |= dict.fromkeys(self.skipped, False)
-        return {**self.default.to_mlx(), **layers, **{swift_path(path): value for path, value in layers.items()}}
+        return {
+            **self.default.to_mlx(),
+            **layers,
+            **{declared.swift_path(path): value for path, value in layers.items()},
+        }
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> QuantizationConfig | None:
@@ -175,8 +146,10 @@ class QuantizationConfig:
         default = LayerQuantization.from_mlx(parsed, "quantization")
         overrides, skipped = {}, {}
         reasons = _reasons(config)
+        model_type = config.get("model_type")
+        declared = architecture(model_type) if model_type in supported() else None
         for path, value in parsed.items():
-            canonical = from_swift_path(path)
+            canonical = path if declared is None else declared.from_swift_path(path)
             if canonical != path and canonical in parsed:  # said twice, for two kinds of readers
                 if value != parsed[canonical]:
                     raise QuantizationError(
@@ -312,7 +285,7 @@ class PackedWeights:
         for path, old in modules:
             layer = layers.get(path)
             if layer is not None:
-                _replace(module, path, _empty(old, layer))
+                put_module(module, path, _empty(old, layer))
         tensors = [(n, t.astype(dtype) if dtype is not None and _is_float(t) else t) for n, t in self.tensors.items()]
         module.load_weights(tensors)
 
@@ -408,14 +381,6 @@ def _empty(old: nn.Module, layer: LayerQuantization) -> nn.Module:
     if isinstance(old, nn.Embedding):
         return nn.QuantizedEmbedding(rows, width, *shape)
     return nn.QuantizedLinear(width, rows, "bias" in old, *shape)
-
-
-def _replace(module: nn.Module, path: str, new: nn.Module) -> None:
-    *parents, leaf = path.split(".")
-    place: Any = module
-    for name in parents:
-        place = place[int(name)] if isinstance(place, list) else place[name]
-    place[leaf] = new
 
 
 def _is_float(array: mx.array) -> bool:

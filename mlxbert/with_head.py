@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -15,23 +16,23 @@ from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import head_from_settings
 from mlxbert.checkpoint import CheckpointError, encoder_layout, is_license_file, load_core, read_config, resolve
-from mlxbert.core import BertCore
-from mlxbert.dropout_mode import one_dropout_mask
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import read_safetensors
 from mlxbert.model_inputs import mask_of
-from mlxbert.model_tensors import named_parameters, planned_tensors, stored_dtype
+from mlxbert.model_tensors import (
+    encoder_tensors,
+    named_parameters,
+    parameter_count,
+    planned_tensors,
+    tensor_problems,
+    with_true_dtype,
+)
+from mlxbert.models.base import Encoder
 from mlxbert.pooling import PoolingError, PoolingModule, WeightedLayerPooling, make_pooling, pooling_settings
+from mlxbert.tokenization.files import TOKENIZER_FILES
 
 HEADS_FILE = "heads.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "added_tokens.json",
-)
 
 
 class BertWithHead(nn.Module):
@@ -46,7 +47,7 @@ class BertWithHead(nn.Module):
 
     def __init__(
         self,
-        core: BertCore,
+        core: Encoder,
         head: Head,
         pooling: str | Mapping[str, Any] | PoolingModule = "mean",
         *,
@@ -71,8 +72,8 @@ class BertWithHead(nn.Module):
                 f"fix: hidden_size={config.hidden_size}"
             )
         self.core = core
-        self.pooling = make_pooling(pooling, config.hidden_size, config.num_hidden_layers)
-        if pooling_settings(self.pooling)["name"] == "pooler" and "pooler" not in core:
+        self.pooling = make_pooling(pooling, config.hidden_size, core.num_layers)
+        if pooling_settings(self.pooling)["name"] == "pooler" and not core.has_pooler:
             raise PoolingError("pooling 'pooler': this checkpoint has no pooler; fix: use 'cls' or 'mean'")
         self.head = head
         self.source = source
@@ -95,7 +96,7 @@ class BertWithHead(nn.Module):
         return model
 
     def features(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> mx.array:
-        """The pooled (B, D) vectors that the head is given; arguments as for `BertCore`."""
+        """The pooled (B, D) vectors that the head is given; arguments as for the encoder."""
         mask = None if attention_mask is None else mask_of("attention_mask", attention_mask)
         every_layer = isinstance(self.pooling, WeightedLayerPooling)
         output = self.core(input_ids, mask, token_type_ids, output_hidden_states=every_layer)
@@ -143,7 +144,7 @@ class BertWithHead(nn.Module):
         Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142; `RegressionHead.mc_interval` reads them. Every pass
         is one mask, also where training averages several.
         """
-        with one_dropout_mask(self, self.head):
+        with _one_dropout_mask(self, self.head):
             passes = []
             for _ in range(samples):
                 passes.append(self(input_ids, attention_mask, token_type_ids, **extra))
@@ -162,14 +163,11 @@ class BertWithHead(nn.Module):
             CheckpointError: `source` is gone.
             ChangedWeightsError: a quantized encoder has other weights than it was loaded with.
         """
-        packed = self.core.packed
-        if packed is not None:
-            packed.check_unchanged(self.core)
-        encoder = planned_tensors(self.core) if packed is None else packed.planned()
+        encoder = encoder_tensors(self.core)
         rest = planned_tensors(self.head, "head.") + planned_tensors(self.pooling, "pooling.")
         config = self._config()
         with OutputDirectory(Path(directory), overwrite=overwrite) as output:
-            output.write_model(encoder, parameters=None if packed is None else packed.parameters)
+            output.write_model(encoder, parameters=parameter_count(self.core))
             if rest:
                 output.write_safetensors(HEADS_FILE, rest)
             beside = [] if self.source is None else [file for file in self.source.iterdir() if file.is_file()]
@@ -217,20 +215,19 @@ class BertWithHead(nn.Module):
 
     def _config(self) -> dict[str, Any]:
         """`config.json`: the source's, with the dtype of these tensors and the head's settings."""
+        declared = self.core.architecture
         if self.source is not None:
             config = encoder_layout(read_config(self.source, other_tools=True))
         else:
-            config = {"model_type": "bert", "architectures": ["BertModel"], **asdict(self.core.config)}
+            names = {"model_type": declared.model_type, "architectures": [declared.encoder_class]}
+            config = {**names, **asdict(self.core.config)}
         if not isinstance(config.get("mlxbert"), dict):  # another tool's, whose class may be one with a head
             config["mlxbert"] = {"format_version": 1, "source": None, "revision": None}
             config["mlxbert"]["original_architectures"] = config.get("architectures")
-            config["architectures"] = ["BertModel"]
-        packed = self.core.packed
-        config["dtype"] = dtype = stored_dtype(self.core) if packed is None else packed.dtype
-        if packed is not None:
-            config["quantization"] = config["quantization_config"] = dict(packed.block)
-        if "torch_dtype" in config:
-            config["torch_dtype"] = dtype
+            config["architectures"] = [declared.encoder_class]
+        config = with_true_dtype(config, self.core)
+        if self.core.packed is not None:
+            config["quantization"] = config["quantization_config"] = dict(self.core.packed.block)
         settings = {**self.head.settings(), "pooling": pooling_settings(self.pooling)}
         # What the source scored, where a run trained it, these weights did not.
         block = {name: value for name, value in config["mlxbert"].items() if name != "trained"}
@@ -246,17 +243,25 @@ class BertWithHead(nn.Module):
         }
         file = directory / HEADS_FILE
         found, _ = read_safetensors(file, CheckpointError, fix="fix: save or download again") or ({}, {})
-        problems = [f"missing: {name}" for name in expected if name not in found]
-        problems += [f"unexpected: {name}" for name in found if name not in expected]
-        problems += [
-            f"{name} is {found[name].shape}, config.json calls for {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name].shape != shape
-        ]
-        if problems:
+        if problems := tensor_problems(found, expected):
             raise CheckpointError(
                 f"{file}: not the tensors that config.json calls for; fix: save or download again\n"
                 + first_ten(problems)
             )
         self.load_weights(list(found.items()), strict=False)
         mx.eval(self.parameters())
+
+
+@contextmanager
+def _one_dropout_mask(model: nn.Module, head: Head) -> Iterator[None]:
+    """Inside, every module drops, and `head` draws one mask a pass even if it averages several; then all as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    samples = head.dropout_samples
+    model.train()
+    head.dropout_samples = 1
+    try:
+        yield
+    finally:
+        head.dropout_samples = samples
+        for module, training in modes:
+            module._training = training

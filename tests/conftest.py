@@ -12,12 +12,29 @@ import pytest
 
 from examples.packaged_minilm import model_directory
 
+_SLOWEST_FILES = 10
+_seconds: dict[str, float] = {}
+
 pytest_plugins = [
     "tests.support.hub.plugin",
     "tests.support.hub.samples",
     "tests.support.hub.publishing",
     "tests.support.run_samples",
 ]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up the seconds of each file: set-up, call and tear-down of its tests, on all workers."""
+    file = report.location[0]
+    _seconds[file] = _seconds.get(file, 0.0) + report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the files that take the longest, so that the suite stays fast."""
+    if len(_seconds) > _SLOWEST_FILES:
+        terminalreporter.section(f"slowest {_SLOWEST_FILES} files")
+        for file in sorted(_seconds, key=lambda file: -_seconds[file])[:_SLOWEST_FILES]:
+            terminalreporter.write_line(f"{_seconds[file]:8.1f} s  {file}")
 
 
 @pytest.fixture(scope="session")

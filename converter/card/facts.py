@@ -15,11 +15,12 @@ from converter.card.usage import run_usage
 from converter.mappings import mapping_for
 from converter.quantize.cost import QuantizationReport
 from converter.readers.safetensors import TensorEntry, read_safetensors
-from mlxbert.checkpoint import ENCODER_PREFIX, INDEX, CheckpointError, is_full_layout, is_license_file
+from mlxbert.checkpoint import INDEX, CheckpointError, is_full_layout, is_license_file
 from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import printable
 from mlxbert.files.reading import from_json, read_json
+from mlxbert.models.base import POOLER, architecture
 from mlxbert.quantization import QuantizationConfig
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def card_facts(
     block, place = config["mlxbert"], f'{directory}: the "mlxbert" block of config.json'
     known = from_json(_Block, block, place=place, fix=fix, error=CheckpointError)
     heads = _head_tensors(directory, index, config)
+    prefix = architecture(config.get("model_type")).prefix
     return CardFacts(
         name=printable(name),
         source=known.source,
@@ -65,7 +67,7 @@ def card_facts(
         original_class=_original_class(config),
         dtype=str(config.get("dtype")),
         parameters=quantization.parameters if quantization else _encoder_parameters(index, config, heads),
-        has_pooler=any(tensor.removeprefix(ENCODER_PREFIX).startswith("pooler.") for tensor in index.weight_map),
+        has_pooler=any(tensor.removeprefix(prefix).startswith(POOLER) for tensor in index.weight_map),
         converter_version=known.converter_version,
         heads=tuple(heads),
         full_layout=is_full_layout(config),
@@ -93,9 +95,10 @@ def _head_tensors(directory: Path, index: _Index, config: Mapping[str, Any]) -> 
     if not is_full_layout(config):
         file = directory / "heads.safetensors"
         return read_safetensors(file) if file.is_file() else {}
-    files = {file for name, file in index.weight_map.items() if not name.startswith(ENCODER_PREFIX)}
+    prefix = architecture(config.get("model_type")).prefix
+    files = {file for name, file in index.weight_map.items() if not name.startswith(prefix)}
     found = {name: entry for file in sorted(files) for name, entry in read_safetensors(directory / file).items()}
-    return {name: entry for name, entry in found.items() if not name.startswith(ENCODER_PREFIX)}
+    return {name: entry for name, entry in found.items() if not name.startswith(prefix)}
 
 
 def _encoder_parameters(index: _Index, config: Mapping[str, Any], heads: Mapping[str, TensorEntry]) -> int:

@@ -15,18 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.checkpoint import ENCODER_PREFIX, is_full_layout
+from mlxbert.checkpoint import is_full_layout
 from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
+from mlxbert.models.base import POOLER, HeadKind, architecture
 from mlxbert.pretrained.labels import (
-    CLASSIFIER,
-    SPAN,
     HeadClassError,
     Labels,
     choose_head_class,
-    original_architectures,
 )
 
 SEEN = (
@@ -222,14 +220,15 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
         heads: names of the head's tensors, wherever they lie.
     """
     index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    names = [name.removeprefix(ENCODER_PREFIX) for name in index["weight_map"]]
+    prefix = architecture(config.get("model_type")).prefix
+    names = [name.removeprefix(prefix) for name in index["weight_map"]]
     return frozenset(
         (
-            *([] if any(name.startswith("pooler.") for name in names) else [Trait.NO_POOLER]),
+            *([] if any(name.startswith(POOLER) for name in names) else [Trait.NO_POOLER]),
             *([] if ACTIVATIONS.get(config.get("hidden_act", "gelu")) is ACTIVATIONS["gelu"] else [Trait.ACTIVATION]),
             *([Trait.QUANTIZED] if "quantization" in config else []),
             *_tokenizer_traits(directory),
-            *_head_traits(config, heads, has_pooler=any(name.startswith("pooler.") for name in names)),
+            *_head_traits(config, heads, has_pooler=any(name.startswith(POOLER) for name in names)),
             *_sentence_traits(directory, config),
         )
     )
@@ -246,7 +245,9 @@ def _tokenizer_traits(directory: Path) -> Iterator[Trait]:
 def _head_traits(config: Mapping[str, Any], heads: Collection[str], *, has_pooler: bool) -> Iterator[Trait]:
     full = is_full_layout(config)
     try:
-        name = choose_head_class(original_architectures(dict(config)), heads, has_pooler=has_pooler, place="").name
+        name = choose_head_class(config, heads, has_pooler=has_pooler, place="").name
+        declared = architecture(config.get("model_type"))
+        head = declared.heads[name]
         labels = Labels.from_hf(config)
     except (
         HeadClassError,
@@ -255,15 +256,16 @@ def _head_traits(config: Mapping[str, Any], heads: Collection[str], *, has_poole
         return
     yield Trait.HEAD
     yield Trait.FULL if full else Trait.BESIDE
-    if name == "BertForSequenceClassification" and labels.num_labels == 1:
+    if head.kind is HeadKind.SEQUENCE and labels.num_labels == 1:
         yield Trait.RERANKER
-    if name == "BertForTokenClassification":
+    if head.kind is HeadKind.TOKEN:
         yield Trait.TAGGER
         if not all(map(_TAG.fullmatch, labels.id2label.values())) or "O" not in labels.id2label.values():
             yield Trait.NO_TAGS
-    if full and any(tensor.startswith((CLASSIFIER, SPAN)) for tensor in heads):
+    tuned = {prefix for one in declared.heads.values() if one.fine_tuned for prefix in one.prefixes}
+    if full and any(tensor.startswith(tuple(tuned)) for tensor in heads):
         yield Trait.FULL_UNKNOWN
-    if full and name != "BertForSequenceClassification":
+    if full and head.kind is not HeadKind.SEQUENCE:
         yield Trait.FULL_NO_SEQUENCE
     texts, numbers = config.get("id2label") or {}, config.get("label2id") or {}
     if not all(isinstance(text, str) for text in texts.values()) or not all(type(n) is int for n in numbers.values()):

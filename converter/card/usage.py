@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlxbert.errors import MLXBertError, reason
 
 if TYPE_CHECKING:
-    from mlxbert.core import BertCore
+    from mlxbert.models.base import Encoder
 
 LOAD, LOAD_WITH_HEAD = "mlxbert.load", "mlxbert.load_with_head"
 SENTENCES, TRAINED = "SentenceEncoder", "BertWithHead.load"
@@ -94,15 +94,15 @@ def _load(directory: Path, config: Mapping[str, Any]) -> Any:
 def _load_with_head(directory: Path, config: Mapping[str, Any]) -> Any:
     import mlx.core as mx
 
-    from mlxbert.pretrained.labels import choose_head_class, original_architectures
+    from mlxbert.models.base import HeadKind
+    from mlxbert.pretrained.labels import choose_head_class
     from mlxbert.pretrained.model import attach_head, read_head_tensors
 
     core, tensors = _core(directory, config), read_head_tensors(directory, dict(config))
-    classes = original_architectures(dict(config))
-    choice = choose_head_class(classes, tensors, has_pooler="pooler" in core, place=str(directory))
+    choice = choose_head_class(config, tensors, has_pooler=core.has_pooler, place=str(directory))
     model = attach_head(core, tensors, choice, dict(config), place=str(directory), dtype=_dtype())
     inputs = _inputs(directory, config)
-    if choice.name == "BertForMultipleChoice":  # (1, choices, L)
+    if model.kind is HeadKind.CHOICE:  # (1, choices, L)
         inputs = {name: mx.array(array)[None] for name, array in inputs.items()}
     return [value for value in vars(model(**inputs)).values() if isinstance(value, mx.array)]
 
@@ -136,9 +136,9 @@ def _trained(directory: Path, config: Mapping[str, Any]) -> Any:
 
 def _inputs(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     from mlxbert.checkpoint import load_tokenizer
-    from mlxbert.config import BertConfig
+    from mlxbert.models.base import config_from_hf
 
-    return dict(load_tokenizer(directory, BertConfig.from_hf(config))(list(TEXTS)))
+    return dict(load_tokenizer(directory, config_from_hf(config))(list(TEXTS)))
 
 
 def _dtype() -> Any:
@@ -148,42 +148,46 @@ def _dtype() -> Any:
     return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else None
 
 
-def _core(directory: Path, config: Mapping[str, Any]) -> BertCore:
-    """The encoder as `load` gives it, its parts read from the files when they compute."""
+def _core(directory: Path, config: Mapping[str, Any]) -> Encoder:
+    """Return the encoder as `load` gives it, its parts read from the files when they compute."""
     import mlx.core as mx
-    import mlx.nn as nn
 
     from mlxbert.checkpoint import load_core
+    from mlxbert.models.base import Encoder, Inputs
 
-    def fresh() -> Any:
+    def fresh() -> Encoder:
         return load_core(directory, config=dict(config), lazy=True)
 
-    class Streamed(nn.Module):
-        """A part of the encoder without weights of its own."""
+    class Streamed(Encoder):
+        """An encoder without weights of its own: each step reads those that it needs, and lets go of them."""
 
-        def __init__(self, part: Callable[[Any], Any]):
-            super().__init__()
-            self._part = part
+        has_pooler = fresh().has_pooler
 
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
-            result = self._part(fresh())(*arguments, **options)
-            mx.eval(result)
-            return result
+        def embed_inputs(self, inputs: Inputs) -> Any:
+            x, context = fresh().embed_inputs(inputs)
+            mx.eval(x, context)
+            return x, context
 
-        def __getattr__(self, name: str) -> Any:
-            return super().__getattr__(name) if name.startswith("_") else getattr(self._part(fresh()), name)
+        def run_layer(self, i: int, x: mx.array, context: Any, output_attentions: bool = False) -> Any:
+            return _computed(fresh().run_layer(i, x, context, output_attentions))
 
-    core = fresh()
-    count = len(core.encoder.layer)
-    core.embeddings = Streamed(lambda core: core.embeddings)
-    core.encoder.layer = [Streamed(partial(_layer, i)) for i in range(count)]
-    if "pooler" in core:
-        core.pooler = Streamed(lambda core: core.pooler)
-    return core
+        def finish(self, x: mx.array) -> Any:
+            return _computed(fresh().finish(x))
+
+        def pool(self, x: mx.array) -> Any:
+            return _computed(fresh().pool(x))
+
+        def decode(self, x: mx.array) -> Any:
+            return _computed(fresh().decode(x))
+
+    return Streamed(fresh().config)
 
 
-def _layer(i: int, core: BertCore) -> Any:
-    return core.encoder.layer[i]
+def _computed(result: Any) -> Any:
+    import mlx.core as mx
+
+    mx.eval(result)
+    return result
 
 
 def _require_finite(arrays: list[Any]) -> None:

@@ -11,11 +11,11 @@ from converter.mappings import mapping_for
 from converter.publish.leaks import refuse_secrets
 from converter.readers.source_files import read_json_object
 from converter.source import OWN_HEADS, Source, open_source
-from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, require_own_files
 from mlxbert.files.safetensors import PlannedTensor
+from mlxbert.models.base import config_from_hf
 
 PYTORCH_METADATA = {"format": "pt"}
 
@@ -74,7 +74,7 @@ def _tensors(source: Source) -> list[PlannedTensor]:
         )
     mapping = mapping_for(source.config)
     shapes = {key: entry.shape for key, entry in source.entries.items()}
-    planned = plan(mapping, BertConfig.from_hf(source.config), shapes)
+    planned = plan(mapping, config_from_hf(source.config), shapes)
     classes = _original_classes(source.config)
     # Without a class (a bare state dict had no config of its own), or with one that is not true, the heads tell.
     is_base = not planned.heads and classes in (None, [mapping.base_class])

@@ -15,16 +15,17 @@ import mlx.core as mx
 import numpy as np
 
 from converter.export.checkpoint import PYTORCH_METADATA, ExportError
-from heads.scaling import TargetScaler
-from heads.seasonality import decompose
+from heads.regression import TargetScaler
+from heads.time_series import decompose
 from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index
 from mlxbert.model_tensors import planned_tensors, stored_dtype
+from mlxbert.models.base import HeadKind
 from mlxbert.pooling import pooling_settings
-from mlxbert.with_head import TOKENIZER_FILES, BertWithHead
+from mlxbert.tokenization.files import TOKENIZER_FILES
+from mlxbert.with_head import BertWithHead
 
-SEQUENCE, ENCODER = "BertForSequenceClassification", "BertModel"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -228,18 +229,28 @@ def read_member(directory: Path) -> MemberExport:
     model = BertWithHead.load(directory, dtype=DTYPES.get(stored))  # in its own dtype, not the one that a CPU computes
     exported = exported_head(model.head, directory)
     pooling = pooling_settings(model.pooling)
-    is_whole = pooling == {"name": "pooler"} and exported.is_sequence_classifier(model.head)
+    class_name = linear_classifier(model) if exported.is_sequence_classifier(model.head) else None
+    is_whole = class_name is not None and pooling == {"name": "pooler"}
     head = {
-        "class": SEQUENCE if is_whole else ENCODER,
+        "class": class_name if is_whole else model.core.architecture.encoder_class,
         "is_whole": is_whole,
         "name": model.head.head_name,
         "pooling": pooling,
-        "pooler": "pooler" in model.core,
+        "pooler": model.core.has_pooler,
         **exported.settings(model.head),
     }
     if is_whole and exported.is_folded:
         head["scaler"] = None  # the classifier's logits are the values already
     return MemberExport(model, exported, str(head["class"]), is_whole, head)
+
+
+def linear_classifier(model: BertWithHead) -> str | None:
+    """Return transformers' classifier of one linear layer on the pooler; None where its classifier has more layers."""
+    architecture = model.core.architecture
+    name = architecture.head_of(HeadKind.SEQUENCE)
+    head = None if name is None else architecture.heads[name]
+    is_linear = head is not None and head.has_pooler and head.prefixes == (f"{head.labels}.",)
+    return name if is_linear else None
 
 
 def write_member(output: OutputDirectory, member: MemberExport, folder: str) -> dict[str, Any]:
@@ -265,13 +276,15 @@ def write_member(output: OutputDirectory, member: MemberExport, folder: str) -> 
 
 def _classifier_tensors(member: MemberExport) -> Iterator[PlannedTensor]:
     """Yield the encoder's tensors below its prefix, and the linear layer."""
-    yield from planned_tensors(member.model.core, "bert.")
+    architecture = member.model.core.architecture
+    layer = architecture.heads[member.class_name].labels
+    yield from planned_tensors(member.model.core, architecture.prefix)
     if member.exported.is_folded:
         for name, array in folded_linear(member.model.head).items():
-            yield planned_array(f"classifier.{name}", array)
+            yield planned_array(f"{layer}.{name}", array)
         return
     for tensor in planned_tensors(member.model.head):
-        yield PlannedTensor(tensor.name.replace("output.", "classifier."), tensor.shape, tensor.dtype, tensor.read)
+        yield PlannedTensor(tensor.name.replace("output", str(layer), 1), tensor.shape, tensor.dtype, tensor.read)
 
 
 def _config(member: MemberExport, dtypes: set[str]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, read_bytes, read_json, require_inside, require_own_files
 from mlxbert.runs.record import INFO, SCORES, RunRecord, is_run, read_record
 from mlxbert.runs.submission import compared_values
+from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer
-from mlxbert.with_head import TOKENIZER_FILES
 
 FORMAT, VERSION = "mlxbert-inference", 1
 SCRIPT, SETTINGS, CODE = "inference.py", "inference.json", "inference_modules"
@@ -175,7 +175,7 @@ def _check_tokenizers(members: list[Path]) -> None:
         return {name: data for name, data in contents.items() if data is not None}
 
     first = files(members[0])
-    if not {"tokenizer.json", "vocab.txt"} & set(first):
+    if not has_tokenizer(first):
         raise ExportError(f"{members[0]}: has neither tokenizer.json nor vocab.txt; fix: train again")
     others = [str(member) for member in members[1:] if files(member) != first]
     if others:
@@ -187,7 +187,7 @@ def _check_tokenizers(members: list[Path]) -> None:
 
 def _limit(directory: Path, member: MemberExport) -> int:
     """Return the number of tokens that the encoder and its tokenizer take."""
-    positions = member.model.core.config.max_position_embeddings
+    positions = member.model.core.config.max_length
     return Tokenizer.from_directory(directory, max_length=positions).max_length or positions
 
 
@@ -221,6 +221,7 @@ def inference_settings(
         "max_length": limit,
         "submission": _usual_submission(member),
         "known_columns": run is not None,
+        "token_types": member.model.core.architecture.has_token_types,
     }
     if run is not None:
         settings |= _run_settings(run.record, limit)

@@ -1,31 +1,29 @@
-"""One mapping table per architecture: a file here named as its `model_type` is an architecture that converts."""
+"""One table of tensor names for each architecture, in a file named as its encoder's in `mlxbert/models/`."""
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from converter.mapping import ArchitectureMapping
-from mlxbert.config import ConfigError
+from mlxbert.models.base import architecture, supported
+
+__all__ = ["mapping_for", "supported"]
 
 
-def supported() -> tuple[str, ...]:
-    """The `model_type`s that have a table."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
-
-
-def mapping_for(config: dict[str, Any]) -> ArchitectureMapping:
-    """The table for a Hugging Face configuration.
+def mapping_for(config: Mapping[str, Any]) -> ArchitectureMapping:
+    """Return the table for a Hugging Face configuration.
 
     Raises:
-        ConfigError: `model_type` is missing or has no table; says which have.
+        ConfigError: `model_type` is missing or not known here; says which are.
     """
-    model_type = config.get("model_type")
-    if model_type not in supported():
-        raise ConfigError(
-            f"config.json: model_type {model_type!r} is not supported; supported: {', '.join(supported())}"
-            + ("" if model_type else '; fix: add "model_type" to config.json, or pass one with --config')
-        )
-    mapping: ArchitectureMapping = importlib.import_module(f"converter.mappings.{model_type}").MAPPING
-    return mapping
+    declared = architecture(config.get("model_type"))
+    mapping: ArchitectureMapping = importlib.import_module(f"converter.mappings.{declared.table}").MAPPING
+    return replace(
+        mapping,
+        model_type=declared.model_type,
+        base_class=declared.encoder_class,
+        base_prefix=declared.prefix,
+    )

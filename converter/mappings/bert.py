@@ -4,6 +4,7 @@ mlx-examples (`bert/convert.py`: `layers`, `query_proj`, `ln1`, `linear1`, `norm
 from __future__ import annotations
 
 from converter.mapping import ArchitectureMapping, Drop, Rename
+from mlxbert.models.bert import BERT
 
 V, D, F = "vocab_size", "hidden_size", "intermediate_size"
 LAYER = "encoder.layer.{i}"
@@ -11,9 +12,9 @@ MLX_LAYER = "encoder.layers.{i}"
 HEAD = "cls.predictions"
 
 MAPPING = ArchitectureMapping(
-    model_type="bert",
-    base_class="BertModel",
-    base_prefix="bert.",
+    model_type=BERT.model_type,
+    base_class=BERT.encoder_class,
+    base_prefix=BERT.prefix,
     encoder=(
         Rename("embeddings.word_embeddings.weight", (V, D)),
         Rename("embeddings.position_embeddings.weight", ("max_position_embeddings", D)),

@@ -28,13 +28,12 @@ from converter.parity.reference import (
     full_float32,
     require_torch,
 )
-from mlxbert.core import BertCore
-from mlxbert.output import BertOutput
+from mlxbert.models.base import BertOutput, Encoder
 from mlxbert.pretrained.model import PretrainedBert
 
 if TYPE_CHECKING:
-    from mlxbert.core import BertCore
-    from mlxbert.output import BertOutput
+    from mlxbert.models.base import BertOutput
+    from mlxbert.models.bert import Encoder
     from mlxbert.with_head import BertWithHead
 
 Array = np.ndarray[Any, Any]
@@ -51,7 +50,7 @@ class TrainedModel:
         self._model, self._folded = model, folded
 
     @property
-    def core(self) -> BertCore:
+    def core(self) -> Encoder:
         """The encoder."""
         return self._model.core
 
@@ -162,7 +161,7 @@ LOGITS = "logits."
 Outputs = dict[str, np.ndarray]
 """Module name to its output: (B, L, D), or (B, D) for the pooler and the logits of a whole text."""
 
-Model = BertCore | PretrainedBert | TrainedModel
+Model = Encoder | PretrainedBert | TrainedModel
 """An encoder, or one with its checkpoint's own head, or with one that mlxbert trained."""
 
 
@@ -209,17 +208,16 @@ def run_each_alone(model: Model, probe: Probe, reference: ReferenceOutput, clock
     clock = clock or Clock()
     core = core_of(model)
     states = [mx.array(state) for state in reference.hidden_states]
-    keep = mx.array(probe.keep)[:, None, None, :]  # (B, 1, 1, L)
-    ids, types = mx.array(probe.input_ids), mx.array(probe.token_type_ids)
-    outputs = {"embeddings": clock("embeddings", partial(_numpy, core.embeddings(ids, types, None)))}
-    for i, layer in enumerate(core.encoder.layer):
-        name = f"encoder.layer.{i}"
+    x, context = core.embed(probe.input_ids, probe.attention_mask, probe.token_type_ids)
+    outputs = {"embeddings": clock("embeddings", partial(_numpy, x))}
+    for i in range(core.num_layers):
+        name = core.layer_name(i)
         if i + 1 < len(states):
-            outputs[name] = clock(name, partial(_numpy, layer(states[i], keep)[0]))
+            outputs[name] = clock(name, partial(_numpy, core.run_layer(i, states[i], context)[0]))
         else:
             outputs[name] = np.zeros(0)  # named as a layer that the reference does not have
-    if "pooler" in core:
-        outputs["pooler"] = clock("pooler", partial(_numpy, core.pooler(states[-1])))
+    if core.has_pooler:
+        outputs["pooler"] = clock("pooler", partial(_numpy, core.pool(states[-1])))
     pooled = reference.pooler_output
     output = BertOutput(
         states[-1], None if pooled is None else mx.array(pooled), hidden_states=tuple(states), attentions=None
@@ -227,14 +225,14 @@ def run_each_alone(model: Model, probe: Probe, reference: ReferenceOutput, clock
     return outputs | _logits(model, output, probe, clock)
 
 
-def core_of(model: Model) -> BertCore:
+def core_of(model: Model) -> Encoder:
     """The encoder of a model, which may be one itself."""
-    return model if isinstance(model, BertCore) else model.core
+    return model if isinstance(model, Encoder) else model.core
 
 
 def _logits(model: Model, output: BertOutput, probe: Probe, clock: Clock) -> Outputs:
     """The head's outputs for an encoder's, as `ReferenceOutput.logits`; none for an encoder alone."""
-    if isinstance(model, BertCore):
+    if isinstance(model, Encoder):
         return {}
     batch = output.last_hidden_state.shape[0]
     if isinstance(model, TrainedModel):

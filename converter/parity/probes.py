@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError
+from mlxbert.models.config_fields import EncoderConfig
 
 Tokenize = Callable[[str, str | None], tuple[list[int], list[int]]]
 """A text, or a pair, to (ids, token type ids) with special tokens, without padding."""
@@ -62,7 +62,7 @@ class Probe:
         return self.attention_mask.astype(bool)
 
 
-def make_probes(config: BertConfig, *, seed: int = 0, tokenize: Tokenize | None = None) -> tuple[Probe, ...]:
+def make_probes(config: EncoderConfig, *, seed: int = 0, tokenize: Tokenize | None = None) -> tuple[Probe, ...]:
     """Random ids at lengths 1, 7, 128 and the model's maximum, ragged and random masks, and real sentences.
 
     Args:
@@ -74,7 +74,7 @@ def make_probes(config: BertConfig, *, seed: int = 0, tokenize: Tokenize | None 
         ProbeError: the tokenizer gives an id or a type that the model has no embedding for.
     """
     rng = np.random.default_rng(seed)
-    longest = config.max_position_embeddings
+    longest = config.max_length
     probes = [
         _random(rng, config, length, batch=2 if length < longest else 1)
         for length in sorted({min(length, longest) for length in (*LENGTHS, longest)})
@@ -89,12 +89,12 @@ def make_probes(config: BertConfig, *, seed: int = 0, tokenize: Tokenize | None 
     return tuple(probes)
 
 
-def _random(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> Probe:
+def _random(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> Probe:
     ids, types = _draw(rng, config, length, batch)
     return Probe(f"random ids, length {length}", ids, np.ones_like(ids), types)
 
 
-def _ragged(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> Probe:
+def _ragged(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> Probe:
     """Right padding as a tokenizer gives it: row 0 full, the others of random lengths."""
     ids, types = _draw(rng, config, length, batch)
     lengths = rng.integers(1, length, size=batch, endpoint=True)
@@ -104,7 +104,7 @@ def _ragged(rng: np.random.Generator, config: BertConfig, length: int, batch: in
     return Probe(f"ragged batch, length {length}", ids, mask, types * mask, padding_invariance=True)
 
 
-def _holes(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> Probe:
+def _holes(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> Probe:
     """A mask with holes anywhere, position 0 of row 1 included: it must be read element by element."""
     ids, types = _draw(rng, config, length, batch)
     mask = rng.integers(0, 2, size=(batch, length))
@@ -113,10 +113,10 @@ def _holes(rng: np.random.Generator, config: BertConfig, length: int, batch: int
     return Probe(f"random mask, length {length}", ids, mask, types)
 
 
-def _draw(rng: np.random.Generator, config: BertConfig, length: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Random ids and types (B, L): row 0 is one text alone, as most inputs are; the others have every type."""
     ids = rng.integers(0, config.vocab_size, size=(batch, length))
-    count = config.type_vocab_size
+    count = config.table_rows.get("token_type_ids", 1)
     if batch == 1:  # one part of the row for each type
         return ids, (np.arange(length) * min(count, length) // length)[None]
     types = rng.permuted(np.resize(np.arange(count), (batch, length)), axis=1)
@@ -124,9 +124,9 @@ def _draw(rng: np.random.Generator, config: BertConfig, length: int, batch: int)
     return ids, types
 
 
-def _sentences(config: BertConfig, tokenize: Tokenize) -> Probe:
+def _sentences(config: EncoderConfig, tokenize: Tokenize) -> Probe:
     rows = [tokenize(text, pair) for text, pair in SENTENCES]
-    length = min(max(len(ids) for ids, _ in rows), config.max_position_embeddings)
+    length = min(max(len(ids) for ids, _ in rows), config.max_length)
     batch = len(rows)
     ids = np.full((batch, length), config.pad_token_id or 0, dtype=np.int64)
     mask, types = np.zeros_like(ids), np.zeros_like(ids)
@@ -136,7 +136,7 @@ def _sentences(config: BertConfig, tokenize: Tokenize) -> Probe:
         types[row, :count] = row_types[:count]
         mask[row, :count] = 1
     # A model with one token type has one embedding for both texts of a pair.
-    types = np.minimum(types, config.type_vocab_size - 1)
+    types = np.minimum(types, config.table_rows.get("token_type_ids", 1) - 1)
     if (ids >= config.vocab_size).any():
         raise ProbeError(
             f"tokenizer: it gives id {ids.max()}, but the model's vocab_size is {config.vocab_size}; "

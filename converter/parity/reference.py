@@ -28,13 +28,11 @@ from converter.parity.probes import Probe
 from heads.install import install_fix
 from mlxbert.backend.device import blas_name, device_name, package_versions
 from mlxbert.errors import MLXBertError, first_ten, reason
+from mlxbert.models.base import architecture
 from mlxbert.pretrained.labels import (
-    HEAD_CLASSES,
     HeadChoice,
     HeadClassError,
     choose_head_class,
-    is_head_tensor,
-    original_architectures,
 )
 
 
@@ -124,13 +122,14 @@ def head_choice(source: Source) -> HeadChoice | None:
     Raises:
         HeadClassError: the head's tensors do not fit the class, or do not tell it.
     """
-    tensors = [name for name in source.entries if is_head_tensor(name)]
+    declared = architecture(source.config.get("model_type"))
+    tensors = [name for name in source.entries if declared.is_head_tensor(name)]
     if not tensors:
         return None
-    choice = choose_head_class(
-        original_architectures(source.config), tensors, has_pooler=has_pooler(source), place=source.name
-    )
-    one, both = HEAD_CLASSES[choice.name], HEAD_CLASSES[PRETRAINING]
+    choice = choose_head_class(source.config, tensors, has_pooler=has_pooler(source), place=source.name)
+    if PRETRAINING not in declared.heads:
+        return choice
+    one, both = declared.heads[choice.name].prefixes, declared.heads[PRETRAINING].prefixes
     present = all(any(name.startswith(prefix) for name in tensors) for prefix in both)
     if has_pooler(source) and present and len(one) == 1 and one[0] in both:
         return HeadChoice(PRETRAINING, f"it has both of pre-training's heads: compared as {PRETRAINING}")

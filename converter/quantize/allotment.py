@@ -80,13 +80,6 @@ class Allotment:
         """For people: whether the codes that were chosen saw the text."""
         return "calibration text held back" if self.target.cosine is not None else "the calibration text itself"
 
-    def files(self) -> dict[str, bytes]:
-        """The plot of size against quality, for the output directory; nothing where matplotlib is missing."""
-        from converter.quantize.report import PLOT, plot_sizes
-
-        data = plot_sizes(self)
-        return {} if data is None else {PLOT: data}
-
 
 def frontier(options: Sequence[Option]) -> list[Option]:
     """Those options worth having, smallest first: on the lower convex hull of harm over bytes.

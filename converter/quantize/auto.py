@@ -34,8 +34,8 @@ from converter.quantize.quality import embeddings
 from converter.quantize.recipes import GROUP, RECIPES, QuantizeSettings, configure, fitted
 from converter.quantize.rounding import SCALE_DTYPES, Array, rounded
 from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch
-from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.base import Encoder
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
 
 Chosen = dict[str, Option]
@@ -54,7 +54,7 @@ TILTS = (1.0, 0.5)
 _SAMPLED_ROWS = 512
 
 
-def layer_options(core: BertCore, path: str, shape: tuple[int, int], harm: float, dtype: str) -> list[Option]:
+def layer_options(core: Encoder, path: str, shape: tuple[int, int], harm: float, dtype: str) -> list[Option]:
     """Every packing of one layer.
 
     Args:
@@ -154,7 +154,7 @@ class Study:
         pooling: how embeddings are made of hidden states.
     """
 
-    def __init__(self, core: BertCore, held: Sequence[TokenBatch], pooling: Sequence[str]):
+    def __init__(self, core: Encoder, held: Sequence[TokenBatch], pooling: Sequence[str]):
         self._core, self._held, self._pooling = core, held, tuple(pooling)
         self._exact = embeddings(core, held, self._pooling)
         self._exact_pooler = embeddings(core, held, ("pooler",)) if "pooler" in core else None
@@ -201,7 +201,7 @@ TRIED_VARIANTS = 1
 
 
 def allot(
-    core: BertCore,
+    core: Encoder,
     make: MakeBatches,
     texts: Sequence[str],
     shapes: Mapping[str, tuple[int, int]],
@@ -306,7 +306,7 @@ def allot(
 class _Calibration:
     """`calibrate`, with all that stays the same from one time to the next."""
 
-    core: BertCore
+    core: Encoder
     make: MakeBatches
     metric: Array
     dtype: str

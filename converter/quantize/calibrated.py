@@ -36,8 +36,8 @@ from converter.quantize.rounding import (
     corrected_bias,
 )
 from converter.quantize.texts import TokenBatch
-from mlxbert.core import BertCore
-from mlxbert.layers import BertLayer
+from mlxbert.models.base import Inputs
+from mlxbert.models.bert import BertCore, BertLayer
 from mlxbert.quantization import QuantizationConfig
 
 # Gradients cost three times what the output does; a few thousand tokens are enough for a matrix as wide as a hidden
@@ -180,7 +180,7 @@ class _Run:
                 if not self._alone:
                     table.weight = mx.array(weight.numbers)
             self._advance()
-        ids = [mx.array(batch.input_ids) for batch in self.batches]
+        ids = [Inputs(batch.input_ids.shape, mx.array(batch.input_ids)) for batch in self.batches]
         return _computed(map(self.core.embeddings, ids)), _computed(map(own, ids))
 
     def layer(self, index: int, exact: States, own: States) -> tuple[States, States]:

@@ -162,7 +162,7 @@ def quantize(
         config = configure(settings.recipe, shapes)
     else:
         core = float32_core(source)
-        limit = core.config.max_position_embeddings
+        limit = core.config.max_length
         tokenizer = tokenizer_of(source, limit)
         make = partial(token_batches, tokenizer=tokenizer, max_length=limit)
         texts, notes = thinned(

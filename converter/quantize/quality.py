@@ -13,17 +13,16 @@ import numpy as np
 
 from converter.quantize.cost import Quality
 from converter.quantize.texts import HELD_OUT, TextList, TokenBatch, batched, built_in, token_batches
-from mlxbert.core import BertCore
 from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import pooling_strategies
-from mlxbert.output import BertOutput
+from mlxbert.models.base import BertOutput, Encoder, HeadKind
 
 if TYPE_CHECKING:
     from mlxbert.pretrained.model import PretrainedBert
     from mlxbert.tokenization.tokenizer import Tokenizer
 
 Model = Any
-"""A `BertCore`, or a `PretrainedBert`."""
+"""A `Encoder`, or a `PretrainedBert`."""
 
 # A head's outputs that are scores of classes along their last axis.
 _CLASS_SCORES = ("logits", "prediction_logits", "seq_relationship_logits")
@@ -59,7 +58,7 @@ def pooling_of(directory: Path) -> tuple[str, ...]:
         return ("mean",)
 
 
-def embeddings(core: BertCore, batches: Sequence[TokenBatch], pooling: Sequence[str]) -> np.ndarray:
+def embeddings(core: Encoder, batches: Sequence[TokenBatch], pooling: Sequence[str]) -> np.ndarray:
     """Embeddings of length 1 of all texts, (N, dimension) float32, in the order of the batches."""
     found = [pooled(core(batch.input_ids, batch.attention_mask), batch, pooling) for batch in batches]
     return unit(np.concatenate(found))
@@ -74,7 +73,7 @@ def pooled(output: BertOutput, batch: TokenBatch, pooling: Sequence[str]) -> np.
 
 def core_of(model: Model) -> Any:
     """The encoder of a model, which may be one itself."""
-    return model if isinstance(model, BertCore) else model.core
+    return model if isinstance(model, Encoder) else model.core
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -102,13 +101,13 @@ def measure_on_random_ids(exact: Model, quantized: Model, pooling: Sequence[str]
     """`measure_quality` for a model without a tokenizer: 64 seeded rows of ids, of 4 to 32 tokens each."""
     config = core_of(exact).config
     rng = np.random.default_rng(0)
-    longest = min(32, config.max_position_embeddings)
+    longest = min(32, config.max_length)
     rows = [rng.integers(0, config.vocab_size, rng.integers(min(4, longest), longest + 1)) for _ in range(64)]
     return (_on_batches(exact, quantized, batched(sorted(rows, key=len), config.pad_token_id or 0), pooling, RANDOM),)
 
 
 def _on_list(exact: Model, quantized: Model, tokenizer: Tokenizer, pooling: Sequence[str], texts: TextList) -> Quality:
-    batches = token_batches(texts.texts, tokenizer, max_length=core_of(exact).config.max_position_embeddings)
+    batches = token_batches(texts.texts, tokenizer, max_length=core_of(exact).config.max_length)
     return _on_batches(exact, quantized, batches, pooling, texts.name)
 
 
@@ -162,12 +161,12 @@ def distributions(outputs: dict[str, mx.array], batch: TokenBatch, problem: str 
 
 
 def _is_sequence_classifier(model: Model) -> bool:
-    return core_of(model) is not model and model.architecture == "BertForSequenceClassification"
+    return core_of(model) is not model and model.kind is HeadKind.SEQUENCE
 
 
 def _is_choice(model: PretrainedBert) -> bool:
     # A multiple-choice head ranks texts of one question, and a list of sentences has no questions.
-    return model.architecture == "BertForMultipleChoice"
+    return model.kind is HeadKind.CHOICE
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

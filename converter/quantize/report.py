@@ -249,7 +249,7 @@ def _measured_quality(directory: Path, exact: Model, written: Model) -> tuple[Qu
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return measure_on_random_ids(exact, written, pooling)
     try:
-        tokenizer = Tokenizer.from_directory(directory, max_length=core.config.max_position_embeddings)
+        tokenizer = Tokenizer.from_directory(directory, max_length=core.config.max_length)
     except TokenizerError:  # what is wrong with it, the parity report's notes say
         return measure_on_random_ids(exact, written, pooling)
     if tokenizer.vocab_size > core.config.vocab_size:

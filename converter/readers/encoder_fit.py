@@ -1,8 +1,8 @@
-"""Finds the encoder among a checkpoint's tensors, whatever training wrappers put before its parameters' names.
+"""Finds the encoder among a checkpoint's tensors, whatever prefix a training script put before their names.
 
-torch's own wrappers (`_orig_mod.`, `module.`) and the attribute that nearly everybody uses (`model.`) are taken off
-each tensor alone. What is left before the encoder's names is found by fit: it is the prefix under which every tensor
-that the architecture needs is there. Where there are several (the two encoders of a retriever), the user chooses.
+The prefixes of torch's wrappers (`_orig_mod.`, `module.`) and the usual attribute (`model.`) are taken off each tensor
+on its own. The rest of the prefix is found by fit: under it lies every tensor that the architecture needs. If several
+prefixes fit (the two encoders of a retriever), the user chooses.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 from converter.mapping import ArchitectureMapping, Rules, Shape, shape_fits, unmapped_error
 from converter.mappings import mapping_for, supported
 from converter.readers.source_files import SourceError
-from mlxbert.config import BertConfig
 from mlxbert.errors import first_ten, printable
+from mlxbert.models.base import architecture
 
-LEADING = ("module", "model")
-# segments that only torch's own wrappers write, and also in the middle: torch.compile(model.bert)
-ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# PEFT's own names (peft/tuners), each a segment: with one of them, the weights alone are another model.
+_LEADING = ("module", "model")
+# Segments that only torch's own wrappers write, also in the middle of a name: torch.compile(model.encoder).
+_ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Segments that PEFT writes (peft/tuners): with one of them, the weights alone are another model.
 _ADAPTER = re.compile(
     r"(lora_\w+|loha_\w+|hada_\w+|lokr_\w+|ia3_\w+|vera_\w+|oft_[rR]|boft_[RS]|randlora_\w+|adaption_\w+|trainable_tokens_\w+"
     r"|base_layer|modules_to_save|original_module)"
 )
-# A longer name has no rule: nothing is searched in it.
+# Names with more characters or segments have no rule, so they are not searched.
 _MAX_NAME = 500
 _MAX_SEGMENTS = 12
-# From this many on, tensors that were left out are told by their common beginning.
+# From this number on, dropped tensors are listed by their common beginning.
 _GROUP_FROM = 4
 
 
@@ -39,10 +39,10 @@ class Fit:
     """A prefix under which a whole encoder lies.
 
     Attributes:
-        prefix: what its names begin with, as the wrappers of torch left it.
-        shown: the same as the file has it.
-        keys: the names of its tensors, by target.
-        right_shapes: whether they have the shapes that the configuration calls for.
+        prefix: the beginning of the encoder's names, without torch's wrappers.
+        shown: the same beginning in the file's spelling.
+        keys: names of the encoder's tensors, by target.
+        right_shapes: whether the tensors have the shapes that the configuration calls for.
     """
 
     prefix: str
@@ -57,10 +57,10 @@ class FoundEncoder:
 
     Attributes:
         names: new name -> the file's name, in the file's order.
-        stripped: what was taken off names.
-        prefix: what lay before the encoder's names, beside torch's wrappers.
-        dropped: what is left out, and why.
-        notes: what the user should know.
+        stripped: prefixes that were taken off names.
+        prefix: the beginning of the encoder's names, without torch's wrappers.
+        dropped: tensors that are left out, with the reason.
+        notes: notes for the user.
     """
 
     names: dict[str, str]
@@ -71,16 +71,17 @@ class FoundEncoder:
 
 
 class SeveralEncodersError(SourceError):
-    """The checkpoint holds several encoders, and nobody has said which one is meant."""
+    """The checkpoint holds several encoders, and the user has chosen none."""
 
 
 def refuse_adapters(where: Path, keys: Iterable[str]) -> None:
-    """Raise SourceError where PEFT's adapters are among the tensors: without them, it would be another model."""
+    """Raise SourceError if PEFT's adapters are among the tensors: without them, it would be another model."""
     adapters = [key for key in keys if any(_ADAPTER.fullmatch(part) for part in key[:_MAX_NAME].split("."))]
     if adapters:
+        count = f"{len(adapters)} tensor{'' if len(adapters) == 1 else 's'}"
         raise SourceError(
-            f"{where}: {_count(len(adapters), 'tensor')} of a PEFT adapter (LoRA and its kin), which must be merged "
-            "into the weights first; fix: in PEFT, model.merge_and_unload().save_pretrained(DIR), then convert DIR\n"
+            f"{where}: {count} of a PEFT adapter (LoRA and its kin), which must be merged into the weights first; "
+            "fix: in PEFT, model.merge_and_unload().save_pretrained(DIR), then convert DIR\n"
             f"{first_ten(adapters)}"
         )
 
@@ -99,41 +100,39 @@ def find_encoder(
     Args:
         where: the file, for messages.
         shapes: every tensor's name and shape.
-        mapping: the architecture's table; None where it is not known: torch's wrappers alone are taken off.
+        mapping: the architecture's table; None if it is not known, then only torch's wrappers are taken off.
         config: has the fields that the table's shapes name.
-        prefix: which encoder is meant, where there are several.
-        encoder_only: leave out what is no part of the encoder.
+        prefix: the beginning of the encoder's names, if there are several encoders.
+        encoder_only: leave out every tensor that is no part of the encoder.
 
     Raises:
         SeveralEncodersError: there are several encoders, and no `prefix`.
-        SourceError: there is none under `prefix`, or two tensors have one name without their wrappers' prefixes.
+        SourceError: there is none under `prefix`, or two tensors get the same name.
     """
     plain, stripped, collisions = _without_torch_wrappers(shapes)
-    if mapping is None:
-        fits, rules = [], None
-    else:
-        rules = Rules(mapping)
-        fits = _fits(rules, config, plain, shapes)
+    rules = None if mapping is None else Rules(mapping)
+    fits = [] if rules is None else _fits(rules, config, plain, shapes)
     if collisions and not fits:
         raise SourceError(
             f"{where}: two tensors have one name once wrapper prefixes are taken off (two models in one file?); "
             f"fix: save the state_dict() of the one you mean\n{first_ten(collisions)}"
         )
-    fit = _chosen(where, fits, prefix)
+    fit = _choose(where, fits, prefix)
     if rules is None or fit is None:
         return FoundEncoder(plain, stripped)
     names: dict[str, str] = {}
     outside: dict[str, str] = {}
     dropped: list[str] = []
-    base = fit.prefix.removesuffix(rules.base_prefix) if _is_base(fit.prefix, rules.base_prefix) else fit.prefix
+    is_base = fit.prefix == rules.base_prefix or fit.prefix.endswith(f".{rules.base_prefix}")
+    base = fit.prefix.removesuffix(rules.base_prefix) if is_base else fit.prefix
     others = [other for other in fits if other is not fit]
-    theirs = {key for other in others for key in other.keys.values()}
-    begins = tuple(other.prefix for other in others if other.prefix and not base.startswith(other.prefix))
+    in_others = {name for other in others for name in other.keys.values()}
+    other_prefixes = tuple(other.prefix for other in others if other.prefix and not base.startswith(other.prefix))
     for name, key in plain.items():
         inside = name.startswith(base)
         short = name[len(base) :] if inside else name
-        # Of several encoders the user chose one: what is not under its prefix is not its.
-        of_another = bool(others) and (not inside or name in theirs or name.startswith(begins))
+        # The user chose one of several encoders: every tensor outside its prefix belongs to another one.
+        of_another = bool(others) and (not inside or name in in_others or name.startswith(other_prefixes))
         if of_another or (encoder_only and not (inside and rules.in_encoder(short))):
             dropped.append(key)
         elif short in names:
@@ -147,73 +146,78 @@ def find_encoder(
                 outside[short] = key
     if unknown := {key: shapes[key] for name, key in outside.items() if not rules.is_head(name)}:
         raise unmapped_error(rules.mapping, unknown, inside=False)
+    notes: tuple[str, ...] = ()
+    if outside:
+        first, *more = map(printable, outside.values())
+        heads = f"{first} and {len(more)} more" if more else first
+        notes = (f"{heads} beside {fit.shown}: taken for transformers' own head; --encoder-only leaves it out",)
     why = f"not of the encoder{f' under {fit.shown}' if others else ''}{' (--encoder-only)' if encoder_only else ''}"
     return FoundEncoder(
         names,
         (*stripped, *([base] if base else [])),
         base,
         grouped(dropped, names.values(), why),
-        _note_on(outside.values(), fit.shown),
+        notes,
     )
 
 
 def assumed_model_type(config: Mapping[str, Any], path: Path, shapes: Mapping[str, Shape]) -> str | None:
-    """The architecture of a configuration without a `model_type`: the one that fits the tensors; None: none does.
+    """Return the architecture that the tensors fit, for a configuration without a `model_type`; None if there is none.
 
-    The files of an architecture's own release have none, nor have many that were made from them. Classes that the
-    configuration names must be that architecture's. What fits and pads with id 1, or has one token type alone, may be
-    an architecture with the same names and other positions: it is not assumed.
+    The files of an architecture's own release have no `model_type`, and neither have many files made from them. The
+    classes in the configuration must be those of the architecture, which also says what it is never taken for.
     """
-    if config.get("type_vocab_size") == 1 or config.get("pad_token_id") == 1:
-        return None
     classes = config.get("architectures")
     for model_type in supported():
-        mapping = mapping_for({"model_type": model_type})
-        family = re.compile(mapping.base_class.removesuffix("Model") + r"[A-Z]\w*")
+        declared = architecture(model_type)
+        if not declared.assumed(config):
+            continue
+        family = re.compile(declared.encoder_class.removesuffix("Model") + r"[A-Z]\w*")
         if isinstance(classes, list) and not all(family.fullmatch(str(name)) for name in classes):
             continue
         if path.name == f"{model_type}_config.json":
             return model_type
-        parsed = BertConfig.from_hf({**config, "model_type": model_type})
-        if _fits(Rules(mapping), parsed, _without_torch_wrappers(shapes)[0], shapes):
+        parsed = declared.config.from_hf({**config, "model_type": model_type})
+        if _fits(Rules(mapping_for({"model_type": model_type})), parsed, _without_torch_wrappers(shapes)[0], shapes):
             return model_type
     return None
 
 
 def grouped(names: Iterable[str], kept: Iterable[str], why: str) -> dict[str, str]:
-    """Dropped names -> `why`; many with a beginning that no kept name has are told by it: "crf.* (5 tensors)"."""
-    taken = {begin for name in kept for begin in _beginnings(name)}
+    """Return dropped names -> `why`; many names with a beginning that no kept name has become "crf.* (5 tensors)"."""
+    kept_beginnings = {beginning for name in kept for beginning in _beginnings(name)}
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(next((begin for begin in _beginnings(name) if begin not in taken), name), []).append(name)
-    told: dict[str, str] = {}
-    for begin, members in groups.items():
-        labels = [f"{begin}.* ({len(members)} tensors)"] if len(members) >= _GROUP_FROM else members
-        told.update(dict.fromkeys(labels, why))
-    return told
+        own = next((beginning for beginning in _beginnings(name) if beginning not in kept_beginnings), name)
+        groups.setdefault(own, []).append(name)
+    dropped: dict[str, str] = {}
+    for beginning, members in groups.items():
+        labels = [f"{beginning}.* ({len(members)} tensors)"] if len(members) >= _GROUP_FROM else members
+        dropped.update(dict.fromkeys(labels, why))
+    return dropped
 
 
 def _beginnings(name: str) -> Iterator[str]:
-    """`a`, `a.b`, `a.b.c` of the name a.b.c."""
+    """Return `a`, `a.b` and `a.b.c` of the name a.b.c."""
     parts = name.split(".", _MAX_SEGMENTS)
     return (".".join(parts[: count + 1]) for count in range(len(parts)))
 
 
 def _without_torch_wrappers(keys: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
-    """New name -> the file's name; what was taken off; and, where that makes names collide, them, and nothing off.
+    """Return new name -> the file's name, the prefixes taken off, and the names that collide.
 
-    The rule is for each tensor on its own, not only where all share a prefix: a LightningModule holds `model.bert.…`
-    beside `loss.weight`, and the loss must not decide how the encoder is named.
+    If names collide, leading prefixes stay on. Each tensor is treated on its own, because not all need to share a
+    prefix: a LightningModule holds `model.encoder.…` beside `loss.weight`.
     """
     names: dict[str, str] = {}
     whole: dict[str, str] = {}
     stripped: dict[str, None] = {}
     collisions = []
     for key in keys:
-        segments = [part for part in key.split(".") if part not in ANYWHERE]
+        segments = [part for part in key.split(".") if part not in _ANYWHERE]
         whole[".".join(segments) or key] = key
-        taken = [part for part in key.split(".") if part in ANYWHERE]
-        while len(segments) > 1 and segments[0] in LEADING:
+        taken = [part for part in key.split(".") if part in _ANYWHERE]
+        while len(segments) > 1 and segments[0] in _LEADING:
             taken.append(segments.pop(0))
         name = ".".join(segments) or key
         if name in names:
@@ -226,13 +230,14 @@ def _without_torch_wrappers(keys: Iterable[str]) -> tuple[dict[str, str], tuple[
 
 
 def _fits(rules: Rules, config: Any, plain: Mapping[str, str], shapes: Mapping[str, Shape]) -> list[Fit]:
-    """Every prefix with a whole encoder.
+    """Return every prefix with a whole encoder.
 
-    Where there is none, the one that lacks least, if it has most of the tensors: the plan then says what is missing.
+    If there is none, return the prefix with the most tensors if these are more than half of the encoder's: the plan
+    then says which are missing.
     """
     expected = rules.expected(config)
     needed = {target for target in expected if not target.startswith(rules.optional)}
-    found: dict[str, dict[str, str]] = {}
+    by_prefix: dict[str, dict[str, str]] = {}
     for name in plain:
         if len(name) > _MAX_NAME:
             continue
@@ -240,15 +245,15 @@ def _fits(rules: Rules, config: Any, plain: Mapping[str, str], shapes: Mapping[s
         for at in range(min(len(segments), _MAX_SEGMENTS)):
             for target in rules.encoder_targets(".".join(segments[at:])):
                 if target in expected:
-                    found.setdefault("".join(f"{part}." for part in segments[:at]), {})[target] = name
-    whole = {prefix: keys for prefix, keys in found.items() if needed <= set(keys)}
-    if not whole and found:
-        best = max(found, key=lambda prefix: len(found[prefix]))
-        whole = {best: found[best]} if 2 * len(needed & set(found[best])) > len(needed) else {}
+                    by_prefix.setdefault("".join(f"{part}." for part in segments[:at]), {})[target] = name
+    whole = {prefix: keys for prefix, keys in by_prefix.items() if needed <= set(keys)}
+    if not whole and by_prefix:
+        best = max(by_prefix, key=lambda prefix: len(by_prefix[prefix]))
+        whole = {best: by_prefix[best]} if 2 * len(needed & set(by_prefix[best])) > len(needed) else {}
     return [
         Fit(
             prefix,
-            _shown(prefix, keys, plain),
+            _in_file(prefix, keys, plain),
             keys,
             all(shape_fits(config, expected[target], shapes[plain[key]]) for target, key in keys.items()),
         )
@@ -256,14 +261,14 @@ def _fits(rules: Rules, config: Any, plain: Mapping[str, str], shapes: Mapping[s
     ]
 
 
-def _shown(prefix: str, keys: Mapping[str, str], plain: Mapping[str, str]) -> str:
-    """The prefix as the file has it."""
+def _in_file(prefix: str, keys: Mapping[str, str], plain: Mapping[str, str]) -> str:
+    """Return the prefix in the file's spelling."""
     name = next(iter(keys.values()))
     key, rest = plain[name], name[len(prefix) :]
     return key.removesuffix(rest) if key.endswith(rest) else prefix
 
 
-def _chosen(where: Path, fits: list[Fit], prefix: str | None) -> Fit | None:
+def _choose(where: Path, fits: list[Fit], prefix: str | None) -> Fit | None:
     listed = " and ".join(repr(printable(fit.shown)) for fit in fits[:10]) or "none"
     if prefix is not None:
         wanted = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
@@ -281,20 +286,3 @@ def _chosen(where: Path, fits: list[Fit], prefix: str | None) -> Fit | None:
             f"--prefix {printable(fits[0].shown) or repr('')}"
         )
     return fits[0] if fits else None
-
-
-def _note_on(heads: Iterable[str], prefix: str) -> tuple[str, ...]:
-    """What the user should know of heads outside of the encoder's prefix."""
-    names = [printable(name) for name in heads]
-    if not names:
-        return ()
-    listed = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    return (f"{listed} beside {prefix}: taken for transformers' own head; --encoder-only leaves it out",)
-
-
-def _is_base(prefix: str, base_prefix: str) -> bool:
-    return prefix == base_prefix or prefix.endswith(f".{base_prefix}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

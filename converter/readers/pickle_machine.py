@@ -1,11 +1,9 @@
-"""What a pickle's operations work on, once nothing in it can run.
+"""Interprets a pickle without running any code from it: names stay names, and calls become inert records.
 
-A pickle interpreter that cannot run code: names stay names, calls become inert records.
-
-The standard library's unpickler, even with `find_class` overridden, calls what it is handed, grows its memo
-to whatever index a file asks for, and hashes what a file nests. This one never has a Python callable on its
-stack: a global is a `Global` (two strings), and calling or building one gives what `on_call` makes of it, by
-default a `Placeholder`. Opcodes are parsed by `pickletools.genops`; they mean what Lib/pickle.py says.
+The standard library's unpickler, even with `find_class` overridden, calls what the file hands it, grows its memo to
+any index that the file asks for, and hashes what the file nests. This interpreter never has a Python callable on its
+stack: a global is a `Global` (two strings), and the result of calling one is what `on_call` returns for it.
+`pickletools.genops` parses the opcodes; they mean what Lib/pickle.py says.
 """
 
 from __future__ import annotations
@@ -16,16 +14,27 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 MAX_PICKLE_BYTES = 256 << 20
+MAX_OPERATIONS = 1_000_000  # some seconds; BERT with Adam's state takes 30,000
 _MAX_LINE = 1 << 20
+_UNFITTING = "its operations do not fit each other"
+
+# fmt: off
+_PUSHED = frozenset({
+    "FLOAT", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+})
+# fmt: on
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-class MalformedPickle(ValueError):  # noqa: N818 - it says what the pickle is
+class MalformedPickle(ValueError):  # noqa: N818 - the name says what the pickle is
     """The stream is no pickle that this machine can follow; the message says why."""
 
 
 @dataclass(frozen=True)
 class Global:
-    """A module's attribute that a pickle names; never imported."""
+    """A module's attribute that a pickle names; it is never imported."""
 
     module: str
     name: str
@@ -36,22 +45,22 @@ class Global:
 
 @dataclass(eq=False)
 class Placeholder:
-    """What stands in the place of an object of a class that is not known: inert, and says what it was."""
+    """An inert stand-in for an object of an unknown class, with the name of that class."""
 
     name: str
     items: dict[Any, Any] = field(default_factory=dict)
     state: Any = None
 
 
-class PickleWindow:
-    """The stream as pickletools needs it, with every read bounded."""
+class _BoundedStream:
+    """A stream for pickletools; every read from it is bounded."""
 
-    def __init__(self, file: BinaryIO, limit: int = MAX_PICKLE_BYTES) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._left = limit
+        self._left = MAX_PICKLE_BYTES
 
     def read(self, count: int) -> bytes:
-        """Read like a file, though never past the limit."""
+        """Read like a file, but never past the limit."""
         if count < 0 or count > self._left:
             raise MalformedPickle("it wants more bytes than a checkpoint's pickle has")
         self._left -= count
@@ -72,29 +81,17 @@ class PickleWindow:
 
 
 class _OddKey:
-    """A dictionary key that is not a plain scalar: kept by identity, never hashed by its contents."""
+    """A dictionary key that is no plain scalar: hashed by identity, never by its contents."""
 
 
 def safe_key(key: Any) -> Any:
-    """The key where its hash is cheap, else a stand-in (nested tuples take exponential time to hash)."""
+    """Return the key if its hash is cheap, else a stand-in (nested tuples can take exponential time to hash)."""
     scalar = key is None or isinstance(key, str | int | float | bytes | Global)
     return key if scalar else _OddKey()
 
 
-MAX_OPERATIONS = 1_000_000  # some seconds; BERT with Adam's state takes 30,000
-
-# fmt: off
-_PUSHED = frozenset({
-    "FLOAT", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "BINFLOAT",
-    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-})
-# fmt: on
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-
-
 class PickleMachine:
-    """Runs one pickle; `on_global` may refuse a name, the others say what a call or reference stands for."""
+    """Interprets one pickle; `on_global` may refuse a name, the others return what a call or reference stands for."""
 
     def __init__(
         self,
@@ -108,16 +105,16 @@ class PickleMachine:
         self._memo: dict[int, Any] = {}
 
     def run(self, file: BinaryIO) -> Any:
-        """Interpret the pickle at the file's position, which ends up behind it; give its top-level object."""
+        """Interpret the pickle at the file's position, move the file behind it, and return its top-level object."""
         try:
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, PickleWindow(file)))):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, _BoundedStream(file)))):
                 if count > MAX_OPERATIONS:
                     raise MalformedPickle(f"it has more than {MAX_OPERATIONS} operations")
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 self._step(opcode.name, argument)
         except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise MalformedPickle("its operations do not fit each other") from error
+            raise MalformedPickle(_UNFITTING) from error
         except MalformedPickle:
             raise
         except ValueError as error:
@@ -141,29 +138,32 @@ class PickleMachine:
         elif op == "MARK":
             self._marks.append(stack)
             self._stack = []
-        elif op in ("POP", "DUP"):
-            self._pop_or_dup(op)
-        elif op == "POP_MARK":
+        elif op == "DUP":
+            stack.append(stack[-1])
+        elif op == "POP" and stack:
+            stack.pop()
+        elif op in ("POP", "POP_MARK"):  # as in CPython, POP on an empty frame takes the mark
             self._to_mark()
+        elif op in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            self._tuple_of_last(int(op[-1]))
         else:
             handler = getattr(self, f"_op_{op.lower()}", None)
             if handler is None:
                 raise MalformedPickle(f"it uses {op}, which no checkpoint does")
             handler(argument)
 
+    # Containers
+
     def _to_mark(self) -> list[Any]:
         items, self._stack = self._stack, self._marks.pop()
         return items
 
-    def _pop_or_dup(self, op: str) -> None:
-        if op == "DUP":
-            self._stack.append(self._stack[-1])
-        elif self._stack:
-            self._stack.pop()
-        else:
-            self._to_mark()  # as CPython: POP on an empty frame takes the mark
-
-    # containers
+    def _tuple_of_last(self, count: int) -> None:
+        if len(self._stack) < count:
+            raise MalformedPickle(_UNFITTING)
+        items = tuple(self._stack[-count:])
+        del self._stack[-count:]
+        self._stack.append(items)
 
     def _op_empty_tuple(self, _: Any) -> None:
         self._stack.append(())
@@ -172,33 +172,12 @@ class PickleMachine:
         items = tuple(self._to_mark())
         self._stack.append(items)
 
-    def _op_tuple1(self, _: Any) -> None:
-        self._last(1)
-
-    def _op_tuple2(self, _: Any) -> None:
-        self._last(2)
-
-    def _op_tuple3(self, _: Any) -> None:
-        self._last(3)
-
-    def _last(self, count: int) -> None:
-        if len(self._stack) < count:
-            raise MalformedPickle("its operations do not fit each other")
-        items = tuple(self._stack[-count:])
-        del self._stack[-count:]
-        self._stack.append(items)
-
     def _op_empty_list(self, _: Any) -> None:
         self._stack.append([])
-
-    # a set is kept as a list: its members are not hashed, and nothing here asks for one
-    _op_empty_set = _op_empty_list
 
     def _op_list(self, _: Any) -> None:
         items = self._to_mark()
         self._stack.append(items)
-
-    _op_frozenset = _op_list
 
     def _op_append(self, _: Any) -> None:
         item = self._stack.pop()
@@ -207,7 +186,8 @@ class PickleMachine:
     def _op_appends(self, _: Any) -> None:
         self._extend(self._to_mark())
 
-    _op_additems = _op_appends
+    # A set is kept as a list: its members are not hashed, and no reader here needs a set.
+    _op_empty_set, _op_frozenset, _op_additems = _op_empty_list, _op_list, _op_appends
 
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -240,14 +220,14 @@ class PickleMachine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[safe_key(key)] = value
 
-    # names and calls
+    # Names and calls
 
     def _push_global(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise MalformedPickle("it names a global that is not text")
-        found = Global(module, name)
-        self._on_global(found)
-        self._stack.append(found)
+        value = Global(module, name)
+        self._on_global(value)
+        self._stack.append(value)
 
     def _op_global(self, argument: str) -> None:
         self._push_global(*argument.rsplit(" ", 1))
@@ -277,15 +257,14 @@ class PickleMachine:
 
     def _call(self, callee: Any, arguments: Any) -> None:
         if isinstance(callee, Global):
-            plain = arguments if isinstance(arguments, tuple) else ()
-            self._stack.append(self._on_call(callee, plain))
-        else:  # the result of an inert call, called
+            self._stack.append(self._on_call(callee, arguments if isinstance(arguments, tuple) else ()))
+        else:  # a call of what an inert call returned
             self._stack.append(Placeholder(getattr(callee, "name", type(callee).__name__)))
 
     def _op_build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, Placeholder):
-            target.state = state  # kept to tell a pickled model from other objects; never applied
+            target.state = state  # never applied; it tells a pickled model from other objects
 
     def _op_binpersid(self, _: Any) -> None:
         self._stack.append(self._on_persistent(self._stack.pop()))

@@ -1,10 +1,7 @@
-"""The one error that reading a source raises.
+"""Reads the files of a source: bytes at an offset, small JSON files, and the format of a weight file.
 
-Plain reads of plain files: no mmap, so a page that was read never counts against our memory.
-
-What a weight file really is, by its first bytes: names lie (an HTML error page called .bin).
-
-JSON files of a checkpoint: config.json, shard indexes, modules.json.
+Bytes are read plainly, without mmap: a page of a mapped file would count against the memory of the process. A weight
+file is identified by its first bytes, because names lie (an HTML error page is called .bin).
 """
 
 from __future__ import annotations
@@ -16,46 +13,66 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
 from mlxbert.errors import MLXBertError, printable
-from mlxbert.files.reading import open_regular, parse_json, reading_failed, require_inside
+from mlxbert.files.reading import open_regular, read_json, reading_failed, require_inside
+
+MAX_JSON_BYTES = 64 << 20
+AGAIN = "fix: get the file again"
+_FIX = (
+    "fix: with transformers<5 (5 dropped {name}): AutoModelForPreTraining.from_pretrained(DIR, {option}=True)"
+    ".save_pretrained(NEW_DIR), then convert NEW_DIR"
+)
+TENSORFLOW_FIX = _FIX.format(name="TensorFlow", option="from_tf")
+FLAX_FIX = _FIX.format(name="Flax", option="from_flax")
+# First bytes of files that are not read, with their name and the fix.
+_NOT_READ = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (TensorFlow/Keras weights)", TENSORFLOW_FIX),
+    (b"GGUF", "a GGUF file (llama.cpp)", "fix: give the original PyTorch or safetensors checkpoint"),
+    (b"\x1f\x8b", "gzip-compressed", "fix: decompress it first (gunzip)"),
+    (b"\xfd7zXZ\x00", "xz-compressed", "fix: decompress it first (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "fix: decompress it first (unzstd)"),
+    (b"PK\x05\x06", "an empty zip", AGAIN),
+)
+
+FileKind = Literal["safetensors", "zip", "pickle"]
 
 
 class SourceError(MLXBertError):
-    """A source cannot be read; the message names the file, what is wrong with it, and the fix."""
+    """A source cannot be read; the message names the file, the fault and the fix."""
 
 
 class ByteRange(Protocol):
-    """Bytes that lie somewhere and are read when asked for."""
+    """A range of bytes that is read on demand."""
 
     @property
     def nbytes(self) -> int:
-        """How many bytes there are."""
+        """Number of bytes."""
         ...
 
     def read_into(self, start: int, out: memoryview) -> None:
-        """Fill `out` with the bytes from `start` on; SourceError when they cannot be had."""
+        """Fill `out` with the bytes from `start` on; raise SourceError if they cannot be read."""
         ...
 
 
 @dataclass(frozen=True)
 class FileBytes:
-    """`nbytes` bytes of a file from `offset` on, as they are."""
+    """The `nbytes` bytes of a file from `offset` on."""
 
     path: Path
     offset: int
     nbytes: int
 
     def read_into(self, start: int, out: memoryview) -> None:
-        """Fill `out` from `start` bytes into the range."""
+        """Fill `out` with the bytes from `start` on."""
         if start < 0 or start + len(out) > self.nbytes:
-            raise SourceError(f"{self.path}: a tensor reaches beyond its data; fix: get the file again")
+            raise SourceError(f"{self.path}: a tensor reaches beyond its data; {AGAIN}")
         read_into(self.path, self.offset + start, out)
 
 
 def open_file(path: Path) -> io.FileIO:
-    """Open a regular file (or the one that a link leads to) unbuffered.
+    """Open a regular file, or the file that a link leads to, without buffering.
 
     Raises:
-        SourceError: it is absent, a directory, pipe, socket or device, or must not be read.
+        SourceError: the file is missing or unreadable, or the path is a directory, pipe, socket or device.
     """
     file = open_regular(path, SourceError)
     if file is None:
@@ -64,7 +81,7 @@ def open_file(path: Path) -> io.FileIO:
 
 
 def file_size(path: Path) -> int:
-    """Size in bytes of a regular file; SourceError for anything else."""
+    """Return the size of a regular file in bytes; raise SourceError for anything else."""
     with open_file(path) as file:
         return os.fstat(file.fileno()).st_size
 
@@ -80,7 +97,7 @@ def read_into(path: Path, offset: int, out: memoryview) -> None:
                 if not count:
                     raise SourceError(
                         f"{path}: ends at byte {offset + done}, {len(out) - done} bytes early; "
-                        "fix: get the file again (it is truncated or was changed while it was read)"
+                        f"{AGAIN} (it is truncated or was changed while it was read)"
                     )
                 done += count
         except OSError as error:
@@ -88,55 +105,68 @@ def read_into(path: Path, offset: int, out: memoryview) -> None:
 
 
 def read_bytes(path: Path, offset: int, count: int) -> bytes:
-    """`count` bytes of the file from `offset` on."""
+    """Return `count` bytes of the file from `offset` on."""
     out = bytearray(count)
     read_into(path, offset, memoryview(out))
     return bytes(out)
 
 
-FileKind = Literal["safetensors", "zip", "pickle"]
+def check_file(path: Path, root: Path) -> None:
+    """Check a file of a source before it is read or copied.
 
-TF_FIX = (
-    "fix: with transformers<5 (5 dropped {label}): AutoModelForPreTraining.from_pretrained(DIR, {flag}=True)"
-    ".save_pretrained(NEW_DIR), then convert NEW_DIR"
-)
-_OTHERS: tuple[tuple[bytes, str, str], ...] = (
-    (
-        b"\x89HDF\r\n\x1a\n",
-        "an HDF5 file (TensorFlow/Keras weights)",
-        TF_FIX.format(label="TensorFlow", flag="from_tf"),
-    ),
-    (b"GGUF", "a GGUF file (llama.cpp)", "fix: give the original PyTorch or safetensors checkpoint"),
-    (b"\x1f\x8b", "gzip-compressed", "fix: decompress it first (gunzip)"),
-    (b"\xfd7zXZ\x00", "xz-compressed", "fix: decompress it first (unxz)"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "fix: decompress it first (unzstd)"),
-    (b"PK\x05\x06", "an empty zip", "fix: get the file again"),
-)
+    Raises:
+        SourceError: the path is a link that leads out of `root`, a directory, pipe, socket or device, a Git-LFS
+            pointer or a web page.
+    """
+    size = file_size(path)
+    require_inside(path, root, SourceError)
+    _refuse_stand_in(path, read_bytes(path, 0, min(size, 512)))
 
 
-def refuse_stand_in(path: Path, head: bytes) -> None:
-    """Raise SourceError when `head` is a Git-LFS pointer or a web page in the place of the real file."""
-    if head.startswith(b"version https://git-lfs"):
-        raise SourceError(f"{path}: is a Git-LFS pointer, not the file itself; fix: git lfs pull in its repository")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error", b"<head")):
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        SourceError: the file is missing, too large or unreadable, a Git-LFS pointer or a web page, or no JSON object.
+    """
+    _refuse_stand_in(path, read_bytes(path, 0, min(file_size(path), 512)))
+    value = read_json(path, SourceError, limit=MAX_JSON_BYTES)
+    if value is None:
+        raise SourceError(f"{path}: expected a JSON object, found null; {AGAIN}")
+    return value
+
+
+def check_name(path: Path, name: str) -> str:
+    """Return the name of a file or folder that `path` (an index, `modules.json`) gives.
+
+    Raises:
+        SourceError: the name leads out of the directory.
+    """
+    pure = PurePosixPath(name)
+    outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
+    if outside or not pure.parts:
         raise SourceError(
-            f"{path}: is an HTML or XML page (an error or login page saved under this name); "
-            "fix: download the file again, logged in if the model is gated"
+            f"{path}: names {printable(name)!r}, which points outside its directory; "
+            "fix: do not trust this checkpoint, or repair the file to name files beside it"
         )
+    return name
 
 
 def identify(path: Path) -> FileKind:
-    """The container format of a weight file, or SourceError naming what it is instead."""
+    """Return the container format of a weight file.
+
+    Raises:
+        SourceError: the file has another format; the message names it.
+    """
     size = file_size(path)
     if size == 0:
-        raise SourceError(f"{path}: is empty; fix: get the file again")
+        raise SourceError(f"{path}: is empty; {AGAIN}")
     head = read_bytes(path, 0, min(size, 512))
-    refuse_stand_in(path, head)
-    # first: a safetensors header of 128 bytes begins with 0x80 too, as every pickle does
+    _refuse_stand_in(path, head)
+    # First, because a safetensors header of 128 bytes begins with 0x80, as every pickle does.
     if head[5:9] == b"\x00\x00\x00{":
         return "safetensors"
-    for magic, what, fix in _OTHERS:
+    for magic, what, fix in _NOT_READ:
         if head.startswith(magic):
             raise SourceError(f"{path}: is {what}, which is not read; {fix}")
     if head.startswith(b"PK\x03\x04"):
@@ -148,57 +178,22 @@ def identify(path: Path) -> FileKind:
             f"{path}: is a tar archive (torch before 0.2, or a packed folder), which is not read; "
             "fix: unpack it, or torch.load it and torch.save its state_dict() again"
         )
-    if _is_text(head):
+    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
         raise SourceError(f"{path}: is text, not weights; fix: download the file again, or check the path")
     if path.suffix == ".safetensors":
-        return "safetensors"  # its reader says what is wrong
+        return "safetensors"  # the reader of safetensors names the fault
     raise SourceError(
-        f"{path}: is no checkpoint that is read here (safetensors, torch.save, .npz), or is damaged; "
-        "fix: get the file again"
+        f"{path}: is no checkpoint that is read here (safetensors, torch.save, .npz), or is damaged; {AGAIN}"
     )
 
 
-def _is_text(head: bytes) -> bool:
-    return all(byte >= 32 or byte in b"\t\r\n\f" for byte in head) and head.isascii()
-
-
-MAX_JSON_BYTES = 64 << 20
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file; SourceError when it is missing, not JSON, too large, or something else."""
-    refuse_stand_in(path, read_bytes(path, 0, min(file_size(path), 512)))
-    return parse_json(path, SourceError, limit=MAX_JSON_BYTES)
-
-
-def check_file(path: Path, root: Path) -> None:
-    """Check a source's file before it is read or copied.
-
-    Raises:
-        SourceError: a link that leads out of `root`, a pipe, socket or device, a directory, a Git-LFS pointer or a web
-            page.
-    """
-    size = file_size(path)
-    require_inside(path, root, SourceError)
-    refuse_stand_in(path, read_bytes(path, 0, min(size, 512)))
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; SourceError as `read_json`, or when it holds anything else."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        found = "null" if value is None else type(value).__name__
-        raise SourceError(f"{path}: expected a JSON object, found {found}; fix: get the file again")
-    return value
-
-
-def own_name(path: Path, name: str) -> str:
-    """A name that `path` (an index, modules.json) gives; SourceError if it leads out of the directory."""
-    pure = PurePosixPath(name)
-    outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
-    if outside or not pure.parts:
+def _refuse_stand_in(path: Path, head: bytes) -> None:
+    """Raise SourceError if the first bytes are those of a Git-LFS pointer or a web page."""
+    if head.startswith(b"version https://git-lfs"):
+        raise SourceError(f"{path}: is a Git-LFS pointer, not the file itself; fix: git lfs pull in its repository")
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error", b"<head")):
         raise SourceError(
-            f"{path}: names {printable(name)!r}, which points outside its directory; "
-            "fix: do not trust this checkpoint, or repair the file to name files beside it"
+            f"{path}: is an HTML or XML page (an error or login page saved under this name); "
+            "fix: download the file again, logged in if the model is gated"
         )
-    return name

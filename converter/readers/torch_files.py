@@ -1,15 +1,11 @@
-"""What both of torch.save's containers give: one object, and where the bytes of its storages lie.
+"""Reads the files of torch.save: its zip container, its format before torch 1.6, and the state dict in them.
 
-torch.save's zip container, the default since torch 1.6 (caffe2/serialize/inline_container.h).
+Zip container (caffe2/serialize/inline_container.h): `NAME/data.pkl` is the pickle, `NAME/data/KEY` the bytes of each
+storage, `NAME/byteorder` their endianness. Old format (torch/serialization.py, `_legacy_save`): five pickles in a row
+(magic number, protocol version, system info, the object, the storage keys), then for each key its number of elements
+as eight bytes and its raw elements.
 
-`NAME/data.pkl` is the pickle, `NAME/data/KEY` the bytes of each storage, `NAME/byteorder` their endianness.
-
-torch.save's format before 1.6 (torch/serialization.py, `_legacy_save`).
-
-Five pickles in a row (magic number, protocol version, system info, the object, the storage keys), then for
-each key its element count as eight bytes and its raw elements.
-
-Finds the state dict in what torch.save wrote: bare, wrapped, or in a training framework's checkpoint.
+The state dict may be bare, wrapped, or in a training framework's checkpoint.
 """
 
 from __future__ import annotations
@@ -21,27 +17,42 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from converter.readers.pickle_machine import MAX_PICKLE_BYTES, MalformedPickle, PickleMachine, Placeholder
-from converter.readers.safetensors import DTYPES, StridedTensor, TensorEntry, tensor_entry
-from converter.readers.source_files import ByteRange, FileBytes, SourceError, file_size, open_file
+from converter.readers.safetensors import StridedTensor, TensorEntry, Weights, tensor_entry
+from converter.readers.source_files import AGAIN, ByteRange, FileBytes, SourceError, file_size, open_file
 from converter.readers.torch_pickle import OTHER_ITEM_SIZES, StorageRef, TensorRef, UnreadableTensor, load_torch_pickle
-from converter.readers.zip_archive import AGAIN, ZipArchive
+from converter.readers.zip_archive import ZipArchive
 from mlxbert.errors import first_ten, printable
 from mlxbert.files.reading import reading_failed
+from mlxbert.files.safetensors import NUMPY_DTYPES
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION = 1001
+# Lightning and most scripts; the PyTorch tutorial; fairseq and many scripts; DeepSpeed
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_MAX_DEPTH = 8
+_LIGHTNING_KEYS = ("pytorch-lightning_version", "hyper_parameters")
+_SAVE = "fix: torch.save(model.state_dict(), FILE)"
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """A parsed torch.save file; `data` by storage key."""
+    """A parsed torch.save file.
+
+    Attributes:
+        path: the file.
+        top: the object that was saved.
+        data: bytes of each storage, by its key.
+    """
 
     path: Path
     top: Any
     data: dict[str, ByteRange]
 
     def entry(self, key: str, ref: TensorRef) -> TensorEntry:
-        """A tensor of this file, as `key`; SourceError when it claims bytes that are not there."""
+        """Return the entry of a tensor; raise SourceError if it claims bytes that are not there."""
         data = self.data.get(ref.storage.key)
         if data is None:
-            raise SourceError(f"{self.path}: tensor {printable(key)} has no data in the file; fix: get the file again")
+            raise SourceError(f"{self.path}: tensor {printable(key)} has no data in the file; {AGAIN}")
         offset = ref.offset
         if ref.storage.offset and type(offset) is int:
             if ref.dtype != ref.storage.dtype:
@@ -54,14 +65,19 @@ class TorchFile:
 
 
 def is_torch_zip(archive: ZipArchive) -> bool:
-    """Whether the archive holds a torch pickle."""
-    return any(_is_pickle(name) for name in archive.names)
+    """Return whether the archive holds a torch pickle."""
+    return bool(_pickles(archive))
+
+
+def _pickles(archive: ZipArchive) -> list[str]:
+    return [
+        name for name in archive.names if name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)
+    ]
 
 
 def read_torch_zip(archive: ZipArchive) -> TorchFile:
-    """Parse the pickle and find each storage it mentions; nothing else is read."""
-    path = archive.path
-    pickles = [name for name in archive.names if _is_pickle(name)]
+    """Parse the pickle and find the storages that it mentions; no storage is read."""
+    path, pickles = archive.path, _pickles(archive)
     if len(pickles) != 1:
         raise SourceError(f"{path}: holds {len(pickles)} pickles (data.pkl) where torch.save writes one; {AGAIN}")
     root = pickles[0].removesuffix("data.pkl")
@@ -81,43 +97,32 @@ def read_torch_zip(archive: ZipArchive) -> TorchFile:
     if pickle.size > MAX_PICKLE_BYTES:
         raise SourceError(f"{path}: its pickle of {pickle.size} bytes is too large for a checkpoint; {AGAIN}")
     top, storages = load_torch_pickle(path, io.BytesIO(pickle.read(0, pickle.size)))
-    # a storage that is missing is said of the tensor that needs it: an optimizer's may be gone
+    # The tensor that needs a missing storage reports it: those of an optimizer may be gone.
     names = set(archive.names)
     data = {key: archive.member(f"{root}data/{key}") for key in storages if f"{root}data/{key}" in names}
     return TorchFile(path, top, dict(data))
 
 
-def _is_pickle(name: str) -> bool:
-    return name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)
-
-
-MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-PROTOCOL_VERSION = 1001
-
-
 def read_torch_legacy(path: Path) -> TorchFile:
-    """Parse the pickles and find each storage; no storage is read."""
+    """Parse the pickles of the old format and find each storage; no storage is read."""
     size = file_size(path)
     try:
         with io.BufferedReader(open_file(path)) as file:
             _check_preamble(path, file)
             top, storages = load_torch_pickle(path, file)
-            keys = _plain(path, file, "list of storages")
-            return TorchFile(path, top, _locate(path, file, size, keys, storages))
+            keys = _plain_pickle(path, file, "list of storages")
+            return TorchFile(path, top, _storage_bytes(path, file, size, keys, storages))
     except OSError as error:
         raise SourceError(reading_failed(path, error)) from error
 
 
 def _check_preamble(path: Path, file: BinaryIO) -> None:
-    if _magic(path, file) != MAGIC_NUMBER:
-        raise SourceError(
-            f"{path}: is a plain pickle, not a file of torch.save (nothing was run); "
-            "fix: torch.save(model.state_dict(), FILE)"
-        )
-    version = _plain(path, file, "protocol version")
-    if version != PROTOCOL_VERSION:
+    # The first pickle is read by the rules for torch pickles, so that an attack in a plain pickle is reported as one.
+    if load_torch_pickle(path, file)[0] != _MAGIC_NUMBER:
+        raise SourceError(f"{path}: is a plain pickle, not a file of torch.save (nothing was run); {_SAVE}")
+    if _plain_pickle(path, file, "protocol version") != _PROTOCOL_VERSION:
         raise SourceError(f"{path}: its legacy torch format is damaged (protocol version); {AGAIN}")
-    info = _plain(path, file, "system info")
+    info = _plain_pickle(path, file, "system info")
     if not isinstance(info, dict) or info.get("little_endian") is not True:
         raise SourceError(
             f"{path}: was saved on a big-endian machine, or its header is damaged; "
@@ -125,21 +130,19 @@ def _check_preamble(path: Path, file: BinaryIO) -> None:
         )
 
 
-def _magic(path: Path, file: BinaryIO) -> Any:
-    """The first pickle; through the torch rules, so that an attack in a plain pickle is named as one."""
-    return load_torch_pickle(path, file)[0]
-
-
-def _plain(path: Path, file: BinaryIO, what: str) -> Any:
-    """A pickle of plain data."""
+def _plain_pickle(path: Path, file: BinaryIO, what: str) -> Any:
+    """Return the content of a pickle of plain data."""
     try:
-        machine = PickleMachine(lambda found: None, lambda callee, _: Placeholder(str(callee)), lambda value: None)
+        machine = PickleMachine(lambda name: None, lambda callee, _: Placeholder(str(callee)), lambda value: None)
         return machine.run(file)
     except MalformedPickle as error:
         raise SourceError(f"{path}: its {what} is damaged or cut off ({printable(str(error))}); {AGAIN}") from error
 
 
-def _locate(path: Path, file: BinaryIO, size: int, keys: Any, storages: dict[str, StorageRef]) -> dict[str, ByteRange]:
+def _storage_bytes(
+    path: Path, file: BinaryIO, size: int, keys: Any, storages: dict[str, StorageRef]
+) -> dict[str, ByteRange]:
+    """Return where the bytes of each storage lie; the file stands behind the list of keys."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise SourceError(f"{path}: its list of storages is damaged; {AGAIN}")
     data: dict[str, ByteRange] = {}
@@ -148,7 +151,8 @@ def _locate(path: Path, file: BinaryIO, size: int, keys: Any, storages: dict[str
         storage = storages.get(key)
         if storage is None or key in data:
             raise SourceError(f"{path}: its list of storages does not fit its tensors; {AGAIN}")
-        item_size = DTYPES[storage.dtype].itemsize if storage.dtype in DTYPES else OTHER_ITEM_SIZES.get(storage.dtype)
+        dtype = NUMPY_DTYPES.get(storage.dtype)
+        item_size = OTHER_ITEM_SIZES.get(storage.dtype) if dtype is None else dtype.itemsize
         if item_size is None:
             raise SourceError(
                 f"{path}: has a {printable(storage.dtype)}, which is not read; fix: cast it to float32 and save "
@@ -166,34 +170,22 @@ def _locate(path: Path, file: BinaryIO, size: int, keys: Any, storages: dict[str
     return data
 
 
-# Lightning and most scripts; the PyTorch tutorial; fairseq and many scripts; DeepSpeed
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-MAX_DEPTH = 8
-LIGHTNING_KEYS = ("pytorch-lightning_version", "hyper_parameters")
+def find_state_dict(file: TorchFile) -> Weights:
+    """Return the dictionary of tensors, out of its wrappers.
 
+    At each level, follow the one wrapper key whose value holds tensors. Leave out values that are no tensors, with a
+    note.
 
-@dataclass(frozen=True)
-class StateDict:
-    """A checkpoint's own tensors, under the names it gives them."""
-
-    entries: dict[str, TensorEntry]
-    notes: tuple[str, ...] = ()
-    lightning: bool = False
-
-
-def find_state_dict(file: TorchFile) -> StateDict:
-    """Unwrap to the dictionary of tensors.
-
-    At each level the one wrapper key whose value holds tensors is followed. Values that are no tensors are
-    left out with a note. Raises SourceError: a whole pickled model, nothing to be found, several state dicts,
-    or a tensor of a kind that is not read.
+    Raises:
+        SourceError: the file holds a whole pickled model, no state dict, several state dicts, or a tensor of a kind
+            that is not read.
     """
-    top, within, notes = file.top, "", []
-    level = _mapping(top)
-    lightning = level is not None and any(key in level for key in LIGHTNING_KEYS)
-    for _ in range(MAX_DEPTH):
+    notes: list[str] = []
+    level = _mapping(file.top)
+    lightning = level is not None and any(key in level for key in _LIGHTNING_KEYS)
+    for _ in range(_MAX_DEPTH):
         if level is None:
-            raise _no_state_dict(file, top)
+            raise _no_state_dict(file, file.top)
         wrapped = [key for key in WRAPPERS if (inner := _mapping(level.get(key))) and _holds_tensors(inner)]
         if not wrapped:
             break
@@ -202,26 +194,24 @@ def find_state_dict(file: TorchFile) -> StateDict:
                 f"{file.path}: has several state dicts ({', '.join(wrapped)}); "
                 f"fix: torch.save(torch.load(FILE)[{wrapped[0]!r}], NEW_FILE) with the one you mean"
             )
-        stray = [_label(key) for key, value in level.items() if isinstance(value, TensorRef)]
-        if stray:
-            notes.append(f"tensors beside {wrapped[0]!r} ignored: {_listed(stray)}")
-        within = wrapped[0]
-        level = _mapping(level[within])
+        beside = [_label(key) for key, value in level.items() if isinstance(value, TensorRef)]
+        if beside:
+            notes.append(f"tensors beside {wrapped[0]!r} ignored: {_listed(beside)}")
+        level = _mapping(level[wrapped[0]])
     else:
-        raise SourceError(
-            f"{file.path}: wraps its state dict more than {MAX_DEPTH} deep; fix: torch.save(model.state_dict(), FILE)"
-        )
+        raise SourceError(f"{file.path}: wraps its state dict more than {_MAX_DEPTH} deep; {_SAVE}")
     assert level is not None
     if not any(isinstance(value, TensorRef | UnreadableTensor) for value in level.values()):
-        raise _no_state_dict(file, top)
+        raise _no_state_dict(file, file.top)
     return _collect(file, level, notes, lightning)
 
 
-def _collect(file: TorchFile, level: Mapping[Any, Any], notes: list[str], lightning: bool) -> StateDict:
+def _collect(file: TorchFile, level: Mapping[Any, Any], notes: list[str], lightning: bool) -> Weights:
     unreadable = [f"{_label(k)}: {printable(v.kind)}" for k, v in level.items() if isinstance(v, UnreadableTensor)]
     if unreadable:
+        count = "1 tensor" if len(unreadable) == 1 else f"{len(unreadable)} tensors"
         raise SourceError(
-            f"{file.path}: {_count(unreadable)} of a kind that is not read (quantized, sparse or a subclass); "
+            f"{file.path}: {count} of a kind that is not read (quantized, sparse or a subclass); "
             f"fix: save a plain dense state dict (dequantized)\n{first_ten(unreadable)}"
         )
     entries, other = {}, []
@@ -234,18 +224,18 @@ def _collect(file: TorchFile, level: Mapping[Any, Any], notes: list[str], lightn
         notes.append(f"no tensors, ignored: {_listed(other)}")
     if not entries:
         raise _no_state_dict(file, level)
-    return StateDict(entries, tuple(notes), lightning)
+    return Weights("pytorch", entries, (file.path,), tuple(notes), lightning)
 
 
 def _mapping(value: Any) -> dict[Any, Any] | None:
-    """A dictionary, or the items of an unknown dictionary class."""
+    """Return a dictionary, or the items of an unknown dictionary class; None for anything else."""
     if isinstance(value, dict):
         return value
     return value.items if isinstance(value, Placeholder) and value.items else None
 
 
 def _holds_tensors(value: dict[Any, Any]) -> bool:
-    """Whether tensors lie in this dictionary or below its wrapper keys; each dictionary is looked at once."""
+    """Return whether tensors lie in this dictionary or below its wrapper keys; look at each dictionary once."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:
@@ -264,38 +254,34 @@ def _label(key: Any) -> str:
 
 
 def _no_state_dict(file: TorchFile, top: Any) -> SourceError:
-    save = "fix: torch.save(model.state_dict(), FILE)"
+    """Return the error that says what the file holds instead of a state dict."""
     if isinstance(top, Placeholder):
         return SourceError(
             f"{file.path}: is a whole pickled model ({printable(top.name)}), not a state dict: loading it would run "
-            f"code from the file, so nothing was loaded; {save} where the model's class is at hand"
+            f"code from the file, so nothing was loaded; {_SAVE} where the model's class is at hand"
         )
     if isinstance(top, TensorRef | UnreadableTensor):
-        return SourceError(f"{file.path}: holds a single tensor, not a state dict; {save}")
+        return SourceError(f"{file.path}: holds a single tensor, not a state dict; {_SAVE}")
     if not isinstance(top, dict):
-        return SourceError(f"{file.path}: holds a {type(top).__name__}, not a state dict; {save}")
+        return SourceError(f"{file.path}: holds a {type(top).__name__}, not a state dict; {_SAVE}")
     if not top:
-        return SourceError(f"{file.path}: holds an empty state dict; {save} after the model is built")
+        return SourceError(f"{file.path}: holds an empty state dict; {_SAVE} after the model is built")
     dicts = [key for key, v in top.items() if isinstance(key, str) and isinstance(v, dict) and _holds_tensors(v)]
     if dicts:
         return SourceError(
             f"{file.path}: has no state dict under {', '.join(WRAPPERS)}, but tensors under {_listed(dicts)}; "
             f"fix: torch.save(torch.load(FILE)[{printable(dicts[0])!r}], NEW_FILE)"
         )
-    whole = [(k, v) for k, v in top.items() if isinstance(v, Placeholder) and isinstance(v.state, dict)]
-    for key, value in whole:
-        if "_parameters" in value.state or "_modules" in value.state:
+    for key, value in top.items():
+        state = value.state if isinstance(value, Placeholder) else None
+        if isinstance(state, dict) and ("_parameters" in state or "_modules" in state):
             return SourceError(
                 f"{file.path}: has a whole pickled model ({printable(value.name)}) under {_label(key)}, no state "
-                f"dict: loading it would run code from the file, so nothing was loaded; {save}"
+                f"dict: loading it would run code from the file, so nothing was loaded; {_SAVE}"
             )
-    return SourceError(f"{file.path}: holds no tensors (it has {_listed([_label(k) for k in top])}); {save}")
+    return SourceError(f"{file.path}: holds no tensors (it has {_listed([_label(k) for k in top])}); {_SAVE}")
 
 
 def _listed(names: list[str]) -> str:
     more = f" … and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(printable(name) for name in names[:10]) + more
-
-
-def _count(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"

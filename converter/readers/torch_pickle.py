@@ -1,10 +1,8 @@
-"""torch's names of element types, as safetensors' names.
+"""Reads what the names in a torch.save pickle stand for, without torch.
 
-What the names in a torch.save pickle stand for, without torch.
-
-The formats are those of torch/serialization.py and torch/_utils.py (`_rebuild_*`). Whatever is not listed
-here becomes a Placeholder. A pickle that names something whose only use is to run code or reach the system is
-refused as a whole, although nothing would run: no training framework writes such a name, so it is an attack.
+The formats are those of torch/serialization.py and torch/_utils.py (`_rebuild_*`). A name that is not listed here
+becomes a Placeholder. A pickle that names something whose only use is to run code or to reach the system is refused,
+although nothing would run: no training framework writes such a name, so it is an attack.
 """
 
 from __future__ import annotations
@@ -16,24 +14,29 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from converter.readers.pickle_machine import Global, MalformedPickle, PickleMachine, Placeholder, safe_key
-from converter.readers.source_files import SourceError
+from converter.readers.source_files import AGAIN, SourceError
 from mlxbert.errors import printable
 
-STORAGES = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-    "UntypedStorage": "U8",
-    "_UntypedStorage": "U8",
+# safetensors' dtype: torch's storage class and torch's names of the dtype.
+_DTYPES = {
+    "F64": ("DoubleStorage", "float64", "double"),
+    "F32": ("FloatStorage", "float32", "float"),
+    "F16": ("HalfStorage", "float16", "half"),
+    "BF16": ("BFloat16Storage", "bfloat16"),
+    "I64": ("LongStorage", "int64", "long"),
+    "I32": ("IntStorage", "int32", "int"),
+    "I16": ("ShortStorage", "int16", "short"),
+    "I8": ("CharStorage", "int8"),
+    "U64": ("", "uint64"),
+    "U32": ("", "uint32"),
+    "U16": ("", "uint16"),
+    "U8": ("ByteStorage", "uint8"),
+    "BOOL": ("BoolStorage", "bool"),
 }
-# bytes of an element in storages whose tensors are refused, but which may lie before others in a legacy file
+_STORAGES = {storage: dtype for dtype, (storage, *_) in _DTYPES.items() if storage}
+_STORAGES |= {"UntypedStorage": "U8", "_UntypedStorage": "U8"}
+_TORCH_DTYPES = {name: dtype for dtype, (_, *names) in _DTYPES.items() for name in names}
+# Bytes of an element in storages that are not read, but may lie before others in a legacy file.
 OTHER_ITEM_SIZES = {
     "ComplexFloatStorage": 8,
     "ComplexDoubleStorage": 16,
@@ -43,31 +46,8 @@ OTHER_ITEM_SIZES = {
     "QUInt4x2Storage": 1,
     "QUInt2x4Storage": 1,
 }
-TORCH_DTYPES = {
-    "float64": "F64",
-    "double": "F64",
-    "float32": "F32",
-    "float": "F32",
-    "float16": "F16",
-    "half": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "long": "I64",
-    "int32": "I32",
-    "int": "I32",
-    "int16": "I16",
-    "short": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "uint16": "U16",
-    "uint32": "U32",
-    "uint64": "U64",
-    "bool": "BOOL",
-}
-
-
-# Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold
-# harmless classes, or share their name with people's own folders (code.model.Classifier is somebody's model).
+# Names whose use in a pickle is an attack: whole modules, then single names of modules that also hold harmless
+# classes or share their name with people's own folders (code.model.Classifier is somebody's model).
 _RUNS_CODE = re.compile(
     r"""
     (os|posix|nt|sys|subprocess|importlib|imp|runpy|socket|shutil|pty|popen2|_?ctypes|cffi|pip|setuptools
@@ -83,7 +63,7 @@ _RUNS_CODE = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _BUILTIN = re.compile(r"(builtins|__builtins?__)\.(?P<name>.+)", re.DOTALL)
-# types, and what enumerations and bound methods pickle as; exceptions may sit in a callback's state
+# Types, and the names in pickles of enumerations, bound methods and exceptions (in a callback's state).
 _HARMLESS_BUILTIN = re.compile(
     r"getattr|object|type|(frozen)?set|dict|list|tuple|int|long|float|complex|bool|str|unicode|bytes|bytearray"
     r"|slice|x?range|print|len|max|min|sum|abs|round|sorted|reversed|enumerate|zip|map|filter|any|all|property"
@@ -93,17 +73,20 @@ _HARMLESS_BUILTIN = re.compile(
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A storage that tensors view: `offset` elements into the storage `key` of the file."""
+    """A storage that tensors view: it begins `offset` elements into the storage `key` of the file.
+
+    `dtype` is safetensors' name, or torch's storage class if safetensors has no name for it.
+    """
 
     key: str
-    dtype: str  # safetensors' name, or torch's storage class when it has none
+    dtype: str
     numel: int
     offset: int = 0
 
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A dense tensor: offset and strides in elements of `dtype`."""
+    """A dense tensor; offset and strides count elements of `dtype`."""
 
     storage: StorageRef
     dtype: str
@@ -114,52 +97,55 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class UnreadableTensor:
-    """A tensor of a kind that is not read: sparse, quantized, a subclass …"""
+    """A tensor of a kind that is not read: sparse, quantized, a subclass and others."""
 
     kind: str
 
 
 def load_torch_pickle(path: Path, file: BinaryIO) -> tuple[Any, dict[str, StorageRef]]:
-    """The object of one torch.save pickle, tensors as TensorRef, and the storages it mentions."""
+    """Return the object of one torch.save pickle, its tensors as TensorRef, and the storages that it mentions.
+
+    Raises:
+        SourceError: the pickle is damaged, or names something that runs code.
+    """
     storages: dict[str, StorageRef] = {}
-
-    def on_global(found: Global) -> None:
-        _refuse_code(path, found)
-
-    def on_persistent(value: Any) -> Any:
-        return _persistent(value, storages)
-
+    machine = PickleMachine(
+        on_global=lambda name: _refuse_code(path, str(name)),
+        on_call=_call,
+        on_persistent=lambda value: _persistent(value, storages),
+    )
     try:
-        return PickleMachine(on_global, _call, on_persistent).run(file), storages
+        return machine.run(file), storages
     except MalformedPickle as error:
         raise SourceError(
-            f"{path}: its pickle is damaged or no checkpoint's ({printable(str(error))}); fix: get the file again"
+            f"{path}: its pickle is damaged or no checkpoint's ({printable(str(error))}); {AGAIN}"
         ) from error
 
 
-def _refuse_code(path: Path, found: Global) -> None:
-    builtin = _BUILTIN.fullmatch(str(found))
-    if _RUNS_CODE.fullmatch(str(found)) or (builtin and not _HARMLESS_BUILTIN.fullmatch(builtin["name"])):
+def _refuse_code(path: Path, name: str) -> None:
+    builtin = _BUILTIN.fullmatch(name)
+    if _RUNS_CODE.fullmatch(name) or (builtin and not _HARMLESS_BUILTIN.fullmatch(builtin["name"])):
         raise SourceError(
-            f"{path}: its pickle names {printable(str(found))}, which executes code when loaded (nothing was run); "
+            f"{path}: its pickle names {printable(name)}, which executes code when loaded (nothing was run); "
             "fix: do not trust this file; get the model as safetensors, or its state_dict() saved anew by its "
             "author"
         )
 
 
 def _persistent(value: Any, storages: dict[str, StorageRef]) -> Any:
-    """Persistent ids: ('storage', class, key, location, numel[, view]) and, long ago, ('module', …)."""
-    if not isinstance(value, tuple) or not value:
-        raise MalformedPickle("it refers to something outside itself")
-    if value[0] == "module" and len(value) > 1:
-        return value[1]  # a pickled model's class with its source text; the class is all we tell
-    if value[0] != "storage" or len(value) not in (5, 6):
+    """Return what a persistent id stands for.
+
+    It is ('storage', class, key, location, numel[, view]), and in old files ('module', class, source file, source).
+    """
+    if isinstance(value, tuple) and len(value) > 1 and value[0] == "module":
+        return value[1]
+    if not isinstance(value, tuple) or len(value) not in (5, 6) or value[0] != "storage":
         raise MalformedPickle("it refers to something outside itself")
     kind, key, numel = value[1], value[2], value[4]
     if not isinstance(kind, Global) or not isinstance(key, str) or type(numel) is not int or numel < 0:
         raise MalformedPickle("it refers to a storage that cannot be")
     name = kind.name.rsplit(".", 1)[-1]
-    storage = StorageRef(key, STORAGES.get(name, name), numel)
+    storage = StorageRef(key, _STORAGES.get(name, name), numel)
     if storages.setdefault(key, storage).dtype != storage.dtype:
         raise MalformedPickle("it gives one storage two types")
     view = value[5] if len(value) == 6 else None
@@ -176,22 +162,22 @@ def _call(callee: Global, arguments: tuple[Any, ...]) -> Any:
         return handler(arguments)
     if callee.module in ("torch._utils", "torch._tensor") and callee.name.startswith("_rebuild_"):
         return UnreadableTensor(callee.name.removeprefix("_rebuild_"))
-    if (callee.module, callee.name) in (("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")):
+    if callee.module in ("copyreg", "copy_reg") and callee.name == "_reconstructor":
         return Placeholder(str(arguments[0]) if arguments and isinstance(arguments[0], Global) else "object")
     return Placeholder(str(callee))
 
 
 def _rebuild_tensor(arguments: tuple[Any, ...]) -> TensorRef | UnreadableTensor:
-    """_rebuild_tensor(storage, offset, size, stride) and _v2(…, requires_grad, hooks, metadata=None)."""
+    """Read _rebuild_tensor(storage, offset, size, stride) and _v2(…, requires_grad, hooks, metadata=None)."""
     return _tensor(arguments, None, arguments[6] if len(arguments) > 6 else None)
 
 
 def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> TensorRef | UnreadableTensor:
-    """_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None): an untyped storage."""
+    """Read _v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None), of an untyped storage."""
     dtype = arguments[6]
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise MalformedPickle("it has a tensor without a dtype")
-    name = TORCH_DTYPES.get(dtype.name, str(dtype))
+    name = _TORCH_DTYPES.get(dtype.name, str(dtype))
     return _tensor(arguments, name, arguments[7] if len(arguments) > 7 else None)
 
 
@@ -209,7 +195,7 @@ def _tensor(arguments: tuple[Any, ...], dtype: str | None, metadata: Any) -> Ten
 
 
 def _first(arguments: tuple[Any, ...]) -> Any:
-    """A parameter is its tensor, a torch.Size its tuple."""
+    """Return the first argument: the tensor of a parameter, the tuple of a torch.Size."""
     return arguments[0] if arguments else ()
 
 
@@ -218,7 +204,7 @@ def _storage(arguments: tuple[Any, ...]) -> Any:
 
 
 def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
-    """_rebuild_from_type_v2(func, type, args, state): a tensor with Python attributes, or of a subclass."""
+    """Read _rebuild_from_type_v2(func, type, args, state): a tensor with Python attributes, or of a subclass."""
     function, kind, inner = arguments[:3] if len(arguments) >= 3 else (None, None, None)
     if not isinstance(function, Global) or not isinstance(kind, Global) or not isinstance(inner, tuple):
         raise MalformedPickle("it has a tensor without a type")
@@ -228,16 +214,16 @@ def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
 
 
 def _mapping(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    """OrderedDict() filled by later operations, or Python 2's OrderedDict([[key, value], …])."""
-    found: dict[Any, Any] = {}
+    """Read OrderedDict(), which later operations fill, or Python 2's OrderedDict([[key, value], …])."""
+    items: dict[Any, Any] = {}
     for argument in arguments:
         if isinstance(argument, list):
             for pair in argument:
                 if not isinstance(pair, list | tuple) or len(pair) != 2:
                     raise MalformedPickle("it has an ordered dictionary without pairs")
-                found[safe_key(pair[0])] = pair[1]
-            argument.clear()  # taken once: one long list referred to many times must not be copied many times
-    return found
+                items[safe_key(pair[0])] = pair[1]
+            argument.clear()  # so that one long list, referred to many times, is copied only once
+    return items
 
 
 _CALLS: dict[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {

@@ -1,15 +1,13 @@
-"""Zip containers (torch.save since 1.6, numpy's .npz), read without extracting and without trust.
+"""Reads zip containers (torch.save since 1.6, NumPy's .npz) without extracting them and without trust in their sizes.
 
-numpy's .npz, as mlx-examples' `bert/convert.py` and mlx.core.savez write it.
-
-The .npy header is numpy's, format versions 1 to 3: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+An .npz is read as mlx-examples' converter and mlx.core.savez write it. The .npy header is NumPy's, format versions 1
+to 3 (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html). It is hostile input, so it is parsed
+here, where only one plain literal is accepted.
 """
 
 from __future__ import annotations
 
 import ast
-import io
-import math
 import struct
 import zipfile
 import zlib
@@ -19,20 +17,19 @@ from pathlib import Path
 from typing import Any, cast
 
 from converter.readers.safetensors import (
-    DTYPES,
     StridedTensor,
     TensorEntry,
     contiguous_strides,
     plausible_shape,
     tensor_entry,
 )
-from converter.readers.source_files import SourceError, file_size, open_file, read_bytes, read_into
+from converter.readers.source_files import AGAIN, SourceError, file_size, open_file, read_bytes, read_into
 from mlxbert.errors import printable
 from mlxbert.files.reading import reading_failed
+from mlxbert.files.safetensors import NUMPY_DTYPES
 
-AGAIN = "fix: get the file again"
-# what the standard library raises on a damaged archive, beside BadZipFile
-DAMAGED = (
+# What the standard library raises for a damaged archive.
+_DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -43,38 +40,46 @@ DAMAGED = (
     RuntimeError,
     IndexError,
 )
-# Weights hardly shrink: what inflates to much more than it is was made to fill the memory, or is empty.
-MAX_INFLATION = 20
-INFLATED_FREELY = 64 << 20
-MAX_DEFLATE_RATIO = 1032  # https://zlib.net/zlib_tech.html: deflate cannot do better
+# Weights hardly shrink: an archive that inflates to far more than its size was made to fill the memory, or is empty.
+_MAX_INFLATION = 20
+_INFLATED_FREELY = 64 << 20
+_MAX_DEFLATE_RATIO = 1032  # https://zlib.net/zlib_tech.html: deflate cannot do better
+_MAX_HEADER_BYTES = 10_000  # NumPy's own limit
+# NumPy's kind and item size -> safetensors' dtype.
+_DTYPES = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in NUMPY_DTYPES.items() if name != "BF16"}
+# mlx and ml_dtypes save bfloat16 as two raw bytes, because NumPy has no name for it.
+_DTYPES["V2"] = "BF16"
 
 
 @dataclass(frozen=True)
 class ZipMember:
-    """The contents of one archive member, or what follows its first bytes (`head`): a ByteRange.
+    """The content of one archive member as a byte range, without its first bytes (`head`) if these were read already.
 
-    Reading all of it compares the member's CRC-32; a part cannot be compared. torch writes 0 when told not to
-    compute CRCs (torch.serialization.set_crc32_options), so 0 is not compared.
+    Reading the whole member checks its CRC-32; a part cannot be checked. A CRC of 0 is not checked, because torch
+    writes 0 when it is told to compute none (torch.serialization.set_crc32_options).
+
+    Attributes:
+        data_offset: where the content begins in the file; None for a compressed member.
     """
 
     path: Path
     name: str
     size: int
     crc: int
-    data_offset: int | None  # None when the member is compressed
+    data_offset: int | None
     head: bytes = b""
 
     @property
     def nbytes(self) -> int:
-        """Bytes behind the head."""
+        """Number of bytes behind the head."""
         return self.size - len(self.head)
 
     def after(self, head: bytes) -> ZipMember:
-        """The same member without its first bytes, which were read already."""
+        """Return the same member without its first bytes."""
         return replace(self, head=head)
 
     def read_into(self, start: int, out: memoryview) -> None:
-        """Fill `out` from `start` bytes behind the head."""
+        """Fill `out` with the bytes from `start` on, counted behind the head."""
         if start < 0 or start + len(out) > self.nbytes:
             raise SourceError(f"{self.path}: a tensor reaches beyond its data in {printable(self.name)}; {AGAIN}")
         if self.data_offset is None:
@@ -85,7 +90,7 @@ class ZipMember:
             raise SourceError(f"{self.path}: {printable(self.name)} is damaged (its CRC-32 is wrong); {AGAIN}")
 
     def read(self, start: int, count: int) -> bytes:
-        """`count` bytes from `start` on."""
+        """Return `count` bytes from `start` on."""
         out = bytearray(count)
         self.read_into(start, memoryview(out))
         return bytes(out)
@@ -94,17 +99,18 @@ class ZipMember:
         try:
             with open_file(self.path) as file, zipfile.ZipFile(file) as archive, archive.open(self.name) as stream:
                 while start:
-                    start -= len(stream.read(min(start, 1 << 20))) or _early_end()
+                    start -= len(stream.read(min(start, 1 << 20))) or _raise_early_end()
                 done = 0
                 while done < len(out):
-                    done += cast(zipfile.ZipExtFile, stream).readinto(out[done : done + (1 << 20)]) or _early_end()
+                    piece = out[done : done + (1 << 20)]
+                    done += cast(zipfile.ZipExtFile, stream).readinto(piece) or _raise_early_end()
         except OSError as error:
             raise SourceError(reading_failed(self.path, error)) from error
-        except DAMAGED as error:
+        except _DAMAGE as error:
             raise SourceError(f"{self.path}: {printable(self.name)} is damaged ({error}); {AGAIN}") from error
 
 
-def _early_end() -> int:
+def _raise_early_end() -> int:
     raise EOFError("it ends early")
 
 
@@ -112,7 +118,7 @@ class ZipArchive:
     """The table of contents of a zip file."""
 
     def __init__(self, path: Path) -> None:
-        """Read the central directory; SourceError when it is truncated or garbage."""
+        """Read the central directory; raise SourceError if it is damaged or inflates far more than weights do."""
         self.path = path
         self._size = file_size(path)
         try:
@@ -120,11 +126,11 @@ class ZipArchive:
                 infos = archive.infolist()
         except OSError as error:
             raise SourceError(reading_failed(path, error)) from error
-        except DAMAGED as error:
+        except _DAMAGE as error:
             raise SourceError(f"{path}: is a truncated or damaged zip ({error}); {AGAIN}") from error
-        packed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
-        inflated = sum(info.file_size for info in packed)
-        if inflated > max(INFLATED_FREELY, MAX_INFLATION * sum(info.compress_size for info in packed)):
+        compressed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
+        inflated = sum(info.file_size for info in compressed)
+        if inflated > max(_INFLATED_FREELY, _MAX_INFLATION * sum(info.compress_size for info in compressed)):
             raise SourceError(
                 f"{path}: its {self._size / 2**20:.1f} MB would inflate to {inflated / 2**20:.0f} MB, far more than "
                 "weights do (a zip bomb?); fix: do not trust it; if you do, unpack it and zip it as stored (zip -0)"
@@ -138,7 +144,7 @@ class ZipArchive:
         return list(self._infos)
 
     def member(self, name: str) -> ZipMember:
-        """Find a member's bytes; SourceError: missing, twice there, encrypted, or with impossible sizes."""
+        """Return a member; raise SourceError if it is missing, there twice, encrypted, or of impossible sizes."""
         info = self._infos.get(name)
         if info is None:
             raise SourceError(f"{self.path}: has no {printable(name)} inside; {AGAIN}")
@@ -149,81 +155,67 @@ class ZipArchive:
             raise SourceError(f"{label} is encrypted; fix: unpack it with its password and zip it without one")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise SourceError(f"{label} is compressed by method {info.compress_type}; fix: zip it as stored")
-        local = self._local_data_offset(info, label)
-        if local + info.compress_size > self._size:
+        offset = self._data_offset(info, label)
+        if offset + info.compress_size > self._size:
             raise SourceError(f"{label} reaches beyond the end of the file (truncated?); {AGAIN}")
         stored = info.compress_type == zipfile.ZIP_STORED
         if stored and info.compress_size != info.file_size:
             raise SourceError(f"{label} claims two different sizes; {AGAIN}")
-        if info.file_size > MAX_DEFLATE_RATIO * (info.compress_size + 64):
+        if info.file_size > _MAX_DEFLATE_RATIO * (info.compress_size + 64):
             raise SourceError(f"{label} claims more bytes than it can hold (a zip bomb?); {AGAIN}")
-        return ZipMember(self.path, name, info.file_size, info.CRC, local if stored else None)
+        return ZipMember(self.path, name, info.file_size, info.CRC, offset if stored else None)
 
-    def _local_data_offset(self, info: zipfile.ZipInfo, label: str) -> int:
-        """Where the member's bytes begin: behind a local header whose lengths the table does not repeat."""
+    def _data_offset(self, info: zipfile.ZipInfo, label: str) -> int:
+        """Return where the member's bytes begin: behind a local header, whose lengths the table does not repeat."""
         if info.header_offset < 0 or info.header_offset + 30 > self._size:
             raise SourceError(f"{label} lies outside the file (truncated?); {AGAIN}")
-        header = io.BytesIO(read_bytes(self.path, info.header_offset, 30))
-        signature, name_length, extra_length = struct.unpack("<4s22xHH", header.read())
+        header = read_bytes(self.path, info.header_offset, 30)
+        signature, name_length, extra_length = struct.unpack("<4s22xHH", header)
         if signature != b"PK\x03\x04":
             raise SourceError(f"{label} has no local header (damaged?); {AGAIN}")
         return info.header_offset + 30 + name_length + extra_length
 
 
-MAX_HEADER_BYTES = 10_000  # numpy's own limit
-_KINDS = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in DTYPES.items() if name != "BF16"}
-# mlx and ml_dtypes save bfloat16 as two raw bytes, for want of a numpy name
-_KINDS["V2"] = "BF16"
-
-
 def read_npz(archive: ZipArchive) -> dict[str, TensorEntry]:
-    """Every array of an .npz, in the archive's order; the member `a.npy` is the tensor `a`."""
-    entries = {}
-    for name in archive.names:
-        if name.endswith(".npy"):
-            key = name.removesuffix(".npy")
-            entries[key] = _entry(archive.path, key, archive.member(name))
-    return entries
+    """Return every array of an .npz, in the archive's order; the member `a.npy` is the tensor `a`."""
+    keys = [name.removesuffix(".npy") for name in archive.names if name.endswith(".npy")]
+    return {key: _array_entry(archive.path, key, archive.member(f"{key}.npy")) for key in keys}
 
 
-def _entry(path: Path, key: str, member: ZipMember) -> TensorEntry:
-    bad = SourceError(f"{path}: array {printable(key)} has no valid .npy header; {AGAIN}")
+def _array_entry(path: Path, key: str, member: ZipMember) -> TensorEntry:
+    invalid = SourceError(f"{path}: array {printable(key)} has no valid .npy header; {AGAIN}")
     prelude = member.read(0, min(12, member.size))
     if len(prelude) < 12 or prelude[:6] != b"\x93NUMPY" or prelude[6] not in (1, 2, 3):
-        raise bad
+        raise invalid
     begin, width = (10, 2) if prelude[6] == 1 else (12, 4)
     length = int.from_bytes(prelude[8 : 8 + width], "little")
-    if length > min(MAX_HEADER_BYTES, member.size - begin):
-        raise bad
-    header = _parse(member.read(begin, length))
+    if length > min(_MAX_HEADER_BYTES, member.size - begin):
+        raise invalid
+    header = _parse_header(member.read(begin, length))
     if header is None:
-        raise bad
-    descr, fortran, shape = header
+        raise invalid
+    descr, fortran_order, shape = header
     if descr.lstrip("|<>=").startswith("O"):
         raise SourceError(
             f"{path}: array {printable(key)} holds pickled Python objects, which are never loaded; "
             "fix: save plain number arrays"
         )
-    dtype = _KINDS.get(descr.lstrip("|<>="), descr)
-    strides = contiguous_strides(shape[::-1])[::-1] if fortran else contiguous_strides(shape)
+    dtype = _DTYPES.get(descr.lstrip("|<>="), descr)
+    strides = contiguous_strides(shape[::-1])[::-1] if fortran_order else contiguous_strides(shape)
     data = member.after(member.read(0, begin + length))
-    entry = tensor_entry(path, key, StridedTensor(data, dtype, shape, strides, big_endian=descr.startswith(">")))
-    if math.prod(shape) * DTYPES[dtype].itemsize != data.nbytes:
-        raise SourceError(
-            f"{path}: array {printable(key)}, {dtype} of shape {shape}, does not fit its {data.nbytes} bytes; {AGAIN}"
-        )
-    return entry
+    tensor = StridedTensor(data, dtype, shape, strides, big_endian=descr.startswith(">"))
+    return tensor_entry(path, key, tensor, whole=True, kind="array")
 
 
-def _parse(raw: bytes) -> tuple[str, bool, tuple[int, ...]] | None:
-    """dtype, Fortran order, and shape; None when the header is none, or of a structured dtype."""
+def _parse_header(raw: bytes) -> tuple[str, bool, tuple[int, ...]] | None:
+    """Return dtype, Fortran order and shape; None for an invalid header or a structured dtype."""
     try:
-        header: Any = ast.literal_eval(raw.decode("utf-8").strip())  # data only, by construction
+        header: Any = ast.literal_eval(raw.decode("utf-8").strip())  # literals only: nothing is run
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
         return None
-    descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
-    if not isinstance(descr, str) or type(fortran) is not bool or not isinstance(shape, tuple):
+    descr, fortran_order, shape = header["descr"], header["fortran_order"], header["shape"]
+    if not isinstance(descr, str) or type(fortran_order) is not bool or not isinstance(shape, tuple):
         return None
-    return (descr, fortran, shape) if plausible_shape(shape) else None
+    return (descr, fortran_order, shape) if plausible_shape(shape) else None

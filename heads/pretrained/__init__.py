@@ -4,20 +4,22 @@ Each module tree has the names of those classes (`cls.predictions.transform.dens
 that a checkpoint's tensors load without a mapping.
 """
 
-from heads.pretrained.choice import MultipleChoiceHead
-from heads.pretrained.head import Decode, PretrainedHead
-from heads.pretrained.masked_lm import MaskedLMHead
-from heads.pretrained.next_sentence import NextSentenceHead
-from heads.pretrained.pretraining import PretrainingHead
-from heads.pretrained.sequence import SequenceClassificationHead
-from heads.pretrained.span import SpanHead
-from heads.pretrained.token import TokenClassificationHead
+from heads.pretrained.base import Decode, Dropout, PretrainedHead
+from heads.pretrained.classification import (
+    MultipleChoiceHead,
+    SequenceClassificationHead,
+    SpanHead,
+    TokenClassificationHead,
+)
+from heads.pretrained.language_model import MaskedLMHead, NextSentenceHead, Predictions, PretrainingHead
 
 __all__ = [
     "Decode",
+    "Dropout",
     "MaskedLMHead",
     "MultipleChoiceHead",
     "NextSentenceHead",
+    "Predictions",
     "PretrainedHead",
     "PretrainingHead",
     "SequenceClassificationHead",

@@ -26,11 +26,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import mlx.core as mx
-
 from heads.install import install_fix, requirement
 from mlxbert.backend import openblas
-from mlxbert.backend import openblas as allocation
 from mlxbert.backend.openblas import (
     SLOT_TYPES,
     LoadedLibrary,
@@ -227,9 +224,9 @@ def one_blas_thread() -> AbstractContextManager[None]:
 def reuse_memory(*, training: bool = False) -> None:
     """On a Linux CPU, keep freed memory for the next arrays: see `mlxbert.backend.openblas`."""
     if use_fast_blas().active:
-        allocation.reuse_buffers()
+        openblas.reuse_buffers()
         if training:
-            allocation.keep_heap()
+            openblas.keep_heap()
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -245,6 +242,8 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 
 def device_name() -> str:
     """MLX's default device: "cpu", or "gpu" with its name."""
+    import mlx.core as mx
+
     device = mx.default_device()
     if device.type == mx.DeviceType.cpu:
         return "cpu"

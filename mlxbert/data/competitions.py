@@ -1,12 +1,6 @@
-"""`Competition`: all that turns a competition's files into a model and a submission, as data; and their registry.
+"""`Competition`: everything that turns a competition's files into a model and a submission, as data.
 
-The ready ones are in `mlxbert.data.competitions`; `register_competition` adds another, which is all there is to it.
-
-The ready configurations: one `register_competition` each.
-
-The default checkpoint of all is all-MiniLM-L6-v2 (22 million parameters, Apache-2.0): small enough to train on a CPU,
-and what the project's own scores are measured with. `mlxbert-convert sentence-transformers/all-MiniLM-L6-v2` makes it;
-a larger one (bert-base-uncased) is `checkpoint=` away.
+The ready ones are in one table; `register_competition` adds another.
 """
 
 from __future__ import annotations
@@ -35,17 +29,17 @@ FOLD_KINDS: Mapping[str, tuple[FoldKind, ...]] = MappingProxyType(
         "time_series": ("forward",),
     }
 )
-"""How rows are dealt into folds, by competition type, the usual one first. "binned": stratified by quantiles."""
+"""Ways to deal rows into folds, by competition type, the usual one first. "binned": stratified by quantiles."""
 
 
 def fold_kinds(task: str, time: str | None) -> tuple[FoldKind, ...]:
-    """Likewise where rows may have times: what comes later is then held out, whatever the task."""
+    """Return the ways to deal rows into folds, the usual one first; with times, later rows are held out."""
     kinds = FOLD_KINDS[task]
     return kinds if time is None or "forward" in kinds else ("forward", *kinds)
 
 
 class CompetitionError(MLXBertError):
-    """A configuration that contradicts itself, an unknown name, or one that is taken."""
+    """The configuration contradicts itself, or its name is unknown, or in use."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +47,27 @@ class Competition:
     """A ready configuration.
 
     Attributes:
-        name: what it is looked up by.
+        name: key of the registry.
         title: for people.
         task: the competition type, which chooses the head.
         target: the target's column, or columns.
         text: how a row becomes a text.
-        metric: what is optimized and reported, of `heads.metrics.METRICS`: the competition's own where there is one.
+        metric: of `heads.metrics.METRICS`, optimized and reported: the competition's own where there is one.
         submission: the format.
-        train: the name of the training file.
-        test: that of the file to predict; None: there is none, hold rows out.
+        train: name of the training file.
+        test: name of the file to predict; None: there is none, hold rows out.
         id: the column that names a row; None: there is none.
-        group: rows of one value never lie on both sides of a fold.
+        group: a column; rows of one value are never on both sides of a fold.
         time: the column of times, for forward-chaining folds.
-        folds: how many.
-        fold_kind: how; None: the usual one (`fold_kinds`).
-        head: options of the head: classes, horizon, log_targets, …: the target's transform is one of them.
+        folds: number of folds.
+        fold_kind: None: the usual one (`fold_kinds`).
+        head: options of the head: classes, horizon, log_targets (the target's transform), ….
         pooling: of `mlxbert.pooling.CHOICES`.
-        training: settings of `mlxbert.training.config.TrainingConfig` that these data need, in place of its defaults.
+        training: fields of `mlxbert.training.config.TrainingConfig` that differ from its defaults.
         checkpoint: the default encoder's id on the Hub, to be converted once.
-        url: where the data come from.
+        url: of the data.
         license: of the data, as their page has it.
-        note: what else one must know about the data.
+        note: other facts about the data.
     """
 
     name: str
@@ -99,7 +93,7 @@ class Competition:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be: see `CompetitionError`."""
+        """Refuse a configuration that contradicts itself: see `CompetitionError`."""
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
             raise CompetitionError(f"competition name {self.name!r}: give lower case words joined by '-'")
         try:
@@ -114,97 +108,65 @@ class Competition:
         object.__setattr__(self, "head", dict(self.head))
         object.__setattr__(self, "training", dict(self.training))
         leaked = [name for name in self.target if name in self.text.columns and self.task != "time_series"]
-        labels_of_one = self.task in ("binary", "multiclass", "ordinal")
-        problems = {
-            f"metric {self.metric!r} is for {', '.join(metric.competition_types)}, not for {self.task}": (
-                self.task not in metric.competition_types
+        has_one_target = self.task in ("binary", "multiclass", "ordinal", "time_series")
+        has_numbers = self.task in ("regression", "time_series")
+        columns = self.submission.columns
+        checks: list[tuple[bool, str]] = [
+            (
+                self.task not in metric.competition_types,
+                f"metric {self.metric!r} is for {', '.join(metric.competition_types)}, not for {self.task}",
             ),
-            f"folds must be a whole number from 2 on, not {self.folds!r}": (
-                isinstance(self.folds, bool) or not isinstance(self.folds, int) or self.folds < 2
+            (
+                isinstance(self.folds, bool) or not isinstance(self.folds, int) or self.folds < 2,
+                f"folds must be a whole number from 2 on, not {self.folds!r}",
             ),
-            f"fold_kind {self.fold_kind!r} does not fit {self.task}; fitting: {', '.join(kinds)}": (
-                self.fold_kind not in kinds
+            (
+                self.fold_kind not in kinds,
+                f"fold_kind {self.fold_kind!r} does not fit {self.task}; fitting: {', '.join(kinds)}",
             ),
-            "fold_kind 'group' needs group='column'": self.fold_kind == "group" and self.group is None,
-            "fold_kind 'forward' needs time='column'": self.fold_kind == "forward" and self.time is None,
-            "there is no target": not self.target,
-            f"{self.task} has one target column, not {len(self.target)}": (
-                len(self.target) > 1 and (labels_of_one or self.task == "time_series")
+            (self.fold_kind == "group" and self.group is None, "fold_kind 'group' needs group='column'"),
+            (self.fold_kind == "forward" and self.time is None, "fold_kind 'forward' needs time='column'"),
+            (not self.target, "there is no target"),
+            (
+                has_one_target and len(self.target) > 1,
+                f"{self.task} has one target column, not {len(self.target)}",
             ),
-            f"the text has the target column {leaked[0] if leaked else None!r}, which gives the answer away": bool(
-                leaked
+            (bool(leaked), f"the text has the target column {''.join(leaked[:1])!r}, which gives the answer away"),
+            (
+                (self.submission.values == "values") != has_numbers,
+                f"a submission of {self.submission.values} does not fit {self.task}",
             ),
-            f"a submission of {self.submission.values} does not fit {self.task}": (
-                (self.submission.values == "values") != (self.task in ("regression", "time_series"))
+            (
+                not columns or len({self.submission.id_column, *columns}) <= len(columns),
+                "the submission has no prediction columns, or one twice",
             ),
-            "the submission has no prediction columns, or one twice": (
-                not self.submission.columns
-                or len({self.submission.id_column, *self.submission.columns}) <= len(self.submission.columns)
-            ),
-        }
-        for problem, found in problems.items():
-            if found:
+        ]
+        for is_wrong, problem in checks:
+            if is_wrong:
                 raise CompetitionError(f"competition {self.name!r}: {problem}")
 
     @property
     def converted(self) -> str:
-        """Where `mlxbert-convert` puts the default checkpoint unless told otherwise."""
+        """The default directory of the converted checkpoint, as `mlxbert-convert` chooses it."""
         return f"mlx_models/{self.checkpoint.rsplit('/', 1)[-1]}"
 
     @property
     def converted_places(self) -> tuple[str, ...]:
-        """Where the converted default checkpoint may lie: `converted`, or where `make demo` puts all-MiniLM-L6-v2."""
+        """Possible places of the converted checkpoint: `converted`, or that of `make demo` for all-MiniLM-L6-v2."""
         demo = ("mlx_models/minilm",) if self.checkpoint == "sentence-transformers/all-MiniLM-L6-v2" else ()
         return (self.converted, *demo)
 
 
-_COMPETITIONS: dict[str, Competition] = {}
-
-
-def register_competition(competition: Competition) -> Competition:
-    """Make a configuration known under its name; returns it.
-
-    Raises:
-        CompetitionError: the name is taken by another one.
-    """
-    if _COMPETITIONS.setdefault(competition.name, competition) != competition:
-        raise CompetitionError(
-            f"competition {competition.name!r} is registered already ({_COMPETITIONS[competition.name].title}); "
-            "fix: give one another name, or unregister_competition it first"
-        )
-    return competition
-
-
-def unregister_competition(name: str) -> None:
-    """Forget a configuration; for notebooks, where a cell that registers one is changed and run again."""
-    get_competition(name)
-    del _COMPETITIONS[name]
-
-
-def get_competition(name: str) -> Competition:
-    """The configuration of this name.
-
-    Raises:
-        CompetitionError: there is none; the nearest names are given.
-    """
-    found = registered_competitions()
-    if name not in found:
-        raise CompetitionError(str(unknown_name("competition", name, found)))
-    return found[name]
-
-
-def registered_competitions() -> Mapping[str, Competition]:
-    """Every configuration by name, in the order of registration; a copy."""
-    return dict(_COMPETITIONS)
-
-
-register_competition(
+# The default checkpoint, all-MiniLM-L6-v2, has 22 million parameters (Apache-2.0): a CPU can train it, and the
+# README's scores are of it. `mlxbert-convert sentence-transformers/all-MiniLM-L6-v2` converts it; `checkpoint=` names
+# a larger one, such as bert-base-uncased.
+_READY = (
     Competition(
         name="titanic",
         title="Titanic: Machine Learning from Disaster",
         task="binary",
         target=("Survived",),
-        # The name carries title and family; ticket and cabin numbers mean nothing to a language model.
+        # The name has title and family; ticket numbers mean nothing to a language model.
         text=RowText(
             "{Name}. {Sex}, age {Age}, class {Pclass}, {SibSp} siblings or spouses and {Parch} parents or children "
             "aboard, fare {Fare}, cabin {Cabin}, embarked at {Embarked}"
@@ -213,20 +175,17 @@ register_competition(
         submission=Submission("PassengerId", ("Survived",), "labels"),
         id="PassengerId",
         head={"classes": (0, 1)},
-        # 891 rows: three epochs are some sixty steps, too few to leave the majority's answer behind.
+        # 891 rows: three epochs are some sixty steps, after which the model still predicts the majority.
         training={"epochs": 8, "batch_size": 16},
         url="https://www.kaggle.com/competitions/titanic",
         license="the competition's rules",
-    )
-)
-
-register_competition(
+    ),
     Competition(
         name="house-prices",
         title="House Prices: Advanced Regression Techniques",
         task="regression",
         target=("SalePrice",),
-        # Twenty-odd of the 79 columns, those that a buyer would ask for: some 100 word pieces.
+        # Twenty-odd of the 79 columns, those that a buyer asks for: some 100 word pieces.
         text=RowText(
             "{Neighborhood}, zone {MSZoning}, {BldgType} {HouseStyle}, quality {OverallQual}, "
             "condition {OverallCond}, built {YearBuilt}, remodeled {YearRemodAdd}, living area {GrLivArea}, "
@@ -245,10 +204,7 @@ register_competition(
         url="https://www.kaggle.com/competitions/house-prices-advanced-regression-techniques",
         license="the competition's rules; Ames data by Dean De Cock, 2011",
         note="Where the competition's test.csv is at hand, it has the same columns but the target.",
-    )
-)
-
-register_competition(
+    ),
     Competition(
         name="disaster-tweets",
         title="Natural Language Processing with Disaster Tweets",
@@ -262,10 +218,7 @@ register_competition(
         url="https://www.kaggle.com/competitions/nlp-getting-started",
         license="the competition's rules",
         note="69 texts come more than once, 18 of them with both labels: keep equal texts on one side of a fold.",
-    )
-)
-
-register_competition(
+    ),
     Competition(
         name="jigsaw-toxic",
         title="Toxic Comment Classification Challenge",
@@ -282,10 +235,7 @@ register_competition(
         url="https://www.kaggle.com/competitions/jigsaw-toxic-comment-classification-challenge",
         license="CC0 (comments: CC BY-SA 3.0, Wikipedia)",
         note="In test_labels.csv −1 means not scored. A sample may have a label with fewer positives than folds.",
-    )
-)
-
-register_competition(
+    ),
     Competition(
         name="commonlit-readability",
         title="CommonLit Readability Prize",
@@ -298,10 +248,7 @@ register_competition(
         url="https://www.kaggle.com/competitions/commonlitreadabilityprize",
         license="the competition's rules; each excerpt has its own in column `license`",
         note="`standard_error` is of the raters and absent from test.csv; excerpts have some 170 words: length 256.",
-    )
-)
-
-register_competition(
+    ),
     Competition(
         name="alexa-stars",
         title="Amazon Alexa reviews: stars",
@@ -317,10 +264,7 @@ register_competition(
         license="as on the data set's page",
         note="A TSV with a byte order mark and a padded header. `feedback` is the rating in another form, so never "
         "text. 849 texts are duplicates and some 80 are empty: keep equal texts on one side of a fold.",
-    )
-)
-
-register_competition(
+    ),
     Competition(
         name="airline-passengers",
         title="International airline passengers, 1949 to 1960",
@@ -334,8 +278,8 @@ register_competition(
         id="Month",
         time="Month",
         folds=4,
-        # A hundred windows: an encoder that learns from them, or a longer training, forecasts the next ones worse (out
-        # of fold). The best epoch of some twenty overlapping forecasts is chance, so the last one is kept.
+        # A hundred windows: a trained encoder, or a longer training, is worse out of fold. Some twenty overlapping
+        # forecasts are too few to choose the best epoch, so the last one is kept.
         training={
             "epochs": 15,
             "batch_size": 16,
@@ -344,10 +288,48 @@ register_competition(
             "keep": "last",
             "seeds": (0, 1, 2),
         },
-        # Growth and season multiply: on the logarithm they add up.
+        # Growth and season multiply; on a logarithmic scale they add up.
         head={"horizon": 12, "window": 24, "period": 12, "calendar": ("year",), "log_targets": True},
         url="https://github.com/jbrownlee/Datasets",
         license="public domain facts; Box and Jenkins, Time Series Analysis, 1976, series G",
         note="One series of 144 months; hold out the last 12.",
-    )
+    ),
 )
+
+_COMPETITIONS = {competition.name: competition for competition in _READY}
+
+
+def register_competition(competition: Competition) -> Competition:
+    """Register a configuration under its name, and return it.
+
+    Raises:
+        CompetitionError: another configuration has the name.
+    """
+    if _COMPETITIONS.setdefault(competition.name, competition) != competition:
+        raise CompetitionError(
+            f"competition {competition.name!r} is registered already ({_COMPETITIONS[competition.name].title}); "
+            "fix: give one another name, or unregister_competition it first"
+        )
+    return competition
+
+
+def unregister_competition(name: str) -> None:
+    """Remove a configuration from the registry; for a notebook cell that is changed and run again."""
+    get_competition(name)
+    del _COMPETITIONS[name]
+
+
+def get_competition(name: str) -> Competition:
+    """Return the configuration of this name.
+
+    Raises:
+        CompetitionError: there is none; the message has the nearest names.
+    """
+    if name not in _COMPETITIONS:
+        raise CompetitionError(str(unknown_name("competition", name, _COMPETITIONS)))
+    return _COMPETITIONS[name]
+
+
+def registered_competitions() -> Mapping[str, Competition]:
+    """Return a copy of the registry: every configuration by name, in the order of registration."""
+    return dict(_COMPETITIONS)

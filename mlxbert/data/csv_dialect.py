@@ -1,9 +1,10 @@
-"""`DataFile`: a data file as it lies there, opened for reading: regular, unpacked on the way, never beyond a bound.
+"""`DataFile`, which opens a data file for reading, and `find_quoting`, which says how a text table uses quotes.
 
-Which quoting a text table was written with: the one in which its physical lines, quotes and rows agree.
+Opening a file refuses what is no regular file, unpacks it, and stops at a bound.
 
-A lone quote at the start of a cell swallows every row up to the next one when a file without quoting is read as a file
-with it. Nothing in the result tells: so all lines are counted before anything is read.
+The quoting of a table is the one with which its lines, quotes and rows agree. A file without quoting that is read with
+quoting loses rows: a quote at the start of a cell swallows every row up to the next quote, and nothing in the result
+shows it. So all lines are counted before anything is read.
 """
 
 from __future__ import annotations
@@ -22,44 +23,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from mlxbert.errors import MLXBertError, MLXBertWarning, first_ten
+from mlxbert.data.frames import DataError, DataWarning
+from mlxbert.errors import first_ten
 from mlxbert.files.reading import open_regular
 
 Format = Literal["csv", "jsonl", "json", "parquet", "excel"]
 Compression = Literal["gzip", "bzip2", "xz", "zip"]
 Quoting = Literal["none", "minimal", "escaped"]
-"""How a text table writes a cell that holds the separator: not at all (a quote is a character like any other), in
-quotes with a quote doubled, or with a backslash before a quote."""
+"""How a text table treats quotes. "none": a quote is an ordinary character. "minimal": a cell may be in quotes, and a
+quote inside it is doubled. "escaped": a quote inside it has a backslash before it."""
 
-# Text compresses to a tenth, logs to a thirtieth: what grows more than this was made to fill a memory.
+DIALECTS: dict[str, dict[str, Any]] = {
+    "none": {"quoting": csv.QUOTE_NONE},
+    "minimal": {"quotechar": '"', "doublequote": True},
+    "escaped": {"quotechar": '"', "doublequote": True, "escapechar": "\\"},
+}
+"""Arguments for `csv.reader` and `pandas.read_csv`, by quoting."""
+
+MOST_CHARACTERS = 64 << 20
+"""The longest cell and the longest line: more is a missing quote, or an attack on the memory."""
+
+# Text compresses to a tenth, logs to a thirtieth; honest data do not grow more than a hundredfold.
 _MOST_RATIO, _HARMLESS = 100, 64 << 20
-# What the unpacking modules raise for a damaged or locked archive.
+# The errors of the unpacking modules for a damaged or locked archive.
 _DAMAGE = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
-
-
-class DataError(MLXBertError):
-    """A data file that cannot be read, or not as what it calls itself."""
-
-
-class DataWarning(MLXBertWarning):
-    """The data were read, but not without an assumption that should be known."""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file as it lies there.
+    """A data file and how to read it.
 
     Attributes:
-        path: where.
-        format: what is in it; "jsonl" is one object a line, "json" a document.
+        path: of the file.
+        format: of the content; "jsonl" is one object a line, "json" a document.
         size: in bytes.
         sha256: of the bytes, in hex, for run.json.
-        compression: what it is unpacked with; None: it is not compressed.
+        compression: None: the file is not compressed.
         encoding: of the text; None for Parquet and Excel.
-        separator: between the columns; None where there is none.
-        quoting: of a text table with quotes in it; None: there are none, or no table.
+        separator: between the columns of a text table; else None.
+        quoting: of a text table with quotes in it; else None.
         skipped: lines before the header (Excel's ``sep=;``).
-        extra: separators at the end of every row that the header has not.
+        extra: separators at the end of every row that the header does not have.
     """
 
     path: Path
@@ -78,14 +82,14 @@ class DataFile:
         """Open the unpacked bytes.
 
         Raises:
-            DataError: the file is gone, no regular file, damaged, or inflates beyond all measure.
+            DataError: the file is gone, not regular, damaged, or unpacks to far more than its size.
         """
         with os_errors(self.path), open_unpacked(self.path, self.compression, self.size) as stream:
             yield stream
 
     @contextmanager
     def open_text(self, encoding: str | None = None) -> Iterator[IO[str]]:
-        """Open the text after the lines to skip, its line ends as they are; raises as `open_bytes`."""
+        """Open the text after the skipped lines, with its own line ends; raises as `open_bytes`."""
         with self.open_bytes() as stream, io.TextIOWrapper(stream, encoding or self.encoding, newline="") as text:
             for _ in range(self.skipped):
                 text.readline()
@@ -94,7 +98,7 @@ class DataFile:
 
 @contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """Raise what reading `path` raises as a one-line `DataError`."""
+    """Turn an error of reading `path` into a one-line `DataError`."""
     try:
         yield
     except _DAMAGE as error:
@@ -104,7 +108,7 @@ def os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_unpacked(path: Path, compression: Compression | None, size: int) -> Iterator[IO[bytes]]:
-    """Open a file, unpacked if it is compressed; reading past 64 MB and 100 times its size is refused."""
+    """Open a file, unpacked if it is compressed; refuse to read past 64 MB and 100 times its size."""
     with ExitStack() as stack:
         file = open_regular(path, DataError)
         if file is None:
@@ -124,12 +128,12 @@ def open_unpacked(path: Path, compression: Compression | None, size: int) -> Ite
 
 
 def only_member(archive: zipfile.ZipFile, path: Path) -> str:
-    """Return the name of the one file in an archive, other than what systems add to it.
+    """Return the name of the only file in an archive, without the files that systems add.
 
     Raises:
-        DataError: none or several.
+        DataError: there is none, or there are several.
     """
-    names = [one.filename for one in archive.infolist() if not one.is_dir()]
+    names = [member.filename for member in archive.infolist() if not member.is_dir()]
     names = [name for name in names if not name.startswith("__MACOSX/") and not Path(name).name.startswith(".")]
     if len(names) != 1:
         what = f"holds {len(names)} files, not one" if names else "holds no file"
@@ -139,7 +143,7 @@ def only_member(archive: zipfile.ZipFile, path: Path) -> str:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to go on when more comes out than honest data can hold."""
+    """A stream that raises when more comes out of it than honest data can hold."""
 
     def __init__(self, source: IO[bytes], path: Path, size: int):
         self._source, self._path = source, path
@@ -162,35 +166,22 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
-MOST_CHARACTERS = 64 << 20
-"""Of one cell, and of one line: more is a missing quote, or was made to fill a memory."""
-
-DIALECTS: dict[str, dict[str, Any]] = {
-    "none": {"quoting": csv.QUOTE_NONE},
-    "minimal": {"quotechar": '"', "doublequote": True},
-    "escaped": {"quotechar": '"', "doublequote": True, "escapechar": "\\"},
-}
-_TYPICAL_ROWS, _FEW_VALUES = 2000, 20
-# Of rows of several lines, which are looked at when the others are known.
-_KEPT_CHARACTERS = 16 << 20
-
-
 @dataclass
 class Layout:
-    """What a file is when it is read with one quoting.
+    """Rows and cells of a file that is read with one quoting.
 
     Attributes:
         width: cells of the header.
-        rows: below the header; blank lines are none.
-        short: rows with fewer cells; `first_short` is the line of the first.
-        wide: the line of the first row with more cells; None: there is none.
-        trailing: whether every row has one more cell than the header, which is empty.
-        broken: (first line, last line) of the first cell in quotes that goes on after its closing quote, or never
-            ends; None: every quote has its fellow.
-        stray: the line of a carriage return alone, in a file whose lines end otherwise.
-        swallowed: (first line, last line) of a row whose every line looks like a row of its own.
-        joined: whether a broken quote lies in a cell of several lines.
-        wrapped: whether the header, or all cells of a column, stand in quotes.
+        rows: below the header, without blank lines.
+        short: rows with fewer cells than the header; `first_short` is the line of the first.
+        wide: line of the first row with more cells than the header; None: there is none.
+        trailing: whether every row has one more cell than the header, an empty one.
+        broken: (first line, last line) of the first quoted cell that goes on after its closing quote, or never ends;
+            None: all quotes are closed.
+        swallowed: (first line, last line) of a row of several lines, each of which looks like a row.
+        stray: line of a lone carriage return, in a file with other line ends.
+        joined: whether a broken quote is in a cell of several lines.
+        wrapped: whether the header, or all cells of a column, are in quotes.
     """
 
     width: int = 0
@@ -214,19 +205,20 @@ class Layout:
 def find_quoting(
     file: DataFile, given: Quoting | None, like: Quoting | None, marks: tuple[bool, bool]
 ) -> tuple[Quoting | None, Layout]:
-    """Return the quoting that explains the file, and what the file is with it; None: it makes no difference.
+    """Return the quoting that fits a file, and the file's layout with it; None: the quoting makes no difference.
 
     Args:
-        file: a text table, its encoding and separator known.
-        given: what the caller asks for: it is not doubted.
-        like: the training file's, preferred where the file does not speak against it.
-        marks: whether the file has quotes, and backslashes before a quote or a separator.
+        file: a text table with known encoding and separator.
+        given: the caller's choice, which is taken without a check.
+        like: the training file's quoting, preferred where it fits.
+        marks: whether the file has quotes, and whether it has backslashes.
 
     Raises:
-        DataError: no quoting explains the file; the line and the options are named.
+        DataError: no quoting fits; the message names the line and the options.
 
     Warns:
-        DataWarning: it is not the usual one (`minimal`), or not the training file's, or a quote is not doubled.
+        DataWarning: the quoting is not the usual one (`minimal`), or not the training file's, or a quote is not
+            doubled.
     """
     if given is not None:
         if given not in get_args(Quoting):
@@ -237,10 +229,11 @@ def find_quoting(
     if not quotes and not (backslashes and minimal.wide is not None):
         return None, minimal
     if like is not None:
-        alike = minimal if like == "minimal" else layout_of(file, like)
-        if alike.broken is None and (alike.wide is None or alike.trailing) and (like == "minimal" or not alike.short):
-            return like, alike
-    chosen, layout = _explained(file, minimal, backslashes)
+        layout = minimal if like == "minimal" else layout_of(file, like)
+        fits = layout.broken is None and (layout.wide is None or layout.trailing)
+        if fits and (like == "minimal" or not layout.short):
+            return like, layout
+    chosen, layout = _fitting(file, minimal, backslashes)
     if like is not None and like != chosen:
         _warn(f"{file.path}: quotes are read otherwise than in the training file ({chosen}, there {like})")
     elif chosen == "none":
@@ -253,8 +246,8 @@ def find_quoting(
     return chosen, layout
 
 
-def _explained(file: DataFile, minimal: Layout, backslashes: bool) -> tuple[Quoting, Layout]:
-    """Return the first quoting with which all agrees; else what can be read without losing a row."""
+def _fitting(file: DataFile, minimal: Layout, backslashes: bool) -> tuple[Quoting, Layout]:
+    """Return the first quoting with which all agrees; else one that loses no row."""
     if minimal.agrees:
         return "minimal", minimal
     if backslashes:
@@ -272,7 +265,7 @@ def _explained(file: DataFile, minimal: Layout, backslashes: bool) -> tuple[Quot
         )
         return "minimal", minimal
     if minimal.broken is None and minimal.swallowed is None:
-        return "minimal", minimal  # a row has too many cells, whatever the quotes: reading it says so
+        return "minimal", minimal  # a row has too many cells with any quoting: the parser reports it
     one_cell = ", or --quoting minimal if these lines are one cell" if minimal.broken is None else ""
     raise DataError(
         f"{file.path}: with quotes, {_complaint(minimal)}; without, {_complaint(none)}; fix: mend the quotes "
@@ -294,7 +287,7 @@ def _complaint(layout: Layout) -> str:
 
 
 def layout_of(file: DataFile, quoting: Quoting) -> Layout:
-    """Count rows, cells and lines of a whole file as one quoting has them; memory does not grow with the file."""
+    """Count rows, cells and lines of a whole file that is read with one quoting, in little memory."""
     layout, typical = Layout(), _Typical()
     with file.open_text() as text, _long_cells(file):
         lines = _Lines(text, file)
@@ -340,8 +333,8 @@ def _note_width(layout: Layout, record: list[str], line: int) -> None:
 
 
 def _records(lines: _Lines, separator: str, quoting: Quoting, layout: Layout) -> Iterator[list[str]]:
-    """Records of a file; the first broken quote is noted, and reading goes on as pandas does."""
-    # Strict: a closing quote must end its cell. The state is lost with the error, so its record is read again.
+    """Yield the records of a file; note the first broken quote in `layout`, and go on as pandas does."""
+    # Strict: a closing quote must end its cell. An error loses the reader's state, so the record is read again.
     options = {"delimiter": separator, **DIALECTS[quoting]}
     reader = csv.reader(lines, strict=True, **options)
     while True:
@@ -366,7 +359,7 @@ def _records(lines: _Lines, separator: str, quoting: Quoting, layout: Layout) ->
 
 
 class _Lines:
-    """The lines of a file, those of the record at hand, and their number."""
+    """The lines of a file: `number` of the last one, and `recent`, those of the current record."""
 
     def __init__(self, text: IO[str], file: DataFile):
         self.path, self.number = file.path, file.skipped
@@ -375,7 +368,7 @@ class _Lines:
         self.recent: list[str] = []
 
     def again(self, lines: list[str]) -> None:
-        """Give these lines, the last that were given, once more."""
+        """Put back these lines, which were the last ones."""
         self._again = lines[::-1] + self._again
         self.number -= len(lines)
         self.recent = []
@@ -390,9 +383,15 @@ class _Lines:
         return line
 
 
+# So many rows of one line are examined; a column with at most so many distinct values has "few".
+_TYPICAL_ROWS, _FEW_VALUES = 2000, 20
+# Rows of several lines are kept up to this many characters.
+_KEPT_CHARACTERS = 16 << 20
+
+
 @dataclass
 class _Typical:
-    """What rows of one line look like (which columns hold numbers alone, or few values), and the rows of several."""
+    """Columns of the rows of one line (all numbers? few values?), and the rows of several lines to compare with."""
 
     rows: int = 0
     several: list[tuple[int, list[str]]] = field(default_factory=list)
@@ -401,7 +400,7 @@ class _Typical:
     values: list[set[str] | None] = field(default_factory=list)
 
     def add(self, record: list[str], width: int, lines: _Lines) -> None:
-        """Learn from a row of one line; keep one of several lines for later."""
+        """Learn from a row of one line; keep a row of several lines for later."""
         if len(lines.recent) > 1:
             if self.characters < _KEPT_CHARACTERS and width > 1:
                 self.several.append((lines.number, [*lines.recent]))
@@ -421,18 +420,20 @@ class _Typical:
                     self.values[i] = None
 
     def swallowed(self, width: int, separator: str) -> tuple[int, int] | None:
-        """The lines of the first row of several lines of which each is by itself a row like the others."""
-        found = (one for one in self.several if self._fits_all(one[1], width, separator))
-        return next(((last - len(lines) + 1, last) for last, lines in found), None)
+        """Return (first line, last line) of the first row whose every line is by itself a typical row."""
+        for last, lines in self.several:
+            if self._fits_all(lines, width, separator):
+                return last - len(lines) + 1, last
+        return None
 
     def _fits_all(self, lines: list[str], width: int, separator: str) -> bool:
         rows = [_cells(line, separator) for line in lines]
         if any(len(row) != width for row in rows):
             return False
-        telling = [i for i in range(width if self.rows else 0) if self.numeric[i] or self._few(i)]
-        # A cell with a quote differs from the others by it.
-        told = [self._fits(row[i], i) for row in rows for i in telling if '"' not in row[i]]
-        return all(told) if told else len(lines) > 2
+        columns = [i for i in range(width if self.rows else 0) if self.numeric[i] or self._few(i)]
+        # A quote alone makes a cell differ from the others.
+        fits = [self._fits(row[i], i) for row in rows for i in columns if '"' not in row[i]]
+        return all(fits) if fits else len(lines) > 2
 
     def _fits(self, cell: str, column: int) -> bool:
         return _is_number(cell) if self.numeric[column] else cell in (self.values[column] or ())
@@ -443,7 +444,7 @@ class _Typical:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    """Cells of one line by itself; a quote that is not closed in it is a character."""
+    """Return the cells of one line by itself; a quote that is not closed in it is an ordinary character."""
     line = line.rstrip("\r\n")
     try:
         return next(csv.reader([line], delimiter=separator, strict=True), [])
@@ -465,7 +466,7 @@ def _is_wrapped(cell: str) -> bool:
 
 @contextmanager
 def _long_cells(file: DataFile) -> Iterator[None]:
-    """Let the csv module take long cells, whose limit it has for the whole process."""
+    """Raise the csv module's limit for cells, which holds for the whole process."""
     before = csv.field_size_limit(MOST_CHARACTERS)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What kind of data file this is, in which encoding and quoting, and its sha256; nothing is parsed yet."""
+"""`inspect_file`: format, compression, encoding, separator and quoting of a data file, before any of it is parsed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from typing import Any
 from mlxbert.data.csv_dialect import (
     MOST_CHARACTERS,
     Compression,
-    DataError,
     DataFile,
-    DataWarning,
     Format,
     Quoting,
     find_quoting,
@@ -28,6 +26,7 @@ from mlxbert.data.csv_dialect import (
     open_unpacked,
     os_errors,
 )
+from mlxbert.data.frames import DataError, DataWarning
 from mlxbert.files.reading import expand_home, open_regular
 
 _FORMATS: dict[str, Format] = {
@@ -45,7 +44,7 @@ _FORMATS: dict[str, Format] = {
 }
 _COMPRESSED: dict[str, Compression] = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip"}
-# What a download or a slip of the hand puts there instead of data, by its first bytes.
+# Files that are not data, by their first bytes.
 _OTHERS = {
     b"7z\xbc\xaf": "a 7z archive; fix: unpack it first",
     b"Rar!": "a RAR archive; fix: unpack it first",
@@ -59,64 +58,59 @@ _OTHERS = {
     b"version https://git-lfs": "a Git-LFS pointer, not the file itself; fix: git lfs pull",
 }
 _CHUNK = 1 << 20
-# The longest header seen on Kaggle (tens of thousands of gene columns) is below this.
+# The longest header known from Kaggle (tens of thousands of gene columns) is shorter.
 _HEADER_LIMIT = 1 << 20
 
-_LOOKED_AT: ContextVar[dict[tuple[Any, ...], DataFile] | None] = ContextVar("_LOOKED_AT", default=None)
+_INSPECTED: ContextVar[dict[tuple[Any, ...], DataFile] | None] = ContextVar("_INSPECTED", default=None)
 
 
 @contextmanager
 def looking_once() -> Iterator[None]:
-    """Look at each file once within this block, and warn of it once; a block within another one belongs to it.
-
-    A command reads a file several times. The next one looks, and warns, again.
-    """
-    if _LOOKED_AT.get() is not None:
+    """Inside the block, inspect each file once, and warn of it once, though a command reads it several times."""
+    if _INSPECTED.get() is not None:  # the outer block already does
         yield
         return
-    before = _LOOKED_AT.set({})
+    before = _INSPECTED.set({})
     try:
         yield
     finally:
-        _LOOKED_AT.reset(before)
+        _INSPECTED.reset(before)
 
 
 def inspect_file(
     path: str | Path, *, encoding: str | None = None, quoting: Quoting | None = None, like: Quoting | None = None
 ) -> DataFile:
-    """Look at a data file: format, compression, encoding, separator, quoting, sha256.
+    """Return a data file's format, compression, encoding, separator, quoting and sha256.
 
     Args:
-        path: CSV, TSV, JSON, Parquet or Excel, told by its extension; also as .gz, .bz2, .xz or .zip.
+        path: CSV, TSV, JSON, Parquet or Excel, by its extension; also as .gz, .bz2, .xz or .zip.
         encoding: of the text; None: UTF-8, UTF-16 or UTF-32 by byte order mark, then UTF-8, then Windows-1252, then
             Latin-1.
-        quoting: of a text table; None: found out (`mlxbert.data.csv_dialect`).
+        quoting: of a text table; None: `mlxbert.data.csv_dialect` infers it.
         like: the training file's quoting.
 
     Raises:
-        DataError: absent, no regular file, empty, of another format, damaged, with bytes that the given encoding does
-            not have, or with quotes that can be read in two ways.
+        DataError: the file is absent, not regular, empty, of another format, or damaged; it has bytes that are not of
+            the given encoding, or quotes that can be read in two ways.
 
     Warns:
-        DataWarning: it is not UTF-8, or quotes are not read as usual, and what it is read as.
+        DataWarning: the file is not UTF-8, or its quotes are unusual; the message says how it is read.
     """
-    path, looked_at = expand_home(path), _LOOKED_AT.get()
-    if looked_at is None:
-        return _inspected(path, encoding, quoting, like)
+    path, inspected = expand_home(path), _INSPECTED.get()
+    if inspected is None:
+        return _inspect(path, encoding, quoting, like)
     try:
-        found = path.stat()
+        stat = path.stat()
     except (OSError, ValueError):
-        return _inspected(path, encoding, quoting, like)  # says what is wrong
-    state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    key = (path, encoding, quoting, like, *state)
-    if key not in looked_at:
-        looked_at[key] = _inspected(path, encoding, quoting, like)
-    return looked_at[key]
+        return _inspect(path, encoding, quoting, like)  # raises with the reason
+    key = (path, encoding, quoting, like, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if key not in inspected:
+        inspected[key] = _inspect(path, encoding, quoting, like)
+    return inspected[key]
 
 
-def _inspected(path: Path, encoding: str | None, quoting: Quoting | None, like: Quoting | None) -> DataFile:
-    """As `inspect_file`, whatever was looked at before."""
-    head, size, sha256 = _first_look(path)
+def _inspect(path: Path, encoding: str | None, quoting: Quoting | None, like: Quoting | None) -> DataFile:
+    head, size, sha256 = _read_head(path)
     compression = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     name, format = path.name, _FORMATS.get(path.suffix.lower())
     if compression == "zip":
@@ -137,7 +131,7 @@ def _inspected(path: Path, encoding: str | None, quoting: Quoting | None, like: 
         if head[257:262] == b"ustar":
             raise DataError(f"{path} is a tar archive; fix: unpack it and name one of its files")
         format = _FORMATS.get(Path(name).suffix.lower(), format)
-    _refuse_others(path, head)
+    _refuse_other_files(path, head)
     if format is None:
         suffix = Path(name).suffix
         raise DataError(
@@ -156,8 +150,8 @@ def _inspected(path: Path, encoding: str | None, quoting: Quoting | None, like: 
     return _text_file(file, head, name, encoding, quoting, like)
 
 
-def _first_look(path: Path) -> tuple[bytes, int, str]:
-    """The first megabyte of a regular file, its size and sha256."""
+def _read_head(path: Path) -> tuple[bytes, int, str]:
+    """Return the first megabyte of a regular file, its size and sha256."""
     with os_errors(path):
         if path.is_dir():
             raise DataError(f"{path} is a directory; fix: name the file in it")
@@ -175,7 +169,7 @@ def _first_look(path: Path) -> tuple[bytes, int, str]:
             return head, file.tell(), sha256
 
 
-def _refuse_others(path: Path, head: bytes) -> None:
+def _refuse_other_files(path: Path, head: bytes) -> None:
     for magic, what in _OTHERS.items():
         if head.startswith(magic):
             raise DataError(f"{path} is {what}")
@@ -190,20 +184,10 @@ def _refuse_others(path: Path, head: bytes) -> None:
 def _excel_file(path: Path, format: Format | None, archive: zipfile.ZipFile, size: int, sha256: str) -> DataFile:
     if format != "excel":
         raise DataError(f"{path} is an Excel file, whatever its name says; fix: name it .xlsx or .ods")
-    unpacked = sum(one.file_size for one in archive.infolist())
+    unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max(100 * size, 64 << 20):
         raise DataError(f"{path} unpacks to {unpacked >> 20} MB, more than honest data can; fix: give it as CSV")
     return DataFile(path, format, size, sha256)
-
-
-@dataclass
-class _Scan:
-    """One pass over a text: the first line that is not of the encoding, and what else must be known of it."""
-
-    wrong: int | None = None
-    zero: int | None = None
-    quotes: bool = False
-    escapes: bool = False
 
 
 def _text_file(
@@ -232,7 +216,7 @@ def _text_file(
 
 
 def _encoding(file: DataFile, head: bytes, given: str | None) -> tuple[str, _Scan]:
-    """The encoding that every byte of the file fits."""
+    """Return the encoding of the whole file, and what a pass over its text has found."""
     path = file.path
     if given is not None:
         try:
@@ -267,21 +251,38 @@ def _encoding(file: DataFile, head: bytes, given: str | None) -> tuple[str, _Sca
         )
     if scan.wrong is None:
         return "utf-8-sig" if head.startswith(codecs.BOM_UTF8) else "utf-8", scan
-    # Latin-1 has a character for every byte, five of which Windows-1252 leaves out.
-    wrong, found = scan.wrong, "cp1252"
-    scan = _scan(file, found)
+    # Latin-1 has a character for every byte; Windows-1252 lacks five.
+    line, name = scan.wrong, "cp1252"
+    scan = _scan(file, name)
     if scan.wrong is not None:
-        found, scan = "latin-1", _scan(file, "latin-1")
+        name, scan = "latin-1", _scan(file, "latin-1")
     warnings.warn(
-        f"{path}: line {wrong} is not UTF-8; the file is read as {found}: give encoding= if it is another",
+        f"{path}: line {line} is not UTF-8; the file is read as {name}: give encoding= if it is another",
         DataWarning,
         stacklevel=5,
     )
-    return found, scan
+    return name, scan
+
+
+@dataclass
+class _Scan:
+    """Facts about a text.
+
+    Attributes:
+        wrong: the first line that is not of the encoding, where the pass stopped.
+        zero: the first line with a zero character.
+        quotes: whether it has quotes.
+        escapes: whether it has backslashes.
+    """
+
+    wrong: int | None = None
+    zero: int | None = None
+    quotes: bool = False
+    escapes: bool = False
 
 
 def _scan(file: DataFile, encoding: str) -> _Scan:
-    """Decode the whole file; stop at the first line (from 1) that is not of this encoding.
+    """Decode the whole file, up to the first line (from 1) that is not of this encoding.
 
     Raises:
         DataError: a line is longer than any cell may be.
@@ -314,27 +315,28 @@ def _scan(file: DataFile, encoding: str) -> _Scan:
 
 
 def _separator(path: Path, head: bytes, encoding: str, suffix: str) -> tuple[str, int]:
-    """Of the header: what Excel's first line ``sep=;`` says, or the extension's own, unless the header has none of
-    these and tabs, semicolons or bars instead; and the lines before the header.
+    """Return the separator and the number of lines before the header.
+
+    Excel's first line ``sep=;`` decides; else the extension's separator, or the first other one that the header has.
     """
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head).lstrip("\ufeff")
-    said = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
-    if said:
-        return said[1], 1
+    excel = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
+    if excel:
+        return excel[1], 1
     lines = text.lstrip("\ufeff\r\n").splitlines()
     header = lines[0] if lines else ""
     if len(head) == _HEADER_LIMIT and "\n" not in text and "\r" not in text:
         raise DataError(
             f"{path}: the first line is longer than {_HEADER_LIMIT >> 20} MB, which is no header; fix: is this a CSV?"
         )
-    own, other = ("\t", ",") if suffix in (".tsv", ".tab") else (",", "\t")
-    # What stands in quotes separates nothing: "Score, total";"Text".
+    usual, other = ("\t", ",") if suffix in (".tsv", ".tab") else (",", "\t")
+    # A mark in quotes separates nothing: "Score, total";"Text".
     bare = "".join(header.split('"')[::2])
-    return next((mark for mark in (own, other, ";", "|") if mark in bare), own), 0
+    return next((mark for mark in (usual, other, ";", "|") if mark in bare), usual), 0
 
 
 def _json_format(file: DataFile, name: str) -> Format:
-    """Whether it is one object a line, or one document: an array, an object of columns."""
+    """Return "jsonl" for one object a line, "json" for one document: an array, or an object of columns."""
     with file.open_text() as text:
         lines = (line.strip().strip("\ufeff") for line in text)
         first = next((line for line in lines if line), "")
@@ -343,9 +345,9 @@ def _json_format(file: DataFile, name: str) -> Format:
         try:
             value = json.loads(first)
         except (ValueError, RecursionError):
-            # Of .jsonl the line is broken; a document goes on in the next lines.
+            # A .jsonl file has a broken line; a document goes on in the next lines.
             return "json" if first.startswith("[") or Path(name).suffix.lower() == ".json" else "jsonl"
         if isinstance(value, list):
             return "json"
-        inner = all(isinstance(one, dict | list) for one in value.values())
-        return "json" if value and inner and not any(lines) else "jsonl"
+        has_columns = all(isinstance(cells, dict | list) for cells in value.values())
+        return "json" if value and has_columns and not any(lines) else "jsonl"

@@ -1,37 +1,32 @@
-"""Reading a competition's data: CSV, TSV, JSON, Parquet and Excel into pandas frames, whole or in pieces.
+"""`read_data`, `read_chunks`: CSV, TSV, JSON, Parquet and Excel as pandas frames, whole or in pieces.
 
-Column names come without padding and byte order marks, ids and texts as text, and only what is written as missing is
-missing (`mlxbert.data.frames`).
+Column names have no padding and no byte order mark, and ids and texts stay text. A column of a CSV becomes numbers or
+truth values, or stays text, as a whole. pandas' own rule reads the review "None" as a missing value and the id 007 as
+the number 7, and gives a column another type where a test file has only digits. Here a column's kind is inferred once,
+from the training file, and holds for the other files.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mlxbert.data.csv_dialect import DataError, DataFile, DataWarning, Quoting
+from mlxbert.data.csv_dialect import DataFile, Quoting
 from mlxbert.data.file_format import inspect_file
 from mlxbert.data.file_rows import raw_frames
-from mlxbert.data.frames import MISSING, Kind, Table, as_text, convert, infer_kind, plain
-from mlxbert.data.text_columns import Rendered, RowText
-from mlxbert.errors import first_ten, printable
+from mlxbert.data.frames import MISSING, NO_NUMBERS, NUMBER, TRUTH, DataError, DataWarning, Table, as_text, plain
+from mlxbert.errors import printable
 
-__all__ = [
-    "Data",
-    "DataError",
-    "DataFile",
-    "DataWarning",
-    "Quoting",
-    "id_values",
-    "read_chunks",
-    "read_data",
-    "render_texts",
-]
+Kind = Literal["text", "number", "boolean", "native"]
+"""Of a column; "native": the file itself has types (Parquet, JSONL), which are kept."""
+
+# 007 is a code, and a whole number of 16 digits or more is an id that a float would round.
+_CODE = r"[+-]?0[0-9].*|[+-]?[0-9]{16,}"
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,8 @@ class Data:
 
     Attributes:
         frame: a pandas frame.
-        kinds: what each column holds; given to `read_data` and `read_chunks`, a test file is read alike.
-        file: what was read.
+        kinds: of each column; with these, `read_data` and `read_chunks` read a test file alike.
+        file: that was read.
     """
 
     frame: Any
@@ -64,63 +59,35 @@ def read_data(
 
     Args:
         path: CSV, TSV, JSON (one object a line, or a document), Parquet or Excel; also compressed.
-        text_columns: those to keep as text whatever they hold: ids and texts.
+        text_columns: columns that stay text: ids and texts.
         required: columns that must be there (`text_columns` need not).
-        kinds: those of the training file, for a file that is to be read alike.
-        encoding: of the text; None: found out.
-        quoting: of a text table; None: found out.
-        like: the training file's, which is preferred.
-        labels: target columns, and words in them that are values though they look missing, such as NA.
+        kinds: of the training file's columns, for a file that is to be read alike.
+        encoding: of the text; None: inferred.
+        quoting: of a text table; None: inferred.
+        like: the training file's quoting, which is preferred.
+        labels: target columns, and the words in them that are values though they look missing, such as NA.
 
     Raises:
-        DataError: the file cannot be read; the line is named where there is one.
-        FrameError: a required column is missing (the nearest names are given), or there are no rows.
+        DataError: the file cannot be read (the message has the line, if there is one), a required column is missing
+            (the message has the nearest names), or there are no rows.
 
     Warns:
-        DataWarning: the file is not UTF-8, or its quotes are not as usual, and what it is read as.
+        DataWarning: the file is not UTF-8, or its quotes are unusual; the message says how it is read.
     """
     file = inspect_file(path, encoding=encoding, quoting=quoting, like=like)
+    is_csv = file.format == "csv"
     frame = without_blank_columns(next(raw_frames(file, None)))
-    found = dict(kinds or {})
-    _check(frame, file, required)
-    text = set(text_columns)
+    _check_columns(frame, file, required)
+    all_kinds = dict(kinds or {})
+    text_columns = set(text_columns)
     for name in frame.columns:
-        if name in text or (file.format == "csv" and (labels or {}).get(name)):
-            found[name] = "text"
-        elif name not in found or (found[name] == "native") != (file.format != "csv"):
-            found[name] = infer_kind(frame[name]) if file.format == "csv" else "native"
-    if file.format == "csv":
-        _warn_of_missing_words(frame, found, labels or {}, file)
-    return Data(_typed(frame, found, file, labels or {}), {name: found[name] for name in frame.columns}, file)
-
-
-def _warn_of_missing_words(
-    frame: Any, kinds: Mapping[str, Kind], labels: Mapping[str, Collection[str]], file: DataFile
-) -> None:
-    """Say which words of a target are taken for missing ones: a class may be called so."""
-    for name in labels:
-        if kinds.get(name) != "text":
-            continue
-        words = frame[name][frame[name].isin([word for word in MISSING if word and word not in labels[name]])]
-        if len(words):
-            others = sorted({*frame[name]} - {""})[:20]
-            options = " ".join(f"--class {printable(shlex.quote(one), 60)}" for one in others)
-            warnings.warn(
-                f"{file.path}: column {name!r}: {len(words)} cells such as {words.iloc[0]!r} are read as missing; if "
-                f"that is a label, name every label: {options}{' …' if len(others) == 20 else ''}",
-                DataWarning,
-                stacklevel=3,
-            )
-
-
-def without_blank_columns(frame: Any) -> Any:
-    """Return a file's frame without the nameless, empty columns that separators at the end of every line make."""
-    blank = [
-        name
-        for name in frame.columns
-        if name.startswith("Unnamed: ") and frame[name].map(lambda cell: plain(cell) in (None, "")).all()
-    ]
-    return frame.drop(columns=blank) if blank and len(blank) < len(frame.columns) else frame
+        if name in text_columns or (is_csv and (labels or {}).get(name)):
+            all_kinds[name] = "text"
+        elif name not in all_kinds or (all_kinds[name] == "native") == is_csv:
+            all_kinds[name] = infer_kind(frame[name]) if is_csv else "native"
+    if is_csv:
+        _warn_of_missing_words(frame, all_kinds, labels or {}, file)
+    return Data(_typed(frame, all_kinds, file, labels or {}), {name: all_kinds[name] for name in frame.columns}, file)
 
 
 def read_chunks(
@@ -133,87 +100,111 @@ def read_chunks(
     quoting: Quoting | None = None,
     like: Quoting | None = None,
 ) -> Iterator[Any]:
-    """The same values as `read_data` with these kinds, `rows` rows at a time: memory does not grow with the file.
+    """Yield the values that `read_data` has with these kinds, `rows` rows at a time, in little memory.
 
-    A column that the kinds lack is text.
+    A column without a kind is text.
 
     Raises:
-        DataError, FrameError: as `read_data`.
+        DataError: as `read_data`.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise DataError(f"rows must be a positive whole number, not {rows!r}")
     file = inspect_file(path, encoding=encoding, quoting=quoting, like=like)
+    default: Kind = "text" if file.format == "csv" else "native"
     start = 0
     for frame in raw_frames(file, rows):
         if not start:
-            _check(frame, file, required)
+            _check_columns(frame, file, required)
         frame.index = range(start, start + len(frame))
         start += len(frame)
-        native: Kind = "text" if file.format == "csv" else "native"
-        yield _typed(frame, {name: kinds.get(name, native) for name in frame.columns}, file)
+        yield _typed(frame, {name: kinds.get(name, default) for name in frame.columns}, file, {})
 
 
-def render_texts(frame: Any, text: RowText, what: str = "the data") -> Rendered:
-    """`text.render`, with a warning that counts the rows without any text.
+def without_blank_columns(frame: Any) -> Any:
+    """Return a file's frame without nameless, empty columns, which come from separators at the end of every line."""
+    blank = [
+        name
+        for name in frame.columns
+        if name.startswith("Unnamed: ") and frame[name].map(lambda cell: plain(cell) in (None, "")).all()
+    ]
+    return frame.drop(columns=blank) if blank and len(blank) < len(frame.columns) else frame
 
-    Raises:
-        FrameError, TextError: as `RowText.render`.
 
-    Warns:
-        DataWarning: there are rows without text; they are encoded as an empty one.
+def infer_kind(cells: Any) -> Kind:
+    """Return the kind of a column of text cells (a pandas series); "text" where all are missing."""
+    # Plain Python: pandas takes milliseconds for a column, and so a minute for 10,000 columns of a few rows.
+    present = {cell.strip() for cell in {*cells.to_list()}} - NO_NUMBERS
+    if not present:
+        return "text"
+    if present <= TRUTH.keys():
+        return "boolean"
+    are_numbers = all(re.fullmatch(NUMBER, cell) and not re.fullmatch(_CODE, cell) for cell in present)
+    return "number" if are_numbers else "text"
+
+
+def convert(cells: Any, kind: Kind, labels: Collection[str] = ()) -> Any:
+    """Return a column of text cells as values of its kind, with missing ones as pandas has them.
+
+    A cell that does not fit the kind stays text: a test file may have a word where the training file has only numbers.
+    `labels` are words of a text column that are values though they look missing: NA may be Namibia.
     """
-    made = text.render(frame, what)
-    warn_of_empty(made.empty, len(made.texts), what, stacklevel=2)
-    return made
+    import pandas
+
+    if kind == "text":
+        missing_words = {word for word in MISSING if word not in labels}
+        return cells if missing_words.isdisjoint(cells.to_list()) else cells.mask(cells.isin(missing_words))
+    if kind == "number":
+        stripped = [cell.strip() for cell in cells.to_list()]
+        if all(re.fullmatch(NUMBER, cell) for cell in stripped):
+            return pandas.to_numeric(pandas.Series(stripped, index=cells.index, name=cells.name, dtype=object))
+    bare = cells.str.strip()
+    missing = bare.isin(NO_NUMBERS)
+    if kind == "boolean":
+        fits = bare.isin(TRUTH)
+        truths = bare.map(TRUTH).astype(object)
+        values = truths.astype(bool) if fits.all() else truths
+    else:
+        fits = bare.str.fullmatch(NUMBER)
+        values = pandas.to_numeric(bare.where(fits), errors="coerce")
+    unfit = ~fits & ~missing
+    if not unfit.any():
+        return values if kind == "number" or fits.all() else values.where(fits, None)
+    return values.astype(object).where(~unfit, cells.astype(object)).where(~missing, None)
 
 
-def warn_of_empty(empty: int, rows: int, what: str, *, stacklevel: int) -> None:
-    """Say how many rows have no text, if any; `stacklevel` 1 is the function that calls this one."""
-    if empty:
-        warnings.warn(
-            f"{what}: {empty} of {rows} rows have no text; they are encoded as an empty one",
-            DataWarning,
-            stacklevel=stacklevel + 1,
-        )
-
-
-def id_values(frame: Any, column: str, what: str = "the data") -> list[str]:
-    """A column of ids as text, each there once.
-
-    Raises:
-        DataError: an id is missing, or comes twice (the first ten are named).
-        FrameError: there is no such column; the nearest names are given.
-    """
-    values = as_text(Table(frame, what).column(column, "id column").values)
-    for row, value in enumerate(values):
-        if value is None:
-            raise DataError(f"{what}: row {row} has no id in column {column!r}; fix: fill it, or leave the id out")
-    ids = [value for value in values if value is not None]
-    repeated = [value for value, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"{what}: {len(repeated)} ids of column {column!r} come more than once; fix: drop the repeated rows, or "
-            "name another column: --id COLUMN\n" + first_ten(repeated)
-        )
-    return ids
-
-
-def _check(frame: Any, file: DataFile, required: Iterable[str]) -> None:
+def _check_columns(frame: Any, file: DataFile, required: Iterable[str]) -> None:
     table = Table(frame, str(file.path))
     for name in required:
         table.find(name)
 
 
-def _typed(
-    frame: Any, kinds: Mapping[str, Kind], file: DataFile, labels: Mapping[str, Collection[str]] | None = None
-) -> Any:
+def _warn_of_missing_words(
+    frame: Any, kinds: Mapping[str, Kind], labels: Mapping[str, Collection[str]], file: DataFile
+) -> None:
+    """Warn of words in a target that are read as missing: a class may have such a name."""
+    for name in labels:
+        if kinds.get(name) != "text":
+            continue
+        words = frame[name][frame[name].isin([word for word in MISSING if word and word not in labels[name]])]
+        if len(words):
+            all_labels = sorted({*frame[name]} - {""})[:20]
+            options = " ".join(f"--class {printable(shlex.quote(label), 60)}" for label in all_labels)
+            warnings.warn(
+                f"{file.path}: column {name!r}: {len(words)} cells such as {words.iloc[0]!r} are read as missing; if "
+                f"that is a label, name every label: {options}{' …' if len(all_labels) == 20 else ''}",
+                DataWarning,
+                stacklevel=3,
+            )
+
+
+def _typed(frame: Any, kinds: Mapping[str, Kind], file: DataFile, labels: Mapping[str, Collection[str]]) -> Any:
     import pandas
 
     columns: dict[str, Any] = {}
     for name in frame.columns:
         kind, column = kinds[name], frame[name]
         if file.format == "csv":
-            columns[name] = convert(column, "text" if kind == "native" else kind, (labels or {}).get(name, ()))
+            columns[name] = convert(column, "text" if kind == "native" else kind, labels.get(name, ()))
         elif kind == "text":
             columns[name] = pandas.Series(as_text(column), index=frame.index, dtype=object)
         else:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mlxbert.data.frames import NO_NUMBERS, FrameError, Table, as_text, plain, shown
+from mlxbert.data.frames import NO_NUMBERS, DataError, Table, as_text, plain, shown
 from mlxbert.errors import MLXBertWarning, RunError, first_ten
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class IdRules:
             others: the sample's columns that are no predictions.
 
         Raises:
-            FrameError: the file has no such column.
+            DataError: the file has no such column.
         """
         if self.asked is None and others and others[0] in columns and self.trained not in others:
             return others[0]
@@ -312,8 +312,8 @@ class IdRules:
             return None
         try:
             return str(Table(dict.fromkeys(columns, (None,)), what).find(wanted, "id column"))
-        except FrameError as error:
-            raise FrameError(f"{error} (fix: --id COLUMN)") from None
+        except DataError as error:
+            raise DataError(f"{error} (fix: --id COLUMN)") from None
 
     def sample_column(self, sample: Sample, columns: Sequence[str], others: Sequence[str], column: str | None) -> str:
         """Return the sample's column of ids; `column` is the file's (None: its rows are numbered)."""

@@ -1,7 +1,7 @@
-"""`TokenRows`: a data set's texts as token ids, made once and kept in a cache file.
+"""`TokenRows`: the texts of a data set as token ids, which a cache file keeps.
 
-The cache's key is what the ids depend on: the texts, the tokenizer's files, the length they are cut to, and the
-versions of what cuts them. A file that is damaged, or of another key, is made again.
+The cache's key has everything that the ids depend on: the texts, the tokenizer's files, the length limit, and the
+version of the tokenizers package. A file that is damaged, or has another key, is made again.
 """
 
 from __future__ import annotations
@@ -16,25 +16,22 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from mlxbert.errors import MLXBertError, MLXBertWarning
+from mlxbert.data.frames import DataError
+from mlxbert.errors import MLXBertWarning
 from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_json
 from mlxbert.files.safetensors import read_array_file
 from mlxbert.tokenization.encoding import warn_of_truncation
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 
-# Raised when the same texts and files would give other arrays.
+# Change it when the same texts and files give other arrays.
 _FORMAT = b"mlxbert token rows 2"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _PART = 1024
 
 
-class TokenRowsError(MLXBertError):
-    """Texts that cannot be made rows of tokens."""
-
-
 class CacheWarning(MLXBertWarning):
-    """The token cache could not be used; the texts were tokenized all the same."""
+    """The token cache cannot be used; the texts are tokenized without it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +42,10 @@ class TokenRows:
         ids: (T,) int32, special tokens included.
         type_ids: (T,) uint8.
         starts: (N + 1,) int64: row i is `ids[starts[i]:starts[i + 1]]`.
-        cut: rows that were longer than the limit.
-        longest: tokens of the longest row before it was cut.
-        limit: tokens that rows are cut to.
-        pad_id: what a row is padded with.
+        cut: number of rows that were longer than the limit.
+        longest: tokens of the longest row before the cut.
+        limit: the most tokens of a row.
+        pad_id: the id of the padding token.
         uncounted: whether the longest row may have had more tokens: see `Encoding.uncounted`.
     """
 
@@ -79,23 +76,23 @@ def token_rows(
     directory: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> TokenRows:
-    """Tokenize, or take what the cache has.
+    """Return the tokens of texts, from the cache if it has them.
 
     Args:
-        tokenizer: as loaded from `directory`.
+        tokenizer: loaded from `directory`.
         texts: N of them.
         pairs: N second texts.
-        max_length: tokens that a row is cut to, special ones included; the model's own limit is kept to as well.
-        directory: the tokenizer's files, part of the cache's key.
-        cache: a folder, made where it is not there; None: no cache.
+        max_length: the most tokens of a row, special ones included; the model's own limit holds, too.
+        directory: of the tokenizer's files, which are part of the cache's key.
+        cache: a folder, which is made if necessary; None: no cache.
 
     Raises:
-        TokenRowsError: a cache without `directory`.
-        TokenizerError: something that is not text, an impossible length, no tokenizer files in `directory`, or pairs
-            for a model with one token type.
+        DataError: there is a cache without `directory`.
+        TokenizerError: a text is no text, the length is impossible, `directory` has no tokenizer files, or the texts
+            are pairs and the model has one token type.
 
     Warns:
-        TruncationWarning: rows were cut: how many, the longest, the limit.
+        TruncationWarning: rows were cut; the message has their number, the longest, the limit.
         CacheWarning: the cache file is damaged, or cannot be written.
     """
     tokenizer.check_types(pair=pairs is not None)
@@ -103,7 +100,7 @@ def token_rows(
     rows, file = None, None
     if cache is not None:
         if directory is None:
-            raise TokenRowsError("a token cache needs the tokenizer's directory for its key; fix: give directory=")
+            raise DataError("a token cache needs the tokenizer's directory for its key; fix: give directory=")
         key = _key(texts, pairs, tokenizer_sha256(directory), limit)
         file = Path(cache) / f"tokens-{key[:32]}.npz"
         rows = _read(file, key, len(texts), limit, tokenizer)
@@ -117,7 +114,7 @@ def token_rows(
 
 
 def tokenizer_sha256(directory: str | Path) -> str:
-    """Of the tokenizer's files by name, and of the tokenizer class that config.json names.
+    """Return a digest of the tokenizer's files with their names, and of the tokenizer class in config.json.
 
     Raises:
         TokenizerError: there are no tokenizer files.
@@ -146,14 +143,14 @@ def _key(texts: Sequence[str], pairs: Sequence[str] | None, files: str, limit: i
     for part in (texts, pairs):
         digest.update(b"-" if part is None else len(part).to_bytes(8, "little"))
         for text in part or ():
-            # What is not text is refused by the tokenizer, by its row.
+            # The tokenizer refuses a value that is no text, and names its row.
             _add(digest, text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b"")
     return digest.hexdigest()
 
 
 def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> TokenRows:
     if pairs is not None and len(pairs) != len(texts):
-        raise TokenRowsError(f"{len(pairs)} second texts for {len(texts)} texts; fix: one a row")
+        raise DataError(f"{len(pairs)} second texts for {len(texts)} texts; fix: one a row")
     ids, types, lengths, cut, longest, uncounted = [], [], [], 0, 0, False
     for start in range(0, len(texts), _PART):
         part = slice(start, start + _PART)
@@ -168,29 +165,28 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] 
         longest = max(longest, *(len(row) + row.n_truncated for row in rows))
         uncounted = uncounted or any(row.uncounted for row in rows)
     return TokenRows(
-        np.concatenate([np.zeros(0, np.int32), *ids]),
-        np.concatenate([np.zeros(0, np.uint8), *types]),
-        np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-        cut,
-        longest,
-        limit,
-        tokenizer.pad_token_id or 0,
-        uncounted,
+        ids=np.concatenate([np.zeros(0, np.int32), *ids]),
+        type_ids=np.concatenate([np.zeros(0, np.uint8), *types]),
+        starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+        cut=cut,
+        longest=longest,
+        limit=limit,
+        pad_id=tokenizer.pad_token_id or 0,
+        uncounted=uncounted,
     )
 
 
 def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> TokenRows | None:
-    """What the cache file has; None where there is none, or one that does not hold what it should."""
+    """Return the rows of the cache file; None if there is none, or its content is wrong."""
     try:
-        held = read_array_file(file, TokenRowsError, fix="it is made again")
-        if held is None:
+        arrays = read_array_file(file, DataError, fix="it is made again")
+        if arrays is None:
             return None
-        ids, types, starts = held["ids"], held["type_ids"], held["starts"]
-        cut, longest, uncounted = (int(number) for number in held["counts"])
-        own = str(held["key"])
-        # The ZIP's checksums are of accidents; an id beyond the embedding would read memory that is not its own.
-        good = (
-            own == key
+        ids, types, starts = arrays["ids"], arrays["type_ids"], arrays["starts"]
+        cut, longest, uncounted = (int(number) for number in arrays["counts"])
+        # The checksums of a ZIP do not stop an attack, and MLX reads foreign memory for an id beyond the embedding.
+        is_good = (
+            str(arrays["key"]) == key
             and (ids.dtype, types.dtype, starts.dtype) == (np.int32, np.uint8, np.int64)
             and ids.shape == types.shape == (int(starts[-1]),)
             and starts.shape == (rows + 1,)
@@ -199,19 +195,28 @@ def _read(file: Path, key: str, rows: int, limit: int, tokenizer: Tokenizer) -> 
             and (not len(ids) or 0 <= ids.min() <= ids.max() < tokenizer.vocab_size)
             and (not len(types) or types.max() < (tokenizer.type_limit or 2))
         )
-    except TokenRowsError as error:
+    except DataError as error:
         _warn(str(error))
         return None
     except (KeyError, ValueError, TypeError, IndexError):
-        good = False
-    if not good:
+        is_good = False
+    if not is_good:
         _warn(f"{file} is damaged (its content is not what its name says); it is made again")
         return None
-    return TokenRows(ids, types, starts, cut, longest, limit, tokenizer.pad_token_id or 0, bool(uncounted))
+    return TokenRows(
+        ids=ids,
+        type_ids=types,
+        starts=starts,
+        cut=cut,
+        longest=longest,
+        limit=limit,
+        pad_id=tokenizer.pad_token_id or 0,
+        uncounted=bool(uncounted),
+    )
 
 
 def _write(file: Path, key: str, rows: TokenRows) -> None:
-    """Write the cache file whole or not at all; without it the run goes on."""
+    """Write the cache file, whole or not at all; a failure is a warning."""
     counts = np.array([rows.cut, rows.longest, rows.uncounted])
     try:
         with replacing(file, fix="the next run tokenizes again", follow_links=False) as out:

@@ -12,11 +12,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlxbert.checkpoint import load, resolve
-from mlxbert.core import BertCore
 from mlxbert.encode.modules import Normalize, SentenceModuleError
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
 from mlxbert.errors import MLXBertWarning
-from mlxbert.output import BertOutput
+from mlxbert.models.base import BertOutput, Encoder
 from mlxbert.pooling import STRATEGIES, PoolingError, pool
 from mlxbert.tokenization.encoding import check_texts, padded, warn_of_truncation
 from mlxbert.tokenization.tokenizer import Tokenizer
@@ -43,13 +42,13 @@ class SentenceEncoder:
     # A setting that there is not, such as sentence-transformers' `truncate_dim`, is an error and not ignored.
     __slots__ = ("core", "dimension", "max_length", "plan", "tokenizer")
 
-    def __init__(self, core: BertCore, tokenizer: Tokenizer, plan: SentencePlan):
+    def __init__(self, core: Encoder, tokenizer: Tokenizer, plan: SentencePlan):
         self.core = core
         self.tokenizer = tokenizer.lowercased() if plan.lower_case else tokenizer
         self.plan = plan
         # As in sentence-transformers, max_seq_length stands above the tokenizer's own limit.
         wanted = plan.max_length if plan.max_length is not None else tokenizer.max_length
-        limit = core.config.max_position_embeddings
+        limit = core.config.max_length
         self.max_length = limit if wanted is None else min(wanted, limit)
         self.dimension = core.config.hidden_size * len(plan.pooling)
         for step in plan.steps:
@@ -59,7 +58,7 @@ class SentenceEncoder:
                     f"{self.dimension}"
                 )
             self.dimension = step.out_features or self.dimension
-        states = core.config.num_hidden_layers + 1
+        states = core.num_layers + 1
         if plan.mix is not None and plan.mix.start + plan.mix.count != states:
             raise SentenceModuleError(
                 f"modules.json: WeightedLayerPooling is made for {plan.mix.start + plan.mix.count} hidden states, and "
@@ -119,7 +118,7 @@ class SentenceEncoder:
 
     @max_seq_length.setter
     def max_seq_length(self, tokens: int | None) -> None:
-        positions = self.core.config.max_position_embeddings
+        positions = self.core.config.max_length
         self.max_length = self.tokenizer.checked_limit(tokens) or positions if tokens is not None else positions
 
     def encode(

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from tokenizers import decoders
 
+from mlxbert.models.base import HeadKind
 from mlxbert.pipelines.texts import (
     PipelineError,
     check_top_k,
     cut_out,
     padded_batches,
-    require_class,
+    require_kind,
     softmax,
     to_numpy,
     warn_of_cut,
@@ -183,7 +184,7 @@ def tag(
     Warns:
         TruncationWarning: without a stride, texts were cut to the model's longest input.
     """
-    require_class(model, "tag", ("BertForTokenClassification",))
+    require_kind(model, "tag", HeadKind.TOKEN)
     if aggregation_strategy not in STRATEGIES:
         raise PipelineError(
             f"tag: aggregation_strategy {aggregation_strategy!r} is not known; known are {', '.join(STRATEGIES)}"
@@ -281,7 +282,7 @@ def answer(
         PipelineError: the model does not answer questions, or an argument leaves no room for an answer.
         TokenizerError: something that is not text.
     """
-    require_class(model, "answer", ("BertForQuestionAnswering",))
+    require_kind(model, "answer", HeadKind.SPAN)
     check_top_k(top_k)
     if isinstance(max_answer_len, bool) or not isinstance(max_answer_len, int) or max_answer_len < 1:
         raise PipelineError(f"max_answer_len must be a positive whole number, not {max_answer_len!r}")
@@ -289,7 +290,7 @@ def answer(
         raise PipelineError("answer: the question is empty; fix: ask something")
     limit = _window_length(tokenizer, max_seq_len)
     (row,) = without_limit(tokenizer).encode([question], [context])
-    body = [i for i, kind in enumerate(row.type_ids) if kind == 1 and not row.special_tokens_mask[i]]
+    body = [i for i, text in enumerate(row.sequences) if text == 1]
     if not body:
         raise PipelineError("answer: the context is empty; fix: pass the text to search")
     room = limit - (len(row) - len(body))

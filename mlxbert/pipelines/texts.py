@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxbert.errors import MLXBertError
+from mlxbert.models.base import HeadKind
 from mlxbert.pretrained.labels import Labels
 from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization.encoding import Encoding, padded, warn_of_truncation
@@ -26,9 +27,11 @@ class PipelineError(MLXBertError):
     """A pipeline was given a model of another class, or a text that it cannot work on."""
 
 
-def require_class(model: PretrainedBert, pipeline: str, classes: Sequence[str]) -> None:
-    """Raises PipelineError where the model's class is none of `classes`."""
-    if model.architecture not in classes:
+def require_kind(model: PretrainedBert, pipeline: str, *kinds: HeadKind) -> None:
+    """Raise PipelineError if the model's head is of none of these kinds."""
+    if model.kind not in kinds:
+        heads = model.core.architecture.heads
+        classes = [name for kind in kinds for name, head in heads.items() if head.kind is kind]
         raise PipelineError(
             f"{pipeline} needs {' or '.join(classes)}, and this model is {model.architecture}; "
             "fix: load a checkpoint that was trained for it"
@@ -95,6 +98,7 @@ def cut_out(row: Encoding, body: Sequence[int], start: int, stop: int) -> Encodi
         type_ids=tuple(row.type_ids[i] for i in keep),
         offsets=tuple(row.offsets[i] for i in keep),
         special_tokens_mask=tuple(row.special_tokens_mask[i] for i in keep),
+        sequences=tuple(row.sequences[i] for i in keep),
         n_truncated=len(dropped),
     )
 
@@ -155,7 +159,7 @@ def classify(
     Warns:
         TruncationWarning: texts were cut to the model's longest input.
     """
-    require_class(model, "classify", ("BertForSequenceClassification",))
+    require_kind(model, "classify", HeadKind.SEQUENCE)
     if top_k is not ... and top_k is not None:
         check_top_k(top_k)
     function = default_function(model.labels) if function_to_apply is None else function_to_apply
@@ -207,8 +211,6 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.where(logits >= 0, 1, smaller) / (1 + smaller)
 
 
-CLASSES = ("BertForMaskedLM", "BertForPreTraining", "BertLMHeadModel")
-
 Filled = list[dict[str, Any]]
 
 
@@ -237,7 +239,7 @@ def fill_mask(
         PipelineError: the model has no masked-LM head, or a text has no mask.
         TokenizerError: something that is not text.
     """
-    require_class(model, "fill_mask", CLASSES)
+    require_kind(model, "fill_mask", HeadKind.MASKED_LM, HeadKind.PRETRAINING, HeadKind.CAUSAL_LM)
     check_top_k(top_k)
     if tokenizer.mask_token_id is None:
         raise PipelineError("fill_mask: the tokenizer has no mask token; fix: use the tokenizer of the model's source")
@@ -254,8 +256,7 @@ def fill_mask(
         at = np.array(places)
         # The decoder is as wide as the vocabulary: it scores the masks alone.
         masked = hidden[mx.array(at[:, 0]), mx.array(at[:, 1])]  # (N, D)
-        decode = model.core.embeddings.word_embeddings.as_linear
-        scores = softmax(to_numpy(model.head.cls.predictions(masked, decode)))  # (N, V)
+        scores = softmax(to_numpy(model.head.word_logits(masked, model.core.decode)))  # (N, V)
         for i, row in enumerate(part):
             columns = [column for text, column in places if text == i]
             own = scores[at[:, 0] == i]

@@ -1,4 +1,4 @@
-"""Which `BertFor*` class a checkpoint's own head belongs to: what its config says, or what its tensors tell.
+"""Which class of transformers a checkpoint's own head belongs to: what its config says, or what its tensors tell.
 
 `Labels`: what a configuration says of a classifier's outputs.
 """
@@ -9,24 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxbert.config import ConfigError
 from mlxbert.errors import MLXBertError, shown
-
-PREDICTIONS, NEXT_SENTENCE = "cls.predictions.", "cls.seq_relationship."
-CLASSIFIER, SPAN = "classifier.", "qa_outputs."
-PREFIXES = (PREDICTIONS, NEXT_SENTENCE, CLASSIFIER, SPAN)
-
-HEAD_CLASSES: dict[str, tuple[str, ...]] = {
-    "BertForPreTraining": (PREDICTIONS, NEXT_SENTENCE),
-    "BertForMaskedLM": (PREDICTIONS,),
-    "BertLMHeadModel": (PREDICTIONS,),
-    "BertForNextSentencePrediction": (NEXT_SENTENCE,),
-    "BertForSequenceClassification": (CLASSIFIER,),
-    "BertForTokenClassification": (CLASSIFIER,),
-    "BertForMultipleChoice": (CLASSIFIER,),
-    "BertForQuestionAnswering": (SPAN,),
-}
-"""transformers' classes, and what the names of their heads' tensors begin with."""
+from mlxbert.models.base import Architecture, architecture
+from mlxbert.models.config_fields import ConfigError
 
 
 class HeadClassError(MLXBertError):
@@ -46,12 +31,7 @@ class HeadChoice:
     note: str | None = None
 
 
-def is_head_tensor(name: str) -> bool:
-    """Whether a tensor of this name belongs to a head of a `BertFor*` class."""
-    return name.startswith(PREFIXES)
-
-
-def original_architectures(config: dict[str, Any]) -> tuple[str, ...]:
+def original_architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The classes that a config names: a converted one in its "mlxbert" block, any other in `architectures`."""
     block = config.get("mlxbert")
     names = block.get("original_architectures") if isinstance(block, dict) else config.get("architectures")
@@ -59,56 +39,65 @@ def original_architectures(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def choose_head_class(
-    architectures: Iterable[str], tensors: Iterable[str], *, has_pooler: bool, place: str
+    config: Mapping[str, Any], tensors: Iterable[str], *, has_pooler: bool, place: str
 ) -> HeadChoice:
-    """The class named, if its tensors are there; where none of ours is named, the class that the tensors tell.
+    """Return the class that a configuration names, if its tensors are there; else the class that the tensors tell.
 
     Args:
-        architectures: what the config names.
+        config: a parsed `config.json`.
         tensors: names of the head's tensors.
-        has_pooler: whether the encoder has a pooler, which tells sequences' classifiers from tokens'.
+        has_pooler: whether the encoder has a pooler, which tells heads that read it from heads that do not.
         place: for messages: where the tensors are.
 
     Raises:
-        HeadClassError: they do not fit each other; one line.
+        ConfigError: the architecture is not known here.
+        HeadClassError: config and tensors do not fit each other; one line.
     """
-    tensors = list(tensors)
-    groups = tuple(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors))
-    named = [name for name in architectures if name in HEAD_CLASSES]
-    found = ", ".join(f"{prefix}*" for prefix in groups) or "no head"
-    if len(set(named)) == 1:
-        wanted = HEAD_CLASSES[named[0]]
+    declared = architecture(config.get("model_type"))
+    names = list(tensors)
+    groups = tuple(prefix for prefix in declared.head_prefixes if any(name.startswith(prefix) for name in names))
+    classes = original_architectures(config)
+    named = {name for name in classes if name in declared.heads}
+    found = ", ".join(map(_shown, groups)) or "no head"
+    if len(named) == 1:
+        (name,) = named
+        wanted = declared.heads[name].prefixes
         if not set(wanted) <= set(groups):
-            needs = " and ".join(f"{prefix}*" for prefix in wanted)
             raise HeadClassError(
-                f"{place}: its config names {named[0]}, which needs {needs}, and there is {found}; "
-                "fix: convert the complete checkpoint"
+                f"{place}: its config names {name}, which needs {' and '.join(map(_shown, wanted))}, and there is "
+                f"{found}; fix: convert the complete checkpoint"
             )
-        rest = [f"{prefix}*" for prefix in groups if prefix not in wanted]
-        return HeadChoice(named[0], f"{place}: {named[0]} has no use for {', '.join(rest)}" if rest else None)
-    says = f"its config names {' and '.join(architectures) or 'no class'}"
-    name = _told_by(groups, has_pooler)
+        rest = [_shown(prefix) for prefix in groups if prefix not in wanted]
+        return HeadChoice(name, f"{place}: {name} has no use for {', '.join(rest)}" if rest else None)
+    says = f"its config names {' and '.join(classes) or 'no class'}"
+    fitting = _fitting(declared, groups)
+    # Without a pooler a fine-tuned head is one that reads none; of pre-training's it is what was left out.
+    pooled = {name for name in fitting if declared.heads[name].fine_tuned and declared.heads[name].has_pooler}
+    name = next((name for name in fitting if has_pooler or name not in pooled), None)
     if name is None:
         raise HeadClassError(
             f"{place}: {says}, and its tensors ({found}) do not tell the head's class; "
             'fix: give the source\'s config.json its "architectures" and convert again'
         )
-    doubt = ""
-    if CLASSIFIER in groups:
-        others = [other for other, wanted in HEAD_CLASSES.items() if wanted == (CLASSIFIER,) and other != name]
+    doubt, others = "", [other for other in fitting if other != name]
+    if others and declared.heads[name].fine_tuned:
         doubt = f"; if it is {' or '.join(others)}, say so in the source's config.json and convert again"
     return HeadChoice(name, f"{place}: {says}; from its tensors ({found}) it is taken for {name}{doubt}")
 
 
-def _told_by(groups: tuple[str, ...], has_pooler: bool) -> str | None:
-    # A fine-tuned head beside `cls.*` is what the checkpoint was made for; `cls.*` was left behind by pre-training.
-    if CLASSIFIER in groups and SPAN in groups:
-        return None
-    if CLASSIFIER in groups:
-        return "BertForSequenceClassification" if has_pooler else "BertForTokenClassification"
-    if SPAN in groups:
-        return "BertForQuestionAnswering"
-    return next((name for name, wanted in HEAD_CLASSES.items() if wanted == groups), None)
+def _fitting(declared: Architecture, groups: tuple[str, ...]) -> list[str]:
+    """Return the classes whose head these groups of tensors can be; none where the groups are of several heads.
+
+    A fine-tuned head beside a language model's is what the checkpoint was made for: pre-training left the other one.
+    """
+    tuned = {prefix for head in declared.heads.values() if head.fine_tuned for prefix in head.prefixes} & set(groups)
+    wanted = tuned or set(groups)
+    return [name for name, head in declared.heads.items() if set(head.prefixes) == wanted]
+
+
+def _shown(prefix: str) -> str:
+    """Return the names that begin with a prefix, for a message."""
+    return f"{prefix}*" if prefix.endswith(".") else prefix
 
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")

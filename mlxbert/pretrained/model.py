@@ -1,35 +1,18 @@
-"""`PretrainedBert`: an encoder with its checkpoint's own head, and what it returns.
-
-Load a converted checkpoint with the head that its source had.
-
-Write a model with its checkpoint's own head as a converted directory again, packed where it was packed.
-"""
+"""`PretrainedBert`: an encoder with its checkpoint's own head; load a converted one, and save it, packed as it was."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from heads.pretrained import (
-    MaskedLMHead,
-    MultipleChoiceHead,
-    NextSentenceHead,
-    PretrainedHead,
-    PretrainingHead,
-    SequenceClassificationHead,
-    SpanHead,
-    TokenClassificationHead,
-)
-from heads.pretrained.masked_lm import Predictions
-from mlxbert.activations import ACTIVATIONS
+from heads.pretrained import MultipleChoiceHead, PretrainedHead
 from mlxbert.checkpoint import (
     CheckpointError,
     encoder_layout,
@@ -41,22 +24,23 @@ from mlxbert.checkpoint import (
     resolve,
     side_files,
 )
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError, first_ten, readable
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, read_safetensors
 from mlxbert.model_inputs import InputError, mask_of, whole_numbers
-from mlxbert.model_tensors import DTYPE_CODES, named_parameters, planned_tensors, read_array, stored_dtype
-from mlxbert.output import BertOutput
-from mlxbert.pretrained.labels import (
-    HEAD_CLASSES,
-    HeadChoice,
-    Labels,
-    choose_head_class,
-    is_head_tensor,
-    original_architectures,
+from mlxbert.model_tensors import (
+    DTYPE_CODES,
+    encoder_tensors,
+    named_parameters,
+    parameter_count,
+    planned_tensors,
+    read_array,
+    tensor_problems,
+    with_true_dtype,
 )
+from mlxbert.models.base import BertOutput, Encoder, HeadKind
+from mlxbert.models.config_fields import EncoderConfig
+from mlxbert.pretrained.labels import HeadChoice, Labels, choose_head_class
 from mlxbert.tokenization.tokenizer import Tokenizer
 
 
@@ -94,20 +78,22 @@ class PretrainedBert(nn.Module):
         core: the encoder.
         head: the head.
         config: the encoder's configuration.
-        architecture: the transformers class that this computes, such as "BertForMaskedLM".
+        architecture: the class of transformers that this computes.
+        kind: what the head does.
         labels: names and kind of a classifier's outputs.
         source: the converted directory that both came from; `save` takes configuration and tokenizer from it.
         stored_head: the head's tensors as they are in its file.
     """
 
-    def __init__(self, core: BertCore, head: PretrainedHead, architecture: str, labels: Labels):
+    def __init__(self, core: Encoder, head: PretrainedHead, architecture: str, labels: Labels):
         super().__init__()
         self.source: Path | None = None
         self.stored_head = StoredHead({})
         self.core = core
         self.head = head
-        self.config: BertConfig = core.config
+        self.config: EncoderConfig = core.config
         self.architecture = architecture
+        self.kind: HeadKind = core.architecture.heads[architecture].kind
         self.labels = labels
 
     def __call__(
@@ -120,7 +106,7 @@ class PretrainedBert(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> PretrainedOutput:
-        """Encode a batch and apply the head; arguments as `BertCore`'s, (B, C, L) each for multiple choice.
+        """Encode a batch and apply the head; arguments as the encoder's, (B, C, L) each for multiple choice.
 
         Raises:
             InputError: a shape that does not fit, or an id outside its table.
@@ -158,7 +144,7 @@ class PretrainedBert(nn.Module):
         pooled = output.pooler_output
         if choices is not None and pooled is not None:
             pooled = pooled.reshape(-1, choices, pooled.shape[-1])  # (B · C, D) -> (B, C, D)
-        return self.head(output.last_hidden_state, pooled, self.core.embeddings.word_embeddings.as_linear)
+        return self.head(output.last_hidden_state, pooled, self.core.decode)
 
 
 def _flat(shape: tuple[int, ...], mask: Any, types: Any, positions: Any) -> list[mx.array | None]:
@@ -203,9 +189,7 @@ def load_with_head(
     _require_head(directory, config)
     core, tokenizer = load(directory, dtype=dtype, dequantize=dequantize)
     tensors = read_head_tensors(directory, config)
-    choice = choose_head_class(
-        original_architectures(config), tensors, has_pooler="pooler" in core, place=str(directory)
-    )
+    choice = choose_head_class(config, tensors, has_pooler=core.has_pooler, place=str(directory))
     if choice.note:
         logging.getLogger("mlxbert").warning("mlxbert: %s", readable(choice.note))
     model = attach_head(core, tensors, choice, config, place=str(directory), dtype=dtype)
@@ -236,7 +220,7 @@ def read_head_tensors(directory: Path, config: dict[str, Any]) -> dict[str, mx.a
 
 
 def attach_head(
-    core: BertCore,
+    core: Encoder,
     tensors: dict[str, mx.array],
     choice: HeadChoice,
     config: dict[str, Any],
@@ -259,16 +243,27 @@ def attach_head(
             encoder has no pooler, and this head needs one.
     """
     labels = Labels.from_hf(config)
-    head = _build(choice.name, core.config, labels, tensors)
-    if head.needs_pooler and "pooler" not in core:
+    declared = core.architecture
+    chosen = declared.heads[choice.name]
+    head = chosen.build(core.config, labels.num_labels, tensors)
+    if head.needs_pooler and not core.has_pooler:
         raise CheckpointError(
             f"{place}: {choice.name} reads the pooler, and this encoder has none; fix: convert the complete checkpoint"
         )
-    parameters = dict(cast(list[tuple[str, mx.array]], tree_flatten(head.parameters())))
-    _check(place, choice.name, tensors, {name: array.shape for name, array in parameters.items()})
+    parameters = {name: array.shape for name, array in named_parameters(head).items()}
+    used = {
+        name: tensor
+        for name, tensor in tensors.items()
+        # Another class's head beside this one's is no damage: pre-training leaves its own behind.
+        if name in parameters or not declared.is_head_tensor(name) or name.startswith(chosen.prefixes)
+    }
+    if problems := tensor_problems(used, parameters):
+        raise CheckpointError(
+            f"{place}: its head is not that of a {choice.name} of this config.json; fix: mlxbert.load for the encoder "
+            f"alone, or convert a checkpoint whose head is whole\n{first_ten(problems)}"
+        )
     if dtype is None and mx.default_device() == mx.Device(mx.cpu):
         dtype = mx.float32
-    used = {name: tensors[name] for name in parameters}
     head.load_weights([(name, tensor if dtype is None else tensor.astype(dtype)) for name, tensor in used.items()])
     model = PretrainedBert(core, head, choice.name, labels)
     model.stored_head = StoredHead(tensors)
@@ -281,65 +276,12 @@ def _require_head(directory: Path, config: dict[str, Any]) -> None:
     if not has_head(directory, config):
         raise CheckpointError(
             f"{directory}: there is no {HEADS_FILE}, so no head: its source had none; "
-            "fix: mlxbert.load for the encoder alone, or convert a checkpoint of a BertFor* class"
-        )
-
-
-def _build(name: str, config: BertConfig, labels: Labels, tensors: Iterable[str]) -> PretrainedHead:
-    """An empty head of a transformers class; what of its decoder is tied, `tensors` tell."""
-    size = config.hidden_size
-    dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-    if name == "BertForSequenceClassification":
-        return SequenceClassificationHead(size, labels.num_labels, dropout)
-    if name == "BertForTokenClassification":
-        return TokenClassificationHead(size, labels.num_labels, dropout)
-    if name == "BertForMultipleChoice":
-        return MultipleChoiceHead(size, dropout)
-    if name == "BertForQuestionAnswering":
-        return SpanHead(size)
-    if name == "BertForNextSentencePrediction":
-        return NextSentenceHead(size)
-    own_bias = "cls.predictions.decoder.bias" in tensors
-    predictions = Predictions(
-        size,
-        config.vocab_size,
-        ACTIVATIONS[config.hidden_act],
-        config.layer_norm_eps,
-        bias="cls.predictions.bias" in tensors or not own_bias,
-        # Untied by the configuration, it has to be there: the embeddings would give other numbers without a word.
-        decoder_weight="cls.predictions.decoder.weight" in tensors or not config.tie_word_embeddings,
-        decoder_bias=own_bias,
-    )
-    return PretrainingHead(predictions, size) if name == "BertForPreTraining" else MaskedLMHead(predictions)
-
-
-def _check(place: str, name: str, tensors: dict[str, mx.array], expected: dict[str, tuple[int, ...]]) -> None:
-    problems = [f"missing: {parameter}" for parameter in expected if parameter not in tensors]
-    problems += [
-        f"unexpected: {key}"
-        for key in sorted(tensors)
-        # Another class's head beside this one's is no damage: pre-training leaves its own behind.
-        if key not in expected and (not is_head_tensor(key) or key.startswith(HEAD_CLASSES[name]))
-    ]
-    problems += [
-        f"{key} is {tensors[key].shape}, config.json calls for {shape}"
-        for key, shape in expected.items()
-        if key in tensors and tensors[key].shape != shape
-    ]
-    problems += [
-        f"{key} has dtype {tensors[key].dtype}"
-        for key in expected
-        if key in tensors and not mx.issubdtype(tensors[key].dtype, mx.floating)
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{place}: its head is not that of a {name} of this config.json; fix: mlxbert.load for the encoder alone, "
-            f"or convert a checkpoint whose head is whole\n{first_ten(problems)}"
+            "fix: mlxbert.load for the encoder alone, or convert a checkpoint of a class with a head"
         )
 
 
 def save_pretrained(
-    core: BertCore,
+    core: Encoder,
     head: nn.Module,
     stored_head: Mapping[str, mx.array],
     source: Path,
@@ -361,10 +303,7 @@ def save_pretrained(
         WriteError: the directory exists and `overwrite` is not given, or cannot be written.
         ChangedWeightsError: a quantized encoder has other weights than it was loaded with.
     """
-    packed = core.packed
-    if packed is not None:
-        packed.check_unchanged(core)
-    encoder = planned_tensors(core) if packed is None else packed.planned()
+    encoder = encoder_tensors(core)
     current = named_parameters(head)
     kept = {name: tensor for name, tensor in stored_head.items() if _is_held(current.get(name), tensor)}
     heads = [
@@ -372,13 +311,10 @@ def save_pretrained(
         for name, tensor in kept.items()
     ]
     heads += [tensor for tensor in planned_tensors(head) if tensor.name not in kept]
-    config = encoder_layout(read_config(source))
-    config["dtype"] = stored_dtype(core) if packed is None else packed.dtype
-    if "torch_dtype" in config:
-        config["torch_dtype"] = config["dtype"]
+    config = with_true_dtype(encoder_layout(read_config(source)), core)
     with OutputDirectory(Path(directory), overwrite=overwrite, source=source) as output:
-        output.write_model(encoder, parameters=None if packed is None else packed.parameters)
-        output.write_safetensors("heads.safetensors", heads)
+        output.write_model(encoder, parameters=parameter_count(core))
+        output.write_safetensors(HEADS_FILE, heads)
         files = [file for file in (*source.glob("*"), *source.glob("*/*")) if file.is_file()]
         names = [file.relative_to(source).as_posix() for file in files]
         for name in (*side_files(names), *filter(is_license_file, names)):

@@ -13,8 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from heads.metrics import METRICS
 from heads.thresholds import threshold_metric
+
+from heads.metrics import METRICS
 from mlxbert.errors import escaped_value
 from mlxbert.files.output_file import replace_file
 from mlxbert.files.reading import expand_home, from_json, read_json

@@ -17,9 +17,9 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from heads.calibration import best_threshold, threshold_metric
 from heads.labels import encode_labels
 from heads.metrics import Metric, metric_of
-from heads.thresholds import best_threshold, threshold_metric
 from mlxbert.data.infer_task import InferredTask
 from mlxbert.data.submission import Submission, SubmissionRules
 from mlxbert.files.reading import expand_home, from_json, read_json
@@ -106,7 +106,7 @@ def cross_fitted_blend(
 def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Metric) -> np.ndarray | None:
     """The probability from which on a row counts as positive: () of "binary", (L,) of "multilabel"; else None.
 
-    For "binary" it is fitted for `metric`, or for F1 if that reads no labels (`heads.thresholds.threshold_metric`);
+    For "binary" it is fitted for `metric`, or for F1 if that reads no labels (`heads.calibration.threshold_metric`);
     one label of many is judged by F1, whatever the metric over all of them (`MultilabelClassificationHead`). Rows of
     one class teach nothing: one half.
     """

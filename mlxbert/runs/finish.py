@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from heads.thresholds import threshold_metric
+from heads.calibration import threshold_metric
 from mlxbert.checkpoint import read_config
 from mlxbert.data.folds import folds_sha256
 from mlxbert.data.submission import Submission, SubmissionWarning

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from heads.install import install_fix
-from mlxbert.data.frames import FrameError, Kind, Table, is_frame
-from mlxbert.data.reading import DataError, Quoting, read_data
+from mlxbert.data.csv_dialect import Quoting
+from mlxbert.data.frames import DataError, Table, is_frame
+from mlxbert.data.reading import Kind, read_data
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.reading import expand_home, sha256_hex
 from mlxbert.runs.files import RunError
@@ -77,7 +78,7 @@ def read_frame(
         what: a frame is called in messages.
 
     Raises:
-        DataError, FrameError: it cannot be read.
+        DataError: it cannot be read.
     """
     if is_path(data):
         columns = [*words, *([id_column] if id_column is not None else [])]
@@ -96,7 +97,7 @@ def table_record(source: Any, what: str) -> dict[str, Any]:
     """Return what run.json says of a table that is read later: its path and SHA-256, which are to stay the same.
 
     Raises:
-        DataError, FrameError: no regular file, or no frame.
+        DataError: no regular file, or no frame.
     """
     if not is_path(source):
         return {"path": None, "sha256": frame_sha256(as_pandas(source, what))}
@@ -108,7 +109,7 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
     """A pandas or polars frame, or a dict of columns, as a pandas frame with its rows numbered from 0.
 
     Raises:
-        FrameError: it is none of these, or has no rows; `what` it is called in the message.
+        DataError: it is none of these, or has no rows; `what` it is called in the message.
         RunError: there is no pandas.
     """
     if isinstance(data, Mapping):
@@ -116,14 +117,14 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
             (name for name, cells in data.items() if isinstance(cells, str) or not hasattr(cells, "__len__")), None
         )
         if scalar is not None:
-            raise FrameError(
+            raise DataError(
                 f"{what}: column {scalar!r} is a {type(data[scalar]).__name__}; fix: a list, one value a row"
             )
     elif not is_frame(data) and not hasattr(data, "collect"):
         fix = "give a path, a pandas or polars DataFrame, or a dict of columns"
         if hasattr(data, "to_frame"):
             fix = "call .to_frame() on it, or give a DataFrame"
-        raise FrameError(f"{what} is a {type(data).__name__}, not a data frame; fix: {fix}")
+        raise DataError(f"{what} is a {type(data).__name__}, not a data frame; fix: {fix}")
     table = Table(data, what)
     try:
         import pandas

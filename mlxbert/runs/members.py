@@ -20,7 +20,6 @@ from heads.head_registry import head_from_settings
 from heads.labels import decode_labels
 from mlxbert.checkpoint import load_core, read_config
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.dropout_mode import set_dropout
 from mlxbert.files.output_file import replacing
 from mlxbert.files.safetensors import read_array_file
 from mlxbert.quantization import refuse_training
@@ -85,7 +84,7 @@ def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig,
     mx.random.seed(member.entropy())
     core = load_core(prepared.directory, dtype=mx.float32)
     if config.dropout is not None:
-        set_dropout(core, config.dropout)
+        core.set_dropout(config.dropout)
     head = new_head(core.config.hidden_size, prepared, settings, config, member)
     return BertWithHead(core, head, config.pooling, source=prepared.directory)
 

@@ -13,14 +13,15 @@ import numpy as np
 
 from heads.forward_chaining import as_times, times_ahead
 from mlxbert.checkpoint import load_tokenizer, read_config
-from mlxbert.config import BertConfig
+from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.file_format import looking_once
 from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import target_values
-from mlxbert.data.reading import Quoting, render_texts, warn_of_empty
 from mlxbert.data.submission import Submission
+from mlxbert.data.text_columns import render_texts, warn_of_empty
 from mlxbert.data.token_rows import token_rows
 from mlxbert.files.reading import expand_home
+from mlxbert.models.base import config_from_hf
 from mlxbert.runs.blend import Blend
 from mlxbert.runs.files import RunError, write_csv
 from mlxbert.runs.record import BLEND, INFO, is_run
@@ -147,7 +148,7 @@ def forecast(run: Run, history: Any) -> tuple[list[Any], Predictions]:
 
 
 def _tokenizer(run: Run, member: Path) -> Tokenizer:
-    return load_tokenizer(member, BertConfig.from_hf(read_config(member)), max_length=run.max_length)
+    return load_tokenizer(member, config_from_hf(read_config(member)), max_length=run.max_length)
 
 
 def open_predictor(path: str | Path) -> Run | Blend:

@@ -19,19 +19,17 @@ import numpy as np
 from heads.forward_chaining import Windows
 from heads.metrics import Metric, metric_of
 from mlxbert.checkpoint import load_tokenizer, resolve
-from mlxbert.config import BertConfig
 from mlxbert.data.competitions import FoldKind, fold_kinds
-from mlxbert.data.folds import Fold, make_folds, validation_fold
-from mlxbert.data.frames import Table, plain, shown
+from mlxbert.data.folds import Fold, FoldError, FoldWarning, make_folds, validation_fold
+from mlxbert.data.frames import DataWarning, Table, plain, shown
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.reading import DataWarning, id_values, render_texts
-from mlxbert.data.strata import FoldError, FoldWarning
-from mlxbert.data.text_columns import RowText
+from mlxbert.data.text_columns import RowText, id_values, render_texts
 from mlxbert.data.token_rows import token_rows
 from mlxbert.errors import first_ten
 from mlxbert.factory import Problem, check_options, make_problem, target_of
 from mlxbert.files.output_file import is_file_of, read_manifest
 from mlxbert.files.reading import read_json
+from mlxbert.models.base import config_from_hf
 from mlxbert.runs.files import RunError, token_cache
 from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.tokenizer import Tokenizer
@@ -275,7 +273,7 @@ def prepare(
         frame, rows = _joined(frame, valid), np.concatenate([rows, numbers])
     ids = None if settings.id is None else id_values(frame, settings.id, what)
     hidden = read_json(directory / "config.json", RunError) or {}
-    tokenizer = load_tokenizer(directory, BertConfig.from_hf(hidden))
+    tokenizer = load_tokenizer(directory, config_from_hf(hidden))
     rendered = render_texts(frame, problem.text, what)
     if task == "time_series":
         options = {"window": settings.window, "horizon": settings.horizon}

@@ -17,8 +17,8 @@ from typing import Any, Self
 from heads.head_registry import COMPETITION_TYPES
 from mlxbert.data.competitions import CompetitionError, get_competition
 from mlxbert.data.csv_dialect import Quoting
-from mlxbert.data.frames import Kind
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.reading import Kind
 from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import printable

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from heads.forward_chaining import as_times, times_ahead
-from mlxbert.data.frames import Kind, Table
-from mlxbert.data.reading import DataWarning, Quoting, id_values, read_chunks, read_data
+from mlxbert.data.csv_dialect import Quoting
+from mlxbert.data.frames import DataWarning, Table
+from mlxbert.data.reading import Kind, read_chunks, read_data
 from mlxbert.data.submission import IdRules, Sample, Submission, SubmissionRules, check_ids, warn, warn_of_fractions
-from mlxbert.data.text_columns import id_columns, is_called_id, names_rows
+from mlxbert.data.text_columns import id_columns, id_values, is_called_id, names_rows
 from mlxbert.runs.inputs import as_pandas, is_path, source_name
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import read_sample

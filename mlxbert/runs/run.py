@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mlxbert.data.frames import Kind
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.reading import Kind
 from mlxbert.data.submission import Submission, SubmissionRules
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.reading import expand_home

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from heads.labels import Label
+from heads.losses import Loss
 from mlxbert.backend.device import blas_name, blas_threads, device_name, package_versions
 from mlxbert.data.competitions import Competition
 from mlxbert.data.csv_dialect import Quoting
@@ -115,7 +116,7 @@ class RunSettings:
         time: the column of times.
         ignore: columns that `text=None` leaves out.
         classes: the labels, where the data do not tell.
-        head: options of the head.
+        head: options of the head; a registered loss as its name, or a mapping of its name and settings.
         competition: the ready configuration that the rest comes from.
         encoding: of the data's text.
         quoting: of text tables; None: found out.
@@ -157,9 +158,8 @@ class RunSettings:
     escape_formulas: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself; a list among the head's options is as good as a tuple."""
-        head = {name: tuple(one) if isinstance(one, list) else one for name, one in self.head.items()}
-        object.__setattr__(self, "head", head)
+        """Refuse what contradicts itself; make the head's options plain: tuples for lists, a loss by its name."""
+        object.__setattr__(self, "head", {name: _plain(value) for name, value in self.head.items()})
         if not self.target:
             raise RunError("no target is named; fix: --target COLUMN, or --competition NAME")
         if self.valid is not None and self.hold_out is not None:
@@ -260,3 +260,9 @@ def as_columns(value: str | int | Sequence[str | int] | None) -> tuple[str, ...]
     """One name, or several, as a tuple; pandas numbers the columns of a file without a header."""
     names = () if value is None else (value,) if isinstance(value, str | int) else tuple(value)
     return tuple(str(name) for name in names)
+
+
+def _plain(option: Any) -> Any:
+    if isinstance(option, Loss):
+        return option.option()
+    return tuple(option) if isinstance(option, list) else option

@@ -19,8 +19,8 @@ from heads.labels import Label
 from mlxbert.data.competitions import Competition, get_competition
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.file_format import looking_once
-from mlxbert.data.frames import Kind, plain
-from mlxbert.data.reading import DataWarning
+from mlxbert.data.frames import DataWarning, plain
+from mlxbert.data.reading import Kind
 from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText, names_rows
 from mlxbert.factory import default_checkpoint
@@ -285,7 +285,8 @@ def train(
         group: rows of one value never lie on both sides of a fold.
         time: the column of times: a time series, or forward-chaining folds.
         ignore: columns that `text=None` leaves out.
-        head: options of the head, such as {"objective": "focal"}.
+        head: options of the head, such as {"objective": "focal"}; the objective may be a registered loss
+            (`heads.losses.register_loss`).
         revision: of a model on the Hub.
         encoding: of the data's text; None: found out.
         quoting: of CSV and TSV: "none" (quotes are characters), "minimal" or "escaped"; None: found out.

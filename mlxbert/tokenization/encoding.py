@@ -191,6 +191,7 @@ class Encoding:
         special_tokens_mask: 1 for tokens that the tokenizer put in ([CLS], [SEP]), 0 for the text's own.
         n_truncated: tokens cut off because the text was longer than the limit.
         uncounted: whether still more was cut off: of a text of more than 65,536 characters only the beginning is read.
+        sequences: 0 for a token of the first text, 1 for one of the second, None for a special token.
     """
 
     ids: tuple[int, ...]
@@ -199,6 +200,7 @@ class Encoding:
     special_tokens_mask: tuple[int, ...]
     n_truncated: int
     uncounted: bool = False
+    sequences: tuple[int | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -245,17 +247,28 @@ class Frame:
         types: list[int] = []
         offsets: list[tuple[int, int]] = []
         mask: list[int] = []
+        sequences: list[int | None] = []
         for i, specials in enumerate(self.specials):
             ids += [token for token, _ in specials]
             types += [kind for _, kind in specials]
             offsets += [(0, 0)] * len(specials)
             mask += [1] * len(specials)
+            sequences += [None] * len(specials)
             if i < len(texts):
                 ids += texts[i].ids
                 types += [self.types[i]] * len(texts[i])
                 offsets += texts[i].offsets
                 mask += [0] * len(texts[i])
-        return Encoding(tuple(ids), tuple(types), tuple(offsets), tuple(mask), n_truncated, uncounted)
+                sequences += [i] * len(texts[i])
+        return Encoding(
+            ids=tuple(ids),
+            type_ids=tuple(types),
+            offsets=tuple(offsets),
+            special_tokens_mask=tuple(mask),
+            n_truncated=n_truncated,
+            uncounted=uncounted,
+            sequences=tuple(sequences),
+        )
 
 
 def padded(

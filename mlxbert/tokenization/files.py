@@ -1,19 +1,18 @@
-"""The tokenizer files of a directory, read as transformers' `AutoTokenizer` reads them.
+"""The tokenizer files of a directory, and the `tokenizers` pipeline that is built from them, as in transformers.
 
-The pipeline itself is in `tokenizer.json` or in a bare `vocab.txt`. Beside it, three more files of successive
-ages may name the special tokens and the tokens added after training: `tokenizer_config.json`, which wins when
-it holds `added_tokens_decoder`, otherwise `special_tokens_map.json` and `added_tokens.json`.
-Source, `_from_pretrained`:
+The pipeline itself is in `tokenizer.json`, or only its vocabulary is there: `vocab.txt` (WordPiece), or `vocab.json`
+and `merges.txt` (byte-level BPE). Beside it, three more files of successive ages may name the special tokens and the
+tokens added after training: `tokenizer_config.json`, which wins when it holds `added_tokens_decoder`, otherwise
+`special_tokens_map.json` and `added_tokens.json`. Source, `_from_pretrained`:
 https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/tokenization_utils_base.py
 
-The `tokenizers` pipeline of a BERT checkpoint, built from its files.
-
-Where the files name `BertTokenizer` (or nothing), transformers 5 takes only the vocabulary of `tokenizer.json`
-and puts BERT's own pipeline around it, with the settings of `tokenizer_config.json`: the stored normalizer is not
-looked at, and `do_lower_case` is true where no file says otherwise. The same is done here, so that the ids are the
-same. Files that name another class (`PreTrainedTokenizerFast`, `XLMRobertaTokenizer`, …) keep their
-`tokenizer.json` as it is. Sources:
+Where the files name `BertTokenizer` or `RobertaTokenizer` (or nothing, and the configuration is of such a model),
+transformers 5 takes only the vocabulary of `tokenizer.json` and puts the class's own pipeline around it, with the
+settings of `tokenizer_config.json`: the stored normalizer and pre-tokenizer are not looked at. The same is done here,
+so that the ids are the same. Files that name another class (`PreTrainedTokenizerFast`, `XLMRobertaTokenizer`, …) keep
+their `tokenizer.json` as it is. Sources:
 https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/bert/tokenization_bert.py
+https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/roberta/tokenization_roberta.py
 https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/tokenization_utils_tokenizers.py
 """
 
@@ -21,6 +20,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,25 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from mlxbert.errors import MLXBertError, MLXBertWarning, shown
 from mlxbert.files.reading import read_json, read_text
+from mlxbert.models.base import architecture, supported
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+"""Every file that a tokenizer may be read from."""
+
+
+def has_tokenizer(names: Iterable[str]) -> bool:
+    """Return whether files of these names are a tokenizer: a pipeline, or a vocabulary with what belongs to it."""
+    found = set(names)
+    return bool(found & {"tokenizer.json", "vocab.txt"}) or found >= {"vocab.json", "merges.txt"}
+
 
 # The order in which transformers adds those that the vocabulary lacks, so that their ids come out the same.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -67,6 +86,10 @@ class TokenizerFiles:
                 f"{self.directory / 'tokenizer_config.json'}: {name} must be true or false, not {shown(value)}"
             )
         return value
+
+    def vocabulary_file(self, name: str) -> Path:
+        """Return where the vocabulary is: `tokenizer.json`, or the file of this name."""
+        return self.directory / (name if self.pipeline is None else "tokenizer.json")
 
     @property
     def model_max_length(self) -> int | None:
@@ -125,10 +148,11 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
 
 
 def _class_name(directory: Path, config: dict[str, Any]) -> str | None:
-    # Before transformers 4.x the class stood in config.json.
-    name = config.get("tokenizer_class") or (read_json(directory / "config.json", TokenizerError) or {}).get(
-        "tokenizer_class"
-    )
+    # Before transformers 4.x the class stood in config.json; where no file names one, the architecture has its own.
+    model = read_json(directory / "config.json", TokenizerError) or {}
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if not name and model.get("model_type") in supported():
+        name = architecture(model["model_type"]).tokenizer_class
     return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
@@ -184,8 +208,15 @@ _NOT_WORDPIECE = {
     "RoCBertTokenizer": "shape and pronunciation ids",
     "TapasTokenizer": "table cells",
 }
-_BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"} | {
+BPE_CLASS = "RobertaTokenizer"
+# The special tokens of either class where no file names them.
+_WORDPIECE_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"} | {
     "mask_token": "[MASK]"
+}
+_BPE_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>"} | {
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
 }
 
 
@@ -194,10 +225,10 @@ class TokenizerWarning(MLXBertWarning):
 
 
 def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]]:
-    """The pipeline, without truncation or padding, and its special tokens by attribute name ("cls_token", …).
+    """Return the pipeline, without truncation or padding, and its special tokens by attribute name ("cls_token", …).
 
     Raises:
-        TokenizerError: no tokenizer files, corrupt ones, a vocabulary without BERT's special tokens, or a
+        TokenizerError: no tokenizer files, corrupt ones, a vocabulary without the class's special tokens, or a
             tokenizer class that `tokenizers` alone cannot give.
     """
     if files.class_name in _NOT_WORDPIECE:
@@ -208,18 +239,30 @@ def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str
         )
     pipeline = files.pipeline
     kind = pipeline["model"].get("type") if pipeline and isinstance(pipeline.get("model"), dict) else None
+    as_bpe = files.class_name == BPE_CLASS and kind in (None, "BPE")
     # A `tokenizer.json` older than tokenizers 0.9 does not name the kind of its model.
-    as_bert = pipeline is None or (files.class_name in (None, *BERT_CLASSES) and kind in (None, "WordPiece"))
-    special = _with_defaults(files) if as_bert else dict(files.special)
+    as_wordpiece = not as_bpe and (
+        pipeline is None or (files.class_name in (None, *BERT_CLASSES) and kind in (None, "WordPiece"))
+    )
     try:
-        backend = _bert_pipeline(files, special) if as_bert else tokenizers.Tokenizer.from_str(json.dumps(pipeline))
+        if as_wordpiece:
+            special = _with_defaults(files, _WORDPIECE_TOKENS)
+            backend = _wordpiece_pipeline(files, special)
+        elif as_bpe:
+            special = _with_defaults(files, _BPE_TOKENS)
+            backend = _bpe_pipeline(files, special)
+        else:
+            special = dict(files.special)
+            backend = tokenizers.Tokenizer.from_str(json.dumps(pipeline))
         _add_tokens(backend, files.added, special)
-        if as_bert:
+        if as_wordpiece:
             backend.post_processor = _template(backend, special["cls_token"].content, special["sep_token"].content)
+        elif as_bpe:
+            backend.post_processor = _bpe_template(files, backend, special)
     except TokenizerError:
         raise
     except Exception as error:  # tokenizers raises a bare Exception
-        path = files.directory / ("vocab.txt" if pipeline is None else "tokenizer.json")
+        path = files.vocabulary_file("vocab.json" if as_bpe else "vocab.txt")
         raise TokenizerError(f"{path}: cannot be read ({error}); fix: fetch the file again") from None
     # Some exporters store the truncation and padding of their test batch; every text would be cut or padded to it.
     backend.no_truncation()
@@ -249,10 +292,10 @@ def read_vocabulary(path: Path) -> dict[str, int] | None:
     return {token: index for index, token in enumerate(lines)}
 
 
-def _with_defaults(files: TokenizerFiles) -> dict[str, AddedToken]:
+def _with_defaults(files: TokenizerFiles, defaults: Mapping[str, str]) -> dict[str, AddedToken]:
     absent = {
         name: AddedToken(content, special=True)
-        for name, content in _BERT_TOKENS.items()
+        for name, content in defaults.items()
         if name not in files.special and files.config.get(name, content) is not None
     }
     by_content = {token.content: token for token in files.added}
@@ -282,14 +325,59 @@ def _vocabulary(files: TokenizerFiles) -> dict[str, int]:
     return vocabulary
 
 
-def _bert_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -> tokenizers.Tokenizer:
-    vocabulary = _vocabulary(files)
+def _require_tokens(
+    files: TokenizerFiles, special: Mapping[str, AddedToken], vocabulary: Mapping[str, int], place: Path, kind: str
+) -> None:
+    """Raise TokenizerError if a special token that every text gets is not in the vocabulary."""
     present = vocabulary.keys() | {token.content for token in files.added}
     for name in ("unk_token", "cls_token", "sep_token"):
         if name not in special or special[name].content not in present:
-            source = files.directory / ("vocab.txt" if files.pipeline is None else "tokenizer.json")
             token = special[name].content if name in special else name
-            raise TokenizerError(f"{source}: the vocabulary has no {token}; fix: check that it is a BERT vocabulary")
+            raise TokenizerError(f"{place}: the vocabulary has no {token}; fix: check that it is a {kind} vocabulary")
+
+
+def _bpe_pipeline(files: TokenizerFiles, special: Mapping[str, AddedToken]) -> tokenizers.Tokenizer:
+    """Return byte-level BPE as transformers' `RobertaTokenizer` builds it."""
+    place = files.vocabulary_file("vocab.json")
+    if files.pipeline is None:
+        vocabulary: Any = read_json(place, TokenizerError)
+        merges: Any = read_text(files.directory / "merges.txt", TokenizerError)
+        if vocabulary is None or merges is None:
+            raise TokenizerError(
+                f"{files.directory}: no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there; "
+                "fix: copy them from the model's source"
+            )
+        merges = [line for line in merges.splitlines() if not line.startswith("#version")]
+    else:
+        model = files.pipeline.get("model")
+        vocabulary, merges = (model.get(name) if isinstance(model, dict) else None for name in ("vocab", "merges"))
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges or ()]
+    words = isinstance(vocabulary, dict) and all(type(index) is int for index in vocabulary.values())
+    if not words or not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
+        raise TokenizerError(f"{place}: has no byte-level BPE vocabulary with its merges; fix: fetch the file again")
+    _require_tokens(files, special, vocabulary, place, "RoBERTa")
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocabulary, pairs, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(files.flag("add_prefix_space", False)))
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _bpe_template(
+    files: TokenizerFiles, backend: tokenizers.Tokenizer, special: Mapping[str, AddedToken]
+) -> processors.RobertaProcessing:
+    """<s> text </s>, and <s> text </s></s> second text </s>."""
+    sep, cls = (
+        (special[name].content, backend.token_to_id(special[name].content)) for name in ("sep_token", "cls_token")
+    )
+    trim, prefix = files.flag("trim_offsets", True), files.flag("add_prefix_space", False)
+    return processors.RobertaProcessing(sep, cls, trim_offsets=bool(trim), add_prefix_space=bool(prefix))
+
+
+def _wordpiece_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -> tokenizers.Tokenizer:
+    vocabulary = _vocabulary(files)
+    _require_tokens(files, special, vocabulary, files.vocabulary_file("vocab.txt"), "BERT")
     settings: dict[str, Any] = {
         "lowercase": files.flag("do_lower_case", True),
         "strip_accents": files.flag("strip_accents", None),

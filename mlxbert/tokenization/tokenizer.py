@@ -304,7 +304,12 @@ class Tokenizer:
             elif offsets:
                 rows.append(
                     Encoding(
-                        tuple(row.ids), tuple(row.type_ids), tuple(row.offsets), tuple(row.special_tokens_mask), 0
+                        ids=tuple(row.ids),
+                        type_ids=tuple(row.type_ids),
+                        offsets=tuple(row.offsets),
+                        special_tokens_mask=tuple(row.special_tokens_mask),
+                        n_truncated=0,
+                        sequences=tuple(row.sequence_ids),
                     )
                 )
             else:

@@ -1,4 +1,4 @@
-"""What a training tells while it runs, and whom: a callback is any object with some of these methods."""
+"""The events of a training, and `Callback`, the base class of the objects that receive them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class StepEvent:
     Attributes:
         member: name of the model in training, such as "seed0-fold2".
         seed: of the model.
-        fold: number of the fold that is held out, from 0.
-        epoch: passes over the training rows done.
-        step: steps done.
+        fold: number of the held-out fold, from 0.
+        epoch: finished passes over the training rows.
+        step: finished steps.
         steps: of the whole training.
         loss: mean over the step's real rows.
-        rate: the learning rate of the top layer.
+        rate: learning rate of the top layer.
         norm: of the gradient before clipping.
         rows_per_second: since the last event.
-        skipped: the loss or gradient was not finite, and the weights stayed.
+        skipped: whether loss or gradient were not finite and the weights stayed.
     """
 
     member: str
@@ -40,12 +40,12 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EvaluationEvent:
-    """The held-out rows judged.
+    """An evaluation on the held-out rows.
 
     Attributes:
         loss: mean over the held-out rows.
-        metrics: by name; predictions are cross-fitted (`mlxbert.training.held_out`).
-        best: no evaluation of this model was better.
+        metrics: by name; the predictions are cross-fitted (`mlxbert.training.held_out`).
+        best: whether no earlier evaluation of this model was better.
     """
 
     member: str
@@ -60,7 +60,7 @@ class EvaluationEvent:
 
 @dataclass(frozen=True)
 class MemberEvent:
-    """A model is done; `epoch` and `step` are those of the weights that it keeps."""
+    """The end of a model's training; `epoch` and `step` are those of the kept weights."""
 
     member: str
     seed: int
@@ -77,61 +77,62 @@ KINDS: dict[type, str] = {StepEvent: "step", EvaluationEvent: "evaluation", Memb
 
 
 def event_record(event: Event) -> dict[str, Any]:
-    """A flat record of an event for logs: {"event": "step", …}, JSON-able but for nan."""
+    """Return an event as a flat record for logs: {"event": "step", …}, JSON-able except for nan."""
     return {"event": KINDS[type(event)], **asdict(event)}
 
 
 class Callback:
-    """Subclass it and override what you want to know; all of it runs between two steps, and so costs time.
+    """Base class with methods that do nothing; override some, and pass `mlxbert.train(…, callbacks=[MyCallback()])`.
 
-    `mlxbert.train(…, callbacks=[Mine()])`. A callback that raises stops the training; the last saved state stays.
+    All methods run between two steps, and so cost time. A callback that raises stops the training; the last saved
+    state stays.
     """
 
     def on_run_start(self, info: dict[str, Any]) -> None:
-        """Once; `info` is the content of run.json."""
+        """Run once, at the start; `info` is the content of run.json."""
 
     def on_member_start(self, member: str, seed: int, fold: int, steps: int, done: int) -> None:
-        """Before a model's first step, or before it goes on with `done` of its `steps` done."""
+        """Run before a model's first step, or before it goes on after `done` of its `steps`."""
 
     def on_step(self, event: StepEvent) -> None:
-        """After each optimizer step."""
+        """Run after each optimizer step."""
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
-        """After each evaluation."""
+        """Run after each evaluation."""
 
     def on_member_end(self, event: MemberEvent) -> None:
-        """When a model is finished and saved; again, where the process was killed just then and goes on."""
+        """Run when a model is finished and saved; a second time if the process was killed just then and goes on."""
 
     def on_run_end(self, scores: dict[str, Any] | None) -> None:
-        """Once, whatever the end was; `scores` is the content of scores.json, None where it did not get so far."""
+        """Run once, at any end; `scores` is the content of scores.json, None if the run did not get so far."""
 
 
 class Callbacks(Callback):
-    """Several, in order."""
+    """Several callbacks as one, called in order."""
 
     def __init__(self, several: Sequence[Callback]):
         self.several = tuple(several)
 
     def on_run_start(self, info: dict[str, Any]) -> None:
-        for one in self.several:
-            one.on_run_start(info)
+        for callback in self.several:
+            callback.on_run_start(info)
 
     def on_member_start(self, member: str, seed: int, fold: int, steps: int, done: int) -> None:
-        for one in self.several:
-            one.on_member_start(member, seed, fold, steps, done)
+        for callback in self.several:
+            callback.on_member_start(member, seed, fold, steps, done)
 
     def on_step(self, event: StepEvent) -> None:
-        for one in self.several:
-            one.on_step(event)
+        for callback in self.several:
+            callback.on_step(event)
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
-        for one in self.several:
-            one.on_evaluation(event)
+        for callback in self.several:
+            callback.on_evaluation(event)
 
     def on_member_end(self, event: MemberEvent) -> None:
-        for one in self.several:
-            one.on_member_end(event)
+        for callback in self.several:
+            callback.on_member_end(event)
 
     def on_run_end(self, scores: dict[str, Any] | None) -> None:
-        for one in self.several:
-            one.on_run_end(scores)
+        for callback in self.several:
+            callback.on_run_end(scores)

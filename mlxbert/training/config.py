@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from heads.errors import HeadError, unknown_name
-from mlxbert.errors import MLXBertError
 from mlxbert.training.gradients import AWP, FGM
-from mlxbert.training.optimizer import SHAPES, Schedule
+from mlxbert.training.optimizer import SHAPES, ConfigurationError, Schedule
 from mlxbert.training.step import StepSettings
 
 _USUAL: dict[str, str] = {
@@ -111,10 +110,6 @@ def unknown_setting(name: str, known: Collection[str]) -> HeadError:
 
 
 ADVERSARIAL = {"fgm": FGM, "awp": AWP}
-
-
-class ConfigurationError(MLXBertError):
-    """A setting that is unknown, of the wrong type, or out of its range."""
 
 
 def _setting(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:

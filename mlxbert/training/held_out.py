@@ -1,21 +1,13 @@
-"""`Examples`: rows to learn from, as a trainer takes them: token ids, targets, and what a series has beside them.
+"""`Examples`, the rows of a training; `Predictions` for rows; and `HeldOut`, the evaluation on a fold's held-out rows.
 
-Logits of many rows: batches of similar length through the model, put back in the order of the rows.
+Averages of members, scores of out-of-fold rows, blends of runs and submissions all work on `Predictions`: it derives
+what a metric or a file format needs from the competition type alone.
 
-`Predictions`: rows' probabilities or numbers, and the thresholds that make labels of them, whoever made them.
-
-Averaging members, scoring out-of-fold rows, blending runs and writing a submission all work on these: what a metric or
-a file format needs is derived here, by the competition type alone.
-
-Held-out rows judged: their loss, their predictions calibrated without looking at themselves, their metrics.
-
-Temperature and thresholds are learned from a fold's held-out rows and nothing else. A row's own truth must then have
-no say in its label, or the score flatters: the held-out rows are dealt into five parts, and each part is decided by
-thresholds that the other four have chosen (cross-fitting). The temperature is one number of all of them: it changes no
-order, and a temperature a part would mix scales, so that a model that knows nothing scored below one half on few rows.
-What a model is saved with is learned from all held-out rows.
-
-`HeldOut`: a fold's held-out rows, and how a model does on them.
+Temperature and thresholds are learned from a fold's held-out rows only. The truth of a row must not influence its own
+label, or the score is too high. So the held-out rows are dealt into five parts, and each part gets the thresholds that
+the other four have chosen (cross-fitting). The temperature is one number for all parts: it does not change the order
+of rows, and one for each part would mix scales, so that a model without knowledge scores below one half on few rows. A
+saved model has the temperature and thresholds of all held-out rows.
 """
 
 from __future__ import annotations
@@ -31,26 +23,29 @@ import mlx.core as mx
 import numpy as np
 
 from heads.base import Head
+from heads.calibration import threshold_metric
 from heads.errors import HeadError, MetricUndefinedWarning
 from heads.forward_chaining import Windows
 from heads.metrics import METRICS
 from heads.multilabel import ThresholdWarning
-from heads.thresholds import threshold_metric
 from mlxbert.data.batching import PredictionBatches
 from mlxbert.data.token_rows import TokenRows
 from mlxbert.errors import MLXBertError
 from mlxbert.with_head import BertWithHead
 
+NUMBERS = ("regression", "time_series")
+"""The competition types that predict numbers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N rows.
+    """N rows to learn from or to evaluate on.
 
     Attributes:
         tokens: N rows of ids.
-        targets: N, in the user's own values, as `Head.fit_targets` and `encode_targets` take them.
-        windows: of a time series: history and times of each row.
-        names: N, what messages call the rows: ids, or their numbers in the data; None: their numbers here.
+        targets: N, in the user's own values, for `Head.fit_targets` and `encode_targets`.
+        windows: history and times of each row of a time series.
+        names: N, for messages: ids, or row numbers in the data; None: row numbers here.
     """
 
     tokens: TokenRows
@@ -62,7 +57,7 @@ class Examples:
         return len(self.tokens)
 
     def sha256(self) -> str:
-        """Of ids, types, targets, histories and times: a resumed run compares it before it goes on."""
+        """Return a digest of ids, types, targets, histories and times; a resumed run compares it."""
         digest = hashlib.sha256()
         tokens = self.tokens
         parts = [tokens.ids, tokens.type_ids, tokens.starts, self.targets]
@@ -74,20 +69,20 @@ class Examples:
         return digest.hexdigest()
 
     def fitting(self, rows: np.ndarray) -> dict[str, Any]:
-        """What `Head.from_targets` and `fit_targets` need beside these rows' targets."""
+        """Return the arguments of `Head.from_targets` and `fit_targets` beside these rows' targets."""
         return {} if self.windows is None else {"known_at": self.windows.known_at[rows]}
 
-    def judging(self, rows: np.ndarray) -> dict[str, Any]:
-        """What `Head.calibrate` needs beside these held-out rows' logits and targets."""
+    def calibrating(self, rows: np.ndarray) -> dict[str, Any]:
+        """Return the arguments of `Head.calibrate` beside these held-out rows' logits and targets."""
         return {} if self.windows is None else {"made_at": self.windows.made_at[rows]}
 
     def extra_inputs(self, head: Head) -> dict[str, mx.array]:
-        """The head's inputs beside the text, N rows of each; scaled as this fold's head scales."""
-        made: Any = getattr(head, "inputs", None)
-        if self.windows is None or made is None or not head.extra_inputs:
+        """Return the head's inputs beside the text, N rows of each, scaled by this fold's head."""
+        inputs: Any = getattr(head, "inputs", None)
+        if self.windows is None or inputs is None or not head.extra_inputs:
             return {}
         history = self.windows.history if getattr(head, "window", 0) else None
-        arrays: dict[str, mx.array] = made(history=history, made_at=self.windows.made_at)
+        arrays: dict[str, mx.array] = inputs(history=history, made_at=self.windows.made_at)
         return arrays
 
 
@@ -100,18 +95,18 @@ def predict_logits(
     lengths: Sequence[int] | None = None,
     extra: Mapping[str, mx.array] | None = None,
 ) -> np.ndarray:
-    """Logits (n, outputs), float32, in evaluation mode; the model's mode is as it was afterwards.
+    """Return the logits of rows, (n, outputs), float32, in evaluation mode; the model's mode does not change.
 
     Args:
         model: encoder, pooling and head.
         tokens: N rows.
-        rows: numbers of the n rows wanted; None: all.
+        rows: numbers of the n rows; None: all.
         batch_size: rows a batch.
-        lengths: that batches are padded to, where they are known already.
+        lengths: to which batches are padded, if they are known already.
         extra: N rows of each of the head's inputs beside the text.
 
     Raises:
-        BatchError: there are no rows.
+        DataError: there are no rows.
     """
     batches = PredictionBatches(tokens, rows, batch_size=batch_size, lengths=lengths)
     training = model.training
@@ -119,31 +114,26 @@ def predict_logits(
     try:
         outputs = []
         for batch in batches:
-            chosen = {name: array[mx.array(batch.rows)] for name, array in (extra or {}).items()}
-            outputs.append(np.array(model(**batch.inputs(), **chosen)))
+            batch_extra = {name: array[mx.array(batch.rows)] for name, array in (extra or {}).items()}
+            outputs.append(np.array(model(**batch.inputs(), **batch_extra)))
         return batches.restore(outputs)
     finally:
         model.train(training)
 
 
-CLASSES = ("binary", "multiclass", "ordinal")
-NUMBERS = ("regression", "time_series")
-
-
 class PredictionError(MLXBertError):
-    """Predictions that cannot be made, or not be put together."""
+    """Predictions that cannot be made, or cannot be combined."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What is predicted for N rows.
+    """The predictions for N rows.
 
     Attributes:
         task: the competition type.
         values: P(positive) (N,) of "binary"; P(class) (N, C) of "multiclass" and "ordinal"; P(label) (N, L) of
             "multilabel"; numbers in the user's units, (N,) or (N, T), of the others.
-        thresholds: from which probability on a row counts as positive: (N,) of "binary", (N, L) of "multilabel";
-            None: one half.
+        thresholds: the lowest probability of a positive row: (N,) of "binary", (N, L) of "multilabel"; None: one half.
     """
 
     task: str
@@ -152,48 +142,48 @@ class Predictions:
 
     @classmethod
     def of(cls, task: str, head: Head, logits: Any) -> Predictions:
-        """A head's predictions for logits (N, outputs), with its temperature and thresholds."""
+        """Return a head's predictions for logits (N, outputs), with its temperature and thresholds."""
         if task in NUMBERS:
             return cls(task, np.asarray(head.predict(logits)))
         values = np.asarray(head.outputs(logits, "probabilities"))
-        # Classes are decided by the most probable or the median one; ordinal heads call something else a threshold.
-        own = {"binary": "threshold", "multilabel": "thresholds"}.get(task)
-        decided = None if own is None else getattr(head, own, None)
-        return cls(task, values, None if decided is None else np.broadcast_to(decided, values.shape))
+        # A class is the most probable or the median one; the thresholds of ordinal heads are something else.
+        attribute = {"binary": "threshold", "multilabel": "thresholds"}.get(task)
+        thresholds = None if attribute is None else getattr(head, attribute, None)
+        return cls(task, values, None if thresholds is None else np.broadcast_to(thresholds, values.shape))
 
     def __len__(self) -> int:
         return len(self.values)
 
     def outputs(self, needs: str) -> np.ndarray:
-        """What a metric compares with the truth: see `heads.base.Head.outputs`."""
-        ranks = self.task == "ordinal" and needs == "values"  # how far off a rating is
-        return self.labels() if needs == "labels" or ranks else self.values
+        """Return the values that a metric compares with the truth: see `heads.base.Head.outputs`."""
+        is_distance = self.task == "ordinal" and needs == "values"  # between ratings
+        return self.labels() if needs == "labels" or is_distance else self.values
 
     def labels(self) -> np.ndarray:
-        """Decided ones: indices of the classes (N,), 0 and 1 (N, L) of "multilabel".
+        """Return the decided labels: indices of the classes (N,), 0 and 1 (N, L) of "multilabel".
 
         Raises:
-            PredictionError: numbers are no labels, and ranks have no threshold.
+            PredictionError: the predictions are numbers.
         """
         if self.task in NUMBERS:
             raise PredictionError(f"{self.task} predicts numbers, which are no labels; fix: values='values'")
         if self.task == "multiclass":
             return self.values.argmax(axis=1).astype(np.int32)
         if self.task == "ordinal":
-            # The median: how many P(y > k) are above one half, as `OrdinalRegressionHead` decides.
+            # The median, as in `OrdinalRegressionHead`: the number of P(y > k) above one half.
             above = 1.0 - np.cumsum(self.values, axis=1)[:, :-1]
             return (above > 0.5).sum(axis=1).astype(np.int32)
         thresholds = 0.5 if self.thresholds is None else self.thresholds
         return (self.values >= thresholds).astype(np.int32)
 
     def __getitem__(self, rows: Any) -> Predictions:
-        """Some of the rows."""
+        """Return some of the rows."""
         thresholds = None if self.thresholds is None else self.thresholds[rows]
         return Predictions(self.task, self.values[rows], thresholds)
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
-    """The rows of several, one after the other."""
+    """Return the rows of several predictions, one after the other."""
     thresholds = [part.thresholds for part in parts if part.thresholds is not None]
     return Predictions(
         parts[0].task,
@@ -203,10 +193,10 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
 
 
 def average(parts: Sequence[Predictions], weights: Sequence[float] | np.ndarray | None = None) -> Predictions:
-    """The weighted mean of several predictions for the same rows, and of their thresholds.
+    """Return the weighted mean of several predictions for the same rows, and of their thresholds.
 
     Raises:
-        PredictionError: they are for other numbers of rows or classes.
+        PredictionError: their numbers of rows or classes differ.
     """
     if len({(part.task, part.values.shape) for part in parts}) > 1:
         shapes = " and ".join(sorted({f"{part.task} {part.values.shape}" for part in parts}))
@@ -222,131 +212,15 @@ def average(parts: Sequence[Predictions], weights: Sequence[float] | np.ndarray 
 
 
 def ranks(predictions: Predictions) -> Predictions:
-    """Each column's values as their ranks among the rows, from 0 to 1, equal values at their mean rank; no labels."""
+    """Return each column's values as ranks among the rows, from 0 to 1; equal values have their mean rank."""
     from scipy.stats import rankdata
 
-    count = len(predictions)
-    made = (rankdata(predictions.values, axis=0) - 0.5) / count
-    return Predictions(predictions.task, made)
-
-
-_PARTS = 5
-
-
-def cross_fitted(
-    task: str, head: Head, logits: np.ndarray, targets: np.ndarray, metric: str, calibrated: bool = True
-) -> Predictions:
-    """Held-out predictions (N rows), each part decided by the other parts; the head is left as it was.
-
-    Args:
-        task: the competition type.
-        head: of the fold.
-        logits: (N, outputs) of the fold's held-out rows.
-        targets: N, in the user's own values.
-        metric: that is optimized.
-        calibrated: False: temperature and thresholds as the head has them.
-    """
-    if task in NUMBERS or not head.fitted or not calibrated:
-        return Predictions.of(task, head, logits)
-    with _restored(head):
-        calibrate(task, head, logits, targets, metric)
-        whole, scale = Predictions.of(task, head, logits), _temperature(head)
-    if whole.thresholds is None:
-        return whole  # no learned number decides anything
-    from scipy.special import expit, logit
-
-    part = _parts(targets)
-    thresholds = np.array(whole.thresholds)
-    for number in range(_PARTS):
-        mine, others = np.flatnonzero(part == number), np.flatnonzero(part != number)
-        if len(mine):
-            with _restored(head):
-                calibrate(task, head, logits[others], targets[others], metric)
-                learned = Predictions.of(task, head, logits[mine]).thresholds
-                assert learned is not None
-                # The same logit decides, at whichever temperature its probability is told.
-                thresholds[mine] = expit(logit(learned) * (_temperature(head) / scale))
-    return Predictions(task, whole.values, thresholds)
-
-
-def _temperature(head: Head) -> float:
-    return float(getattr(head, "temperature", 1.0))
-
-
-def calibrate(
-    task: str,
-    head: Head,
-    logits: np.ndarray,
-    targets: np.ndarray,
-    metric: str,
-    options: Mapping[str, Any] | None = None,
-) -> str | None:
-    """Learn temperature and thresholds; why they stay as they are, or None where they were learned.
-
-    Held-out rows of one class teach nothing: that is no reason to lose the training.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ThresholdWarning)
-            # One label of many is judged by F1, whatever the metric over all of them.
-            own = threshold_metric(metric) if task == "binary" else None
-            head.calibrate(logits, targets, metric=own, **(options or {}))
-    except HeadError as error:
-        return str(error)
-    return None
-
-
-def scores(truth: np.ndarray, predictions: Predictions, metrics: Sequence[str]) -> dict[str, float]:
-    """Metric name -> value (nan where it is undefined); `truth` as `Head.metric_targets` gives it."""
-    made = {}
-    with warnings.catch_warnings():
-        # nan says it; a warning at every evaluation of every fold would bury what else is said.
-        warnings.simplefilter("ignore", MetricUndefinedWarning)
-        for name in metrics:
-            metric = METRICS[name]
-            made[name] = float(metric.function(truth, predictions.outputs(metric.needs)))
-    return made
-
-
-def row_losses(truth: np.ndarray, predictions: Predictions) -> np.ndarray:
-    """How wrong each row is, (N,): −log P(truth), its mean over known labels, or the mean |error|."""
-    values = predictions.values
-    if predictions.task in NUMBERS:
-        return np.abs(values - truth).reshape(len(values), -1).mean(axis=1)
-    tiny = np.finfo(np.float64).tiny
-    if predictions.task in ("multiclass", "ordinal"):
-        return -np.log(np.maximum(values[np.arange(len(values)), truth.astype(int)], tiny))
-    right = np.where(truth == 1, values, 1 - values)
-    losses = np.where(truth >= 0, -np.log(np.maximum(right, tiny)), 0.0)
-    if losses.ndim == 1:
-        return losses
-    return losses.sum(axis=1) / np.maximum((truth >= 0).sum(axis=1), 1)
-
-
-def _parts(targets: np.ndarray) -> np.ndarray:
-    """The part of each row, (N,); classes are spread over them."""
-    rng = np.random.default_rng(len(targets))
-    order = rng.permutation(len(targets))
-    if targets.ndim == 1:
-        _, codes = np.unique(targets.astype(str) if targets.dtype == object else targets, return_inverse=True)
-        order = order[np.argsort(codes[order], kind="stable")]
-    part = np.empty(len(targets), np.int64)
-    part[order] = np.arange(len(targets)) % _PARTS
-    return part
-
-
-@contextmanager
-def _restored(head: Head) -> Iterator[None]:
-    saved = {name: getattr(head, name) for name in head.fitted}
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            setattr(head, name, value)
+    values = (rankdata(predictions.values, axis=0) - 0.5) / len(predictions)
+    return Predictions(predictions.task, values)
 
 
 class HeldOut:
-    """Judges `model`, with the weights that it has at the moment, on some rows."""
+    """Evaluates `model`, with its current weights, on some rows."""
 
     def __init__(
         self,
@@ -362,18 +236,18 @@ class HeldOut:
         lengths: Sequence[int],
         extra: Mapping[str, mx.array],
     ):
-        """Take over the rows.
+        """Encode the targets of the held-out rows.
 
         Args:
-            model: whose head is fitted to the training rows' targets.
-            examples: of which `rows` are held out.
-            rows: their numbers.
+            model: with a head that is fitted to the training rows' targets.
+            examples: all rows.
+            rows: numbers of the held-out rows.
             task: the competition type.
             metric: that is optimized.
-            metrics: that are told, `metric` among them.
+            metrics: that are reported, `metric` among them.
             calibrated: whether temperature and thresholds are learned.
             batch_size: rows a batch.
-            lengths: that batches are padded to.
+            lengths: to which batches are padded.
             extra: the head's inputs beside the text, of all examples.
         """
         self.model, self.examples, self.rows = model, examples, rows
@@ -384,7 +258,7 @@ class HeldOut:
         self._truth = model.head.metric_targets(self._targets)
 
     def logits(self) -> np.ndarray:
-        """(n, outputs), float32, in the order of the rows."""
+        """Return the logits, (n, outputs), float32, in the order of the rows."""
         return predict_logits(
             self.model,
             self.examples.tokens,
@@ -395,20 +269,136 @@ class HeldOut:
         )
 
     def loss(self, logits: np.ndarray) -> float:
-        """The mean over all rows."""
+        """Return the mean loss over all rows."""
         return float(np.array(self.model.loss(mx.array(logits), self._encoded)))
 
     def predictions(self, logits: np.ndarray) -> Predictions:
-        """Cross-fitted: `mlxbert.training.held_out` says why."""
+        """Return the cross-fitted predictions; the docstring of this module has the reason."""
         return cross_fitted(self.task, self.model.head, logits, self._targets, self.metric, calibrated=self.calibrated)
 
     def scores(self, predictions: Predictions) -> dict[str, float]:
-        """Metric name -> value."""
+        """Return the value of each metric by name."""
         return scores(self._truth, predictions, self.metrics)
 
     def calibrate(self, logits: np.ndarray) -> str | None:
-        """Have the head learn temperature and thresholds, where it should; else why it could not."""
+        """Let the head learn temperature and thresholds, if wanted; return the reason if it could not."""
         if not self.calibrated:
             return None
-        options = self.examples.judging(self.rows)
+        options = self.examples.calibrating(self.rows)
         return calibrate(self.task, self.model.head, logits, self._targets, self.metric, options)
+
+
+_PARTS = 5
+
+
+def cross_fitted(
+    task: str, head: Head, logits: np.ndarray, targets: np.ndarray, metric: str, calibrated: bool = True
+) -> Predictions:
+    """Return predictions of N held-out rows, each part with the thresholds of the others; the head does not change.
+
+    Args:
+        task: the competition type.
+        head: of the fold.
+        logits: (N, outputs) of the fold's held-out rows.
+        targets: N, in the user's own values.
+        metric: that is optimized.
+        calibrated: False: use the head's temperature and thresholds.
+    """
+    if task in NUMBERS or not head.fitted or not calibrated:
+        return Predictions.of(task, head, logits)
+    with _restored(head):
+        calibrate(task, head, logits, targets, metric)
+        whole, scale = Predictions.of(task, head, logits), _temperature(head)
+    if whole.thresholds is None:
+        return whole  # no learned number decides a label
+    from scipy.special import expit, logit
+
+    part = _parts(targets)
+    thresholds = np.array(whole.thresholds)
+    for number in range(_PARTS):
+        rows, others = np.flatnonzero(part == number), np.flatnonzero(part != number)
+        if len(rows):
+            with _restored(head):
+                calibrate(task, head, logits[others], targets[others], metric)
+                learned = Predictions.of(task, head, logits[rows]).thresholds
+                assert learned is not None
+                # The same logit decides; only the temperature of its probability changes.
+                thresholds[rows] = expit(logit(learned) * (_temperature(head) / scale))
+    return Predictions(task, whole.values, thresholds)
+
+
+def _temperature(head: Head) -> float:
+    return float(getattr(head, "temperature", 1.0))
+
+
+def calibrate(
+    task: str,
+    head: Head,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    metric: str,
+    options: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Let the head learn temperature and thresholds; return the reason if it cannot.
+
+    Held-out rows of one class teach nothing, and the training must not fail for that.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ThresholdWarning)
+            # The threshold of one label of many is chosen by F1, whatever the metric over all labels.
+            chosen_by = threshold_metric(metric) if task == "binary" else None
+            head.calibrate(logits, targets, metric=chosen_by, **(options or {}))
+    except HeadError as error:
+        return str(error)
+    return None
+
+
+def scores(truth: np.ndarray, predictions: Predictions, metrics: Sequence[str]) -> dict[str, float]:
+    """Return the value of each metric by name, nan if it is undefined; `truth` is from `Head.metric_targets`."""
+    values = {}
+    with warnings.catch_warnings():
+        # nan is enough: a warning at every evaluation of every fold would hide other warnings.
+        warnings.simplefilter("ignore", MetricUndefinedWarning)
+        for name in metrics:
+            metric = METRICS[name]
+            values[name] = float(metric.function(truth, predictions.outputs(metric.needs)))
+    return values
+
+
+def row_losses(truth: np.ndarray, predictions: Predictions) -> np.ndarray:
+    """Return the loss of each row, (N,): −log P(truth), its mean over known labels, or the mean |error|."""
+    values = predictions.values
+    if predictions.task in NUMBERS:
+        return np.abs(values - truth).reshape(len(values), -1).mean(axis=1)
+    tiny = np.finfo(np.float64).tiny
+    if predictions.task in ("multiclass", "ordinal"):
+        return -np.log(np.maximum(values[np.arange(len(values)), truth.astype(int)], tiny))
+    of_truth = np.where(truth == 1, values, 1 - values)
+    losses = np.where(truth >= 0, -np.log(np.maximum(of_truth, tiny)), 0.0)
+    if losses.ndim == 1:
+        return losses
+    return losses.sum(axis=1) / np.maximum((truth >= 0).sum(axis=1), 1)
+
+
+def _parts(targets: np.ndarray) -> np.ndarray:
+    """Return the part of each row, (N,); each class is spread over the parts."""
+    rng = np.random.default_rng(len(targets))
+    order = rng.permutation(len(targets))
+    if targets.ndim == 1:
+        _, codes = np.unique(targets.astype(str) if targets.dtype == object else targets, return_inverse=True)
+        order = order[np.argsort(codes[order], kind="stable")]
+    part = np.empty(len(targets), np.int64)
+    part[order] = np.arange(len(targets)) % _PARTS
+    return part
+
+
+@contextmanager
+def _restored(head: Head) -> Iterator[None]:
+    """Restore the head's temperature and thresholds afterwards."""
+    saved = {name: getattr(head, name) for name in head.fitted}
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(head, name, value)

@@ -1,31 +1,32 @@
-"""What each parameter is trained with, decided by its name in `BertWithHead` (core.*, pooling.*, head.*).
+"""Rates and decays by parameter, learning-rate schedules, AdamW, gradient clipping, and the moving average of weights.
 
-AdamW, gradient clipping and the moving average of weights, as functions of flat dicts of arrays.
-
-Learning-rate schedules: pure functions of the step, so that a resumed run needs no schedule state.
+A parameter's rule depends on its name in `BertWithHead` (core.*, pooling.*, head.*). A schedule is a pure function of
+the step, so that a resumed run needs no state of it. The optimizer's functions take flat dicts of arrays.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from mlxbert.config import BertConfig
 from mlxbert.errors import MLXBertError
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.base import POOLER
+from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.with_head import BertWithHead
 
-_LAYER = re.compile(r"core\.encoder\.layer\.(\d+)\.")
-WORD_EMBEDDINGS = "core.embeddings.word_embeddings.weight"
+Arrays = dict[str, mx.array]
+
+CORE = "core."
+"""Prefix of the names of the encoder's parameters in a `BertWithHead`."""
 
 
-class GroupError(MLXBertError):
-    """Settings that no parameter of this model can follow."""
+class ConfigurationError(MLXBertError):
+    """A setting is unknown, of the wrong type, out of its range, or does not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Rule:
 
     Attributes:
         rate: peak learning rate.
-        weight_decay: decoupled decay, 0 for biases, LayerNorms and other vectors.
-        frozen: it never changes, has no gradient and no optimizer state.
+        weight_decay: decoupled decay, 0 for biases, norms and other vectors.
+        frozen: whether it never changes, and has no gradient and no optimizer state.
     """
 
     rate: float
@@ -43,18 +44,18 @@ class Rule:
     frozen: bool = False
 
 
-def default_learning_rate(config: BertConfig) -> float:
-    """The peak rate that an encoder of this size is fine-tuned with unless told otherwise: one significant digit of
+def default_learning_rate(config: EncoderConfig) -> float:
+    """Return the default peak rate for an encoder of this size: one significant digit of
 
         3e-5 · √((768 · 12) / (hidden size · layers))
 
     The reason: Devlin et al. 2018 (A.3) search 2e-5 … 5e-5 for base (768 × 12), and the authors of the small BERTs
-    3e-5 … 3e-4 for all down to tiny (Turc et al. 2019, https://github.com/google-research/bert): a smaller model bears
-    a larger rate. Large (1024 × 24) fails to train for some seeds, which small rates with bias correction and warm-up
-    mend (Mosbach et al. 2020, https://arxiv.org/abs/2006.04884). The formula gives large 2e-5,
-    base 3e-5, MiniLM-L12 (384) 4e-5, MiniLM-L6 6e-5, mini (256 × 4) 9e-5, tiny (128 × 2) 2e-4.
+    3e-5 … 3e-4 for all sizes down to tiny (Turc et al. 2019, https://github.com/google-research/bert): a smaller model
+    can take a larger rate. Large (1024 × 24) fails to train for some seeds; small rates with bias correction and
+    warm-up prevent that (Mosbach et al. 2020, https://arxiv.org/abs/2006.04884). The formula gives large 2e-5, base
+    3e-5, MiniLM-L12 (384) 4e-5, MiniLM-L6 6e-5, mini (256 × 4) 9e-5, tiny (128 × 2) 2e-4.
     """
-    rate = 3e-5 * ((768 * 12) / (config.hidden_size * config.num_hidden_layers)) ** 0.5
+    rate = 3e-5 * ((768 * 12) / (config.hidden_size * config.num_layers)) ** 0.5
     return float(f"{rate:.0e}")
 
 
@@ -68,118 +69,110 @@ def parameter_rules(
     freeze_embeddings: bool = False,
     freeze_layers: int = 0,
 ) -> dict[str, Rule]:
-    """A `Rule` for every parameter of `model`, by name, in the module tree's order.
+    """Return a `Rule` for every parameter of `model`, by name, in the module tree's order.
 
     Args:
         model: encoder, pooling and head.
         rate: peak rate of the top encoder layer and the pooler.
         head_rate: peak rate of head and pooling, which start from random weights; None: `rate`.
-        weight_decay: for matrices alone; biases, LayerNorms and other vectors never decay (Devlin et al. 2018's code).
+        weight_decay: for matrices alone; biases, norms and other vectors never decay (Devlin et al. 2018's code).
         layer_decay: layer i of L has rate · layer_decay^(L − 1 − i), the embeddings rate · layer_decay^L (Howard and
             Ruder 2018, https://arxiv.org/abs/1801.06146; Zhang et al. 2020, https://arxiv.org/abs/2006.05987).
         freeze_embeddings: leave the embeddings as they are.
         freeze_layers: leave the embeddings and this many of the lowest layers as they are.
 
     Raises:
-        GroupError: a rate, decay or number of layers that makes no sense.
+        ConfigurationError: a rate, decay or number of layers is out of its range.
     """
-    layers = model.core.config.num_hidden_layers
+    core = model.core
+    layers = core.num_layers
     for name, value in (("rate", rate), ("head_rate", rate if head_rate is None else head_rate)):
         if not 0 <= value < float("inf"):
-            raise GroupError(f"{name} must be a number from 0, not {value}")
+            raise ConfigurationError(f"{name} must be a number from 0, not {value}")
     if not 0 <= weight_decay < float("inf"):
-        raise GroupError(f"weight_decay must be a number from 0, not {weight_decay}")
+        raise ConfigurationError(f"weight_decay must be a number from 0, not {weight_decay}")
     if not 0 < layer_decay <= 1:
-        raise GroupError(f"layer_decay must be above 0 and at most 1 (no decay), not {layer_decay}")
+        raise ConfigurationError(f"layer_decay must be above 0 and at most 1 (no decay), not {layer_decay}")
     if not 0 <= freeze_layers <= layers:
-        raise GroupError(f"freeze_layers is {freeze_layers}; fix: from 0 to {layers}, the encoder's layers")
+        raise ConfigurationError(f"freeze_layers is {freeze_layers}; fix: from 0 to {layers}, the encoder's layers")
     pooler_used = getattr(model.pooling, "strategy", None) == "pooler"
     rules = {}
     for name, array in named_parameters(model).items():
-        decay = 0.0 if array.ndim < 2 or not decays(name) else weight_decay
-        if not name.startswith("core."):
+        if not name.startswith(CORE):
+            decay = weight_decay if is_matrix(name, array) else 0.0
             rules[name] = Rule(rate if head_rate is None else head_rate, decay)
             continue
-        depth = _depth(name, layers)
-        # 0 is the embeddings, i + 1 layer i. A pooler that the pooling does not read has no gradient, and must not
-        # decay away: torch skips a parameter without a gradient.
+        inner = name.removeprefix(CORE)
+        decay = weight_decay if is_matrix(name, array) and not core.is_norm(inner) else 0.0
+        depth = core.depth_of(inner)
+        # Depth 0 is the embeddings, i + 1 layer i. A pooler that the pooling does not read has no gradient and must
+        # not decay: torch skips a parameter without a gradient.
         frozen = depth <= freeze_layers if freeze_layers else (freeze_embeddings and depth == 0)
-        frozen = frozen or (name.startswith("core.pooler.") and not pooler_used)
+        frozen = frozen or (inner.startswith(POOLER) and not pooler_used)
         rules[name] = Rule(rate * layer_decay ** max(layers - depth, 0), decay, frozen)
     return rules
 
 
-def decays(name: str) -> bool:
-    """Whether weight decay is meant for a parameter of this name: no bias, nothing of a LayerNorm."""
-    return not name.endswith(".bias") and "LayerNorm" not in name.split(".")
+def is_matrix(name: str, array: mx.array) -> bool:
+    """Return whether a parameter is a matrix: no vector, and no bias of any shape."""
+    return array.ndim >= 2 and not name.endswith(".bias")
 
 
 def trainable(rules: dict[str, Rule]) -> list[str]:
-    """The names that are not frozen.
+    """Return the names that are not frozen.
 
     Raises:
-        GroupError: there is none.
+        ConfigurationError: there is none.
     """
     names = [name for name, rule in rules.items() if not rule.frozen]
     if not names:
-        raise GroupError("every parameter is frozen; fix: leave at least the head to train")
+        raise ConfigurationError("every parameter is frozen; fix: leave at least the head to train")
     return names
 
 
 def reinitialize_top(model: BertWithHead, layers: int, seed: int) -> list[str]:
-    """Give the top `layers` encoder layers, and a pooler in use, the weights that pre-training started from.
+    """Give the top `layers` encoder layers, and a pooler in use, the random weights of an untrained model.
 
-    Matrices normal with deviation `initializer_range`, biases 0, LayerNorm weights 1 (transformers `_init_weights`);
-    few rows learn better and more steadily so (Zhang et al. 2020, https://arxiv.org/abs/2006.05987, section 4). A pure
-    function of `seed`; returns the names.
+    Return the names.
+
+    Matrices are normal with deviation `initializer_range`, biases 0, norms' weights 1 (transformers `_init_weights`).
+    On few rows this trains better and more steadily (Zhang et al. 2020, https://arxiv.org/abs/2006.05987, section 4).
+    The weights are a pure function of `seed`.
 
     Raises:
-        GroupError: more layers than there are.
+        ConfigurationError: there are fewer layers.
     """
-    config = model.core.config
-    if not 0 <= layers <= config.num_hidden_layers:
-        raise GroupError(f"reinitialize_top: {layers} layers; fix: from 0 to {config.num_hidden_layers}")
+    core = model.core
+    if not 0 <= layers <= core.num_layers:
+        raise ConfigurationError(f"reinitialize_top: {layers} layers; fix: from 0 to {core.num_layers}")
     if layers == 0:
         return []
-    prefixes = [f"core.encoder.layer.{i}." for i in range(config.num_hidden_layers - layers, config.num_hidden_layers)]
-    if getattr(model.pooling, "strategy", None) == "pooler":
-        prefixes.append("core.pooler.")
+    pooler_used = getattr(model.pooling, "strategy", None) == "pooler"
     fresh = {}
     key = mx.random.key(seed)
     for name, array in named_parameters(model).items():
-        if not name.startswith(tuple(prefixes)):
+        inner = name.removeprefix(CORE)
+        if inner == name or core.depth_of(inner) <= core.num_layers - layers:
+            continue
+        if inner.startswith(POOLER) and not pooler_used:
             continue
         if name.endswith(".bias"):
             fresh[name] = mx.zeros_like(array)
-        elif "LayerNorm" in name.split("."):
+        elif core.is_norm(inner):
             fresh[name] = mx.ones_like(array)
         else:
-            key, own = mx.random.split(key)
-            values = mx.random.normal(array.shape, scale=config.initializer_range, key=own)
+            key, drawn = mx.random.split(key)
+            values = mx.random.normal(array.shape, scale=core.config.initializer_range, key=drawn)
             fresh[name] = values.astype(array.dtype)
     mx.eval(fresh)
     model.update(tree_unflatten(list(fresh.items())))
     return list(fresh)
 
 
-def padding_row(model: BertWithHead, names: Iterable[str]) -> int | None:
-    """The row of the word embeddings that has no gradient: torch's `padding_idx`; None: no such row is trained."""
-    return model.core.config.pad_token_id if WORD_EMBEDDINGS in set(names) else None
-
-
-def _depth(name: str, layers: int) -> int:
-    """0 for the embeddings, i + 1 for layer i, the top layer's for the pooler."""
-    match = _LAYER.match(name)
-    if match:
-        return int(match[1]) + 1
-    return 0 if name.startswith("core.embeddings.") else layers
-
-
-Arrays = dict[str, mx.array]
-
-
-class OptimizerError(MLXBertError):
-    """An optimizer setting out of its range."""
+def padding_rows(model: BertWithHead, names: Iterable[str]) -> dict[str, int]:
+    """Return which row of a trained table has no gradient, by the table's name: torch's `padding_idx`."""
+    trained = set(names)
+    return {CORE + name: row for name, row in model.core.padding_rows.items() if CORE + name in trained}
 
 
 @dataclass(frozen=True)
@@ -202,15 +195,15 @@ class AdamW:
     def __post_init__(self) -> None:
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
-                raise OptimizerError(f"AdamW: {name} must be at least 0 and below 1, not {value}")
+                raise ConfigurationError(f"AdamW: {name} must be at least 0 and below 1, not {value}")
         if not 0 < self.eps < 1:
-            raise OptimizerError(f"AdamW: eps must be above 0 and below 1, not {self.eps}")
+            raise ConfigurationError(f"AdamW: eps must be above 0 and below 1, not {self.eps}")
 
     def scalars(self, rules: Mapping[str, Rule], factor: float, step: int) -> dict[str, mx.array]:
-        """What step t = `step` ≥ 1 multiplies by, in double precision and then rounded, as torch does.
+        """Return the factors of step t = `step` ≥ 1, computed in double precision and then rounded, as torch does.
 
-        Arrays and not numbers, because a number would be compiled into the update, anew at every step. One array each
-        of "size", η_t / (1 − β₁ᵗ), and "shrink", 1 − η_t λ, for every distinct rule, and "root", 1 / √(1 − β₂ᵗ).
+        They are "size", η_t / (1 − β₁ᵗ), and "shrink", 1 − η_t λ, for every distinct rule, and "root", 1 / √(1 − β₂ᵗ).
+        They are arrays because a number would be compiled into the update, again at every step.
         """
         first = 1 - self.beta1**step
         values = {"root": 1 / math.sqrt(1 - self.beta2**step)}
@@ -229,18 +222,15 @@ class AdamW:
         rules: Mapping[str, Rule],
         scalars: Arrays,
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """One update of every parameter in `gradients`; all dicts are flat, by name, and float32.
+        """Return new weights, means and squares of every parameter in `gradients`; nothing is changed in place.
 
         Args:
-            weights: w.
+            weights: w; this and the other dicts are flat, by name, and float32.
             means: m.
             squares: v.
             gradients: g, clipped.
             rules: peak rate and decay of each.
-            scalars: see `scalars`.
-
-        Returns:
-            New weights, means and squares; nothing is changed in place.
+            scalars: from `scalars`.
         """
         new_weights, new_means, new_squares = {}, {}, {}
         for name, gradient in gradients.items():
@@ -257,61 +247,41 @@ def _key(what: str, rule: Rule) -> str:
 
 
 def squared_norms(gradients: Arrays) -> Arrays:
-    """Σ g² over the elements of each array, in float32.
+    """Return Σ g² over the elements of each array, in float32.
 
-    Summed in the order of the indices: a gradient that a product left transposed in memory would be summed in another
-    order than the same numbers read back from a saved state, and end in other bits.
+    The sum is in the order of the indices, whatever the order in memory: a product can leave a gradient transposed,
+    and the same numbers from a saved state must give the same bits.
     """
     return {name: mx.square(mx.contiguous(g.astype(mx.float32))).sum() for name, g in gradients.items()}
 
 
 def global_norm(squared: Arrays) -> mx.array:
-    """√Σ g² over every element of every gradient, of their `squared_norms`."""
+    """Return √Σ g² over all elements of all gradients, from their `squared_norms`."""
     return mx.sqrt(mx.stack(list(squared.values())).sum())
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:
-    """min(1, max_norm / (norm + 1e-6)), torch's `clip_grad_norm_` (Pascanu et al. 2013); None: no clipping, 1."""
+    """Return min(1, max_norm / (norm + 1e-6)), torch's `clip_grad_norm_` (Pascanu et al. 2013); None: no clipping."""
     return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
 
 
 def ema_decay(decay: float, step: int) -> float:
-    """min(decay, (1 + t) / (10 + t)) at step t ≥ 1: a young average follows (TensorFlow's `num_updates`)."""
+    """Return min(decay, (1 + t) / (10 + t)) at step t ≥ 1; a young average is short (TensorFlow's `num_updates`)."""
     return min(decay, (1 + step) / (10 + step))
 
 
 def ema_update(average: Arrays, weights: Arrays, decay: mx.array) -> Arrays:
-    """decay · average + (1 − decay) · weights, by name; Polyak and Juditsky 1992."""
+    """Return decay · average + (1 − decay) · weights, by name; Polyak and Juditsky 1992."""
     return {name: old + (1 - decay) * (weights[name] - old) for name, old in average.items()}
 
 
-class ScheduleError(MLXBertError):
-    """A schedule that is unknown, or whose numbers make none."""
-
-
-def _linear(progress: float, _: float) -> float:
-    return 1 - progress
-
-
-def _cosine(progress: float, _: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _constant(_progress: float, _: float) -> float:
-    return 1.0
-
-
-def _polynomial(progress: float, power: float) -> float:
-    return float((1 - progress) ** power)
-
-
-# From p, the part done of the steps after the warm-up (0 … 1), and the power, to the part of the peak above the end.
 SHAPES: dict[str, Callable[[float, float], float]] = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "constant": _constant,
-    "polynomial": _polynomial,
+    "linear": lambda progress, power: 1 - progress,
+    "cosine": lambda progress, power: 0.5 * (1 + math.cos(math.pi * progress)),
+    "constant": lambda progress, power: 1.0,
+    "polynomial": lambda progress, power: (1 - progress) ** power,
 }
+"""The rate after the warm-up, from 1 to 0, as a function of the progress (0 … 1) and the power."""
 
 
 @dataclass(frozen=True)
@@ -322,12 +292,12 @@ class Schedule:
     (`optimization.py`): the first step then changes nothing. Otherwise it is 1, and no step is lost.
 
     Attributes:
-        total_steps: T, optimizer steps of the run; the factor stays at `end` beyond.
+        total_steps: T, optimizer steps of the run; the factor stays at `end` after them.
         kind: "linear" (to `end`), "cosine" (half a wave), "constant", or "polynomial": (1 − p)^power.
         warmup_steps: W, from 0 to T.
-        end: the factor at T, of 1 at the peak.
+        end: the factor at T; the peak is 1.
         power: of "polynomial"; 2 falls fast and then slowly.
-        first_step_is_zero: as transformers does it.
+        first_step_is_zero: as in transformers.
     """
 
     total_steps: int
@@ -339,20 +309,20 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in SHAPES:
-            raise ScheduleError(f"schedule {self.kind!r} is unknown; known: {', '.join(SHAPES)}")
+            raise ConfigurationError(f"schedule {self.kind!r} is unknown; known: {', '.join(SHAPES)}")
         if self.total_steps < 1:
-            raise ScheduleError(f"schedule: total_steps must be at least 1, not {self.total_steps}")
+            raise ConfigurationError(f"schedule: total_steps must be at least 1, not {self.total_steps}")
         if not 0 <= self.warmup_steps <= self.total_steps:
-            raise ScheduleError(
+            raise ConfigurationError(
                 f"schedule: warmup_steps is {self.warmup_steps}; fix: from 0 to total_steps, {self.total_steps}"
             )
         if not 0 <= self.end <= 1:
-            raise ScheduleError(f"schedule: end must be from 0 to 1, a part of the peak rate, not {self.end}")
+            raise ConfigurationError(f"schedule: end must be from 0 to 1, a part of the peak rate, not {self.end}")
         if not (math.isfinite(self.power) and self.power > 0):
-            raise ScheduleError(f"schedule: power must be above 0, not {self.power}")
+            raise ConfigurationError(f"schedule: power must be above 0, not {self.power}")
 
     def factor(self, step: int) -> float:
-        """What the peak rate is multiplied by at optimizer step `step`, counted from 0."""
+        """Return the factor of the peak rate at optimizer step `step`, counted from 0."""
         if step < self.warmup_steps:
             return (step + (0 if self.first_step_is_zero else 1)) / self.warmup_steps
         length = max(self.total_steps - self.warmup_steps, 1)
@@ -361,6 +331,6 @@ class Schedule:
 
 
 def evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:
-    """After which steps of an epoch to evaluate: the last one is always among them."""
+    """Return the steps of an epoch after which to evaluate; the last one is always among them."""
     count = min(steps, evaluations)
     return frozenset(round(steps * (i + 1) / count) for i in range(count))

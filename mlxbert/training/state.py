@@ -1,14 +1,10 @@
-"""The state of a training on disk: one file that is there whole or not at all, and the best weights beside it.
+"""The state of a training on disk: one file that is there whole or not at all, and the kept weights beside it.
 
-    state.safetensors        a `TrainStep`'s state, and where the loop is, as JSON in the file's metadata
-    kept-<step>.safetensors  the weights that are kept so far; the state says which file is valid
+    state.safetensors        the state of a `TrainStep`, and the loop's `Position` as JSON in the file's metadata
+    kept-<step>.safetensors  the weights that are kept so far; the position has the step of the valid file
 
-The kept weights are written before the state that names them, and older ones go after it: whenever the process dies,
-the state that is there names a file that is there.
-
-Everything a `TrainStep` depends on as one flat dict of arrays, to be saved and restored bit for bit.
-
-Where a training is: what its loop remembers between two batches, beside weights and optimizer.
+The kept weights are written before the state that names them, and older ones are deleted after it: whenever the
+process dies, the state names a file that is there.
 """
 
 from __future__ import annotations
@@ -33,142 +29,20 @@ from mlxbert.training.optimizer import Arrays
 from mlxbert.training.step import TrainStep
 
 STATE = "state.safetensors"
-_CODES = {mx.float32: "F32", mx.int32: "I32", mx.uint32: "U32", mx.float16: "F16", mx.bfloat16: "BF16"}
+_DTYPES = {mx.float32: "F32", mx.int32: "I32", mx.uint32: "U32", mx.float16: "F16", mx.bfloat16: "BF16"}
+_DICTS = ("weights", "frozen", "means", "squares", "average")
+_COUNTERS = ("step", "updates", "batches", "good_steps")
+_RANDOM = "random"
 _FIX = "free some space and resume the run"
 
 
 class SaveError(MLXBertError):
-    """A saved state that cannot be read."""
-
-
-def write_arrays(file: Path, arrays: Arrays, about: Mapping[str, Any] | None = None) -> None:
-    """Write `arrays` (float32, int32, uint32) and a JSON-able `about` to `file`, whole or not at all.
-
-    Raises:
-        WriteError: the disk is full, or cannot be written; what was there is still there.
-    """
-    planned = [
-        PlannedTensor(name, tuple(array.shape), _CODES[array.dtype], partial(np.array, array))
-        for name, array in arrays.items()
-    ]
-    metadata = {"format": "mlx", "mlxbert": json.dumps(about or {})}
-    needed = sum(tensor.nbytes for tensor in planned)
-    with replacing(file, needed=needed, fix=_FIX, follow_links=False) as out:
-        write_safetensors(out, planned, metadata=metadata, fix=_FIX)
-
-
-def read_arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Return what `write_arrays` wrote, in memory.
-
-    Raises:
-        SaveError: the file is gone, no regular file, or damaged.
-    """
-    found = read_safetensors(file, SaveError, fix=damage_fix(file))
-    if found is None:
-        raise SaveError(f"{file} is not there; {damage_fix(file)}")
-    arrays, metadata = found
-    try:
-        about = json.loads(metadata["mlxbert"])
-        mx.eval(arrays)
-    except (RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SaveError(f"{file} is damaged ({error}); {damage_fix(file)}") from error
-    if not isinstance(about, dict):
-        raise SaveError(f"{file} is damaged (no position in it); {damage_fix(file)}")
-    return arrays, about
-
-
-def damage_fix(file: Path) -> str:
-    """Return what to do about a damaged file of a saved state."""
-    return f"fix: delete {file.parent}, and this model starts anew"
-
-
-def kept_file(directory: Path, step: int) -> Path:
-    """Where the weights of `step`, if they are kept, lie."""
-    return directory / f"kept-{step}.safetensors"
-
-
-def delete_others(directory: Path, kept: int | None) -> None:
-    """Delete kept weights that no state names any more."""
-    for file in directory.glob("kept-*.safetensors"):
-        if kept is None or file != kept_file(directory, kept):
-            file.unlink(missing_ok=True)
-
-
-_DICTS = ("weights", "frozen", "means", "squares", "average")
-_COUNTERS = ("step", "updates", "batches", "good_steps")
-RANDOM = "random"
-
-
-class StateError(MLXBertError):
-    """A state that is not one of this step."""
-
-
-def step_state(step: TrainStep) -> Arrays:
-    """The state of `step`, of a half accumulated one too, and MLX's random state; `mx.save_safetensors` takes it.
-
-    Keys: "weights.<name>", "frozen.", "means.", "squares.", "average." likewise; "sums.<name>", "sums_loss",
-    "sums_weight" and "sums_rows" of batches accumulated; "step", "updates", "batches", "good_steps",
-    "loss_scale"; "random", the key.
-    """
-    state: Arrays = {f"{kind}.{name}": array for kind in _DICTS for name, array in getattr(step, kind).items()}
-    if step.sums is not None:
-        state |= {f"sums.{name}": array for name, array in step.sums["gradients"].items()}
-        state |= {f"sums_{name}": step.sums[name] for name in SCALARS}
-    state |= {name: mx.array(getattr(step, name), mx.int32) for name in _COUNTERS}
-    state["loss_scale"] = mx.array(step.loss_scale, mx.float32)  # a power of two: exact
-    random: Any = mx.random.state
-    state[RANDOM] = mx.array(random[0])
-    mx.eval(state)
-    return state
-
-
-def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
-    """Make `step`, built with the same model, rules and settings, what `step_state` was called on.
-
-    Raises:
-        StateError: a tensor is missing, unknown, of another shape or dtype, or a counter is negative: nothing is
-            changed then.
-    """
-    expected = {key: array for key, array in step_state(step).items() if not key.startswith("sums")}
-    if "sums_loss" in state:
-        expected |= {f"sums.{name}": array for name, array in step.weights.items()}
-        expected |= {f"sums_{name}": expected["loss_scale"] for name in SCALARS}
-    problems = [f"missing: {key}" for key in expected if key not in state]
-    problems += [f"unknown: {key}" for key in state if key not in expected]
-    problems += [
-        f"{key} is {state[key].shape} {state[key].dtype}, this run has {array.shape} {array.dtype}"
-        for key, array in expected.items()
-        if key in state and (state[key].shape, state[key].dtype) != (array.shape, array.dtype)
-    ]
-    if problems:
-        raise StateError(
-            "the saved state is not one of this model and these settings; fix: resume with those of the run\n"
-            + first_ten(problems)
-        )
-    mx.eval(dict(state))  # a file is read lazily, and the next save may replace it
-    numbers = {name: cast(Any, state[name].item()) for name in (*_COUNTERS, "loss_scale")}
-    for name, number in numbers.items():
-        # A flipped byte has no checksum here; what it makes of a counter must not go on.
-        if not 0 <= number < math.inf or (name == "loss_scale" and number == 0):
-            raise StateError(
-                f"{name} is {number}, which no training has; fix: delete the saved state, and this model starts anew"
-            )
-    for kind in _DICTS:
-        setattr(step, kind, {name: state[f"{kind}.{name}"] for name in getattr(step, kind)})
-    step.sums = None
-    if "sums_loss" in state:
-        gradients = {name: state[f"sums.{name}"] for name in step.weights}
-        step.sums = {"gradients": gradients, **{name: state[f"sums_{name}"] for name in SCALARS}}
-    for name in _COUNTERS:
-        setattr(step, name, int(numbers[name]))
-    step.loss_scale = float(numbers["loss_scale"])
-    mx.random.seed(seed_of(cast(Any, state[RANDOM].tolist())))
-    step.show()
+    """The saved state cannot be read, or is of another training."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The weights that are kept so far: after which step and epoch."""
+    """Step and epoch of the weights that are kept so far."""
 
     step: int
     epoch: float
@@ -176,17 +50,17 @@ class Kept:
 
 @dataclass
 class Position:
-    """Where the loop is.
+    """The progress of the training loop.
 
     Attributes:
-        epoch: epochs done.
-        batch: batches of this epoch done.
+        epoch: finished epochs.
+        batch: finished batches of this epoch.
         batches_done: of all epochs.
         kept: the weights that are kept so far.
         top: the best value of the metric so far; None: it was undefined.
         stale: evaluations since the best one.
-        stopped: early stopping has ended the training.
-        seconds: that the training has taken up to here, over all sittings.
+        stopped: whether early stopping has ended the training.
+        seconds: that the training took until here, over all sessions.
     """
 
     epoch: int = 0
@@ -199,7 +73,7 @@ class Position:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it."""
+        """Return the fields as JSON has them; `from_dict` reads them back."""
         return asdict(self)
 
     @classmethod
@@ -215,3 +89,119 @@ class Position:
         if min(counts) < 0 or position.batch >= batches:
             raise SaveError(f"{file}: batch {position.batch} of epoch {position.epoch} does not exist; {fix}")
         return position
+
+
+def step_state(step: TrainStep) -> Arrays:
+    """Return everything that `step` depends on, also between two batches of a step, and MLX's random state.
+
+    Keys: "weights.<name>", "frozen.", "means.", "squares.", "average." likewise; "sums.<name>", "sums_loss",
+    "sums_weight" and "sums_rows" of accumulated batches; "step", "updates", "batches", "good_steps", "loss_scale";
+    "random", the key.
+    """
+    state: Arrays = {f"{kind}.{name}": array for kind in _DICTS for name, array in getattr(step, kind).items()}
+    if step.sums is not None:
+        state |= {f"sums.{name}": array for name, array in step.sums["gradients"].items()}
+        state |= {f"sums_{name}": step.sums[name] for name in SCALARS}
+    state |= {name: mx.array(getattr(step, name), mx.int32) for name in _COUNTERS}
+    state["loss_scale"] = mx.array(step.loss_scale, mx.float32)  # a power of two: exact
+    random: Any = mx.random.state
+    state[_RANDOM] = mx.array(random[0])
+    mx.eval(state)
+    return state
+
+
+def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
+    """Restore a state of `step_state`, bit for bit, in a `step` with the same model, rules and settings.
+
+    Raises:
+        SaveError: a tensor is missing, unknown, of another shape or dtype, or a counter is negative; then nothing is
+            changed.
+    """
+    expected = {key: array for key, array in step_state(step).items() if not key.startswith("sums")}
+    if "sums_loss" in state:
+        expected |= {f"sums.{name}": array for name, array in step.weights.items()}
+        expected |= {f"sums_{name}": expected["loss_scale"] for name in SCALARS}
+    problems = [f"missing: {key}" for key in expected if key not in state]
+    problems += [f"unknown: {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} is {state[key].shape} {state[key].dtype}, this run has {array.shape} {array.dtype}"
+        for key, array in expected.items()
+        if key in state and (state[key].shape, state[key].dtype) != (array.shape, array.dtype)
+    ]
+    if problems:
+        raise SaveError(
+            "the saved state is not one of this model and these settings; fix: resume with those of the run\n"
+            + first_ten(problems)
+        )
+    mx.eval(dict(state))  # a file is read lazily, and the next save may replace it
+    numbers = {name: cast(Any, state[name].item()) for name in (*_COUNTERS, "loss_scale")}
+    for name, number in numbers.items():
+        # The file has no checksum: do not go on with a counter in which a byte is wrong.
+        if not 0 <= number < math.inf or (name == "loss_scale" and number == 0):
+            raise SaveError(
+                f"{name} is {number}, which no training has; fix: delete the saved state, and this model starts anew"
+            )
+    for kind in _DICTS:
+        setattr(step, kind, {name: state[f"{kind}.{name}"] for name in getattr(step, kind)})
+    step.sums = None
+    if "sums_loss" in state:
+        gradients = {name: state[f"sums.{name}"] for name in step.weights}
+        step.sums = {"gradients": gradients, **{name: state[f"sums_{name}"] for name in SCALARS}}
+    for name in _COUNTERS:
+        setattr(step, name, int(numbers[name]))
+    step.loss_scale = float(numbers["loss_scale"])
+    mx.random.seed(seed_of(cast(Any, state[_RANDOM].tolist())))
+    step.show()
+
+
+def write_arrays(file: Path, arrays: Arrays, about: Mapping[str, Any] | None = None) -> None:
+    """Write `arrays` and a JSON-able `about` to `file`, whole or not at all.
+
+    Raises:
+        WriteError: the disk is full, or the file cannot be written; an earlier file is still there.
+    """
+    planned = [
+        PlannedTensor(name, tuple(array.shape), _DTYPES[array.dtype], partial(np.array, array))
+        for name, array in arrays.items()
+    ]
+    metadata = {"format": "mlx", "mlxbert": json.dumps(about or {})}
+    needed = sum(tensor.nbytes for tensor in planned)
+    with replacing(file, needed=needed, fix=_FIX, follow_links=False) as out:
+        write_safetensors(out, planned, metadata=metadata, fix=_FIX)
+
+
+def read_arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Return the arrays and the `about` of `write_arrays`, in memory.
+
+    Raises:
+        SaveError: the file is gone, not regular, or damaged.
+    """
+    content = read_safetensors(file, SaveError, fix=damage_fix(file))
+    if content is None:
+        raise SaveError(f"{file} is not there; {damage_fix(file)}")
+    arrays, metadata = content
+    try:
+        about = json.loads(metadata["mlxbert"])
+        mx.eval(arrays)
+    except (RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SaveError(f"{file} is damaged ({error}); {damage_fix(file)}") from error
+    if not isinstance(about, dict):
+        raise SaveError(f"{file} is damaged (no position in it); {damage_fix(file)}")
+    return arrays, about
+
+
+def kept_file(directory: Path, step: int) -> Path:
+    """Return the path of the kept weights of `step`."""
+    return directory / f"kept-{step}.safetensors"
+
+
+def delete_other_kept(directory: Path, step: int | None) -> None:
+    """Delete all kept weights but those of `step`."""
+    for file in directory.glob("kept-*.safetensors"):
+        if step is None or file != kept_file(directory, step):
+            file.unlink(missing_ok=True)
+
+
+def damage_fix(file: Path) -> str:
+    """Return the fix for a damaged file of a saved state."""
+    return f"fix: delete {file.parent}, and this model starts anew"

@@ -1,12 +1,12 @@
-"""The one training step: gradients of as many batches as are accumulated, then one update of the weights.
+"""`TrainStep`: the gradients of the accumulated batches, then one update of the weights.
 
-There is one normalization: with the mean loss l_i of batch i (`Head.loss`), and what that mean divides by, w_i
-(`Head.loss_weight`: real rows, their class weights, their known labels), the step minimizes
+With the mean loss l_i of batch i (`Head.loss`), and the divisor of that mean w_i (`Head.loss_weight`: real rows, their
+class weights, their known labels), the step minimizes
 
     L = Σ w_i l_i / Σ w_i
 
-so that four batches of 8 are one batch of 32, a short last batch counts by its rows, and workers that add up
-`Sums` are one worker.
+So four batches of 8 are one batch of 32, a short last batch counts by its rows, and workers that add up their `Sums`
+are one worker.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mlx.utils import tree_unflatten
 
 from mlxbert.backend.device import reuse_memory
 from mlxbert.errors import MLXBertError
-from mlxbert.model_inputs import check_inputs
 from mlxbert.model_tensors import named_parameters
 from mlxbert.quantization import refuse_training
 from mlxbert.training.gradients import AWP, COMPUTE_DTYPES, FGM, SCALARS, Gradients, Sums, add_up, split_state
 from mlxbert.training.optimizer import (
     AdamW,
     Arrays,
+    ConfigurationError,
     Rule,
     Schedule,
     clip_factor,
@@ -39,35 +39,35 @@ from mlxbert.training.optimizer import (
 )
 from mlxbert.training.parallel import Shard, evaluate, parts, split_batch, streams, take
 
-# float16 gradients below 6e-8 are 0: the loss is scaled up, half as much after an overflow, twice after this many good
-# steps (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2).
+# float16 gradients below 6e-8 are 0, so the loss is scaled up: half as much after an overflow, twice as much after
+# this many good steps (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2).
 _FIRST_SCALE = 2.0**10
 _LARGEST_SCALE = 2.0**24
 _STEPS_TO_GROW = 1000
 
 
-class StepError(MLXBertError):
-    """A setting of the step that is unknown, or an update with nothing accumulated."""
+class TrainingError(MLXBertError):
+    """The training cannot go on; the saved state stays."""
 
 
-class NonFiniteLossError(MLXBertError):
-    """The loss or its gradient is NaN or infinite; the weights are those of before the step."""
+class NonFiniteLossError(TrainingError):
+    """The loss or its gradient is NaN or infinite; the weights are those before the step."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Everything about a step but rates and schedule.
+    """All settings of a step except rates and schedule.
 
     Attributes:
-        optimizer: its numbers.
+        optimizer: with its constants.
         max_norm: of the gradient, over all parameters; None: no clipping.
         ema_decay: of the moving average of the weights; None: no average.
-        compute_dtype: what the encoder computes in: "float32", "bfloat16" or "float16". Weights, optimizer, head and
-            loss are float32 in any case, and so are the softmax's and the LayerNorms' sums.
+        compute_dtype: of the encoder: "float32", "bfloat16" or "float16". Weights, optimizer, head and loss are always
+            float32, and so are the sums in softmax and LayerNorm.
         checkpoint_layers: recompute each layer's activations in the backward pass: less memory, more time.
-        adversarial: gradients are the mean of the clean and the adversarial one; the loss reported is the clean one.
+        adversarial: use the mean of the clean and the adversarial gradient; the reported loss is the clean one.
         on_nonfinite: "stop": raise `NonFiniteLossError`; "skip": leave such a batch, or step, out.
-        compiled: through `mx.compile`.
+        compiled: use `mx.compile`.
     """
 
     optimizer: AdamW = field(default_factory=AdamW)
@@ -82,18 +82,18 @@ class StepSettings:
     def __post_init__(self) -> None:
         if self.compute_dtype not in COMPUTE_DTYPES:
             known = ", ".join(COMPUTE_DTYPES)
-            raise StepError(f"compute_dtype {self.compute_dtype!r} is unknown; known: {known}")
+            raise ConfigurationError(f"compute_dtype {self.compute_dtype!r} is unknown; known: {known}")
         if self.on_nonfinite not in ("stop", "skip"):
-            raise StepError(f"on_nonfinite must be 'stop' or 'skip', not {self.on_nonfinite!r}")
+            raise ConfigurationError(f"on_nonfinite must be 'stop' or 'skip', not {self.on_nonfinite!r}")
         if self.max_norm is not None and not self.max_norm > 0:
-            raise StepError(f"max_norm must be above 0, or None for no clipping, not {self.max_norm}")
+            raise ConfigurationError(f"max_norm must be above 0, or None for no clipping, not {self.max_norm}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise StepError(f"ema_decay must be at least 0 and below 1, or None, not {self.ema_decay}")
+            raise ConfigurationError(f"ema_decay must be at least 0 and below 1, or None, not {self.ema_decay}")
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did: its number (from 1), mean loss, real rows, schedule factor, gradient norm before clipping."""
+    """What a step did: number (from 1), mean loss, real rows, schedule factor, gradient norm before clipping."""
 
     step: int
     loss: float
@@ -104,22 +104,22 @@ class StepReport:
 
 
 class TrainStep:
-    """Trains `model`, whose parameters are always the current ones, in float32.
+    """Trains `model`, which always has the current weights, in float32.
 
     Attributes:
-        step: steps done, skipped ones too; the schedule's position.
+        step: finished steps, also skipped ones; the schedule's position.
         updates: steps that changed the weights; AdamW's t.
-        batches: batches accumulated for the step that is under way.
+        batches: accumulated batches of the current step.
     """
 
     def __init__(
         self, model: Any, rules: Mapping[str, Rule], schedule: Schedule, settings: StepSettings | None = None
     ):
-        """Take over `model`; `rules` as `parameter_rules` makes them.
+        """Take over `model`, with the rules of `parameter_rules`.
 
         Raises:
-            GroupError: everything is frozen.
-            QuantizationError: the model is quantized; says what to train instead.
+            ConfigurationError: everything is frozen.
+            QuantizationError: the model is quantized (the message says what to train instead).
         """
         refuse_training(model)
         reuse_memory(training=True)
@@ -132,7 +132,7 @@ class TrainStep:
         self.frozen: Arrays = {name: array for name, array in masters.items() if name not in self.weights}
         self.means: Arrays = {name: mx.zeros_like(array) for name, array in self.weights.items()}
         self.squares: Arrays = {name: mx.zeros_like(array) for name, array in self.weights.items()}
-        # + 0: arrays of its own, because an update may take over the weights' memory.
+        # + 0 makes new arrays, because an update may reuse the weights' memory.
         keeps_average = self.settings.ema_decay is not None
         self.average: Arrays = {name: array + 0 for name, array in self.weights.items()} if keeps_average else {}
         self.sums: Sums | None = None
@@ -141,39 +141,39 @@ class TrainStep:
         self._gradients = Gradients(
             model, names, self.settings.compute_dtype, self.settings.checkpoint_layers, self.settings.adversarial
         )
-        # The random state is an input and an output: as a constant it would drop the same units at every step.
+        # The random state is an input and an output: a constant one would drop the same units at every step.
         compiled = self.settings.compiled
         random: Any = {"inputs": mx.random.state, "outputs": mx.random.state}
         self._sums = mx.compile(self._gradients.of, **random) if compiled else self._gradients.of
         self._add_up = mx.compile(add_up) if compiled else add_up
         self._apply = mx.compile(self._update) if compiled else self._update
         self._squared_norms = mx.compile(squared_norms) if compiled else squared_norms
-        # An adversarial step looks at the gradient of the whole batch before it goes on.
+        # An adversarial step needs the gradient of the whole batch before it goes on.
         self._streams = streams()[: 1 if self.settings.adversarial else None]
         self._parts = parts({name: array.size for name, array in self.weights.items()})
         self.show()
         mx.eval(self.weights, self.frozen, self.means, self.squares, self.average)
 
     def __call__(self, batches: Iterable[tuple[Mapping[str, Any], Any, Any]]) -> StepReport:
-        """One step on batches of (inputs, targets, rows), as for `accumulate`."""
+        """Take one step on batches of (inputs, targets, rows), as for `accumulate`."""
         for inputs, targets, rows in batches:
             self.accumulate(inputs, targets, rows)
         return self.update()
 
     def accumulate(self, inputs: Mapping[str, Any], targets: Any, rows: Any = None) -> float:
-        """Add one batch's gradients; returns its mean loss.
+        """Add one batch's gradients; return its mean loss.
 
         Args:
             inputs: keyword arguments of the model: input_ids, attention_mask, …; first axis B.
-            targets: as `head.encode_targets` makes them.
-            rows: (B,), 1 for real rows and 0 for filling; None: all are real.
+            targets: from `head.encode_targets`.
+            rows: (B,), 1 for real rows and 0 for fillers; None: all are real.
 
         Raises:
-            NonFiniteLossError: with on_nonfinite="stop"; names step and batch.
-            InputError: an id outside its table.
+            NonFiniteLossError: with on_nonfinite="stop"; the message has step and batch.
+            InputError: an id is outside its table.
         """
         arrays = {name: mx.array(value) for name, value in inputs.items() if value is not None}
-        check_inputs(self.model.core.config, arrays)
+        self.model.core.check_ids(arrays)
         targets = mx.array(targets)
         real = mx.ones((len(targets),)) if rows is None else mx.array(rows).astype(mx.float32)
         found = self._compute(split_batch(arrays, targets, real, self._streams))
@@ -190,21 +190,21 @@ class TrainStep:
         return value
 
     def update(self) -> StepReport:
-        """Change the weights by what was accumulated since the last update.
+        """Change the weights by the gradients since the last update.
 
         Raises:
-            StepError: nothing was accumulated.
+            TrainingError: no batch was accumulated.
             NonFiniteLossError: the gradient is not finite, with on_nonfinite="stop" (in float16 the loss scale is
-                halved first, as long as it can be).
+                halved first, as long as possible).
         """
         if self.batches == 0:
-            raise StepError(f"step {self.step + 1}: nothing to update by; fix: accumulate a batch first")
+            raise TrainingError(f"step {self.step + 1}: nothing to update by; fix: accumulate a batch first")
         factor = self.schedule.factor(self.step)
         batches, self.batches = self.batches, 0
         sums, self.sums = self.sums, None
         self.step += 1
         weight = 0.0 if sums is None else _number(sums["weight"])
-        # No real row, or none with a label, or every batch left out: no weight decay either.
+        # No real row, or none with a label, or every batch left out: then no weight decay either.
         if sums is None or weight == 0:
             return StepReport(self.step, math.nan, 0, factor, math.nan, skipped=True)
         loss, rows = _number(sums["loss"]) / weight, int(_number(sums["rows"]))
@@ -225,12 +225,12 @@ class TrainStep:
         return StepReport(self.step, loss, rows, factor, norm, skipped=False)
 
     def show(self, weights: Arrays | None = None) -> None:
-        """Put the current weights into the model, or others such as `average`; frozen ones stay."""
+        """Put the current weights, or others such as `average`, into the model; frozen weights stay."""
         shown = {**self.frozen, **self.weights, **(weights or {})}
         self.model.update(tree_unflatten(list(shown.items())))
 
     def _compute(self, shards: list[Shard]) -> list[Sums]:
-        """The sums of each, which draws its random numbers from a state of its own."""
+        """Return the sums of each shard; each draws its random numbers from its own state."""
         *seeds, after = split_state(len(shards) + 1)
         scale = mx.array(self.loss_scale, mx.float32)
         found: list[Sums] = []
@@ -240,7 +240,7 @@ class TrainStep:
                 with mx.stream(shard.stream):
                     found.append(self._sums(self.weights, self.frozen, shard.inputs, shard.targets, shard.rows, scale))
         finally:
-            self.show()  # tracing has left its placeholders in the model
+            self.show()  # tracing leaves placeholders in the model
             mx.random.seed(after)
         evaluate(found)
         return found
@@ -266,7 +266,7 @@ class TrainStep:
         return global_norm({name: squares[name] for name in gradients})
 
     def _change(self, gradients: Arrays, scalars: Arrays) -> None:
-        """The update of weights, means, squares and average, part by part."""
+        """Update weights, means, squares and average, part by part."""
         old = (self.weights, self.means, self.squares, self.average, gradients)
         names = list(self.weights)
         changed: tuple[Arrays, ...] = ({}, {}, {}, {})

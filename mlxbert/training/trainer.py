@@ -1,13 +1,4 @@
-"""A `TrainStep` as a configuration describes it.
-
-What a training ends in: weights and held-out predictions, or an error that leaves what was saved.
-
-`Member`: which of a run's models is trained.
-
-Ctrl-C as a question that the training loop answers where nothing is half done.
-
-`Trainer`: one model trained on one fold, from the first step to the weights that are kept.
-"""
+"""`Trainer`: trains one model on one fold, from the first step to the weights that are kept."""
 
 from __future__ import annotations
 
@@ -29,13 +20,13 @@ import numpy as np
 from heads.metrics import get_metric
 from mlxbert.data.batching import Batch, TrainingBatches
 from mlxbert.data.folds import Fold
-from mlxbert.errors import Interrupted, MLXBertError
+from mlxbert.errors import Interrupted
 from mlxbert.training.callbacks import Callback, Callbacks, EvaluationEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.held_out import Examples, HeldOut, Predictions
 from mlxbert.training.optimizer import (
     Arrays,
-    GroupError,
+    ConfigurationError,
     Rule,
     Schedule,
     default_learning_rate,
@@ -48,74 +39,51 @@ from mlxbert.training.state import (
     Kept,
     Position,
     SaveError,
-    StateError,
     damage_fix,
-    delete_others,
+    delete_other_kept,
     kept_file,
     read_arrays,
     restore_step,
     step_state,
     write_arrays,
 )
-from mlxbert.training.step import NonFiniteLossError, TrainStep
+from mlxbert.training.step import NonFiniteLossError, TrainingError, TrainStep
 from mlxbert.with_head import BertWithHead
 
-
-def training_rules(model: BertWithHead, config: TrainingConfig) -> tuple[dict[str, Rule], float]:
-    """The rule of every parameter, and the peak rate.
-
-    Raises:
-        GroupError: the settings do not fit this model, or would freeze layers at random weights.
-    """
-    peak = default_learning_rate(model.core.config) if config.rate is None else config.rate
-    rules = parameter_rules(
-        model,
-        rate=peak,
-        head_rate=config.head_rate,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
-        freeze_embeddings=config.freeze_embeddings,
-        freeze_layers=config.freeze_layers,
-    )
-    layers = model.core.config.num_hidden_layers
-    both = config.freeze_layers + config.reinitialize_layers - layers
-    if config.freeze_layers and config.reinitialize_layers and both > 0:
-        raise GroupError(
-            f"freeze_layers={config.freeze_layers} and reinitialize_layers={config.reinitialize_layers} of {layers} "
-            f"layers would freeze {both} at random weights; fix: {both} less of one of them"
-        )
-    return rules, peak
-
-
-def new_step(model: BertWithHead, config: TrainingConfig, steps: int) -> tuple[TrainStep, float]:
-    """The step that trains `model` in `steps` updates, and its peak rate.
-
-    Raises:
-        GroupError, StepError: the settings do not fit this model.
-    """
-    rules, peak = training_rules(model, config)
-    warmup = round(config.warmup * steps)
-    schedule = Schedule(steps, config.schedule, warmup, config.schedule_end, config.schedule_power)
-    return TrainStep(model, rules, schedule, config.step_settings()), peak
-
-
-class TrainingError(MLXBertError):
-    """A training that cannot go on; what was saved stays."""
+# A state has some four times the size of the weights: saving every few seconds would take longer than the training.
+_SAVE_SECONDS, _SAVE_SECONDS_AFTER_EVALUATION = 300.0, 60.0
 
 
 class TrainingInterrupted(TrainingError, Interrupted):  # noqa: N818 - an answer to Ctrl-C, not a fault
     """Ctrl-C: the state is saved, and the training can go on from there."""
 
 
+@dataclass(frozen=True)
+class Member:
+    """One model of a run: the seed of its random numbers, and the fold that it does not see."""
+
+    seed: int = 0
+    fold: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"seed{self.seed}-fold{self.fold}"
+
+    def entropy(self) -> int:
+        """Return the start of its random streams: one number for each seed and fold."""
+        return int(np.random.SeedSequence([self.seed, self.fold]).generate_state(1)[0])
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a training ended in; the model has the weights that are kept, and its head is calibrated.
+    """The result of a training; the model has the kept weights, and its head is calibrated.
 
     Attributes:
         logits: (n, outputs) of the fold's held-out rows.
-        predictions: of these, cross-fitted (`mlxbert.training.held_out`).
+        predictions: of these rows, cross-fitted (`mlxbert.training.held_out`).
         metrics: of the predictions.
-        step: whose weights they are; likewise `epoch`.
+        step: of the kept weights; likewise `epoch`.
         note: why temperature and thresholds could not be learned; None: they were.
     """
 
@@ -127,77 +95,16 @@ class Outcome:
     note: str | None
 
 
-def named_rows(batch: Batch, names: Sequence[str] | None) -> str:
-    """A batch's first ten rows by name, or number, and how many there are beyond these."""
-    first = batch.rows[: min(batch.real, 10)].tolist()
-    rows = ", ".join(str(row) if names is None else names[row] for row in first)
-    return rows + (f", … ({batch.real} in all)" if batch.real > 10 else "")
-
-
-@dataclass(frozen=True)
-class Member:
-    """One model of a run: the seed it begins with and the fold that it does not see."""
-
-    seed: int = 0
-    fold: int = 0
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        return f"seed{self.seed}-fold{self.fold}"
-
-    def entropy(self) -> int:
-        """What its random streams begin with: one number for each seed and fold."""
-        return int(np.random.SeedSequence([self.seed, self.fold]).generate_state(1)[0])
-
-
-class Interrupt:
-    """Whether Ctrl-C was pressed; the second time it is an ordinary `KeyboardInterrupt`."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-@contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """Inside, SIGINT sets the flag; outside the main thread it stays as it is, and the flag False.
-
-    Where it is ignored, as a shell has it for what runs in the background of a script, it stays ignored.
-    """
-    interrupt = Interrupt()
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield interrupt
-        return
-    before: Any = signal.signal(signal.SIGINT, interrupt._handle)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-# A state is some four times the weights: written every few seconds it would cost more than the training.
-_SAVE_SECONDS, _SAVE_SECONDS_AFTER_EVALUATION = 300.0, 60.0
-
-
 class Trainer:
-    """Trains `model` on `fold.train`, judges it on `fold.valid`, keeps what was best.
+    """Trains `model` on `fold.train`, evaluates it on `fold.valid`, and keeps the best weights.
 
-    Everything it depends on is saved, in `directory`, every few minutes; a trainer made with
-    the same arguments goes on there and ends in the same bytes (CPU, same number of threads).
+    Every few minutes it saves everything that it depends on in `directory`. A trainer with the same arguments goes on
+    from there and ends with the same bytes (on a CPU, with the same number of threads).
 
     Attributes:
         model: encoder, pooling and a head that is fitted to the fold's training targets.
         step: the training step, with weights and optimizer.
-        position: where the training is.
+        position: the progress of the loop.
     """
 
     def __init__(
@@ -216,18 +123,18 @@ class Trainer:
         """Take over `model`.
 
         Args:
-            model: to train; `mx.random` must be seeded before it is made, if the run is to be repeated.
-            examples: rows, of which the fold names some.
-            fold: rows to learn from and rows to be judged on.
+            model: to train; seed `mx.random` before you make it, if the run is to be repeatable.
+            examples: all rows; the fold selects some.
+            fold: rows to learn from and held-out rows.
             config: None: the defaults.
             task: the competition type.
-            metric: that is optimized; None: the config's, else the head's own.
+            metric: to optimize; None: the config's, else the head's default.
             member: for names, logs and random streams.
-            directory: where the state is saved, and taken from if there is one; None: nothing is saved.
-            callbacks: told of steps and evaluations.
+            directory: for the saved state, which is restored if there is one; None: nothing is saved.
+            callbacks: for steps and evaluations.
 
         Raises:
-            MLXBertError: the settings do not fit this model, or the saved state is not one of this training.
+            MLXBertError: the settings do not fit this model, or the saved state is of another training.
         """
         self.model, self.examples, self.fold, self.task = model, examples, fold, task
         self.config = config or TrainingConfig()
@@ -263,11 +170,12 @@ class Trainer:
             self._restore(self.directory)
 
     def fit(self) -> Outcome:
-        """Train to the end, or on from where the state was saved.
+        """Train to the end, from the saved state if there is one.
 
         Raises:
             TrainingInterrupted: Ctrl-C; the state is saved.
-            TrainingError: a loss that is not finite, by member, epoch, step and rows; or logits of held-out rows.
+            TrainingError: a loss is not finite (the message has member, epoch, step and rows), or held-out logits are
+                not.
             WriteError: the disk is full.
         """
         member = self.member
@@ -282,12 +190,12 @@ class Trainer:
                 if due or late or interrupt:
                     self.save()
                     saved = time.monotonic()
-                if interrupt:  # after the last batch too: whoever asked does not want the next model to begin
+                if interrupt:  # also after the last batch: the next model must not begin
                     raise TrainingInterrupted(f"{member.name}: interrupted at step {self.step.step} of {self.steps}")
         return self._finish()
 
     def save(self) -> None:
-        """Write the state to `directory`, whole or not at all; without one do nothing."""
+        """Write the state to `directory`, whole or not at all; without a directory do nothing."""
         if self.directory is None:
             return
         kept = self.position.kept
@@ -295,15 +203,15 @@ class Trainer:
             write_arrays(file, self._kept)
         about = {"member": self.member.name, **self.position.to_dict(), "seconds": self.seconds}
         write_arrays(self.directory / STATE, step_state(self.step), about)
-        delete_others(self.directory, kept.step if kept else None)
+        delete_other_kept(self.directory, kept.step if kept else None)
 
     @property
     def seconds(self) -> float:
-        """That this model has taken: of earlier sittings up to their last saved state, and of this one."""
+        """The seconds of this model: of earlier sessions until their last saved state, and of this one."""
         return self.position.seconds + time.monotonic() - self._began
 
     def show_kept(self) -> Kept | None:
-        """Put the weights that are kept so far into the model, in evaluation mode; None where there are none yet."""
+        """Put the kept weights into the model, in evaluation mode; return None if there are none yet."""
         kept = self.position.kept
         if kept is not None:
             self.step.show(self._kept)
@@ -311,63 +219,76 @@ class Trainer:
         return kept
 
     def evaluate(self) -> EvaluationEvent:
-        """Judge the current weights (their moving average, where one is kept) on the held-out rows."""
+        """Evaluate the current weights (their moving average, if there is one) on the held-out rows."""
         self.step.show(self.step.average or None)
         logits = self.held_out.logits()
         loss, metrics = self.held_out.loss(logits), self.held_out.scores(self.held_out.predictions(logits))
         self.step.show()
-        member, top = self.member, self.position.top
-        value = metrics[self.metric.name]
-        better = self.position.kept is None or self.metric.is_better(value, math.nan if top is None else top)
+        top = self.position.top
+        is_better = self.metric.is_better(metrics[self.metric.name], math.nan if top is None else top)
         return EvaluationEvent(
-            member.name, member.seed, member.fold, self._epoch(), self.step.step, loss, metrics, better
+            **self._member_and_epoch(),
+            step=self.step.step,
+            loss=loss,
+            metrics=metrics,
+            best=self.position.kept is None or is_better,
         )
 
     def _train_batch(self) -> bool:
-        """One batch; after the last of a step, the update; whether the held-out rows were judged."""
-        at = self.position
-        batch = self.batches.batch(at.epoch, at.batch)
-        where = f"{self.member.name}, epoch {at.epoch + 1}, batch {at.batch + 1}"
+        """Train on one batch, update after the last one of a step; return whether the model was evaluated."""
+        position = self.position
+        batch = self.batches.batch(position.epoch, position.batch)
+        where = f"{self.member.name}, epoch {position.epoch + 1}, batch {position.batch + 1}"
         extra = {name: array[mx.array(batch.rows)] for name, array in self._extra.items()}
         try:
             self.step.accumulate({**batch.inputs(), **extra}, self._targets[batch.rows], batch.weights)
-            at.batch += 1
-            at.batches_done += 1
-            if at.batch % self.config.accumulation and at.batch < len(self.batches):
+            position.batch += 1
+            position.batches_done += 1
+            if position.batch % self.config.accumulation and position.batch < len(self.batches):
                 return False
             report = self.step.update()
         except NonFiniteLossError as error:
-            raise TrainingError(f"{where}: {error}; rows {named_rows(batch, self.examples.names)}") from error
-        done = -(-at.batch // self.config.accumulation)  # steps of this epoch
-        if at.batch == len(self.batches):
-            at.epoch, at.batch = at.epoch + 1, 0
-        member, rate = self.member, self._peak * report.factor
-        self.callbacks.on_step(
-            StepEvent(
-                *(member.name, member.seed, member.fold, self._epoch(), report.step, self.steps),
-                *(report.loss, rate, report.norm, self._throughput(report.rows), report.skipped),
-            )
+            raise TrainingError(f"{where}: {error}; rows {_named_rows(batch, self.examples.names)}") from error
+        steps_of_epoch = -(-position.batch // self.config.accumulation)
+        if position.batch == len(self.batches):
+            position.epoch, position.batch = position.epoch + 1, 0
+        event = StepEvent(
+            **self._member_and_epoch(),
+            step=report.step,
+            steps=self.steps,
+            loss=report.loss,
+            rate=self._peak * report.factor,
+            norm=report.norm,
+            rows_per_second=self._throughput(report.rows),
+            skipped=report.skipped,
         )
-        if done not in self._evaluate_after:
+        self.callbacks.on_step(event)
+        if steps_of_epoch not in self._evaluate_after:
             return False
         self._keep(self.evaluate())
         return True
 
     def _keep(self, event: EvaluationEvent) -> None:
-        """Take note of an evaluation; write the weights down if they are the best, or the ones that are kept."""
-        at = self.position
-        at.stale = 0 if event.best else at.stale + 1
+        """Note an evaluation; keep the weights if they are the best, or if the last ones are to be kept."""
+        position = self.position
+        position.stale = 0 if event.best else position.stale + 1
         if event.best:
             value = event.metrics[self.metric.name]
-            at.top = None if math.isnan(value) else value
+            position.top = None if math.isnan(value) else value
         if event.best or self.config.keep == "last":
             weights = self.step.average or self.step.weights
-            # + 0: arrays of its own, because an update may take over the weights' memory.
+            # + 0 makes new arrays, because an update may reuse the weights' memory.
             self._kept = {name: array + 0 for name, array in weights.items()}
             mx.eval(self._kept)
-            at.kept = Kept(event.step, event.epoch)
-        at.stopped = self.config.patience is not None and at.stale >= self.config.patience
+            position.kept = Kept(event.step, event.epoch)
+        position.stopped = self.config.patience is not None and position.stale >= self.config.patience
         self.callbacks.on_evaluation(event)
+
+    def _member_and_epoch(self) -> dict[str, Any]:
+        """Return the fields that all events have."""
+        position, member = self.position, self.member
+        epoch = position.epoch + position.batch / len(self.batches)
+        return {"member": member.name, "seed": member.seed, "fold": member.fold, "epoch": epoch}
 
     def _over(self) -> bool:
         return self.position.stopped or self.position.epoch >= self.config.epochs
@@ -383,7 +304,9 @@ class Trainer:
         predictions = self.held_out.predictions(logits)
         metrics = self.held_out.scores(predictions)
         note = self.held_out.calibrate(logits)
-        return Outcome(logits, predictions, metrics, kept.step, kept.epoch, note)
+        return Outcome(
+            logits=logits, predictions=predictions, metrics=metrics, step=kept.step, epoch=kept.epoch, note=note
+        )
 
     def _restore(self, directory: Path) -> None:
         state = directory / STATE
@@ -394,7 +317,7 @@ class Trainer:
             self.position = Position.from_dict(about, state, batches=len(self.batches))
             try:
                 restore_step(self.step, arrays)
-            except StateError as error:
+            except SaveError as error:
                 raise SaveError(f"{state}: {error}") from error
         kept = self.position.kept
         if kept is not None:
@@ -403,14 +326,90 @@ class Trainer:
             weights = {name: (array.shape, array.dtype) for name, array in self.step.weights.items()}
             if {name: (array.shape, array.dtype) for name, array in self._kept.items()} != weights:
                 raise SaveError(f"{file}: its weights are not those of this model; {damage_fix(file)}")
-        # What was kept after this state, and before a kill, is made again.
-        delete_others(directory, kept.step if kept else None)
-
-    def _epoch(self) -> float:
-        return self.position.epoch + self.position.batch / len(self.batches)
+        # Weights that were kept after this state, before the process died, are made again.
+        delete_other_kept(directory, kept.step if kept else None)
 
     def _throughput(self, rows: int) -> float:
-        """Rows a second since the last step."""
+        """Return the rows a second since the last step."""
         now, before = time.monotonic(), self._clock
         self._clock = now
         return rows / max(now - before, 1e-9)
+
+
+def training_rules(model: BertWithHead, config: TrainingConfig) -> tuple[dict[str, Rule], float]:
+    """Return the rule of every parameter, and the peak rate.
+
+    Raises:
+        ConfigurationError: the settings do not fit this model, or would freeze layers at random weights.
+    """
+    peak = default_learning_rate(model.core.config) if config.rate is None else config.rate
+    rules = parameter_rules(
+        model,
+        rate=peak,
+        head_rate=config.head_rate,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        freeze_embeddings=config.freeze_embeddings,
+        freeze_layers=config.freeze_layers,
+    )
+    layers = model.core.num_layers
+    both = config.freeze_layers + config.reinitialize_layers - layers
+    if config.freeze_layers and config.reinitialize_layers and both > 0:
+        raise ConfigurationError(
+            f"freeze_layers={config.freeze_layers} and reinitialize_layers={config.reinitialize_layers} of {layers} "
+            f"layers would freeze {both} at random weights; fix: {both} less of one of them"
+        )
+    return rules, peak
+
+
+def new_step(model: BertWithHead, config: TrainingConfig, steps: int) -> tuple[TrainStep, float]:
+    """Return the step that trains `model` in `steps` updates, and its peak rate.
+
+    Raises:
+        ConfigurationError: the settings do not fit this model.
+    """
+    rules, peak = training_rules(model, config)
+    warmup = round(config.warmup * steps)
+    schedule = Schedule(steps, config.schedule, warmup, config.schedule_end, config.schedule_power)
+    return TrainStep(model, rules, schedule, config.step_settings()), peak
+
+
+class Interrupt:
+    """True after Ctrl-C; the second Ctrl-C raises an ordinary `KeyboardInterrupt`."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Let Ctrl-C (SIGINT) set a flag, which the training loop reads where nothing is half done.
+
+    Outside the main thread, or where SIGINT is ignored (a shell does so for background jobs of a script), it does
+    nothing, and the flag stays False.
+    """
+    interrupt = Interrupt()
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield interrupt
+        return
+    before: Any = signal.signal(signal.SIGINT, interrupt._handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _named_rows(batch: Batch, names: Sequence[str] | None) -> str:
+    """Return the names, or numbers, of a batch's first ten rows, and the number of all."""
+    first = batch.rows[: min(batch.real, 10)].tolist()
+    rows = ", ".join(str(row) if names is None else names[row] for row in first)
+    return rows + (f", … ({batch.real} in all)" if batch.real > 10 else "")

@@ -17,7 +17,6 @@ import pytest
 from heads.install import install_fix, requirement
 from mlxbert.backend import device as backend
 from mlxbert.backend import openblas
-from mlxbert.backend import openblas as elf
 from mlxbert.backend.device import BackendError, BlasSettingError, BlasStatus, missing_backend_message
 from mlxbert.errors import MLXBertError
 
@@ -144,12 +143,12 @@ assert [p.tolist() for p in products] == [dots, dots, dots, [[0.5 * d + 2 for d 
 
 BIND = """
 import ctypes, platform
-from mlxbert import backend; from mlxbert.backend.device import elf
+from mlxbert.backend import device as backend, openblas
 status = backend.use_fast_blas()
-(libmlx,) = (library for library in elf.loaded_libraries() if library.path.endswith("/libmlx.so"))
-(slot,) = elf.import_slots(libmlx, "cblas_sgemm", platform.machine())
+(libmlx,) = (library for library in openblas.loaded_libraries() if library.path.endswith("/libmlx.so"))
+(slot,) = openblas.import_slots(libmlx, "cblas_sgemm", platform.machine())
 sgemm = ctypes.cast(ctypes.CDLL(status.library).scipy_cblas_sgemm, ctypes.c_void_p).value
-assert status.active and elf.read_pointer(slot) == sgemm, status
+assert status.active and openblas.read_pointer(slot) == sgemm, status
 """
 
 BUSY = {
@@ -183,21 +182,21 @@ def test_stays_bound_when_something_is_imported_later(other: str) -> None:
 @needs_openblas
 def test_mlx_calls_through_the_slot_one_product_at_a_time() -> None:
     code = """
-real, calls = openblas.Sgemm(elf.read_pointer(slot)), []
+real, calls = openblas.Sgemm(openblas.read_pointer(slot)), []
 def count(*arguments):
     calls.append(arguments)
     real(*arguments)
 counting = openblas.Sgemm(count)
-elf.write_pointer(slot, ctypes.cast(counting, ctypes.c_void_p).value)
+openblas.write_pointer(slot, ctypes.cast(counting, ctypes.c_void_p).value)
 import mlx.core as mx
 mx.eval(mx.ones((3, 4, 5)) @ mx.ones((3, 5, 6)))
 mx.eval(mx.addmm(mx.ones(6), mx.ones((4, 5)), mx.ones((6, 5)).T))
 (*batch, linear) = [(*call[:7], call[8], call[10], call[11], call[13]) for call in calls]
 assert batch == [(101, 111, 111, 4, 6, 5, 1.0, 5, 6, 0.0, 6)] * 3, batch
 assert linear == (101, 111, 112, 4, 6, 5, 1.0, 5, 5, 1.0, 6), linear
-elf.write_pointer(slot, ctypes.cast(real, ctypes.c_void_p).value)
+openblas.write_pointer(slot, ctypes.cast(real, ctypes.c_void_p).value)
 """
-    output(BIND + "from mlxbert.backend.device import openblas" + code)
+    output(BIND + "from mlxbert.backend import openblas" + code)
 
 
 @linux_cpu
@@ -205,7 +204,7 @@ elf.write_pointer(slot, ctypes.cast(real, ctypes.c_void_p).value)
 def test_is_decided_once_whatever_the_number_of_threads() -> None:
     output("""
 from concurrent.futures import ThreadPoolExecutor
-from mlxbert import backend
+from mlxbert.backend import device as backend
 backend._status = None
 bind, calls = backend._bind_openblas, []
 def counted():
@@ -237,7 +236,7 @@ def test_forked_workers_multiply() -> None:
 
 FORK = """
 from array import array
-from mlxbert.backend.device import openblas
+from mlxbert.backend import openblas
 n = 256
 ones, out = array("f", [1.0]) * (n * n), array("f", [0.0]) * (n * n)
 def large_product():
@@ -269,18 +268,18 @@ def test_openblas_obeys_its_thread_variable() -> None:
 # slot.
 AGAIN = """
 import os, platform
-from mlxbert import backend
-from mlxbert.backend.device import elf, openblas
+from mlxbert.backend import device as backend
+from mlxbert.backend import openblas
 import mlx.core
-(libmlx,) = (library for library in elf.loaded_libraries() if library.path.endswith("/libmlx.so"))
-(slot,) = elf.import_slots(libmlx, "cblas_sgemm", platform.machine())
-before = elf.read_pointer(slot)
+(libmlx,) = (library for library in openblas.loaded_libraries() if library.path.endswith("/libmlx.so"))
+(slot,) = openblas.import_slots(libmlx, "cblas_sgemm", platform.machine())
+before = openblas.read_pointer(slot)
 os.environ["MLXBERT_BLAS"] = "on"
 backend._status = None
 {sabotage}
 status = backend.use_fast_blas()
 assert status is backend.use_fast_blas() and not status.active and status.library is None, status
-assert elf.read_pointer(slot) == before
+assert openblas.read_pointer(slot) == before
 """
 
 WRONG_FUNCTION = """
@@ -301,7 +300,7 @@ openblas.load = load_wrong
 """
 
 NOT_WRITABLE = """
-write, slots = elf.write_pointer, []
+write, slots = openblas.write_pointer, []
 def refuse(slot, value):
     slots.append(slot)
     raise OSError(13, "mprotect: Permission denied")
@@ -416,16 +415,16 @@ def test_slots_already_written_are_restored_when_a_later_one_cannot_be(
 def test_loaded_libraries_lists_libmlx_with_its_real_slot() -> None:
     import mlx.core  # noqa: F401
 
-    (libmlx,) = (library for library in elf.loaded_libraries() if Path(library.path).name == "libmlx.so")
-    (slot,) = elf.import_slots(libmlx, "cblas_sgemm", platform.machine())
-    assert elf.page_protection(slot) & mmap.PROT_READ
-    assert elf.page_protection(elf.read_pointer(slot)) & mmap.PROT_EXEC
+    (libmlx,) = (library for library in openblas.loaded_libraries() if Path(library.path).name == "libmlx.so")
+    (slot,) = openblas.import_slots(libmlx, "cblas_sgemm", platform.machine())
+    assert openblas.page_protection(slot) & mmap.PROT_READ
+    assert openblas.page_protection(openblas.read_pointer(slot)) & mmap.PROT_EXEC
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the Linux CPU's cache")
 @pytest.mark.parametrize(("before", "after"), [("", 128 * 2**20), ("mx.set_cache_limit(7 * 2**20);", 7 * 2**20)])
 def test_freed_memory_is_kept_unless_the_caller_has_said_how_much(before: str, after: int) -> None:
-    code = f"import mlx.core as mx; {before} import mlxbert; print(mlxbert.backend.device.use_fast_blas().active)"
+    code = f"import mlx.core as mx; {before} import mlxbert; print(mlxbert.backend.use_fast_blas().active)"
     active, limit = output(f"{code}; print(mx.set_cache_limit(0))").split()
     if active == "True":
         assert int(limit) == after
@@ -436,8 +435,9 @@ def test_freed_memory_is_kept_unless_the_caller_has_said_how_much(before: str, a
 @pytest.mark.parametrize("variable", [None, "MALLOC_TRIM_THRESHOLD_"])
 def test_a_training_keeps_its_heap_unless_the_environment_says_otherwise(variable: str | None) -> None:
     code = """
-        import resource, mlx.core as mx, mlxbert.backend.device
-        mlxbert.backend.device.reuse_memory(training=True)
+        import resource, mlx.core as mx, mlxbert
+        from mlxbert.backend import device
+        device.reuse_memory(training=True)
         mx.set_cache_limit(0)  # MLX's own
         def use():
             mx.eval(mx.ones(2**24))  # 64 MB

@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "integers for weights": (
         lambda d: change_tensor(d, "pooler.dense.bias", lambda a: a.astype(np.int32)),
-        "pooler.dense.bias has dtype int32: a BERT weight must be float64, float32, float16 or bfloat16",
+        "pooler.dense.bias has dtype int32: a weight must be float64, float32, float16 or bfloat16",
     ),
     "no rule": (
         lambda d: save_file(

@@ -31,8 +31,8 @@ from heads.head_registry import HeadDiscoveryWarning
 from heads.install import install_fix
 from heads.multilabel import ThresholdWarning
 from mlxbert.cli import main
-from mlxbert.data.file_format import DataWarning
-from mlxbert.data.strata import FoldWarning
+from mlxbert.data.folds import FoldWarning
+from mlxbert.data.frames import DataWarning
 from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.errors import Interrupted, MLXBertWarning
 from mlxbert.files.reading import PathError, expand_home

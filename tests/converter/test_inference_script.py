@@ -21,8 +21,8 @@ from converter.export.inference_modules.submission_file import write_submission
 from converter.export.inference_modules.tables import InferenceError
 from converter.export.inference_modules.torch_heads import Predictions
 from converter.export.run import export_directory
-from mlxbert.data.frames import Table
-from mlxbert.data.reading import DataWarning, read_chunks, read_data
+from mlxbert.data.frames import DataWarning, Table
+from mlxbert.data.reading import read_chunks, read_data
 from mlxbert.data.text_columns import RowText
 from mlxbert.factory import get_competition
 from tests.support.exported_samples import months, run_json, series, texts, trained, write_run

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import mlxbert
 from converter.convert import convert
 from converter.export.checkpoint import export
-from converter.output import LayoutError
+from converter.output import OutputError
 from converter.publish.push import push
 from converter.verify import verify
 from mlxbert.checkpoint import CheckpointError
@@ -222,17 +222,17 @@ def test_a_full_directory_is_published_with_its_evidence(models: dict[str, Path]
 class TestRefusals:
     def test_no_head(self, tmp_path: Path) -> None:
         save_tiny(tmp_path / "source")
-        with pytest.raises(LayoutError, match="source: no head is read from it, so it has no full layout; fix: leave"):
+        with pytest.raises(OutputError, match="source: no head is read from it, so it has no full layout; fix: leave"):
             convert(tmp_path / "source", tmp_path / "out", layout="full", verify=False)
         assert not (tmp_path / "out").exists()
 
     def test_a_head_that_mlxbert_trained(self, models: dict[str, Path], tmp_path: Path) -> None:
         create_model("binary", models[RERANKER] / "encoder")[0].save(tmp_path / "trained")
-        with pytest.raises(LayoutError, match=r"its head was trained by mlxbert.*; fix: mlxbert-export"):
+        with pytest.raises(OutputError, match=r"its head was trained by mlxbert.*; fix: mlxbert-export"):
             convert(tmp_path / "trained", tmp_path / "out", layout="full", verify=False)
 
     def test_an_unknown_layout(self, models: dict[str, Path], tmp_path: Path) -> None:
-        with pytest.raises(LayoutError, match="layout 'both' is unknown; fix: one of encoder, full"):
+        with pytest.raises(OutputError, match="layout 'both' is unknown; fix: one of encoder, full"):
             convert(models[RERANKER] / "source", tmp_path / "out", layout="both", verify=False)
 
     def test_a_layout_of_a_later_version(self, models: dict[str, Path], tmp_path: Path) -> None:

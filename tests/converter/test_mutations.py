@@ -20,9 +20,7 @@ from converter.parity.probes import Probe, make_probes
 from converter.parity.reference import Reference, ReferenceOutput
 from converter.parity.report import LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Provenance
 from mlxbert.activations import gelu_tanh
-from mlxbert.attention import BertAttention
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
+from mlxbert.models.bert import BertAttention, BertConfig, BertCore
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 transformers = pytest.importorskip("transformers")

@@ -26,7 +26,7 @@ from converter.parity.probes import ProbeError, make_probes
 from converter.parity.reference import InexactFloat32Error, Reference, require_exact_float32
 from converter.parity.report import Provenance
 from converter.source import open_source
-from mlxbert.config import BertConfig
+from mlxbert.models.bert import BertConfig
 from tests.support.tiny import save_tiny
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")

@@ -76,7 +76,9 @@ def test_it_asks_and_takes_no_for_an_answer(hub: Hub, writer: str, verified: Pat
 def test_nobody_to_ask_is_not_done(hub: Hub, writer: str, verified: Path) -> None:
     result = invoke(verified, answer="")
     assert result.exit_code == 2
-    assert result.stderr.endswith("push: error: nothing was sent, for nobody is there to be asked; fix: add --yes\n")
+    assert result.stderr.endswith(
+        "push: error: nothing was sent, because there is no terminal to ask on; fix: add --yes\n"
+    )
     assert hub.repositories == {}
 
 

@@ -16,7 +16,7 @@ from converter.parity.probes import make_probes
 from converter.parity.reference import ReferenceModelError, build_reference
 from converter.source import open_source
 from heads.install import install_fix
-from mlxbert.config import BertConfig
+from mlxbert.models.bert import BertConfig
 from tests.support.tiny import save_tiny, tiny_model
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")

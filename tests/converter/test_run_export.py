@@ -24,7 +24,7 @@ from converter.convert import convert
 from converter.export.checkpoint import ExportError
 from converter.export.member import EXPORTED_HEADS, stl_matrices
 from converter.export.run import code_files, export_directory
-from heads.seasonality import decompose
+from heads.time_series import decompose
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.output_file import manifest_problems
 from mlxbert.pooling import CHOICES

@@ -282,11 +282,11 @@ def sentence_transformer(directory: Path) -> list[str]:
         for i, (path, kind) in enumerate(modules)
     ]
     (directory / "modules.json").write_text(json.dumps(listed))
-    wanted = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    wanted = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "vocab.json"]
     unwanted = [
         "2_Dense/pytorch_model.bin",
         "README.md",
-        "vocab.json",
+        "rust_model.ot",
         "onnx/config.json",
         "4_Other/config.json",
     ]

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from converter.convert import convert
 from converter.export.checkpoint import ExportError, export
 from converter.export.run import export_directory
-from converter.output import StagedModelError
+from converter.output import OutputError
 from converter.source import SourceError, open_source
 from converter.verify import VerifyError, verify
 from heads.binary import BinaryClassificationHead
@@ -273,7 +273,7 @@ def test_an_unreadable_file_is_not_called_damaged(converted: Path, monkeypatch: 
 )
 def test_a_tokenizer_that_load_refuses_is_never_written(name: str, content: str, source: Path, tmp_path: Path) -> None:
     (source / name).write_text(content)
-    with pytest.raises(StagedModelError) as caught:
+    with pytest.raises(OutputError) as caught:
         convert(source, tmp_path / "out", verify=False)
     message = str(caught.value)
     assert str(source) in message

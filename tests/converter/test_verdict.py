@@ -386,7 +386,7 @@ def test_a_run_verifies_each_of_its_models(encoder: Path, tmp_path: Path) -> Non
         assert gather_evidence(path / "members" / name).unverified is None
     refused = run(cli.verify, path, "--html", tmp_path / "x.html")
     assert refused.exit_code == 2
-    assert f"--junit and --html are of one model, and this run has several; fix: {path}/members/seed0-fold0" in said(
+    assert f"--junit and --html are for one model, this run has several; fix: {path}/members/seed0-fold0" in said(
         refused
     )
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from mlxbert.data import token_rows as module
-from mlxbert.data.batching import Batch, BatchError, PredictionBatches, TrainingBatches, padded_lengths
+from mlxbert.data.batching import Batch, PredictionBatches, TrainingBatches, padded_lengths
 from mlxbert.data.competitions import get_competition
+from mlxbert.data.frames import DataError
 from mlxbert.data.reading import read_data
-from mlxbert.data.token_rows import CacheWarning, TokenRows, TokenRowsError, token_rows, tokenizer_sha256
+from mlxbert.data.token_rows import CacheWarning, TokenRows, token_rows, tokenizer_sha256
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError, TruncationWarning
 from tests.support.competition_files import real_file
 
@@ -198,9 +199,9 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(
 
 
 def test_what_tokenizing_refuses(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(TokenRowsError, match=r"^a token cache needs the tokenizer's directory for its key; fix: give"):
+    with pytest.raises(DataError, match=r"^a token cache needs the tokenizer's directory for its key; fix: give"):
         token_rows(tokenizer, TEXTS, max_length=8, cache=tmp_path)
-    with pytest.raises(TokenRowsError, match=r"^1 second texts for 6 texts; fix: one a row$"):
+    with pytest.raises(DataError, match=r"^1 second texts for 6 texts; fix: one a row$"):
         token_rows(tokenizer, TEXTS, ["a"], max_length=8)
     with pytest.raises(TokenizerError, match=r"has neither tokenizer.json nor vocab.txt; fix: convert it again$"):
         tokenizer_sha256(tmp_path)
@@ -303,7 +304,7 @@ def test_prediction_puts_rows_back_in_order(batch_size: int) -> None:
     assert first.tolist() == (rows + 1).tolist()
     table = batches.restore(np.stack([batch.rows, batch.rows * 2], axis=1).astype(np.float32) for batch in made)
     assert table.tolist() == np.stack([rows, rows * 2], axis=1).tolist()
-    with pytest.raises(BatchError, match=r"; fix: one output a batch, fillers included$"):
+    with pytest.raises(DataError, match=r"; fix: one output a batch, fillers included$"):
         batches.restore(batch.rows[:-1] for batch in made)
 
 
@@ -327,7 +328,7 @@ def test_prediction_takes_the_shapes_of_training() -> None:
     ],
 )
 def test_what_batches_refuse(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(BatchError) as caught:
+    with pytest.raises(DataError) as caught:
         TrainingBatches(ROWS, **{"rows": [0, 1], "batch_size": 2, "seed": 0, **options})
     assert str(caught.value) == message
 
@@ -335,10 +336,10 @@ def test_what_batches_refuse(options: dict[str, Any], message: str) -> None:
 def test_there_is_no_such_batch() -> None:
     batches = TrainingBatches(ROWS, [0, 1, 2], batch_size=2, seed=0)
     for epoch, k in ((0, 2), (0, -1), (-1, 0)):
-        with pytest.raises(BatchError) as caught:
+        with pytest.raises(DataError) as caught:
             batches.batch(epoch, k)
         assert str(caught.value) == f"there is no batch {k} of epoch {epoch}; an epoch has 2, from 0"
-    with pytest.raises(BatchError, match=r"^there are no rows to make batches of$"):
+    with pytest.raises(DataError, match=r"^there are no rows to make batches of$"):
         padded_lengths(np.zeros(0))
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from heads.install import install_fix
 from mlxbert.data.competitions import get_competition
-from mlxbert.data.frames import FrameError, Table
+from mlxbert.data.frames import DataError, DataWarning, Table
 from mlxbert.data.infer_task import infer_task
-from mlxbert.data.reading import Data, DataError, DataWarning, id_values, read_chunks, read_data, render_texts
-from mlxbert.data.text_columns import RowText
+from mlxbert.data.reading import Data, read_chunks, read_data
+from mlxbert.data.text_columns import RowText, id_values, render_texts
 from mlxbert.errors import MLXBertError
 from tests.support.competition_files import real_file
 
@@ -258,11 +258,11 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 def test_chunks_of_a_file_without_rows(tmp_path: Path) -> None:
     header = write(tmp_path / "a.csv", "id,text\n")
-    with pytest.raises(FrameError, match=r"has no rows; fix: is the file empty, or was everything filtered out\?$"):
+    with pytest.raises(DataError, match=r"has no rows; fix: is the file empty, or was everything filtered out\?$"):
         next(read_chunks(header, {}))
     pytest.importorskip("pyarrow")
     pandas.DataFrame({"id": pandas.Series([], dtype=int)}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(FrameError, match="has no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         next(read_chunks(tmp_path / "a.parquet", {}))
 
 
@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_missing_column_gives_the_nearest_names(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "id,text,label\n1,2,3\n")
     assert refusal(path, required=("lable",)) == "FILE has no column 'lable'; did you mean 'label'?"
-    with pytest.raises(FrameError, match="has no column 'tekst'"):
+    with pytest.raises(DataError, match="has no column 'tekst'"):
         next(read_chunks(path, {}, required=("tekst",)))
 
 

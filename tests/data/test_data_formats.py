@@ -20,8 +20,8 @@ import pytest
 
 from heads.install import install_fix
 from mlxbert.data.file_format import looking_once
-from mlxbert.data.frames import Table
-from mlxbert.data.reading import DataWarning, read_chunks, read_data
+from mlxbert.data.frames import DataWarning, Table
+from mlxbert.data.reading import read_chunks, read_data
 from mlxbert.errors import MLXBertError
 
 ROWS = [{"id": i, "text": f"t {i}", "y": "ab"[i % 2]} for i in range(5)]

@@ -21,7 +21,7 @@ from heads.binary import BinaryClassificationHead
 from heads.head_registry import get_head, register_head, unregister_head
 from heads.ordinal import OrdinalRegressionHead
 from heads.regression import RegressionHead
-from mlxbert.data import infer_task
+from mlxbert.data.infer_task import infer_task
 from mlxbert.errors import MLXBertError
 from mlxbert.factory import (
     FactoryError,
@@ -38,8 +38,8 @@ from mlxbert.factory import (
 )
 from mlxbert.pooling import CHOICES, pooling_settings
 from mlxbert.with_head import BertWithHead
-from tests.head_samples import NAMES
 from tests.support.competition_files import read, real_file
+from tests.support.head_samples import NAMES
 from tests.support.tiny import save_tiny
 
 WIDTH = 48
@@ -167,7 +167,7 @@ def test_priority_decides_for_a_competition_type(converted: Path) -> None:
         (lambda c: create_model(3, c), "the task must be a competition type, a head's name or a head class, not 3"),
         (
             lambda c: create_model("multiclass", c),
-            "head 'multiclass' must know its labels; fix: classes=(…), or num_l",
+            "head 'multiclass' needs its labels; fix: classes=(…), or num_l",
         ),
         (
             lambda c: create_model("binary", c, num_labels=3),

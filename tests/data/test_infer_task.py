@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxbert.data.frames import FrameError
+from mlxbert.data.frames import DataError
 from mlxbert.data.infer_task import InferredTask, infer_task, target_values
-from mlxbert.data.targets import TaskError
+from mlxbert.data.target_cells import TaskError
 
 NAN = float("nan")
 FORTY = list(range(40))
@@ -188,11 +188,11 @@ def test_what_nothing_can_be_learned_from_is_refused_in_one_line(values: Any, me
 
 
 def test_what_is_no_column_is_refused() -> None:
-    with pytest.raises(FrameError, match="column 'target' is a str; fix: give one value a row"):
+    with pytest.raises(DataError, match="column 'target' is a str; fix: give one value a row"):
         infer_task("target")
-    with pytest.raises(FrameError, match=re.escape("the target has columns of different lengths: 2, 3")):
+    with pytest.raises(DataError, match=re.escape("the target has columns of different lengths: 2, 3")):
         infer_task({"a": [1, 2], "b": [1, 2, 3]})
-    with pytest.raises(FrameError, match=re.escape("has shape (2, 2, 2)")):
+    with pytest.raises(DataError, match=re.escape("has shape (2, 2, 2)")):
         infer_task(np.zeros((2, 2, 2)))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mlxbert.data.csv_dialect import MOST_CHARACTERS, Quoting
-from mlxbert.data.reading import Data, DataWarning, read_chunks, read_data
+from mlxbert.data.frames import DataWarning
+from mlxbert.data.reading import Data, read_chunks, read_data
 from mlxbert.errors import MLXBertError
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "good", "bad"]
@@ -180,7 +181,7 @@ def test_rows_of_other_lengths(tmp_path: Path) -> None:
 def test_a_line_or_cell_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_CHARACTERS >= 20_000_000  # a cell of 20 MB is read
     monkeypatch.setattr("mlxbert.data.file_format._CHUNK", 500)
-    for module in ("quoting", "file_format"):
+    for module in ("csv_dialect", "file_format"):
         monkeypatch.setattr(f"mlxbert.data.{module}.MOST_CHARACTERS", 1000)
     with pytest.raises(MLXBertError, match="line 2 has more than 0 million characters"):
         read(tmp_path / "a.csv", f"t,y\n{'x' * 1500},1\n")

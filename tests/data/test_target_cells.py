@@ -12,7 +12,7 @@ import pytest
 from heads.errors import HeadError
 from heads.labels import LabelWarning, encode_labels, infer_classes
 from mlxbert.data.infer_task import InferredTask, infer_task, target_values
-from mlxbert.data.targets import TaskError, TaskWarning
+from mlxbert.data.target_cells import TaskError, TaskWarning
 
 
 def forty(values: list[Any]) -> list[Any]:

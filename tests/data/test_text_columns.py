@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxbert.data.frames import FrameError, Table, plain, shown
-from mlxbert.data.text_columns import RowText, TextError, every_column
+from mlxbert.data.frames import DataError, Table, plain, shown
+from mlxbert.data.text_columns import RowText, every_column
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import from_json
 
@@ -87,14 +87,14 @@ def test_settings_come_back() -> None:
     ],
 )
 def test_bad_texts_are_one_line(text: Any, message: str) -> None:
-    with pytest.raises((TextError, FrameError), match=re.escape(message)) as caught:
+    with pytest.raises((DataError), match=re.escape(message)) as caught:
         rows(text)
     assert "\n" not in str(caught.value)
 
 
 def test_bad_frames_are_one_line() -> None:
     def refused(frame: Any, message: str) -> None:
-        with pytest.raises(FrameError, match=re.escape(message)):
+        with pytest.raises(DataError, match=re.escape(message)):
             RowText("a").render(frame)
 
     refused([1, 2], "the frame is a list, not a data frame; fix: give a pandas or polars DataFrame, or a dict of col")
@@ -116,7 +116,7 @@ def test_padding_and_a_byte_order_mark_do_not_hide_a_column() -> None:
     table = Table(frame)
     assert table.find("rating") == "\ufeff         rating"
     assert table.column("rating2").name == "rating2"
-    with pytest.raises(FrameError, match="did you mean"):
+    with pytest.raises(DataError, match="did you mean"):
         table.find("Rating")
 
 

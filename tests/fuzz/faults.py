@@ -47,7 +47,7 @@ def _offsets_believed() -> Patch:
 
 def _sizes_believed() -> Patch:
     """A configuration that takes the memory that it names before it looks at the names."""
-    from mlxbert.config import BertConfig
+    from mlxbert.models.bert import BertConfig
 
     honest = BertConfig.from_hf
 

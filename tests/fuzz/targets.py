@@ -130,7 +130,7 @@ def run(samples: Path, place: Path, rng: random.Random) -> Use:
 
 def table(samples: Path, place: Path, rng: random.Random) -> Use:
     """A damaged table is read, its texts made and its task inferred."""
-    from mlxbert.data import infer_task
+    from mlxbert.data.infer_task import infer_task
     from mlxbert.data.reading import read_data
     from mlxbert.factory import from_dataframe
 

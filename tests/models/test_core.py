@@ -9,9 +9,7 @@ import torch
 
 from heads.errors import HeadError
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
-from mlxbert.dropout_mode import set_dropout
+from mlxbert.models.bert import BertConfig, BertCore
 from mlxbert.training.gradients import checkpointed_layers
 from tests.support.tiny import tiny_model
 
@@ -135,9 +133,9 @@ def test_a_dropout_of_one_infers_as_in_torch_and_is_refused_in_training(field: s
     message = "^the model's config.json asks for a dropout of 1, which drops every value"
     with pytest.raises(HeadError, match=message):
         core(**inputs)
-    with checkpointed_layers(core.encoder), pytest.raises(HeadError, match=message):
-        mx.grad(lambda x: core.encoder.layer[0](x, None)[0].sum())(mx.ones((1, 3, 48)))
-    set_dropout(core, 0.1)
+    with checkpointed_layers(core), pytest.raises(HeadError, match=message):
+        mx.grad(lambda x: core.layer_runner(0, x, {}, False)[0].sum())(mx.ones((1, 3, 48)))
+    core.set_dropout(0.1)
     core.train()
     assert core(**inputs).last_hidden_state.shape == (3, 17, 48)
 

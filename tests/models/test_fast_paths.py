@@ -19,8 +19,7 @@ from mlx.utils import tree_flatten
 
 from mlxbert import BertConfig, BertCore
 from mlxbert.activations import exp_nonpositive, softmax
-from mlxbert.attention import BertSelfAttention
-from mlxbert.layers import BertLayer
+from mlxbert.models.bert import BertLayer, BertSelfAttention
 
 SMALL = BertConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, type_vocab_size=2
@@ -142,7 +141,7 @@ class TestAttention:
         expected = core(ids, mask).last_hidden_state
         calls = []
         kernel = mx.fast.scaled_dot_product_attention
-        monkeypatch.setattr("mlxbert.attention.has_fast_softmax", lambda _dtype: False)
+        monkeypatch.setattr("mlxbert.models.bert.has_fast_softmax", lambda _dtype: False)
         monkeypatch.setattr(
             mx.fast, "scaled_dot_product_attention", lambda *args, **rest: calls.append(1) or kernel(*args, **rest)
         )

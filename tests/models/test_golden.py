@@ -11,8 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
+from mlxbert.models.bert import BertConfig, BertCore
 
 FILE = Path(__file__).parents[1] / "support" / "data" / "golden_bert.npz"
 SIZES = {

@@ -21,7 +21,7 @@ from mlxbert import BertConfig, BertCore, BertWithHead
 from mlxbert.data.token_rows import token_rows
 from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.model_inputs import InputError
-from mlxbert.pipelines import texts as classify
+from mlxbert.pipelines.texts import classify
 from mlxbert.tokenization.tokenizer import TokenizerError
 from mlxbert.training.optimizer import Schedule, parameter_rules
 from mlxbert.training.step import StepSettings, TrainStep

@@ -14,12 +14,8 @@ import pytest
 import mlxbert
 from converter.convert import convert
 from mlxbert.pipelines import PipelineError
-from mlxbert.pipelines import spans as answer
-from mlxbert.pipelines import spans as tag
-from mlxbert.pipelines import texts as classify
-from mlxbert.pipelines import texts as fill_mask
-from mlxbert.pipelines.spans import Piece, aggregate, best_spans
-from mlxbert.pipelines.texts import windows
+from mlxbert.pipelines.spans import Piece, aggregate, answer, best_spans, tag
+from mlxbert.pipelines.texts import classify, fill_mask, windows
 from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization.tokenizer import Tokenizer, TruncationWarning
 from tests.support import recorded_answers

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxbert.output import BertOutput
+from mlxbert.models.base import BertOutput
 from mlxbert.pooling import POOLING, STRATEGIES, AttentionPooling, Pooling, PoolingError, WeightedLayerPooling, pool
 
 HALF = {mx.float32: 1e-6, mx.float16: 2e-3, mx.bfloat16: 2e-2}

@@ -14,24 +14,28 @@ import pytest
 import mlxbert
 from converter.convert import convert
 from heads.errors import HeadError
-from heads.pretrained import MaskedLMHead, MultipleChoiceHead, SequenceClassificationHead, SpanHead
-from heads.pretrained.masked_lm import Predictions
+from heads.pretrained import MaskedLMHead, MultipleChoiceHead, Predictions, SequenceClassificationHead, SpanHead
 from mlxbert.checkpoint import CheckpointError
-from mlxbert.config import ConfigError
 from mlxbert.encode.encoder import SentenceEncoder
+from mlxbert.models.bert import BERT
+from mlxbert.models.config_fields import ConfigError
 from mlxbert.pretrained.labels import (
-    CLASSIFIER,
-    HEAD_CLASSES,
-    NEXT_SENTENCE,
-    PREDICTIONS,
-    SPAN,
     HeadClassError,
     Labels,
+    choose_head_class,
 )
-from mlxbert.pretrained.labels import choose_head_class as choose
 from tests.support.tiny import save_tiny
 
 torch = pytest.importorskip("torch", reason="the sources are built by transformers")
+
+HEAD_CLASSES = {name: head.prefixes for name, head in BERT.heads.items()}
+PREDICTIONS, NEXT_SENTENCE = HEAD_CLASSES["BertForPreTraining"]
+(CLASSIFIER,), (SPAN,) = HEAD_CLASSES["BertForTokenClassification"], HEAD_CLASSES["BertForQuestionAnswering"]
+
+
+def choose(architectures: list[str], tensors: list[str], **rest: Any) -> Any:
+    return choose_head_class({"model_type": "bert", "architectures": architectures}, tensors, **rest)
+
 
 BOTH = [f"{PREDICTIONS}bias", f"{NEXT_SENTENCE}bias"]
 CLASSIFIER_TENSORS = [f"{CLASSIFIER}weight", f"{CLASSIFIER}bias"]
@@ -133,7 +137,7 @@ def test_without_a_head_one_line_says_so(tmp_path: Path) -> None:
         mlxbert.load_with_head(out)
     assert str(error.value) == (
         f"{out}: there is no heads.safetensors, so no head: its source had none; fix: mlxbert.load for the encoder "
-        "alone, or convert a checkpoint of a BertFor* class"
+        "alone, or convert a checkpoint of a class with a head"
     )
 
 

@@ -19,14 +19,13 @@ from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from mlxbert.checkpoint import CheckpointError, load_core
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.bert import BERT
 from mlxbert.quantization import (
     ChangedWeightsError,
     LayerQuantization,
     QuantizationConfig,
     QuantizationError,
-    from_swift_path,
     refuse_training,
-    swift_path,
 )
 from tests.support.tiny import save_tiny
 
@@ -257,15 +256,17 @@ class TestSwiftPaths:
         config = json.loads((packed / "config.json").read_text())
         block = config["quantization"]
         ours = {
-            path for path, value in block.items() if isinstance(value, dict | bool) and from_swift_path(path) == path
+            path
+            for path, value in block.items()
+            if isinstance(value, dict | bool) and BERT.from_swift_path(path) == path
         }
         assert "encoder.layer.0.output.dense" in ours
-        assert {path for path in ours if block[swift_path(path)] != block[path]} == set()
+        assert {path for path in ours if block[BERT.swift_path(path)] != block[path]} == set()
         assert block["encoder.layers.0.linear2"] == {"bits": 4, "group_size": 32, "mode": "affine"}
         parsed = QuantizationConfig.from_hf(config)
         assert parsed is not None
         assert {*parsed.overrides, *parsed.skipped} == ours
-        assert parsed.to_mlx() == block
+        assert parsed.to_mlx(BERT) == block
 
     @pytest.mark.parametrize("layer", [0, 11, 100])
     def test_the_way_there_and_back(self, layer: int) -> None:
@@ -279,8 +280,8 @@ class TestSwiftPaths:
             "pooler.dense": "pooler",
             "embeddings.word_embeddings": "embeddings.word_embeddings",
         }
-        assert {path: swift_path(path) for path in names} == names
-        assert {path: from_swift_path(names[path]) for path in names} == {path: path for path in names}
+        assert {path: BERT.swift_path(path) for path in names} == names
+        assert {path: BERT.from_swift_path(names[path]) for path in names} == {path: path for path in names}
 
     @pytest.mark.parametrize(
         ("path", "instead"),
@@ -306,7 +307,7 @@ class TestSwiftPaths:
 
     def test_without_swift_s_paths_as_earlier_versions_wrote_it(self, packed: Path, tmp_path: Path) -> None:
         def drop(block: dict) -> None:
-            for path in [path for path in block if from_swift_path(path) != path]:
+            for path in [path for path in block if BERT.from_swift_path(path) != path]:
                 del block[path]
 
         earlier = changed_block(packed, tmp_path, drop)

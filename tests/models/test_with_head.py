@@ -21,10 +21,9 @@ from heads.errors import HeadError
 from heads.head_registry import get_head
 from heads.regression import RegressionHead
 from mlxbert.checkpoint import CheckpointError
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import WriteError, manifest_problems
+from mlxbert.models.bert import BertConfig, BertCore
 from mlxbert.pooling import (
     CHOICES,
     AttentionPooling,
@@ -34,7 +33,7 @@ from mlxbert.pooling import (
     pooling_settings,
 )
 from mlxbert.with_head import BertWithHead
-from tests.head_samples import NAMES, N, sample_of
+from tests.support.head_samples import NAMES, N, sample_of
 from tests.support.tiny import save_tiny
 
 WIDTH = 48

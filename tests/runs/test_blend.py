@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from heads.calibration import best_threshold
 from heads.metrics import METRICS
-from heads.thresholds import best_threshold
 from mlxbert.cli import main
 from mlxbert.data.infer_task import InferredTask
 from mlxbert.runs import Run, RunError, train

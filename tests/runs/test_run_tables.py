@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 import mlxbert
 from mlxbert.cli import main
 from mlxbert.data.folds import FoldError, make_folds, one_label
+from mlxbert.data.frames import DataWarning
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.reading import DataWarning
 from mlxbert.errors import MLXBertError
 from mlxbert.runs import Run
 from mlxbert.runs.prepare import check_size

@@ -21,7 +21,7 @@ from heads.errors import HeadError
 from heads.forward_chaining import times_ahead
 from mlxbert.checkpoint import read_config
 from mlxbert.data.folds import FoldWarning
-from mlxbert.data.reading import DataWarning
+from mlxbert.data.frames import DataWarning
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import manifest_problems

@@ -11,17 +11,14 @@ import pytest
 from heads.binary import BinaryClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend.device import BlasStatus
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.bert import BertConfig, BertCore
 from mlxbert.training.optimizer import (
     SHAPES,
     AdamW,
-    GroupError,
-    OptimizerError,
+    ConfigurationError,
     Rule,
     Schedule,
-    ScheduleError,
     default_learning_rate,
     parameter_rules,
     reinitialize_top,
@@ -89,7 +86,7 @@ def test_no_step_of_the_warmup_is_lost_by_default() -> None:
     ],
 )
 def test_wrong_schedules_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ScheduleError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         Schedule(**{"total_steps": 10, **arguments})
     assert str(caught.value) == message
 
@@ -149,19 +146,21 @@ def test_freezing_layers_freezes_what_lies_below() -> None:
     ],
 )
 def test_wrong_groups_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(GroupError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         parameter_rules(make_model(), **{"rate": 1.0, **arguments})
     assert str(caught.value) == message
 
 
 def test_a_model_all_frozen_is_refused() -> None:
-    with pytest.raises(GroupError, match=r"^every parameter is frozen; fix: leave at least the head to train$"):
+    with pytest.raises(
+        ConfigurationError, match=r"^every parameter is frozen; fix: leave at least the head to train$"
+    ):
         trainable({"head.output.weight": Rule(1.0, 0.0, frozen=True)})
 
 
 @pytest.mark.parametrize("name", ["beta1", "beta2", "eps"])
 def test_wrong_adam_numbers_are_refused(name: str) -> None:
-    with pytest.raises(OptimizerError, match=rf"^AdamW: {name} must be .* not 1\.5$"):
+    with pytest.raises(ConfigurationError, match=rf"^AdamW: {name} must be .* not 1\.5$"):
         AdamW(**{name: 1.5})
 
 
@@ -199,7 +198,7 @@ def test_reinitializing_changes_the_top_alone_and_goes_by_the_seed() -> None:
         for name, array in named_parameters(model).items():
             np.testing.assert_array_equal(np.array(array), after[name])
     assert reinitialize_top(make_model(), 0, seed=1) == []
-    with pytest.raises(GroupError, match=r"^reinitialize_top: 4 layers; fix: from 0 to 3$"):
+    with pytest.raises(ConfigurationError, match=r"^reinitialize_top: 4 layers; fix: from 0 to 3$"):
         reinitialize_top(make_model(), 4, seed=1)
 
 

@@ -17,13 +17,12 @@ from heads.multiclass import MulticlassClassificationHead
 from heads.multilabel import MultilabelClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend.device import BlasStatus
-from mlxbert.config import BertConfig
-from mlxbert.core import BertCore
 from mlxbert.model_tensors import named_parameters
-from mlxbert.training.gradients import AWP, FGM, AdversarialError
-from mlxbert.training.optimizer import WORD_EMBEDDINGS, Schedule, parameter_rules
-from mlxbert.training.state import StateError, restore_step, step_state
-from mlxbert.training.step import NonFiniteLossError, StepError, StepReport, StepSettings, TrainStep
+from mlxbert.models.bert import BertConfig, BertCore
+from mlxbert.training.gradients import AWP, FGM
+from mlxbert.training.optimizer import ConfigurationError, Schedule, parameter_rules
+from mlxbert.training.state import SaveError, restore_step, step_state
+from mlxbert.training.step import NonFiniteLossError, StepReport, StepSettings, TrainingError, TrainStep
 from mlxbert.with_head import BertWithHead
 
 CONFIG = {
@@ -35,6 +34,8 @@ CONFIG = {
     "max_position_embeddings": 16,
 }
 ROWS, LENGTH = 8, 9
+
+WORD_EMBEDDINGS = "core.embeddings.word_embeddings.weight"
 
 
 def make_step(dropout: float = 0.1, rate: float = 1e-3, freeze_layers: int = 0, **settings: Any) -> TrainStep:
@@ -106,22 +107,22 @@ def test_the_compiled_step_is_the_plain_one_and_its_dropout_does_not_repeat() ->
 def test_a_checkpointed_layer_drops_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     recomputed = make_step(dropout=0.3, checkpoint_layers=True)
     runs: list[list[str]] = []
-    real = nn.utils.checkpoint
+    real = mx.checkpoint
 
-    def counted(layer: nn.Module, function: Any) -> Any:
-        def run(*arrays: mx.array) -> mx.array:
+    def counted(function: Any) -> Any:
+        def run(*arrays: Any) -> mx.array:
             runs[-1].append("run")
             return function(*arrays)
 
-        return real(layer, run)
+        return real(run)
 
-    monkeypatch.setattr(nn.utils, "checkpoint", counted)
+    monkeypatch.setattr(mx, "checkpoint", counted)
     runs.append([])
     mx.random.seed(2)
     recomputed([batch()])
     assert len(runs[-1]) == 2 * CONFIG["num_hidden_layers"], "each layer runs forward, and again backward"
     # Kept activations, the same keys: the truth.
-    monkeypatch.setattr(nn.utils, "checkpoint", lambda layer, function: function)
+    monkeypatch.setattr(mx, "checkpoint", lambda function: function)
     kept = make_step(dropout=0.3, checkpoint_layers=True)
     mx.random.seed(2)
     kept([batch()])
@@ -193,7 +194,7 @@ def test_another_models_state_is_refused() -> None:
     state["extra"] = mx.zeros((1,))
     step = make_step()
     before = as_bytes(step_state(step))
-    with pytest.raises(StateError) as caught:
+    with pytest.raises(SaveError) as caught:
         restore_step(step, state)
     assert str(caught.value).splitlines()[1:] == [
         "  missing: step",
@@ -270,14 +271,14 @@ def test_adversarial_weights_are_the_papers() -> None:
     matrix, vector = mx.array([[3.0, 4.0]]), mx.array([1.0])
     weights = {WORD_EMBEDDINGS: matrix, "head.output.weight": 2 * matrix, "head.output.bias": vector}
     gradients = {WORD_EMBEDDINGS: mx.array([[0.0, 5.0]]), "head.output.weight": matrix, "head.output.bias": vector}
-    fast = FGM(0.5).perturb(weights, gradients)
+    fast = FGM(0.5).perturb(weights, gradients, WORD_EMBEDDINGS)
     np.testing.assert_allclose(fast[WORD_EMBEDDINGS].tolist(), [[3.0, 4.5]], rtol=1e-6)  # type: ignore[arg-type]
     assert fast["head.output.weight"] is weights["head.output.weight"]
-    moved = AWP(0.1).perturb(weights, gradients)
+    moved = AWP(0.1).perturb(weights, gradients, WORD_EMBEDDINGS)
     np.testing.assert_allclose(moved["head.output.weight"].tolist(), [[6.6, 8.8]], rtol=1e-6)  # type: ignore[arg-type]
     assert moved["head.output.bias"] is vector
-    with pytest.raises(AdversarialError, match=r"^FGM perturbs the word embeddings, which are frozen; fix: "):
-        FGM().perturb(weights, {"head.output.bias": vector})
+    with pytest.raises(ConfigurationError, match=r"^FGM perturbs the word embeddings, which are frozen; fix: "):
+        FGM().perturb(weights, {"head.output.bias": vector}, WORD_EMBEDDINGS)
 
 
 @pytest.mark.parametrize("method", [FGM(0.5), AWP(0.05)])
@@ -298,7 +299,7 @@ def test_the_adversarial_step_takes_another_gradient_and_leaves_padding(method: 
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(StepError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         StepSettings(**settings)
     assert str(caught.value) == message
 
@@ -312,7 +313,7 @@ def test_a_step_of_filling_rows_alone_changes_nothing() -> None:
 
 
 def test_an_update_needs_a_batch() -> None:
-    with pytest.raises(StepError, match=r"^step 1: nothing to update by; fix: accumulate a batch first$"):
+    with pytest.raises(TrainingError, match=r"^step 1: nothing to update by; fix: accumulate a batch first$"):
         make_step().update()
 
 

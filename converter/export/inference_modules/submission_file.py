@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,13 +31,13 @@ from mlxbert.data.submission import (
     Sample,
     Submission,
     SubmissionRules,
-    SubmissionWarning,
     check_ids,
     prediction_table,
     warn,
     warn_of_fractions,
 )
-from mlxbert.data.text_columns import id_columns, is_called_id
+from mlxbert.data.text_columns import id_columns, id_values, is_called_id, warn_of_empty
+from mlxbert.errors import MLXBertWarning
 
 
 @dataclass(frozen=True)
@@ -210,30 +209,15 @@ def _ids(
         for name, values in kept.items():
             values += table.column(name).values if name in chunk else [None] * table.rows
         rows += table.rows
-    if empty:
-        warn(f"{test}: {empty} of {rows} rows have no text; they are encoded as an empty one")
+    warn_of_empty(empty, rows, str(test), stacklevel=1)
     if column is None and kept:
         column = next(iter(id_columns(Table(kept, str(test)))), None)
     if column is None:
         return names, None, [str(row) for row in range(rows)]
-    ids = _id_values(kept[column], column, test)
+    ids = id_values(kept, column, str(test))
     if not others:
         warn_of_fractions(ids, column, str(test))
     return names, column, ids
-
-
-def _id_values(values: Sequence[Any], column: str, test: Path) -> list[str]:
-    texts = as_text(values)
-    if None in texts:
-        raise InferenceError(f"{test}: row {texts.index(None)} has no id in column {column!r}; fix: fill it in")
-    ids = [str(value) for value in texts]
-    repeated = [value for value, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise InferenceError(
-            f"{test}: {len(repeated)} ids come twice in column {column!r} (first: {repeated[0]!r}); "
-            "fix: drop repeated rows, or --id COLUMN"
-        )
-    return ids
 
 
 def _future(predictor: Predictor, test: Path, kinds: Mapping[str, str]) -> list[str]:
@@ -291,17 +275,17 @@ def cells_of(form: Submission, rules: SubmissionRules, predictions: Predictions)
 
 @contextmanager
 def _warnings_on_stderr() -> Iterator[None]:
-    """Print what a submission's rules warn of, a line each."""
+    """Print the project's warnings, a line each."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        if issubclass(category, SubmissionWarning):
+        if issubclass(category, MLXBertWarning):
             say(str(message))
         else:
             usual(message, category, *place)
 
     with warnings.catch_warnings():
         usual = warnings.showwarning
-        warnings.simplefilter("always", SubmissionWarning)
+        warnings.simplefilter("always", MLXBertWarning)
         warnings.showwarning = show
         yield
 

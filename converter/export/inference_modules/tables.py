@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlxbert.data.frames import MISSING, NO_NUMBERS, as_text
+from mlxbert.data.frames import MISSING, NO_NUMBERS, NUMBER, TRUTH, as_text
 from mlxbert.errors import MLXBertError, escaped
 
 InferenceError = MLXBertError
@@ -37,10 +37,6 @@ QUOTINGS: dict[str, dict[str, Any]] = {
     "minimal": {"strict": True},
     "escaped": {"strict": True, "escapechar": "\\"},
 }
-
-_WHOLE = re.compile(r"[+-]?[0-9]+")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|Inf|INF|Infinity)")
-_TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
 
 
 def say(message: str, kind: str = "warning: ") -> None:
@@ -194,11 +190,11 @@ def convert(cells: Sequence[str], kind: str) -> list[Any]:
         return [None if cell in MISSING else cell for cell in cells]
     bare = [cell.strip() for cell in cells]
     if kind == "boolean":
-        return [_TRUTH.get(word, None if word in NO_NUMBERS else cell) for word, cell in zip(bare, cells, strict=True)]
+        return [TRUTH.get(word, None if word in NO_NUMBERS else cell) for word, cell in zip(bare, cells, strict=True)]
     # As in pandas, one value that is no whole number makes floats of the whole column.
-    are_whole = all(_WHOLE.fullmatch(word) and abs(int(word)) < 2**63 for word in bare)
+    are_whole = all(re.fullmatch(r"[+-]?[0-9]+", word) and abs(int(word)) < 2**63 for word in bare)
     number: Any = int if are_whole else float
     return [
-        number(word) if _NUMBER.fullmatch(word) else None if word in NO_NUMBERS else cell
+        number(word) if re.fullmatch(NUMBER, word) else None if word in NO_NUMBERS else cell
         for word, cell in zip(bare, cells, strict=True)
     ]

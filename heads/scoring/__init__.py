@@ -1,1 +1,0 @@
-"""Metrics by family; import them from `heads.metrics`."""

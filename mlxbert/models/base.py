@@ -1,0 +1,581 @@
+"""The contract of an encoder, and the registry of the architectures that keep it.
+
+A file in this folder is an architecture: it has a configuration (`EncoderConfig`), modules and an `Encoder` built of
+them, and declares what else the rest of the project needs to know as data (`ARCHITECTURES`, a tuple of
+`Architecture`). Everything outside of this folder, `converter/mappings/` and `heads/pretrained/` speaks to this
+contract, and knows no architecture by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from heads.arrays import host_values
+from mlxbert.model_inputs import InputError, check_range, mask_of, whole_numbers
+from mlxbert.models.config_fields import EncoderConfig, unsupported
+from mlxbert.pooling import pool
+
+if TYPE_CHECKING:
+    from heads.pretrained import PretrainedHead
+    from mlxbert.quantization import PackedWeights
+
+Context = dict[str, mx.array]
+"""Every array that the layers need beside their input: masks, and whatever depends on parameters or positions."""
+
+POOLER = "pooler."
+"""What the names of the pooler's tensors begin with, in every architecture that has one."""
+
+LayerRunner = Callable[[int, mx.array, Context, bool], tuple[mx.array, mx.array | None]]
+"""`Encoder.run_layer` or something that computes the same."""
+
+
+# The encoder
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an encoder is called with, checked.
+
+    Attributes:
+        shape: (B, L).
+        ids: (B, L), or None where `embeds` alone are given.
+        mask: 1 for real tokens; (B, L), (B, L, L) or (B, H, L, L); None: all are real.
+        types: (B, L); None: all 0.
+        positions: (B, L) or (1, L); None: the architecture's own.
+        embeds: (B, L, E), rows that stand for those of the word embeddings; None: the ids' rows.
+    """
+
+    shape: tuple[int, int]
+    ids: mx.array | None = None
+    mask: mx.array | None = None
+    types: mx.array | None = None
+    positions: mx.array | None = None
+    embeds: mx.array | None = None
+
+    @property
+    def keep(self) -> mx.array | None:
+        """The mask as booleans that broadcast to (B, H, L, L), True = attend; None: attend to all.
+
+        Never an additive mask: a row with no kept key is then uniform instead of NaN.
+        """
+        if self.mask is None:
+            return None
+        keep = self.mask.astype(mx.bool_)
+        return keep[:, None, None, :] if keep.ndim == 2 else keep[:, None] if keep.ndim == 3 else keep
+
+
+@dataclass(frozen=True)
+class BertOutput:
+    """What an encoder returns; the field names are transformers' own.
+
+    Attributes:
+        last_hidden_state: (B, L, D).
+        pooler_output: (B, D), tanh of the first token's dense layer; None for an encoder without a pooler.
+        hidden_states: on request, embeddings and each layer's output: num_layers + 1 arrays (B, L, D).
+        attentions: on request, each layer's attention weights after softmax, (B, H, L, L).
+    """
+
+    last_hidden_state: mx.array
+    pooler_output: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+    def pool(self, strategy: str = "mean", mask: mx.array | None = None) -> mx.array:
+        """Return one vector a text, (B, D); `mask` (B, L) is 1 for real tokens. See `mlxbert.pooling.POOLING`."""
+        return pool(strategy, self.last_hidden_state, mask, self.pooler_output)
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Linear layers that read the same array.
+
+    Attributes:
+        stage: where they run: 0 in `embed`, i + 1 in layer i, `num_layers` + 1 after the layers (the pooler).
+        paths: their paths in the module tree, in order of computation. A Linear that runs several times is in several
+            groups.
+    """
+
+    stage: int
+    paths: tuple[str, ...]
+
+
+class Encoder(nn.Module, ABC):
+    """Token ids to hidden states; the module tree has the names of the checkpoint's tensors.
+
+    The whole forward pass, parity layer by layer, calibration, gradient checkpointing and learning rates by depth are
+    written once, from `embed`, `run_layer`, `finish` and `pool`. An encoder with a pooler has it as its child
+    `pooler`, called with (B, L, D).
+
+    Attributes:
+        config: the configuration.
+        packed: of a quantized checkpoint what `save` writes; None otherwise.
+        layer_runner: computes layers in the place of `run_layer`; None: `run_layer` itself.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+        self.packed: PackedWeights | None = None
+        self.layer_runner: LayerRunner | None = None
+
+    # What an architecture writes.
+
+    @abstractmethod
+    def embed_inputs(self, inputs: Inputs) -> tuple[mx.array, Context]:
+        """Return the embeddings (B, L, D), and every array that the layers need beside them."""
+
+    @abstractmethod
+    def run_layer(
+        self, i: int, x: mx.array, context: Context, output_attentions: bool = False
+    ) -> tuple[mx.array, mx.array | None]:
+        """Run layer `i`: (B, L, D) to (B, L, D), and on request its attention weights (B, H, L, L)."""
+
+    def layer_modules(self, i: int) -> tuple[nn.Module, ...]:
+        """Return the modules whose parameters layer `i` reads; layers may share them."""
+        raise NotImplementedError
+
+    def layer_name(self, i: int) -> str:
+        """Return what layer `i` is called in reports: the path of its module where it has one of its own."""
+        raise NotImplementedError
+
+    def depth_of(self, name: str) -> int:
+        """Return how deep a tensor lies: 0 in the embeddings, i + 1 in layer i, `num_layers` above the layers.
+
+        Of a tensor that several layers share it is the lowest of their depths.
+        """
+        raise NotImplementedError
+
+    def finish(self, x: mx.array) -> mx.array:
+        """Turn the last layer's output into the last hidden state, (B, L, D): a final norm, where there is one."""
+        return x
+
+    def set_dropout(self, probability: float) -> None:
+        """Drop this share of hidden values and attention weights in training, instead of what the config says.
+
+        Raises:
+            ValueError: not from 0 to below 1.
+        """
+        if not 0 <= probability < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {probability}")
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module._p_1 = 1 - probability
+
+    @property
+    def padding_rows(self) -> Mapping[str, int]:
+        """Name of a table's tensor -> its row without a gradient: torch's `padding_idx`."""
+        pad = self.config.pad_token_id
+        return {} if pad is None else {self.architecture.word_embeddings: pad}
+
+    # What follows from it.
+
+    @property
+    def architecture(self) -> Architecture:
+        """What is declared of this encoder's architecture."""
+        return architecture(self.config.model_type)
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers run one after the other."""
+        return int(self.config.num_layers)
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether the checkpoint has a pooler."""
+        return "pooler" in self
+
+    def pool(self, x: mx.array) -> mx.array | None:
+        """Return the pooler's output (B, D) for the last hidden state; None without a pooler."""
+        return self.pooler(x) if self.has_pooler else None
+
+    def decode(self, x: mx.array) -> mx.array:
+        """Use the word embeddings backwards: (…, E) -> (…, vocabulary), without a bias."""
+        return module_at(self, self.architecture.tables["word"]).as_linear(x)
+
+    def is_norm(self, name: str) -> bool:
+        """Whether a tensor of this name belongs to a normalization, which neither decays nor is quantized."""
+        return isinstance(module_at(self, name.rpartition(".")[0]), nn.LayerNorm | nn.RMSNorm)
+
+    def embed(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: mx.array | None = None,
+    ) -> tuple[mx.array, Context]:
+        """Check a batch, and return its embeddings (B, L, D) and what the layers need beside them.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as `__call__`'s.
+
+        Raises:
+            InputError: as `__call__`.
+        """
+        return self.embed_inputs(self._checked(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds))
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        inputs_embeds: mx.array | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> BertOutput:
+        """Encode a batch of token ids.
+
+        Args:
+            input_ids: (B, L) whole numbers below `vocab_size`; an `mx.array`, a NumPy array or lists.
+            attention_mask: 1 for real tokens and 0 for padding: (B, L), (B, L, L) or (B, H, L, L), where the
+                third axis may be 1; None: all are real.
+            token_type_ids: (B, L), 0 for the first text and 1 for the second; None: all 0.
+            position_ids: (B, L) or (1, L); None: as the architecture counts them.
+            inputs_embeds: (B, L, E), in the place of the rows of the word embeddings; given with `input_ids`, those
+                say no more than where padding is.
+            output_hidden_states: also return the embeddings' and each layer's output.
+            output_attentions: also return each layer's attention weights.
+
+        Raises:
+            InputError: a shape that does not fit, a text that is too long, or an id outside its table. Inside
+                `mx.compile` and `mx.vmap`, where ids have no values yet, such an id gives a row of NaN.
+        """
+        x, context = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        run_layer = self.layer_runner or self.run_layer
+        # Only what was asked for is held on to: the memory of one layer's output then serves a later layer.
+        hidden_states = [x] if output_hidden_states else []
+        attentions = []
+        for i in range(self.num_layers):
+            x, weights = run_layer(i, x, context, output_attentions)
+            if output_hidden_states:
+                hidden_states.append(x)
+            if weights is not None:
+                attentions.append(weights)
+        x = self.finish(x)
+        if output_hidden_states:
+            hidden_states[-1] = x
+        return BertOutput(
+            last_hidden_state=x,
+            pooler_output=self.pool(x),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def check_ids(self, inputs: Mapping[str, mx.array]) -> None:
+        """Check a batch on the host before a compiled function takes it, which cannot look at its ids.
+
+        Raises:
+            InputError: an id outside its table.
+        """
+        for name, rows in self.config.table_rows.items():
+            values = host_values(inputs[name]) if name in inputs else None
+            if values is not None:
+                check_range(name, values, rows)
+
+    @contextmanager
+    def watched(self, call: Callable[[str, nn.Module, mx.array], mx.array]) -> Iterator[None]:
+        """Inside, every Linear of the encoder is computed by `call(path, linear, x)`; afterwards all as it was."""
+        linears = [(path, module) for path, module in self.named_modules() if _is_linear(module)]
+        try:
+            for path, linear in linears:
+                put_module(self, path, _Watched(path, linear, call))
+            yield
+        finally:
+            for path, linear in linears:
+                put_module(self, path, linear)
+
+    def linears(self) -> tuple[LinearGroup, ...]:
+        """Return every Linear in order of computation, those that read the same array as one group.
+
+        They are found by running the encoder on two tokens: nothing but the graph is made.
+        """
+        groups: list[tuple[int, mx.array, list[str]]] = []
+        stage = 0
+
+        def note(path: str, linear: nn.Module, x: mx.array) -> mx.array:
+            if groups and groups[-1][0] == stage and groups[-1][1] is x:
+                groups[-1][2].append(path)
+            else:
+                groups.append((stage, x, [path]))
+            output: mx.array = linear(x)
+            return output
+
+        with self.watched(note):
+            x, context = self.embed(mx.zeros((1, min(2, self.config.max_length)), mx.int32))
+            for i in range(self.num_layers):
+                stage = i + 1
+                x, _ = self.run_layer(i, x, context)
+            stage = self.num_layers + 1
+            self.pool(self.finish(x))
+        return tuple(LinearGroup(stage, tuple(paths)) for stage, _, paths in groups)
+
+    def _checked(self, input_ids: Any, attention_mask: Any, types: Any, positions: Any, embeds: Any) -> Inputs:
+        """Return the arguments of a call as arrays of the right shape."""
+        ids = None if input_ids is None else whole_numbers("input_ids", input_ids)
+        if ids is None and embeds is None:
+            raise InputError("input_ids are missing; fix: give input_ids, or inputs_embeds in their place")
+        if ids is not None and (ids.ndim != 2 or ids.size == 0):
+            raise InputError(f"input_ids has shape {ids.shape}; expected (batch, length), both at least 1")
+        if embeds is not None and (embeds.ndim != 3 or embeds.size == 0):
+            raise InputError(f"inputs_embeds has shape {embeds.shape}; expected (batch, length, width)")
+        if embeds is not None and ids is not None and embeds.shape[:2] != ids.shape:
+            raise InputError(f"inputs_embeds has shape {embeds.shape}; expected {(*ids.shape, 'width')}")
+        B, L = embeds.shape[:2] if ids is None else ids.shape
+        limit = self.config.max_length
+        if limit < L and positions is None:
+            raise InputError(f"input_ids: {L} tokens, but this model has {limit} positions; truncate to {limit}")
+        if types is not None:
+            types = whole_numbers("token_type_ids", types)
+            _check_shape("token_type_ids", types, (B, L))
+        mask = None if attention_mask is None else mask_of("attention_mask", attention_mask)
+        if mask is not None and mask.ndim not in (3, 4):
+            _check_shape("attention_mask", mask, (B, L))
+        elif mask is not None:
+            heads = self.config.num_attention_heads
+            full = (B, L, L) if mask.ndim == 3 else (B, heads, L, L)
+            if mask.shape[-1] != L or any(have not in (1, want) for have, want in zip(mask.shape, full, strict=True)):
+                raise InputError(f"attention_mask has shape {mask.shape}; expected {full}, or 1 in the place of one")
+        if positions is not None:
+            positions = whole_numbers("position_ids", positions)
+            if positions.shape != (1, L):
+                _check_shape("position_ids", positions, (B, L))
+        return Inputs((B, L), ids, mask, types, positions, embeds)
+
+
+class _Watched(nn.Module):
+    """A Linear that is computed by somebody else."""
+
+    def __init__(self, path: str, linear: nn.Module, call: Callable[[str, nn.Module, mx.array], mx.array]):
+        super().__init__()
+        # A tuple under a private name: neither a parameter nor a child.
+        self._call = (path, linear, call)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        path, linear, call = self._call
+        return call(path, linear, x)
+
+
+def module_at(module: nn.Module, path: str) -> Any:
+    """Return the module at a dotted path of the tree; a number in it is a place in a list."""
+    place: Any = module
+    for name in path.split(".") if path else ():
+        place = place[int(name)] if isinstance(place, list) else place[name]
+    return place
+
+
+def put_module(module: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a module in the place of the one at a dotted path of the tree."""
+    parent, _, leaf = path.rpartition(".")
+    place = module_at(module, parent)
+    place[int(leaf) if isinstance(place, list) else leaf] = new
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.QuantizedLinear)
+
+
+def _check_shape(name: str, array: mx.array, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise InputError(f"{name} has shape {array.shape}; expected {shape}, that of input_ids")
+
+
+# What is declared of an architecture
+
+
+class HeadKind(StrEnum):
+    """What a checkpoint's own head does."""
+
+    PRETRAINING = "masked words and the next sentence"
+    MASKED_LM = "masked words"
+    CAUSAL_LM = "the next word"
+    NEXT_SENTENCE = "the next sentence"
+    SEQUENCE = "classes of a text"
+    TOKEN = "classes of a token"
+    CHOICE = "one text of several"
+    SPAN = "an answer in a text"
+
+
+@dataclass(frozen=True)
+class HeadClass:
+    """A class of transformers that puts a head on the encoder.
+
+    Attributes:
+        kind: what the head does.
+        prefixes: what the names of its tensors begin with; there is a tensor for each.
+        build: an empty head from (configuration, number of labels, names of the head's tensors in the checkpoint);
+            what of a decoder is tied, the names tell.
+        has_pooler: whether the class has the encoder's pooler, and the head reads it.
+        labels: path of the Linear whose rows are the labels; None: the configuration's labels are not the head's.
+        tied_bias: names of the decoder's bias and of what transformers ties it to; None: there are none.
+    """
+
+    kind: HeadKind
+    prefixes: tuple[str, ...]
+    build: Callable[[Any, int, Iterable[str]], PretrainedHead]
+    has_pooler: bool = False
+    labels: str | None = None
+    tied_bias: tuple[str, str] | None = None
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether fine-tuning makes such a head, and not pre-training."""
+        return self.kind in (HeadKind.SEQUENCE, HeadKind.TOKEN, HeadKind.CHOICE, HeadKind.SPAN)
+
+
+@dataclass(frozen=True)
+class MappingLimits:
+    """Float32 MLX against float32 PyTorch; both limits are on `converter.parity.deviation.Deviation.max_rel`.
+
+    Attributes:
+        cumulative: after any number of layers, pooler and logits included.
+        local: one layer alone, fed the reference's own input to it.
+    """
+
+    cumulative: float
+    local: float
+
+
+@dataclass(frozen=True)
+class PrecisionLimits:
+    """The written checkpoint against its own float32 core, at every hidden state, the pooler and the logits.
+
+    Attributes:
+        max_rel: on `converter.parity.deviation.Deviation.max_rel`.
+        cosine: the smallest cosine that one token's hidden state may have with its float32 self; the pooler's
+            vector likewise. Not for logits, whose length no norm sets: two near 0 may point anywhere.
+    """
+
+    max_rel: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The limits of one architecture: the mapping gate's, the precision gate's for each written dtype."""
+
+    mapping: MappingLimits
+    precision: Mapping[str, PrecisionLimits]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that the rest of the project knows of one `model_type`.
+
+    Attributes:
+        model_type: as in `config.json`.
+        table: the file of its tensor names in `converter/mappings/`.
+        config, encoder: its classes here.
+        encoder_class: the encoder's class in transformers.
+        prefix: what the encoder's names begin with inside a class with a head.
+        heads: class of transformers -> its head; where tensors alone tell the class, the first that fits is it.
+        parts: what the names of the encoder's tensors begin with.
+        tables: "word", and whatever else is added up to a token's embedding ("position", "token_type") -> path.
+        tokenizer_class: transformers' class of its tokenizer, where the files name none.
+        has_token_types: whether its tokenizer tells the two texts of a pair apart by token types.
+        tolerances: of the parity gates.
+        swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm; those that have another one there.
+        assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
+        tiny: fields of a small configuration, for tests.
+    """
+
+    model_type: str
+    table: str
+    config: type[EncoderConfig]
+    encoder: Callable[..., Encoder]
+    encoder_class: str
+    prefix: str
+    parts: tuple[str, ...]
+    heads: Mapping[str, HeadClass]
+    tables: Mapping[str, str]
+    tokenizer_class: str
+    has_token_types: bool
+    tolerances: Tolerances
+    swift_names: Mapping[str, str] = field(default_factory=dict)
+    assumed: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def word_embeddings(self) -> str:
+        """The name of the tensor of the word embeddings."""
+        return f"{self.tables['word']}.weight"
+
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """What the names of any head's tensors begin with."""
+        return tuple(dict.fromkeys(prefix for head in self.heads.values() for prefix in head.prefixes))
+
+    def is_head_tensor(self, name: str) -> bool:
+        """Whether a tensor of this name belongs to a head of a class of transformers."""
+        return name.startswith(self.head_prefixes)
+
+    def swift_path(self, path: str) -> str:
+        """Return the path in mlx-swift-lm of the layer at `path`; the same where Swift has no other."""
+        return _renamed(path, self.swift_names)
+
+    def from_swift_path(self, path: str) -> str:
+        """Return the path here of the layer at `path` in mlx-swift-lm; `path` itself where it is none of Swift's."""
+        return _renamed(path, {theirs: ours for ours, theirs in self.swift_names.items()})
+
+    def head_of(self, kind: HeadKind) -> str | None:
+        """Return the class of transformers whose head is of this kind; None: there is none."""
+        return next((name for name, head in self.heads.items() if head.kind is kind), None)
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    """Return what `names` has for a path; `{i}` in a name stands for a layer's number."""
+    if path in names:
+        return names[path]
+    match = re.fullmatch(r"(.*?)\.(0|[1-9][0-9]*)\.(.*)", path)
+    name = names.get(f"{match[1]}.{{i}}.{match[3]}") if match else None
+    return path if match is None or name is None else name.replace("{i}", match[2])
+
+
+@cache
+def _architectures() -> dict[str, Architecture]:
+    """Every `model_type` and its architecture; an error of a file's import is the caller's to see."""
+    found = {}
+    package = importlib.import_module("mlxbert.models")
+    for module in pkgutil.iter_modules(package.__path__):
+        file = importlib.import_module(f"{package.__name__}.{module.name}")
+        declared: tuple[Architecture, ...] = getattr(file, "ARCHITECTURES", ())  # the contract itself declares none
+        found.update({one.model_type: one for one in declared})
+    return dict(sorted(found.items()))
+
+
+def supported() -> tuple[str, ...]:
+    """Return every `model_type` that there is an encoder for."""
+    return tuple(_architectures())
+
+
+def architecture(model_type: Any) -> Architecture:
+    """Return what is declared of a `model_type`.
+
+    Raises:
+        ConfigError: there is none of this name; says which there are.
+    """
+    if not isinstance(model_type, str) or model_type not in _architectures():
+        raise unsupported(model_type, supported())
+    return _architectures()[model_type]
+
+
+def config_from_hf(config: Mapping[str, Any]) -> EncoderConfig:
+    """Read a parsed Hugging Face `config.json` as the configuration of its architecture.
+
+    Raises:
+        ConfigError: as `architecture` and `EncoderConfig.from_hf`.
+    """
+    return architecture(config.get("model_type")).config.from_hf(config)

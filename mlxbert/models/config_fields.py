@@ -1,0 +1,160 @@
+"""The configuration of an encoder: the fields of Hugging Face's `config.json` that change numbers, and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+from mlxbert.activations import ACTIVATIONS
+from mlxbert.errors import MLXBertError, shown
+
+Checks = Mapping[str, Callable[[str, Any], Any]]
+"""Field -> what returns its value, given its name and what `config.json` has; raises ConfigError."""
+
+Refusals = Mapping[str, tuple[Callable[[Any], bool], str]]
+"""Field -> (is this a value that we compute?, what any other value asks for)."""
+
+
+class ConfigError(MLXBertError):
+    """A `config.json` that is invalid, or that asks for something this encoder does not compute."""
+
+
+class EncoderConfig:
+    """The fields of a Hugging Face `config.json` that change the numbers of one architecture; immutable.
+
+    A subclass is a frozen dataclass whose defaults are those of transformers. It says how each field is checked
+    (`CHECKS`), and which fields ask for what is not computed (`REFUSED`).
+    """
+
+    model_type: ClassVar[str]
+    CHECKS: ClassVar[Checks]
+    REFUSED: ClassVar[Refusals]
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str
+    pad_token_id: int | None
+    initializer_range: float
+    tie_word_embeddings: bool
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers run one after the other; they may share their parameters."""
+        return self.num_hidden_layers
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest input, special ones included."""
+        raise NotImplementedError
+
+    @property
+    def table_rows(self) -> Mapping[str, int]:
+        """How many different ids each argument of the encoder may hold: the rows of its table."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+        """Read a parsed Hugging Face `config.json`; a field that it lacks has transformers' default.
+
+        Raises:
+            ConfigError: `model_type` is another one, a field has a value of the wrong type or range, or the
+                configuration asks for something that this encoder does not compute (named).
+        """
+        if config.get("model_type") != cls.model_type:
+            raise unsupported(config.get("model_type"), (cls.model_type,))
+        for name, (computed, what) in cls.REFUSED.items():
+            if name in config and not computed(config[name]):
+                raise ConfigError(f"config.json: {name}={shown(config[name])} asks for {what}; not computed here")
+        values = {
+            name: check(name, config[name]) if name in config else getattr(cls, name)
+            for name, check in cls.CHECKS.items()
+        }
+        if values["hidden_size"] % values["num_attention_heads"]:
+            raise ConfigError(
+                f"config.json: hidden_size {values['hidden_size']} is not a multiple of "
+                f"num_attention_heads {values['num_attention_heads']}"
+            )
+        if values["pad_token_id"] is not None and values["pad_token_id"] >= values["vocab_size"]:
+            raise ConfigError(
+                f"config.json: pad_token_id {values['pad_token_id']} is outside vocab_size {values['vocab_size']}"
+            )
+        return cls(**values)
+
+
+def size(name: str, value: Any) -> int:
+    """Return a positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise ConfigError(f"config.json: {name} must be a positive whole number, not {shown(value)}")
+    return value
+
+
+def layer_count(name: str, value: Any) -> int:
+    """Return a number of layers: a hostile config with a billion of them must not be answered with a billion names."""
+    if size(name, value) > 1000:
+        raise ConfigError(f"config.json: {name} must be at most 1000, not {value}")
+    return value
+
+
+def token_id(name: str, value: Any) -> int | None:
+    """Return a token id, or None; a negative one is legal in torch (it counts from the end), and nobody means it."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ConfigError(f"config.json: {name} must be a token id or null, not {shown(value)}")
+    return value
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """Return a number between two others."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigError(f"config.json: {name} must be a number between {low} and {high}, not {shown(value)}")
+    return float(value)
+
+
+def probability(name: str, value: Any) -> float:
+    """Return a number from 0 to 1."""
+    return number(name, value, 0, 1)
+
+
+def optional_probability(name: str, value: Any) -> float | None:
+    """Return a number from 0 to 1, or None."""
+    return None if value is None else probability(name, value)
+
+
+def epsilon(name: str, value: Any) -> float:
+    """Return a number above 0: MLX takes no 0, and a constant row would be divided by it."""
+    found = number(name, value, 0, 1)
+    if found == 0:
+        raise ConfigError(f"config.json: {name} must be above 0, not {shown(value)}")
+    return found
+
+
+def deviation(name: str, value: Any) -> float:
+    """Return a standard deviation."""
+    return number(name, value, 0, 1e3)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"config.json: {name} must be true or false, not {shown(value)}")
+    return value
+
+
+def activation(name: str, value: Any) -> str:
+    """Return the name of an activation that is computed here."""
+    if value not in ACTIVATIONS:
+        raise ConfigError(
+            f"config.json: {name} {shown(value)} is not an activation this encoder computes; "
+            f"it computes: {', '.join(sorted(ACTIVATIONS))}"
+        )
+    return str(value)
+
+
+def unsupported(model_type: Any, known: Iterable[str]) -> ConfigError:
+    """Return the error for a `model_type` that is none of `known`."""
+    names = tuple(known)
+    fix = f'; fix: add "model_type": "{names[0]}" if this is a {names[0].upper()} encoder' if not model_type else ""
+    return ConfigError(
+        f"config.json: model_type {shown(model_type)} is not supported; supported: {', '.join(map(repr, names))}{fix}"
+    )

@@ -1,0 +1,139 @@
+"""RoBERTa: Liu et al. 2019, https://arxiv.org/abs/1907.11692; transformers `models/roberta/modeling_roberta.py`.
+
+Its layers are BERT's. What differs: positions are counted from the ids (padding has no place among them), so that
+their table has `pad_token_id` + 1 rows more than a text may have tokens; its tokenizer (byte-level BPE) gives no token
+types, whose table of one row stays in the checkpoint; its language-model and classification heads are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import mlx.core as mx
+
+from heads.pretrained.roberta import RobertaClassificationHead, RobertaMaskedLMHead, RobertaPredictions
+from mlxbert.activations import ACTIVATIONS
+from mlxbert.models.base import Context, HeadClass, HeadKind, Inputs
+from mlxbert.models.bert import BERT, TABLES, BertConfig, BertCore, choice_head, span_head, token_head
+from mlxbert.models.config_fields import ConfigError
+
+
+@dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """The fields of a RoBERTa configuration that change numbers, with transformers' own defaults.
+
+    Source: transformers `models/roberta/configuration_roberta.py`.
+    """
+
+    model_type: ClassVar[str] = "roberta"
+
+    vocab_size: int = 50265
+    pad_token_id: int | None = 1
+
+    @property
+    def first_position(self) -> int:
+        """The position of a text's first token: the padding's is the one before it."""
+        assert self.pad_token_id is not None  # `from_hf` refuses that
+        return self.pad_token_id + 1
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest input, special ones included."""
+        return self.max_position_embeddings - self.first_position
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> RobertaConfig:
+        """Read a parsed `config.json`, as `EncoderConfig.from_hf`.
+
+        Raises:
+            ConfigError: also where positions cannot be counted, or none is left for a token.
+        """
+        parsed = super().from_hf(config)
+        if parsed.pad_token_id is None:
+            raise ConfigError("config.json: pad_token_id is null, and RoBERTa counts its positions from it")
+        if parsed.max_length < 1:
+            raise ConfigError(
+                f"config.json: max_position_embeddings {parsed.max_position_embeddings} leaves no position for a "
+                f"token after pad_token_id {parsed.pad_token_id}"
+            )
+        return parsed
+
+
+class RobertaCore(BertCore):
+    """BERT's modules; positions are counted from the ids."""
+
+    config: RobertaConfig
+
+    def embed_inputs(self, inputs: Inputs) -> tuple[mx.array, Context]:
+        """Return the embeddings, and the mask where there is one."""
+        keep = inputs.keep
+        return self.embeddings(inputs, self._positions(inputs)), {} if keep is None else {"mask": keep}
+
+    @property
+    def padding_rows(self) -> Mapping[str, int]:
+        """Padding's rows of words and of positions have no gradient."""
+        pad = self.config.first_position - 1
+        return {f"{TABLES[name]}.weight": pad for name in ("word", "position")}
+
+    def _positions(self, inputs: Inputs) -> mx.array:
+        """Positions from `pad_token_id` + 1 on, padding at `pad_token_id`; whatever the mask says.
+
+        transformers `create_position_ids_from_input_ids` and, where there are no ids, `…_from_inputs_embeds`.
+        """
+        first = self.config.first_position
+        if inputs.ids is None:
+            return mx.arange(first, first + inputs.shape[1])[None]
+        real = (inputs.ids != first - 1).astype(mx.int32)
+        return mx.cumsum(real, axis=1) * real + (first - 1)  # (B, L)
+
+
+def _masked_lm_head(config: RobertaConfig, labels: int, tensors: Iterable[str]) -> RobertaMaskedLMHead:
+    names = set(tensors)
+    own_bias = "lm_head.decoder.bias" in names
+    predictions = RobertaPredictions(
+        config.hidden_size,
+        config.vocab_size,
+        ACTIVATIONS["gelu"],  # whatever `hidden_act` says
+        config.layer_norm_eps,
+        bias="lm_head.bias" in names or not own_bias,
+        decoder_weight="lm_head.decoder.weight" in names or not config.tie_word_embeddings,
+        decoder_bias=own_bias,
+    )
+    return RobertaMaskedLMHead(predictions)
+
+
+def _sequence_head(config: RobertaConfig, labels: int, tensors: Iterable[str]) -> RobertaClassificationHead:
+    return RobertaClassificationHead(config.hidden_size, labels, config.head_dropout)
+
+
+_LM, _SEQUENCE, _SPAN = ("lm_head.",), ("classifier.dense.", "classifier.out_proj."), ("qa_outputs.",)
+_CLASSIFIER = ("classifier.weight", "classifier.bias")
+_TIED_BIAS = ("lm_head.decoder.bias", "lm_head.bias")
+
+ROBERTA = replace(
+    BERT,  # its modules, and so the names, the limits and what Swift calls them
+    model_type="roberta",
+    table="roberta",
+    config=RobertaConfig,
+    encoder=RobertaCore,
+    encoder_class="RobertaModel",
+    prefix="roberta.",
+    heads={
+        "RobertaForMaskedLM": HeadClass(HeadKind.MASKED_LM, _LM, _masked_lm_head, tied_bias=_TIED_BIAS),
+        "RobertaForCausalLM": HeadClass(HeadKind.CAUSAL_LM, _LM, _masked_lm_head, tied_bias=_TIED_BIAS),
+        "RobertaForSequenceClassification": HeadClass(
+            HeadKind.SEQUENCE, _SEQUENCE, _sequence_head, labels="classifier.out_proj"
+        ),
+        "RobertaForTokenClassification": HeadClass(HeadKind.TOKEN, _CLASSIFIER, token_head, labels="classifier"),
+        "RobertaForMultipleChoice": HeadClass(HeadKind.CHOICE, _CLASSIFIER, choice_head, has_pooler=True),
+        "RobertaForQuestionAnswering": HeadClass(HeadKind.SPAN, _SPAN, span_head),
+    },
+    tokenizer_class="RobertaTokenizer",
+    has_token_types=False,
+    assumed=lambda config: False,
+    tiny={**BERT.tiny, "vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 66, "pad_token_id": 1},
+)
+
+ARCHITECTURES = (ROBERTA,)
