@@ -295,11 +295,12 @@ class TestMistakes:
                 "{path}: line 3 has 3 cells, the header 2; fix: mend quotes or",
             ),
             ("a.csv", "words,words\na,1\n", "{path}: column 'words' comes twice; fix: rename one"),
-            ("a.csv", "words,id\na,\n", "{path}: row 0 has no id in column 'id'; fix: fill it in"),
+            ("a.csv", "words,id\na,\n", "{path}: row 0 has no id in column 'id'; fix: fill it, or leave"),
             (
                 "a.csv",
                 "words,id\na,1\nb,1\n",
-                "{path}: 1 ids come twice in column 'id' (first: '1'); fix: drop repeated rows, or --id COLUMN",
+                "{path}: 1 ids of column 'id' come more than once; fix: drop the repeated rows, or name another "
+                "column: --id COLUMN (1)",
             ),
             ("a.csv", "words,id\na\0,1\n", "{path} is not text: it has zero bytes; fix: unpack it, or convert it"),
             ("a.jsonl", '{"words": "a", "id": 1}\n{"words"\n', "{path}: line 2 is not JSON ("),

@@ -22,11 +22,13 @@ from safetensors.torch import load_file, save_file
 from converter import cli
 from converter.convert import convert
 from converter.export.checkpoint import ExportError
+from converter.export.inference_modules.predictor import Predictor
 from converter.export.member import EXPORTED_HEADS, stl_matrices
 from converter.export.run import code_files, export_directory
 from heads.time_series import decompose
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.output_file import manifest_problems
+from mlxbert.models.base import HeadKind, architecture, supported
 from mlxbert.pooling import CHOICES
 from tests.support.exported_samples import logits_of, months, run_json, series, texts, trained, write_run
 from tests.support.tiny import save_tiny
@@ -358,6 +360,31 @@ class TestARunOfTwoMembers:
         done = self.command(exported_run, "absent.csv", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "inference.py: error: absent.csv is not there; fix: check the path\n"
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+@pytest.mark.parametrize("model_type", supported())
+def test_every_architecture_predicts_what_mlxbert_predicts(model_type: str, pooling: str, tmp_path: Path) -> None:
+    declared = architecture(model_type)
+    # The vocabulary of bytes needs more tokens than the smallest model has.
+    save_tiny(tmp_path / "source", declared.encoder_class, vocab_size=320)
+    converted = convert(tmp_path / "source", tmp_path / "mlx", verify=False).path
+    member = trained(converted, tmp_path / "model", "multiclass", pooling)
+    out = export_directory(member, tmp_path / "out").path
+    words = texts(ROWS)
+    predictor = Predictor(out, device="cpu", text="words")
+    predictor.settings["max_length"] = 16  # as `logits_of`
+    found = predictor.predict(words, batch_size=5)
+    head, logits = logits_of(member, words)
+    assert_close(found.probabilities, head.predict(logits))
+    assert found.labels == head.decide(logits).tolist()
+    written = json.loads((out / "head.json").read_text())
+    assert written["class"] in (declared.encoder_class, declared.head_of(HeadKind.SEQUENCE))
+    assert written["is_whole"] == (written["class"] != declared.encoder_class)
+    assert written["is_whole"] != (out / "head.safetensors").exists()
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == model_type
+    assert config["architectures"] == [written["class"]]
 
 
 def test_one_member_of_a_run_and_a_model_alone(converted: Path, tmp_path: Path) -> None:
