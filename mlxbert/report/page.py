@@ -13,8 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from heads.thresholds import threshold_metric
-
+from heads.calibration import threshold_metric
 from heads.metrics import METRICS
 from mlxbert.errors import escaped_value
 from mlxbert.files.output_file import replace_file

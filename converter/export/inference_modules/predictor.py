@@ -275,9 +275,8 @@ def read_json(file: Path) -> Any:
 def _row_text(settings: Mapping[str, Any] | None) -> RowText | None:
     if settings is None:
         return None
-    first, second = (
-        tuple(part) if isinstance(part, list) else part for part in (settings["first"], settings.get("second"))
-    )
+    parts: list[Any] = [settings["first"], settings.get("second")]
+    first, second = (tuple(part) if isinstance(part, list) else part for part in parts)
     return RowText(first, second, settings.get("missing", "unknown"))
 
 

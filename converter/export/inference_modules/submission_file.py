@@ -136,8 +136,9 @@ def make_plan(
     if given is not None:
         others = tuple(name for name in given.columns if name not in form.columns) or given.columns
     id_rules = IdRules(id, settings["id"], bool(settings.get("id_found")), settings["time"])
+    names: tuple[str, ...] = ()
     if settings["task"] == "time_series":
-        names, column, ids = (), settings["time"], _future(predictor, test, _kinds(predictor, id))
+        column, ids = settings["time"], _future(predictor, test, _kinds(predictor, id))
     else:
         names, column, ids = _ids(predictor, test, id_rules, others)
     if given is None:
@@ -277,11 +278,18 @@ def cells_of(form: Submission, rules: SubmissionRules, predictions: Predictions)
 def _warnings_on_stderr() -> Iterator[None]:
     """Print the project's warnings, a line each."""
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if issubclass(category, MLXBertWarning):
             say(str(message))
         else:
-            usual(message, category, *place)
+            usual(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
         usual = warnings.showwarning
