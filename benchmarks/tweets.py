@@ -35,8 +35,8 @@ from benchmarks.child import child
 from benchmarks.inputs import MissingInputError, converted_minilm, training_file
 from benchmarks.machine import load, machine
 from heads.metrics import f1, roc_auc
-from mlxbert.data.batching import Batch, PredictionBatches, TrainingBatches
 from mlxbert.data.competitions import get_competition
+from mlxbert.data.tokens import Batch, PredictionBatches, TrainingBatches
 from mlxbert.runs.inputs import read_frame
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.settings import RunSettings

@@ -7,6 +7,7 @@ batch, or an object that holds one of these.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import tempfile
 import warnings
@@ -54,8 +55,10 @@ def dataframe_way(model: Path, root: Path) -> list[str]:
             files.setdefault(file.as_posix())
             raise _FirstStepError
 
+    cache = os.environ.get("MLXBERT_CACHE")
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        os.environ["MLXBERT_CACHE"] = place  # an empty one: cached tokens would skip the tokenizer
         sys.setprofile(note)
         try:
             run = Path(place) / "run"
@@ -64,6 +67,10 @@ def dataframe_way(model: Path, root: Path) -> list[str]:
             pass
         finally:
             sys.setprofile(None)
+            if cache is None:
+                del os.environ["MLXBERT_CACHE"]
+            else:
+                os.environ["MLXBERT_CACHE"] = cache
     return list(files)
 
 

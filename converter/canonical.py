@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
-import mlx.core as mx
 import numpy as np
 
 from converter.mapping import Plan, Planned, plan
@@ -137,6 +136,8 @@ def cast(array: np.ndarray, dtype: str, key: str) -> np.ndarray:
 def float32_core(source: Source) -> Encoder:
     """Return the source as a float32 MLX encoder, through the mapping; the mapping gate compares it."""
 
+    import mlx.core as mx  # not at the top: importing mlxbert first is what says which backend to install
+
     config, planned = plan_source(source)
     core = new_encoder(config, (item.target for item in planned.encoder))
     core.load_weights([(item.target, mx.array(read(source, item, "float32"))) for item in planned.encoder])
@@ -151,6 +152,8 @@ def float32_model(source: Source, choice: HeadChoice) -> PretrainedBert:
     Raises:
         CheckpointError: the head's tensors are not those of the class.
     """
+
+    import mlx.core as mx
 
     _, planned = plan_source(source)
     tensors = {item.target: mx.array(read(source, item, "float32")) for item in planned.heads}

@@ -25,7 +25,7 @@ from converter.output import (
     with_true_labels,
     write_side_files,
 )
-from converter.parity.gates import cost_json
+from converter.parity.files import cost_json
 from converter.parity.reference import head_choice
 from converter.parity.report import NAME as PARITY
 from converter.parity.report import ParityReport

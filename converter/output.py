@@ -23,7 +23,7 @@ from converter.card.source_card import SourceCard
 from converter.mapping import Plan, Planned
 from converter.readers.safetensors import TensorEntry
 from converter.readers.source_files import SourceError, read_json_object
-from converter.readers.weight_files import SourceModule, has_tokenizer, read_weights
+from converter.readers.weight_files import SourceModule, read_weights
 from converter.source import Source
 from mlxbert.checkpoint import load_core, load_tokenizer
 from mlxbert.encode.encoder import SentenceEncoder
@@ -35,6 +35,7 @@ from mlxbert.files.reading import parse_json
 from mlxbert.files.safetensors import PlannedTensor, safetensors_bytes
 from mlxbert.models.base import POOLER, HeadKind, architecture
 from mlxbert.pretrained.labels import PROBLEM_TYPES, Labels, choose_head_class, original_architectures
+from mlxbert.tokenization.files import has_tokenizer
 
 if TYPE_CHECKING:
     from converter.quantize.pipeline import Quantized

@@ -25,7 +25,6 @@ from converter.readers.weight_files import (
     WeightChoice,
     choose_weights,
     collect_side_files,
-    has_tokenizer,
     read_config,
     read_sharded,
     read_weights,
@@ -41,7 +40,7 @@ from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, reading_failed
 from mlxbert.models.base import config_from_hf
 from mlxbert.models.config_fields import ConfigError
-from mlxbert.tokenization.files import TOKENIZER_FILES
+from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.with_head import HEADS_FILE
 
 if TYPE_CHECKING:

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import mlx.core as mx
+from typing import TYPE_CHECKING, Any
 
 from converter.canonical import CODES, float32_core, float32_model, plan_source
 from converter.export.run import read_run
@@ -17,15 +15,14 @@ from converter.mappings import mapping_for
 from converter.output import with_true_labels
 from converter.parity.files import write_reports
 from converter.parity.gates import compare
-from converter.parity.outputs import TrainedModel, build_exported
+from converter.parity.outputs import TrainedModel
 from converter.parity.probes import Probe, ProbeError, make_probes
-from converter.parity.reference import Reference, build_reference, head_choice
+from converter.parity.reference import Reference, build_exported, build_reference, head_choice
 from converter.parity.report import OWN_HEAD, ParityReport, Part, Provenance, inherited_proof, origin_of
 from converter.parity.sentences import SentenceComparison, compare_sentences
 from converter.quantize.cost import recipe_of
 from converter.quantize.report import describe_quantization
 from converter.readers.encoder_fit import SeveralEncodersError
-from converter.readers.weight_files import has_tokenizer
 from converter.source import Source, open_source
 from mlxbert.checkpoint import load_core, read_config
 from mlxbert.errors import MLXBertError, printable, reason
@@ -36,8 +33,12 @@ from mlxbert.models.base import Encoder, architecture, config_from_hf
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained.labels import HeadChoice
 from mlxbert.pretrained.model import HEADS_FILE, PretrainedBert, attach_head, has_head, read_head_tensors
+from mlxbert.tokenization.files import has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 from mlxbert.with_head import BertWithHead
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 __all__ = ["Progress", "VerifyError", "models_in", "verify", "verify_staged", "write_reports"]
 
@@ -215,7 +216,6 @@ def verify_staged(
             origin=origin_of(source),
             proof=inherited_proof(source),
         ),
-        model_type=hf_config["model_type"],
         sentences=sentences if isinstance(sentences, SentenceComparison) else None,
         progress=_of_probes(progress),
     )
@@ -241,6 +241,8 @@ def _verify_trained(
         MLXBertError: it is quantized or damaged, its head has no PyTorch form, or PyTorch is not installed.
     """
 
+    import mlx.core as mx  # not at the top: importing mlxbert first is what says which backend to install
+
     if hf_config.get("quantization") is not None:
         raise VerifyError(f"{directory}: is quantized, which has no PyTorch form; fix: verify the unquantized model")
     weights = sorted(directory.glob("model*.safetensors"))
@@ -248,11 +250,11 @@ def _verify_trained(
     if (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
     with tempfile.TemporaryDirectory() as scratch:
-        reference, folded = build_exported(directory, Path(scratch))
+        reference = build_exported(directory, Path(scratch))
         model = BertWithHead.load(directory, dtype=mx.float32)
         model.set_dtype(mx.float32)  # a head may be stored in another dtype than its encoder
-        exact = TrainedModel(model, folded=folded)
-        written = exact if dtype == "float32" else TrainedModel(BertWithHead.load(directory), folded=folded)
+        exact = TrainedModel(model, folded=reference.folded)
+        written = exact if dtype == "float32" else TrainedModel(BertWithHead.load(directory), folded=reference.folded)
         probes, probe_notes = directory_probes(directory, exact.core.config, seed)
         return compare(
             reference,
@@ -269,7 +271,6 @@ def _verify_trained(
                 notes=(*notes, *probe_notes),
                 own_export=True,
             ),
-            model_type=hf_config["model_type"],
             progress=_of_probes(progress),
         )
 
@@ -291,6 +292,8 @@ def _exact_model(
     dtype: str | None,
 ) -> tuple[Encoder | PretrainedBert, str]:
     """Return the float32 model of the mapping gate and what it is; `dtype` is None for a quantized checkpoint."""
+
+    import mlx.core as mx
 
     if dtype is not None and _is_lossless(source, dtype):
         model = written if dtype == "float32" else written_model(directory, hf_config, head, mx.float32)

@@ -1,10 +1,10 @@
-"""House Prices: a sale's price from a description in words; one fifth of the houses is held out and predicted.
+"""House Prices: the price of a house from a description in words; one fifth of the houses is held out and predicted.
 
     mlxbert-convert sentence-transformers/all-MiniLM-L6-v2          # once
     python -m examples.house_prices DATA_DIR                        # has train.csv
 
-Written out, without the ready configuration: which columns the text is made of, the logarithm of the price as the
-target, the metric. Where the competition's test.csv is at hand: test=DATA_DIR/"test.csv" in place of hold_out.
+It sets everything itself, without the ready configuration: the columns of the text, the logarithm of the price as the
+target, the metric. If you have the competition's test.csv, use test=DATA_DIR/"test.csv" instead of hold_out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEXT = (
 
 
 def main(argv: list[str] | None = None) -> Run:
-    """Train, predict what was held out, and compare with guessing the typical price."""
+    """Train, predict the held-out houses, and compare with a guess of the typical price."""
     options = arguments("house-prices", __doc__, argv)
     numbers = {"epochs": 4, "batch_size": 16, "metric": "rmsle", **options.settings}
     run = train(
@@ -50,12 +50,12 @@ def main(argv: list[str] | None = None) -> Run:
 
 
 def typical_price_error(run: Run) -> float:
-    """RMSLE of one price for all held-out houses: the geometric mean of the others."""
+    """Return the RMSLE of one price for all held-out houses: the geometric mean of the others."""
     import numpy as np
 
     known = np.log1p(run.oof()["target"])
-    asked = np.log1p(pd.read_csv(run.files.hold_out)["target"])
-    return float(np.sqrt(np.mean((asked - known.mean()) ** 2)))
+    held_out = np.log1p(pd.read_csv(run.files.hold_out)["target"])
+    return float(np.sqrt(np.mean((held_out - known.mean()) ** 2)))
 
 
 if __name__ == "__main__":

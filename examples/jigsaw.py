@@ -1,4 +1,4 @@
-"""Jigsaw toxic comments: six labels a comment, one fifth held out; what the first comments are said to be.
+"""Jigsaw toxic comments: six labels a comment, one fifth held out; and the labels of two new comments.
 
 mlxbert-convert sentence-transformers/all-MiniLM-L6-v2          # once
 python -m examples.jigsaw DATA_DIR                              # has train.csv
@@ -15,7 +15,7 @@ LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate
 
 
 def main(argv: list[str] | None = None) -> Run:
-    """Train, score the held-out comments label by label, and predict two comments of our own."""
+    """Train, score the held-out comments, and predict two new comments."""
     options = arguments("jigsaw-toxic", __doc__, argv)
     run = train(
         options.data / "train.csv",
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> Run:
     print(f"ROC AUC of {held_out['rows']} held-out comments: {held_out['metrics']['roc_auc_macro']:.3f}")
     print(f"submission: {run.files.submission}")
     comments = ["Thank you for the sources, I have added them.", "You are a complete idiot, get lost."]
-    asked = pd.DataFrame({"id": ["kind", "rude"], "comment_text": comments})
-    print(run.predict(asked)[["id", *LABELS]].to_string(index=False, float_format="{:.2f}".format))
+    new = pd.DataFrame({"id": ["kind", "rude"], "comment_text": comments})
+    print(run.predict(new)[["id", *LABELS]].to_string(index=False, float_format="{:.2f}".format))
     return run
 
 

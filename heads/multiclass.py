@@ -35,7 +35,7 @@ class MulticlassClassificationHead(Head):
         "cross_entropy": ("class_weights", "label_smoothing"),
         "focal": ("class_weights", "gamma"),
     }
-    own_loss_options = ("class_weights",)
+    registered_loss_options = ("class_weights",)
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class MulticlassClassificationHead(Head):
         super().__init__(hidden_size, len(labels), dropout=dropout, dropout_samples=dropout_samples)
         self.classes = labels
         options = {"class_weights": class_weights, "label_smoothing": label_smoothing, "gamma": gamma}
-        self.objective, self.own_loss = self.choose_objective(objective, options)
+        self.objective, self.registered_loss = self.choose_objective(objective, options)
         self.label_smoothing, self.gamma = label_smoothing, gamma
         self.class_weights = check_output_weights(class_weights, len(self.classes), f"{self.title}: class_weights")
         self.temperature: float = 1.0
@@ -102,11 +102,11 @@ class MulticlassClassificationHead(Head):
         """See `Head.loss`; targets (B,) of class indices, −100 is left out."""
         labels = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
         weight = self._weights()
-        if self.own_loss is not None:
+        if self.registered_loss is not None:
             keep = labels != _IGNORED
             weights = None if weight is None else mx.array(list(weight), dtype=mx.float32)[mx.where(keep, labels, 0)]
             total = None if weights is None else (weights * keep).sum()
-            return self.mean_own_loss(logits, labels, keep, weights=weights, total=total)
+            return self.mean_registered_loss(logits, labels, keep, weights=weights, total=total)
         if self.objective == "focal":
             gamma = 2.0 if self.gamma is None else self.gamma
             return softmax_focal(logits, labels, gamma=gamma, weight=weight, ignore_index=_IGNORED)

@@ -41,7 +41,7 @@ class MultilabelClassificationHead(Head):
         "focal": ("alpha", "gamma"),
         "asymmetric": ("gamma_neg", "gamma_pos", "clip"),
     }
-    own_loss_options = ("pos_weight",)
+    registered_loss_options = ("pos_weight",)
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class MultilabelClassificationHead(Head):
         self.classes = names
         options = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "alpha": alpha, "gamma": gamma}
         options |= {"gamma_neg": gamma_neg, "gamma_pos": gamma_pos, "clip": clip}
-        self.objective, self.own_loss = self.choose_objective(objective, options)
+        self.objective, self.registered_loss = self.choose_objective(objective, options)
         self.pos_weight = check_output_weights(pos_weight, len(names), f"{self.title}: pos_weight")
         self.label_smoothing, self.alpha, self.gamma = label_smoothing, alpha, gamma
         self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
@@ -133,10 +133,10 @@ class MultilabelClassificationHead(Head):
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B, L) of 0, 1 and −1."""
         encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
-        if self.own_loss is not None:
+        if self.registered_loss is not None:
             weight = self._pos_weight()
             weights = None if weight is None else mx.where(encoded == 1, mx.array(list(weight)), 1.0)
-            return self.mean_own_loss(logits, encoded, encoded != _IGNORED, weights=weights)
+            return self.mean_registered_loss(logits, encoded, encoded != _IGNORED, weights=weights)
         if self.objective == "focal":
             alpha, gamma = _or(self.alpha, 0.25), _or(self.gamma, 2.0)
             return sigmoid_focal(logits, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)

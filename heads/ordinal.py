@@ -58,7 +58,7 @@ class OrdinalRegressionHead(Head):
         ratings = check_classes(classes, self.title)
         super().__init__(hidden_size, len(ratings) - 1, dropout=dropout, dropout_samples=dropout_samples)
         self.classes = ratings
-        self.objective, self.own_loss = self.choose_objective(objective, {})
+        self.objective, self.registered_loss = self.choose_objective(objective, {})
         if self.objective != "corn":
             self.output = linear(hidden_size, 1, bias=False)  # the score, without a bias: the thresholds have it
             # softplus(0.5413) = 1: at the start the thresholds have a distance of 1 and are centred on a score of 0.
@@ -104,8 +104,8 @@ class OrdinalRegressionHead(Head):
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of ranks, −100 is left out."""
         ranks = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
-        if self.own_loss is not None:
-            return self.mean_own_loss(logits, ranks, ranks != _IGNORED)
+        if self.registered_loss is not None:
+            return self.mean_registered_loss(logits, ranks, ranks != _IGNORED)
         function = {"coral": coral, "corn": corn, "cumulative_link": cumulative_logits}[self.objective]
         return function(logits, ranks, ignore_index=_IGNORED)
 

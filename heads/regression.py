@@ -164,12 +164,12 @@ class RegressionHead(Head):
             dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         check_count(num_targets, f"{self.title}: num_targets")
-        name, own_loss = self.choose_objective(objective, {"delta": delta})
+        name, registered_loss = self.choose_objective(objective, {"delta": delta})
         if scaling not in KINDS:
             raise HeadError(f"{self.title}: scaling {scaling!r} is unknown; known: {', '.join(KINDS)}")
         outputs = num_targets * (2 if name == "gaussian" else 1)
         super().__init__(hidden_size, outputs, dropout=dropout, dropout_samples=dropout_samples)
-        self.num_targets, self.objective, self.own_loss, self.delta = num_targets, name, own_loss, delta
+        self.num_targets, self.objective, self.registered_loss, self.delta = num_targets, name, registered_loss, delta
         self.scaling, self.log_targets = scaling, log_targets
         self.scaler: TargetScaler | None = None
         self.noise: tuple[float, ...] | None = None
@@ -214,11 +214,11 @@ class RegressionHead(Head):
         """See `Head.loss`; targets (B,), or (B, T) of several, on the scaled scale."""
         truth = mx.array(targets)
         means = logits[:, 0] if self.num_targets == 1 else logits[:, : self.num_targets]
-        if self.own_loss is not None:
+        if self.registered_loss is not None:
             check_same_shape(self.objective, predictions=means, targets=truth)
             keep = row_weights(rows, len(logits), self.title) > 0
             keep = mx.broadcast_to(keep.reshape(-1, *[1] * (truth.ndim - 1)), truth.shape)
-            return self.mean_own_loss(means, truth.astype(mx.float32), keep)
+            return self.mean_registered_loss(means, truth.astype(mx.float32), keep)
         if self.objective == "gaussian":
             raw = logits[:, 1] if self.num_targets == 1 else logits[:, self.num_targets :]
             variance = nn.softplus(raw) + _LEAST_VARIANCE

@@ -189,34 +189,6 @@ def head_for(task: str | type[Head]) -> type[Head]:
         raise FactoryError(str(error)) from error
 
 
-def fitted_model(
-    head_class: type[Head],
-    checkpoint: str | Path,
-    targets: Any,
-    *,
-    pooling: Choice = "mean",
-    revision: str | None = None,
-    dtype: mx.Dtype | None = None,
-    **arguments: Any,
-) -> tuple[BertWithHead, Tokenizer]:
-    """Return a model as `create_model` does, with a head fitted to targets: classes, scaler, balanced weights.
-
-    Args:
-        head_class: of the head.
-        checkpoint: as for `create_model`; likewise `pooling`, `revision` and `dtype`.
-        targets: for `Head.from_targets`; `arguments` are its others.
-    """
-    of_fitting = set(inspect.signature(head_class.from_targets).parameters)
-    check_options(head_class, {name: value for name, value in arguments.items() if name not in of_fitting})
-    return _assemble(
-        checkpoint,
-        pooling,
-        revision,
-        dtype,
-        lambda hidden_size: head_class.from_targets(hidden_size, targets, **arguments),
-    )
-
-
 def check_options(head_class: type[Head], options: Mapping[str, Any]) -> None:
     """Refuse options that the head's constructor does not have.
 
@@ -274,6 +246,7 @@ def _options(
 def _assemble(
     checkpoint: str | Path, pooling: Choice, revision: str | None, dtype: mx.Dtype | None, make_head: Any
 ) -> tuple[BertWithHead, Tokenizer]:
+    """Return a checkpoint's encoder with the head that `make_head` makes for its hidden size, and its tokenizer."""
     directory = resolve(checkpoint, revision)
     core, tokenizer = load(directory, dtype=dtype)
     try:
@@ -486,15 +459,22 @@ def from_dataframe(
         decimal=decimal,
         label_separator=label_separator,
     )
-    arguments = dict(head_options)
+    options = dict(head_options)
     if problem.task.classes is not None:
-        arguments["classes"] = problem.task.classes
+        options["classes"] = problem.task.classes
     if problem.task.task == "time_series":
         rows = problem.cut_windows(frame, window=head_options.get("window", 0), horizon=head_options.get("horizon", 1))
-        values, arguments["known_at"] = rows.targets, rows.known_at
+        targets, options["known_at"] = rows.targets, rows.known_at
     else:
-        values = problem.targets(frame)
-    model, tokenizer = fitted_model(
-        problem.head_class, checkpoint, values, pooling=pooling, revision=revision, dtype=dtype, **arguments
+        targets = problem.targets(frame)
+    head_class = problem.head_class
+    of_fitting = set(inspect.signature(head_class.from_targets).parameters)
+    check_options(head_class, {name: value for name, value in options.items() if name not in of_fitting})
+    model, tokenizer = _assemble(
+        checkpoint,
+        pooling,
+        revision,
+        dtype,
+        lambda hidden_size: head_class.from_targets(hidden_size, targets, **options),
     )
     return FrameModel(**vars(problem), model=model, tokenizer=tokenizer)

@@ -14,8 +14,7 @@ import pytest
 
 import mlxbert
 from converter.convert import convert
-from converter.parity.deviation import measure
-from converter.parity.gates import compare
+from converter.parity.gates import compare, measure
 from converter.parity.probes import make_probes
 from converter.parity.reference import build_reference
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Provenance

@@ -25,7 +25,7 @@ from converter.parity.report import (
     PRECISION,
     SENTENCE,
     ParityReport,
-    ReportError,
+    ParityReportError,
     require_version,
 )
 from converter.parity.report import NAME as PARITY
@@ -60,21 +60,21 @@ def read_quantization(directory: Path) -> QuantizationReport | None:
     """The block of a directory's `parity.json`; None where it has none.
 
     Raises:
-        ReportError: it is damaged, or of another version.
+        ParityReportError: it is damaged, or of another version.
     """
-    parsed = read_json(directory / PARITY, ReportError, limit=MAX_BYTES)
+    parsed = read_json(directory / PARITY, ParityReportError, limit=MAX_BYTES)
     block = (parsed or {}).get("quantization")
     if not isinstance(block, dict):
         return None
     require_version(parsed)
-    return read_cost(block, ReportError)
+    return read_cost(block, ParityReportError)
 
 
 def read_scores(block: Mapping[str, Any]) -> Scores | None:
     """The scores in the "mlxbert" block of `config.json`; None where the model was not fine-tuned by this project.
 
     Raises:
-        ReportError: the block is damaged.
+        ParityReportError: the block is damaged.
     """
     trained = block.get("trained")
     if trained is None:
@@ -83,7 +83,7 @@ def read_scores(block: Mapping[str, Any]) -> Scores | None:
         scores: Scores = _known(Scores, trained)
         return replace(scores, pooled=_numbers(scores.pooled), own=_numbers(scores.own))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ReportError(
+        raise ParityReportError(
             f'the "trained" block of config.json is damaged ({error!r}); fix: save the model again'
         ) from error
 

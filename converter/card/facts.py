@@ -51,7 +51,7 @@ def card_facts(
 
     Raises:
         CheckpointError: the "mlxbert" block is not as the conversion writes it.
-        ReportError: nor is its "trained" block.
+        ParityReportError: nor is its "trained" block.
     """
     fix = "fix: convert again"
     parsed = read_json(directory / INDEX, CheckpointError)

@@ -1,102 +1,128 @@
-"""Write a parity report: `parity.json` into the converted directory, and the JUnit and HTML files asked for."""
+"""Write a parity report: `parity.json` into the converted directory, and the JUnit and HTML files on request."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from converter.card.card import render_card
 from converter.card.facts import card_facts
+from converter.parity.gates import describe
 from converter.parity.render import render_html, render_junit
+from converter.parity.report import FORMAT_VERSION, NOT_COMPARED, ParityReport, ParityReportError
 from converter.parity.report import NAME as PARITY
-from converter.parity.report import ParityReport, ReportError
+from converter.quantize.cost import QuantizationReport
 from mlxbert.checkpoint import read_config
-from mlxbert.files.output_file import NAME, FileRecord, WriteError, manifest_bytes, read_manifest, replace_file
+from mlxbert.files.output_file import NAME as MANIFEST
+from mlxbert.files.output_file import FileRecord, WriteError, manifest_bytes, read_manifest, replace_file
 from mlxbert.files.reading import expand_home
 
 CARD = "README.md"
+
+_PYTORCH = ("torch", "transformers")
 
 
 def write_reports(
     report: ParityReport, converted: str | Path, *, junit: Path | None = None, html: Path | None = None
 ) -> list[str]:
-    """Write the report, pass or fail; returns a line for each file, for the user.
+    """Write the report, whether it passed or failed; return a line for each file, for the user.
 
-    A converted directory that cannot be written (a read-only mount) costs a line, since the answer is known and shown;
-    a file that was asked for and cannot be written is an error.
+    If the converted directory cannot be written (a read-only mount), its line says so: the verdict is known already.
 
     Raises:
         WriteError: `junit` or `html` cannot be written, or is a file of the model; nothing was written.
     """
-    _require_no_file_of_the_model(expand_home(converted), junit, html)
+    directory = expand_home(converted)
+    _refuse_files_of_the_model(directory, junit, html)
     lines = []
     for path, render in ((junit, render_junit), (html, render_html)):
         if path is not None:
             path = expand_home(path)
-            data = render(report).encode()
-            replace_file(path, data, fix="give a path that can be written")
+            replace_file(path, render(report).encode(), fix="give a path that can be written")
             lines.append(f"Written: {path}")
-    directory = expand_home(converted)
-    if (proven := _proven_by_another(directory, report)) is not None:
-        found = f"this failure is against {report.provenance.source}"
-        return [*lines, f"Not written: {directory / PARITY}: it passes against {proven}, and {found}; it stays"]
+    if (reference := _passed_reference(directory, report)) is not None:
+        failed = f"this failure is against {report.provenance.source}"
+        return [*lines, f"Not written: {directory / PARITY}: it passes against {reference}, and {failed}; it stays"]
     try:
-        _update(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
+        _replace_listed(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
         lines.append(f"Written: {directory / PARITY}")
     except WriteError as error:
         lines.append(f"Not written: {error}")
     return lines
 
 
-def _require_no_file_of_the_model(directory: Path, *reports: Path | None) -> None:
-    names = {NAME, PARITY, *(read_manifest(directory) or {})}
+def _refuse_files_of_the_model(directory: Path, *reports: Path | None) -> None:
+    names = {MANIFEST, PARITY, *(read_manifest(directory) or {})}
     files = {(directory / name).resolve(): name for name in names}
     for path in reports:
         if path is not None and (name := files.get(expand_home(path).resolve())) is not None:
             raise WriteError(f"{path}: is {name} of the model, not a report; fix: give another name")
 
 
-def _proven_by_another(directory: Path, report: ParityReport) -> str | None:
-    """The reference of a report that passes, where this one fails against another: a wrong --reference is no news."""
+def _passed_reference(directory: Path, report: ParityReport) -> str | None:
+    """Return the reference of the report that is there, if it passes and the new one fails against another.
+
+    A wrong --reference must not replace a report that passes.
+    """
     if report.passed:
         return None
     try:
         earlier = ParityReport.read(directory)
-    except ReportError:  # damaged: nothing that is worth keeping
+    except ParityReportError:  # damaged: it is worth nothing
         return None
-    if earlier is None:
+    if earlier is None or not earlier.passed or earlier.provenance.source == report.provenance.source:
         return None
-    same = earlier.provenance.source == report.provenance.source
-    return earlier.provenance.source if earlier.passed and not same else None
+    return earlier.provenance.source
 
 
 def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
-    """The model card with this report's numbers; none where somebody has edited the one that the conversion wrote."""
+    """Return the model card with this report's numbers; nothing if somebody edited the card of the conversion."""
     card = directory / CARD
     records = read_manifest(directory) or {}
     listed = records.get(CARD)
     if listed is None or not card.is_file() or FileRecord.of(card.read_bytes()) != listed:
         return {}
-    config = read_config(directory)
-    # The title is the first heading: a directory may have been renamed since, or lie in the Hub's cache.
+    # The name is the first heading: the directory may have another name since, or be in the Hub's cache.
     titles = [line[2:] for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-    cost = report.quantization
+    config, cost = read_config(directory), report.quantization
     facts = card_facts(directory, config, report, name=titles[0], records=records, quantization=cost)
     return {CARD: render_card(facts).encode()}
 
 
-def _update(directory: Path, files: dict[str, bytes]) -> None:
+def _replace_listed(directory: Path, files: Mapping[str, bytes]) -> None:
     """Replace files and their lines in the manifest, if there is one.
 
-    The lines are taken out first and put back last: killed in between, the directory has files too many for its
-    manifest, which is harmless, and never one that the manifest describes wrongly, which looks like damage.
+    The lines are removed first and added last. So a kill in between leaves files that the manifest does not list,
+    which is harmless, and never a file that it describes wrongly, which looks like damage.
     """
     fix = "keep the report with --html or --junit"
-    listed = read_manifest(directory)
-    if listed is not None:
-        listed = {name: record for name, record in listed.items() if name not in files}
-        replace_file(directory / NAME, manifest_bytes(listed), fix=fix, follow_links=False)
+    records = read_manifest(directory)
+    if records is not None:
+        records = {name: record for name, record in records.items() if name not in files}
+        replace_file(directory / MANIFEST, manifest_bytes(records), fix=fix, follow_links=False)
     for name, data in files.items():
         replace_file(directory / name, data, fix=fix, follow_links=False)
-    if listed is not None:
-        listed |= {name: FileRecord.of(data) for name, data in files.items()}
-        replace_file(directory / NAME, manifest_bytes(listed), fix=fix, follow_links=False)
+    if records is not None:
+        records |= {name: FileRecord.of(data) for name, data in files.items()}
+        replace_file(directory / MANIFEST, manifest_bytes(records), fix=fix, follow_links=False)
+
+
+def cost_json(quantization: QuantizationReport, *, why: str, weights: Mapping[str, str]) -> str:
+    """Return a `parity.json` with the cost of a quantization alone; `ParityReport` refuses to read a verdict from it.
+
+    Args:
+        quantization: the packing, and its cost on held-out text.
+        why: why nothing was compared.
+        weights: name -> sha256 of the weight files.
+    """
+    environment = {name: value for name, value in describe("not checked").items() if name not in _PYTORCH}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "passed": None,  # neither passed nor failed, and false to a reader that looks at nothing else
+        NOT_COMPARED: why,
+        "weights": dict(weights),
+        "environment": environment,
+        "quantization": quantization.to_dict(),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

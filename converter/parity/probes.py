@@ -1,4 +1,4 @@
-"""The inputs that both sides are run on: seeded, so that the same model is always asked the same questions."""
+"""The probes: seeded inputs that both sides of a comparison run on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlxbert.errors import MLXBertError
 from mlxbert.models.config_fields import EncoderConfig
 
 Tokenize = Callable[[str, str | None], tuple[list[int], list[int]]]
-"""A text, or a pair, to (ids, token type ids) with special tokens, without padding."""
+"""A text, or a pair -> (ids, token type ids) with special tokens, without padding."""
 
 LENGTHS = (1, 7, 128)  # and the model's maximum
 SENTENCES: tuple[tuple[str, str | None], ...] = (
@@ -31,7 +31,7 @@ SENTENCES: tuple[tuple[str, str | None], ...] = (
 
 
 class ProbeError(MLXBertError):
-    """The tokenizer gives what the model cannot take."""
+    """The tokenizer gives an id that the model does not have."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Probe:
     Attributes:
         name: what it tests, for the report.
         input_ids, attention_mask, token_type_ids: (B, L) int64; the mask is 1 for real tokens.
-        padding_invariance: each row is also run alone, without its padding, and must agree with itself in the batch.
+        padding_invariance: whether each row also runs alone, without padding, and must agree with the batch.
     """
 
     name: str
@@ -63,15 +63,15 @@ class Probe:
 
 
 def make_probes(config: EncoderConfig, *, seed: int = 0, tokenize: Tokenize | None = None) -> tuple[Probe, ...]:
-    """Random ids at lengths 1, 7, 128 and the model's maximum, ragged and random masks, and real sentences.
+    """Return random ids at lengths 1, 7, 128 and the model's maximum, ragged and random masks, and real sentences.
 
     Args:
-        config: gives the vocabulary, the number of token types and the longest input.
-        seed: of the random ids, types and masks.
-        tokenize: the checkpoint's tokenizer; None: no sentences, random ids alone.
+        config: has the size of the vocabulary, the number of token types and the longest input.
+        seed: seed of ids, types and masks.
+        tokenize: the checkpoint's tokenizer; None: there are no sentences.
 
     Raises:
-        ProbeError: the tokenizer gives an id or a type that the model has no embedding for.
+        ProbeError: the tokenizer gives an id that the model has no embedding for.
     """
     rng = np.random.default_rng(seed)
     longest = config.max_length
@@ -95,7 +95,7 @@ def _random(rng: np.random.Generator, config: EncoderConfig, length: int, batch:
 
 
 def _ragged(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> Probe:
-    """Right padding as a tokenizer gives it: row 0 full, the others of random lengths."""
+    """Return right padding as a tokenizer gives it: row 0 is full, the others have random lengths."""
     ids, types = _draw(rng, config, length, batch)
     lengths = rng.integers(1, length, size=batch, endpoint=True)
     lengths[0] = length
@@ -105,7 +105,7 @@ def _ragged(rng: np.random.Generator, config: EncoderConfig, length: int, batch:
 
 
 def _holes(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> Probe:
-    """A mask with holes anywhere, position 0 of row 1 included: it must be read element by element."""
+    """Return a mask with holes anywhere, position 0 of row 1 included: every element of it counts."""
     ids, types = _draw(rng, config, length, batch)
     mask = rng.integers(0, 2, size=(batch, length))
     mask[:, 0] = [1] + [0] * (batch - 1)
@@ -114,7 +114,7 @@ def _holes(rng: np.random.Generator, config: EncoderConfig, length: int, batch: 
 
 
 def _draw(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids and types (B, L): row 0 is one text alone, as most inputs are; the others have every type."""
+    """Return random ids and types (B, L): row 0 is a single text, as most inputs are; the others have every type."""
     ids = rng.integers(0, config.vocab_size, size=(batch, length))
     count = config.table_rows.get("token_type_ids", 1)
     if batch == 1:  # one part of the row for each type

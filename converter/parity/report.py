@@ -1,6 +1,6 @@
-"""`ParityReport`: what was compared, how far apart it was, and whether that passes; plain data, kept as JSON.
+"""`ParityReport`: what was compared, the errors, and the verdict; plain data, stored as JSON.
 
-The proof of a source that is a conversion itself: what is made of it inherits the comparison that it passed.
+A source may be a conversion itself: then its own report can prove what is made of it (`inherited_proof`).
 """
 
 from __future__ import annotations
@@ -15,48 +15,59 @@ from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.output_file import read_manifest
 from mlxbert.files.reading import from_json, parse_json, sha256_hex
 
+if TYPE_CHECKING:
+    from converter.source import Source
+
 NAME = "parity.json"
-# 2: says what was compared (`scope`), and what a quantization cost against limits on text. A report of version 1 may
-# call a model verified whose head was never compared, so it is not read.
+# Version 2 has the compared parts (`scope`) and the cost of a quantization on text. A report of version 1 may call a
+# model verified whose head was never compared, so it is not read.
 FORMAT_VERSION = 2
-# A report of bert-large is below 100 kB.
-MAX_BYTES = 16 << 20
+NOT_COMPARED = "not_compared"
+"""The field of a `parity.json` without a comparison: why there is none."""
+
 MAPPING, PRECISION = "mapping", "precision"
 CUMULATIVE, LOCAL, PADDING = "cumulative", "layer-local", "padding"
-NOT_COMPARED = "not_compared"
 ENCODER, POOLER, OWN_HEAD, TRAINED_HEAD = "encoder", "pooler", "own head", "trained head"
 PIPELINE = "sentence pipeline"
 SENTENCE = "sentence embedding"
-"""The point of a sentence pipeline."""
+"""Name of the sentence pipeline's point."""
+
+_FIX = "fix: run mlxbert-verify again"
+MAX_BYTES = 16 << 20  # a report of bert-large is below 100 kB
 
 
-class ReportError(MLXBertError):
+class ParityReportError(MLXBertError):
     """A `parity.json` that is damaged, or of another format version."""
 
 
-class NotComparedError(ReportError):
-    """A `parity.json` that says what a quantization cost (`converter.parity.gates`), and compares nothing."""
+class NotComparedError(ParityReportError):
+    """A `parity.json` with the cost of a quantization alone, and no comparison."""
+
+
+def badness(max_rel: float | None) -> float:
+    """Return a number by which the worst error sorts last; a problem (None) is worse than any error."""
+    return float("inf") if max_rel is None else max_rel
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place of the model under one check, over all probes.
+    """One module of the model under one check, over all probes.
 
     Attributes:
         gate: "mapping" or "precision".
         check: "cumulative" (the whole model up to here), "layer-local" (this layer alone, fed the reference's input
             to it) or "padding" (a text alone against itself in a padded batch).
-        name: the module whose output it is: "embeddings", "encoder.layer.3" (counted from 0, as in the checkpoint),
-            "pooler", "logits.start_logits" (a head's output under transformers' name for it) …
-        limit: on `max_rel`.
-        cosine_limit: on `cosine`; None: not limited.
-        max_abs: max |a − b| over unmasked positions; None where there is a problem, as are the next three.
+        name: the module whose output is compared: "embeddings", the path of a layer (counted from 0), "pooler",
+            "logits.start_logits" (a head's output under transformers' name) …
+        limit: limit on `max_rel`.
+        cosine_limit: limit on `cosine`; None: there is none.
+        max_abs: max |a − b| over unmasked positions; None with a problem, as are the next three.
         max_rel: max |a − b| / max(1, max |b| over the features of that position), b the reference.
         cosine: the smallest cosine between the two vectors of one position.
-        argmax_agreement: the share of positions whose largest feature is the same one.
+        argmax_agreement: share of the positions whose largest feature is the same.
         probe: the probe with the largest `max_rel`, or with the problem.
-        problem: NaN, infinity, a wrong shape, a missing layer; it fails whatever the numbers.
-        seconds: that computing and comparing it took; not kept in `parity.json`, whose bytes repeat.
+        problem: NaN, infinity, a wrong shape, a missing layer; it fails whatever the numbers are.
+        seconds: time to compute and compare; not in `parity.json`, whose bytes repeat.
     """
 
     gate: str
@@ -74,7 +85,7 @@ class Point:
 
     @property
     def passed(self) -> bool:
-        """Within the limits; what has no number does not pass."""
+        """Whether the numbers are within the limits; without numbers it does not pass."""
         if self.problem is not None or self.max_rel is None or self.cosine is None:
             return False
         # "<=" and ">=", so that a NaN fails.
@@ -82,7 +93,7 @@ class Point:
 
     @property
     def failure(self) -> str | None:
-        """One line that says what is wrong here; None when it passes."""
+        """One line that says what is wrong; None if it passes."""
         if self.passed:
             return None
         place = f"{self.gate} gate, {self.check}: {self.name}"
@@ -95,12 +106,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Part:
-    """Something that the directory ships, and whether it was compared with PyTorch.
+    """A part of the model that the directory ships, and whether it was compared with PyTorch.
 
     Attributes:
         name: "encoder", "pooler", "own head", "trained head" or "sentence pipeline".
         compared: whether it was.
-        detail: what it was compared with, or why it was not compared.
+        detail: what it was compared with, or why it was not.
     """
 
     name: str
@@ -110,11 +121,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Proof:
-    """An earlier comparison, which a model that was made from the compared files inherits.
+    """An earlier comparison; a model that is made from the compared files inherits it.
 
     Attributes:
-        source, revision: what the files had been compared with.
-        dtype: of the files, that is, of the weights that the comparison was of.
+        source, revision: what the files were compared with.
+        dtype: dtype of the compared weights.
         report: SHA-256 of the `parity.json` beside them.
     """
 
@@ -126,18 +137,18 @@ class Proof:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was compared with what; given by the caller.
+    """What was compared with what; the caller of the gates knows it.
 
     Attributes:
         source: the reference's Hub id, or the name (never the path) of its directory or file.
-        revision: its commit, 40 hex digits, when it came from the Hub.
-        weights: the written weight files' names and sha256.
-        float32_core: what the mapping gate's MLX side was: the written weights, or the source through the mapping.
-        seed: the probes'.
-        notes: what a reader should know besides.
-        origin: what the reference itself had been converted from, by mlxbert; None: it is no conversion.
-        proof: the reference's own comparison with `origin`, where these very files passed one.
-        own_export: whether the reference is what mlxbert-export writes of the model itself: one trained here.
+        revision: its commit, 40 hex digits, if it came from the Hub.
+        weights: name -> sha256 of the written weight files.
+        float32_core: the MLX side of the mapping gate: the written weights, or the source through the mapping.
+        seed: seed of the probes.
+        notes: notes for the reader.
+        origin: what mlxbert converted the reference from; None: the reference is no conversion.
+        proof: the comparison of the reference with `origin`, if these very files passed one.
+        own_export: whether the reference is the export of the model itself, which was trained here.
     """
 
     source: str
@@ -152,19 +163,19 @@ class Provenance:
 
     @property
     def model(self) -> str:
-        """What the directory is proven to be, for people: the first source, where its proof is inherited."""
+        """The proven model in words: the first source, if its proof is inherited."""
         if self.own_export:
             return f"{self.source}, exported to PyTorch"
         return self.source if self.proof is None else self.proof.source
 
     @property
     def compared_with(self) -> tuple[str, str | None]:
-        """Source and revision that the proof is about."""
+        """Source and revision of the proof."""
         return (self.source, self.revision) if self.proof is None else (self.proof.source, self.proof.revision)
 
     @property
     def inherited(self) -> str | None:
-        """How the proof came here, to follow the model's name; None: it was compared itself."""
+        """The way of an inherited proof, to follow the name of the model; None: the proof is its own."""
         if self.proof is None:
             return None
         return (
@@ -173,8 +184,13 @@ class Provenance:
         )
 
     @property
+    def reference(self) -> str:
+        """What the model was compared with, in words, with the way of the proof or the reservation."""
+        return self.reservation or ", ".join(filter(None, [self.model, self.inherited]))
+
+    @property
     def reservation(self) -> str | None:
-        """What a comparison with something converted leaves open, to follow "verified against"; None: nothing."""
+        """What the comparison with a conversion leaves open, to follow "verified against"; None: nothing."""
         if self.origin is None or self.proof is not None:
             return None
         return f"{self.source} alone, itself a conversion of {self.origin}, which was not compared"
@@ -182,17 +198,17 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Both gates' results.
+    """The results of both gates.
 
     Attributes:
-        model_type: the architecture whose limits were applied.
-        written_dtype: the written checkpoint's; `compute_dtype`: what the precision gate computed it in.
-        reference_class: the transformers class; `unexpected`: the source's tensors that it had no use for.
+        model_type: the architecture, which declares the limits.
+        written_dtype, compute_dtype: dtype of the written checkpoint, and of its computation in the precision gate.
+        reference_class, unexpected: the transformers class, and the source's tensors that it does not use.
         probes: name and shape of each.
         environment: versions, device, TF32, BLAS, platform.
-        points: in the order of the model, gate by gate; of a quantized model the mapping gate's alone.
-        scope: what the directory ships, part by part: compared, or not and why.
-        quantization: what was packed and what it cost on held-out text; None where nothing is.
+        points: in the order of the model, gate by gate; for a quantized model those of the mapping gate only.
+        scope: the parts that the directory ships.
+        quantization: the packing and its cost on held-out text; None: nothing is packed.
     """
 
     model_type: str
@@ -209,7 +225,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether what was compared agrees: each point, and what a quantization cost, within the limits.
+        """Whether each point, and the cost of a quantization, is within the limits.
 
         A gate that compared nothing has not passed.
         """
@@ -218,53 +234,53 @@ class ParityReport:
 
     @property
     def verified(self) -> bool:
-        """Whether it passed, and nothing that the directory ships was left out."""
+        """Whether the comparison passed and left out no part that the directory ships."""
         return self.passed and bool(self.compared) and not self.uncompared
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The names of the parts that were compared."""
+        """Names of the compared parts."""
         return tuple(part.name for part in self.scope if part.compared)
 
     @property
     def uncompared(self) -> tuple[Part, ...]:
-        """The parts that the directory ships and that were not compared."""
+        """Parts that the directory ships and that were not compared."""
         return tuple(part for part in self.scope if not part.compared)
 
     @property
     def left_out(self) -> str:
-        """The parts that were not compared, for people: "own head (why), …"."""
+        """The parts that were not compared, in words: "own head (why), …"."""
         return ", ".join(f"{part.name} ({part.detail})" for part in self.uncompared)
 
     @property
     def verdict(self) -> str:
-        """Verified or not, of which parts, for people; one line."""
+        """Verified or not, and which parts; one line."""
         parts = ", ".join(self.compared)
         if not self.passed:
             first = next(iter(self.failures), "a gate compared nothing")
             return f"NOT VERIFIED: the comparison with PyTorch FAILED ({first})"
         if self.uncompared:
             return f"NOT VERIFIED as a whole: not compared: {self.left_out}; proven: {parts}"
-        seen = self.provenance
-        before = "VERIFIED" if self.quantization is None else "VERIFIED before packing"
-        if seen.reservation:
-            before += f" against {seen.reservation}"
-        elif seen.inherited or seen.own_export:
-            before += f" against {seen.model}{', ' + seen.inherited if seen.inherited else ''}"
-        cost = (
-            "" if self.quantization is None else f"; the cost is within the limits of {self.quantization.limits.name}"
-        )
-        return f"{before}: {parts}{cost}"
+        verified, cost = "VERIFIED", ""
+        if self.quantization is not None:
+            verified, cost = (
+                "VERIFIED before packing",
+                f"; the cost is within the limits of {self.quantization.limits.name}",
+            )
+        provenance = self.provenance
+        if provenance.reservation or provenance.inherited or provenance.own_export:
+            verified += f" against {provenance.reference}"
+        return f"{verified}: {parts}{cost}"
 
     @property
     def failures(self) -> list[str]:
-        """One line for each point that fails, then for what a quantization broke or cost too much."""
-        found = [line for point in self.points if (line := point.failure) is not None]
-        return found + (self.quantization.failures if self.quantization else [])
+        """One line for each point that fails, then for each failure of a quantization."""
+        lines = [line for point in self.points if (line := point.failure) is not None]
+        return lines + (self.quantization.failures if self.quantization else [])
 
     @property
     def first_diverging_layer(self) -> str | None:
-        """The first module that is wrong by itself; where each is right alone, the first cumulative one; or None."""
+        """The first module that is wrong alone; if each is right alone, the first that is wrong in the whole model."""
         for check in (LOCAL, CUMULATIVE, PADDING):
             for point in self.select(MAPPING, check):
                 if not point.passed:
@@ -272,18 +288,18 @@ class ParityReport:
         return None
 
     def select(self, gate: str, check: str) -> list[Point]:
-        """The points of one check, in the order of the model."""
+        """Return the points of one check, in the order of the model."""
         return [point for point in self.points if (point.gate, point.check) == (gate, check)]
 
     def gate_passed(self, gate: str) -> bool:
-        """Whether one gate compared something and every point of it passes; of a quantized model, its cost."""
+        """Whether a gate compared something and all its points pass; for the precision of a packed model, its cost."""
         if gate == PRECISION and self.quantization is not None:
             return not self.quantization.failures
         points = [point for point in self.points if point.gate == gate]
         return bool(points) and all(point.passed for point in points)
 
     def to_json(self) -> str:
-        """`parity.json`: the verdict first, then everything; the same run gives the same bytes."""
+        """Return `parity.json`: the verdict first, then everything; the same run gives the same bytes."""
         head = {
             "format_version": FORMAT_VERSION,
             "verified": self.verified,
@@ -301,56 +317,41 @@ class ParityReport:
         """Return the report beside a converted model; None where there is none.
 
         Raises:
-            NotComparedError, ReportError: as `from_json`, or the file cannot be read.
+            NotComparedError, ParityReportError: as `from_value`; or the file cannot be read.
         """
-        value = parse_json(directory / NAME, ReportError, limit=MAX_BYTES)
+        value = parse_json(directory / NAME, ParityReportError, limit=MAX_BYTES)
         return None if value is None else cls.from_value(value)
 
     @classmethod
-    def from_json(cls, text: str) -> ParityReport:
-        """Read `to_json`'s output; the verdict is computed again, not believed.
+    def from_value(cls, value: Any) -> ParityReport:
+        """Return the report that parsed JSON describes; the verdict is computed again, not believed.
 
         Raises:
-            NotComparedError: it says what a quantization cost, and nothing was compared with PyTorch.
-            ReportError: not JSON, of another version, or with fields that are missing or of another type.
+            NotComparedError: nothing was compared with PyTorch.
+            ParityReportError: another version, or fields that are missing or of another type.
         """
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ReportError(f"{NAME} is not JSON ({error}); fix: run mlxbert-verify again") from error
-        return cls.from_value(value)
-
-    @classmethod
-    def from_value(cls, value: Any) -> ParityReport:
-        """`from_json`, for JSON that is parsed already."""
         require_version(value)
         if NOT_COMPARED in value:
-            why = printable(value[NOT_COMPARED])
-            raise NotComparedError(f"{NAME} compares nothing with PyTorch ({why}); fix: run mlxbert-verify")
-        return from_json(cls, value, place=NAME, fix="fix: run mlxbert-verify again", error=ReportError)
+            reason = printable(value[NOT_COMPARED])
+            raise NotComparedError(f"{NAME} compares nothing with PyTorch ({reason}); fix: run mlxbert-verify")
+        return from_json(cls, value, place=NAME, fix=_FIX, error=ParityReportError)
 
 
 def require_version(value: Any) -> None:
-    """Refuse JSON that is no `parity.json` of this format version.
+    """Check that parsed JSON is a `parity.json` of this format version.
 
     Raises:
-        ReportError: it is another's.
+        ParityReportError: it is not.
     """
-    found = value.get("format_version") if isinstance(value, dict) else None
-    if type(found) is not int:
-        raise ReportError(f"{NAME} is not a parity report; fix: run mlxbert-verify again")
-    if found != FORMAT_VERSION:
-        raise ReportError(
-            f"{NAME} has format version {found}, this mlxbert reads {FORMAT_VERSION}; fix: run mlxbert-verify again"
-        )
-
-
-if TYPE_CHECKING:
-    from converter.source import Source
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if type(version) is not int:
+        raise ParityReportError(f"{NAME} is not a parity report; {_FIX}")
+    if version != FORMAT_VERSION:
+        raise ParityReportError(f"{NAME} has format version {version}, this mlxbert reads {FORMAT_VERSION}; {_FIX}")
 
 
 def origin_of(source: Source) -> str | None:
-    """What a source that mlxbert had converted was made from; of one that it trained, or of any other, None."""
+    """Return what mlxbert converted the source from; None if it did not convert it, or trained it."""
     block = source.config.get("mlxbert")
     if not isinstance(block, dict) or "head" in block or not isinstance(block.get("source"), str):
         return None
@@ -359,31 +360,25 @@ def origin_of(source: Source) -> str | None:
 
 
 def inherited_proof(source: Source) -> Proof | None:
-    """The comparison that the source's own files passed; None where it is no conversion, or there is none of them.
+    """Return the comparison that the source's own files passed; None if it is no conversion, or there is none.
 
-    It has to be whole (nothing that is shipped was left out), in a `parity.json` that the manifest lists, and of the
-    very weights that lie there now, by their SHA-256.
+    The comparison has to be whole (it left out nothing that is shipped), in a `parity.json` that the manifest lists,
+    and of the very weights that are there now, by their SHA-256.
     """
     if origin_of(source) is None:
         return None
     try:
         report = ParityReport.read(source.directory)
-        digest = sha256_hex(source.directory / NAME, ReportError)
-    except ReportError:  # damaged, or of another version: no proof, and the report of this conversion says so
+        digest = sha256_hex(source.directory / NAME, ParityReportError)
+    except ParityReportError:  # damaged or of another version: no proof, and the report of this conversion says so
         return None
     records = read_manifest(source.directory) or {}
     if report is None or digest is None or not report.verified or report.provenance.reservation is not None:
         return None
     if NAME not in records or records[NAME].sha256 != digest:
         return None
-    compared = report.provenance.weights
-    if {file.name for file in source.weight_files} != set(compared):
-        return None
-    if any(_sha256(file) != compared[file.name] for file in source.weight_files):
+    weights = {file.name: sha256_hex(file, ParityReportError) for file in source.weight_files}
+    if weights != report.provenance.weights:
         return None
     name, revision = report.provenance.compared_with
     return Proof(name, revision, report.written_dtype, digest)
-
-
-def _sha256(file: Path) -> str | None:
-    return sha256_hex(file, ReportError)

@@ -14,7 +14,7 @@ from typing import Any
 from converter.card.card import read_quantization, reference_of, render_card
 from converter.card.facts import card_facts
 from converter.parity.files import CARD, PARITY
-from converter.parity.report import OWN_HEAD, PIPELINE, TRAINED_HEAD, NotComparedError, ParityReport, ReportError
+from converter.parity.report import OWN_HEAD, PIPELINE, TRAINED_HEAD, NotComparedError, ParityReport, ParityReportError
 from converter.publish.errors import PublishError
 from converter.publish.leaks import lint_card, refuse_leaks
 from converter.publish.remote import CheckedFile, check_repo_id, default_repo_id
@@ -133,7 +133,7 @@ def _parity(
         report = ParityReport.read(path)
     except NotComparedError:
         return None, _NEVER_COMPARED
-    except ReportError as error:
+    except ParityReportError as error:
         return None, f"its comparison with PyTorch cannot be read ({reason(error, path)})"
     if report is None:
         return None, _NEVER_COMPARED

@@ -1,29 +1,24 @@
-"""Which errors of a token's embedding matter: the metric in which tables of embeddings are rounded.
+"""Calibrated rounding: one Linear after the other, each on the inputs that the quantized layers before it give.
 
-Half of a small BERT is its word embeddings. They have no inputs whose moments could weigh errors, but what they give
-is read by the encoder, and some directions of it move the encoder's output far more than others: LayerNorm takes the
-mean away, and no layer reads all directions alike. To first order an error e of one token's embedding moves the output
-by J e, so that its square is eᵀ Jᵀ J e; Jᵀ J is estimated from gradients of random projections of the output
-(Hutchinson's estimate), averaged over tokens.
+Two models run side by side over the calibration batches, one stage (the embeddings, a layer, the pooler) at a time:
+the float32 model, whose outputs are the target, and the quantized one. Both are the same encoder; the quantized one
+computes with rounded weights in the place of its own. Of each model only the hidden states of the current stage are in
+memory.
 
-Calibrated rounding: layer after layer, each on the inputs that the quantized layers before it give.
-
-Two copies of the model run side by side over the calibration batches, one layer at a time: the float32 model, whose
-outputs are wanted, and the quantized one, whose inputs are to be lived with. Of each only the hidden states of the
-current layer are held.
-
-The tables of embeddings come first; they have no inputs, and are rounded by what their errors do to the encoder's
-output.
+The embedding tables come first. They have no inputs, so the errors of a row are weighed by their effect on the output
+of the encoder (`embedding_metric`).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from converter.quantize.rounding import (
@@ -36,85 +31,76 @@ from converter.quantize.rounding import (
     corrected_bias,
 )
 from converter.quantize.texts import TokenBatch
-from mlxbert.models.base import Inputs
-from mlxbert.models.bert import BertCore, BertLayer
+from mlxbert.model_tensors import named_parameters
+from mlxbert.models.base import Context, Encoder, LinearGroup, module_at
 from mlxbert.quantization import QuantizationConfig
 
-# Gradients cost three times what the output does; a few thousand tokens are enough for a matrix as wide as a hidden
-# state, as each of them counts with its own random projection.
-_TOKENS = 6000
+Progress = Callable[[int, int], None]
+"""Called with the number of finished matrices, and of all."""
+
+# A gradient costs three times its output. Some thousand tokens are enough for a matrix as wide as a hidden state: each
+# of them counts with its own random projection.
+_METRIC_TOKENS = 6000
 
 
 def embedding_metric(
-    core: BertCore,
-    batches: Sequence[TokenBatch],
-    *,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    core: Encoder, batches: Sequence[TokenBatch], *, seed: int = 0, progress: Progress | None = None
 ) -> Array:
-    """(D, D) float64: mean over tokens of Jᵀ J, J the derivative of a text's mean hidden state (scaled to length 1).
+    """Return the metric (D, D) float64 in which errors of embeddings are measured: the mean of Jᵀ J over tokens.
+
+    J is the derivative of a text's mean hidden state, scaled to length 1, by the embedding of one of its tokens. To
+    first order an error e of that embedding moves the output by J e, whose square is eᵀ Jᵀ J e. Some directions move
+    it far more than others: LayerNorm removes the mean, and no layer reads all directions alike. Jᵀ J is estimated
+    from the gradients of random projections of the output (Hutchinson's estimate).
 
     Args:
-        core: the float32 encoder; only its last hidden states count.
-        batches: calibration text; of more than some thousand tokens evenly spaced batches.
-        seed: of the projections.
-        progress: told how many batches are done.
+        core: the float32 encoder.
+        batches: calibration text; if it has more than some thousand tokens, only every n-th batch counts.
+        seed: seed of the projections.
+        progress: called with the number of finished batches, and of all.
     """
     rng = np.random.default_rng(seed)
-    width = core.config.hidden_size
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
-    step = max(1, round(tokens / _TOKENS))
-    metric, counted = np.zeros((width, width)), 0
-    spaced = batches[::step]
+    spaced = batches[:: max(1, round(tokens / _METRIC_TOKENS))]
+    metric: Any = 0.0
+    count = 0
     for done, batch in enumerate(spaced, 1):
-        gradients = _gradients(core, batch, mx.array(rng.standard_normal((len(batch.input_ids), width), np.float32)))
-        metric += gradients.T @ gradients
-        counted += len(gradients)
+        shape = len(batch.input_ids), core.config.hidden_size
+        gradients = _gradients(core, batch, mx.array(rng.standard_normal(shape, np.float32)))
+        metric = metric + (gradients.T @ gradients).astype(np.float64)
+        count += len(gradients)
         if progress is not None:
             progress(done, len(spaced))
-    return metric / counted
+    return metric / count  # type: ignore[no-any-return]
 
 
-def _gradients(core: BertCore, batch: TokenBatch, projections: mx.array) -> Array:
-    """(tokens, D) float32: of each text's projection, by the sums of embeddings before their LayerNorm."""
+def _gradients(core: Encoder, batch: TokenBatch, projections: mx.array) -> Array:
+    """Return the gradients (tokens, D) float32 of each text's projected mean by the embeddings of its tokens."""
     ids, mask = mx.array(batch.input_ids), mx.array(batch.attention_mask)
-    keep = mask.astype(mx.bool_)[:, None, None, :]  # (B, 1, 1, L)
-    tables = core.embeddings
-    positions = tables.position_embeddings(mx.arange(ids.shape[1])[None])
-    sums = tables.word_embeddings(ids) + tables.token_type_embeddings(mx.zeros_like(ids)) + positions
     counts = mask.sum(axis=1, keepdims=True).astype(mx.float32)
 
-    def projected(sums: mx.array) -> mx.array:
-        x = tables.LayerNorm(sums)
-        for layer in core.encoder.layer:
-            x, _ = layer(x, keep)
-        # Errors of a text's tokens are independent and average out: over its root, each text counts by its tokens.
+    def projected(words: mx.array) -> mx.array:
+        x = core(ids, mask, inputs_embeds=words).last_hidden_state
+        # The errors of a text's tokens are independent and partly cancel, by the root of their number: multiplied by
+        # it, each text counts by its tokens.
         means = (x * mask[..., None]).sum(axis=1) / counts
         means /= mx.linalg.norm(means, axis=1, keepdims=True)
         return (means * projections * mx.sqrt(counts)).sum()
 
-    return np.array(mx.grad(projected)(sums))[batch.keep]
-
-
-Progress = Callable[[int, int], None]
-"""Called with matrices done, matrices in all."""
-
-EMBEDDINGS = ("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings")
-
-States = list[mx.array]
-"""(B, L, D) of every batch."""
+    words = module_at(core, core.architecture.tables["word"])(ids)
+    return np.array(mx.grad(projected)(words))[batch.keep]
 
 
 @dataclass
 class Calibrated:
-    """Packed weights by path, and the biases that changed with them, by name; biases are float32."""
+    """Rounded weights by path, and the biases that changed with them by name; biases are float32."""
 
     weights: dict[str, AffineWeight] = field(default_factory=dict)
     biases: dict[str, Array] = field(default_factory=dict)
 
 
 def calibrate(
-    core: BertCore,
+    core: Encoder,
     batches: Sequence[TokenBatch],
     config: QuantizationConfig,
     *,
@@ -123,146 +109,252 @@ def calibrate(
     metric: Array | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
-    """Round every layer that `config` packs; `core` (float32) is not changed.
+    """Round every Linear and embedding table that `config` packs; `core` (float32) stays as it is.
 
     Args:
         core: the float32 encoder.
         batches: calibration text.
-        config: affine throughout.
-        dtype: of scales and biases.
-        alone: round each layer as if it were the only one: on the inputs that the float32 model gives it.
-        metric: of the tables' errors, where it is known already: `embedding_metric` of the core.
-        progress: told how many matrices are done.
+        config: the packing of every layer; affine.
+        dtype: dtype of scales and biases.
+        alone: whether each layer is rounded as the only one, on inputs of the float32 model.
+        metric: `embedding_metric` of the encoder; None: it is computed where a table is packed.
+        progress: called after each matrix.
 
     Raises:
-        DtypeError: a weight is too large for the scales' dtype.
+        DtypeError: a weight is too large for the dtype of the scales.
     """
-    run = _Run(core, batches, config, dtype, alone, metric, progress)
-    exact, own = run.embeddings()
-    for index in range(core.config.num_hidden_layers):
-        exact, own = run.layer(index, exact, own)
-    run.pooler(exact, own)
-    return run.result
+    return _Calibration(core, batches, config, dtype=dtype, alone=alone, metric=metric, progress=progress).run()
 
 
-class _Run:
+@dataclass
+class _Side:
+    """One of the two models between two stages.
+
+    Attributes:
+        states: hidden states (B, L, D) of every batch.
+        contexts: what the layers need besides, of every batch.
+        rounded: path -> the Linear that computes in its place.
+        outputs: path -> outputs of every batch, where they are known.
+    """
+
+    states: list[mx.array] = field(default_factory=list)
+    contexts: list[Context] = field(default_factory=list)
+    rounded: dict[str, nn.Module] = field(default_factory=dict)
+    outputs: dict[str, list[mx.array]] = field(default_factory=dict)
+
+
+class _Calibration:
     def __init__(
         self,
-        core: BertCore,
+        core: Encoder,
         batches: Sequence[TokenBatch],
         config: QuantizationConfig,
+        *,
         dtype: str,
         alone: bool,
         metric: Array | None,
         progress: Progress | None,
     ):
-        self.core, self.batches, self.config, self.dtype, self._alone = core, batches, config, dtype, alone
-        self.result = Calibrated()
-        self._metric = metric
-        self._progress = progress
-        self._total = 3 + 6 * core.config.num_hidden_layers + ("pooler" in core)
-        self._masks = [mx.array(batch.attention_mask).astype(mx.bool_)[:, None, None, :] for batch in batches]
-        self._keep = [batch.keep.reshape(-1) for batch in batches]
-        self._done = 0
+        self._core, self._batches, self._config, self._dtype = core, batches, config, dtype
+        self._metric, self._progress = metric, progress
+        self._exact = _Side()
+        self._own = self._exact if alone else _Side()
+        self._result = Calibrated()
+        self._tables = tuple(core.architecture.tables.values())
+        self._rounded_tables: list[tuple[str, mx.array]] = []
+        self._groups = core.linears()
+        # How often each Linear runs: layers may share their parameters.
+        self._uses = Counter(path for group in self._groups for path in group.paths)
+        self._finished = 0
 
-    def embeddings(self) -> tuple[States, States]:
-        """Round the embeddings; their outputs, float32 and rounded."""
-        own = copy.deepcopy(self.core.embeddings)
-        packed = {path: layer for path in EMBEDDINGS if (layer := self.config.of(path)) is not None}
+    def run(self) -> Calibrated:
+        """Round tables, then the Linears of every stage."""
+        self._round_tables()
+        self._round_shared()
+        for stage in range(self._core.num_layers + 2):
+            for group in self._groups:
+                if group.stage == stage:
+                    self._round_group(group)
+            if stage <= self._core.num_layers:
+                self._advance(stage)
+        return self._result
+
+    def _round_tables(self) -> None:
+        packed = {path: layer for path in self._tables if (layer := self._config.of(path)) is not None}
         if packed and self._metric is None:
-            self._metric = embedding_metric(self.core, self.batches)
-        for path in EMBEDDINGS:
-            table = own[path.rpartition(".")[2]]
+            self._metric = embedding_metric(self._core, self._batches)
+        for path in self._tables:
             if path in packed:
                 assert self._metric is not None
-                weight = compensate_table(np.array(table.weight), self._metric, packed[path], dtype=self.dtype)
-                self._accept(path, weight)
-                if not self._alone:
-                    table.weight = mx.array(weight.numbers)
-            self._advance()
-        ids = [Inputs(batch.input_ids.shape, mx.array(batch.input_ids)) for batch in self.batches]
-        return _computed(map(self.core.embeddings, ids)), _computed(map(own, ids))
+                table = np.array(module_at(self._core, path).weight)
+                self._accept(path, compensate_table(table, self._metric, packed[path], dtype=self._dtype))
+            self._count()
+        if self._own is not self._exact:
+            weights = self._result.weights.items()
+            self._rounded_tables = [(f"{path}.weight", mx.array(weight.numbers)) for path, weight in weights]
 
-    def layer(self, index: int, exact: States, own: States) -> tuple[States, States]:
-        """Round one layer in the order in which its matrices are used; its outputs, float32 and rounded."""
-        path = f"encoder.layer.{index}"
-        truth: BertLayer = self.core.encoder.layer[index]
-        rounding = copy.deepcopy(truth)
-
-        moments = self._moments(zip(exact, own, strict=True))
-        for name in ("query", "key", "value"):
-            self._round(f"{path}.attention.self.{name}", rounding.attention.self[name], moments)
-
-        def attend(layer: BertLayer, states: States) -> States:
-            return _computed(layer.attention.self(x, mask)[0] for x, mask in zip(states, self._masks, strict=True))
-
-        contexts = attend(truth, exact), attend(rounding, own)
-        moments = self._moments(zip(*contexts, strict=True))
-        self._round(f"{path}.attention.output.dense", rounding.attention.output.dense, moments)
-        exact = _computed(map(truth.attention.output, contexts[0], exact))
-        own = _computed(map(rounding.attention.output, contexts[1], own))
-        del contexts
-
-        self._round(
-            f"{path}.intermediate.dense", rounding.intermediate.dense, self._moments(zip(exact, own, strict=True))
-        )
-        # Four times as wide as the hidden states: made for one batch at a time, and once more below.
-        wide = ((truth.intermediate(x), rounding.intermediate(y)) for x, y in zip(exact, own, strict=True))
-        self._round(f"{path}.output.dense", rounding.output.dense, self._moments(wide))
-
-        def finish(layer: BertLayer, states: States) -> States:
-            return _computed(layer.output(layer.intermediate(x), x) for x in states)
-
-        return finish(truth, exact), finish(rounding, own)
-
-    def pooler(self, exact: States, own: States) -> None:
-        """Round the pooler, which reads the first token alone."""
-        if "pooler" not in self.core:
+    def _round_shared(self) -> None:
+        """Round each Linear that runs several times on the float32 inputs of all its uses."""
+        moments = {path: Moments.empty(_shape(self._core, path)[1]) for path, uses in self._uses.items() if uses > 1}
+        if not moments:
             return
-        first = ((x[:, :1], y[:, :1]) for x, y in zip(exact, own, strict=True))
-        moments = self._moments(first, every_token=False)
-        self._round("pooler.dense", copy.deepcopy(self.core.pooler.dense), moments)
+        for i, batch in enumerate(self._batches):
 
-    def _moments(self, pairs: Any, *, every_token: bool = True) -> Moments:
-        moments = None
-        for keep, (exact, own) in zip(self._keep, pairs, strict=True):
-            width = exact.shape[-1]
-            rows = [np.array(x).reshape(-1, width) for x in (exact, own)]
-            if every_token:
-                rows = [x[keep] for x in rows]
-            if moments is None:
-                moments = Moments.empty(width)
-            moments.add(*rows)
-        assert moments is not None  # there is a batch
-        return moments
+            def call(path: str, linear: nn.Module, x: mx.array, i: int = i) -> mx.array:
+                if path in moments:
+                    rows = self._rows(x, i)
+                    moments[path].add(rows, rows)
+                output: mx.array = linear(x)
+                return output
 
-    def _round(self, path: str, linear: Any, moments: Moments) -> None:
-        """Round one linear layer, and put the rounded numbers into it."""
-        layer = self.config.of(path)
+            with self._core.watched(call):
+                mx.eval(self._core(batch.input_ids, batch.attention_mask).last_hidden_state)
+        for path, of_path in moments.items():
+            self._round(path, of_path)
+
+    def _round_group(self, group: LinearGroup) -> None:
+        """Round Linears that read the same array, on what they read of every batch."""
+        paths = [path for path in group.paths if self._uses[path] == 1]
+        if any(self._config.of(path) is not None for path in paths):
+            shape = _shape(self._core, paths[0])
+            # The outputs of a Linear that is no wider than a hidden state stay in memory until the next group, which
+            # then does not compute them again. Wider ones would need several times the memory.
+            keeps_outputs = len(group.paths) == 1 and max(shape) <= self._core.config.hidden_size
+            moments = Moments.empty(shape[1])
+            inputs = []
+            for i in range(len(self._batches)):
+                exact = self._input_of(self._exact, paths[0], group.stage, i)
+                own = exact if self._own is self._exact else self._input_of(self._own, paths[0], group.stage, i)
+                moments.add(self._rows(exact, i), self._rows(own, i))
+                if keeps_outputs:
+                    inputs.append((exact, own))
+            for path in paths:
+                self._round(path, moments)
+            if keeps_outputs:
+                self._keep_outputs(paths[0], inputs)
+        else:
+            for _ in paths:
+                self._count()
+
+    def _input_of(self, side: _Side, path: str, stage: int, i: int) -> mx.array:
+        """Return what a Linear reads of batch `i`; MLX computes only what this needs."""
+        inputs: list[mx.array] = []
+
+        def call(name: str, linear: nn.Module, x: mx.array) -> mx.array:
+            if name == path:
+                inputs.append(x)
+            return self._output(side, name, linear, x, i)
+
+        with self._core.watched(call):
+            self._compute(side, stage, i)
+        mx.eval(inputs[0])
+        return inputs[0]
+
+    def _keep_outputs(self, path: str, inputs: list[tuple[mx.array, mx.array]]) -> None:
+        linear = module_at(self._core, path)
+        self._exact.outputs = {path: _evaluated(linear(exact) for exact, _ in inputs)}
+        if self._own is not self._exact:
+            rounded = self._own.rounded.get(path, linear)
+            self._own.outputs = {path: _evaluated(rounded(own) for _, own in inputs)}
+
+    def _advance(self, stage: int) -> None:
+        """Replace the states of each model by the output of a stage."""
+        for side in (self._exact,) if self._own is self._exact else (self._exact, self._own):
+            states, contexts = [], []
+            for i in range(len(self._batches)):
+
+                def call(path: str, linear: nn.Module, x: mx.array, i: int = i, side: _Side = side) -> mx.array:
+                    return self._output(side, path, linear, x, i)
+
+                with self._core.watched(call):
+                    x, context = self._compute(side, stage, i)
+                # One batch after the other: the graph of all would hold every intermediate array.
+                mx.eval(x, context)
+                states.append(x)
+                contexts.append(context)
+            side.states, side.contexts, side.outputs = states, contexts, {}
+            side.rounded = {path: linear for path, linear in side.rounded.items() if self._uses[path] > 1}
+
+    def _compute(self, side: _Side, stage: int, i: int) -> tuple[mx.array, Context]:
+        """Run a stage on batch `i`: 0 the embeddings, then the layers, then what follows them."""
+        if stage == 0:
+            with self._tables_of(side):
+                return self._core.embed(self._batches[i].input_ids, self._batches[i].attention_mask)
+        x, context = side.states[i], side.contexts[i]
+        if stage <= self._core.num_layers:
+            return self._core.run_layer(stage - 1, x, context)[0], context
+        self._core.pool(self._core.finish(x))
+        return x, context
+
+    def _output(self, side: _Side, path: str, linear: nn.Module, x: mx.array, i: int) -> mx.array:
+        if path in side.outputs:
+            return side.outputs[path][i]
+        output: mx.array = side.rounded.get(path, linear)(x)
+        return output
+
+    @contextmanager
+    def _tables_of(self, side: _Side) -> Iterator[None]:
+        """Inside, the encoder has the rounded tables if `side` is the quantized model."""
+        if side is self._exact or not self._rounded_tables:
+            yield
+            return
+        before = named_parameters(self._core)
+        try:
+            self._core.load_weights(self._rounded_tables, strict=False)
+            yield
+        finally:
+            self._core.load_weights([(name, before[name]) for name, _ in self._rounded_tables], strict=False)
+
+    def _rows(self, x: mx.array, i: int) -> Array:
+        """Return the inputs of the real tokens, (tokens, D); all of them where there is one vector a text."""
+        keep = self._batches[i].keep
+        rows = np.array(x)
+        return rows[keep] if rows.shape[:2] == keep.shape else rows.reshape(-1, rows.shape[-1])
+
+    def _round(self, path: str, moments: Moments) -> None:
+        """Round one Linear; from now on the quantized model computes with it."""
+        layer = self._config.of(path)
         if layer is not None:
-            weight, bias = np.array(linear.weight), np.array(linear.bias)
-            packed = compensate(weight, moments, layer, dtype=self.dtype)
-            self._accept(path, packed)
-            self.result.biases[f"{path}.bias"] = corrected_bias(bias, weight, packed.numbers, moments)
-            if not self._alone:
-                linear.weight = mx.array(packed.numbers)
-                linear.bias = mx.array(self.result.biases[f"{path}.bias"])
-        self._advance()
+            linear = module_at(self._core, path)
+            weight = np.array(linear.weight)
+            rounded = compensate(weight, moments, layer, dtype=self._dtype)
+            self._accept(path, rounded)
+            bias = None
+            if "bias" in linear:
+                bias = corrected_bias(np.array(linear.bias), weight, rounded.numbers, moments)
+                self._result.biases[f"{path}.bias"] = bias
+            if self._own is not self._exact:
+                self._own.rounded[path] = _linear(rounded.numbers, bias)
+        self._count()
 
     def _accept(self, path: str, weight: AffineWeight) -> None:
-        check_finite(path, weight.scales, weight.biases, self.dtype)
-        self.result.weights[path] = weight
+        check_finite(path, weight.scales, weight.biases, self._dtype)
+        self._result.weights[path] = weight
 
-    def _advance(self) -> None:
-        self._done += 1
+    def _count(self) -> None:
+        self._finished += 1
         if self._progress is not None:
-            self._progress(self._done, self._total)
+            self._progress(self._finished, len(self._tables) + len(self._uses))
 
 
-def _computed(arrays: Any) -> States:
-    """Each evaluated before the next: the graph of all batches at once would hold every intermediate."""
-    states = []
+def _shape(core: Encoder, path: str) -> tuple[int, int]:
+    """Return (outputs, inputs) of a Linear."""
+    outputs, inputs = module_at(core, path).weight.shape
+    return outputs, inputs
+
+
+def _linear(weight: Array, bias: Array | None) -> nn.Linear:
+    linear = nn.Linear(1, 1, bias=bias is not None)
+    linear.weight = mx.array(weight)
+    if bias is not None:
+        linear.bias = mx.array(bias)
+    return linear
+
+
+def _evaluated(arrays: Iterator[mx.array]) -> list[mx.array]:
+    """Return the arrays, each evaluated before the next: the graph of all would hold every intermediate array."""
+    evaluated = []
     for array in arrays:
         mx.eval(array)
-        states.append(array)
-    return states
+        evaluated.append(array)
+    return evaluated

@@ -1,9 +1,7 @@
-"""What a quantization cost, as data with its verdict: the "quantization" object of `parity.json`.
+"""The cost of a quantization as data with a verdict: the "quantization" object of `parity.json`, and its limits.
 
-The mapping is proven before anything is packed (`converter.parity.gates`). What is left to show is that the files hold
-the matrices that were rounded, and what the rounding costs a text's embedding: each has limits of its own packing.
-
-Which limits a quantized checkpoint answers to.
+The mapping is proven before anything is packed (`converter.parity.gates`). Two questions remain: do the files hold the
+matrices that were rounded, and what does the rounding cost a text's embedding? Each packing has limits on both.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from mlxbert.quantization import LayerQuantization, QuantizationConfig
 
 @dataclass(frozen=True)
 class CostLimits:
-    """What texts' embeddings may lose; `name` is the packing that the limits belong to."""
+    """What the embeddings of texts may lose; `name` is the packing that the limits belong to."""
 
     name: str
     cosine_mean: float
@@ -44,10 +42,10 @@ TEXT_LIMITS = {
         CostLimits("mxfp4", 0.92, 0.84, 0.86),
         CostLimits("mxfp8", 0.996, 0.993, 0.99),
         CostLimits("nvfp4", 0.955, 0.925, 0.90),
-        CostLimits("mixed", 0.993, 0.988, 0.98),  # calibrated, as it is made for
+        CostLimits("mixed", 0.993, 0.988, 0.98),  # calibrated, as is its default
     )
 }
-# On |W − Ŵ| / |W|, Frobenius, of one packed matrix, and of one tensor that is kept in a dtype.
+# On |W − Ŵ| / |W|, Frobenius, of one packed matrix; and of one tensor that is not packed, by its dtype.
 ERROR_LIMITS = {
     "2bit": 0.50,
     "3bit": 0.30,
@@ -67,12 +65,12 @@ class LayerReport:
     """One packed matrix.
 
     Attributes:
-        path: its layer.
-        mode, bits, group_size: how it is packed.
-        bytes: what it takes, scales and biases included.
+        path: path of its layer.
+        mode, bits, group_size: its packing.
+        bytes: its size, scales and biases included.
         error: |W − Ŵ| / |W|, Frobenius, against the float32 matrix.
-        limit: on `error`.
-        seconds: that comparing it took; not kept in `parity.json`, whose bytes repeat.
+        limit: limit on `error`.
+        seconds: time of the comparison; not in `parity.json`, whose bytes repeat.
     """
 
     path: str
@@ -85,21 +83,21 @@ class LayerReport:
     seconds: float | None = field(default=None, compare=False)
 
     @property
-    def form(self) -> str:
-        """`4-bit affine, groups of 64`."""
+    def packing(self) -> str:
+        """The packing in words: `4-bit affine, groups of 64`."""
         return f"{self.bits}-bit {self.mode}, groups of {self.group_size}"
 
     @property
     def failure(self) -> str | None:
-        """Why these are not the rounded source's numbers; None: they are."""
+        """Why these are not the rounded numbers of the source; None: they are."""
         if self.error <= self.limit:  # so that NaN fails
             return None
-        return f"packing: {self.path}: error {self.error:.3f} > {self.limit:g}, the limit of {self.form}"
+        return f"packing: {self.path}: error {self.error:.3f} > {self.limit:g}, the limit of {self.packing}"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Of the tensors that are not packed, the one that is furthest from the source's; `error` and `limit` as above."""
+class KeptTensor:
+    """The tensor with the largest error of those that are not packed; `error` and `limit` as in `LayerReport`."""
 
     name: str
     error: float
@@ -107,8 +105,8 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A layer that keeps its numbers, and why."""
+class SkippedLayer:
+    """A layer that is not packed, and why."""
 
     path: str
     reason: str
@@ -116,18 +114,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Quality:
-    """One list of held-out texts, quantized against float32.
+    """Quantized against float32 on one list of held-out texts.
 
     Attributes:
-        text: the list's name; "random ids" where there is no tokenizer.
-        sentences: in it.
-        cosine_mean, cosine_min: between a sentence's two embeddings.
-        rank_correlation: Spearman's, of the cosines of all pairs of sentences.
-        logit_agreement: share of the head's decisions that are the same (the largest score; of several labels each
-            by itself, at a probability of 0.5); None: no head, or one of numbers.
-        logit_kl: mean KL divergence, in nats, from the float32 head's distribution, of several labels each
-            label's; None likewise.
-        seconds: that measuring it took; not kept in `parity.json`.
+        text: name of the list; "random ids" without a tokenizer.
+        sentences: number of texts.
+        cosine_mean, cosine_min: of the cosines between the two embeddings of a text.
+        rank_correlation: Spearman's, of the cosines of all pairs of texts.
+        logit_agreement: share of equal decisions of the head (the largest score; with several labels each of them,
+            at a probability of 0.5); None: there is no head, or it gives numbers.
+        logit_kl: mean KL divergence, in nats, from the distribution of the float32 head, with several labels that of
+            each; None likewise.
+        seconds: time of the measurement; not in `parity.json`.
     """
 
     text: str
@@ -140,31 +138,35 @@ class Quality:
     seconds: float | None = field(default=None, compare=False)
 
     def failures(self, limits: CostLimits) -> list[str]:
-        """A line for each measure beyond its limit; NaN is."""
-        found = {"mean cosine": (self.cosine_mean, limits.cosine_mean)}
-        found["smallest cosine"] = (self.cosine_min, limits.cosine_min)
+        """Return a line for each measure beyond its limit; NaN is beyond."""
+        measures = {
+            "mean cosine": (self.cosine_mean, limits.cosine_mean),
+            "smallest cosine": (self.cosine_min, limits.cosine_min),
+        }
         if self.rank_correlation is not None:
-            found["rank correlation"] = (self.rank_correlation, limits.rank_correlation)
+            measures["rank correlation"] = (self.rank_correlation, limits.rank_correlation)
         return [
-            f"cost on {self.text}: {what} {value:.4f} < {limit:g}, the limit of {limits.name}"
-            for what, (value, limit) in found.items()
+            f"cost on {self.text}: {name} {value:.4f} < {limit:g}, the limit of {limits.name}"
+            for name, (value, limit) in measures.items()
             if not value >= limit
         ]
 
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """All that the terminal, `parity.json`, the HTML page and the card say of a quantization.
+    """What the terminal, `parity.json`, the HTML page and the card say about a quantization.
 
     Attributes:
-        recipe: its name; where another tool wrote the files, their packing.
-        calibrated: whether text chose the codes.
-        bytes: of all weight files, headers and heads included.
-        parameters: true count, of the encoder.
-        bits_per_weight: of storage: the encoder's bytes · 8 / parameters.
-        layers, skipped, kept: what was packed, what was not and why, and the worst of what was not.
-        quality: on each held-out list.
-        limits: what `quality` answers to.
+        recipe: name of the recipe; for files of another tool their packing.
+        calibrated: whether calibration text chose the codes.
+        bytes: size of all weight files, headers and heads included.
+        parameters: number of the encoder's parameters before packing.
+        bits_per_weight: storage: the encoder's bytes · 8 / parameters.
+        layers: the packed matrices.
+        skipped: the layers that are not packed.
+        kept: the worst tensor that is not packed.
+        quality: the measures on each held-out list.
+        limits: the limits on `quality`.
     """
 
     recipe: str
@@ -173,45 +175,50 @@ class QuantizationReport:
     parameters: int
     bits_per_weight: float
     layers: tuple[LayerReport, ...]
-    skipped: tuple[Skipped, ...]
-    kept: Kept | None
+    skipped: tuple[SkippedLayer, ...]
+    kept: KeptTensor | None
     quality: tuple[Quality, ...]
     limits: CostLimits
 
     @property
     def failures(self) -> list[str]:
-        """A line for each matrix that is not the rounded source's, then for each measure on text beyond its limit."""
-        found = [layer.failure for layer in self.layers if layer.failure is not None]
+        """A line for each matrix with wrong numbers, then for each measure on text beyond its limit."""
+        lines = [layer.failure for layer in self.layers if layer.failure is not None]
         if self.kept is not None and not self.kept.error <= self.kept.limit:
-            found.append(f"packing: {self.kept.name}, not packed: error {self.kept.error:.1e} > {self.kept.limit:g}")
-        found += [line for item in self.quality for line in item.failures(self.limits)]
-        return found if self.quality else [*found, "cost: not measured on any text"]
+            lines.append(f"packing: {self.kept.name}, not packed: error {self.kept.error:.1e} > {self.kept.limit:g}")
+        lines += [line for quality in self.quality for line in quality.failures(self.limits)]
+        return lines if self.quality else [*lines, "cost: not measured on any text"]
+
+    @property
+    def packings(self) -> dict[str, list[LayerReport]]:
+        """Packing -> its layers, the widest packing first."""
+        layers: dict[str, list[LayerReport]] = defaultdict(list)
+        for layer in sorted(self.layers, key=lambda layer: (-layer.bits, layer.mode, -layer.group_size)):
+            layers[layer.packing].append(layer)
+        return layers
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
-        """For each form of layer, the widest first: how many layers have it, and their bytes."""
-        found: dict[str, list[LayerReport]] = defaultdict(list)
-        for layer in sorted(self.layers, key=lambda layer: (-layer.bits, layer.mode, -layer.group_size)):
-            found[layer.form].append(layer)
-        return {form: (len(layers), sum(layer.bytes for layer in layers)) for form, layers in found.items()}
+        """Packing -> (number of layers, their bytes), the widest packing first."""
+        return {packing: (len(same), sum(layer.bytes for layer in same)) for packing, same in self.packings.items()}
 
     @property
     def sentence(self) -> str:
-        """What the bits cost, in one sentence."""
-        worst = min(self.quality, key=lambda item: item.cosine_mean, default=None)
+        """The cost in one sentence."""
+        worst = min(self.quality, key=lambda quality: quality.cosine_mean, default=None)
         if worst is None:
             return f"{self.recipe}: not measured"
         rank = "" if worst.rank_correlation is None else f", rank correlation {worst.rank_correlation:.4f}"
         within = "beyond" if self.failures else "within"
         limits = self.limits
-        asked = f"mean {limits.cosine_mean:g}, smallest {limits.cosine_min:g}, rank {limits.rank_correlation:g}"
+        limit = f"mean {limits.cosine_mean:g}, smallest {limits.cosine_min:g}, rank {limits.rank_correlation:g}"
         return (
             f"{self.recipe}, {self.bits_per_weight:.2f} bits a weight: on {worst.text} cosine {worst.cosine_mean:.4f} "
-            f"(smallest {worst.cosine_min:.4f}){rank}; {within} the limits of {self.limits.name} ({asked})"
+            f"(smallest {worst.cosine_min:.4f}){rank}; {within} the limits of {limits.name} ({limit})"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, without the seconds that it took."""
+        """Return plain data without the seconds."""
         values = asdict(self)
         for item in (*values["layers"], *values["quality"]):
             del item["seconds"]
@@ -219,52 +226,50 @@ class QuantizationReport:
 
 
 def read_cost(block: Mapping[str, Any], error: type[MLXBertError]) -> QuantizationReport:
-    """Return what `QuantizationReport.to_dict` gave; fields of a later version are left out.
+    """Return the report that `QuantizationReport.to_dict` wrote; fields of a later version are ignored.
 
     Raises:
-        error: one of ours is missing or of another type.
+        error: a field is missing or of another type.
     """
-    return from_json(
-        QuantizationReport,
-        block,
-        place="the quantization block of parity.json",
-        fix="fix: run mlxbert-verify again",
-        error=error,
-    )
+    place, fix = "the quantization block of parity.json", "fix: run mlxbert-verify again"
+    return from_json(QuantizationReport, block, place=place, fix=fix, error=error)
 
 
 def recipe_of(config: Mapping[str, Any]) -> str:
-    """The recipe that a `config.json` names; of another tool's files its packing."""
+    """Return the recipe that a `config.json` names; for files of another tool their packing."""
     block = config.get("mlxbert")
     facts = block.get("quantization") if isinstance(block, dict) else None
     recipe = facts.get("recipe") if isinstance(facts, dict) else None
-    return recipe if isinstance(recipe, str) else coarsest(config)
+    return recipe if isinstance(recipe, str) else _coarsest(config)
 
 
 def text_limits(config: Mapping[str, Any], mean_bits: float, *, calibrated: bool) -> CostLimits:
-    """The recipe's own limits; of allotted bits those of the best uniform recipe that takes no more of them.
+    """Return the limits of the recipe; for allotted bits those of the best uniform recipe with no more of them.
 
     Args:
-        config: a quantized checkpoint's `config.json`.
-        mean_bits: of a packed weight, scales aside.
-        calibrated: whether text chose the codes.
+        config: the `config.json` of a quantized checkpoint.
+        mean_bits: bits of a packed weight, without scales.
+        calibrated: whether calibration text chose the codes.
     """
     recipe = recipe_of(config)
     if recipe == AUTO:
         fitting = [bits for bits in (2, 3, 4, 5, 6, 8) if bits <= mean_bits]
         return TEXT_LIMITS[f"{max(fitting, default=2)}bit"]
-    return TEXT_LIMITS[MIXED if recipe == MIXED and calibrated else coarsest(config)]
+    return TEXT_LIMITS[MIXED if recipe == MIXED and calibrated else _coarsest(config)]
 
 
-def coarsest(config: Mapping[str, Any]) -> str:
-    """The limits' row of the narrowest packing that any layer has: "4bit", "mxfp4", …"""
+def error_limit(layer: LayerQuantization) -> float:
+    """Return the limit on the error of a matrix with this packing."""
+    return ERROR_LIMITS[_name(layer)]
+
+
+def _coarsest(config: Mapping[str, Any]) -> str:
+    """Return the narrowest packing of any layer: "4bit", "mxfp4", …"""
     parsed = QuantizationConfig.from_hf(config)
-    assert parsed is not None  # asked of quantized ones alone
-    return row(
-        min([*parsed.overrides.values(), parsed.default], key=lambda layer: (layer.bits, layer.mode == "affine"))
-    )
+    assert parsed is not None  # the checkpoint is quantized
+    layers = [*parsed.overrides.values(), parsed.default]
+    return _name(min(layers, key=lambda layer: (layer.bits, layer.mode == "affine")))
 
 
-def row(layer: LayerQuantization) -> str:
-    """The name of a packing in `converter.quantize.cost`."""
+def _name(layer: LayerQuantization) -> str:
     return f"{layer.bits}bit" if layer.mode == "affine" else layer.mode

@@ -1,7 +1,4 @@
-"""What `--quantize` takes: each name, and the packing that it stands for.
-
-The options of a quantization, checked against each other before anything is read or downloaded.
-"""
+"""The options of a quantization, recipes by name and targets of `auto`: checked before anything is read."""
 
 from __future__ import annotations
 
@@ -16,15 +13,18 @@ from converter.quantize.texts import BUILT_IN, TextList, calibration_texts
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig, QuantizationError
 
 AUTO, MIXED = "auto", "mixed"
+NO_CALIBRATION = "none"
 GROUP = 64
-FEW_ROWS = 4
 
+# A matrix with this many rows or fewer is not packed.
+_FEW_ROWS = 4
 # Two groups of nvfp4: MLX unpacks 32 weights at once, and fails on an odd number of 16 (mlx 0.32.4).
-_AT_ONCE = 32
+_WEIGHTS_AT_ONCE = 32
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 class RecipeError(QuantizationError):
-    """A recipe that is unknown, or options that contradict it."""
+    """An unknown recipe, options that contradict each other, or a target that no allotment of bits reaches."""
 
 
 @dataclass(frozen=True)
@@ -32,122 +32,119 @@ class Recipe:
     """A named way to quantize.
 
     Attributes:
-        name: what `--quantize` takes.
-        default: every layer's packing.
-        layers: path of a layer to another one.
-        calibrated: whether it is made for calibration, and so calibrates unless told not to.
-        can_calibrate: whether its format has scales fine enough for calibration to choose.
+        name: the value of `--quantize`.
+        default: the packing of every layer.
+        tables: packings of the embedding tables that differ from the default; the keys are those of
+            `mlxbert.models.base.Architecture.tables`.
+        calibrated: whether the recipe calibrates unless the user forbids it.
     """
 
     name: str
     default: LayerQuantization
-    layers: Mapping[str, LayerQuantization] = field(default_factory=dict)
+    tables: Mapping[str, LayerQuantization] = field(default_factory=dict)
     calibrated: bool = False
 
     @property
     def can_calibrate(self) -> bool:
+        """Whether the scales of the format are fine enough for calibration to choose them."""
         return self.default.has_biases
+
+    def layers(self, table_paths: Mapping[str, str]) -> dict[str, LayerQuantization]:
+        """Return the packings that differ from the default by path; `table_paths` are the architecture's tables."""
+        return {table_paths[kind]: layer for kind, layer in self.tables.items() if kind in table_paths}
 
 
 def _recipes() -> dict[str, Recipe]:
-    affine = MODES["affine"][0]
-    recipes = {f"{bits}bit": Recipe(f"{bits}bit", LayerQuantization(bits, GROUP)) for bits in affine}
+    recipes = [Recipe(f"{bits}bit", LayerQuantization(bits, GROUP)) for bits in MODES["affine"][0]]
     for mode in ("mxfp4", "mxfp8", "nvfp4"):
         (bits,), (group,) = MODES[mode]
-        recipes[mode] = Recipe(mode, LayerQuantization(bits, group, mode))
-    # Half of a small BERT is its word embeddings, and an error in one word's is averaged over a sentence; positions
-    # are few, and their error is in every token.
-    embeddings = {
-        "embeddings.word_embeddings": LayerQuantization(4, GROUP),
-        "embeddings.position_embeddings": LayerQuantization(6, GROUP),
-    }
-    recipes[MIXED] = Recipe(MIXED, LayerQuantization(5, GROUP), embeddings, calibrated=True)
-    # The default is what stands in config.json; every layer has an entry of its own.
-    recipes[AUTO] = Recipe(AUTO, LayerQuantization(4, GROUP), calibrated=True)
-    return recipes
+        recipes.append(Recipe(mode, LayerQuantization(bits, group, mode)))
+    # Half of a small BERT is word embeddings, and the error of one word is averaged over its sentence. The position
+    # embeddings are few, and their error is in every token.
+    tables = {"word": LayerQuantization(4, GROUP), "position": LayerQuantization(6, GROUP)}
+    recipes.append(Recipe(MIXED, LayerQuantization(5, GROUP), tables, calibrated=True))
+    # `config.json` shows this default, but every layer has an entry of its own.
+    recipes.append(Recipe(AUTO, LayerQuantization(4, GROUP), calibrated=True))
+    return {recipe.name: recipe for recipe in recipes}
 
 
 RECIPES = _recipes()
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe of a name.
+    """Return the recipe of a name.
 
     Raises:
-        RecipeError: there is none; says which are near, or all.
+        RecipeError: there is none; the message names similar recipes and all recipes.
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name.lower(), RECIPES, n=3, cutoff=0.5) or list(RECIPES)
-    raise RecipeError(f"--quantize {name}: no such recipe; fix: {' or '.join(near)} (all: {', '.join(RECIPES)})")
+    similar = difflib.get_close_matches(name.lower(), RECIPES, n=3, cutoff=0.5) or list(RECIPES)
+    raise RecipeError(f"--quantize {name}: no such recipe; fix: {' or '.join(similar)} (all: {', '.join(RECIPES)})")
 
 
 def fitted(layer: LayerQuantization, width: int) -> LayerQuantization | None:
-    """The packing with a group size that divides rows of `width`: its own, or a smaller one; None: none does."""
+    """Return the packing with its own group size, or a smaller one, that divides rows of `width`; None: none does."""
     sizes = sorted((size for size in MODES[layer.mode][1] if size <= layer.group_size), reverse=True)
     for size in sizes:
-        if width % max(size, _AT_ONCE) == 0:
+        if width % max(size, _WEIGHTS_AT_ONCE) == 0:
             return LayerQuantization(layer.bits, size, layer.mode)
     return None
 
 
 def configure(
-    recipe: Recipe, shapes: Mapping[str, tuple[int, int]], layers: Mapping[str, LayerQuantization] | None = None
+    default: LayerQuantization,
+    shapes: Mapping[str, tuple[int, int]],
+    layers: Mapping[str, LayerQuantization] | None = None,
 ) -> QuantizationConfig:
-    """Which layers a recipe packs, and how.
+    """Decide which layers are packed, and how.
 
     Args:
-        recipe: the recipe.
-        shapes: path of every layer with a matrix to its (rows, width).
-        layers: packings that stand above the recipe's own: an allotment.
+        default: the packing of a layer without one of its own.
+        shapes: path of every layer with a matrix -> its (rows, width).
+        layers: path of a layer -> its own packing.
     """
-    chosen = {**recipe.layers, **(layers or {})}
     overrides, skipped = {}, {}
     for path, (rows, width) in shapes.items():
-        wanted = chosen.get(path, recipe.default)
+        wanted = (layers or {}).get(path, default)
         layer = fitted(wanted, width)
-        if rows <= FEW_ROWS:
+        if rows <= _FEW_ROWS:
             skipped[path] = f"{rows} rows: nothing to gain"
         elif layer is None:
-            skipped[path] = f"rows of {width} divide into no groups of {_sizes(wanted.mode)}"
-        # mlx-embeddings and mlx-vlm ask for 64 weights or multiples of them where a layer has no entry of its own.
-        elif layer != recipe.default or rows * width % 64:
+            skipped[path] = f"rows of {width} divide into no groups of {_group_sizes(wanted.mode)}"
+        # mlx-embeddings and mlx-vlm require a multiple of 64 weights where a layer has no entry of its own.
+        elif layer != default or rows * width % 64:
             overrides[path] = layer
-    return QuantizationConfig(recipe.default, overrides, skipped)
+    return QuantizationConfig(default, overrides, skipped)
 
 
 def require_packable(recipe: Recipe, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse a model of which a recipe would pack nothing, and call that quantized.
+    """Refuse a model of which the recipe packs no layer.
 
     Raises:
-        RecipeError: says the widths.
+        RecipeError: the message has the widths.
     """
-    config = configure(recipe, shapes)
+    config = configure(recipe.default, shapes)
     if all(config.of(path) is None for path in shapes):
         widths = " and ".join(map(str, sorted({width for _, width in shapes.values()})))
         raise RecipeError(
             f"--quantize {recipe.name}: no layer can be packed: rows of {widths} divide into no groups of "
-            f"{_sizes(recipe.default.mode)}; fix: --dtype float16 without --quantize"
+            f"{_group_sizes(recipe.default.mode)}; fix: --dtype float16 without --quantize"
         )
 
 
-def _sizes(mode: str) -> str:
-    return ", ".join(str(max(size, _AT_ONCE)) for size in MODES[mode][1])
-
-
-NO_CALIBRATION = "none"
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+def _group_sizes(mode: str) -> str:
+    return ", ".join(str(max(size, _WEIGHTS_AT_ONCE)) for size in MODES[mode][1])
 
 
 @dataclass(frozen=True)
 class Target:
-    """What `auto` is to reach; one of the three is given.
+    """The target of `auto`: one of three.
 
     Attributes:
         size: bytes of all weight files.
-        bits: of storage for each parameter of the encoder, scales included.
-        cosine: mean, of sentence embeddings with the float32 model's, on calibration text held back.
+        bits: storage for each parameter of the encoder, scales included.
+        cosine: mean cosine of sentence embeddings with those of the float32 model, on held-back calibration text.
     """
 
     size: int | None = None
@@ -155,8 +152,8 @@ class Target:
     cosine: float | None = None
 
     @property
-    def words(self) -> str:
-        """For people."""
+    def description(self) -> str:
+        """The target in words."""
         if self.size is not None:
             return f"at most {self.size / 1e6:.2f} MB of weight files"
         return f"at most {self.bits:g} bits a weight" if self.bits is not None else f"a mean cosine of {self.cosine:g}"
@@ -167,9 +164,9 @@ class QuantizeSettings:
     """How to quantize.
 
     Attributes:
-        recipe: by name.
-        calibration: the texts; None: without.
-        target: of `auto`.
+        recipe: the recipe.
+        calibration: the calibration texts; None: round without calibration.
+        target: the target of `auto`; None for any other recipe.
     """
 
     recipe: Recipe
@@ -186,7 +183,7 @@ def quantize_settings(
     target_cosine: float | None = None,
     dequantize: bool = False,
 ) -> QuantizeSettings | None:
-    """Check the options of `mlxbert-convert`; None: nothing is quantized.
+    """Check the options of `mlxbert-convert`; None: nothing is to be quantized.
 
     Raises:
         RecipeError: an unknown recipe, or options that contradict each other; one line.
@@ -194,21 +191,22 @@ def quantize_settings(
     """
     targets = {"--target-size": target_size, "--target-bits": target_bits, "--target-cosine": target_cosine}
     given = [name for name, value in targets.items() if value is not None]
-    if dequantize and (quantize is not None or calibration is not None or given):
-        other = "--quantize" if quantize is not None else "--calibration" if calibration is not None else given[0]
+    options = [*(["--calibration"] if calibration is not None else []), *given]
+    if dequantize and (quantize is not None or options):
+        other = "--quantize" if quantize is not None else options[0]
         raise RecipeError(f"--dequantize and {other} contradict each other; fix: one of them, or two runs")
     if quantize is None:
-        if calibration is not None or given:
-            option = "--calibration" if calibration is not None else given[0]
-            raise RecipeError(f"{option} is for a quantization; fix: add --quantize {AUTO if given else '4bit'}")
+        if options:
+            recipe_name = AUTO if given else "4bit"
+            raise RecipeError(f"{options[0]} is for a quantization; fix: add --quantize {recipe_name}")
         return None
     recipe = recipe_named(quantize)
     if len(given) > 1:
-        raise RecipeError(f"{' and '.join(given)}: one target can be met, not several; fix: leave one")
+        raise RecipeError(f"{' and '.join(given)}: only one target is possible; fix: leave one")
     if given and recipe.name != AUTO:
         raise RecipeError(f"{given[0]} is for --quantize {AUTO}, not {recipe.name}; fix: --quantize {AUTO}")
     if not given and recipe.name == AUTO:
-        raise RecipeError(f"--quantize {AUTO}: nothing to aim at; fix: add {', '.join(targets)} (one of them)")
+        raise RecipeError(f"--quantize {AUTO}: has no target; fix: add {', '.join(targets)} (one of them)")
     return QuantizeSettings(
         recipe,
         _calibration(recipe, calibration),
@@ -241,7 +239,7 @@ def _target(size: str | int | None, bits: float | None, cosine: float | None) ->
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of "14MB", "13.5 MB", "12MiB" or 14000000.
+    """Return the bytes of "14MB", "13.5 MB", "12MiB" or 14000000.
 
     Raises:
         RecipeError: not a size.

@@ -1,4 +1,4 @@
-"""The texts of calibration and those that it never sees: read, checked, and made into batches of token ids."""
+"""The calibration texts and the held-out texts: read, checked, and turned into batches of token ids."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ BUILT_IN = "built-in"
 HELD_OUT = ("encyclopedia", "everyday")
 """The two lists of sentences that quality is measured on: `converter/quantize/sentences/heldout_*.txt`."""
 
+VARIANTS = 4
+"""Variants of each text in a calibration: some hundred sentences alone have too few different words."""
+
 # Longer texts add tokens and no variety.
 _MAX_LENGTH = 128
 _BATCH = 32
+# The share of words that a variant replaces.
+_REPLACED = (0.15, 0.3, 0.5)
 
-# A book would never end: of more texts than this, and of more tokens than have room, every n-th text calibrates.
+# With more texts, or with more tokens than have room, only every n-th text calibrates: a whole book would not end.
 _MAX_TEXTS = 4096
 _STATE_BYTES = 1 << 31
-# Hidden states of every batch at once: before and after a step, and the contexts, of either model; float32.
+# float32 hidden states of every batch that are in memory together: input, output and inner input of a layer, for each
+# of the two models.
 _STATES, _FLOAT = 6, 4
-
-# Variants of each text: a word of it in three is another one, so that calibration meets more than a few hundred
-# sentences can say.
-VARIANTS = 4
-_REPLACED = (0.15, 0.3, 0.5)
 
 
 class CalibrationError(MLXBertError):
-    """A calibration file that cannot be used, or a model without a tokenizer to read it."""
+    """A calibration file that cannot be used, or a model without a tokenizer for it."""
 
 
 @dataclass(frozen=True)
 class TextList:
-    """Named texts, one a line of their file; `digest` is the sha256 of it."""
+    """A named list of texts; `digest` is their sha256."""
 
     name: str
     texts: tuple[str, ...]
@@ -52,74 +53,76 @@ class TextList:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """(B, L) int64 ids, and a mask that is 1 for real tokens; one token type."""
+    """Token ids (B, L) int64 and a mask (B, L) that is 1 for real tokens; every token has type 0."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
 
     @property
     def keep(self) -> np.ndarray:
-        """(B, L) boolean: the real tokens."""
+        """(B, L) boolean: True for real tokens."""
         return self.attention_mask.astype(bool)
 
 
 def built_in(name: str) -> TextList:
-    """A list that ships with the package: "calibration", or one of `HELD_OUT`."""
+    """Return a list of this package: "calibration", or one of `HELD_OUT`."""
     file = name if name == "calibration" else f"heldout_{name}"
-    text = files("converter.quantize.sentences").joinpath(f"{file}.txt").read_text(encoding="utf-8")
+    text = files("converter.quantize").joinpath("sentences", f"{file}.txt").read_text(encoding="utf-8")
     return _text_list(BUILT_IN if name == "calibration" else name, text)
 
 
 def calibration_texts(given: str | Path) -> TextList:
-    """The calibration texts: "built-in", or a UTF-8 file with one text a line (empty lines do not count).
+    """Return the built-in list for "built-in", else the lines of a UTF-8 file without the empty ones.
 
     Raises:
-        CalibrationError: no such file, empty, or not UTF-8; one line.
+        CalibrationError: the file is missing, empty, or not UTF-8; one line.
     """
     if str(given) == BUILT_IN:
         return built_in("calibration")
     path = expand_home(given)
-    try:
-        text = read_text(path, CalibrationError)
-    except OSError as error:
-        raise CalibrationError(f"--calibration {path}: {error.strerror}; fix: give a file that can be read") from error
+    text = read_text(path, CalibrationError)
     if text is None:
         raise CalibrationError(f"--calibration {path}: no such file; fix: give one, or {BUILT_IN}")
     if "\0" in text:
         raise CalibrationError(f"--calibration {path}: has null characters, so it is no text; fix: save it as UTF-8")
-    found = _text_list(path.name, text)
-    if not found.texts:
+    text_list = _text_list(path.name, text)
+    if not text_list.texts:
         raise CalibrationError(f"--calibration {path}: is empty; fix: a few hundred texts, one a line")
-    return found
+    return text_list
+
+
+def _text_list(name: str, text: str) -> TextList:
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    return TextList(name, lines, hashlib.sha256("\n".join(lines).encode()).hexdigest())
 
 
 def thinned(
     given: TextList, tokenizer: Tokenizer, *, max_length: int, width: int, variants: int
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Every n-th text, so that calibration has room and ends; and a line that says so where n is not 1.
+    """Return every n-th text, so that time and memory are enough, and a note where n is not 1.
 
     Args:
         given: the texts.
-        tokenizer: the model's.
-        max_length: of a text, in tokens.
-        width: of a hidden state.
-        variants: of each text, beside it.
+        tokenizer: the tokenizer of the model.
+        max_length: tokens of the longest text.
+        width: width of a hidden state.
+        variants: variants of each text that are calibrated with it.
     """
     step = -(-len(given.texts) // _MAX_TEXTS)
-    encoded = tokenizer.encode(list(given.texts[::step]), max_length=min(_MAX_LENGTH, max_length))
-    tokens = (1 + variants) * sum(len(encoding.ids) for encoding in encoded)
+    encodings = tokenizer.encode(list(given.texts[::step]), max_length=min(_MAX_LENGTH, max_length))
+    tokens = (1 + variants) * sum(len(encoding.ids) for encoding in encodings)
     step *= max(1, -(-tokens * width * _STATES * _FLOAT // _STATE_BYTES))
     texts = given.texts[::step]
     if step == 1:
         return texts, []
     share = f"one text in {step} of {given.name}, {len(texts):,} of {len(given.texts):,}"
-    return texts, [f"calibration uses {share}: more take too much time or memory"]
+    return texts, [f"calibration uses {share}: more need too much time or memory"]
 
 
 def token_batches(
     texts: Sequence[str], tokenizer: Tokenizer, *, max_length: int, variants: int = 0, seed: int = 0
 ) -> list[TokenBatch]:
-    """Texts as batches, shortest first; with `variants` of each, in which random words stand for some of its own.
+    """Return the texts and `variants` of each as batches, shortest first; in a variant random words replace some.
 
     Raises:
         CalibrationError: none of the texts has a token.
@@ -130,35 +133,29 @@ def token_batches(
     if not rows:
         raise CalibrationError("calibration: no text has a token; fix: give texts that this tokenizer knows")
     rng = np.random.default_rng(seed)
-    # Not the special tokens and single letters that open a vocabulary, where it has words at all.
-    lowest = min(1000, tokenizer.vocab_size // 2)
-    originals = len(rows)
+    # A vocabulary begins with special tokens and single letters; whole words come later, where it has any.
+    first_word = min(1000, tokenizer.vocab_size // 2)
+    texts_count = len(rows)
     for variant in range(variants):
-        order = rng.permutation(originals)
-        for i in range(originals):
+        order = rng.permutation(texts_count)
+        for i in range(texts_count):
             row, other = rows[i], rows[order[i]]
-            if variant % 2:  # halves of two texts: longer, and about more than one thing
+            if variant % 2:  # halves of two texts: longer, and about two subjects
                 row = np.concatenate([row[: len(row) // 2], other[len(other) // 2 :]])
-            inner = rng.random(len(row)) < _REPLACED[variant % len(_REPLACED)]
-            inner[[0, -1]] = False
-            rows.append(np.where(inner, rng.integers(lowest, tokenizer.vocab_size, len(row)), row)[:limit])
-    rows.sort(key=len)
-    return batched(rows, tokenizer.pad_token_id or 0)
+            replaced = rng.random(len(row)) < _REPLACED[variant % len(_REPLACED)]
+            replaced[[0, -1]] = False
+            rows.append(np.where(replaced, rng.integers(first_word, tokenizer.vocab_size, len(row)), row)[:limit])
+    return batched(sorted(rows, key=len), tokenizer.pad_token_id or 0)
 
 
-def batched(rows: Sequence[np.ndarray], pad: int) -> list[TokenBatch]:
-    """Rows of ids, shortest first, as batches."""
-    return [_batch(rows[start : start + _BATCH], pad) for start in range(0, len(rows), _BATCH)]
+def batched(rows: Sequence[np.ndarray], pad_token_id: int) -> list[TokenBatch]:
+    """Return rows of ids, shortest first, as padded batches."""
+    return [_padded(rows[start : start + _BATCH], pad_token_id) for start in range(0, len(rows), _BATCH)]
 
 
-def _text_list(name: str, text: str) -> TextList:
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    return TextList(name, lines, hashlib.sha256("\n".join(lines).encode()).hexdigest())
-
-
-def _batch(rows: Sequence[np.ndarray], pad: int) -> TokenBatch:
+def _padded(rows: Sequence[np.ndarray], pad_token_id: int) -> TokenBatch:
     length = max(map(len, rows))
-    ids = np.full((len(rows), length), pad, np.int64)
+    ids = np.full((len(rows), length), pad_token_id, np.int64)
     mask = np.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 MAX_PICKLE_BYTES = 256 << 20
-MAX_OPERATIONS = 1_000_000  # some seconds; BERT with Adam's state takes 30,000
+MAX_OPERATIONS = 1_000_000  # some seconds; twelve layers with Adam's state take 30,000
 _MAX_LINE = 1 << 20
 _UNFITTING = "its operations do not fit each other"
 

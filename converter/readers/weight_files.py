@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,7 +33,7 @@ from mlxbert.errors import first_ten, printable
 from mlxbert.tokenization.files import TOKENIZER_FILES
 from mlxbert.with_head import HEADS_FILE
 
-# The name in transformers, then the names in the architectures' own releases, such as bert_config.json.
+# The name in transformers, then those in the architectures' own releases: ARCHITECTURE_config.json.
 _CONFIG_FILES = ("config.json", *(f"{model_type}_config.json" for model_type in supported()))
 _ORIGINAL = "fix: give the original, unquantized checkpoint as SRC"
 _UNPACK = f"{_ORIGINAL}, or --dequantize"
@@ -57,14 +57,14 @@ _FOREIGN: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("GGUF", re.compile(r"(.*/)?[^/]*\.gguf"), _ELSEWHERE),
     ("Core ML", re.compile(r"(.*/)?[^/]*\.(mlmodel|mlpackage/.*)"), _ELSEWHERE),
 )
-SIDE_FILES = (*TOKENIZER_FILES, MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
+_SENTENCE_FILES = (MODULES, "config_sentence_transformers.json")
 # Files in the folder of a sentence-transformers module: 1_Pooling/config.json, 2_Dense/model.safetensors.
 _MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 _MODULE_FOLDER = re.compile(r"\d+_\w+")
 _STANDARD_FOLDER = re.compile(r"\d+_\w+", re.ASCII)
 # The transformer's class in sentence-transformers; before 0.3 it had the name of the architecture.
-_TRANSFORMERS = ("Transformer", "BERT")
-_TRANSFORMER = re.compile(rf"\d+_({'|'.join(_TRANSFORMERS)})")
+_TRANSFORMERS = ("transformer", *supported())
+_TRANSFORMER = re.compile(rf"\d+_({'|'.join(_TRANSFORMERS)})", re.IGNORECASE)
 _SENTENCE_CONFIGS = "sentence_*_config.json"
 _ADAPTER = re.compile(r"adapter_(config\.json|model\..+)")
 
@@ -88,7 +88,7 @@ def read_config(
     path = config or next(filter(os.path.lexists, beside), None)
     if path is None:
         aside = (
-            " (the Lightning checkpoint's hyper_parameters belong to its training script and are no BERT config)"
+            " (the Lightning checkpoint's hyper_parameters belong to its training script and are no config.json)"
             if lightning
             else ""
         )
@@ -191,14 +191,14 @@ def select_files(names: Sequence[str], folder: str | None = None) -> list[str]:
     begin = f"{folder}/" if folder else ""
     inside = [name.removeprefix(begin) for name in names if name.startswith(begin)]
     choice = choose_weights("the repository", inside)
-    wanted = {choice.name, f"{choice.name}{_INDEX_SUFFIX}", *SIDE_FILES}
+    wanted = {choice.name, f"{choice.name}{_INDEX_SUFFIX}", *TOKENIZER_FILES, *_SENTENCE_FILES}
     wanted |= set([name for name in _CONFIG_FILES if name in inside][:1])
     wanted |= {name for name in inside if fnmatch(name, _SENTENCE_CONFIGS)}
     if choice.is_index:
         wanted |= {name for name in inside if (m := _SHARD.fullmatch(name)) and _index_of(m) == choice.name}
     if ".safetensors" in choice.name:
         wanted.add(HEADS_FILE)  # of a model that this project converted
-    wanted = {begin + name for name in wanted} | ({*SIDE_FILES} if folder else set())
+    wanted = {begin + name for name in wanted} | {*TOKENIZER_FILES, *_SENTENCE_FILES}
     for other in {name.split("/")[0] for name in names if name.count("/") == 1} - {folder}:
         if _MODULE_FOLDER.fullmatch(other) and not _TRANSFORMER.fullmatch(other):
             wanted |= set(_module_files(other, names))
@@ -317,7 +317,7 @@ def source_modules(root: Path) -> tuple[SourceModule, ...]:
         return ()
     check_file(path, root)
     entries = read_modules(root) or ()
-    transformer = next((entry for entry in entries if entry.kind in _TRANSFORMERS), None)
+    transformer = next((entry for entry in entries if entry.kind.lower() in _TRANSFORMERS), None)
     modules = []
     for index, entry in enumerate(entries):
         folder = entry.folder if _STANDARD_FOLDER.fullmatch(entry.folder) else f"{index}_{entry.kind}"
@@ -341,10 +341,8 @@ def collect_side_files(root: Path, folder: str = "", modules: Sequence[SourceMod
     Raises:
         SourceError: one of them is a link that leads out of `root`, a pipe or device, a Git-LFS pointer or a web page.
     """
-    files = {name: root / folder / name for name in (*SIDE_FILES, *TRANSFORMER_CONFIGS)}
-    if folder:
-        of_model = (*TOKENIZER_FILES, *TRANSFORMER_CONFIGS)
-        files |= {name: root / name for name in SIDE_FILES if name not in of_model}
+    model_files = (*TOKENIZER_FILES, *TRANSFORMER_CONFIGS)
+    files = {name: root / folder / name for name in model_files} | {name: root / name for name in _SENTENCE_FILES}
     for module in modules:
         if module.folder:
             place = root / module.entry.folder
@@ -355,11 +353,6 @@ def collect_side_files(root: Path, folder: str = "", modules: Sequence[SourceMod
     for path in files.values():
         check_file(path, root)
     return files
-
-
-def has_tokenizer(side_files: Iterable[str]) -> bool:
-    """Return whether there is a tokenizer among the files."""
-    return not {"tokenizer.json", "vocab.txt"}.isdisjoint(side_files)
 
 
 def read_weights(path: Path) -> Weights:

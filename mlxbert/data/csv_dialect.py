@@ -223,13 +223,13 @@ def find_quoting(
     if given is not None:
         if given not in get_args(Quoting):
             raise DataError(f"quoting {given!r} is not known; fix: {', '.join(get_args(Quoting))}")
-        return given, layout_of(file, given)
+        return given, _layout(file, given)
     quotes, backslashes = marks
-    minimal = layout_of(file, "minimal")
+    minimal = _layout(file, "minimal")
     if not quotes and not (backslashes and minimal.wide is not None):
         return None, minimal
     if like is not None:
-        layout = minimal if like == "minimal" else layout_of(file, like)
+        layout = minimal if like == "minimal" else _layout(file, like)
         fits = layout.broken is None and (layout.wide is None or layout.trailing)
         if fits and (like == "minimal" or not layout.short):
             return like, layout
@@ -251,10 +251,10 @@ def _fitting(file: DataFile, minimal: Layout, backslashes: bool) -> tuple[Quotin
     if minimal.agrees:
         return "minimal", minimal
     if backslashes:
-        escaped = layout_of(file, "escaped")
+        escaped = _layout(file, "escaped")
         if escaped.agrees:
             return "escaped", escaped
-    none = layout_of(file, "none")
+    none = _layout(file, "none")
     if none.wide is None and not none.short and not none.wrapped:
         return "none", none
     if minimal.swallowed is None and not minimal.joined and minimal.wide is None:
@@ -286,7 +286,7 @@ def _complaint(layout: Layout) -> str:
     return f"line {layout.first_short} has fewer cells than the header" if layout.short else "all rows are whole"
 
 
-def layout_of(file: DataFile, quoting: Quoting) -> Layout:
+def _layout(file: DataFile, quoting: Quoting) -> Layout:
     """Count rows, cells and lines of a whole file that is read with one quoting, in little memory."""
     layout, typical = Layout(), _Typical()
     with file.open_text() as text, _long_cells(file):

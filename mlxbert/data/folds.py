@@ -24,7 +24,7 @@ from mlxbert.data.competitions import FoldKind
 from mlxbert.data.frames import plain, shown
 from mlxbert.errors import MLXBertError, MLXBertWarning, first_ten
 
-MAX_BINS = 10
+_MAX_BINS = 10
 
 
 class FoldError(MLXBertError):
@@ -107,14 +107,14 @@ def make_folds(
         raise FoldError(f"fold_kind {kind!r} needs targets=; fix: give them, or fold_kind='plain'")
     strata = np.zeros(rows, np.int64)
     if kind == "stratified":
-        strata = class_strata(targets, row_groups, parts)
+        strata = _class_strata(targets, row_groups, parts)
     elif kind == "binned":
-        strata = bin_strata(targets, parts)
+        strata = _bin_strata(targets, parts)
     if folds == 1 or kind == "multilabel_stratified":
         is_multilabel = kind == "multilabel_stratified"
-        labels = label_strata(targets, row_groups, parts, label_names) if is_multilabel else one_label(strata)
+        labels = _label_strata(targets, row_groups, parts, label_names) if is_multilabel else one_label(strata)
         shares = [1 - share, share] if folds == 1 else [1 / folds] * folds
-        part = deal_groups(row_groups, labels, shares, np.random.default_rng(seed))
+        part = _deal_groups(row_groups, labels, shares, np.random.default_rng(seed))
     else:
         part = _deal_by_scikit_learn(strata, row_groups, folds, seed)
     held_out = [1] if folds == 1 else range(folds)
@@ -146,14 +146,6 @@ def validation_fold(
     fold = Fold(np.flatnonzero(keep), np.arange(len(keep), len(keep) + len(valid_texts)))
     _check((fold,), None)
     return fold
-
-
-def fold_numbers(folds: Sequence[Fold], rows: int) -> np.ndarray:
-    """Return the number of the fold that holds out each row, (N,) int64; −1 for a row that no fold holds out."""
-    numbers = np.full(rows, -1, np.int64)
-    for number, fold in enumerate(folds):
-        numbers[fold.valid] = number
-    return numbers
 
 
 def folds_sha256(folds: Sequence[Fold]) -> str:
@@ -211,14 +203,15 @@ def join_rows(rows: int, *keys: Iterable[Any] | None) -> np.ndarray:
     with _installed():
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
-    pairs: list[tuple[int, int]] = []
+    joined: list[int] = []
+    firsts: list[int] = []
     for kind in keys:
-        first: dict[Any, int] = {}
+        first_row: dict[Any, int] = {}
         for row, key in enumerate(() if kind is None else kind):
             if (value := plain(key)) is not None:
-                pairs.append((first.setdefault(value, row), row))
-    ends = np.array(pairs, np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs), np.int8), (ends[0], ends[1])), shape=(rows, rows))
+                joined.append(row)
+                firsts.append(first_row.setdefault(value, row))
+    graph = coo_array((np.ones(len(joined), np.int8), (joined, firsts)), shape=(rows, rows))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
@@ -246,7 +239,7 @@ def _too_few_groups(texts: int, rows: int, count: int, parts: int) -> str:
     )
 
 
-def class_strata(targets: Iterable[Any], row_groups: np.ndarray, folds: int) -> np.ndarray:
+def _class_strata(targets: Iterable[Any], row_groups: np.ndarray, folds: int) -> np.ndarray:
     """Return the class number of each row, (N,) int64.
 
     Raises:
@@ -279,7 +272,7 @@ def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s".replace("text or", "texts or")
 
 
-def label_strata(targets: Any, row_groups: np.ndarray, folds: int, names: Sequence[str] | None = None) -> np.ndarray:
+def _label_strata(targets: Any, row_groups: np.ndarray, folds: int, names: Sequence[str] | None = None) -> np.ndarray:
     """Return which labels each row has, (N, L) bool; an unknown label (−1, None) counts as absent.
 
     Raises:
@@ -316,7 +309,7 @@ def label_strata(targets: Any, row_groups: np.ndarray, folds: int, names: Sequen
     return values == 1
 
 
-def bin_strata(targets: Any, folds: int) -> np.ndarray:
+def _bin_strata(targets: Any, folds: int) -> np.ndarray:
     """Return the bin of each row's number by rank, (N,) int64: at most ten bins, none with fewer rows than folds.
 
     Several targets, (N, T), are binned by the mean of their ranks.
@@ -336,7 +329,7 @@ def bin_strata(targets: Any, folds: int) -> np.ndarray:
     if not np.isfinite(values).all():
         raise FoldError(f"the target of row {np.argwhere(~np.isfinite(values))[0][0]} is infinite; fix: drop the row")
     ranks = np.mean([rankdata(column) - 1 for column in values.T], axis=0)
-    bins = max(1, min(MAX_BINS, len(ranks) // (2 * folds)))
+    bins = max(1, min(_MAX_BINS, len(ranks) // (2 * folds)))
     bin_of = np.minimum(((rankdata(ranks) - 1) * bins / len(ranks)).astype(np.int64), bins - 1)
     # Where many rows share one value, the bins beside it can be nearly empty: each joins the next lower one.
     sizes: list[int] = []
@@ -385,7 +378,7 @@ def one_label(strata: np.ndarray) -> Any:
     return csr_array((np.ones(len(strata)), numbers, np.arange(len(strata) + 1)))
 
 
-def deal_groups(groups: np.ndarray, labels: Any, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+def _deal_groups(groups: np.ndarray, labels: Any, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """Return the part of each row, (N,), with each group in one part, and every label spread as the rows are.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", 2011), of

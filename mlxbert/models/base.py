@@ -187,6 +187,11 @@ class Encoder(nn.Module, ABC):
         return architecture(self.config.model_type)
 
     @property
+    def core(self) -> Encoder:
+        """The encoder itself: a model with a head has it under the same name."""
+        return self
+
+    @property
     def num_layers(self) -> int:
         """How many layers run one after the other."""
         return int(self.config.num_layers)
@@ -438,7 +443,7 @@ class HeadClass:
 
 @dataclass(frozen=True)
 class MappingLimits:
-    """Float32 MLX against float32 PyTorch; both limits are on `converter.parity.deviation.Deviation.max_rel`.
+    """Float32 MLX against float32 PyTorch; both limits are on `converter.parity.gates.Deviation.max_rel`.
 
     Attributes:
         cumulative: after any number of layers, pooler and logits included.
@@ -454,7 +459,7 @@ class PrecisionLimits:
     """The written checkpoint against its own float32 core, at every hidden state, the pooler and the logits.
 
     Attributes:
-        max_rel: on `converter.parity.deviation.Deviation.max_rel`.
+        max_rel: on `converter.parity.gates.Deviation.max_rel`.
         cosine: the smallest cosine that one token's hidden state may have with its float32 self; the pooler's
             vector likewise. Not for logits, whose length no norm sets: two near 0 may point anywhere.
     """

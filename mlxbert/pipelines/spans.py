@@ -13,12 +13,12 @@ window cuts in two is returned whole.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tokenizers import decoders
 
 from mlxbert.models.base import HeadKind
 from mlxbert.pipelines.texts import (
@@ -39,10 +39,8 @@ from mlxbert.tokenization.tokenizer import Tokenizer
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
-CONTINUES = "##"
-"""What a WordPiece token begins with that goes on with a word."""
-
-_DECODER = decoders.WordPiece(prefix=CONTINUES)
+Join = Callable[[Sequence[str]], str]
+"""Tokens to text: `Tokenizer.join`."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,16 @@ class Piece:
     continues: bool
 
 
-def aggregate(pieces: Sequence[Piece], strategy: str, id2label: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Entities as the pipeline returns them, for one of `STRATEGIES`."""
+def aggregate(pieces: Sequence[Piece], strategy: str, id2label: Mapping[int, str], join: Join) -> list[dict[str, Any]]:
+    """Return entities as the pipeline does, for one of `STRATEGIES`; `join` makes words of tokens."""
     if strategy in ("none", "simple"):
         entities = [
             _entity(p.scores, id2label) | {"index": p.index, "word": p.token, "start": p.start, "end": p.end}
             for p in pieces
         ]
     else:
-        entities = [_word(word, strategy, id2label) for word in _words(pieces)]
-    return entities if strategy == "none" else [_joined(group) for group in _groups(entities)]
+        entities = [_word(word, strategy, id2label, join) for word in _words(pieces)]
+    return entities if strategy == "none" else [_joined(group, join) for group in _groups(entities)]
 
 
 def without_overlaps(entities: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,14 +106,14 @@ def _words(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return words
 
 
-def _word(pieces: Sequence[Piece], strategy: str, id2label: Mapping[int, str]) -> dict[str, Any]:
+def _word(pieces: Sequence[Piece], strategy: str, id2label: Mapping[int, str], join: Join) -> dict[str, Any]:
     if strategy == "first":
         scores = pieces[0].scores
     elif strategy == "max":
         scores = max(pieces, key=lambda piece: piece.scores.max()).scores
     else:
         scores = np.mean([piece.scores for piece in pieces], axis=0)
-    word = _DECODER.decode([piece.token for piece in pieces])
+    word = join([piece.token for piece in pieces])
     return _entity(scores, id2label) | {"word": word, "start": pieces[0].start, "end": pieces[-1].end}
 
 
@@ -135,12 +133,12 @@ def _kind(label: str) -> str:
     return label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def _joined(entities: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _joined(entities: Sequence[dict[str, Any]], join: Join) -> dict[str, Any]:
     return {
         # transformers takes off whatever stands before a hyphen here, "E-" and "S-" of other schemes included.
         "entity_group": entities[0]["entity"].split("-", 1)[-1],
         "score": float(np.mean([entity["score"] for entity in entities])),
-        "word": _DECODER.decode([entity["word"] for entity in entities]),
+        "word": join([entity["word"] for entity in entities]),
         "start": entities[0]["start"],
         "end": entities[-1]["end"],
     }
@@ -161,7 +159,8 @@ def tag(
 ) -> Entities | list[Entities]:
     """The labelled words of texts; transformers' pipeline "token-classification".
 
-    A word is one that the tokenizer's pre-tokenizer makes; a piece of it begins with "##".
+    A word is one that the tokenizer's pre-tokenizer makes, and a piece of it begins with "##"; of a tokenizer that
+    does not mark its pieces, what stands between two blanks.
 
     Args:
         model, tokenizer: from `mlxbert.load_with_head`.
@@ -210,7 +209,7 @@ def tag(
         for row, row_scores in zip(part_rows, scores, strict=True):
             text = items[owners[done]]
             pieces = _pieces(tokenizer, text, row, row_scores)
-            entities = aggregate(pieces, aggregation_strategy, model.labels.id2label)
+            entities = aggregate(pieces, aggregation_strategy, model.labels.id2label, tokenizer.join)
             kept = [e for e in entities if e.get("entity", e.get("entity_group")) not in ignored]
             found[owners[done]].append(kept)
             done += 1
@@ -234,7 +233,10 @@ def _pieces(tokenizer: Tokenizer, text: str, row: Encoding, scores: Any) -> list
         if row.special_tokens_mask[index]:
             continue
         token = tokenizer.id_to_token(token_id) or ""
-        continues = token.startswith(CONTINUES)
+        if tokenizer.continuing_prefix:
+            continues = token.startswith(tokenizer.continuing_prefix)
+        else:  # transformers' rule for tokenizers that do not mark how a word goes on
+            continues = start > 0 and " " not in text[start - 1 : start + 1]
         if token_id == tokenizer.unk_token_id:
             token, continues = text[start:end], False
         pieces.append(Piece(token, scores[index], start, end, index, continues))
@@ -303,7 +305,7 @@ def answer(
     if doc_stride is None:
         stride = min(stride, room - 1)  # a long question leaves less room than the default overlap
     ranges = windows(len(body), room, stride, name="doc_stride")
-    words = _answer_words(tokenizer, row, body)
+    words = _answer_words(tokenizer, context, row, body)
     answers: dict[str, Answer] = {}
     null_score = 1.0
     rows = [cut_out(row, body, start, stop) for start, stop in ranges]
@@ -363,11 +365,18 @@ def _window_length(tokenizer: Tokenizer, max_seq_len: int | None) -> int:
     return max_seq_len
 
 
-def _answer_words(tokenizer: Tokenizer, row: Encoding, body: list[int]) -> list[tuple[int, int]]:
-    """For each token of the context the characters of the whole word that it is in."""
+def _answer_words(tokenizer: Tokenizer, context: str, row: Encoding, body: list[int]) -> list[tuple[int, int]]:
+    """Return for each token of the context the characters of the whole word that it is in."""
+    prefix = tokenizer.continuing_prefix
+    starts = [] if prefix else tokenizer.word_starts(context)
     first: list[int] = []
+    word = None
     for n, i in enumerate(body):
-        continues = (tokenizer.id_to_token(row.ids[i]) or "").startswith(CONTINUES)
+        if prefix:
+            continues = (tokenizer.id_to_token(row.ids[i]) or "").startswith(prefix)
+        else:
+            before, word = word, bisect_right(starts, row.offsets[i][0])
+            continues = word == before
         first.append(first[-1] if n and continues else n)
     last = {start: n for n, start in enumerate(first)}
     return [(row.offsets[body[start]][0], row.offsets[body[last[start]]][1]) for start in first]

@@ -60,15 +60,16 @@ def choose_head_class(
     named = {name for name in classes if name in declared.heads}
     found = ", ".join(map(_shown, groups)) or "no head"
     if len(named) == 1:
-        (name,) = named
-        wanted = declared.heads[name].prefixes
+        (class_name,) = named
+        wanted = declared.heads[class_name].prefixes
         if not set(wanted) <= set(groups):
+            needed = " and ".join(map(_shown, wanted))
             raise HeadClassError(
-                f"{place}: its config names {name}, which needs {' and '.join(map(_shown, wanted))}, and there is "
-                f"{found}; fix: convert the complete checkpoint"
+                f"{place}: its config names {class_name}, which needs {needed}, and there is {found}; "
+                "fix: convert the complete checkpoint"
             )
         rest = [_shown(prefix) for prefix in groups if prefix not in wanted]
-        return HeadChoice(name, f"{place}: {name} has no use for {', '.join(rest)}" if rest else None)
+        return HeadChoice(class_name, f"{place}: {class_name} has no use for {', '.join(rest)}" if rest else None)
     says = f"its config names {' and '.join(classes) or 'no class'}"
     fitting = _fitting(declared, groups)
     # Without a pooler a fine-tuned head is one that reads none; of pre-training's it is what was left out.

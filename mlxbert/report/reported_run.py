@@ -265,7 +265,7 @@ def _histories(path: Path) -> tuple[list[History], list[str]]:
             history.steps[event.step] = event
         elif isinstance(event, EvaluationEvent):
             history.evaluations[event.step] = event
-        else:
+        elif isinstance(event, MemberEvent):
             history.finished = event
     notes = [f"The last line of {path.name} is cut off, and left out."] if log.cut_off else []
     return sorted(histories.values(), key=lambda history: (history.seed, history.fold, history.member)), notes

@@ -19,7 +19,7 @@ from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import target_values
 from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import render_texts, warn_of_empty
-from mlxbert.data.token_rows import token_rows
+from mlxbert.data.tokens import token_rows
 from mlxbert.files.reading import expand_home
 from mlxbert.models.base import config_from_hf
 from mlxbert.runs.blend import Blend

@@ -24,7 +24,7 @@ from mlxbert.data.folds import Fold, FoldError, FoldWarning, make_folds, validat
 from mlxbert.data.frames import DataWarning, Table, plain, shown
 from mlxbert.data.infer_task import InferredTask
 from mlxbert.data.text_columns import RowText, id_values, render_texts
-from mlxbert.data.token_rows import token_rows
+from mlxbert.data.tokens import token_rows
 from mlxbert.errors import first_ten
 from mlxbert.factory import Problem, check_options, make_problem, target_of
 from mlxbert.files.output_file import is_file_of, read_manifest

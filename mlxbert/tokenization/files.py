@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
@@ -357,7 +357,13 @@ def _bpe_pipeline(files: TokenizerFiles, special: Mapping[str, AddedToken]) -> t
         raise TokenizerError(f"{place}: has no byte-level BPE vocabulary with its merges; fix: fetch the file again")
     _require_tokens(files, special, vocabulary, place, "RoBERTa")
     backend = tokenizers.Tokenizer(
-        models.BPE(vocabulary, pairs, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
+        models.BPE(
+            vocabulary,
+            cast(list[tuple[str, str]], pairs),
+            continuing_subword_prefix="",
+            end_of_word_suffix="",
+            fuse_unk=False,
+        )
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(files.flag("add_prefix_space", False)))
     backend.decoder = decoders.ByteLevel()
@@ -368,9 +374,8 @@ def _bpe_template(
     files: TokenizerFiles, backend: tokenizers.Tokenizer, special: Mapping[str, AddedToken]
 ) -> processors.RobertaProcessing:
     """<s> text </s>, and <s> text </s></s> second text </s>."""
-    sep, cls = (
-        (special[name].content, backend.token_to_id(special[name].content)) for name in ("sep_token", "cls_token")
-    )
+    tokens = (special[name].content for name in ("sep_token", "cls_token"))
+    sep, cls = (cast(tuple[str, int], (token, backend.token_to_id(token))) for token in tokens)  # they are there
     trim, prefix = files.flag("trim_offsets", True), files.flag("add_prefix_space", False)
     return processors.RobertaProcessing(sep, cls, trim_offsets=bool(trim), add_prefix_space=bool(prefix))
 

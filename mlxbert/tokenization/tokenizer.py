@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,21 @@ class Tokenizer:
     def token_to_id(self, token: str) -> int | None:
         """The id of this token; None if the vocabulary does not have it."""
         return self._backend.token_to_id(token)
+
+    @property
+    def continuing_prefix(self) -> str:
+        """What a token begins with that goes on with a word, such as "##"; empty: it cannot be seen from a token."""
+        return str(getattr(self._backend.model, "continuing_subword_prefix", None) or "")
+
+    def word_starts(self, text: str) -> list[int]:
+        """Return the character at which each word of a text begins, as the pre-tokenizer splits it."""
+        splitter = self._backend.pre_tokenizer
+        return [0] if splitter is None else [start for _, (start, _) in splitter.pre_tokenize_str(text)]
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return tokens of the vocabulary as text, for people to read."""
+        decoder = self._backend.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -8,8 +8,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class StepEvent:
-    """One optimizer step.
+class Event:
+    """Something that happens to one model of a run.
 
     Attributes:
         member: name of the model in training, such as "seed0-fold2".
@@ -17,6 +17,20 @@ class StepEvent:
         fold: number of the held-out fold, from 0.
         epoch: finished passes over the training rows.
         step: finished steps.
+    """
+
+    member: str
+    seed: int
+    fold: int
+    epoch: float
+    step: int
+
+
+@dataclass(frozen=True)
+class StepEvent(Event):
+    """One optimizer step.
+
+    Attributes:
         steps: of the whole training.
         loss: mean over the step's real rows.
         rate: learning rate of the top layer.
@@ -25,11 +39,6 @@ class StepEvent:
         skipped: whether loss or gradient were not finite and the weights stayed.
     """
 
-    member: str
-    seed: int
-    fold: int
-    epoch: float
-    step: int
     steps: int
     loss: float
     rate: float
@@ -39,7 +48,7 @@ class StepEvent:
 
 
 @dataclass(frozen=True)
-class EvaluationEvent:
+class EvaluationEvent(Event):
     """An evaluation on the held-out rows.
 
     Attributes:
@@ -48,32 +57,27 @@ class EvaluationEvent:
         best: whether no earlier evaluation of this model was better.
     """
 
-    member: str
-    seed: int
-    fold: int
-    epoch: float
-    step: int
     loss: float
     metrics: dict[str, float]
     best: bool
 
 
 @dataclass(frozen=True)
-class MemberEvent:
-    """The end of a model's training; `epoch` and `step` are those of the kept weights."""
+class MemberEvent(Event):
+    """The end of a model's training; `epoch` and `step` are those of the kept weights.
 
-    member: str
-    seed: int
-    fold: int
-    epoch: float
-    step: int
+    Attributes:
+        metrics: of the held-out rows, by name.
+        seconds: of the training.
+        note: why temperature and thresholds could not be learned; None: they were.
+    """
+
     metrics: dict[str, float]
     seconds: float
     note: str | None = None
 
 
-Event = StepEvent | EvaluationEvent | MemberEvent
-KINDS: dict[type, str] = {StepEvent: "step", EvaluationEvent: "evaluation", MemberEvent: "member"}
+KINDS: dict[type[Event], str] = {StepEvent: "step", EvaluationEvent: "evaluation", MemberEvent: "member"}
 
 
 def event_record(event: Event) -> dict[str, Any]:

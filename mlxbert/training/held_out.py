@@ -28,8 +28,7 @@ from heads.errors import HeadError, MetricUndefinedWarning
 from heads.forward_chaining import Windows
 from heads.metrics import METRICS
 from heads.multilabel import ThresholdWarning
-from mlxbert.data.batching import PredictionBatches
-from mlxbert.data.token_rows import TokenRows
+from mlxbert.data.tokens import PredictionBatches, TokenRows
 from mlxbert.errors import MLXBertError
 from mlxbert.with_head import BertWithHead
 

@@ -133,7 +133,7 @@ def trainable(rules: dict[str, Rule]) -> list[str]:
 def reinitialize_top(model: BertWithHead, layers: int, seed: int) -> list[str]:
     """Give the top `layers` encoder layers, and a pooler in use, the random weights of an untrained model.
 
-    Return the names.
+    Return the names of these weights.
 
     Matrices are normal with deviation `initializer_range`, biases 0, norms' weights 1 (transformers `_init_weights`).
     On few rows this trains better and more steadily (Zhang et al. 2020, https://arxiv.org/abs/2006.05987, section 4).

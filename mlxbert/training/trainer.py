@@ -18,8 +18,8 @@ import mlx.core as mx
 import numpy as np
 
 from heads.metrics import get_metric
-from mlxbert.data.batching import Batch, TrainingBatches
 from mlxbert.data.folds import Fold
+from mlxbert.data.tokens import Batch, TrainingBatches
 from mlxbert.errors import Interrupted
 from mlxbert.training.callbacks import Callback, Callbacks, EvaluationEvent, StepEvent
 from mlxbert.training.config import TrainingConfig

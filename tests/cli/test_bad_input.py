@@ -57,15 +57,15 @@ class Dangerous:
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN": (
         lambda d: change_tensor(d, "encoder.layer.1.output.dense.weight", poison(np.nan)),
-        "encoder.layer.1.output.dense.weight holds nan at (0, 7): this checkpoint is broken; fix: get it again",
+        "encoder.layer.1.output.dense.weight holds nan at (0, 7): this checkpoint is broken; fix: get",
     ),
     "inf": (
         lambda d: change_tensor(d, "pooler.dense.bias", poison(-np.inf)),
         "pooler.dense.bias holds -inf at (7,)",
     ),
     "unsupported model_type": (
-        lambda d: change_config(d, model_type="roberta"),
-        "config.json: model_type 'roberta' is not supported; supported: bert",
+        lambda d: change_config(d, model_type="gpt2"),
+        "config.json: model_type 'gpt2' is not supported; supported: 'bert', 'roberta'",
     ),
     "decoder": (lambda d: change_config(d, is_decoder=True), "is_decoder=True asks for a decoder (causal attention)"),
     "relative positions": (

@@ -28,7 +28,7 @@ def test_the_summaries_of_the_commands_are_whole() -> None:
     shown = CliRunner().invoke(main, ["--help"], terminal_width=80, prog_name="mlxbert").output
     assert "..." not in shown.partition("Commands:")[2]
     assert all(len(line) <= 80 for line in shown.splitlines())
-    assert "Turn CONVERTED into PyTorch, for places without MLX such as a" in shown
+    assert "Export CONVERTED to PyTorch, for places without MLX such as a" in shown
 
 
 @pytest.mark.parametrize("name", CONVERTER)

@@ -12,7 +12,7 @@ import yaml
 from converter.card.card import read_quantization, read_scores, render_card
 from converter.card.facts import _max_length
 from converter.card.source_card import FIELDS, LICENSES, SourceCard, front_matter_problems
-from converter.parity.report import ReportError
+from converter.parity.report import ParityReportError
 from converter.publish.leaks import leaks, lint_card
 from converter.publish.remote import default_repo_id, precision_suffix
 from converter.quantize.cost import read_cost
@@ -165,29 +165,29 @@ class TestLint:
 class TestEvidence:
     def test_a_block_of_a_later_version(self) -> None:
         later = {**QUANTIZATION, "new": 1, "layers": [{**QUANTIZATION["layers"][0], "newer": 2}]}
-        assert read_cost(later, ReportError).layers[0].bits == 4
+        assert read_cost(later, ParityReportError).layers[0].bits == 4
 
     @pytest.mark.parametrize("lacking", ["bytes", "layers", "quality"])
     def test_a_damaged_block(self, lacking: str) -> None:
         block = {name: value for name, value in QUANTIZATION.items() if name != lacking}
         with pytest.raises(
-            ReportError,
+            ParityReportError,
             match=rf"block of parity.json: {lacking} is missing; fix: run mlxbert-verify",
         ):
-            read_cost(block, ReportError)
+            read_cost(block, ParityReportError)
 
     def test_read_from_a_directory(self, tmp_path: Path) -> None:
         assert read_quantization(tmp_path) is None
         (tmp_path / "parity.json").write_text(json.dumps({"format_version": 2, "quantization": QUANTIZATION}))
-        assert read_quantization(tmp_path) == read_cost(QUANTIZATION, ReportError)
+        assert read_quantization(tmp_path) == read_cost(QUANTIZATION, ParityReportError)
         (tmp_path / "parity.json").write_text("{")
-        with pytest.raises(ReportError, match="not valid JSON"):
+        with pytest.raises(ParityReportError, match="not valid JSON"):
             read_quantization(tmp_path)
 
     def test_predictions_have_columns_of_their_own(self) -> None:
         rows = [{**QUANTIZATION["quality"][0], "logit_agreement": 0.9875, "logit_kl": 1.2e-3}]
         facts = replace(
-            WITH_HEAD, quantized=True, quantization=read_cost({**QUANTIZATION, "quality": rows}, ReportError)
+            WITH_HEAD, quantized=True, quantization=read_cost({**QUANTIZATION, "quality": rows}, ParityReportError)
         )
         card = render_card(facts)
         assert "| same prediction | KL of predictions |\n|---|---|---|---|---|---|---|\n" in card
@@ -195,7 +195,7 @@ class TestEvidence:
 
     def test_scores(self) -> None:
         assert read_scores({}) is None
-        with pytest.raises(ReportError, match=r'"trained" block of config.json is damaged'):
+        with pytest.raises(ParityReportError, match=r'"trained" block of config.json is damaged'):
             read_scores({"trained": {"task": "binary"}})
 
     def test_a_metric_without_a_number_is_left_out(self) -> None:
@@ -208,7 +208,7 @@ class TestEvidence:
 
     def test_a_correlation_that_is_not_defined(self) -> None:
         rows = [{**QUANTIZATION["quality"][0], "rank_correlation": None}]
-        quantization = read_cost({**QUANTIZATION, "quality": rows}, ReportError)
+        quantization = read_cost({**QUANTIZATION, "quality": rows}, ParityReportError)
         assert "| 0.9912 | – |" in render_card(replace(QUANTIZED, quantization=quantization))
 
     def test_what_is_read_of_a_text(self, tmp_path: Path) -> None:

@@ -12,20 +12,13 @@ import numpy as np
 import pytest
 
 from converter.canonical import float32_core
-from converter.parity import reference as environment
-from converter.parity.deviation import (
-    UnknownToleranceError,
-    measure,
-    no_comparison,
-    precision_limits,
-    tolerances,
-    worst,
-)
-from converter.parity.gates import ParityError, compare
+from converter.parity import gates
+from converter.parity.gates import ParityError, compare, measure, no_comparison, require_exact_float32, worst
 from converter.parity.probes import ProbeError, make_probes
-from converter.parity.reference import InexactFloat32Error, Reference, require_exact_float32
+from converter.parity.reference import Reference
 from converter.parity.report import Provenance
 from converter.source import open_source
+from mlxbert.models.base import architecture, supported
 from mlxbert.models.bert import BertConfig
 from tests.support.tiny import save_tiny
 
@@ -155,8 +148,8 @@ def test_a_process_that_multiplies_as_tf32_already_is_refused(monkeypatch: pytes
     def ten_bits(shape: Any, value: float) -> mx.array:
         return full(shape, round(value * 2**10) / 2**10)
 
-    monkeypatch.setattr(environment.mx, "full", ten_bits)
-    with pytest.raises(InexactFloat32Error, match="fix: set MLX_ENABLE_TF32=0 before the process starts"):
+    monkeypatch.setattr(gates.mx, "full", ten_bits)
+    with pytest.raises(ParityError, match="fix: set MLX_ENABLE_TF32=0 before the process starts"):
         require_exact_float32()
 
 
@@ -164,17 +157,16 @@ def test_a_process_that_multiplies_as_tf32_already_is_refused(monkeypatch: pytes
 
 
 def test_the_mapping_limits_are_those_of_the_design() -> None:
-    assert tolerances("bert").mapping.cumulative == 2e-5
-    assert tolerances("bert").mapping.local == 5e-6
+    for model_type in supported():
+        mapping = architecture(model_type).tolerances.mapping
+        assert (mapping.cumulative, mapping.local) == (2e-5, 5e-6)
 
 
-def test_an_architecture_or_dtype_without_limits_is_refused() -> None:
-    with pytest.raises(
-        UnknownToleranceError, match=r"no limits for model_type 'gpt2'; fix: add a row to converter/parity/tol"
-    ):
-        tolerances("gpt2")
-    with pytest.raises(UnknownToleranceError, match="no precision limits for bert written as 'float8'; fix: add them"):
-        precision_limits("bert", "float8")
+def test_a_dtype_without_limits_is_refused(tmp_path: Path) -> None:
+    reference = Reference(save_tiny(tmp_path), "BertModel")
+    core = float32_core(open_source(str(tmp_path)))
+    with pytest.raises(ParityError, match="no precision limits for bert written as 'float8'; fix: add them"):
+        compare(reference, core, core, make_probes(TINY), written_dtype="float8", provenance=provenance())
 
 
 # --- the gates ------------------------------------------------------------------------------------------------------

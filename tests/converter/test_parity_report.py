@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from converter.parity.reference import describe
+from converter.parity.gates import describe
 from converter.parity.render import Line, Mark, log_plot, parity_table, render_html, render_junit, verdict
 from converter.parity.report import (
     CUMULATIVE,
@@ -25,13 +25,13 @@ from converter.parity.report import (
     PADDING,
     PRECISION,
     ParityReport,
+    ParityReportError,
     Part,
     Point,
     Proof,
     Provenance,
-    ReportError,
 )
-from converter.quantize.cost import TEXT_LIMITS, Kept, LayerReport, Quality, QuantizationReport
+from converter.quantize.cost import TEXT_LIMITS, KeptTensor, LayerReport, Quality, QuantizationReport
 
 NAMES = ("embeddings", *(f"encoder.layer.{i}" for i in range(12)), "pooler")
 
@@ -90,7 +90,7 @@ def packed(cosine: float = 0.96, error: float = 0.1) -> ParityReport:
         bits_per_weight=4.5,
         layers=(LayerReport("encoder.layer.0.output.dense", "affine", 4, 64, 900, error, 0.16, seconds=0.5),),
         skipped=(),
-        kept=Kept("pooler.dense.bias", 1e-4, 1e-3),
+        kept=KeptTensor("pooler.dense.bias", 1e-4, 1e-3),
         quality=(Quality("everyday", 64, cosine, 0.93, 0.95, seconds=1.5),),
         limits=TEXT_LIMITS["4bit"],
     )
@@ -144,7 +144,7 @@ def test_a_gate_that_compared_nothing_has_not_passed(gate: str) -> None:
 def test_json_comes_back_as_it_was_and_leads_with_the_verdict() -> None:
     for each in (report(), failing(), partial(), packed()):
         text = each.to_json()
-        assert ParityReport.from_json(text) == each
+        assert ParityReport.from_value(json.loads(text)) == each
         assert list(json.loads(text))[:3] == ["format_version", "verified", "passed"]
         assert "seconds" not in text
         assert json.loads(text)["passed"] is each.passed
@@ -152,14 +152,12 @@ def test_json_comes_back_as_it_was_and_leads_with_the_verdict() -> None:
 
 def test_an_edited_verdict_is_not_believed() -> None:
     data = json.loads(failing().to_json()) | {"passed": True, "failures": [], "first_diverging_layer": None}
-    assert not ParityReport.from_json(json.dumps(data)).passed
+    assert not ParityReport.from_value(data).passed
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "parity.json is not JSON (Expecting"),
-        ("[" * 100_000, "parity.json is not JSON (maximum recursion"),
         ("[]", "parity.json is not a parity report; fix: run mlxbert-verify again"),
         ("{}", "parity.json is not a parity report; fix: run mlxbert-verify again"),
         ('{"format_version": [2]}', "parity.json is not a parity report; fix: run mlxbert-verify again"),
@@ -172,8 +170,8 @@ def test_an_edited_verdict_is_not_believed() -> None:
     ],
 )
 def test_a_damaged_report_is_refused_in_one_line(text: str, message: str) -> None:
-    with pytest.raises(ReportError) as error:
-        ParityReport.from_json(text)
+    with pytest.raises(ParityReportError) as error:
+        ParityReport.from_value(json.loads(text))
     assert str(error.value).startswith(message)
     assert "fix: " in str(error.value)
     assert "\n" not in str(error.value)
@@ -199,8 +197,8 @@ def test_a_field_of_another_type_is_named(field: tuple[str | int, ...], value: o
     for name in field[:-1]:
         place = place[name]
     place[field[-1]] = value
-    with pytest.raises(ReportError) as error:
-        ParityReport.from_json(json.dumps(data))
+    with pytest.raises(ParityReportError) as error:
+        ParityReport.from_value(data)
     assert str(error.value).startswith(f"parity.json: {message}")
     assert str(error.value).endswith("; fix: run mlxbert-verify again")
 
@@ -209,19 +207,24 @@ def test_a_report_is_read_from_a_regular_file_of_a_bounded_size(tmp_path: Path) 
     assert ParityReport.read(tmp_path) is None
     (tmp_path / "parity.json").write_text(report().to_json(), encoding="utf-8")
     assert ParityReport.read(tmp_path) == report()
+    for text, message in (("{", "Expecting"), ("[" * 100_000, "maximum recursion")):
+        (tmp_path / "parity.json").write_text(text)
+        with pytest.raises(ParityReportError, match=f"not valid JSON .{message}.*; fix: get the file again") as error:
+            ParityReport.read(tmp_path)
+        assert "\n" not in str(error.value)
     (tmp_path / "parity.json").write_bytes(b" " * (17 << 20))
-    with pytest.raises(ReportError, match="17 MB is too large for this file"):
+    with pytest.raises(ParityReportError, match="17 MB is too large for this file"):
         ParityReport.read(tmp_path)
     (tmp_path / "parity.json").unlink()
     os.mkfifo(tmp_path / "parity.json")
-    with pytest.raises(ReportError, match="is a pipe, not a regular file"):
+    with pytest.raises(ParityReportError, match="is a pipe, not a regular file"):
         ParityReport.read(tmp_path)
 
 
 def test_a_report_without_the_newest_field_is_read() -> None:
     data = json.loads(report().to_json())
     del data["provenance"]["proof"]
-    assert ParityReport.from_json(json.dumps(data)) == report()
+    assert ParityReport.from_value(data) == report()
 
 
 def test_a_part_that_was_not_compared_is_named_everywhere_and_is_not_verified() -> None:

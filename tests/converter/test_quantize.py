@@ -18,7 +18,6 @@ from converter.canonical import DtypeError
 from converter.cli import convert as command
 from converter.convert import convert, where_plotted
 from converter.quantize.allotment import (
-    BudgetError,
     Option,
     allot_bits,
     check_reach,
@@ -27,7 +26,8 @@ from converter.quantize.allotment import (
     rounded_down,
 )
 from converter.quantize.auto import TILTS, Study, layer_options, scaled, uniform_choices, worth_a_trial
-from converter.quantize.calibrated import EMBEDDINGS, calibrate, embedding_metric
+from converter.quantize.calibrated import calibrate, embedding_metric
+from converter.quantize.cost import Quality
 from converter.quantize.pipeline import pack_rows
 from converter.quantize.quality import distributions, divergence, embeddings, measure_quality, rank_correlation
 from converter.quantize.recipes import (
@@ -55,8 +55,10 @@ from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, Token
 from heads.install import install_fix
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models.base import Encoder, HeadKind, architecture, module_at, supported
+from mlxbert.models.bert import BertCore
 from mlxbert.quantization import LayerQuantization, QuantizationConfig
-from tests.support.tiny import save_tiny
+from tests.support.tiny import save_tiny, save_tokenizer
 
 RNG = np.random.default_rng(0)
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
@@ -74,6 +76,28 @@ def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plain") / "tiny"
     convert(source, out, verify=False)
     return out
+
+
+@pytest.fixture(scope="module", params=supported())
+def each_source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source of every architecture, with a classifier and a tokenizer."""
+    directory = tmp_path_factory.mktemp("each") / "tiny"
+    name = architecture(request.param).head_of(HeadKind.SEQUENCE)
+    save_tiny(directory, str(name), num_labels=3, **(SIZES | {"vocab_size": 400}))
+    save_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def each_plain(each_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("each-plain") / "tiny"
+    convert(each_source, out, verify=False)
+    return out
+
+
+def shapes_of(core: Encoder) -> dict[str, tuple[int, int]]:
+    matrices = {name: array for name, array in named_parameters(core).items() if array.ndim == 2}
+    return {name.removesuffix(".weight"): (array.shape[0], array.shape[1]) for name, array in matrices.items()}
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +170,9 @@ def test_a_calibrated_weight_that_float16_scales_cannot_hold(name: str, plain: P
     weight = np.array(named_parameters(core)[f"{name}.weight"])
     weight[7, ::2] = -1e6
     core.load_weights([(f"{name}.weight", mx.array(weight))], strict=False)
-    shapes = {
-        path.removesuffix(".weight"): array.shape for path, array in named_parameters(core).items() if array.ndim == 2
-    }
+    shapes = shapes_of(core)
     batches = token_batches(texts.read_text().splitlines()[:8], tokenizer, max_length=64)
-    config = configure(RECIPES["8bit"], shapes)
+    config = configure(RECIPES["8bit"].default, shapes)
     with pytest.raises(DtypeError, match=f"{name}: its weights are too large for float16 scales; fix: --dtype bfloat"):
         calibrate(core, batches, config)
 
@@ -203,21 +225,19 @@ def test_inputs_that_never_occur_do_no_harm() -> None:
     assert np.isfinite(compensate(weight, moments, LayerQuantization(4, 64), dtype="float16").numbers).all()
 
 
-def test_calibration_beats_rounding_on_a_model(plain: Path, texts: Path) -> None:
-    core, tokenizer = load(plain)
+def test_calibration_beats_rounding_on_a_model(each_plain: Path, texts: Path) -> None:
+    core, tokenizer = load(each_plain)
     lines = texts.read_text().splitlines()
     seen, unseen = (token_batches(part, tokenizer, max_length=64) for part in (lines[:40], lines[40:]))
-    shapes = {
-        name.removesuffix(".weight"): array.shape for name, array in named_parameters(core).items() if array.ndim == 2
-    }
-    config = configure(RECIPES["3bit"], shapes)
+    shapes = shapes_of(core)
+    config = configure(RECIPES["3bit"].default, shapes)
     told: list[tuple[int, int]] = []
     result = calibrate(core, seen, config, progress=lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1] == len(told)
     exact = embeddings(core, unseen, ("mean",))
     cosines = []
     for calibrated in (True, False):
-        other, _ = load(plain)
+        other, _ = load(each_plain)
         for path in shapes:
             layer = config.of(path)
             if layer is not None:
@@ -242,8 +262,8 @@ def test_a_table_is_rounded_where_its_errors_do_not_show() -> None:
     assert np.isfinite(nothing.numbers).all()
 
 
-def test_the_metric_says_what_an_error_of_an_embedding_does(plain: Path, texts: Path) -> None:
-    core, tokenizer = load(plain)
+def test_the_metric_says_what_an_error_of_an_embedding_does(each_plain: Path, texts: Path) -> None:
+    core, tokenizer = load(each_plain)
     batches = token_batches(texts.read_text().splitlines(), tokenizer, max_length=64)
     metric = embedding_metric(core, batches)
     np.testing.assert_array_equal(metric, embedding_metric(core, batches))
@@ -251,28 +271,78 @@ def test_the_metric_says_what_an_error_of_an_embedding_does(plain: Path, texts: 
     # The same for all embeddings is what LayerNorm takes away.
     assert np.ones(64) @ metric @ np.ones(64) < 1e-6 * 64 * values[-1]
     exact = embeddings(core, batches, ("mean",))
-    rows, moved = core.embeddings.word_embeddings.weight, []
+    name = core.architecture.word_embeddings
+    rows, moved = named_parameters(core)[name], []
     for direction in (vectors[:, -4:], vectors[:, 1:5]):
         noise = RNG.standard_normal((len(rows), 4)) @ direction.T
-        core.load_weights([("embeddings.word_embeddings.weight", rows + mx.array(0.02 * noise))], strict=False)
+        core.load_weights([(name, rows + mx.array(0.02 * noise))], strict=False)
         moved.append(1 - (embeddings(core, batches, ("mean",)) * exact).sum(axis=1).mean())
     assert moved[0] > 3 * moved[1]
 
 
-def test_alone_each_layer_is_rounded_on_what_float32_gives_it(plain: Path, texts: Path) -> None:
-    core, tokenizer = load(plain)
+def test_alone_each_layer_is_rounded_on_what_float32_gives_it(each_plain: Path, texts: Path) -> None:
+    core, tokenizer = load(each_plain)
     batches = token_batches(texts.read_text().splitlines(), tokenizer, max_length=64)
-    shapes = {
-        name.removesuffix(".weight"): array.shape for name, array in named_parameters(core).items() if array.ndim == 2
-    }
-    path = "encoder.layer.1.output.dense"
-    only = configure(RECIPES["3bit"], {path: shapes[path]})
+    shapes = shapes_of(core)
+    (*_, path) = (path for group in core.linears() if group.stage == 2 for path in group.paths)
+    only = configure(RECIPES["3bit"].default, {path: shapes[path]})
     only = QuantizationConfig(only.default, only.overrides, {other: "kept" for other in shapes if other != path})
     expected = calibrate(core, batches, only).weights[path]
-    found = calibrate(core, batches, configure(RECIPES["3bit"], shapes), alone=True).weights
+    found = calibrate(core, batches, configure(RECIPES["3bit"].default, shapes), alone=True).weights
     np.testing.assert_array_equal(found[path].codes, expected.codes)
-    together = calibrate(core, batches, configure(RECIPES["3bit"], shapes)).weights[path]
+    together = calibrate(core, batches, configure(RECIPES["3bit"].default, shapes)).weights[path]
     assert (together.codes != expected.codes).any()
+
+
+class SharedLayers(BertCore):
+    """Every layer runs the modules of the first, as in ALBERT."""
+
+    def run_layer(self, i: int, *inputs: Any) -> Any:
+        return super().run_layer(0, *inputs)
+
+
+def test_a_linear_that_runs_several_times_is_rounded_once_for_all_its_inputs(plain: Path, texts: Path) -> None:
+    core, tokenizer = load(plain)
+    core.__class__ = SharedLayers
+    batches = token_batches(texts.read_text().splitlines(), tokenizer, max_length=64)
+    used = {path: shape for path, shape in shapes_of(core).items() if not path.startswith("encoder.layer.1.")}
+    told: list[tuple[int, int]] = []
+    config = configure(RECIPES["3bit"].default, used)
+    found = calibrate(core, batches, config, progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, len(used)) for done in range(1, len(used) + 1)]
+    path = "encoder.layer.0.output.dense"
+    moments = Moments.empty(96)
+
+    def note(name: str, linear: Any, x: mx.array) -> mx.array:
+        if name == path:
+            rows = np.array(x)[batch.keep]
+            moments.add(rows, rows)
+        return linear(x)
+
+    for batch in batches:
+        with core.watched(note):
+            core(batch.input_ids, batch.attention_mask)
+    assert moments.tokens == 2 * sum(int(batch.keep.sum()) for batch in batches)
+    weight = np.array(module_at(core, path).weight)
+    expected = compensate(weight, moments, LayerQuantization(3, 32), dtype="float16")
+    np.testing.assert_array_equal(found.weights[path].codes, expected.codes)
+
+
+@pytest.mark.parametrize("recipe", ["4bit", "mixed"])
+def test_each_architecture_is_proven_before_it_is_packed(
+    recipe: str, each_source: Path, texts: Path, tmp_path: Path
+) -> None:
+    calibration = None if recipe == "4bit" else texts
+    report = convert(each_source, tmp_path / "out", quantize=recipe, calibration=calibration, verify=True).report
+    assert report is not None
+    assert report.verified, report.failures
+    assert report.quantization is not None
+    assert report.quantization.limits.name == recipe
+    config = QuantizationConfig.from_hf(json.loads((tmp_path / "out" / "config.json").read_text()))
+    assert config is not None
+    tables = architecture(report.model_type).tables
+    bits = {kind: layer and layer.bits for kind, path in tables.items() if (layer := config.of(path)) is not None}
+    assert bits == ({"word": 4, "position": 4} if recipe == "4bit" else {"word": 4, "position": 6})
 
 
 def option(bits: int, size: int, harm: float) -> Option:
@@ -300,9 +370,7 @@ def test_bits_go_where_they_help() -> None:
 
 def test_what_is_tried_fits_and_the_uniform_recipe_is_among_it(plain: Path) -> None:
     core, _ = load(plain)
-    shapes = {
-        name.removesuffix(".weight"): array.shape for name, array in named_parameters(core).items() if array.ndim == 2
-    }
+    shapes = shapes_of(core)
     shapes = {path: shape for path, shape in shapes.items() if shape[0] > 4}
     harms = {path: 1e-3 * 1.5**i for i, path in enumerate(shapes)}
     options = {path: layer_options(core, path, shape, harms[path], "float16") for path, shape in shapes.items()}
@@ -312,12 +380,12 @@ def test_what_is_tried_fits_and_the_uniform_recipe_is_among_it(plain: Path) -> N
     assert ways[-1][1] == uniform["5bit"]
     assert all(point_of(chosen, 100).bytes <= budget for _, chosen in ways)
     assert [tilt for tilt, _ in ways] == [*TILTS, 1.0, 1.0]
-    tables = {tilt: sum(o.bytes for p, o in chosen.items() if p in EMBEDDINGS) for tilt, chosen in ways[:2]}
+    tables = {tilt: sum(o.bytes for o in chosen.values() if o.is_table) for tilt, chosen in ways[:2]}
     assert tables[0.5] < tables[1.0]
     # The harms are those of the options, not the tilted ones; without room for 2 bits, nothing is uniform.
     assert all(option in options[path] for _, chosen in ways for path, option in chosen.items())
     # The one before the last: all tables alike, and all linear layers, each at a recipe's bits.
-    pairs = {frozenset((p in EMBEDDINGS, o.layer.bits) for p, o in ways[-2][1].items())}
+    pairs = {frozenset((o.is_table, o.layer.bits) for o in ways[-2][1].values())}
     assert all(len(pair) == 2 for pair in pairs)
     # Too small for any uniform recipe, the greedy choice stays.
     small = worth_a_trial(options, fixed_bytes=100, budget=point_of(uniform["2bit"], 100).bytes - 1)
@@ -353,7 +421,7 @@ def test_a_budget_that_no_allotment_reaches_says_the_nearest() -> None:
             "--target-cosine 0.9995: no allotment is so near; the nearest is 0.99900, at 8.01MB; fix: a lower",
         ),
     ):
-        with pytest.raises(BudgetError, match=re.escape(message)):
+        with pytest.raises(RecipeError, match=re.escape(message)):
             check_reach(target, options, **about)
     for target in (Target(size=2_010_000), Target(bits=2.29), Target(cosine=0.999)):
         check_reach(target, options, **about)
@@ -374,13 +442,13 @@ def test_auto_that_falls_short_says_the_best_that_it_found(
     monkeypatch.setattr(Study, "harms", lambda self, alone, progress: dict.fromkeys(alone.weights, 1e-3))
     monkeypatch.setattr(Study, "cosine", lambda self, calibrated: next(found))
     message = r"--target-cosine 0.98: the nearest found is 0\.97006, at 0\.\d\dMB; fix: --target-cosine 0\.9700, or"
-    with pytest.raises(BudgetError, match=message):
+    with pytest.raises(RecipeError, match=message):
         convert(source, tmp_path / "out", quantize="auto", calibration=texts, target_cosine=0.98, verify=False)
 
 
 def test_auto_needs_more_than_one_text(source: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("a b c\n")
-    with pytest.raises(CalibrationError, match="and there is one; fix: --calibration with a few hundred, one a line"):
+    with pytest.raises(CalibrationError, match="there is one text; fix: --calibration with a few hundred, one a line"):
         convert(source, tmp_path / "out", quantize="auto", calibration=tmp_path / "one.txt", target_bits=5.0)
 
 
@@ -489,7 +557,7 @@ def test_where_the_plot_is_or_why_there_is_none() -> None:
 
 
 def test_a_budget_that_cannot_be_met_leaves_nothing(source: Path, texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"--target-size 0\.01MB: no allotment is so small; the nearest is 0\.0\dMB"):
+    with pytest.raises(RecipeError, match=r"--target-size 0\.01MB: no allotment is so small; the nearest is 0\.0\dMB"):
         convert(source, tmp_path / "out", quantize="auto", target_size="10kB", calibration=texts, verify=False)
     assert not (tmp_path / "out").exists()
 
@@ -503,16 +571,34 @@ def test_scales_in_another_dtype(source: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.fixture(scope="module")
+def minilm(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In float32."""
+    return convert(minilm_source, tmp_path_factory.mktemp("minilm") / "float32", verify=False).path
+
+
+@pytest.fixture(scope="module")
+def half_of_the_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of the calibration that the command does, for the time it takes; the limits are those of all of it."""
+    half = tmp_path_factory.mktemp("half") / "half.txt"
+    half.write_text("\n".join(built_in("calibration").texts[::2]), encoding="utf-8")
+    return half
+
+
+def qualities(exact_directory: Path, directory: Path) -> list[Quality]:
+    (exact, tokenizer), (quantized, _) = load(exact_directory), load(directory)
+    return list(measure_quality(exact, quantized, tokenizer, ("mean",)))
+
+
 @pytest.mark.slow
-def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A part of the calibration that the command does, for the time it takes; the limits are those of all of it.
+def test_minilm_at_5_bits_a_weight(
+    minilm: Path, half_of_the_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("converter.quantize.pipeline.VARIANTS", 1)
-    result = convert(minilm_source, tmp_path / "out", quantize="mixed", verify=False)
-    convert(minilm_source, tmp_path / "float32", verify=False)
+    result = convert(minilm, tmp_path / "out", quantize="mixed", calibration=half_of_the_texts, verify=False)
     assert result.size < 14_300_000
     assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 14_300_000
-    (exact, tokenizer), (quantized, _) = load(tmp_path / "float32"), load(tmp_path / "out")
-    for quality in measure_quality(exact, quantized, tokenizer, ("mean",)):
+    for quality in qualities(minilm, tmp_path / "out"):
         assert quality.cosine_mean >= 0.996
         assert quality.cosine_min >= 0.992
         assert quality.rank_correlation is not None
@@ -520,18 +606,17 @@ def test_minilm_at_5_bits_a_weight(minilm_source: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_minilm_in_13_mb(minilm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The first of four trials, half of the texts and no variants, for the time they take; the limits stay.
+def test_minilm_in_13_mb(
+    minilm: Path, half_of_the_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Besides: the first of four trials, and no variants.
     monkeypatch.setattr("converter.quantize.auto.worth_a_trial", lambda *args, **kw: worth_a_trial(*args, **kw)[:1])
     monkeypatch.setattr("converter.quantize.auto.VARIANTS", 0)
     monkeypatch.setattr("converter.quantize.auto.TRIED_VARIANTS", 0)
-    half = tmp_path / "half.txt"
-    half.write_text("\n".join(built_in("calibration").texts[::2]), encoding="utf-8")
-    convert(minilm_source, tmp_path / "out", quantize="auto", calibration=half, target_size="13.0MB", verify=False)
-    convert(minilm_source, tmp_path / "float32", verify=False)
-    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 13_000_000
-    (exact, tokenizer), (quantized, _) = load(tmp_path / "float32"), load(tmp_path / "out")
-    for quality in measure_quality(exact, quantized, tokenizer, ("mean",)):
+    out = tmp_path / "out"
+    convert(minilm, out, quantize="auto", calibration=half_of_the_texts, target_size="13.0MB", verify=False)
+    assert (out / "model.safetensors").stat().st_size <= 13_000_000
+    for quality in qualities(minilm, out):
         assert quality.cosine_mean >= 0.986
 
 
@@ -558,7 +643,7 @@ def test_parity_json_says_what_it_cost(source: Path, tmp_path: Path) -> None:
     from converter.parity.render import render_html
     from converter.parity.report import ParityReport
 
-    again = ParityReport.from_json((tmp_path / "out" / "parity.json").read_text())
+    again = ParityReport.from_value(json.loads((tmp_path / "out" / "parity.json").read_text()))
     assert again == result.report
     page = render_html(again)
     assert "Quantization: 4bit" in page
@@ -645,9 +730,9 @@ def test_an_already_converted_directory_is_quantized_and_comes_back(plain: Path,
     [
         ({"quantize": "4bits"}, "--quantize 4bits: no such recipe; fix: 4bit or"),
         ({"quantize": "zzz"}, "fix: 2bit or 3bit or 4bit"),
-        ({"quantize": "auto"}, "nothing to aim at; fix: add --target-size, --target-bits, --target-cosine"),
+        ({"quantize": "auto"}, "has no target; fix: add --target-size, --target-bits, --target-cosine"),
         ({"quantize": "4bit", "target_size": "14MB"}, "--target-size is for --quantize auto, not 4bit"),
-        ({"quantize": "auto", "target_size": "14MB", "target_bits": 4.5}, "one target can be met, not several"),
+        ({"quantize": "auto", "target_size": "14MB", "target_bits": 4.5}, "only one target is possible"),
         ({"quantize": "auto", "target_size": "14 potatoes"}, "--target-size 14 potatoes: not a size; fix: as in 14MB"),
         ({"quantize": "auto", "target_size": "0MB"}, "not a size"),
         ({"quantize": "auto", "target_bits": -1.0}, "--target-bits -1: must lie between 0 and 32"),
@@ -718,7 +803,7 @@ def test_more_texts_than_have_room_are_thinned_and_it_is_said(
     room: dict[str, Any] = {"max_length": 8, "width": 64, "variants": 4}
     used, notes = thinned(given, tokenizer, **room)
     assert len(used) == 3000
-    assert notes == ["calibration uses one text in 3 of book.txt, 3,000 of 9,000: more take too much time or memory"]
+    assert notes == ["calibration uses one text in 3 of book.txt, 3,000 of 9,000: more need too much time or memory"]
     assert thinned(TextList("few.txt", ("a b",) * 50, ""), tokenizer, **room)[1] == []
     monkeypatch.setattr("converter.quantize.texts._STATE_BYTES", 2_000_000)
     result = convert(source, tmp_path / "out", quantize="4bit", calibration=texts, verify=False)

@@ -69,7 +69,7 @@ class TestWithoutPyTorch:
         assert [row["text"] for row in parity["quantization"]["quality"]] == list(HELD_OUT)
         assert all(0.9 < row["cosine_mean"] < 1 for row in parity["quantization"]["quality"])
         with pytest.raises(NotComparedError):
-            ParityReport.from_json((measured / "parity.json").read_text("utf-8"))
+            ParityReport.read(measured)
 
     def test_the_card_has_the_cost_and_is_not_verified(self, measured: Path) -> None:
         card = (measured / "README.md").read_text("utf-8")

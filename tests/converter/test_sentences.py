@@ -12,7 +12,7 @@ import pytest
 
 from converter.quantize.texts import HELD_OUT, built_in
 
-FOLDER = files("converter.quantize.sentences")
+FOLDER = files("converter.quantize").joinpath("sentences")
 LISTS = {name: built_in(name).texts for name in ("calibration", *HELD_OUT)}
 SENTENCES = [(name, text) for name, texts in LISTS.items() for text in texts]
 

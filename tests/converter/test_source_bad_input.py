@@ -173,7 +173,7 @@ def test_hyper_parameters_are_no_config(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "x.ckpt")
     assert refusal(tmp_path / "x.ckpt") == (
         f"{tmp_path}: no config.json beside the weights (the Lightning checkpoint's hyper_parameters belong "
-        "to its training script and are no BERT config); "
+        "to its training script and are no config.json); "
         "fix: put the model's config.json there, or pass --config FILE"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import cast
 
@@ -19,11 +20,34 @@ from tests.support.tiny import save_tiny, tiny_model
 torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    directory = tmp_path / "source"
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("verify") / "source"
     save_tiny(directory, "BertForPreTraining")
     return directory
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("verify") / "other"
+    save_tiny(directory, "BertForPreTraining", seed=1)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def converted(source: Path) -> Path:
+    return convert(source, source.parent / "out", verify=False).path
+
+
+@pytest.fixture
+def out(converted: Path, tmp_path: Path) -> Path:
+    """A conversion that the test may change."""
+    return Path(shutil.copytree(converted, tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def report(converted: Path, source: Path) -> ParityReport:
+    return verify(converted, source)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -55,8 +79,7 @@ def test_half_precision_that_was_kept_is_the_mapping_gates_own_side(tmp_path: Pa
     assert any("no tokenizer" in note for note in report.provenance.notes)
 
 
-def test_a_weight_that_was_changed_after_conversion_is_found(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
+def test_a_weight_that_was_changed_after_conversion_is_found(out: Path, source: Path) -> None:
     tensors = cast(dict[str, mx.array], mx.load(str(out / "model.safetensors")))
     name = "encoder.layer.1.intermediate.dense.bias"
     tensors[name] = tensors[name] + 1e-3
@@ -66,35 +89,29 @@ def test_a_weight_that_was_changed_after_conversion_is_found(source: Path, tmp_p
     assert report.first_diverging_layer == "encoder.layer.1"
 
 
-def test_another_eps_in_config_json_is_found(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
+def test_another_eps_in_config_json_is_found(out: Path, source: Path) -> None:
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
     assert verify(out, source).first_diverging_layer == "embeddings"
 
 
-def test_the_probes_seed_is_in_the_report_and_the_same_run_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
+def test_the_probes_seed_is_in_the_report_and_the_same_run_gives_the_same_bytes(out: Path, source: Path) -> None:
     report = verify(out, source, seed=7)
     assert report.provenance.seed == 7
     assert report.to_json() == verify(out, source, seed=7).to_json()
 
 
-def test_reports_are_written_and_the_manifest_still_holds(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
-    report = verify(out, source)
+def test_reports_are_written_and_the_manifest_still_holds(out: Path, tmp_path: Path, report: ParityReport) -> None:
     junit, html = tmp_path / "reports" / "parity.xml", tmp_path / "reports" / "parity.html"
     for _ in range(2):  # again, over what is there
         lines = write_reports(report, out, junit=junit, html=html)
         assert lines == [f"Written: {path}" for path in (junit, html, out / "parity.json")]
         assert manifest_problems(out) == []
-    assert ParityReport.from_json((out / "parity.json").read_text(encoding="utf-8")) == report
+    assert ParityReport.read(out) == report
     assert sorted(path.name for path in junit.parent.iterdir()) == ["parity.html", "parity.xml"]
 
 
-def test_a_report_never_replaces_a_file_of_the_model(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
-    report = verify(out, source)
+def test_a_report_never_replaces_a_file_of_the_model(out: Path, tmp_path: Path, report: ParityReport) -> None:
     (tmp_path / "link").symlink_to(out / "model.safetensors")
     for path in (out / "config.json", out / "manifest.json", out / ".." / "out" / "vocab.txt", tmp_path / "link"):
         for kind in ("html", "junit"):
@@ -104,9 +121,7 @@ def test_a_report_never_replaces_a_file_of_the_model(source: Path, tmp_path: Pat
     assert write_reports(report, out, html=out / "parity.html")[0] == f"Written: {out / 'parity.html'}"
 
 
-def test_a_directory_that_cannot_be_written_costs_a_line(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
-    report = verify(out, source)
+def test_a_directory_that_cannot_be_written_costs_a_line(out: Path, report: ParityReport) -> None:
     (out / "parity.json").mkdir()
     (line,) = write_reports(report, out)
     assert line.startswith(f"Not written: {out / 'parity.json'}: is a directory, not a file; ")
@@ -127,11 +142,9 @@ def test_the_real_model_verifies(minilm_source: Path, tmp_path: Path) -> None:
     assert max(point.max_rel or 1 for point in report.select(MAPPING, CUMULATIVE)) < 2e-5 * 0.75
 
 
-def test_the_card_says_what_was_found_unless_somebody_has_edited_it(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
+def test_the_card_says_what_was_found_unless_somebody_has_edited_it(out: Path, report: ParityReport) -> None:
     card = out / "README.md"
     assert "NOT VERIFIED" in card.read_text()
-    report = verify(out, source)
     write_reports(report, out)
     assert "Yes: compared element by element" in card.read_text()
     assert "# out" in card.read_text().splitlines()
@@ -141,17 +154,15 @@ def test_the_card_says_what_was_found_unless_somebody_has_edited_it(source: Path
     assert card.read_text() == "# mine\n"
 
 
-def test_itself_is_no_reference(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
+def test_itself_is_no_reference(out: Path) -> None:
     with pytest.raises(VerifyError, match="is compared with itself; fix: give --reference what it was converted from"):
         verify(out, out)
 
 
-def test_a_wrong_reference_does_not_replace_a_proof(source: Path, tmp_path: Path) -> None:
+def test_a_wrong_reference_does_not_replace_a_proof(source: Path, other: Path, tmp_path: Path) -> None:
     out = convert(source, tmp_path / "out", verify=True).path
     proof, card = (out / "parity.json").read_bytes(), (out / "README.md").read_bytes()
-    save_tiny(tmp_path / "other", "BertForPreTraining", seed=1)
-    report = verify(out, tmp_path / "other")
+    report = verify(out, other)
     assert not report.passed
     (line,) = write_reports(report, out)
     assert "it passes against source, and this failure is against other; it stays" in line
@@ -160,19 +171,17 @@ def test_a_wrong_reference_does_not_replace_a_proof(source: Path, tmp_path: Path
     assert manifest_problems(out) == []
 
 
-def test_a_file_that_differs_from_the_manifest_is_noted(source: Path, tmp_path: Path) -> None:
-    out = convert(source, tmp_path / "out", verify=False).path
+def test_a_file_that_differs_from_the_manifest_is_noted(out: Path, source: Path) -> None:
     (out / "vocab.txt").write_text((out / "vocab.txt").read_text() + "\n")
     assert any("manifest: vocab.txt: " in note for note in verify(out, source).provenance.notes)
 
 
 def test_the_recorded_commit_is_compared_not_what_the_branch_has_become(
-    source: Path, tmp_path: Path, hub: Hub
+    source: Path, other: Path, tmp_path: Path, hub: Hub
 ) -> None:
     files = {file.name: file.read_bytes() for file in source.iterdir()}
     repository = hub.add("team/bert", files)
     out = convert("team/bert", tmp_path / "out", verify=False).path
-    save_tiny(tmp_path / "other", "BertForPreTraining", seed=1)
-    repository.commit({file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()})
+    repository.commit({file.name: file.read_bytes() for file in other.iterdir()})
     assert verify(out, "team/bert").passed
     assert not verify(out, "team/bert", revision="main").passed

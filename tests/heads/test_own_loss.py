@@ -55,7 +55,7 @@ def test_value_gradient_rows_and_weights_are_those_of_the_built_in_loss(
 ) -> None:
     built_in = make(name, objective=objective, **options).eval()
     ours = make(name, objective=own, **options).eval()
-    assert (ours.objective, type(ours.own_loss).__module__) == (own, "tests.support.my_losses")
+    assert (ours.objective, type(ours.registered_loss).__module__) == (own, "tests.support.my_losses")
     x, extra = features(), sample_of(name).inputs(ours)
     targets = ours.encode_targets(sample_of(name).targets)
     x = mx.concatenate([x[:-3], mx.full((3, x.shape[1]), 1e4)])  # the last rows only fill up the batch
@@ -80,8 +80,8 @@ def test_value_gradient_rows_and_weights_are_those_of_the_built_in_loss(
 def test_a_head_takes_a_name_a_mapping_and_an_object() -> None:
     head = get_head("binary")
     given = ("my_scaled_bce", {"name": "my_scaled_bce", "factor": 3.0}, MyScaledBCE())
-    assert [head(8, objective=objective).own_loss for objective in given] == [MyScaledBCE()] * 3
-    assert head(8, objective=MyScaledBCE(2)).own_loss == MyScaledBCE(2)
+    assert [head(8, objective=objective).registered_loss for objective in given] == [MyScaledBCE()] * 3
+    assert head(8, objective=MyScaledBCE(2)).registered_loss == MyScaledBCE(2)
     assert [MyBCE().option(), MyScaledBCE().option()] == ["my_bce", {"name": "my_scaled_bce", "factor": 3.0}]
 
 

@@ -18,7 +18,7 @@ from heads.errors import HeadError
 from heads.multiclass import MulticlassClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert import BertConfig, BertCore, BertWithHead
-from mlxbert.data.token_rows import token_rows
+from mlxbert.data.tokens import token_rows
 from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.model_inputs import InputError
 from mlxbert.pipelines.texts import classify

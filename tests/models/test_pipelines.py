@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import decoders
 
 import mlxbert
 from converter.convert import convert
@@ -201,7 +202,10 @@ def test_b_and_i_labels_make_entities() -> None:
 
     labelled = [("ab", 1), ("##cd", 0), ("ef", 2), ("gh", 1), ("ij", 4), ("kl", 4), ("mn", 5), ("op", 5), (".", 0)]
     pieces = [piece(token, label, i) for i, (token, label) in enumerate(labelled)]
-    groups = [(e["entity_group"], e["word"], e["start"], e["end"]) for e in aggregate(pieces, "first", LABELS)]
+    groups = [
+        (e["entity_group"], e["word"], e["start"], e["end"])
+        for e in aggregate(pieces, "first", LABELS, decoders.WordPiece().decode)
+    ]
     assert groups == [
         ("PER", "abcd ef", 0, 8),
         ("PER", "gh", 9, 11),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.size import import_circles, product_files
+from benchmarks.way import dataframe_way
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = {"converter": {"converter", "mlxbert", "heads"}, "mlxbert": {"mlxbert", "heads"}, "heads": {"heads"}}
@@ -51,6 +52,12 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
         (tmp_path / "heads").mkdir(exist_ok=True)
         (tmp_path / "heads" / f"{module}.py").write_text(text)
     assert import_circles(product_files(tmp_path)) == [["heads.a", "heads.b", "heads.c"]]
+
+
+def test_a_dataframe_goes_through_at_most_20_files_before_the_first_training_step(tiny_checkpoint: Path) -> None:
+    files = dataframe_way(tiny_checkpoint, ROOT)
+    assert files[-1] == "mlxbert/training/step.py"
+    assert len(files) <= 20, "\n".join(files)
 
 
 @pytest.mark.parametrize("package", ALLOWED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 # The real conversion of all-MiniLM-L6-v2, with every number that was measured.
-MINILM_PARITY = ParityReport.from_json((DATA / "minilm_parity.json").read_text("utf-8"))
+MINILM_PARITY = ParityReport.from_value(json.loads((DATA / "minilm_parity.json").read_text("utf-8")))
 
 
 def parity(
@@ -96,7 +97,7 @@ QUANTIZATION: dict[str, Any] = {
     ],
 }
 # The real conversion with `--quantize 4bit`, that is, rounded and not calibrated, with every number that was measured.
-FOUR_BIT_PARITY = ParityReport.from_json((DATA / "minilm_4bit_parity.json").read_text("utf-8"))
+FOUR_BIT_PARITY = ParityReport.from_value(json.loads((DATA / "minilm_4bit_parity.json").read_text("utf-8")))
 QUANTIZED = replace(
     MINILM,
     name="all-MiniLM-L6-v2-4bit",

@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxbert.data import token_rows as module
-from mlxbert.data.batching import Batch, PredictionBatches, TrainingBatches, padded_lengths
+from mlxbert.data import tokens as module
 from mlxbert.data.competitions import get_competition
 from mlxbert.data.frames import DataError
 from mlxbert.data.reading import read_data
-from mlxbert.data.token_rows import CacheWarning, TokenRows, token_rows, tokenizer_sha256
+from mlxbert.data.tokens import (
+    Batch,
+    CacheWarning,
+    PredictionBatches,
+    TokenRows,
+    TrainingBatches,
+    padded_lengths,
+    token_rows,
+    tokenizer_sha256,
+)
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError, TruncationWarning
 from tests.support.competition_files import real_file
 
