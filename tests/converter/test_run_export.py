@@ -31,7 +31,7 @@ from mlxbert.files.output_file import manifest_problems
 from mlxbert.models.base import HeadKind, architecture, supported
 from mlxbert.pooling import CHOICES
 from tests.support.exported_samples import logits_of, months, run_json, series, texts, trained, write_run
-from tests.support.tiny import save_tiny
+from tests.support.tiny import save_tiny, save_tokenizer
 
 DRIVER = Path(__file__).parents[1] / "support" / "exported_driver.py"
 TOLERANCE = 1e-4
@@ -368,6 +368,7 @@ def test_every_architecture_predicts_what_mlxbert_predicts(model_type: str, pool
     declared = architecture(model_type)
     # The vocabulary of bytes needs more tokens than the smallest model has.
     save_tiny(tmp_path / "source", declared.encoder_class, vocab_size=320)
+    save_tokenizer(tmp_path / "source")
     converted = convert(tmp_path / "source", tmp_path / "mlx", verify=False).path
     member = trained(converted, tmp_path / "model", "multiclass", pooling)
     out = export_directory(member, tmp_path / "out").path
