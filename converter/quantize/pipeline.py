@@ -245,8 +245,8 @@ def _pack_chunk(chunk: Array, *, layer: LayerQuantization, dtype: str) -> dict[s
         return {"weight": pack(codes, 4), "scales": scales}
     import mlx.core as mx
 
-    words, scales, *_ = mx.quantize(mx.array(chunk), layer.group_size, layer.bits, mode=layer.mode)
-    return {"weight": np.array(words), "scales": np.array(scales)}
+    quantized = mx.quantize(mx.array(chunk), layer.group_size, layer.bits, mode=layer.mode)
+    return {"weight": np.array(quantized[0]), "scales": np.array(quantized[1])}
 
 
 def _plain_bytes(items: Sequence[Planned], shapes: Mapping[str, Any], dtype: str) -> int:

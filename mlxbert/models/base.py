@@ -494,6 +494,7 @@ class Architecture:
         tolerances: of the parity gates.
         swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm; those that have another one there.
         assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
+        known_to: the packages with models of their own that load it, as `converter/card/loaders.py` names them.
         tiny: fields of a small configuration, for tests.
     """
 
@@ -511,6 +512,7 @@ class Architecture:
     tolerances: Tolerances
     swift_names: Mapping[str, str] = field(default_factory=dict)
     assumed: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    known_to: frozenset[str] = frozenset()
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -470,6 +470,7 @@ BERT = Architecture(
     swift_names=SWIFT_NAMES,
     # With one token type, or padding by id 1, it may be an architecture of the same names and other positions.
     assumed=lambda config: config.get("type_vocab_size") != 1 and config.get("pad_token_id") != 1,
+    known_to=frozenset({"mlx-embeddings", "mlx-vlm", "MLXEmbedders"}),
     tiny=TINY,
 )
 

@@ -133,6 +133,7 @@ ROBERTA = replace(
     tokenizer_class="RobertaTokenizer",
     has_token_types=False,
     assumed=lambda config: False,
+    known_to=frozenset({"MLXEmbedders"}),
     tiny={**BERT.tiny, "vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 66, "pad_token_id": 1},
 )
 

@@ -42,9 +42,8 @@ from mlxbert.report.tables import (
     score_table,
     worst_rows,
 )
-from mlxbert.runs.files import RunError, RunFiles
-from mlxbert.runs.place import check_own
-from mlxbert.runs.record import repeating_command
+from mlxbert.runs.command import repeating_command
+from mlxbert.runs.files import RunError, RunFiles, check_own
 
 # In the page's head, so that another file is never taken for a report and overwritten.
 MARK = '<meta name="generator" content="mlxbert report">'

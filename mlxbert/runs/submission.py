@@ -1,4 +1,4 @@
-"""A run's submissions: the rules of their format, the sample submission, and the predictions in their columns."""
+"""A run's submissions: the rules of their format, and the predictions in their columns."""
 
 from __future__ import annotations
 
@@ -11,33 +11,10 @@ import numpy as np
 from heads.labels import decode_labels
 from heads.metrics import get_metric
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.reading import read_chunks, without_blank_columns
 from mlxbert.data.submission import Sample, Submission, SubmissionRules, default_submission, prediction_table
 from mlxbert.errors import RunError
-from mlxbert.runs.inputs import as_pandas, is_path, source_name
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.held_out import Predictions
-
-
-def read_sample(source: Any) -> Sample:
-    """Read a sample submission: a file, or a frame.
-
-    Raises:
-        DataError, FrameError: it cannot be read, or has no rows.
-        RunError: it has one column.
-    """
-    import pandas
-
-    what = source_name(source, "the sample submission")
-    # Without kinds every cell of a file stays as it is written.
-    if is_path(source):
-        frame = without_blank_columns(pandas.concat(read_chunks(source, {}), ignore_index=True))
-    else:
-        frame = as_pandas(source, what)
-    sample = Sample(what, frame)
-    if len(sample.columns) < 2:
-        raise RunError(f"{what} has the column {sample.columns[0]!r} alone; fix: the ids and the predictions' columns")
-    return sample
 
 
 def submission_rules(settings: RunSettings, task: InferredTask, metric: str, asked: str | None) -> SubmissionRules:

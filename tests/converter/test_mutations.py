@@ -30,7 +30,7 @@ torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is 
 transformers = pytest.importorskip("transformers")
 
 LAYERS = 3
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 64,
     "num_hidden_layers": LAYERS,
