@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heads.arrays import Float
 from heads.errors import HeadError
+
+if TYPE_CHECKING:
+    from heads.arrays import Float
 
 Times = np.ndarray[Any, Any]
 

@@ -20,6 +20,7 @@ __all__ = [
     "Interrupted",
     "MLXBertError",
     "MLXBertWarning",
+    "RunError",
     "escaped",
     "escaped_value",
     "first_ten",
@@ -30,6 +31,10 @@ __all__ = [
     "shortened",
     "shown",
 ]
+
+
+class RunError(MLXBertError):
+    """A directory that is no run, or an unfinished or changed run; or settings that make no run."""
 
 
 def shown(value: object) -> str:

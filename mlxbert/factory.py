@@ -27,7 +27,6 @@ from mlxbert.checkpoint import load, resolve
 from mlxbert.data.competitions import (
     Competition,
     CompetitionError,
-    Submission,
     get_competition,
     register_competition,
     registered_competitions,
@@ -35,6 +34,7 @@ from mlxbert.data.competitions import (
 )
 from mlxbert.data.frames import Column, DataError, Table
 from mlxbert.data.infer_task import InferredTask, infer_task, target_values
+from mlxbert.data.submission import Submission
 from mlxbert.data.target_cells import TaskError
 from mlxbert.data.text_columns import Rendered, RowText, every_column, id_columns
 from mlxbert.errors import MLXBertError

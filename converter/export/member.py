@@ -1,8 +1,12 @@
-"""One trained model as PyTorch: what transformers has a class for, and the rest as tensors and settings."""
+"""One trained model as PyTorch: a class of transformers where one computes the same, else its encoder and its head.
+
+`EXPORTED_HEADS` has an entry for each head that `inference_modules/torch_heads.py` computes. To export a head of your
+own, add an entry to both tables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +21,171 @@ from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index
 from mlxbert.model_tensors import planned_tensors, stored_dtype
+from mlxbert.models.base import HeadKind
 from mlxbert.pooling import pooling_settings
 from mlxbert.tokenization.files import TOKENIZER_FILES
 from mlxbert.with_head import BertWithHead
 
-SEQUENCE, ENCODER = "BertForSequenceClassification", "BertModel"
-HEADS = ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series")
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-PROBLEM_TYPES = {
-    # One logit: transformers' pipelines read it by a sigmoid, as ours.
-    "binary": "multi_label_classification",
-    "multilabel": "multi_label_classification",
-    "multiclass": "single_label_classification",
-    "regression": "regression",
+
+
+# Heads
+
+
+@dataclass(frozen=True)
+class ExportedHead:
+    """What is written of a head.
+
+    Attributes:
+        settings: a head to its settings in `head.json`, beside its name.
+        columns: a head to the number of columns of a submission, by what it holds; the usual one first. A second
+            number is one that is possible, too.
+        tensors: a head to those of its tensors that are written to `head.safetensors`.
+        computed: a head to tensors that are computed from it, written there, too.
+        problem_type: transformers' name for a classifier with these logits or values; None: it has none.
+        labels: a head to the name of each logit.
+        is_folded: whether such a classifier computes values in the user's units, the target scaler in its weights.
+    """
+
+    settings: Callable[[Any], dict[str, Any]]
+    columns: Callable[[Any], dict[str, tuple[int, ...]]]
+    tensors: Callable[[Any], list[PlannedTensor]] = lambda head: planned_tensors(head, "head.")
+    computed: Callable[[Any], Iterator[PlannedTensor]] = lambda head: iter(())
+    problem_type: str | None = None
+    labels: Callable[[Any], list[str]] = lambda head: [str(label) for label in head.classes]
+    is_folded: bool = False
+
+    def is_sequence_classifier(self, head: Any) -> bool:
+        """Return whether one linear layer computes these logits, or values, as they are."""
+        if self.problem_type is None:
+            return False
+        return not (self.is_folded and (head.log_targets or head.objective == "gaussian"))
+
+
+def exported_head(head: Any, directory: object) -> ExportedHead:
+    """Return what is written of a head; `directory` begins the message of an error.
+
+    Raises:
+        ExportError: it is a head of another package, or none that `inference.py` computes.
+    """
+    if head.head_name not in EXPORTED_HEADS or not type(head).__module__.startswith("heads."):
+        raise ExportError(
+            f"{directory}: the head {head.head_name!r} comes from {type(head).__module__}, and inference.py knows "
+            f"{', '.join(EXPORTED_HEADS)}; fix: write its predictions with mlxbert predict"
+        )
+    return EXPORTED_HEADS[head.head_name]
+
+
+def folded_linear(head: Any) -> dict[str, np.ndarray]:
+    """Return a regression's last layer with the target scaler in it, so that it gives values in the user's units."""
+    weight, bias = (np.array(head.output[name].astype(mx.float32)).astype(np.float64) for name in ("weight", "bias"))
+    scaler = target_scaler(head)
+    scale, center = np.asarray(scaler.scale), np.asarray(scaler.center)
+    folded = {"weight": weight * scale[:, None], "bias": bias * scale + center}
+    return {name: array.astype(np.float32) for name, array in folded.items()}
+
+
+def target_scaler(head: Any) -> TargetScaler:
+    """Return the fitted scaler of a head; one that changes nothing where the head has none by its settings.
+
+    Raises:
+        ExportError: the head was never fitted.
+    """
+    if head.scaler is not None:
+        return head.scaler
+    if head.scaling == "none" and not head.log_targets:
+        return TargetScaler((0.0,), (1.0,))  # one for all columns
+    raise ExportError(f"{head.head_name}: the target scaler was never fitted; fix: head.fit_targets, then save again")
+
+
+def planned_array(name: str, array: np.ndarray) -> PlannedTensor:
+    """Return a NumPy array as a tensor to write."""
+    dtype = {"float32": "F32", "float64": "F64"}[array.dtype.name]
+    return PlannedTensor(name, array.shape, dtype, lambda: array)
+
+
+def stl_matrices(window: int, period: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return trend and season of a history as matrices (W, W) float64: `history @ matrix`.
+
+    STL without robustness weights only adds, and multiplies by constants of the place. So for histories of one length
+    it is linear, and row i of its matrix is what it makes of unit vector i.
+    """
+    trend, seasonal, _ = decompose(np.eye(window), period, "time_series")
+    return trend, seasonal
+
+
+def _ordinal_tensors(head: Any) -> list[PlannedTensor]:
+    """Return the last layer, and with "corn" all others; without it the thresholds stand for their parameters."""
+    tensors = planned_tensors(head, "head.")
+    return [one for one in tensors if head.objective == "corn" or one.name.startswith("head.output.")]
+
+
+def _ordinal_thresholds(head: Any) -> Iterator[PlannedTensor]:
+    if head.objective != "corn":
+        yield planned_array("head.thresholds", np.array(head.thresholds, np.float32))
+
+
+def _history_matrices(head: Any) -> Iterator[PlannedTensor]:
+    if head.period:
+        for name, matrix in zip(("trend", "seasonal"), stl_matrices(head.window, head.period), strict=True):
+            yield planned_array(f"history.{name}", matrix)
+
+
+def _classes(head: Any) -> dict[str, Any]:
+    return {"classes": list(head.classes), "temperature": getattr(head, "temperature", 1.0)}
+
+
+def _numbers(head: Any) -> dict[str, Any]:
+    return {"targets": head.num_targets, "scaler": target_scaler(head).to_dict()}
+
+
+def _series(head: Any) -> dict[str, Any]:
+    names = ("horizon", "window", "period", "baseline")
+    return {**_numbers(head), **{name: getattr(head, name) for name in names}, "calendar": list(head.calendar)}
+
+
+def _value_names(head: Any) -> list[str]:
+    return ["value"] if head.num_targets == 1 else [f"value_{i}" for i in range(head.num_targets)]
+
+
+EXPORTED_HEADS = {
+    "binary": ExportedHead(
+        lambda head: {**_classes(head), "thresholds": [head.threshold]},
+        lambda head: {"probabilities": (1,), "labels": (1,)},
+        # One logit: transformers' pipelines read it by a sigmoid, as the head does.
+        problem_type="multi_label_classification",
+        labels=lambda head: [str(head.classes[1])],
+    ),
+    "multiclass": ExportedHead(
+        _classes,
+        lambda head: {"labels": (1,), "probabilities": (head.num_outputs,)},
+        problem_type="single_label_classification",
+    ),
+    "multilabel": ExportedHead(
+        lambda head: {**_classes(head), "thresholds": list(head.thresholds)},
+        lambda head: {"probabilities": (head.num_outputs,), "labels": (head.num_outputs,)},
+        problem_type="multi_label_classification",
+    ),
+    "regression": ExportedHead(
+        _numbers,
+        lambda head: {"values": (head.num_targets,)},
+        problem_type="regression",
+        labels=_value_names,
+        is_folded=True,
+    ),
+    "ordinal": ExportedHead(
+        lambda head: {"classes": list(head.classes), "objective": head.objective},
+        # One column of probabilities is the expected rank.
+        lambda head: {"labels": (1,), "probabilities": (head.num_outputs + 1, 1)},
+        _ordinal_tensors,
+        _ordinal_thresholds,
+    ),
+    "time_series": ExportedHead(_series, lambda head: {"values": (1,)}, computed=_history_matrices),
 }
+"""Every head that `inference.py` computes, by its name."""
+
+
+# The model
 
 
 @dataclass(frozen=True)
@@ -38,54 +193,79 @@ class MemberExport:
     """A trained model, ready to be written.
 
     Attributes:
-        model: it.
-        class_name: the transformers class that its weights are written as.
+        model: the model.
+        exported: what is written of its head.
+        class_name: the class of transformers that its weights are written for.
+        is_whole: whether that class has the head, too.
         head: `head.json`.
     """
 
     model: BertWithHead
+    exported: ExportedHead
     class_name: str
+    is_whole: bool
     head: dict[str, Any]
 
     @property
     def why(self) -> str:
-        """Which class, and why that one."""
+        """The class, and the reason for it."""
         name, pooling = self.model.head.head_name, self.head["pooling"]["name"]
-        if self.class_name == SEQUENCE:
-            return f"{SEQUENCE}: pooling 'pooler' and a linear head"
-        return f"{ENCODER} and head.safetensors: transformers has no class for head {name!r} on pooling {pooling!r}"
+        if self.is_whole:
+            return f"{self.class_name}: pooling 'pooler' and a linear head"
+        return (
+            f"{self.class_name} and head.safetensors: transformers has no class for head {name!r} on pooling "
+            f"{pooling!r}"
+        )
 
 
 def read_member(directory: Path) -> MemberExport:
-    """The model in a directory that `BertWithHead.save` wrote.
+    """Return the model in a directory that `BertWithHead.save` wrote.
 
     Raises:
         CheckpointError: it is damaged, or quantized.
-        ExportError: its head is none of the six that inference.py knows.
+        ExportError: inference.py does not know its head.
     """
     stored = str(read_config(directory).get("dtype"))
-    model = BertWithHead.load(directory, dtype=DTYPES.get(stored))  # as it is, not as a CPU computes
-    head: Any = model.head
-    if head.head_name not in HEADS or not type(head).__module__.startswith("heads."):
-        raise ExportError(
-            f"{directory}: the head {head.head_name!r} comes from {type(head).__module__}, and inference.py knows "
-            f"{', '.join(HEADS)}; fix: write its predictions with mlxbert predict"
-        )
-    sequence = _is_sequence_classifier(model)
-    return MemberExport(model, SEQUENCE if sequence else ENCODER, _head_settings(model, sequence))
+    model = BertWithHead.load(directory, dtype=DTYPES.get(stored))  # in its own dtype, not the one that a CPU computes
+    exported = exported_head(model.head, directory)
+    pooling = pooling_settings(model.pooling)
+    class_name = linear_classifier(model) if exported.is_sequence_classifier(model.head) else None
+    is_whole = class_name is not None and pooling == {"name": "pooler"}
+    head = {
+        "class": class_name if is_whole else model.core.architecture.encoder_class,
+        "is_whole": is_whole,
+        "name": model.head.head_name,
+        "pooling": pooling,
+        "pooler": model.core.has_pooler,
+        **exported.settings(model.head),
+    }
+    if is_whole and exported.is_folded:
+        head["scaler"] = None  # the classifier's logits are the values already
+    return MemberExport(model, exported, str(head["class"]), is_whole, head)
+
+
+def linear_classifier(model: BertWithHead) -> str | None:
+    """Return transformers' classifier of one linear layer on the pooler; None where its classifier has more layers."""
+    architecture = model.core.architecture
+    name = architecture.head_of(HeadKind.SEQUENCE)
+    head = None if name is None else architecture.heads[name]
+    is_linear = head is not None and head.has_pooler and head.prefixes == (f"{head.labels}.",)
+    return name if is_linear else None
 
 
 def write_member(output: OutputDirectory, member: MemberExport, folder: str) -> dict[str, Any]:
     """Write the model under `folder` ("" for the output itself) but for config.json, which is returned."""
-    model, sequence = member.model, member.class_name == SEQUENCE
-    tensors = _sequence_tensors(model) if sequence else planned_tensors(model.core)
+    model = member.model
+    tensors = list(_classifier_tensors(member)) if member.is_whole else planned_tensors(model.core)
     shards = plan_shards(tensors)
     for name, shard in shards.items():
         output.write_safetensors(folder + name, shard, metadata=PYTORCH_METADATA)
     if len(shards) > 1:
         output.write_json(f"{folder}model.safetensors.index.json", shard_index(shards))
-    if not sequence:
-        output.write_safetensors(f"{folder}head.safetensors", list(_rest(model)), metadata=PYTORCH_METADATA)
+    if not member.is_whole:
+        rest = member.exported.tensors(model.head) + planned_tensors(model.pooling, "pooling.")
+        computed = member.exported.computed(model.head)
+        output.write_safetensors(f"{folder}head.safetensors", [*rest, *computed], metadata=PYTORCH_METADATA)
     output.write_json(f"{folder}head.json", member.head)
     assert model.source is not None  # it was loaded
     for file in model.source.iterdir():
@@ -94,84 +274,21 @@ def write_member(output: OutputDirectory, member: MemberExport, folder: str) -> 
     return _config(member, {tensor.dtype for tensor in tensors})
 
 
-def _is_sequence_classifier(model: BertWithHead) -> bool:
-    """Whether transformers' pooler, dropout and one linear layer give these logits, or values, as they are."""
-    head: Any = model.head
-    if pooling_settings(model.pooling) != {"name": "pooler"} or head.head_name not in PROBLEM_TYPES:
-        return False
-    return head.head_name != "regression" or not (head.log_targets or head.objective == "gaussian")
-
-
-def _sequence_tensors(model: BertWithHead) -> list[PlannedTensor]:
-    """The encoder below `bert.`, and the linear layer: of a regression with the target scaler multiplied in."""
-    encoder = planned_tensors(model.core, "bert.")
-    head: Any = model.head
-    if head.head_name != "regression":
-        return encoder + [
-            PlannedTensor(tensor.name.replace("output.", "classifier."), tensor.shape, tensor.dtype, tensor.read)
-            for tensor in planned_tensors(head)
-        ]
-    weight, bias = (_float64(head.output[name]) for name in ("weight", "bias"))
-    scaler = _scaler(head)
-    scale, center = np.asarray(scaler.scale), np.asarray(scaler.center)
-    folded = {"classifier.weight": weight * scale[:, None], "classifier.bias": bias * scale + center}
-    return encoder + [_planned(name, array.astype(np.float32)) for name, array in folded.items()]
-
-
-def _rest(model: BertWithHead) -> Iterator[PlannedTensor]:
-    """What head.safetensors holds: every tensor of head and pooling, or what they amount to when nothing learns."""
-    head: Any = model.head
-    ordered = head.head_name == "ordinal" and head.objective != "corn"
-    for tensor in planned_tensors(head, "head."):
-        if not ordered or tensor.name.startswith("head.output."):
-            yield tensor
-    yield from planned_tensors(model.pooling, "pooling.")
-    if ordered:
-        yield _planned("head.thresholds", np.array(head.thresholds, np.float32))
-    if head.head_name == "time_series" and head.period:
-        for name, matrix in zip(("trend", "seasonal"), stl_matrices(head.window, head.period), strict=True):
-            yield _planned(f"history.{name}", matrix)
-
-
-def stl_matrices(window: int, period: int) -> tuple[np.ndarray, np.ndarray]:
-    """Trend and season of a history as matrices (W, W) float64: `history @ matrix`.
-
-    STL without robustness weights only adds and multiplies by constants of the place, so of a history of fixed length
-    it is linear: its matrix has what it makes of each unit vector as a row.
-    """
-    trend, seasonal, _ = decompose(np.eye(window), period, "time_series")
-    return trend, seasonal
-
-
-def _head_settings(model: BertWithHead, sequence: bool) -> dict[str, Any]:
-    """`head.json`: what inference.py needs to make predictions of the tensors' logits."""
-    head: Any = model.head
-    settings: dict[str, Any] = {
-        "class": SEQUENCE if sequence else ENCODER,
-        "name": head.head_name,
-        "pooling": pooling_settings(model.pooling),
-        "pooler": model.core.has_pooler,
-    }
-    if hasattr(head, "classes"):
-        settings["classes"] = list(head.classes)
-    if head.head_name in ("binary", "multiclass", "multilabel"):
-        settings["temperature"] = getattr(head, "temperature", 1.0)
-    if head.head_name in ("binary", "multilabel"):
-        settings["thresholds"] = list(head.thresholds) if head.head_name == "multilabel" else [head.threshold]
-    if head.head_name == "ordinal":
-        settings["objective"] = head.objective
-    if head.head_name in ("regression", "time_series"):
-        settings["targets"] = head.num_targets
-        # Of a sequence classifier the logits are the values already.
-        settings["scaler"] = None if sequence else _scaler(head).to_dict()
-    if head.head_name == "time_series":
-        settings |= {name: getattr(head, name) for name in ("horizon", "window", "period", "baseline")}
-        settings["calendar"] = list(head.calendar)
-    return settings
+def _classifier_tensors(member: MemberExport) -> Iterator[PlannedTensor]:
+    """Yield the encoder's tensors below its prefix, and the linear layer."""
+    architecture = member.model.core.architecture
+    layer = architecture.heads[member.class_name].labels
+    yield from planned_tensors(member.model.core, architecture.prefix)
+    if member.exported.is_folded:
+        for name, array in folded_linear(member.model.head).items():
+            yield planned_array(f"{layer}.{name}", array)
+        return
+    for tensor in planned_tensors(member.model.head):
+        yield PlannedTensor(tensor.name.replace("output", str(layer), 1), tensor.shape, tensor.dtype, tensor.read)
 
 
 def _config(member: MemberExport, dtypes: set[str]) -> dict[str, Any]:
-    """`config.json`: the encoder's, with the class and dtype that the files have, and its labels."""
+    """Return `config.json`: the encoder's, with the class and dtype that the files have, and its labels."""
     model = member.model
     head: Any = model.head
     assert model.source is not None
@@ -179,36 +296,12 @@ def _config(member: MemberExport, dtypes: set[str]) -> dict[str, Any]:
     config["architectures"] = [member.class_name]
     dtype = stored_dtype(model.core) if len(dtypes) == 1 else "float32"  # of a mixture the one that holds every value
     config |= {"dtype": dtype, **({"torch_dtype": dtype} if "torch_dtype" in config else {})}
-    if member.class_name != SEQUENCE:
+    if not member.is_whole:
         return config
-    labels = _labels(head)
+    labels = member.exported.labels(head)
     config["id2label"] = {str(i): label for i, label in enumerate(labels)}
     config["label2id"] = {label: i for i, label in enumerate(labels)}
     config.pop("num_labels", None)  # id2label says it
-    config["problem_type"] = PROBLEM_TYPES[head.head_name]
+    config["problem_type"] = member.exported.problem_type
     config["classifier_dropout"] = head.dropout
     return config
-
-
-def _labels(head: Any) -> list[str]:
-    """The name of each logit."""
-    if head.head_name == "regression":
-        return ["value"] if head.num_targets == 1 else [f"value_{i}" for i in range(head.num_targets)]
-    return [str(head.classes[1])] if head.head_name == "binary" else [str(label) for label in head.classes]
-
-
-def _scaler(head: Any) -> TargetScaler:
-    if head.scaler is not None:
-        return head.scaler
-    if head.scaling == "none" and not head.log_targets:
-        return TargetScaler((0.0,), (1.0,))  # one for all columns
-    raise ExportError(f"{head.head_name}: the target scaler was never fitted; fix: head.fit_targets, then save again")
-
-
-def _float64(array: Any) -> np.ndarray:
-    return np.array(array.astype(mx.float32)).astype(np.float64)
-
-
-def _planned(name: str, array: np.ndarray) -> PlannedTensor:
-    dtype = {"float32": "F32", "float64": "F64"}[array.dtype.name]
-    return PlannedTensor(name, array.shape, dtype, lambda: array)

@@ -1,29 +1,38 @@
-"""What `inference.json` says: how a row becomes a text, what the submission looks like, which members are averaged.
-
-`export_directory`: whatever mlxbert wrote (a converted checkpoint, a trained model, a run) for PyTorch.
-"""
+"""`export_directory`: whatever mlxbert wrote (a checkpoint, a trained model, a run) for a place without MLX."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from converter.export.checkpoint import ExportError, export
-from converter.export.member import SEQUENCE, MemberExport, read_member, write_member
-from heads.base import Head
-from heads.metrics import get_metric
+from converter.export.member import MemberExport, read_member, write_member
 from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, read_bytes, read_json, require_inside, require_own_files
 from mlxbert.runs.record import INFO, SCORES, RunRecord, is_run, read_record
-from mlxbert.tokenization.files import TOKENIZER_FILES
+from mlxbert.runs.submission import compared_values
+from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer
 
 FORMAT, VERSION = "mlxbert-inference", 1
+SCRIPT, SETTINGS, CODE = "inference.py", "inference.json", "inference_modules"
+
+SHARED = (
+    "heads.errors",
+    "heads.forward_chaining",
+    "mlxbert.data.frames",
+    "mlxbert.data.submission",
+    "mlxbert.data.text_columns",
+    "mlxbert.errors",
+)
+"""Modules that an exported `inference.py` needs, beside those in `inference_modules`: Python and NumPy alone."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,52 @@ class ExportedRun:
 
     record: RunRecord
     members: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the exported directory.
+        what: how many models, as which class, and why.
+        use: how it is used next, a line each.
+    """
+
+    path: Path
+    what: str
+    use: tuple[str, ...]
+
+
+def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = False) -> Exported:
+    """Write `source` for a place without MLX.
+
+    A converted checkpoint becomes the Hugging Face directory that it came from. A trained model, or each member of a
+    run, becomes a Hugging Face directory too, with `inference.py` beside them all.
+
+    Args:
+        source: a converted directory, one of `BertWithHead.save`, or a finished run.
+        out: the directory to write.
+        overwrite: replace an exported one that is there already.
+
+    Raises:
+        ExportError: it is none of these, is unfinished or quantized, or has a head that inference.py does not know.
+        MLXBertError: it is damaged, or `out` cannot be written; nothing was written, nothing lost.
+    """
+    source, out = expand_home(source), expand_home(out)
+    if (source / INFO).exists():
+        run = read_run(source)
+        return _export_models(source, out, run, run.members, overwrite=overwrite)
+    if source.is_dir():
+        require_own_files(source, ExportError)
+    if _is_trained(source):
+        return _export_models(source, out, run_of(source), {source.name: source}, overwrite=overwrite)
+    path = export(source, out, overwrite=overwrite)
+    return Exported(
+        path,
+        "the checkpoint it was converted from",
+        (f"transformers.AutoModel.from_pretrained({json.dumps(str(path))})",),
+    )
 
 
 def read_run(directory: Path) -> ExportedRun:
@@ -71,142 +126,8 @@ def run_of(member: Path) -> ExportedRun | None:
     return ExportedRun(record, {member.name: member}) if member.resolve().name in record.members else None
 
 
-def inference_settings(run: ExportedRun | None, members: list[str], head: Head, limit: int | None) -> dict[str, Any]:
-    """`inference.json`.
-
-    Args:
-        run: None for a model that stands alone: its column is then to be named when it predicts.
-        members: their directories, relative to the export.
-        head: of one of them.
-        limit: tokens that the encoder and its tokenizer take.
-
-    Raises:
-        ExportError: the submission's format does not fit the head.
-    """
-    record = None if run is None else run.record
-    classes = getattr(head, "classes", None)
-    submission = _usual_submission(head) if record is None else asdict(record.submission)
-    _check_submission(submission, head)
-    longest = None if record is None else record.data.max_length
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "task": head.head_name,
-        "target": ["target"] if record is None else list(record.task.target),
-        "classes": None if classes is None else list(classes),
-        "text": None if record is None else record.data.text.to_dict(),
-        "kinds": {} if record is None else dict(record.data.kinds),
-        "quoting": None if record is None else record.data.quoting,
-        "id": None if record is None else record.data.id,
-        "time": None if record is None else record.data.time,
-        "max_length": min((n for n in (longest, limit) if n is not None), default=512),
-        "submission": submission,
-        "known_columns": record is not None,
-        **({} if record is None else _rules(record)),
-        "members": members,
-    }
-
-
-def _rules(record: RunRecord) -> dict[str, Any]:
-    """What decides how a submission is written where a sample leaves that open, and how a table is read."""
-    asked = record.config.metric
-    wanted = None if asked is None else "labels" if get_metric(asked).needs == "labels" else "probabilities"
-    own = record.settings.submission
-    ready = own is not None and record.settings.values in (None, own.values)
-    return {"id_found": record.data.id_found, "wanted": wanted, "ready": ready, "values": record.settings.values}
-
-
-def _usual_submission(head: Head) -> dict[str, Any]:
-    """For a model without its run: the columns that its head has, the ids row numbers."""
-    name = head.head_name
-    values = {"binary": "probabilities", "multilabel": "probabilities", "multiclass": "labels", "ordinal": "labels"}
-    columns = ["target"]
-    if name == "multilabel":
-        columns = [str(label) for label in head.classes]
-    elif name == "regression" and head.num_targets > 1:
-        columns = [f"target_{i}" for i in range(head.num_targets)]
-    return {"id_column": "id", "columns": columns, "values": values.get(name, "values")}
-
-
-def _check_submission(submission: dict[str, Any], head: Any) -> None:
-    """The run's format has a column for everything that inference.py will write, and nothing else."""
-    name, values, columns = head.head_name, submission["values"], submission["columns"]
-    widths = {
-        ("binary", "labels"): 1,
-        ("binary", "probabilities"): 1,
-        ("multiclass", "labels"): 1,
-        ("multiclass", "probabilities"): head.num_outputs,
-        ("ordinal", "labels"): 1,
-        ("ordinal", "probabilities"): head.num_outputs + 1,
-        ("multilabel", "labels"): head.num_outputs,
-        ("multilabel", "probabilities"): head.num_outputs,
-        ("regression", "values"): getattr(head, "num_targets", 1),
-        ("time_series", "values"): 1,
-    }
-    width = widths.get((name, str(values)))
-    if (name, values) == ("ordinal", "probabilities") and len(columns) == 1:
-        width = 1  # the expected rank
-    if width is None:
-        raise ExportError(f"run.json: a submission of {values!r} does not fit the head {name!r}; fix: train again")
-    if len(columns) != width:
-        raise ExportError(
-            f"run.json: the submission has {len(columns)} columns, and {name} gives {width} of {values}; "
-            "fix: train again"
-        )
-
-
-SCRIPT = "inference.py"
-SETTINGS = "inference.json"
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written.
-
-    Attributes:
-        path: where.
-        what: how many models, as which class, and why.
-        use: how it is used next, a line each.
-    """
-
-    path: Path
-    what: str
-    use: tuple[str, ...]
-
-
-def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = False) -> Exported:
-    """Write `source` for a place without MLX.
-
-    A converted checkpoint becomes the Hugging Face directory that it came from. A trained model, or
-    each member of a run, becomes a Hugging Face directory too, with `inference.py` beside them all.
-
-    Args:
-        source: a converted directory, one of `BertWithHead.save`, or a finished run.
-        out: the directory to write.
-        overwrite: replace an exported one that is there already.
-
-    Raises:
-        ExportError: it is none of these, is unfinished or quantized, or has a head that inference.py does not know.
-        MLXBertError: it is damaged, or `out` cannot be written; nothing was written, nothing lost.
-    """
-    source, out = expand_home(source), expand_home(out)
-    if (source / INFO).exists():
-        run = read_run(source)
-        return _export_models(source, out, run, run.members, overwrite=overwrite)
-    if source.is_dir():
-        require_own_files(source, ExportError)
-    if _is_trained(source):
-        return _export_models(source, out, run_of(source), {source.name: source}, overwrite=overwrite)
-    path = export(source, out, overwrite=overwrite)
-    return Exported(
-        path,
-        "the checkpoint it was converted from",
-        (f"transformers.AutoModel.from_pretrained({json.dumps(str(path))})",),
-    )
-
-
 def _is_trained(directory: Path) -> bool:
-    """Whether it has a head that mlxbert trained."""
+    """Return whether the model in a directory has a head that mlxbert trained; refuse one that is quantized."""
     config = read_json(directory / "config.json", ExportError) if directory.is_dir() else None
     ours = (config or {}).get("mlxbert")
     if not isinstance(ours, dict) or not isinstance(ours.get("head"), dict):
@@ -219,8 +140,8 @@ def _is_trained(directory: Path) -> bool:
 def _export_models(
     source: Path, out: Path, run: ExportedRun | None, members: Mapping[str, Path], *, overwrite: bool
 ) -> Exported:
-    alone = len(members) == 1
-    folders = {name: "" if alone else f"members/{name}/" for name in members}
+    is_alone = len(members) == 1
+    folders = {name: "" if is_alone else f"members/{name}/" for name in members}
     for directory in members.values():
         require_inside(directory, source, ExportError)
         require_own_files(directory, ExportError)
@@ -230,46 +151,149 @@ def _export_models(
         config: dict[str, Any] = {}
         for name, directory in members.items():  # one model in memory at a time
             member = read_member(directory)
-            own = write_member(output, member, folders[name])
-            if not alone:
-                output.write_json(f"{folders[name]}config.json", own)
-            config = config or own
-        settings = inference_settings(
-            run, [folder or "." for folder in folders.values()], member.model.head, _limit(directory, member)
-        )
+            member_config = write_member(output, member, folders[name])
+            if not is_alone:
+                output.write_json(f"{folders[name]}config.json", member_config)
+            config = config or member_config
+        limit = _limit(directory, member)
+        settings = inference_settings(run, [folder or "." for folder in folders.values()], member, limit)
         output.write_json(SETTINGS, settings)
-        output.copy(SCRIPT, Path(__file__).with_name(SCRIPT))
-        if not alone:  # of the encoder that the members share: no model lies here
+        for name, text in code_files():
+            output.write_bytes(name, text.encode())
+        if not is_alone:  # of the encoder that the members share: no model lies here
             config = {key: value for key, value in config.items() if key != "architectures"}
         path = output.commit(config)
-    return Exported(path, _what(member, len(members)), _use(path, settings, member))
+    models = f"{len(members)} model{'' if is_alone else 's, each'}"
+    return Exported(path, f"{models} as {member.why}", _use(path, settings, member))
+
+
+def _check_tokenizers(members: list[Path]) -> None:
+    """Refuse members with different tokenizers: texts are tokenized once for all."""
+
+    def files(directory: Path) -> dict[str, bytes]:
+        contents = {name: read_bytes(directory / name, ExportError) for name in TOKENIZER_FILES}
+        return {name: data for name, data in contents.items() if data is not None}
+
+    first = files(members[0])
+    if not has_tokenizer(first):
+        raise ExportError(f"{members[0]}: has neither tokenizer.json nor vocab.txt; fix: train again")
+    others = [str(member) for member in members[1:] if files(member) != first]
+    if others:
+        raise ExportError(
+            f"{len(others)} members have another tokenizer than {members[0].name}; fix: train again\n"
+            + first_ten(others)
+        )
 
 
 def _limit(directory: Path, member: MemberExport) -> int:
-    """Tokens that the encoder and its tokenizer take."""
+    """Return the number of tokens that the encoder and its tokenizer take."""
     positions = member.model.core.config.max_length
     return Tokenizer.from_directory(directory, max_length=positions).max_length or positions
 
 
-def _check_tokenizers(members: list[Path]) -> None:
-    """Members of a run share their encoder's tokenizer: texts are tokenized once for all."""
+def inference_settings(
+    run: ExportedRun | None, members: list[str], member: MemberExport, limit: int
+) -> dict[str, Any]:
+    """Return `inference.json`: how a row becomes a text, what the submission looks like, which members are averaged.
 
-    def files(directory: Path) -> dict[str, bytes]:
-        found = {name: read_bytes(directory / name, ExportError) for name in TOKENIZER_FILES}
-        return {name: data for name, data in found.items() if data is not None}
+    Args:
+        run: None for a model that stands alone: its user names the column of the text.
+        members: the directories of the models, relative to the export.
+        member: one of them.
+        limit: tokens that the encoder and its tokenizer take.
 
-    first = files(members[0])
-    if not {"tokenizer.json", "vocab.txt"} & set(first):
-        raise ExportError(f"{members[0]}: has neither tokenizer.json nor vocab.txt; fix: train again")
-    other = [str(member) for member in members[1:] if files(member) != first]
-    if other:
+    Raises:
+        ExportError: the submission's format does not fit the head.
+    """
+    head = member.model.head
+    classes = getattr(head, "classes", None)
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": head.head_name,
+        "target": ["target"],
+        "classes": None if classes is None else list(classes),
+        "text": None,
+        "kinds": {},
+        "quoting": None,
+        "id": None,
+        "time": None,
+        "max_length": limit,
+        "submission": _usual_submission(member),
+        "known_columns": run is not None,
+        "token_types": member.model.core.architecture.has_token_types,
+    }
+    if run is not None:
+        settings |= _run_settings(run.record, limit)
+    _check_submission(settings["submission"], member)
+    return {**settings, "members": members}
+
+
+def _run_settings(record: RunRecord, limit: int) -> dict[str, Any]:
+    data, asked, ready = record.data, record.config.metric, record.settings.submission
+    return {
+        "target": list(record.task.target),
+        "text": data.text.to_dict(),
+        "kinds": dict(data.kinds),
+        "quoting": data.quoting,
+        "id": data.id,
+        "time": data.time,
+        "max_length": min(data.max_length, limit),
+        "submission": asdict(record.submission),
+        # What decides the format where a sample leaves it open.
+        "id_found": data.id_found,
+        "wanted": None if asked is None else compared_values(asked),
+        "ready": ready is not None and record.settings.values in (None, ready.values),
+        "values": record.settings.values,
+    }
+
+
+def _usual_submission(member: MemberExport) -> dict[str, Any]:
+    """Return the format of a model without its run: the columns of its head; the ids are row numbers."""
+    head: Any = member.model.head
+    values, (count, *_) = next(iter(member.exported.columns(head).items()))
+    columns = [str(label) for label in getattr(head, "classes", ())]
+    if len(columns) != count:
+        columns = ["target"] if count == 1 else [f"target_{i}" for i in range(count)]
+    return {"id_column": "id", "columns": columns, "values": values}
+
+
+def _check_submission(submission: dict[str, Any], member: MemberExport) -> None:
+    """Refuse a format that has a column too few or too many for what inference.py writes."""
+    name, values, columns = member.model.head.head_name, submission["values"], submission["columns"]
+    counts = member.exported.columns(member.model.head).get(str(values))
+    if counts is None:
+        raise ExportError(f"run.json: a submission of {values!r} does not fit the head {name!r}; fix: train again")
+    if len(columns) not in counts:
         raise ExportError(
-            f"{len(other)} members have another tokenizer than {members[0].name}; fix: train again\n{first_ten(other)}"
+            f"run.json: the submission has {len(columns)} columns, and {name} gives {counts[0]} of {values}; "
+            "fix: train again"
         )
 
 
-def _what(member: MemberExport, count: int) -> str:
-    return f"{count} model{'s, each' if count > 1 else ''} as {member.why}"
+def code_files() -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of every file of code in an exported directory.
+
+    The modules are copies; where they import each other, they do so inside the folder.
+    """
+    here = Path(__file__).parent
+    yield SCRIPT, (here / SCRIPT).read_text(encoding="utf-8")
+    for file in sorted((here / CODE).glob("*.py")):
+        yield f"{CODE}/{file.name}", _inside_folder(file)
+    for module in SHARED:
+        spec = find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        is_package = spec.submodule_search_locations is not None
+        name = module.replace(".", "/") + ("/__init__.py" if is_package else ".py")
+        yield f"{CODE}/{name}", _inside_folder(Path(spec.origin))
+
+
+def _inside_folder(file: Path) -> str:
+    """Return a module's text with its imports of ours inside the folder of the exported code."""
+    text = file.read_text(encoding="utf-8")
+    text = re.sub(rf"^(\s*from )converter\.export\.{CODE}\b", rf"\1{CODE}", text, flags=re.MULTILINE)
+    return re.sub(r"^(\s*from )(heads|mlxbert)\b", rf"\1{CODE}.\2", text, flags=re.MULTILINE)
 
 
 def _use(path: Path, settings: Mapping[str, Any], member: MemberExport) -> tuple[str, ...]:
@@ -279,6 +303,6 @@ def _use(path: Path, settings: Mapping[str, Any], member: MemberExport) -> tuple
         "upload the folder as a Kaggle dataset; in the notebook, without internet: "
         f"!python /kaggle/input/NAME/{SCRIPT} test.csv -o submission.csv{column}",
     ]
-    if member.class_name == SEQUENCE and len(settings["members"]) == 1:
+    if member.is_whole and len(settings["members"]) == 1:
         lines.append(f"transformers.AutoModelForSequenceClassification.from_pretrained({json.dumps(str(path))})")
     return tuple(lines)

@@ -11,16 +11,12 @@ with `heads/`.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -360,14 +356,12 @@ class ExportedReference:
     """A fine-tuned model's own export in PyTorch.
 
     Attributes:
-        script: the module that an export ships, `inference.py`.
-        member: its `Member`.
+        member: the exported model, a `Member` of the code that an export has.
         head: the MLX head, which says what it reads beside the text.
         class_name: the transformers class of the export, and its head.
         folded: whether the weights contain the scaler of the target, so that only values can be compared.
     """
 
-    script: ModuleType
     member: Any
     head: Any
     class_name: str
@@ -379,13 +373,12 @@ class ExportedReference:
         """Return every hidden state, the pooler's output, the logits and the predictions for one batch."""
         import torch
 
-        settings, encoder = self.member.head, self.member.model.base_model
+        encoder = self.member.model.base_model
         batch = _tensors(encoder, probe)
         with torch.inference_mode(), full_float32():
             encoded = encoder(**batch, output_hidden_states=True)
             logits = self.member.logits(batch, extra_inputs(self.head, probe)).double().numpy()
-        thresholds = np.asarray(settings.get("thresholds", [0.5]))
-        decision = self.script.decide(settings, self.script.outcome(settings, logits), thresholds)
+        decision = self.member.decide(self.member.outcome(logits), np.asarray(self.member.thresholds))
         values = decision.probabilities if decision.values is None else decision.values
         assert values is not None
         outputs = {} if self.folded else {"logits": logits.astype(np.float32)}
@@ -405,35 +398,18 @@ def build_exported(directory: Path, scratch: Path) -> ExportedReference:
     require_torch()
     import torch
 
+    from converter.export.inference_modules.predictor import Member
     from converter.export.member import read_member, write_member
     from mlxbert.files.output_directory import OutputDirectory
 
     member = read_member(directory)
     with OutputDirectory(scratch / "export") as output:
         output.commit(write_member(output, member, ""))
-    head = member.model.core.architecture.heads.get(member.class_name)
-    is_sequence = head is not None and head.kind is HeadKind.SEQUENCE
-    name = member.class_name if is_sequence else f"{member.class_name} with a {member.head['name']} head"
+    name = member.class_name if member.is_whole else f"{member.class_name} with a {member.head['name']} head"
     with full_float32():
-        script = _shipped_script()
-        exported = script.Member(scratch / "export", torch.device("cpu"))
-    folded = is_sequence and member.head["name"] == "regression"
-    return ExportedReference(script, exported, member.model.head, name, folded)
-
-
-@cache
-def _shipped_script() -> ModuleType:
-    """Run the script that an export ships from its file, as its user does: it imports nothing of this project."""
-    from converter.export.run import SCRIPT
-
-    file = Path(__file__).parent.parent / "export" / SCRIPT
-    spec = importlib.util.spec_from_file_location("mlxbert_exported", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+        exported = Member(scratch / "export", torch.device("cpu"))
+    folded = member.is_whole and member.exported.is_folded
+    return ExportedReference(exported, member.model.head, name, folded)
 
 
 def extra_inputs(head: Any, probe: Probe) -> Mapping[str, np.ndarray]:

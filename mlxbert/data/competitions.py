@@ -14,6 +14,7 @@ from typing import Any, Literal
 from heads.errors import HeadError, unknown_name
 from heads.head_registry import COMPETITION_TYPES
 from heads.metrics import get_metric
+from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
 
@@ -39,22 +40,6 @@ def fold_kinds(task: str, time: str | None) -> tuple[FoldKind, ...]:
 
 class CompetitionError(MLXBertError):
     """The configuration contradicts itself, or its name is unknown, or in use."""
-
-
-@dataclass(frozen=True)
-class Submission:
-    """The format of a submission file.
-
-    Attributes:
-        id_column: name of the first column, with the test file's ids, or row numbers from 0 if it has none.
-        columns: the prediction columns.
-        values: "labels" (decided ones), "probabilities" (of the positive class, or of each label), or "values" in
-            the target's units.
-    """
-
-    id_column: str
-    columns: tuple[str, ...]
-    values: Literal["labels", "probabilities", "values"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,18 @@ import numpy as np
 
 from mlxbert.errors import MLXBertError, MLXBertWarning
 
+MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN")
+"""Words for a missing value in any column of a CSV."""
+
+NO_NUMBERS = frozenset((*MISSING, "nan", "None", "none", "NULL", "null"))
+"""Words for a missing value in a column of numbers or truth values."""
+
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|Inf|INF|Infinity)"
+"""A cell of a CSV that is a number, as a regular expression."""
+
+TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
+"""The cells of a CSV that are truth values."""
+
 
 class DataError(MLXBertError):
     """Data that cannot be read or used: a file, a frame, a column, a text template, an id."""

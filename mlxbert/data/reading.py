@@ -19,22 +19,14 @@ from typing import Any, Literal
 from mlxbert.data.csv_dialect import DataFile, Quoting
 from mlxbert.data.file_format import inspect_file
 from mlxbert.data.file_rows import raw_frames
-from mlxbert.data.frames import DataError, DataWarning, Table, as_text, plain
+from mlxbert.data.frames import MISSING, NO_NUMBERS, NUMBER, TRUTH, DataError, DataWarning, Table, as_text, plain
 from mlxbert.errors import printable
 
 Kind = Literal["text", "number", "boolean", "native"]
 """Of a column; "native": the file itself has types (Parquet, JSONL), which are kept."""
 
-MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN")
-"""Words for a missing value in any column of a CSV."""
-
-NO_NUMBERS = frozenset((*MISSING, "nan", "None", "none", "NULL", "null"))
-"""Words for a missing value in a column of numbers or truth values."""
-
-_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|Inf|INF|Infinity)"
 # 007 is a code, and a whole number of 16 digits or more is an id that a float would round.
 _CODE = r"[+-]?0[0-9].*|[+-]?[0-9]{16,}"
-_TRUTH = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
 
 
 @dataclass(frozen=True)
@@ -144,9 +136,9 @@ def infer_kind(cells: Any) -> Kind:
     present = {cell.strip() for cell in {*cells.to_list()}} - NO_NUMBERS
     if not present:
         return "text"
-    if present <= _TRUTH.keys():
+    if present <= TRUTH.keys():
         return "boolean"
-    are_numbers = all(re.fullmatch(_NUMBER, cell) and not re.fullmatch(_CODE, cell) for cell in present)
+    are_numbers = all(re.fullmatch(NUMBER, cell) and not re.fullmatch(_CODE, cell) for cell in present)
     return "number" if are_numbers else "text"
 
 
@@ -163,16 +155,16 @@ def convert(cells: Any, kind: Kind, labels: Collection[str] = ()) -> Any:
         return cells if missing_words.isdisjoint(cells.to_list()) else cells.mask(cells.isin(missing_words))
     if kind == "number":
         stripped = [cell.strip() for cell in cells.to_list()]
-        if all(re.fullmatch(_NUMBER, cell) for cell in stripped):
+        if all(re.fullmatch(NUMBER, cell) for cell in stripped):
             return pandas.to_numeric(pandas.Series(stripped, index=cells.index, name=cells.name, dtype=object))
     bare = cells.str.strip()
     missing = bare.isin(NO_NUMBERS)
     if kind == "boolean":
-        fits = bare.isin(_TRUTH)
-        truths = bare.map(_TRUTH).astype(object)
+        fits = bare.isin(TRUTH)
+        truths = bare.map(TRUTH).astype(object)
         values = truths.astype(bool) if fits.all() else truths
     else:
-        fits = bare.str.fullmatch(_NUMBER)
+        fits = bare.str.fullmatch(NUMBER)
         values = pandas.to_numeric(bare.where(fits), errors="coerce")
     unfit = ~fits & ~missing
     if not unfit.any():

@@ -53,7 +53,7 @@ from mlxbert.files.safetensors import (
 # Files that this project's commands and macOS add to a converted directory later; no manifest lists them.
 ADDED_LATER = frozenset({"parity.json", "README.md", ".DS_Store"})
 # What Python keeps of an exported inference.py that was imported.
-CACHE = "__pycache__/"
+CACHE = "__pycache__"
 # <linux/fs.h>: RENAME_EXCHANGE; <sys/stdio.h> of macOS: RENAME_SWAP. <fcntl.h>: AT_FDCWD.
 _EXCHANGE, _SWAP, _HERE = ctypes.c_uint(2), ctypes.c_uint(2), ctypes.c_int(-100)
 
@@ -116,7 +116,9 @@ def _check_is_ours(target: Path, real: Path) -> None:
             f"{target}: not a directory that mlxbert-convert wrote ({NAME} is not there or not its own), "
             "so --overwrite leaves it alone; remove it yourself or give another output with -o"
         )
-    foreign = [name for name in unlisted(real, files) if name not in ADDED_LATER and not name.startswith(CACHE)]
+    foreign = [
+        name for name in unlisted(real, files) if name not in ADDED_LATER and CACHE not in PurePosixPath(name).parts
+    ]
     if foreign:
         raise WriteError(
             f"{target}: --overwrite would delete {len(foreign)} file(s) that mlxbert-convert did not write; "

@@ -1,7 +1,4 @@
-"""ROC and precision-recall curves of the columns that a task ranks rows by.
-
-Plots of classes, ratings and labels: confusion, ROC and precision-recall, calibration.
-"""
+"""Plots of classes, ratings and labels: confusion, ROC, precision and recall, calibration."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 
 from heads.install import install_fix
 from mlxbert.report.figures import Plot, Theme, legend_below, short
-from mlxbert.report.predictions import ClassPredictions, LabelPredictions, Reliability, ReportError, reliability
+from mlxbert.report.reported_run import ClassPredictions, LabelPredictions, Reliability, ReportError, reliability
 
 MOST = 8  # curves that can be told apart
 
@@ -39,19 +36,20 @@ class Ranked:
     note: str
 
 
-def ranked_columns(made: ClassPredictions | LabelPredictions, task: str) -> Ranked:
-    """Two classes: the positive one, pooled and of each fold; several: each against the rest; ratings: each or more.
+def ranked_columns(predictions: ClassPredictions | LabelPredictions, task: str) -> Ranked:
+    """Return the curves of a task; a column without both positives and negatives has none.
 
-    A column without both positives and negatives has no curve.
+    Two classes have the curve of the positive one, pooled and of each fold; several have one for each against the
+    rest; ratings one for each threshold between them.
     """
-    if task == "binary" and isinstance(made, ClassPredictions):
-        truth, score = made.truth, made.probability[:, 1]
-        folds = [made.fold == fold for fold in np.unique(made.fold)]
+    if task == "binary" and isinstance(predictions, ClassPredictions):
+        truth, score = predictions.truth, predictions.probability[:, 1]
+        folds = [predictions.fold == fold for fold in np.unique(predictions.fold)]
         thin = [_curve("", truth[rows], score[rows]) for rows in folds] if len(folds) > 1 else []
-        pooled = _curve(f"{made.names[1]}, all folds", truth, score)
+        pooled = _curve(f"{predictions.names[1]}, all folds", truth, score)
         note = "Gray: each fold alone." if thin else ""
-        return Ranked([pooled] if pooled else [], [one for one in thin if one], note)
-    names, truths, scores, note = _columns(made, task)
+        return Ranked([pooled] if pooled else [], [curve for curve in thin if curve], note)
+    names, truths, scores, note = _columns(predictions, task)
     curves = [
         curve
         for name, truth, score in zip(names, truths, scores, strict=True)
@@ -65,22 +63,22 @@ def ranked_columns(made: ClassPredictions | LabelPredictions, task: str) -> Rank
 
 
 def _columns(
-    made: ClassPredictions | LabelPredictions, task: str
+    predictions: ClassPredictions | LabelPredictions, task: str
 ) -> tuple[list[str], list[np.ndarray], list[np.ndarray], str]:
-    """(names, truths, scores, what they are); a truth is 0, 1, or −1 for unknown."""
-    numbers = range(len(made.names))
-    if isinstance(made, LabelPredictions):
-        return list(made.names), list(made.truth.T), list(made.probability.T), "One line a label."
+    """Return (names, truths, scores, a note on them); a truth is 0, 1, or −1 for unknown."""
+    numbers = range(len(predictions.names))
+    if isinstance(predictions, LabelPredictions):
+        return list(predictions.names), list(predictions.truth.T), list(predictions.probability.T), "One line a label."
     if task == "ordinal":
-        at_least = made.probability[:, ::-1].cumsum(axis=1)[:, ::-1]  # (N, C) P(rating ≥ c)
+        at_least = predictions.probability[:, ::-1].cumsum(axis=1)[:, ::-1]  # (N, C) P(rating ≥ c)
         return (
-            [f"{name} or more" for name in made.names[1:]],
-            [(made.truth >= i).astype(np.int64) for i in numbers[1:]],
+            [f"{name} or more" for name in predictions.names[1:]],
+            [(predictions.truth >= i).astype(np.int64) for i in numbers[1:]],
             [at_least[:, i] for i in numbers[1:]],
             "One line a threshold between ratings.",
         )
-    truths = [(made.truth == i).astype(np.int64) for i in numbers]
-    return list(made.names), truths, list(made.probability.T), "Each class against the rest."
+    truths = [(predictions.truth == i).astype(np.int64) for i in numbers]
+    return list(predictions.names), truths, list(predictions.probability.T), "Each class against the rest."
 
 
 def _curve(name: str, truth: np.ndarray, score: np.ndarray) -> Curve | None:
@@ -102,38 +100,38 @@ def _curve(name: str, truth: np.ndarray, score: np.ndarray) -> Curve | None:
     )
 
 
-MOST_CLASSES = 40  # of a confusion matrix: beyond, nobody sees a cell
-MOST_NUMBERS = 12  # beyond, a cell has no room for a number
+MOST_CLASSES = 40  # of a confusion matrix: with more, a cell is too small to see
+MOST_NUMBERS = 12  # with more classes, a cell has no room for a number
 
 
-def class_plots(made: ClassPredictions, task: str) -> list[Plot]:
-    """The plots of a binary, multiclass or ordinal run."""
-    plots = [_confusion(made)]
+def class_plots(predictions: ClassPredictions, task: str) -> list[Plot]:
+    """Return the plots of a binary, multiclass or ordinal run."""
+    plots = [_confusion(predictions)]
     if task == "ordinal":
-        plots.append(_distances(made))
-    return [*plots, *_ranked(ranked_columns(made, task)), *_calibration(reliability(made))]
+        plots.append(_distances(predictions))
+    return [*plots, *_ranked(ranked_columns(predictions, task)), *_calibration(reliability(predictions))]
 
 
-def label_plots(made: LabelPredictions) -> list[Plot]:
-    """The plots of a multilabel run."""
-    return [*_ranked(ranked_columns(made, "multilabel")), *_calibration(reliability(made))]
+def label_plots(predictions: LabelPredictions) -> list[Plot]:
+    """Return the plots of a multilabel run."""
+    return [*_ranked(ranked_columns(predictions, "multilabel")), *_calibration(reliability(predictions))]
 
 
-def confusion_matrix(made: ClassPredictions) -> np.ndarray:
-    """(C, C) how many rows of each class (first axis) are given each label."""
-    count = len(made.names)
-    return np.bincount(made.truth * count + made.label, minlength=count * count).reshape(count, count)
+def confusion_matrix(predictions: ClassPredictions) -> np.ndarray:
+    """Return how many rows of each class (first axis) are given each label: (C, C)."""
+    count = len(predictions.names)
+    return np.bincount(predictions.truth * count + predictions.label, minlength=count * count).reshape(count, count)
 
 
-def _confusion(made: ClassPredictions) -> Plot:
-    matrix = confusion_matrix(made)
+def _confusion(predictions: ClassPredictions) -> Plot:
+    matrix = confusion_matrix(predictions)
     support = matrix.sum(axis=1)
     shown = np.sort(np.argsort(-support, kind="stable")[:MOST_CLASSES])
     numbers = "; numbers: rows" if len(shown) <= MOST_NUMBERS else ""
     caption = f"Rows of each true class by what they were given. Color: share of the true class{numbers}."
     if len(shown) < len(matrix):
         caption += f" The {MOST_CLASSES} most frequent of {len(matrix)} classes."
-    names = [made.names[i] for i in shown]
+    names = [predictions.names[i] for i in shown]
     part = matrix[np.ix_(shown, shown)]
     size = 3.9 if len(shown) <= 6 else min(8.0, 2.6 + 0.34 * len(shown))
     return Plot(
@@ -182,8 +180,8 @@ def _draw_confusion(figure: Any, theme: Theme, matrix: np.ndarray, support: np.n
     axes.set(xlabel="predicted", ylabel="true")
 
 
-def _distances(made: ClassPredictions) -> Plot:
-    steps = made.label - made.truth
+def _distances(predictions: ClassPredictions) -> Plot:
+    steps = predictions.label - predictions.truth
     reach = max(1, int(np.abs(steps).max()))
     shares = np.bincount(steps + reach, minlength=2 * reach + 1) / len(steps)
 
@@ -208,14 +206,14 @@ def _ranked(ranked: Ranked) -> list[Plot]:
         Plot(
             "roc",
             "ROC",
-            f"How many positives are found at each rate of false alarms. {ranked.note}",
+            f"The share of the positives that are found at each rate of false alarms. {ranked.note}",
             lambda figure, theme: _draw_roc(figure, theme, ranked),
         ),
         Plot(
             "precision-recall",
             "Precision and recall",
-            "How pure the found ones are as more are found; AP is the average precision. Dashed: guessing, the share "
-            f"of positives. {ranked.note}",
+            "The share of true positives among the rows that are found; AP is the average precision. Dashed: "
+            f"guessing, the share of positives. {ranked.note}",
             lambda figure, theme: _draw_precision_recall(figure, theme, ranked),
         ),
     ]
@@ -246,13 +244,13 @@ def _draw_precision_recall(figure: Any, theme: Theme, ranked: Ranked) -> None:
 
 def _calibration(found: Reliability) -> list[Plot]:
     if (found.rows > 0).sum() < 2:
-        return []  # one point: `tables.point_tables` has it
+        return []  # `tables.point_tables` shows a single point
     return [
         Plot(
             "calibration",
             f"Calibration: ECE {found.ece:.4f}",
-            f"{found.what} On the diagonal, 70 % means 70 %; below it, the model is too sure. Bars: how many rows "
-            "each bin of probabilities has.",
+            f"{found.what} On the diagonal, 70 % means 70 %; below it, the model is too confident. Bars: the "
+            "number of rows in each bin of probabilities.",
             lambda figure, theme: _draw_calibration(figure, theme, found),
         )
     ]

@@ -1,7 +1,7 @@
-"""A plot: its words, how it is drawn, and its PNG on a light or a dark page.
+"""`Plot` and its PNG for a light or a dark page; and what several plots draw alike.
 
-matplotlib's object-oriented interface alone, so that a notebook's own figures and settings stay as they are, and its
-settings have no say here: the same run gives the same bytes.
+Only matplotlib's object-oriented interface is used. A notebook's own figures and settings stay as they are and change
+nothing here: the same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from heads.install import install_fix
-from mlxbert.report.predictions import ReportError
+from mlxbert.report.reported_run import ReportError
 
 DPI = 160
 LEGEND_LINES = 8
@@ -22,7 +22,7 @@ LEGEND_LINES = 8
 
 @dataclass(frozen=True)
 class Theme:
-    """The colors of a page (mlxbert/report/page.html has the same ones); `series` are told apart by lightness too."""
+    """The colors of a page, the same as in page.html; those of `series` differ in lightness, too."""
 
     name: str
     card: str
@@ -75,7 +75,7 @@ class Plot:
 
 
 def render(plot: Plot, theme: Theme) -> bytes:
-    """The plot as a PNG.
+    """Return the plot as a PNG.
 
     Raises:
         ReportError: matplotlib is not installed.
@@ -137,21 +137,21 @@ def _drawable() -> frozenset[int]:
 
 
 def short(text: str, length: int = 22) -> str:
-    """A name from the data for a plot: one line, `length` characters, signs that the font lacks as □."""
+    """Return a name from the data in one line of `length` characters, □ for those that the font lacks."""
     text = " ".join(text.split())
     text = "".join(sign if ord(sign) in _drawable() else "□" for sign in text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def legend_below(figure: Any, axes: Any, columns: int = 2) -> None:
-    """The legend of `axes` under them, where it hides nothing."""
+    """Draw the legend of `axes` under them, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
 def panels(figure: Any, count: int, columns: int, **options: Any) -> list[Any]:
-    """`count` axes in rows of `columns`; the places left over are empty."""
+    """Return `count` axes in rows of `columns`; the other places stay empty."""
     rows = math.ceil(count / columns)
     grid = figure.subplots(rows, min(columns, count), squeeze=False, **options).ravel()
     for axes in grid[count:]:
@@ -160,7 +160,7 @@ def panels(figure: Any, count: int, columns: int, **options: Any) -> list[Any]:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0 … count − 1, the first and the last among them."""
+    """Return at most `most` of the numbers 0 … count − 1, with the first and the last."""
     if count <= most:
         return list(range(count))
     return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})

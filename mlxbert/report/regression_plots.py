@@ -1,7 +1,4 @@
-"""Plots of numbers: predicted against true, and what is left over.
-
-Plots of a time series: each forecast beside what came, and the error by how far ahead.
-"""
+"""Plots of numbers: predictions against the truth, residuals, and the forecasts of a time series."""
 
 from __future__ import annotations
 
@@ -11,21 +8,21 @@ from typing import Any
 import numpy as np
 
 from mlxbert.report.figures import Plot, Theme, evenly, panels, short
-from mlxbert.report.predictions import NumberPredictions
+from mlxbert.report.reported_run import NumberPredictions
 
 MOST_COLUMNS = 6
-MOST_POINTS = 5000  # of one panel: more make a cloud without a shape
+MOST_POINTS = 5000  # of one panel: more would hide its shape
 
 DrawColumn = Callable[[Any, Theme, np.ndarray, np.ndarray, str], None]
 
 
-def number_plots(made: NumberPredictions) -> list[Plot]:
-    """Predicted against true, residuals, and their distribution; a panel for each target, for at most six."""
-    if made.origins is not None:  # the steps of a forecast are one quantity
-        columns = {"value": (made.truth.ravel(), made.prediction.ravel())}
+def number_plots(predictions: NumberPredictions) -> list[Plot]:
+    """Return the plots of predictions and residuals: a panel for each target, for at most six."""
+    if predictions.origins is not None:  # the steps of a forecast are one quantity
+        columns = {"value": (predictions.truth.ravel(), predictions.prediction.ravel())}
     else:
-        shown = evenly(len(made.names), MOST_COLUMNS)
-        columns = {made.names[i]: (made.truth[:, i], made.prediction[:, i]) for i in shown}
+        shown = evenly(len(predictions.names), MOST_COLUMNS)
+        columns = {predictions.names[i]: (predictions.truth[:, i], predictions.prediction[:, i]) for i in shown}
     present = {name: np.isfinite(truth) for name, (truth, _) in columns.items()}
     columns = {
         name: (truth[present[name]], prediction[present[name]])
@@ -33,10 +30,14 @@ def number_plots(made: NumberPredictions) -> list[Plot]:
         if present[name].any()
     }
     if not columns or all(len(truth) < 2 for truth, _ in columns.values()):
-        return []  # one point: `tables.point_tables` has it
-    note = "" if made.origins is not None or len(columns) == len(made.names) else f" {len(columns)} of the targets."
+        return []  # `tables.point_tables` shows a single point
+    note = (
+        ""
+        if predictions.origins is not None or len(columns) == len(predictions.names)
+        else f" {len(columns)} of the targets."
+    )
     sampled = max(len(truth) for truth, _ in columns.values()) > MOST_POINTS
-    points = f" {MOST_POINTS:,} of the rows are drawn, evenly chosen." if sampled else ""
+    points = f" The plot shows {MOST_POINTS:,} of the rows, evenly chosen." if sampled else ""
     above = "above the dashed line too little was predicted"
     words = [
         (
@@ -121,7 +122,7 @@ def _few_ticks(axes: Any) -> None:
 
 
 def number(value: float) -> str:
-    """A tick's number as people write it: 250,000 and 0.05, without matplotlib's offset in a corner."""
+    """Return a tick's number as people write it: 250,000 and 0.05, without matplotlib's offset in a corner."""
     if value == 0 or 1e-4 <= abs(value) < 1e9:
         return f"{value:,.10g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:.3g}"
@@ -130,18 +131,18 @@ def number(value: float) -> str:
 MOST_ORIGINS = 12
 
 
-def forecast_plots(made: NumberPredictions) -> list[Plot]:
-    """Forecasts per origin (the time that one is made at), and the mean error of every step ahead."""
-    count, horizon = made.truth.shape
+def forecast_plots(predictions: NumberPredictions) -> list[Plot]:
+    """Return the plots of forecasts by origin (the time that a forecast is made at), and of the error by step."""
+    count, horizon = predictions.truth.shape
     if horizon == 1:
         if count == 1:
-            return []  # one point: `tables.point_tables` has it
+            return []  # `tables.point_tables` shows a single point
         return [
             Plot(
                 "forecasts",
                 "Forecasts",
                 "One step ahead, from each origin in turn.",
-                lambda figure, theme: _draw_single(figure, theme, made),
+                lambda figure, theme: _draw_single(figure, theme, predictions),
                 size=(10.4, 3.8),
                 wide=True,
             )
@@ -153,7 +154,7 @@ def forecast_plots(made: NumberPredictions) -> list[Plot]:
             "forecasts",
             "Forecasts against the truth",
             f"By origin, the time that a forecast is made at: {every}.",
-            lambda figure, theme: _draw_origins(figure, theme, made, shown),
+            lambda figure, theme: _draw_origins(figure, theme, predictions, shown),
             size=(10.4, 0.7 + 2.3 * -(-len(shown) // 3)),
             wide=True,
         ),
@@ -161,21 +162,21 @@ def forecast_plots(made: NumberPredictions) -> list[Plot]:
             "error-by-step",
             "Error by step ahead",
             f"Mean and median absolute error over the {count} origins.",
-            lambda figure, theme: _draw_steps(figure, theme, made),
+            lambda figure, theme: _draw_steps(figure, theme, predictions),
         ),
     ]
 
 
-def _draw_origins(figure: Any, theme: Theme, made: NumberPredictions, shown: list[int]) -> None:
-    assert made.origins is not None
-    steps = np.arange(1, made.truth.shape[1] + 1)
+def _draw_origins(figure: Any, theme: Theme, predictions: NumberPredictions, shown: list[int]) -> None:
+    assert predictions.origins is not None
+    steps = np.arange(1, predictions.truth.shape[1] + 1)
     grid = panels(figure, len(shown), 3, sharex=True, sharey=True)
     for axes, i in zip(grid, shown, strict=True):
         small = {"linewidth": 1.3, "markersize": 2.5}
-        axes.plot(steps, made.truth[i], color=theme.text, marker="o", label="truth", **small)
-        forecast = made.prediction[i]
+        axes.plot(steps, predictions.truth[i], color=theme.text, marker="o", label="truth", **small)
+        forecast = predictions.prediction[i]
         axes.plot(steps, forecast, color=theme.series[0], linestyle="--", marker="s", label="forecast", **small)
-        axes.set_title(f"made at {short(made.origins[i])}")
+        axes.set_title(f"made at {short(predictions.origins[i])}")
         axes.yaxis.set_major_formatter(lambda value, _: number(value))
         axes.locator_params(axis="x", nbins=6, integer=True)
     figure.supxlabel("steps ahead", fontsize=9.5, color=theme.muted)
@@ -184,21 +185,23 @@ def _draw_origins(figure: Any, theme: Theme, made: NumberPredictions, shown: lis
     figure.legend(handles, labels, loc="outside upper right", ncols=2)
 
 
-def _draw_single(figure: Any, theme: Theme, made: NumberPredictions) -> None:
-    assert made.origins is not None
+def _draw_single(figure: Any, theme: Theme, predictions: NumberPredictions) -> None:
+    assert predictions.origins is not None
     axes = figure.subplots()
-    places = np.arange(len(made.origins))
-    axes.plot(places, made.truth[:, 0], color=theme.text, linewidth=1.3, label="truth")
-    axes.plot(places, made.prediction[:, 0], color=theme.series[0], linestyle="--", label="forecast")
+    places = np.arange(len(predictions.origins))
+    axes.plot(places, predictions.truth[:, 0], color=theme.text, linewidth=1.3, label="truth")
+    axes.plot(places, predictions.prediction[:, 0], color=theme.series[0], linestyle="--", label="forecast")
     ticks = evenly(len(places), 6)
-    axes.set_xticks(ticks, [short(made.origins[i]) for i in ticks])
+    axes.set_xticks(ticks, [short(predictions.origins[i]) for i in ticks])
     axes.set(xlabel="origin (the time that the forecast is made at)", ylabel="value, in the series' own unit")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
 
 
-def _draw_steps(figure: Any, theme: Theme, made: NumberPredictions) -> None:
+def _draw_steps(figure: Any, theme: Theme, predictions: NumberPredictions) -> None:
     axes = figure.subplots()
-    errors = np.ma.masked_invalid(np.abs(made.prediction - made.truth))  # (N, H); what is not known yet, left out
+    errors = np.ma.masked_invalid(
+        np.abs(predictions.prediction - predictions.truth)
+    )  # (N, H); what is not known yet, left out
     steps = np.arange(1, errors.shape[1] + 1)
     axes.plot(steps, errors.mean(axis=0), color=theme.series[0], marker="o", markersize=4, label="mean")
     axes.plot(steps, np.ma.median(errors, axis=0), color=theme.series[1], marker="s", markersize=3.5, label="median")

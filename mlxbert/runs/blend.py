@@ -19,8 +19,8 @@ import numpy as np
 from heads.calibration import best_threshold, threshold_metric
 from heads.labels import encode_labels
 from heads.metrics import Metric, metric_of
-from mlxbert.data.competitions import Submission
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.submission import Submission, SubmissionRules
 from mlxbert.files.reading import expand_home, from_json, read_json
 from mlxbert.runs.files import RunError, id_name, numbers, truth_columns, without_nan, write_csv, write_json
 from mlxbert.runs.finish import prediction_columns
@@ -28,7 +28,6 @@ from mlxbert.runs.inputs import TableFormat
 from mlxbert.runs.predict import Parts, Predictor
 from mlxbert.runs.record import BLEND, INFO, is_run
 from mlxbert.runs.run import Run
-from mlxbert.runs.submission import SubmissionRules
 from mlxbert.training.held_out import NUMBERS, Predictions, ranks, scores
 from mlxbert.training.held_out import average as weighted_mean
 

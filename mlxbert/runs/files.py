@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxbert.errors import MLXBertError
+from mlxbert.errors import RunError
 from mlxbert.files.output_directory import target_lock
 from mlxbert.files.output_file import TEMPORARY, WriteError, json_text, replace_file, write_errors
 from mlxbert.files.reading import from_json, open_regular, read_text
@@ -25,10 +25,6 @@ from mlxbert.training.callbacks import KINDS, Callback, EvaluationEvent, Event, 
 # Names of the trackers, and of the folders that they keep in a run.
 TRACKERS = ("tensorboard", "wandb")
 GO_ON = "free some space and resume the run"
-
-
-class RunError(MLXBertError):
-    """A directory that is no run, or an unfinished or changed run; or settings that make no run."""
 
 
 class RunFiles:

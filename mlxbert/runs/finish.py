@@ -15,6 +15,7 @@ from heads.head_registry import head_from_settings
 from heads.labels import decode_labels
 from mlxbert.checkpoint import read_config
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.submission import SubmissionWarning
 from mlxbert.files.output_file import json_text, replace_listed_files
 from mlxbert.files.safetensors import read_array_file
 from mlxbert.runs.files import GO_ON, RunError, RunFiles, id_name, without_nan, write_csv, write_json
@@ -24,7 +25,7 @@ from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import SubmissionWarning, columns_of
+from mlxbert.runs.submission import columns_of
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.held_out import NUMBERS, Predictions, average, concatenate, row_losses
 from mlxbert.training.held_out import scores as score

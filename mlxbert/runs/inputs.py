@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from heads.forward_chaining import as_times, times_ahead
 from heads.install import install_fix
-from mlxbert.data.competitions import Submission
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.frames import DataError, DataWarning, Table, is_frame, plain
 from mlxbert.data.reading import Kind, read_chunks, read_data, without_blank_columns
+from mlxbert.data.submission import IdRules, Sample, Submission, SubmissionRules, check_ids, warn, warn_of_fractions
 from mlxbert.data.text_columns import RowText, id_columns, id_values, is_called_id, names_rows
 from mlxbert.files.reading import expand_home, sha256_hex
 from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import Sample, SubmissionRules, check_ids, warn
 
 FRAME = "<frame>"
 """Written instead of a path for a table that was given as a frame."""
@@ -316,6 +314,7 @@ def rows_to_predict(
     what = source_name(data, "the data")
     sample = None if sample_submission is None else read_sample(sample_submission)
     form = rules.form(values)
+    id_rules = IdRules(id, table.id, table.id_found, table.time, strict)
     others: tuple[str, ...] = ()
     if sample is not None:
         others = tuple(name for name in sample.columns if name not in form.columns) or sample.columns
@@ -323,13 +322,12 @@ def rows_to_predict(
         steps = next_times(read_history(data, table), table.time, table.horizon)
         ids = _Ids((), table.time, [str(step) for step in steps], steps)
     else:
-        ids = _ids(data, what, table, others, id, strict)
+        ids = _ids(data, what, table, others, id_rules)
     if sample is None:
-        return RowsToPredict(what, ids.column, ids.ids, ids.names, None, _named(form, ids, what, table, strict))
-    there = [name for name in others if name in ids.columns]
-    column = next(name for name in (ids.column, id, table.id, *there, *others) if name in sample.columns)
-    assert column is not None
-    check_ids(sample, sample.ids(column), ids.ids, what, ids.column)
+        form = id_rules.named(form, ids.columns, what, ids.column)
+        return RowsToPredict(what, ids.column, ids.ids, ids.names, None, form)
+    column = id_rules.sample_column(sample, ids.columns, others, ids.column)
+    check_ids(sample, column, ids.ids, what, ids.column)
     if ids.column is not None and column not in (ids.column, form.id_column):
         warn(f"{sample.what} calls the ids {column!r}, {what} {ids.column!r}: they are written as {column!r}")
     form = rules.fitted(sample, column, values)
@@ -402,12 +400,11 @@ def _ids(
     what: str,
     table: TableFormat,
     others: Sequence[str],
-    id: str | None,
-    strict: bool,
+    rules: IdRules,
 ) -> _Ids:
     import pandas
 
-    words = [name for name in (id, table.id, *others[:1]) if name]
+    words = [name for name in (rules.asked, table.id, *others[:1]) if name]
     columns: tuple[str, ...] = ()
     kept, rows = [], 0
     for frame in pieces(data, table, words):
@@ -415,49 +412,16 @@ def _ids(
         kept.append(frame[[name for name in frame.columns if name in words or is_called_id(name)]])
         rows += len(frame)
     candidates = pandas.concat(kept, ignore_index=True)
-    column = _given_id(columns, what, table, others, id, strict)
+    column = rules.column(columns, what, others)
     if column is None and len(candidates.columns):
         column = next(iter(id_columns(Table(candidates, what), table.columns)), None)
     if column is None:
         numbers = [*range(rows)]
         return _Ids(columns, None, [str(row) for row in numbers], numbers)
     names = list(candidates[column])
-    if not strict:
+    if not rules.is_strict:
         return _Ids(columns, column, [str(name) for name in names], names)
     ids = id_values(candidates, column, what)
-    if not others and is_path(data) and all(re.fullmatch(r"-?[0-9]+\.0", name) for name in ids):
-        warn(
-            f"{what}: the ids of column {column!r} are written as they stand there, {ids[0]} and not {ids[0][:-2]}; "
-            "fix: --sample-submission, or write whole numbers in the file"
-        )
+    if not others and is_path(data):
+        warn_of_fractions(ids, column, what)
     return _Ids(columns, column, ids, ids if is_path(data) else names)
-
-
-def _given_id(
-    columns: Sequence[str], what: str, table: TableFormat, others: Sequence[str], id: str | None, strict: bool
-) -> str | None:
-    """The column that names the rows: the given one, the first of the sample, that of the training data; or None."""
-    if id is None and others and others[0] in columns and table.id not in others:
-        return others[0]
-    must = strict and not table.id_found
-    wanted = id or (table.id if table.id in columns or must else None)
-    if wanted is None:
-        return None
-    try:
-        return Table(dict.fromkeys(columns, (None,)), what).find(wanted, "id column")
-    except DataError as error:
-        raise DataError(f"{error} (fix: --id COLUMN)") from None
-
-
-def _named(form: Submission, ids: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:
-    """The format with the name of the id column, where there is no sample."""
-    column = ids.column
-    if column is None and form.id_column in ids.columns:
-        warn(f"{what}: column {form.id_column!r} has a value twice or none; the rows are numbered as 'row'")
-        column = "row"
-    elif column is None and table.id is not None and table.id == form.id_column:
-        if strict:
-            warn(f"{what} has no column {table.id!r}: the rows are numbered as 'row'; fix: --id COLUMN")
-        column = "row"
-    # The form of the run may have another name for its ids: that of a sample.
-    return form if column is None or column == (table.id or table.time) else replace(form, id_column=column)

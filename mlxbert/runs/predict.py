@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from heads.calibration import normal_quantile
-from mlxbert.data.competitions import Submission
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.file_format import looking_once
 from mlxbert.data.infer_task import InferredTask
+from mlxbert.data.submission import Submission, SubmissionRules
 from mlxbert.files.reading import expand_home
 from mlxbert.runs.files import RunError, write_csv
 from mlxbert.runs.inputs import RowsToPredict, TableFormat, pieces, read_history, rows_to_predict
-from mlxbert.runs.submission import SubmissionRules, columns_of, in_sample_order
+from mlxbert.runs.submission import columns_of, in_sample_order
 from mlxbert.training.held_out import NUMBERS, Predictions
 
 AVERAGES = ("probabilities", "ranks")

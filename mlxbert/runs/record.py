@@ -16,10 +16,10 @@ from typing import Any, Self
 from heads.head_registry import COMPETITION_TYPES
 from mlxbert.backend.device import blas_name, blas_threads, device_name, package_versions
 from mlxbert.checkpoint import read_config
-from mlxbert.data.competitions import Submission
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.infer_task import InferredTask
 from mlxbert.data.reading import Kind
+from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import printable
 from mlxbert.factory import Problem

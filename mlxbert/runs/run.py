@@ -17,6 +17,7 @@ from mlxbert.checkpoint import load_tokenizer, read_config
 from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import InferredTask, target_values
 from mlxbert.data.reading import Kind
+from mlxbert.data.submission import SubmissionRules
 from mlxbert.data.text_columns import RowText, render_texts, warn_of_empty
 from mlxbert.data.tokens import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
@@ -27,7 +28,7 @@ from mlxbert.runs.intervals import interval_ends, nominal_level
 from mlxbert.runs.predict import Parts, Predictor, Progress
 from mlxbert.runs.record import RunRecord, read_record, read_scores
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import SubmissionRules, submission_rules
+from mlxbert.runs.submission import submission_rules
 from mlxbert.tokenization.encoding import TruncationWarning, warn_of_truncation
 from mlxbert.tokenization.tokenizer import Tokenizer
 from mlxbert.training.held_out import Predictions, average, concatenate, predict_logits, ranks

@@ -14,11 +14,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mlxbert.data.competitions import Submission, get_competition
+from mlxbert.data.competitions import get_competition
 from mlxbert.data.file_format import looking_once
 from mlxbert.data.folds import folds_sha256
 from mlxbert.data.frames import DataWarning, plain
 from mlxbert.data.reading import Kind
+from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText, names_rows
 from mlxbert.factory import default_checkpoint
 from mlxbert.files.output_file import TEMPORARY, WriteError, write_errors

@@ -11,13 +11,13 @@ from typing import Any, Self, TypeVar, get_args
 
 from heads.labels import Label
 from heads.losses import Loss
-from mlxbert.data.competitions import Competition, Submission
+from mlxbert.data.competitions import Competition
 from mlxbert.data.csv_dialect import Quoting
+from mlxbert.data.submission import VALUES, Submission
 from mlxbert.data.text_columns import RowText
 from mlxbert.runs.files import RunError
 from mlxbert.training.config import TrainingConfig, argument
 
-VALUES = ("labels", "probabilities", "values")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 

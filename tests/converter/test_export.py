@@ -20,7 +20,8 @@ from converter.convert import convert
 from converter.export.checkpoint import ExportError, export
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import manifest_problems
-from tests.support.tiny import CLASSES, save_tiny, tiny_model, write_vocab
+from mlxbert.models.base import HeadKind
+from tests.support.tiny import ALL_CLASSES, declared_of, save_tiny, tiny_model, write_vocab
 
 INPUTS = {
     "input_ids": torch.tensor([[2, 7, 31, 90, 12, 3], [2, 64, 5, 3, 0, 0]]),
@@ -28,7 +29,7 @@ INPUTS = {
     "token_type_ids": torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]]),
 }
 FORMS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in CLASSES),
+    *((name, {}) for name in ALL_CLASSES),
     ("BertModel", {"pooler": False}),
     ("BertForPreTraining", {"tie_word_embeddings": False}),
     ("BertForMaskedLM", {"tie_word_embeddings": False}),
@@ -37,9 +38,12 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
 
 
 def outputs(model: Any) -> dict[str, torch.Tensor]:
-    inputs = INPUTS
-    if type(model).__name__ == "BertForMultipleChoice":
-        inputs = {name: tensor[None] for name, tensor in INPUTS.items()}
+    declared, inputs = declared_of(type(model).__name__), dict(INPUTS)
+    if not declared.has_token_types:
+        del inputs["token_type_ids"]
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, model.config.pad_token_id)
+    if type(model).__name__ == declared.head_of(HeadKind.CHOICE):
+        inputs = {name: tensor[None] for name, tensor in inputs.items()}
     with torch.no_grad():
         given = model(**inputs, output_hidden_states=True)
     states = {f"hidden_states.{i}": state for i, state in enumerate(given.hidden_states)}
@@ -92,13 +96,10 @@ def test_float32_comes_back_bit_for_bit(tmp_path: Path, architecture: str, optio
     assert config == json.loads((tmp_path / "source/config.json").read_text())
     with safe_open(back / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert (back / "vocab.txt").read_bytes() == (tmp_path / "source/vocab.txt").read_bytes()
-    assert sorted(path.name for path in back.iterdir()) == [
-        "config.json",
-        "manifest.json",
-        "model.safetensors",
-        "vocab.txt",
-    ]
+    files = {path.name for path in (tmp_path / "source").iterdir()} - {"generation_config.json"}
+    assert {path.name for path in back.iterdir()} - {"generation_config.json"} == files | {"manifest.json"}
+    for name in files - {"model.safetensors", "config.json"}:
+        assert (back / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
     assert manifest_problems(back) == []
 
 

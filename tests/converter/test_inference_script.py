@@ -14,8 +14,12 @@ import pandas
 import pytest
 
 from converter.convert import convert
-from converter.export import inference
-from converter.export.inference import InferenceError, Predictor, write_submission
+from converter.export.inference_modules import predictor as predictor_module
+from converter.export.inference_modules import submission_file, tables
+from converter.export.inference_modules.predictor import Predictor, render
+from converter.export.inference_modules.submission_file import write_submission
+from converter.export.inference_modules.tables import InferenceError
+from converter.export.inference_modules.torch_heads import Predictions
 from converter.export.run import export_directory
 from mlxbert.data.frames import DataWarning, Table
 from mlxbert.data.reading import read_chunks, read_data
@@ -54,8 +58,8 @@ def rendered_by_both(path: Path, kinds: dict[str, Any], text: RowText) -> tuple[
         warnings.simplefilter("ignore", DataWarning)
         frames = list(read_chunks(path, kinds))
     ours = [text.render(frame) for frame in frames]
-    read = inference.read_rows(path, kinds, QUOTING.get(path.name))
-    theirs = [inference.RowText(text.to_dict()).render(chunk) for chunk in read]
+    read = tables.read_columns(path, kinds, QUOTING.get(path.name))
+    theirs = [render(text, Table(chunk)) for chunk in read]
 
     def joined(parts: list[Any]) -> list[str] | None:
         return None if parts[0] is None else [one for part in parts for one in part]
@@ -73,12 +77,12 @@ def test_rows_are_read_and_rendered_as_mlxbert_does(name: str, tmp_path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         (frame, *_) = read_chunks(path, KINDS)  # type: ignore[arg-type]
-    (chunk,) = inference.read_rows(path, KINDS, QUOTING.get(name))
+    (chunk,) = tables.read_columns(path, KINDS, QUOTING.get(name))
     table = Table(frame)
-    assert list(chunk[0]) == list(table.names)
+    assert list(chunk) == list(table.names)
     for column in table.names:
         expected = table.column(column).values
-        found = tuple(inference.plain(row[column]) for row in chunk)
+        found = Table(chunk).column(column).values
         assert found == expected, column
         assert [type(one) for one in found] == [type(one) for one in expected], column
     names = tuple(column for column in ("id", "n", "b", "t") if column in table.names)
@@ -98,8 +102,8 @@ def test_a_lone_quote_is_refused_with_the_option_that_reads_it(tmp_path: Path) -
     with pytest.raises(
         InferenceError, match=r"line 3: a quote opens a cell and does not close it .*; fix: --quoting none"
     ):
-        list(inference.read_rows(path, KINDS))
-    assert sum(map(len, inference.read_rows(path, KINDS, "none"))) == 3
+        list(tables.read_columns(path, KINDS))
+    assert Table(tables.read_whole(path, KINDS, "none")).rows == 3
 
 
 def test_formats_in_templates(tmp_path: Path) -> None:
@@ -107,9 +111,8 @@ def test_formats_in_templates(tmp_path: Path) -> None:
     path.write_text("n,t\n3.14159,a\n2,b\n,c\n")
     ours, theirs = rendered_by_both(path, KINDS, RowText("{n:.2f} {t:>4}", missing="?"))
     assert theirs == ours == (["3.14    a", "2.00    b", "?    c"], None)
-    rendered = inference.RowText(RowText("{t:d}").to_dict())
     with pytest.raises(InferenceError, match=r"row 0: column 't' is 'a', which \{t:d\} cannot format"):
-        rendered.render([{"t": "a"}])
+        render(RowText("{t:d}"), Table({"t": ["a"]}))
 
 
 @pytest.mark.skipif("MLXBERT_DATA" not in os.environ, reason="MLXBERT_DATA names no folder of competition data")
@@ -185,7 +188,7 @@ def test_probabilities_of_classes_go_to_their_columns(classifier: Path, tmp_path
     assert np.abs(written - found.probabilities[:, [2, 0, 1]]).max() < 1e-6
     assert found.labels == [[10, 20, 30][i] for i in found.probabilities.argmax(axis=1)]
     # In chunks of any size, from a frame, or as dicts: the same.
-    monkeypatch.setattr(inference, "CHUNK", 3)
+    monkeypatch.setattr(tables, "CHUNK", 3)
     write_submission(predictor, test, tmp_path / "again.csv", batch_size=4)
     assert np.abs(np.array([row[1:] for row in read_csv(tmp_path / "again.csv")[1:]], float) - written).max() < 1e-6
     frame = predictor.predict(pandas.DataFrame({"words": words}))
@@ -195,18 +198,20 @@ def test_probabilities_of_classes_go_to_their_columns(classifier: Path, tmp_path
 
 
 def test_labels_and_targets_go_to_their_columns() -> None:
-    settings = {"task": "multilabel", "classes": ["a", "b", "c"], "target": ["a", "b", "c"]}
-    form = {"id_column": "id", "columns": ["c", "a", "b"], "values": "labels"}
-    found = inference.Predictions(np.array([[0.9, 0.1, 0.4]]), [[1, 0, 0]])
-    assert inference.columns_of({**settings, "submission": form}, found) == [[0, 1, 0]]
-    form["values"] = "probabilities"
-    assert inference.columns_of({**settings, "submission": form}, found) == [[0.4, 0.9, 0.1]]
-    form["values"] = "values"
+    settings = {"task": "multilabel", "classes": ["a", "b", "c"], "target": ["a", "b", "c"], "known_columns": True}
+
+    def cells(predictions: Predictions, values: str, columns: list[str]) -> Any:
+        form = {"id_column": "id", "columns": columns, "values": values}
+        rules = submission_file.submission_rules({**settings, "submission": form})
+        return submission_file.cells_of(rules.usual, rules, predictions)
+
+    found = Predictions(np.array([[0.9, 0.1, 0.4]]), [[1, 0, 0]])
+    assert cells(found, "labels", ["c", "a", "b"]) == [[0, 1, 0]]
+    assert cells(found, "probabilities", ["c", "a", "b"]) == [[0.4, 0.9, 0.1]]
     settings |= {"task": "regression", "classes": None}
-    numbers = inference.Predictions(values=np.array([[1.0, 2.0, 3.0]]))
-    assert inference.columns_of({**settings, "submission": form}, numbers) == [[3.0, 1.0, 2.0]]
-    form["columns"] = ["x", "y", "z"]
-    assert inference.columns_of({**settings, "submission": form}, numbers) == [[1.0, 2.0, 3.0]]
+    numbers = Predictions(values=np.array([[1.0, 2.0, 3.0]]))
+    assert cells(numbers, "values", ["c", "a", "b"]) == [[3.0, 1.0, 2.0]]
+    assert cells(numbers, "values", ["x", "y", "z"]) == [[1.0, 2.0, 3.0]]
 
 
 def test_a_single_column_of_ordinal_probabilities_is_the_expected_rank(converted: Path, tmp_path: Path) -> None:
@@ -246,7 +251,7 @@ def test_steps_ahead_are_named_by_the_times_that_go_on(forecaster: Path, tmp_pat
     again = read_csv(tmp_path / "out.csv")
     assert again == [["target", "Month"], *(written[row][::-1] for row in (3, 1, 2))]
     write_csv(sample, "Month,target", ["1951-01,0"])
-    with pytest.raises(InferenceError, match=r"1 of the 1 ids of .* are missing \(1951-01\) and 3 of its"):
+    with pytest.raises(InferenceError, match=r"1 of the 1 ids of .* are missing and 3 of its(.|\n)*1951-01"):
         write_submission(predictor, test, tmp_path / "out.csv", sample=sample)
 
 
@@ -262,14 +267,14 @@ def test_steps_ahead_are_named_by_the_times_that_go_on(forecaster: Path, tmp_pat
 def test_names_of_steps(times: list[str], ahead: list[str], forecaster: Path, tmp_path: Path) -> None:
     test = write_csv(tmp_path / "test.csv", "Month,target", [f"{time},1" for time in times])
     kinds = {"Month": "number" if times[0] == "1" else "text", "target": "number"}
-    assert inference._future(Predictor(forecaster, device="cpu"), test, kinds) == ahead
+    assert submission_file._future(Predictor(forecaster, device="cpu"), test, kinds) == ahead
 
 
 class TestMistakes:
     def message(self, directory: Path, monkeypatch: Any, capsys: Any, *arguments: object) -> str:
         """The one line that the command answers."""
-        monkeypatch.setattr(inference, "__file__", str(directory / "inference.py"))
-        assert inference.main([str(one) for one in (*arguments, "--device", "cpu")]) == 2
+        monkeypatch.setattr(predictor_module, "__file__", str(directory / "inference_modules/predictor.py"))
+        assert submission_file.main([str(one) for one in (*arguments, "--device", "cpu")]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.count("\n") == 1
@@ -281,20 +286,21 @@ class TestMistakes:
             ("a.xlsx", "x", "{path}: '.xlsx' is not read; fix: give .csv, .tsv, .tab, .jsonl, .ndjson, .json, or a"),
             ("a.csv", "", "{path}: no header; fix: is it empty?"),
             ("a.csv", "words,id\n", "{path} has no rows; fix: is it the right file?"),
-            ("a.csv", "Word,id\na,1\n", "{path} has no column 'words'; did you mean 'Word'?"),
-            ("a.csv", "x,y\na,1\n", "{path} has no column 'words'; its columns: 'x', 'y'"),
-            ("a.csv", "words,Idd\na,1\n", "{path} has no column 'id'; did you mean 'Idd'?"),
+            ("a.csv", "Word,id\na,1\n", "{path} has no text column 'words'; did you mean 'Word'?"),
+            ("a.csv", "x,y\na,1\n", "{path} has no text column 'words'; its columns: 'x', 'y'"),
+            ("a.csv", "words,Idd\na,1\n", "{path} has no id column 'id'; did you mean 'Idd'?"),
             (
                 "a.csv",
                 "words,id\na,1\nb,2,3\n",
                 "{path}: line 3 has 3 cells, the header 2; fix: mend quotes or",
             ),
             ("a.csv", "words,words\na,1\n", "{path}: column 'words' comes twice; fix: rename one"),
-            ("a.csv", "words,id\na,\n", "{path}: row 0 has no id in column 'id'; fix: fill it in"),
+            ("a.csv", "words,id\na,\n", "{path}: row 0 has no id in column 'id'; fix: fill it, or leave"),
             (
                 "a.csv",
                 "words,id\na,1\nb,1\n",
-                "{path}: 1 ids come twice in column 'id' (first: '1'); fix: drop repeated rows, or --id COLUMN",
+                "{path}: 1 ids of column 'id' come more than once; fix: drop the repeated rows, or name another "
+                "column: --id COLUMN (1)",
             ),
             ("a.csv", "words,id\na\0,1\n", "{path} is not text: it has zero bytes; fix: unpack it, or convert it"),
             ("a.jsonl", '{"words": "a", "id": 1}\n{"words"\n', "{path}: line 2 is not JSON ("),
@@ -326,13 +332,20 @@ class TestMistakes:
             (
                 "Id,10,20,30",
                 "1",
-                "{test}: 1 of its ids are not in {path} (2), column 'id'; fix: give the files that belong together",
+                "{test}: 1 of its ids are not in {path} (column 'id'); fix: give the files that belong together, or "
+                "--id COLUMN (not in {path}: 2)",
             ),
-            ("Id,10,20,30", "1234", "{test}: 2 of the 4 ids of {path} are missing (3, 4), column 'id'; fix: give the"),
+            (
+                "Id,10,20,30",
+                "1234",
+                "{test}: 2 of the 4 ids of {path} are missing (column 'id'); fix: give the files that belong "
+                "together, or --id COLUMN (missing: 3, 4)",
+            ),
             (
                 "Id,10,20,30",
                 "13",
-                "{test}: 1 of the 2 ids of {path} are missing (3) and 1 of its ids are not in {path} (2)",
+                "{test}: 1 of the 2 ids of {path} are missing and 1 of its ids are not in {path} (column 'id'); fix: "
+                "give the files that belong together, or --id COLUMN (missing: 3; not in {path}: 2)",
             ),
             ("Id,10,20,30", "122", "{path}: id '2' comes twice or is missing in column 'Id'; fix: download"),
         ],
@@ -374,7 +387,7 @@ class TestMistakes:
             Predictor(out, device="cpu").predict(["cab"])
         sample = write_csv(tmp_path / "sample.csv", "PassengerId,Survived", ["0,0", "1,0"])
         arguments = [str(test), "--text", "words", "-o", str(tmp_path / "sub.csv"), "--sample-submission", str(sample)]
-        assert inference.main([*arguments, "--device", "cpu"]) == 0
+        assert submission_file.main([*arguments, "--device", "cpu"]) == 0
         assert [row[0] for row in read_csv(tmp_path / "sub.csv")] == ["PassengerId", "0", "1"]
         said = capsys.readouterr()
         assert said.out == f"Written   {tmp_path / 'sub.csv'}: 2 rows of probabilities, rows numbered from 0\n"
@@ -394,8 +407,8 @@ class TestMistakes:
         ("rows", "message"),
         [
             (7, "a forecast reads 8 values, and the series has 7; fix: a longer one"),
-            ("time", "column 'Month' must have a time in every row, each after the last; fix: sort by it"),
-            ("words", "column 'Month' has no times"),
+            ("time", "column 'Month' must have times that increase; fix: sort by it"),
+            ("words", "column 'Month': not dates"),
             ("value", "column 'target' has a value that is no number; fix: mend it"),
             ("missing", "the history has a value that is missing, or that has no logarithm; fix: fill it in"),
             (0, "there are no rows"),

@@ -244,7 +244,7 @@ class TestReplacing:
 _OTHERWISE = {
     "mlxbert/files/output_file.py": "the one way itself",
     "mlxbert/runs/files.py": "a log grows by lines",
-    "converter/export/inference.py": "runs without this package",
+    "converter/export/inference_modules/submission_file.py": "runs without this package",
     "converter/card/facts.py": "a folder of its own that is gone afterwards",
 }
 

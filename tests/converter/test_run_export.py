@@ -22,14 +22,16 @@ from safetensors.torch import load_file, save_file
 from converter import cli
 from converter.convert import convert
 from converter.export.checkpoint import ExportError
-from converter.export.member import stl_matrices
-from converter.export.run import export_directory
+from converter.export.inference_modules.predictor import Predictor
+from converter.export.member import EXPORTED_HEADS, stl_matrices
+from converter.export.run import code_files, export_directory
 from heads.time_series import decompose
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.output_file import manifest_problems
+from mlxbert.models.base import HeadKind, architecture, supported
 from mlxbert.pooling import CHOICES
 from tests.support.exported_samples import logits_of, months, run_json, series, texts, trained, write_run
-from tests.support.tiny import save_tiny
+from tests.support.tiny import save_tiny, save_tokenizer
 
 DRIVER = Path(__file__).parents[1] / "support" / "exported_driver.py"
 TOLERANCE = 1e-4
@@ -177,6 +179,13 @@ def read(member: Path) -> dict[str, Any]:
     return json.loads((member / "config.json").read_text())["mlxbert"]["head"]
 
 
+def test_both_tables_of_heads_have_the_same_names() -> None:
+    from converter.export.inference_modules.torch_heads import HEADS
+
+    assert list(HEADS) == list(EXPORTED_HEADS)
+    assert {case.head for case in CASES.values()} == set(HEADS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_predictions_are_those_of_mlxbert(name: str, exported: Any) -> None:
@@ -306,7 +315,7 @@ class TestARunOfTwoMembers:
         return file
 
     def command(self, out: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-I", str(out / "inference.py"), *map(str, arguments), "--device", "cpu"]
+        command = [sys.executable, "-IB", str(out / "inference.py"), *map(str, arguments), "--device", "cpu"]
         return subprocess.run(command, cwd=cwd, env=bare_environment(), capture_output=True, text=True, check=False)
 
     def test_the_submission(self, run: Path, exported_run: Path, test_file: Path, tmp_path: Path) -> None:
@@ -335,6 +344,7 @@ class TestARunOfTwoMembers:
             "config.json",
             "inference.json",
             "inference.py",
+            *sorted(name for name, _ in code_files() if name.startswith("inference_modules/")),
             "manifest.json",
             *(
                 f"members/seed0-fold{fold}/{name}"
@@ -343,13 +353,39 @@ class TestARunOfTwoMembers:
             ),
         ]
         assert manifest_problems(exported_run) == []
-        source = Path(cli.__file__).parent / "export/inference.py"
-        assert (exported_run / "inference.py").read_bytes() == source.read_bytes()
+        for name, text in code_files():
+            assert (exported_run / name).read_text() == text
 
     def test_a_mistake_costs_one_line(self, exported_run: Path, tmp_path: Path) -> None:
         done = self.command(exported_run, "absent.csv", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "inference.py: error: absent.csv is not there; fix: check the path\n"
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+@pytest.mark.parametrize("model_type", supported())
+def test_every_architecture_predicts_what_mlxbert_predicts(model_type: str, pooling: str, tmp_path: Path) -> None:
+    declared = architecture(model_type)
+    # The vocabulary of bytes needs more tokens than the smallest model has.
+    save_tiny(tmp_path / "source", declared.encoder_class, vocab_size=320)
+    save_tokenizer(tmp_path / "source")
+    converted = convert(tmp_path / "source", tmp_path / "mlx", verify=False).path
+    member = trained(converted, tmp_path / "model", "multiclass", pooling)
+    out = export_directory(member, tmp_path / "out").path
+    words = texts(ROWS)
+    predictor = Predictor(out, device="cpu", text="words")
+    predictor.settings["max_length"] = 16  # as `logits_of`
+    found = predictor.predict(words, batch_size=5)
+    head, logits = logits_of(member, words)
+    assert_close(found.probabilities, head.predict(logits))
+    assert found.labels == head.decide(logits).tolist()
+    written = json.loads((out / "head.json").read_text())
+    assert written["class"] in (declared.encoder_class, declared.head_of(HeadKind.SEQUENCE))
+    assert written["is_whole"] == (written["class"] != declared.encoder_class)
+    assert written["is_whole"] != (out / "head.safetensors").exists()
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == model_type
+    assert config["architectures"] == [written["class"]]
 
 
 def test_one_member_of_a_run_and_a_model_alone(converted: Path, tmp_path: Path) -> None:

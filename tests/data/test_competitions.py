@@ -17,7 +17,6 @@ from mlxbert.data.competitions import (
     FOLD_KINDS,
     Competition,
     CompetitionError,
-    Submission,
     get_competition,
     register_competition,
     registered_competitions,
@@ -25,6 +24,7 @@ from mlxbert.data.competitions import (
 )
 from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import infer_task
+from mlxbert.data.submission import Submission
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import from_json

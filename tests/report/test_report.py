@@ -36,18 +36,19 @@ from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import WriteError
 from mlxbert.report import ReportError, write_report
 from mlxbert.report.classification_plots import class_plots, confusion_matrix
-from mlxbert.report.curves import _draw_metrics, decisions, smoothed
+from mlxbert.report.curves import _draw_metrics, smoothed
 from mlxbert.report.figures import LIGHT, evenly, render, short
-from mlxbert.report.predictions import (
+from mlxbert.report.page import decisions
+from mlxbert.report.regression_plots import forecast_plots, number_plots
+from mlxbert.report.reported_run import (
     ClassPredictions,
     History,
     LabelPredictions,
     NumberPredictions,
     read_predictions,
-    read_run,
+    read_reported_run,
     reliability,
 )
-from mlxbert.report.regression_plots import forecast_plots, number_plots
 from mlxbert.report.tables import column, prediction_table
 from mlxbert.runs.files import RunError
 from mlxbert.training.callbacks import EvaluationEvent, MemberEvent
@@ -273,7 +274,7 @@ def test_settings_and_origin_are_on_the_page(runs: Path) -> None:
 
 
 def test_cells_of_a_confusion_matrix_have_lines(runs: Path) -> None:
-    made = read_predictions(read_run(runs / "binary"))
+    made = read_predictions(read_reported_run(runs / "binary"))
     assert isinstance(made, ClassPredictions)
     from PIL import Image
 
@@ -298,7 +299,7 @@ class TestDecisions:
             (run / "members" / member / "config.json").write_text(json.dumps(config))
             (run / "logits").mkdir(exist_ok=True)
             (run / "logits" / f"{member}.npz").touch()
-        return " ".join(decisions(read_run(run)))
+        return " ".join(decisions(read_reported_run(run)))
 
     def test_thresholds_that_were_fitted(self, tmp_path: Path) -> None:
         text = self.said(write_run(tmp_path / "run", "binary", rows=12, steps=4), threshold=0.3412, temperature=1.25)
@@ -347,7 +348,7 @@ class TestPredictions:
         from sklearn import metrics
 
         for task in ("binary", "multiclass", "ordinal"):
-            made = read_predictions(read_run(runs / task))
+            made = read_predictions(read_reported_run(runs / task))
             assert isinstance(made, ClassPredictions)
             assert (confusion_matrix(made) == metrics.confusion_matrix(made.truth, made.label)).all()
             precision, recall, f1, support = metrics.precision_recall_fscore_support(made.truth, made.label)
@@ -362,7 +363,7 @@ class TestPredictions:
     def test_unknown_entries_of_labels_count_nowhere(self, runs: Path) -> None:
         from sklearn import metrics
 
-        made = read_predictions(read_run(runs / "multilabel"))
+        made = read_predictions(read_reported_run(runs / "multilabel"))
         assert isinstance(made, LabelPredictions)
         assert (made.truth == -1).any()
         header, *rows = page_of(runs / "multilabel").tables["outcomes"]
@@ -379,14 +380,14 @@ class TestPredictions:
 
     def test_the_reliability_diagram_is_the_expected_calibration_error(self, runs: Path) -> None:
         for task in ("binary", "multiclass", "multilabel", "ordinal"):
-            made = read_predictions(read_run(runs / task))
+            made = read_predictions(read_reported_run(runs / task))
             assert isinstance(made, ClassPredictions | LabelPredictions)
             found = reliability(made)
             filled = found.rows > 0
             gaps = np.abs(found.probability - found.happened)[filled]
             assert (gaps * found.rows[filled]).sum() / found.rows.sum() == pytest.approx(found.ece, abs=1e-12)
             assert f"Calibration: ECE {found.ece:.4f}" in page_of(runs / task).text
-        made = read_predictions(read_run(runs / "multiclass"))
+        made = read_predictions(read_reported_run(runs / "multiclass"))
         assert isinstance(made, ClassPredictions)
         expected = scoring.ece(made.truth, made.probability / made.probability.sum(axis=1, keepdims=True))
         assert reliability(made).ece == pytest.approx(expected, abs=1e-5)
@@ -452,7 +453,7 @@ class TestPredictions:
         rows = [[i, f"19{50 + i}", 0, truth, truth, 3, 3] for i, truth in enumerate(truths)]
         header = ["row", "made_at", "fold", "target:+1", "target:+2", "prediction:+1", "prediction:+2"]
         write_csv(run / "oof.csv", header, rows)
-        made = read_predictions(read_run(run))
+        made = read_predictions(read_reported_run(run))
         assert isinstance(made, NumberPredictions)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -462,12 +463,12 @@ class TestPredictions:
 
     def test_a_class_is_the_same_however_its_number_is_written(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "run", "ordinal", rows=40)
-        before = read_predictions(read_run(run))
+        before = read_predictions(read_reported_run(run))
         header, *rows = [line.split(",") for line in (run / "oof.csv").read_text().splitlines()]
         for row in rows:
             row[3] = f"{row[3]}.0"
         write_csv(run / "oof.csv", header, rows)
-        after = read_predictions(read_run(run))
+        after = read_predictions(read_reported_run(run))
         assert isinstance(before, ClassPredictions)
         assert isinstance(after, ClassPredictions)
         assert (before.truth == after.truth).all()
@@ -529,7 +530,7 @@ class TestUnfinished:
         write_report(run)
         page = page_of(run)
         assert "unfinished" in page.text
-        assert "2 of 4 members are trained; what is below is what there is." in page.text
+        assert "2 of 4 members are trained; this page shows what there is so far." in page.text
         assert f"mlxbert train --resume {run}" in page.text
         assert [row[0] for row in page.tables["scores"]] == ["member", "seed0-fold0", "seed0-fold1"]
         assert {path.stem for path in (run / "plots").iterdir()} == CURVES
@@ -563,9 +564,9 @@ class TestUnfinished:
         run = write_run(tmp_path / "run", "binary", finished=1)
         log = run / "metrics.jsonl"
         lines = log.read_text().splitlines(keepends=True)
-        before = read_run(run).histories
+        before = read_reported_run(run).histories
         log.write_text("".join(lines[:30] + lines[10:]))
-        assert read_run(run).histories == before
+        assert read_reported_run(run).histories == before
 
     def test_a_loss_that_is_not_finite_is_drawn_around(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "run", "binary", finished=1)

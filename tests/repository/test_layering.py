@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {"converter": {"converter", "mlxbert", "heads"}, "mlxbert": {"mlxbert", "heads"}, "heads": {"heads"}}
 HEADS_KNOW = {"mlx", "numpy", "sklearn", "scipy", "statsmodels"}
 HEAVY = {"torch", "transformers"}
-# Copied beside exported weights and run there; nothing here imports it.
-STANDALONE = ROOT / "converter/export/inference.py"
+# Copied beside exported weights and run there; the converter imports them where it computes a model in PyTorch.
+SCRIPT, STANDALONE = ROOT / "converter/export/inference.py", ROOT / "converter/export/inference_modules"
 
 
 def imports(file: Path) -> Iterator[tuple[str, int, bool]]:
@@ -78,16 +78,41 @@ def test_torch_and_transformers_are_imported_in_converter_only_and_inside_functi
                 if name in HEAVY:
                     place = f"{file.relative_to(ROOT)}:{line} imports {name}"
                     assert package == "converter", place
-                    assert not module_level or file == STANDALONE, place
+                    assert not module_level or STANDALONE in file.parents, place
 
 
-def test_what_is_shipped_alone_knows_no_package_of_ours_and_none_of_ours_knows_it() -> None:
-    known = {"torch", "transformers", "numpy", "safetensors", "tqdm"}
-    for name, line, _ in imports(STANDALONE):
-        assert name in known | set(sys.stdlib_module_names), f"{STANDALONE}:{line} imports {name}"
+def test_what_is_shipped_alone_knows_nothing_but_itself_and_a_few_packages() -> None:
+    from converter.export.run import CODE, code_files
+
+    known = {"torch", "transformers", "numpy", "safetensors", "tqdm", CODE} | set(sys.stdlib_module_names)
+    files = dict(code_files())
+    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files}
+    for name, text in files.items():
+        tree = ast.parse(text)
+        for block in ast.walk(tree):
+            if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test):
+                block.body = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                imported = [node.module or ""]
+            else:
+                continue
+            for module in imported:
+                place, top = f"{name}:{node.lineno} imports {module}", module.partition(".")[0]
+                assert top in known or (top == "pandas" and node not in tree.body), place
+                assert top != CODE or module in modules, f"{place}, which is not exported"
+                # The modules of another export may be imported later: none may be looked up then.
+                assert top != CODE or node in tree.body, place
+
+
+def test_what_is_shipped_alone_is_imported_where_it_is_needed_and_no_earlier() -> None:
     for package in ALLOWED:
         for file in (ROOT / package).rglob("*.py"):
-            assert "export.inference" not in file.read_text(encoding="utf-8"), file
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if STANDALONE not in file.parents and isinstance(node, ast.ImportFrom):
+                    assert not (node.module or "").startswith("converter.export.inference"), file
 
 
 def test_heads_are_pure() -> None:

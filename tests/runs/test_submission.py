@@ -19,14 +19,14 @@ from click.testing import CliRunner
 from sklearn.metrics import f1_score
 
 import mlxbert
-from converter.export import inference
-from converter.export.inference import InferenceError, Predictor
+from converter.export.inference_modules import submission_file
+from converter.export.inference_modules.predictor import Predictor
 from converter.export.run import export_directory
 from mlxbert.cli import main
-from mlxbert.data.competitions import Submission
 from mlxbert.data.frames import Table
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.text_columns import id_columns, is_called_id
+from mlxbert.data.submission import Sample, Submission, SubmissionRules, SubmissionWarning
+from mlxbert.data.text_columns import id_columns, is_called_id, names_rows
 from mlxbert.errors import MLXBertError
 from mlxbert.factory import make_problem
 from mlxbert.runs import Run, RunError, resume, train
@@ -34,7 +34,7 @@ from mlxbert.runs.blend import blend
 from mlxbert.runs.files import escaped_formula, plain_cell
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.progress import decision
-from mlxbert.runs.submission import Sample, SubmissionRules, SubmissionWarning
+from mlxbert.runs.submission import compared_values
 from tests.support.run_samples import QUICK, options, sample
 
 IDS = ["0012", "12", "1.0", "1e3", "90071992547409931", " x", "true"]
@@ -81,12 +81,12 @@ class Place:
                 write_submission(self.run, self.test, out=self.out, sample_submission=given, **options)
             self.said = "\n".join(str(one.message) for one in caught)
         else:
-            inference.write_submission(self.script, self.test, self.out, sample=given, **options)
+            submission_file.write_submission(self.script, self.test, self.out, sample=given, **options)
         return pd.read_csv(self.out, dtype=str, keep_default_na=False)
 
     def refused(self, test: pd.DataFrame, sample: pd.DataFrame | None = None, **options: Any) -> str:
         self.out.unlink(missing_ok=True)
-        with pytest.raises((MLXBertError, InferenceError)) as caught:
+        with pytest.raises(MLXBertError) as caught:
             self.write(test, sample, **options)
         assert not self.out.exists()
         return str(caught.value)
@@ -112,7 +112,7 @@ def rows(ids: list[str], **columns: Any) -> pd.DataFrame:
 )
 def test_columns_that_are_called_an_id(names: str, ids: bool) -> None:
     for name in [one.replace("~", " ") for one in names.split()]:
-        assert is_called_id(name) is inference.is_called_id(name) is ids, name
+        assert is_called_id(name) is ids, name
 
 
 def test_an_id_is_different_in_every_row() -> None:
@@ -128,7 +128,7 @@ def test_an_id_is_different_in_every_row() -> None:
     assert id_columns(Table(frame)) == ("id", "PassengerId", "index")
     assert id_columns(Table(frame), {"id"}) == ("PassengerId", "index")
     for name, values in frame.items():
-        assert inference.names_rows(values) is (name in ("id", "PassengerId", "index"))
+        assert names_rows(values) is (name in ("id", "PassengerId", "index"))
 
 
 def test_an_id_is_no_text_of_a_frame_either() -> None:
@@ -287,42 +287,41 @@ def test_a_sample_says_whether_labels_or_probabilities_are_wanted(
     table = pd.DataFrame({"id": list("abc"), **{name: cells.split() for name in names}})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        rules = SubmissionRules(task, usual, metric, False)
+        compares = None if metric is None else compared_values(metric)
+        rules = SubmissionRules(task, usual, metric, False, compares=compares)
         if task is STARS:
             rules = replace(rules, usual=Submission("id", task.target, "labels"))
         form = rules.fitted(Sample("sample.csv", table), "id")
     said = " ".join(str(one.message) for one in caught)
-    wanted = None if metric is None else "labels" if metric in ("f1", "accuracy", "f1_macro") else "probabilities"
+    # The exported script has the same rules, without a data frame.
     settings = {
         "task": task.task,
         "classes": task.classes,
         "target": task.target,
         "submission": vars(rules.usual),
-        "wanted": wanted,
+        "wanted": compares,
+        "known_columns": True,
     }
-    script, printed = inference._values_of(settings, Path("sample.csv"), names, table.to_dict("records"), None)
-    assert script == values
+    script = submission_file.submission_rules(settings)
+    columns = Sample("sample.csv", table.to_dict("list"))
+    assert script.values_of(columns, tuple(names), None)[0] == values
     assert form.values == (values or usual.values)
-    assert (bool(said), bool(printed)) == (bool(warned), bool(warned)), (said, printed)
+    assert bool(said) == bool(warned), said
     assert warned in said
-    assert warned in printed
 
 
 def test_labels_that_are_asked_for_and_are_not_the_samples_are_said() -> None:
     task = replace(BINARY, classes=(False, True))
     rules = SubmissionRules(task, Submission("id", ("y",), "probabilities"), None, False)
-    settings = {"task": "binary", "classes": (False, True), "submission": vars(rules.usual)}
     table = pd.DataFrame({"id": list("ab"), "y": ["0", "1"]})
-    with pytest.warns(SubmissionWarning, match=r"sample.csv holds '0', which is none of this run's labels: its own"):
+    said = "sample.csv holds '0', which is none of the model's labels: its own are written, such as 'False' and 'True'"
+    with pytest.warns(SubmissionWarning, match=said):
         assert rules.fitted(Sample("sample.csv", table), "id", "labels").values == "labels"
-    said = inference._values_of(settings, Path("sample.csv"), ["y"], table.to_dict("records"), "labels")[1]
-    assert said.endswith("its own are written, such as 'False' and 'True'")
     for cells, values in (("0.5", "labels"), ("0", "probabilities"), ("True", "labels")):
         table = pd.DataFrame({"id": list("ab"), "y": cells})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert rules.fitted(Sample("sample.csv", table), "id", values).values == values
-        assert inference._values_of(settings, Path("s"), ["y"], table.to_dict("records"), values) == (values, "")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +340,7 @@ def test_a_sample_with_separators_too_many_is_read(place: Place, content: str) -
     if place.writer == "predict":
         write_submission(place.run, place.test, out=place.out, sample_submission=source)
     else:
-        inference.write_submission(place.script, place.test, place.out, sample=source)
+        submission_file.write_submission(place.script, place.test, place.out, sample=source)
     made = pd.read_csv(place.out, dtype=str)
     assert list(made.columns) == ["id|x" if "|" in content else "id", "y"]
     assert list(made.iloc[:, 0]) == ["b", "a"]
@@ -371,7 +370,7 @@ def test_classes_side_by_side_are_probabilities_and_one_column_is_labels() -> No
     wide = Sample("s", pd.DataFrame({"id": ["a"], "TOP": [0], "LOW": [0]}))
     assert rules.fitted(wide, "id") == Submission("id", ("LOW", "TOP"), "probabilities")
     assert rules.fitted(Sample("s", pd.DataFrame({"id": ["a"], "y": ["low"]})), "id").values == "labels"
-    with pytest.raises(RunError, match=r"the sample has no:\n  top\n  the run predicts no:\n  high"):
+    with pytest.raises(RunError, match=r"the sample has no:\n  top\n  the model predicts no:\n  high"):
         rules.fitted(Sample("s", pd.DataFrame({"id": ["a"], "high": [0], "low": [0]})), "id")
 
 
