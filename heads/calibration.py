@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from heads.arrays import Float
-from heads.checks import as_array
+from heads.checks import check_number
 from heads.errors import HeadError
+from heads.labels import as_array
 
 # If all held-out rows are right, the best T is 0; if all are wrong, it is infinite: these limits apply instead.
 LOWEST, HIGHEST = 0.01, 100.0
@@ -68,9 +69,7 @@ def check_temperature(temperature: float, what: str) -> float:
     Raises:
         HeadError: it is not.
     """
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise HeadError(f"{what}: temperature must be a number above 0, not {temperature!r}")
-    return float(temperature)
+    return check_number(temperature, f"{what}: temperature", 0, open_ends=True)
 
 
 # The largest number of held-out probabilities between which a threshold is tried; of more, evenly spaced ranks.
@@ -229,6 +228,4 @@ def normal_quantile(level: float, what: str) -> float:
     """
     from scipy.stats import norm
 
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
-        raise HeadError(f"{what}: level must lie between 0 and 1, such as 0.9, not {level!r}")
-    return float(norm.ppf((1 + level) / 2))
+    return float(norm.ppf((1 + check_number(level, f"{what}: level", 0, 1, open_ends=True)) / 2))

@@ -12,11 +12,11 @@ import numpy as np
 from heads.arrays import Float, sigmoid
 from heads.base import Head, Objective, Objectives, row_targets
 from heads.calibration import best_threshold
-from heads.checks import as_array, check_numbers, check_output_weights
+from heads.checks import check_numbers, check_output_weights
 from heads.errors import HeadError, MLXBertWarning
 from heads.head_registry import register_head
-from heads.labels import Label, check_classes
-from heads.losses import asymmetric, bce_with_logits, sigmoid_focal
+from heads.labels import Label, as_array, check_classes
+from heads.loss_functions import asymmetric, bce_with_logits, sigmoid_focal
 
 _IGNORED = -1
 
@@ -134,25 +134,11 @@ class MultilabelClassificationHead(Head):
         """See `Head.loss`; targets (B, L) of 0, 1 and −1."""
         encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         if self.registered_loss is not None:
-            weight = self._pos_weight()
+            weight = self.weights("pos_weight")
             weights = None if weight is None else mx.where(encoded == 1, mx.array(list(weight)), 1.0)
             return self.mean_registered_loss(logits, encoded, encoded != _IGNORED, weights=weights)
-        if self.objective == "focal":
-            alpha, gamma = _or(self.alpha, 0.25), _or(self.gamma, 2.0)
-            return sigmoid_focal(logits, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)
-        if self.objective == "asymmetric":
-            negatives, positives = _or(self.gamma_neg, 4.0), _or(self.gamma_pos, 0.0)
-            return asymmetric(
-                logits,
-                encoded,
-                gamma_neg=negatives,
-                gamma_pos=positives,
-                clip=_or(self.clip, 0.05),
-                ignore_index=_IGNORED,
-            )
-        smoothing = self.label_smoothing or 0.0
-        weight = self._pos_weight()
-        return bce_with_logits(logits, encoded, pos_weight=weight, label_smoothing=smoothing, ignore_index=_IGNORED)
+        function = {"bce": bce_with_logits, "focal": sigmoid_focal, "asymmetric": asymmetric}[self.objective]
+        return function(logits, encoded, ignore_index=_IGNORED, **self.loss_options())
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
         """Return the number of known labels in the real rows; see `Head.loss_weight`."""
@@ -182,8 +168,7 @@ class MultilabelClassificationHead(Head):
             ThresholdWarning: labels whose held-out rows are all positive or all negative; they keep 0.5.
         """
         probabilities, encoded = self.predict(logits), self.encode_targets(targets)
-        if len(probabilities) != len(encoded):
-            raise HeadError(f"{self.title}: {len(probabilities)} rows of logits, {len(encoded)} of targets")
+        self.check_rows(probabilities, encoded)
         learned, kept = [], []
         for column, name in enumerate(self.classes):
             known = encoded[:, column] != _IGNORED
@@ -202,14 +187,3 @@ class MultilabelClassificationHead(Head):
                 ThresholdWarning,
                 stacklevel=2,
             )
-
-    def _pos_weight(self) -> Sequence[float] | None:
-        if self.pos_weight != "balanced":
-            return self.pos_weight  # type: ignore[return-value]
-        if self.fitted_pos_weight is None:
-            raise HeadError(f"{self.title}: pos_weight='balanced' is unknown yet; fix: fit_targets(training labels)")
-        return self.fitted_pos_weight
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

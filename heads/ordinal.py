@@ -14,7 +14,7 @@ from heads.base import Head, Objective, Objectives, linear, row_targets
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
-from heads.losses import coral, corn, cumulative_logits
+from heads.loss_functions import coral, corn, cumulative_logits
 
 _IGNORED = -100
 # Least distance between two thresholds: softplus of a very negative number is 0 in float32, and the class between the

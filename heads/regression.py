@@ -13,11 +13,11 @@ import numpy as np
 from heads.arrays import Float, softplus
 from heads.base import Head, Objective, Objectives, masked_mean, row_weights
 from heads.calibration import Interval, normal_quantile
-from heads.checks import as_array, check_count, check_numbers
+from heads.checks import check_count, check_numbers
 from heads.errors import HeadError
 from heads.head_registry import register_head
-from heads.losses import gaussian_nll, huber, mae, mse
-from heads.losses.base import check_same_shape
+from heads.labels import as_array
+from heads.loss_functions import check_same_shape, gaussian_nll, huber, mae, mse
 
 KINDS = ("standard", "robust", "minmax", "none")
 
@@ -224,7 +224,7 @@ class RegressionHead(Head):
             variance = nn.softplus(raw) + _LEAST_VARIANCE
             values = gaussian_nll(means, variance, truth, reduction="none")
         elif self.objective == "huber":
-            values = huber(means, truth, delta=1.0 if self.delta is None else self.delta, reduction="none")
+            values = huber(means, truth, reduction="none", **self.loss_options())
         else:
             values = (mse if self.objective == "mse" else mae)(means, truth, reduction="none")
         return masked_mean(values, row_weights(rows, len(logits), self.title))

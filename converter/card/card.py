@@ -30,7 +30,7 @@ from converter.parity.report import (
 )
 from converter.parity.report import NAME as PARITY
 from converter.quantize.cost import QuantizationReport, read_cost
-from heads import install
+from heads import command_line
 from mlxbert.errors import printable
 from mlxbert.files.reading import read_json
 
@@ -317,9 +317,9 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["code"] = _code
     environment.globals |= {
-        "install_command": install.install_command,
-        "requirement": install.requirement,
-        "released": install.RELEASED,
+        "install_command": command_line.install_command,
+        "requirement": command_line.requirement,
+        "released": command_line.RELEASED,
         "loaders_seen": SEEN,
     }
     environment.filters["oneline"] = _one_line

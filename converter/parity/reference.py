@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.parity.probes import Probe
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.errors import MLXBertError, first_ten, reason
 from mlxbert.models.base import POOLER, Architecture, HeadKind, architecture
 from mlxbert.pretrained.labels import HeadChoice, HeadClassError, choose_head_class

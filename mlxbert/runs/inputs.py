@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.frames import DataError, Table, is_frame
 from mlxbert.data.reading import Kind, read_data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.testing import CliRunner
 
-from heads.option_groups import OptionGroups
+from heads.command_line import OptionGroups
 
 
 class _Grouped(OptionGroups, click.Command):

@@ -66,7 +66,7 @@ def test_a_temperature_that_cannot_be_fitted() -> None:
         BinaryClassificationHead(8).calibrate(mx.array([[np.nan], [1.0]]), [0, 1])
     head = BinaryClassificationHead(8)
     head.temperature = 0.0
-    with pytest.raises(HeadError, match=r"temperature must be a number above 0, not 0\.0"):
+    with pytest.raises(HeadError, match=r"temperature is 0\.0; fix: a number in \(0, inf\)"):
         head.predict(mx.zeros((1, 1)))
     with pytest.raises(HeadError, match="2 rows of logits, 3 of targets"):
         head.calibrate(mx.zeros((2, 1)), [0, 1, 1])

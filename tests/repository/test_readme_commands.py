@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from converter.convert import convert
-from heads.install import install_command
+from heads.command_line import install_command
 from mlxbert.data.competitions import get_competition
 from tests.repository.test_readme import COMMANDS, README, blocks, command_lines
 from tests.support.hub.plugin import Hub
