@@ -58,6 +58,14 @@ class Head(nn.Module):
     registered_loss: Loss | None = None
 
     def __init__(self, hidden_size: int, num_outputs: int, *, dropout: float = 0.1, dropout_samples: int = 1):
+        """Make the head.
+
+        Args:
+            hidden_size: width of the features.
+            num_outputs: logits a row.
+            dropout: on all features.
+            dropout_samples: number of dropout masks whose logits are averaged in training.
+        """
         super().__init__()
         check_count(hidden_size, f"{self.title}: hidden_size")
         check_count(dropout_samples, f"{self.title}: dropout_samples")

@@ -47,10 +47,9 @@ class BinaryClassificationHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             classes: the negative label, then the positive one.
             objective: "bce", "focal" or a registered loss.
             pos_weight: for "bce" and a registered loss: the weight of a positive row; "balanced": negatives /
@@ -58,8 +57,6 @@ class BinaryClassificationHead(Head):
             label_smoothing: for "bce", from 0 to 1.
             alpha: for "focal": the weight of positives, negatives weigh 1 − alpha; 0.25 by default.
             gamma: for "focal": the exponent that reduces the loss of easy rows, 2 by default.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         super().__init__(hidden_size, 1, dropout=dropout, dropout_samples=dropout_samples)
         options = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "alpha": alpha, "gamma": gamma}

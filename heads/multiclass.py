@@ -49,18 +49,15 @@ class MulticlassClassificationHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             classes: the labels, in the order of the logits.
             objective: "cross_entropy", "focal" or a registered loss.
             class_weights: one number a class; "balanced": rows / (classes × rows of the class) of the training fold.
                 The mean of the loss divides by Σ w_y.
             label_smoothing: for "cross_entropy", from 0 to 1; with weights divided by Σ w_y, as torch does.
             gamma: for "focal": the exponent that reduces the loss of easy rows, 2 by default.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         labels = check_classes(classes, self.title)
         super().__init__(hidden_size, len(labels), dropout=dropout, dropout_samples=dropout_samples)

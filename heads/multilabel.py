@@ -59,10 +59,9 @@ class MultilabelClassificationHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             classes: the labels' names, in the order of the target's columns.
             objective: "bce", "focal", "asymmetric" (ASL) or a registered loss.
             pos_weight: for "bce" and a registered loss: the weight of a positive entry, one number a label;
@@ -73,8 +72,6 @@ class MultilabelClassificationHead(Head):
             gamma_neg: for "asymmetric": the exponent for easy negatives, 4 by default.
             gamma_pos: for "asymmetric": the exponent for easy positives, 0 by default.
             clip: for "asymmetric": negatives below this probability have no loss, 0.05 by default.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         names = check_classes(classes, self.title, least=1)
         super().__init__(hidden_size, len(names), dropout=dropout, dropout_samples=dropout_samples)

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.arrays import Float, softplus
+from heads.arrays import Float
 from heads.base import Head, Objective, Objectives, masked_mean, row_weights
 from heads.calibration import Interval, normal_quantile
 from heads.checks import check_count, check_numbers
@@ -150,18 +150,15 @@ class RegressionHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             num_targets: target columns.
             objective: "mse", "mae", "huber", a registered loss, or "gaussian": a mean and a variance for every row
                 (Nix and Weigend 1994), trained with the negative log-likelihood.
             scaling: "standard", "robust", "minmax" or "none".
             log_targets: learn log(1 + y).
             delta: for "huber", in units of the scaled target; 1 by default.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         check_count(num_targets, f"{self.title}: num_targets")
         name, registered_loss = self.choose_objective(objective, {"delta": delta})
@@ -288,7 +285,7 @@ class RegressionHead(Head):
         values = self.host(logits)
         if self.objective != "gaussian":
             return np.ones((len(values), self.num_targets))
-        return np.asarray(np.sqrt(softplus(values[:, self.num_targets :]) + _LEAST_VARIANCE))
+        return np.asarray(np.sqrt(np.logaddexp(0.0, values[:, self.num_targets :]) + _LEAST_VARIANCE))
 
     def _passes(self, sampled: Any) -> tuple[Float, Float, Float]:
         """Return mean and variance of S passes (S, N, outputs), and the root of their mean predicted variance."""

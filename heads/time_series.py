@@ -55,10 +55,9 @@ class TimeSeriesRegressionHead(RegressionHead):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size` (of the text's features), `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the text's features.
             horizon: steps ahead.
             window: values of history; 0: only text (and calendar).
             period: steps of a season; the trend and the season of the history (STL) are then features, too.
@@ -67,8 +66,6 @@ class TimeSeriesRegressionHead(RegressionHead):
             calendar: cycles of the forecast's date that become features: "day", "week", "month", "year".
             history_size: width of the layer for the history.
             objective: as for `RegressionHead`; likewise `scaling`, `log_targets`, `delta`.
-            dropout: on all features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         check_count(window, f"{self.title}: window", 0)
         super().__init__(
