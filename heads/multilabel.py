@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
@@ -134,7 +134,8 @@ class MultilabelClassificationHead(Head):
             weight = self.weights("pos_weight")
             weights = None if weight is None else mx.where(encoded == 1, mx.array(list(weight)), 1.0)
             return self.mean_registered_loss(logits, encoded, encoded != _IGNORED, weights=weights)
-        function = {"bce": bce_with_logits, "focal": sigmoid_focal, "asymmetric": asymmetric}[self.objective]
+        functions: dict[str, Callable[..., mx.array]] = {"bce": bce_with_logits, "focal": sigmoid_focal}
+        function = functions.get(self.objective, asymmetric)
         return function(logits, encoded, ignore_index=_IGNORED, **self.loss_options())
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
