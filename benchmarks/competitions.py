@@ -32,8 +32,8 @@ from benchmarks.machine import machine
 from mlxbert.data.folds import folds_sha256
 from mlxbert.errors import MLXBertError
 from mlxbert.runs import Run, train
+from mlxbert.runs.finish import fitted_head
 from mlxbert.runs.inputs import read_frame
-from mlxbert.runs.members import fitted_head
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.training.held_out import Predictions, concatenate, scores
 

@@ -26,7 +26,7 @@ from converter.parity.reference import Reference
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, ParityReport, Provenance
 from converter.verify import directory_probes
 from examples.packaged_minilm import model_directory
-from mlxbert.models.base import architecture
+from mlxbert.models.architecture import architecture
 from mlxbert.models.bert import BertConfig, BertCore
 
 

@@ -16,7 +16,8 @@ from converter.source import Source
 from mlxbert.checkpoint import new_encoder
 from mlxbert.errors import MLXBertError
 from mlxbert.files.safetensors import NUMPY_DTYPES
-from mlxbert.models.base import Encoder, config_from_hf
+from mlxbert.models.architecture import config_from_hf
+from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained.labels import HeadChoice
 from mlxbert.pretrained.model import PretrainedBert, attach_head

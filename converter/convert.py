@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from converter.canonical import CODES, DTYPE_SUFFIXES, float32_core, float32_model, output_dtype, plan_source, read
-from converter.card.card import render_card
+from converter.card.card import Usage, render_card
 from converter.card.facts import CardFacts, card_facts, weight_sums
 from converter.card.loaders import Reading
 from converter.card.source_card import SourceCard, read_source_card, with_reachable_link
-from converter.card.usage import Usage
 from converter.mapping import Planned
 from converter.output import (
     check_staged,
@@ -45,6 +44,7 @@ from mlxbert.files.output_directory import OutputDirectory, check_target, recove
 from mlxbert.files.reading import expand_home
 from mlxbert.files.safetensors import PlannedTensor
 from mlxbert.pretrained.labels import HeadClassError
+from mlxbert.pretrained.model import HEADS_FILE
 
 
 class ParityFailedError(MLXBertError):
@@ -245,7 +245,7 @@ class _Conversion:
             parameters = self.quantized.parameters + sum(tensor.parameters for tensor in heads_in_model)
         output.write_model(in_model, parameters=parameters, on_tensor=show_progress)
         if in_heads_file:
-            output.write_safetensors("heads.safetensors", in_heads_file, on_tensor=show_progress)
+            output.write_safetensors(HEADS_FILE, in_heads_file, on_tensor=show_progress)
         return sum(tensor.nbytes for tensor in encoder)
 
     def _tensors(self, items: Iterable[Planned]) -> list[PlannedTensor]:
@@ -255,7 +255,6 @@ class _Conversion:
         ]
 
     def _quantize(self, settings: QuantizeSettings, other_bytes: int) -> list[PlannedTensor]:
-
         self.quantized = quantize_encoder(
             self.source,
             self.planned.encoder,
@@ -402,7 +401,6 @@ def _failure(src: str | Path, target: Path, report: ParityReport) -> str:
 
 def _notes_on_head(source: Source) -> list[str]:
     """Return a note if the configuration does not name the class of the source's head."""
-
     try:
         choice = head_choice(source)
     except HeadClassError as error:
@@ -412,7 +410,6 @@ def _notes_on_head(source: Source) -> list[str]:
 
 def _measured_cost(source: Source, directory: Path, config: dict[str, Any]) -> QuantizationReport:
     """Return the cost of a quantization that cannot be compared with PyTorch; MLX alone measures it."""
-
     try:
         head = head_choice(source)
         exact = float32_core(source) if head is None else float32_model(source, head)

@@ -38,13 +38,13 @@ from mlxbert.checkpoint import is_license_file
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, reading_failed
-from mlxbert.models.base import config_from_hf
+from mlxbert.models.architecture import config_from_hf
 from mlxbert.models.config_fields import ConfigError
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.with_head import HEADS_FILE
 
 if TYPE_CHECKING:
-    from mlxbert.hub.download import Snapshot
+    from mlxbert.hub import Snapshot
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
 
@@ -170,13 +170,13 @@ def open_source(
         raise SourceError(f"{src}: is a link to nothing; fix: check where it leads")
     if not looks_like_repo_id(src):
         raise SourceError(f"{printable(src)}: no such file or directory; fix: check the path, or give a Hub id")
-    from mlxbert.hub import download as hub  # the client takes a while to import, and a local source needs none
+    from mlxbert.hub import snapshot as download  # a local source needs no Hub
 
-    snapshot = hub.snapshot(src, revision=revision, select=select_files)
+    snapshot = download(src, revision=revision, select=select_files)
     folder = transformer_folder(source_modules(snapshot.path))
     if folder:  # the names alone may have suggested another folder
         select = partial(select_files, folder=folder)
-        snapshot = hub.snapshot(src, revision=snapshot.revision, select=select)
+        snapshot = download(src, revision=snapshot.revision, select=select)
     notes = _fetch_card(snapshot)
     source = _open_local(src, snapshot.path, snapshot.revision, options)
     return replace(source, notes=(*source.notes, *notes))
@@ -184,7 +184,8 @@ def open_source(
 
 def _fetch_card(snapshot: Snapshot) -> list[str]:
     """Download the source's model card and license files too; on failure return a note and go on."""
-    from mlxbert.hub import download as hub
+    from mlxbert.hub import HubError
+    from mlxbert.hub import snapshot as download
 
     listed: list[str] = []
 
@@ -193,8 +194,8 @@ def _fetch_card(snapshot: Snapshot) -> list[str]:
         return listed
 
     try:
-        hub.snapshot(snapshot.repo_id, revision=snapshot.revision, select=card, progress=False)
-    except hub.HubError:  # also if no such file is listed
+        download(snapshot.repo_id, revision=snapshot.revision, select=card, progress=False)
+    except HubError:  # also if no such file is listed
         if listed:
             missing = " and ".join(name for name in listed if not (snapshot.path / name).is_file())
             return [f"the source's {missing} could not be fetched: look there for its license before you publish"]

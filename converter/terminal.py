@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from converter.card.card import LOAD, LOAD_WITH_HEAD
 from converter.card.loaders import lines as loader_lines
-from converter.card.usage import LOAD, LOAD_WITH_HEAD
 from converter.convert import ConvertResult
 from converter.parity.render import parity_table
 from converter.parity.report import ParityReport
+from converter.publish.leaks import PublishError
 from converter.quantize.report import allotment_table, quantization_table
 from converter.verify import Progress as ProgressCallback
 from mlxbert.errors import printable, readable
@@ -59,7 +60,6 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
 def show_parity(report: ParityReport) -> None:
     """Show the parity table and the cost of a quantization."""
-
     show(parity_table(report))
     if report.quantization is not None:
         show("", quantization_table(report.quantization))
@@ -104,8 +104,6 @@ def confirm_push(plan: PushPlan, directory: Path, *, yes: bool) -> bool:
     Raises:
         PublishError: there is no terminal to ask on.
     """
-    from converter.publish.errors import PublishError
-
     show("\n".join(plan.lines(directory)))
     if yes:
         return True

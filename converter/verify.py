@@ -29,7 +29,8 @@ from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.output_file import manifest_problems
 from mlxbert.files.reading import expand_home, require_own_files, sha256_hex
 from mlxbert.files.safetensors import read_safetensors
-from mlxbert.models.base import Encoder, architecture, config_from_hf
+from mlxbert.models.architecture import architecture, config_from_hf
+from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained.labels import HeadChoice
 from mlxbert.pretrained.model import HEADS_FILE, PretrainedBert, attach_head, has_head, read_head_tensors
@@ -95,7 +96,6 @@ def verify(
     Raises:
         MLXBertError: one of the two cannot be read, or PyTorch is not installed; nothing was compared.
     """
-
     directory = expand_home(converted)
     if directory.exists() and not directory.is_dir():
         raise VerifyError(f"{converted}: is a file; fix: give the directory that mlxbert-convert wrote")
@@ -134,7 +134,6 @@ def _open_reference(
     prefix: str | None,
 ) -> Source:
     """Return the reference; if it has several encoders, the one that was converted."""
-
     open_encoder = partial(
         open_source,
         str(reference),
@@ -188,7 +187,6 @@ def verify_staged(
     Raises:
         MLXBertError: as `verify`.
     """
-
     weights = sorted(directory.glob("model*.safetensors"))
     quantized = hf_config.get("quantization") is not None
     dtype = recipe_of(hf_config) if quantized else _written_dtype(directory, weights)
@@ -306,7 +304,6 @@ def _compared_head(
     source: Source, directory: Path, hf_config: dict[str, Any], reference: Reference
 ) -> tuple[HeadChoice | None, Part | None]:
     """Return the class whose head is compared, and the part of a written head that cannot be compared."""
-
     is_written = has_head(directory, hf_config)
     heads = architecture(hf_config.get("model_type")).heads
     if reference.class_name not in heads:
@@ -346,7 +343,6 @@ def written_model(
     directory: Path, hf_config: dict[str, Any], head: HeadChoice | None, dtype: mx.Dtype | None = None
 ) -> Encoder | PretrainedBert:
     """Return the written checkpoint with its head, or the encoder alone if there is none."""
-
     core = load_core(directory, config=hf_config, dtype=dtype, dequantize=True)
     if head is None or not has_head(directory, hf_config):
         return core
@@ -374,7 +370,6 @@ def _is_lossless(source: Source, dtype: str) -> bool:
 
 def directory_probes(directory: Path, config: EncoderConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
     """Return probes, with sentences if the directory has a tokenizer that fits the model, else with a note."""
-
     if not has_tokenizer(file.name for file in directory.iterdir()):
         return make_probes(config, seed=seed), ("no tokenizer, so the probes are random ids alone",)
     try:

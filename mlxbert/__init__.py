@@ -58,6 +58,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from mlxbert.runs import Run, resume, train
+    from mlxbert.runs.run import Run
+    from mlxbert.runs.session import resume, train
     from mlxbert.training.config import TrainingConfig
     from mlxbert.training.trainer import Trainer

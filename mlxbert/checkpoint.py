@@ -20,7 +20,8 @@ from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, read_json
 from mlxbert.files.safetensors import read_safetensors
 from mlxbert.model_tensors import named_parameters, tensor_problems
-from mlxbert.models.base import POOLER, Encoder, architecture, config_from_hf, supported
+from mlxbert.models.architecture import architecture, config_from_hf, supported
+from mlxbert.models.base import POOLER, Encoder
 from mlxbert.models.config_fields import ConfigError, EncoderConfig
 from mlxbert.quantization import QuantizationError, split_quantized
 from mlxbert.tokenization.files import TOKENIZER_FILES
@@ -98,20 +99,19 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
             raise CheckpointError(f"{path} is a directory: revision={revision!r} is for a Hub id")
         read_config(path, other_tools=True)
         return path
-    from mlxbert.hub import download as hub  # imports huggingface_hub, which a local directory does not need
-    from mlxbert.hub.download import check_snapshot
+    from mlxbert.hub import check_snapshot, is_repo_id, snapshot  # a local directory needs no Hub
 
     repo_id = str(path_or_hub_id)
-    if path.exists() or not hub.is_repo_id(repo_id):
+    if path.exists() or not is_repo_id(repo_id):
         raise CheckpointError(
             f"{path_or_hub_id}: no such directory, and not a Hub id such as mlx-community/NAME; "
             "fix: check the path, or make one with mlxbert-convert SRC -o DIRECTORY"
         )
     # The small files first: they tell a converted repository from another before half a gigabyte is fetched.
     told_by = ("config.json", INDEX)
-    peek = hub.snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n in told_by])
+    peek = snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n in told_by])
     read_config(peek.path, named=repo_id, other_tools=True)
-    found = hub.snapshot(repo_id, revision=peek.revision, select=_needed)
+    found = snapshot(repo_id, revision=peek.revision, select=_needed)
     check_snapshot(found, _needed)
     return found.path
 

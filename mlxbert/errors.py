@@ -1,4 +1,4 @@
-"""The base of every error that this project raises on purpose, and how names are listed in one."""
+"""The base class of this project's errors, and texts for their messages."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = [
 
 
 def shown(value: object) -> str:
-    """Return a value out of an untrusted file as Python writes it, in one line of at most 200 characters."""
+    """Return the `repr` of a value from an untrusted file, in one line of at most 200 characters."""
     return printable(repr(value))
 
 
 def first_ten(names: Iterable[str]) -> str:
-    """Join names one a line, indented; after ten of them, say how many more there are."""
+    """Return the first ten names, one a line, indented, and how many more there are."""
     names = list(names)
     lines = [f"  {printable(name, 400)}" for name in names[:10]]
     if len(names) > 10:
@@ -47,8 +47,7 @@ def first_ten(names: Iterable[str]) -> str:
 
 
 def reason(error: Exception, *places: object) -> str:
-    """Return an error's message on one line: without its fix, and without `places` at its beginning; an error that is
-    none of ours with its class."""
+    """Return an error's message on one line, without its fix and without `places`; foreign errors with their class."""
     first, *rest = str(error).splitlines() or [""]
     first = first.partition("; fix:")[0]
     for place in places:

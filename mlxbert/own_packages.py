@@ -1,6 +1,6 @@
-"""Find mlxbert's own `heads` and `converter` where the user's folder has something of that name.
+"""Import mlxbert's own `heads` and `converter` even where the user's folder has a module of that name.
 
-These two are top-level packages with everyday names: a `heads.py` beside a notebook comes before them on `sys.path`.
+The two are top-level packages with common names: a `heads.py` beside a notebook comes before them on `sys.path`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pathlib import Path
 
 
 def use_own_package(name: str) -> None:
-    """Import the package `name` that is installed beside mlxbert, whatever else has that name; warn if something has.
+    """Import the package `name` that is installed beside mlxbert; warn if another module has that name.
 
     Raises:
-        ImportError: another module of that name is imported already.
+        ImportError: another module of that name is already imported.
     """
     own = Path(__file__).parent.parent / name / "__init__.py"
-    held = sys.modules.get(name)
-    other = getattr(held, "__file__", None) if held is not None else _first_on_path(name)
+    imported = sys.modules.get(name)
+    other = getattr(imported, "__file__", None) if imported is not None else _first_on_path(name)
     if not own.is_file() or (other is not None and own.samefile(other)):
         return
-    if held is not None:
+    if imported is not None:
         raise ImportError(
             f"{other or name} was imported as {name!r}, which is also the name of a package of mlxbert; "
             "fix: rename yours"
@@ -42,7 +42,7 @@ def use_own_package(name: str) -> None:
 
 
 def _first_on_path(name: str) -> str | None:
-    """Return the file that `import name` would run; a folder without one (a namespace) gives the folder."""
+    """Return the file that `import name` would run, or the folder of a namespace package."""
     spec = importlib.util.find_spec(name)
     if spec is None:
         return None

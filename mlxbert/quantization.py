@@ -24,7 +24,8 @@ import numpy as np
 from mlxbert.errors import MLXBertError, first_ten, shown
 from mlxbert.files.safetensors import PlannedTensor
 from mlxbert.model_tensors import named_parameters, read_array
-from mlxbert.models.base import Architecture, architecture, put_module, supported
+from mlxbert.models.architecture import Architecture, architecture, supported
+from mlxbert.models.base import put_module
 
 AFFINE = "affine"
 

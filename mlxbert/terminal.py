@@ -1,4 +1,4 @@
-"""Printing what a command found, in a way that no terminal, path or pipe can spoil."""
+"""Print results so that no text steers the terminal, and no closed pipe changes the exit code."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MIN_WIDTH = 80
 
 
 class SafeConsole(Console):
-    """A console for text out of files and answers: brackets are no markup, and nothing steers the terminal.
+    """A console for foreign text: brackets are not markup, and control characters do not reach the terminal.
 
-    Control characters of every line, title, header and cell are shown as escapes. In tables, words of more than 200
-    characters are shortened in their middle; a line keeps its words, so that a path in it can be copied.
+    Control characters in lines, titles, headers and cells are shown as escapes. In tables, words of more than 200
+    characters are shortened in the middle; lines keep them, so that a path can be copied.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -38,10 +38,10 @@ class SafeConsole(Console):
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to standard output, as `SafeConsole` does; lines of text are not folded, numbers not cut.
+    """Print to standard output with `SafeConsole`; lines of text are not folded, and numbers are not cut.
 
-    A terminal narrower than 80 columns folds the lines itself. Where nobody reads them (`| head`, a full disk) the
-    command goes on to its own exit code: what was printed last says nothing about what was done.
+    A terminal narrower than 80 columns folds the lines itself. If the output cannot be written (`| head`, a full
+    disk), the command still ends with its own exit code, because its work is done.
     """
     console = SafeConsole()
     console.width = max(console.width, MIN_WIDTH)
@@ -54,5 +54,5 @@ def show(*parts: RenderableType) -> None:
     except OSError as error:
         if error.errno != errno.EPIPE:
             click.echo(f"standard output: {error.strerror}", err=True)
-        # What is left in the buffer is flushed at exit, and would fail there once more.
+        # The rest of the buffer is flushed at exit, and would fail there again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

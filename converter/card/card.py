@@ -1,6 +1,6 @@
-"""What a model card can show beside parity: what quantization cost, and how a fine-tuned model scored. Plain data.
+"""The model card: `CardFacts` in, the text of `README.md` out; only its template is read from a file.
 
-The model card: facts in, `README.md` out. Pure: reads nothing but its template.
+Two blocks that a card shows are read here too: what quantization cost, and how a fine-tuned model scored.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from converter.card.loaders import SEEN, WORKS, Reading
 from converter.card.source_card import SourceCard
-from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from converter.parity.report import (
     LOCAL,
     MAX_BYTES,
@@ -32,7 +31,53 @@ from converter.parity.report import NAME as PARITY
 from converter.quantize.cost import QuantizationReport, read_cost
 from heads import command_line
 from mlxbert.errors import printable
-from mlxbert.files.reading import read_json
+from mlxbert.files.reading import from_json, read_json
+from mlxbert.models.architecture import HeadKind, architecture
+
+if TYPE_CHECKING:
+    import jinja2
+
+# Calls that a card shows, where they run on the files.
+LOAD, LOAD_WITH_HEAD = "mlxbert.load", "mlxbert.load_with_head"
+SENTENCES, TRAINED = "SentenceEncoder", "BertWithHead.load"
+# The Hub's task for each kind of head; it has none for the next sentence.
+_TASKS = {
+    HeadKind.PRETRAINING: "fill-mask",
+    HeadKind.MASKED_LM: "fill-mask",
+    HeadKind.CAUSAL_LM: "fill-mask",
+    HeadKind.SEQUENCE: "text-classification",
+    HeadKind.TOKEN: "token-classification",
+    HeadKind.SPAN: "question-answering",
+    HeadKind.CHOICE: "multiple-choice",
+}
+_AUTO_CLASSES = {
+    HeadKind.PRETRAINING: "AutoModelForPreTraining",
+    HeadKind.MASKED_LM: "AutoModelForMaskedLM",
+    HeadKind.CAUSAL_LM: "AutoModelForCausalLM",
+    HeadKind.NEXT_SENTENCE: "AutoModelForNextSentencePrediction",
+    HeadKind.SEQUENCE: "AutoModelForSequenceClassification",
+    HeadKind.TOKEN: "AutoModelForTokenClassification",
+    HeadKind.SPAN: "AutoModelForQuestionAnswering",
+    HeadKind.CHOICE: "AutoModelForMultipleChoice",
+}
+# Heads that this project trains and that are text classifiers on the Hub, a regression with one class.
+_TRAINED_TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
+# Words that YAML does not read as text; `no` is also Norwegian.
+_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
+def read_quantization(directory: Path) -> QuantizationReport | None:
+    """Return the quantization block of a directory's `parity.json`; None if it has none.
+
+    Raises:
+        ParityReportError: it is damaged, or of another version.
+    """
+    content = read_json(directory / PARITY, ParityReportError, limit=MAX_BYTES)
+    block = (content or {}).get("quantization")
+    if not isinstance(block, dict):
+        return None
+    require_version(content)
+    return read_cost(block, ParityReportError)
 
 
 @dataclass(frozen=True)
@@ -40,10 +85,14 @@ class Scores:
     """How a run scored on rows that its models had not seen: the "trained" block of `config.json`.
 
     Attributes:
-        task, metric: what was learned, and what chose the weights.
-        pooled: of all `data_rows`, each predicted by the models that had not seen it.
-        folds, models: of the run; this is one of its models.
-        own, own_rows: of this model alone, on the rows that its fold held out.
+        task: what was learned.
+        metric: the metric that chose the weights.
+        pooled: scores of all `data_rows`, each predicted by the models that had not seen it.
+        folds: of the run.
+        data_rows: of the run.
+        models: of the run; the files hold one of them.
+        own: scores of this model alone, on the rows that its fold held out.
+        own_rows: the number of these rows.
     """
 
     task: str
@@ -56,95 +105,59 @@ class Scores:
     own_rows: int
 
 
-def read_quantization(directory: Path) -> QuantizationReport | None:
-    """The block of a directory's `parity.json`; None where it has none.
-
-    Raises:
-        ParityReportError: it is damaged, or of another version.
-    """
-    parsed = read_json(directory / PARITY, ParityReportError, limit=MAX_BYTES)
-    block = (parsed or {}).get("quantization")
-    if not isinstance(block, dict):
-        return None
-    require_version(parsed)
-    return read_cost(block, ParityReportError)
-
-
 def read_scores(block: Mapping[str, Any]) -> Scores | None:
-    """The scores in the "mlxbert" block of `config.json`; None where the model was not fine-tuned by this project.
+    """Return the scores in the "mlxbert" block of `config.json`; None if this project did not fine-tune the model.
 
     Raises:
         ParityReportError: the block is damaged.
     """
-    trained = block.get("trained")
-    if trained is None:
+    if block.get("trained") is None:
         return None
-    try:
-        scores: Scores = _known(Scores, trained)
-        return replace(scores, pooled=_numbers(scores.pooled), own=_numbers(scores.own))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ParityReportError(
-            f'the "trained" block of config.json is damaged ({error!r}); fix: save the model again'
-        ) from error
+    scores = from_json(
+        Scores,
+        block["trained"],
+        place='the "trained" block of config.json is damaged',
+        fix="fix: save the model again",
+        error=ParityReportError,
+        null_is_nan=True,
+    )
+    return replace(scores, pooled=_defined(scores.pooled), own=_defined(scores.own))
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those that there are: a metric may have none, which is null."""
-    return {str(name): float(value) for name, value in values.items() if value is not None}
+def _defined(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that have a value."""
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
-def _known(kind: Any, data: Mapping[str, Any]) -> Any:
-    return kind(**{field.name: data[field.name] for field in fields(kind) if field.name in data})
+@dataclass(frozen=True)
+class Usage:
+    """Which calls ran on the written files; a call that the files are not made for is in neither list.
 
+    Attributes:
+        ran: names of the calls that ran.
+        failed: the name of a call that failed -> the reason.
+    """
 
-if TYPE_CHECKING:
-    import jinja2
+    ran: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
-_TASKS = {
-    "BertForPreTraining": "fill-mask",
-    "BertForMaskedLM": "fill-mask",
-    "BertLMHeadModel": "fill-mask",
-    "BertForSequenceClassification": "text-classification",
-    "BertForTokenClassification": "token-classification",
-    "BertForQuestionAnswering": "question-answering",
-    "BertForMultipleChoice": "multiple-choice",
-}
-_AUTO_CLASSES = {
-    "BertForPreTraining": "AutoModelForPreTraining",
-    "BertForMaskedLM": "AutoModelForMaskedLM",
-    "BertLMHeadModel": "AutoModelForCausalLM",
-    "BertForNextSentencePrediction": "AutoModelForNextSentencePrediction",
-    "BertForSequenceClassification": "AutoModelForSequenceClassification",
-    "BertForTokenClassification": "AutoModelForTokenClassification",
-    "BertForQuestionAnswering": "AutoModelForQuestionAnswering",
-    "BertForMultipleChoice": "AutoModelForMultipleChoice",
-}
-# The Hub has no task for one number per text; regression models there are text classifiers with one class.
-_TRAINED_TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
-# Words that YAML takes for something else than text; `no` is also Norwegian.
-_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+    @property
+    def encodes(self) -> bool:
+        """Return whether `mlxbert encode` runs: with the sentence pipeline, or without one with the encoder."""
+        return SENTENCES in self.ran or (LOAD in self.ran and SENTENCES not in self.failed)
 
-
-_COMPUTED = (
-    "answer",
-    "at",
-    "auto_class",
-    "base_model",
-    "compared_with_source",
-    "front_matter",
-    "parity_rows",
-    "reference",
-    "runs",
-    "sentences_compared",
-    "trained",
-    "works_in",
-)
-"""What the template reads of `CardFacts` beside its fields."""
+    @property
+    def notes(self) -> list[str]:
+        """Return a line for each call that does not run."""
+        return [
+            f"{call} does not run on these files ({why}); the card does not show it"
+            for call, why in self.failed.items()
+        ]
 
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One line of the card's parity table: the largest error of its kind, and the limit it passed or failed."""
+    """One line of the card's parity table: the largest error of its kind, and the limit for it."""
 
     gate: str
     what: str
@@ -154,19 +167,43 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card says; `parity` is None where nothing was compared.
+    """All that a card says.
 
-    `place` is what `mlxbert.load` is given: a Hub id, or a stand-in for the directory; `branch` is its revision, None:
-    the default one. `weights` are the names of the weight files and their SHA-256. `trained_head` is the name of a
-    head that this project trained, with the encoder, and `classes` are what it tells apart. `max_length` is how many
-    tokens of a text are read. `skipped` are the layers that a quantization left as they were, each with its reason,
-    which `quantization` repeats where the cost was measured. `usage` has the calls that ran on these files: no other
-    is shown. `unverified` says why a model is published whose comparison did not pass. `license_files` came with the
-    source. `readings` are what becomes of the directory in every package, and `full_layout` says that its head lies in
-    `model.safetensors`.
+    Attributes:
+        name: of the model, the title.
+        model_type: of the architecture.
+        source: what was converted: a Hub id, or the name of a local directory.
+        revision: the source's commit on the Hub; None: a local source.
+        original_class: the source's class in transformers.
+        dtype: of the weights.
+        parameters: of the encoder.
+        has_pooler: whether the encoder has one.
+        converter_version: the version of mlxbert that converted it.
+        heads: names of the head's tensors.
+        dropped: tensors of the source that were left out, each with its reason.
+        missing_tokenizer: whether there are no tokenizer files.
+        parity: the comparison with PyTorch; None: nothing was compared.
+        source_card: what the source's own card says.
+        quantization: what quantization cost; None: not quantized, or not measured.
+        quantized: whether the weights are quantized.
+        skipped: layers that quantization left unchanged, each with its reason.
+        trained_head: the name of a head that this project trained.
+        classes: of the trained head.
+        scores: of the trained head.
+        weights: the names of the weight files and their SHA-256.
+        max_length: how many tokens of a text are read.
+        sentence_modules: whether there are files of sentence-transformers.
+        usage: the calls that ran on these files; the card shows no other.
+        place: the argument of `mlxbert.load`: a Hub id, or a placeholder for the directory.
+        branch: the revision of `place`; None: the default branch.
+        unverified: why a model is published whose comparison did not pass.
+        license_files: that came with the source.
+        full_layout: whether the head is in `model.safetensors`.
+        readings: whether each package loads the directory.
     """
 
     name: str
+    model_type: str
     source: str
     revision: str | None
     original_class: str
@@ -198,78 +235,83 @@ class CardFacts:
 
     @property
     def trained(self) -> str | None:
-        """The task that the model was fine-tuned for by this project; None: it is as its source is."""
+        """Return the task that this project fine-tuned the model for; None: it is as its source is."""
         return self.trained_head or (self.scores.task if self.scores else None)
 
     @property
     def works_in(self) -> tuple[str, ...]:
-        """The packages that give the right numbers, for which a snippet may be shown."""
+        """Return the packages that give the right numbers; only for these may the card show code."""
         return tuple(reading.loader.name for reading in self.readings if reading.effect == WORKS)
 
     @property
     def auto_class(self) -> str | None:
-        """The transformers class that loads encoder and head."""
-        return _AUTO_CLASSES.get(self.original_class)
+        """Return the class of transformers that loads encoder and head."""
+        return _AUTO_CLASSES.get(self._head_kind) if self._head_kind else None
+
+    @property
+    def _head_kind(self) -> HeadKind | None:
+        head = architecture(self.model_type).heads.get(self.original_class)
+        return head.kind if head else None
 
     @property
     def base_model(self) -> str | None:
-        """The Hub id of the source: a revision is known of a source on the Hub alone."""
+        """Return the Hub id of the source; only a source on the Hub has a revision."""
         return self.source if self.revision else None
 
     @property
     def reference(self) -> str:
-        """What `mlxbert-verify --reference` is given."""
+        """Return the argument of `mlxbert-verify --reference`."""
         return reference_of(self.source, self.revision)
 
     @property
     def at(self) -> str:
-        """The argument that a call of `load` has after the place: of the default branch none."""
+        """Return the argument that follows the place in a call of `load`; empty for the default branch."""
         return f", revision={json.dumps(self.branch)}" if self.branch else ""
 
     @property
     def answer(self) -> str:
-        """The first words of the comparison: is it the same model?"""
+        """Return the answer to the question: is it the same model?"""
         parity = self.parity
         if parity is None or not parity.passed:
             return "**NO: the comparison failed**"
         if not self.compared_with_source:
-            return "**Not known of the source**, only of what was made from it in between"
+            return "**Not proven for the source**, only for another conversion of it"
         if parity.uncompared:
-            return f"**Not known of the whole**, only of {', '.join(parity.compared)}"
+            return f"**Not proven for the whole model**, only for {', '.join(parity.compared)}"
         return "Yes, before it was quantized" if self.quantized else "Yes"
 
     @property
     def runs(self) -> dict[str, bool]:
-        """Which calls ran on these files, by the template's names."""
+        """Return which calls ran on these files, by the names that the template has for them."""
         names = {"load": LOAD, "with_head": LOAD_WITH_HEAD, "sentences": SENTENCES, "trained": TRAINED}
         return {name: call in self.usage.ran for name, call in names.items()}
 
     @property
     def compared_with_source(self) -> bool:
-        """Whether the comparison was with the source that is named, and not with what was made from it in between."""
+        """Return whether the comparison was with the named source, and not with another conversion of it."""
         if self.parity is None or self.revision is None:
             return True
-        seen = self.parity.provenance
-        return seen.own_export or seen.compared_with == (self.source, self.revision)
+        provenance = self.parity.provenance
+        return provenance.own_export or provenance.compared_with == (self.source, self.revision)
 
     @property
     def sentences_compared(self) -> bool:
-        """Whether the comparison read text: where there is no tokenizer it cannot."""
+        """Return whether the comparison read text, which needs a tokenizer."""
         return self.parity is not None and any("sentences" in probe for probe in self.parity.probes)
 
     @property
     def pipeline_tag(self) -> str | None:
-        """The Hub's task, from the head; of an encoder alone, what its vectors are for. None: the Hub has none."""
+        """Return the Hub's task of the head, or of the vectors of an encoder alone; None: the Hub has none."""
         if self.trained is not None:
             return "text-classification" if self.trained in _TRAINED_TASKS else None
         if self.heads:
-            return _TASKS.get(self.original_class)
+            return _TASKS.get(self._head_kind) if self._head_kind else None
         return "sentence-similarity" if self.sentence_modules else "feature-extraction"
 
     @property
     def front_matter(self) -> str:
-        """The card's metadata as YAML: `converter.card.source_card.FIELDS` and no other, in that order."""
-        tags = ("mlx", "mlxbert", "bert", *(("sentence-transformers",) if self.sentence_modules else ()))
+        """Return the card's metadata as YAML: only `converter.card.source_card.FIELDS`, in that order."""
+        tags = ("mlx", "mlxbert", self.model_type, *(("sentence-transformers",) if self.sentence_modules else ()))
         values = {
             "library_name": "mlx",
             "license": _one_or_several(self.source_card.license),
@@ -286,7 +328,7 @@ class CardFacts:
 
     @property
     def parity_rows(self) -> tuple[ParityRow, ...]:
-        """The worst point of each check; a point without a number counts as infinitely wrong."""
+        """Return the worst point of each check; a point without a number counts as an infinite error."""
         if self.parity is None:
             return ()
         checks = dict.fromkeys((point.gate, point.check) for point in self.parity.points)
@@ -300,34 +342,33 @@ class CardFacts:
 
 
 def reference_of(source: str, revision: str | None) -> str:
-    """What `mlxbert-verify --reference` is to be given; of a local source the name alone is known."""
+    """Return the argument of `mlxbert-verify --reference`; of a local source only the name is known."""
     return source if revision else f"PATH/TO/{source}"
 
 
 def render_card(facts: CardFacts) -> str:
-    """The card as Markdown with its front matter."""
-    return _template().render({name: getattr(facts, name) for name in (*CardFacts.__dataclass_fields__, *_COMPUTED)})
+    """Return the card as Markdown with its front matter."""
+    return _template().render({name: getattr(facts, name) for name in dir(facts) if not name.startswith("_")})
 
 
 @cache
 def _template() -> jinja2.Template:
-    """Compiled once: that takes 80 ms, as long as the rest of a small push."""
-    import jinja2  # 40 ms that `--help` should not pay
+    """Compile the template, once: that takes 80 ms, as long as the rest of a small push."""
+    import jinja2  # takes 40 ms, which `--help` does not need
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "oneline": _one_line}
     environment.globals |= {
         "install_command": command_line.install_command,
         "requirement": command_line.requirement,
         "released": command_line.RELEASED,
         "loaders_seen": SEEN,
     }
-    environment.filters["oneline"] = _one_line
     return environment.from_string(files("converter.card").joinpath("card_template.md").read_text(encoding="utf-8"))
 
 
 def _compared(gate: str, check: str, names: Iterable[str]) -> str:
-    """What the points of these names are of, and what they were compared with."""
+    """Return what the points with these names are, and what they were compared with."""
     if gate == PRECISION:
         return "these files, against the same model in float32"
     if check == PADDING:
@@ -342,12 +383,12 @@ def _compared(gate: str, check: str, names: Iterable[str]) -> str:
 
 
 def _code(text: object) -> str:
-    """Somebody else's name as inline code: on one line, and unable to end it."""
+    """Return a foreign name as inline code: on one line, and without a character that ends it."""
     return "`" + printable(str(text)).replace("`", "'") + "`"
 
 
 def _one_line(text: object) -> str:
-    """Somebody else's words on one line, without markup."""
+    """Return a foreign text on one line, without markup."""
     return printable(str(text), 300).translate({ord(mark): None for mark in "`*<>[]|"})
 
 
@@ -358,11 +399,11 @@ def _yaml(name: str, value: str | Iterable[str]) -> str:
 
 
 def _one_or_several(values: tuple[str, ...]) -> str | tuple[str, ...]:
-    """A field that most cards have one value of, in the form that most have."""
+    """Return a single value as a text, as most cards write it, several as they are."""
     return values[0] if len(values) == 1 else values
 
 
 def _scalar(text: str) -> str:
-    """Plain where YAML reads the same text back, else quoted; JSON's quotes are YAML's too."""
+    """Return the text plain where YAML reads the same text back, else in JSON's quotes, which YAML has too."""
     plain = re.fullmatch(r"[A-Za-z][\w./+-]*", text, re.ASCII) and text.lower() not in _YAML_WORDS
     return text if plain else json.dumps(text)

@@ -1,12 +1,11 @@
-"""Which packages load a converted directory, and which of them compute something else: one table of facts.
+"""Which packages load a converted directory, and which of them compute other numbers: one table of rules.
 
 The terminal, the model card and `tests/converter/test_loaders.py` read it. The test loads directories of every kind
-with the real packages and compares the numbers; what it says of Swift is checked against rules read from its source.
+with the real packages and compares the numbers; the rules for Swift are checked against those of its source.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,32 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.checkpoint import is_full_layout
+from mlxbert.checkpoint import INDEX, CheckpointError, is_full_layout
 from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
-from mlxbert.models.base import POOLER, HeadKind, architecture
-from mlxbert.pretrained.labels import (
-    HeadClassError,
-    Labels,
-    choose_head_class,
-)
+from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, architecture
+from mlxbert.models.base import POOLER
+from mlxbert.pretrained.labels import Labels, choose_head_class
+from mlxbert.tokenization.files import has_tokenizer
 
 SEEN = (
     "transformers 5.23, sentence-transformers 6.2, mlx-embeddings 0.1.0 and mlx-vlm 0.7.10, which were run, and\n"
     "MLXEmbedders (mlx-swift-lm) of August 2026, whose source was read"
 )
-"""The versions that the table is true of."""
+"""The versions that the table describes."""
 
 _TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
 WORKS, DIFFERS, REFUSES = "works", "differs", "refuses"
 
 
 class Trait(StrEnum):
-    """Something of a directory that a package may not expect."""
+    """A property of a directory that a package may not expect."""
 
     NO_POOLER = "no pooler"
+    POOLER_MISSED = "no pooler, and no classifier that needs none"
     NO_TOKENIZER = "no tokenizer"
     NO_TOKENIZER_JSON = "no tokenizer.json"
     ACTIVATION = "not exact GELU"
@@ -72,17 +70,19 @@ class Loader:
 
     Attributes:
         package: its name.
-        call: what is called.
-        concerns: the trait that a directory must have, or this is nothing to load it with; None: any.
+        call: the function or class that is called.
+        concerns: the trait of the directories that it is for; None: it is for all.
+        has_own_models: whether it computes with models of its own, and so only the architectures that it has.
     """
 
     package: str
     call: str
     concerns: Trait | None = None
+    has_own_models: bool = False
 
     @property
     def name(self) -> str:
-        """Package and call."""
+        """Return package and call."""
         return f"{self.package} ({self.call})" if self.call else self.package
 
 
@@ -90,11 +90,11 @@ OURS = Loader("mlxbert", "")
 AUTO_MODEL = Loader("transformers", "AutoModel")
 AUTO_HEAD = Loader("transformers", "AutoModelFor…", Trait.HEAD)
 SENTENCE_TRANSFORMER = Loader("sentence-transformers", "", Trait.SENTENCE)
-MLX_EMBEDDINGS = Loader("mlx-embeddings", "")
-MLX_VLM = Loader("mlx-vlm", "load_embedding_model")
-MLX_VLM_RERANKER = Loader("mlx-vlm", "load_reranker", Trait.RERANKER)
-MLX_VLM_TAGGER = Loader("mlx-vlm", "load_token_classifier", Trait.TAGGER)
-SWIFT = Loader("MLXEmbedders", "Swift")
+MLX_EMBEDDINGS = Loader("mlx-embeddings", "", has_own_models=True)
+MLX_VLM = Loader("mlx-vlm", "load_embedding_model", has_own_models=True)
+MLX_VLM_RERANKER = Loader("mlx-vlm", "load_reranker", Trait.RERANKER, has_own_models=True)
+MLX_VLM_TAGGER = Loader("mlx-vlm", "load_token_classifier", Trait.TAGGER, has_own_models=True)
+SWIFT = Loader("MLXEmbedders", "Swift", has_own_models=True)
 LOADERS = (
     OURS,
     AUTO_MODEL,
@@ -107,11 +107,12 @@ LOADERS = (
     SWIFT,
 )
 
+_UNKNOWN_MODEL = "it does not have this architecture"
 _GELU = "it always computes exact GELU, and this model has another activation"
 _MEAN = "its `text_embeds` are the mean of all tokens, whatever `1_Pooling` says; its hidden states are right"
 _LENGTH = "its `text_embeds` have length 1, and this model's vectors have not"
-_ENCODER = "it wants the encoder alone: convert with --layout encoder"
-_HEAD = "it wants the head in model.safetensors: convert with --layout full"
+_ENCODER = "it needs the encoder alone: convert with --layout encoder"
+_HEAD = "it needs the head in model.safetensors: convert with --layout full"
 _FOLDERS = "it takes the weights in a module's folder for the encoder's"
 _EMPTY = "without tokenizer files it makes an empty tokenizer, for which every word is unknown"
 _UNKNOWN = "modules.json asks for what mlxbert does not compute, so nothing was compared"
@@ -133,7 +134,7 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (SENTENCE_TRANSFORMER, Trait.QUANTIZED, REFUSES, _PACKED),
     (SENTENCE_TRANSFORMER, Trait.NO_TOKENIZER, DIFFERS, _EMPTY),
     (SENTENCE_TRANSFORMER, Trait.UNKNOWN_MODULES, DIFFERS, _UNKNOWN),
-    (MLX_EMBEDDINGS, Trait.NO_POOLER, REFUSES, "it wants a pooler, and the source has none"),
+    (MLX_EMBEDDINGS, Trait.NO_POOLER, REFUSES, "it needs a pooler, and the source has none"),
     (MLX_EMBEDDINGS, Trait.FULL, REFUSES, _ENCODER),
     (MLX_EMBEDDINGS, Trait.MODULE_WEIGHTS, REFUSES, _FOLDERS),
     (MLX_EMBEDDINGS, Trait.NO_TOKENIZER, DIFFERS, _EMPTY),
@@ -150,36 +151,36 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
     (MLX_VLM_RERANKER, Trait.BESIDE, REFUSES, _HEAD),
     (MLX_VLM_RERANKER, Trait.ACTIVATION, DIFFERS, _GELU),
     (MLX_VLM_TAGGER, Trait.BESIDE, REFUSES, _HEAD),
-    (MLX_VLM_TAGGER, Trait.NO_TAGS, REFUSES, "it wants BIO or BIOES labels: O, B-PER, I-PER"),
+    (MLX_VLM_TAGGER, Trait.NO_TAGS, REFUSES, "it needs BIO or BIOES labels: O, B-PER, I-PER"),
     (MLX_VLM_TAGGER, Trait.ACTIVATION, DIFFERS, _GELU),
-    (SWIFT, Trait.NO_POOLER, REFUSES, "it wants a pooler, and the source has none"),
+    (SWIFT, Trait.POOLER_MISSED, REFUSES, "it needs a pooler, and the source has none"),
     (
         SWIFT,
         Trait.FULL_NO_SEQUENCE,
         REFUSES,
-        "it knows no head but a sequence classifier's: convert with --layout encoder",
+        "it has no head but a sequence classifier's: convert with --layout encoder",
     ),
-    (SWIFT, Trait.NO_TOKENIZER_JSON, REFUSES, "it wants tokenizer.json and tokenizer_config.json"),
-    (SWIFT, Trait.LABEL_TYPES, REFUSES, "it wants texts in id2label and whole numbers in label2id"),
+    (SWIFT, Trait.NO_TOKENIZER_JSON, REFUSES, "it needs tokenizer.json and tokenizer_config.json"),
+    (SWIFT, Trait.LABEL_TYPES, REFUSES, "it needs texts in id2label and whole numbers in label2id"),
     (SWIFT, Trait.ACTIVATION, DIFFERS, _GELU),
     (SWIFT, Trait.POOLING_ELSEWHERE, DIFFERS, "it does not find the pooling, and gives the pooler's output"),
     (SWIFT, Trait.POOLING_CLS, DIFFERS, "for the first token it gives the pooler's output"),
     (SWIFT, Trait.POOLING_MAX, DIFFERS, "it counts padding as 0 in the maximum"),
-    (SWIFT, Trait.POOLING_MIX, DIFFERS, "it computes one pooling of cls, mean, max and lasttoken alone"),
+    (SWIFT, Trait.POOLING_MIX, DIFFERS, "it computes only one pooling: cls, mean, max or lasttoken"),
     (SWIFT, Trait.UNKNOWN_MODULES, DIFFERS, _NO_MODULES),
     (SWIFT, Trait.OTHER_MODULES, DIFFERS, "it computes no module after pooling but the normalization"),
 )
-"""Loader, trait, what then becomes of loading, and why. Where no rule speaks, it works."""
+"""Loader, trait, the effect of the trait there, and why. Without a rule, the directory works."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What becomes of a directory in one loader.
+    """What one loader does with a directory.
 
     Attributes:
-        loader: which.
-        effect: "works", "differs" (loads, and a number of it is another) or "refuses".
-        reasons: why; none where it works.
+        loader: which one.
+        effect: "works", "differs" (it loads, and computes another number) or "refuses".
+        reasons: why; empty where it works.
     """
 
     loader: Loader
@@ -187,27 +188,33 @@ class Reading:
     reasons: tuple[str, ...] = ()
 
 
-def readings(traits: Collection[Trait]) -> tuple[Reading, ...]:
-    """Return what becomes of a directory with these traits in every loader that it concerns."""
-    found = []
-    for loader in LOADERS:
-        if loader.concerns is not None and loader.concerns not in traits:
-            continue
-        rules = [(effect, why) for at, trait, effect, why in RULES if at is loader and trait in traits]
-        worst = REFUSES if any(effect == REFUSES for effect, _ in rules) else DIFFERS if rules else WORKS
-        found.append(Reading(loader, worst, tuple(dict.fromkeys(why for effect, why in rules if effect == worst))))
-    return tuple(found)
+def readings(traits: Collection[Trait], model_type: str) -> tuple[Reading, ...]:
+    """Return what every loader that concerns it does with a directory of these traits and this architecture."""
+    known_to = architecture(model_type).known_to
+    return tuple(
+        _reading(loader, traits, is_known=not loader.has_own_models or loader.package in known_to)
+        for loader in LOADERS
+        if loader.concerns is None or loader.concerns in traits
+    )
+
+
+def _reading(loader: Loader, traits: Collection[Trait], *, is_known: bool) -> Reading:
+    if not is_known:
+        return Reading(loader, REFUSES, (_UNKNOWN_MODEL,))
+    rules = [(effect, why) for at, trait, effect, why in RULES if at is loader and trait in traits]
+    worst = REFUSES if any(effect == REFUSES for effect, _ in rules) else DIFFERS if rules else WORKS
+    return Reading(loader, worst, tuple(dict.fromkeys(why for effect, why in rules if effect == worst)))
 
 
 def lines(found: Collection[Reading]) -> list[tuple[str, str]]:
     """Return label and text of each line for the terminal: where it loads, where numbers differ, where it does not."""
     rows = []
     for effect, label in ((WORKS, "Loads in"), (DIFFERS, "Differs"), (REFUSES, "Not in")):
-        reasons: dict[tuple[str, ...], list[str]] = {}
+        names: dict[tuple[str, ...], list[str]] = {}
         for reading in found:
             if reading.effect == effect:
-                reasons.setdefault(reading.reasons, []).append(reading.loader.name)
-        rows += [(label, ": ".join(filter(None, (", ".join(n), "; ".join(why))))) for why, n in reasons.items()]
+                names.setdefault(reading.reasons, []).append(reading.loader.name)
+        rows += [(label, ": ".join(filter(None, (", ".join(n), "; ".join(why))))) for why, n in names.items()]
     return rows
 
 
@@ -215,45 +222,56 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
     """Return the traits of a converted directory.
 
     Args:
-        directory: with everything written but `config.json`.
-        config: what that holds, or will hold.
-        heads: names of the head's tensors, wherever they lie.
+        directory: with every file but `config.json`, which may be missing.
+        config: the content of `config.json`.
+        heads: names of the head's tensors, wherever they are stored.
     """
-    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    prefix = architecture(config.get("model_type")).prefix
-    names = [name.removeprefix(prefix) for name in index["weight_map"]]
+    declared = architecture(config.get("model_type"))
+    index = read_json(directory / INDEX, CheckpointError) or {}
+    has_pooler = any(name.removeprefix(declared.prefix).startswith(POOLER) for name in index["weight_map"])
+    head = _head_class(declared, config, heads, has_pooler=has_pooler)
     return frozenset(
         (
-            *([] if any(name.startswith(POOLER) for name in names) else [Trait.NO_POOLER]),
+            *([] if has_pooler else _pooler_traits(config, head)),
             *([] if ACTIVATIONS.get(config.get("hidden_act", "gelu")) is ACTIVATIONS["gelu"] else [Trait.ACTIVATION]),
             *([Trait.QUANTIZED] if "quantization" in config else []),
             *_tokenizer_traits(directory),
-            *_head_traits(config, heads, has_pooler=any(name.startswith(POOLER) for name in names)),
+            *([] if head is None else _head_traits(declared, head, config, heads)),
             *_sentence_traits(directory, config),
         )
     )
 
 
+def _head_class(
+    declared: Architecture, config: Mapping[str, Any], heads: Collection[str], *, has_pooler: bool
+) -> HeadClass | None:
+    """Return the class of the head; None without one, or if mlxbert trained it, or if its class cannot be told."""
+    try:
+        Labels.from_hf(config)
+        return declared.heads[choose_head_class(config, heads, has_pooler=has_pooler, place="").name]
+    except MLXBertError:
+        return None
+
+
+def _pooler_traits(config: Mapping[str, Any], head: HeadClass | None) -> Iterator[Trait]:
+    yield Trait.NO_POOLER
+    is_classifier = head is not None and head.kind is HeadKind.SEQUENCE and is_full_layout(config)
+    if not is_classifier or (head is not None and head.has_pooler):
+        yield Trait.POOLER_MISSED
+
+
 def _tokenizer_traits(directory: Path) -> Iterator[Trait]:
-    there = {name for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt") if (directory / name).is_file()}
-    if not there & {"tokenizer.json", "vocab.txt"}:
+    names = {file.name for file in directory.iterdir() if file.is_file()}
+    if not has_tokenizer(names):
         yield Trait.NO_TOKENIZER
-    if not there >= {"tokenizer.json", "tokenizer_config.json"}:
+    if not names >= {"tokenizer.json", "tokenizer_config.json"}:
         yield Trait.NO_TOKENIZER_JSON
 
 
-def _head_traits(config: Mapping[str, Any], heads: Collection[str], *, has_pooler: bool) -> Iterator[Trait]:
-    full = is_full_layout(config)
-    try:
-        name = choose_head_class(config, heads, has_pooler=has_pooler, place="").name
-        declared = architecture(config.get("model_type"))
-        head = declared.heads[name]
-        labels = Labels.from_hf(config)
-    except (
-        HeadClassError,
-        MLXBertError,
-    ):  # none, one that mlxbert trained, or one that nothing tells: no class for it
-        return
+def _head_traits(
+    declared: Architecture, head: HeadClass, config: Mapping[str, Any], heads: Collection[str]
+) -> Iterator[Trait]:
+    full, labels = is_full_layout(config), Labels.from_hf(config)
     yield Trait.HEAD
     yield Trait.FULL if full else Trait.BESIDE
     if head.kind is HeadKind.SEQUENCE and labels.num_labels == 1:
@@ -262,8 +280,8 @@ def _head_traits(config: Mapping[str, Any], heads: Collection[str], *, has_poole
         yield Trait.TAGGER
         if not all(map(_TAG.fullmatch, labels.id2label.values())) or "O" not in labels.id2label.values():
             yield Trait.NO_TAGS
-    tuned = {prefix for one in declared.heads.values() if one.fine_tuned for prefix in one.prefixes}
-    if full and any(tensor.startswith(tuple(tuned)) for tensor in heads):
+    fine_tuned = tuple(prefix for each in declared.heads.values() if each.fine_tuned for prefix in each.prefixes)
+    if full and any(tensor.startswith(fine_tuned) for tensor in heads):
         yield Trait.FULL_UNKNOWN
     if full and head.kind is not HeadKind.SEQUENCE:
         yield Trait.FULL_NO_SEQUENCE
@@ -273,7 +291,7 @@ def _head_traits(config: Mapping[str, Any], heads: Collection[str], *, has_poole
 
 
 def _sentence_traits(directory: Path, config: Mapping[str, Any]) -> Iterator[Trait]:
-    """Where sentence-transformers files are damaged, no more than that there are some: others say what is wrong."""
+    """Yield the traits of sentence-transformers' files; of damaged ones only that they are there."""
     if not (directory / "modules.json").is_file():
         return
     yield Trait.SENTENCE

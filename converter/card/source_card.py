@@ -1,15 +1,14 @@
-"""What the Hub accepts in a model card's front matter and as a repository's name, checked without asking it.
+"""What our card takes over from the source's card, and the Hub's rules for it, checked without the Hub.
 
-The licenses are those that the Hub's own error message lists (huggingface_hub issue 4218, May 2026); languages as in
-huggingface.co/docs/hub/model-cards: ISO 639-1, 639-2 or 639-3, "code" or "multilingual"; names as in huggingface_hub's
-`utils/_validators.py`; `license_name` (an id such as my-license-1.0) and `license_link` (a URL, or a file such as
-LICENSE in the repository) as in huggingface/hub-docs, `modelcard.md`.
+By hand, because a conversion and a dry run are offline; when a card is sent, huggingface_hub asks the Hub itself, as
+`ModelCard.validate` does. The licenses are those that the Hub's own error message lists (huggingface_hub issue 4218,
+May 2026); languages as in huggingface.co/docs/hub/model-cards: ISO 639-1, 639-2 or 639-3, "code" or "multilingual";
+`license_name` (an id such as my-license-1.0) and `license_link` (a URL, or a file such as LICENSE in the repository)
+as in huggingface/hub-docs, `modelcard.md`.
 
-What our card takes over from the source's: rights, languages and datasets, each only in a form that the Hub takes.
-
-PyYAML reads YAML 1.1, where `no` is false, `1:30` is 90 and `2024-01-01` is a date. So every plain word is read as the
-text that it is. The text is somebody else's: what is read of it is bounded, and what cannot be read is a note, never a
-reason not to convert.
+The source's card is a foreign file: what is read of it is limited in size, and what cannot be read becomes a note,
+never an error. PyYAML reads YAML 1.1, where `no` is false, `1:30` is 90 and `2024-01-01` is a date; here every plain
+word is read as text.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from converter.readers.weight_files import CARD
 from mlxbert.checkpoint import is_license_file
 from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.reading import open_regular
+from mlxbert.hub import is_valid_repo_id
 
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -38,7 +38,7 @@ deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 
 grok2-community gemma unknown other
 """
 LICENSES = frozenset(_LICENSES.split())
-# ISO 639-1. Of the three-letter codes there are 7,900: their form is all that is checked, as the Hub does.
+# ISO 639-1. There are 7,900 codes of three letters: only their form is checked, as the Hub does.
 _LANGUAGES = """
 aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el
 en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu
@@ -53,24 +53,22 @@ feature-extraction sentence-similarity fill-mask text-classification token-class
 multiple-choice
 """
 PIPELINE_TAGS = frozenset(_PIPELINE_TAGS.split())
-"""Those of the Hub's that an encoder can have."""
+"""The tasks of the Hub that an encoder can have."""
 RELATIONS = frozenset({"adapter", "finetune", "merge", "quantized"})
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-_REPO_ID = re.compile(rf"(?:{_NAME}/)?{_NAME}")
 
 
 def is_license(value: object) -> bool:
-    """Whether the Hub knows this license identifier."""
+    """Return whether the Hub knows this license identifier."""
     return isinstance(value, str) and value in LICENSES
 
 
 def is_license_name(value: object) -> bool:
-    """Return whether this can be the id of a license that is none of the Hub's."""
+    """Return whether this can be the id of a license that the Hub does not know."""
     return isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9._+-]{0,95}", value) is not None
 
 
 def is_license_link(value: object) -> bool:
-    """Return whether this is a URL, or the relative path of a file, with no character that Markdown or YAML reads."""
+    """Return whether this is a URL or a file's relative path, without a character special in Markdown or YAML."""
     if not isinstance(value, str) or len(value) > 500:
         return False
     url = re.fullmatch(r"https?://[\w.-]+(?::\d+)?(?:/[\w./~%:@!$&*+,;=?#-]*)?", value, re.ASCII)
@@ -80,19 +78,12 @@ def is_license_link(value: object) -> bool:
 
 
 def is_language(value: object) -> bool:
-    """Whether the Hub takes this for a language: in lower case, two letters of ISO 639-1 or any three."""
+    """Return whether the Hub accepts this as a language: in lower case, two letters of ISO 639-1 or any three."""
     return isinstance(value, str) and (value in LANGUAGES or re.fullmatch("[a-z]{3}", value) is not None)
 
 
-def is_repo_id(value: object) -> bool:
-    """Whether this can be the id of a model or dataset on the Hub, `name` or `owner/name`."""
-    if not isinstance(value, str) or _REPO_ID.fullmatch(value) is None:
-        return False
-    return "--" not in value and ".." not in value and not value.endswith(".git")
-
-
 def front_matter_problems(data: dict[str, Any]) -> list[str]:
-    """What validate-yaml would refuse, and what this project never writes, one line each."""
+    """Return what the Hub would refuse, and what this project never writes, one line each."""
     problems = [f'"{name}" is not a field that our cards have' for name in sorted(set(data) - set(_FIELDS))]
     for name, (is_valid, several, wanted) in _FIELDS.items():
         if name in data:
@@ -106,15 +97,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-# name -> (check of one value, may there be several, what it should be). An allow-list: nothing else is written.
+# name -> (check of one value, whether several are allowed, what is allowed). No other field is written.
 _FIELDS = {
     "library_name": (lambda value: value == "mlx", False, "mlx"),
     "license": (is_license, True, "a license identifier that the Hub knows"),
     "license_name": (is_license_name, False, "the id of a license"),
     "license_link": (is_license_link, False, "a URL or a file of the repository"),
     "language": (is_language, True, "an ISO 639 code in lower case"),
-    "datasets": (is_repo_id, True, "the id of a dataset"),
-    "base_model": (is_repo_id, False, "the id of a model"),
+    "datasets": (is_valid_repo_id, True, "the id of a dataset"),
+    "base_model": (is_valid_repo_id, False, "the id of a model"),
     "base_model_relation": (RELATIONS.__contains__, False, "one of " + ", ".join(sorted(RELATIONS))),
     "pipeline_tag": (PIPELINE_TAGS.__contains__, False, "a task of the Hub's that an encoder has"),
     "tags": (_is_text, True, "text"),
@@ -122,33 +113,32 @@ _FIELDS = {
 FIELDS = tuple(_FIELDS)
 
 
-_MAX_BYTES = 4 << 20  # of the file: front matter begins it, and MTEB's results in one take 1 MB
-_MAX_FIELD = 64 << 10  # of one field that is read; PyYAML parses some 200 kB a second
+# Bytes of the file that are read: front matter is at its beginning, and MTEB's results in one take 1 MB.
+_MAX_BYTES = 4 << 20
+# Characters of one field that are parsed: PyYAML parses some 200 kB a second.
+_MAX_FIELD = 64 << 10
+# Notes on one field: a long list of nonsense must not fill the terminal.
+_MAX_NOTES = 3
 _FRONT_MATTER = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*---[ \t]*(?:\r\n|\r|\n)(.*?)(?:^|\r|\n)---[ \t]*(?:\r|\n|\Z)", re.DOTALL
 )
-_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*---[ \t]*[\r\n]")
+_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*---[ \t]*[\r\n]")
 _FIELD = re.compile(r"""^(?:"([\w-]+)"|'([\w-]+)'|([A-Za-z_][\w-]*))[ \t]*:(?=\s|$)""", re.MULTILINE)
-_TEXTS = ("license_name", "license_link")
-_LISTS = ("license", "language", "datasets")
+_READ_FIELDS = ("license", "language", "datasets", "license_name", "license_link", "license_details")
 _LEFT_OUT = "the source's card has {} {!r}, which the Hub refuses: left out of our card"
 _UNREAD = f"the source's {CARD} cannot be read ({{}}): its license and languages are left out of our card"
-_NOTES = 3
-"""Notes on one field; a long list of nonsense does not fill the terminal."""
-
-
-class _CardError(MLXBertError):
-    """A card, or a field of it, that cannot be read; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class SourceCard:
-    """The source's own words on what it may be used for and what it was made from; empty where it has none.
+    """What the source's card says about its rights, languages and training data; empty where it says nothing.
 
     Attributes:
-        license: identifiers that the Hub knows; several where the source has several.
-        license_name, license_link: of a license that is `other`; the link is a URL or a file beside the weights.
-        language, datasets: as the Hub writes them.
+        license: identifiers that the Hub knows.
+        language: codes, as the Hub writes them.
+        datasets: ids of the Hub.
+        license_name: the name of a license that is `other`.
+        license_link: the link to it: a URL, or a file beside the weights.
     """
 
     license: tuple[str, ...] = ()
@@ -159,33 +149,33 @@ class SourceCard:
 
     @classmethod
     def from_block(cls, block: Mapping[str, Any]) -> SourceCard:
-        """Return what `as_block` kept in `config.json`; leave out anything that is not as it was written."""
-        kept = block.get("source_card")
-        return parse_source_card(kept if isinstance(kept, dict) else {})[0]
+        """Return the card that `as_block` wrote into `config.json`; leave out every value that breaks a rule."""
+        fields = block.get("source_card")
+        return parse_source_card(fields if isinstance(fields, dict) else {})[0]
 
     def as_block(self) -> dict[str, Any]:
-        """Return the fields for `config.json`, where a later verification finds them."""
+        """Return the fields for `config.json`, where a later verification reads them."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items() if v}
 
 
 def read_source_card(directory: Path, *, url: str | None = None) -> tuple[SourceCard, list[str]]:
-    """Return what the card in `directory` says, and a note for the user on each thing that is not taken over.
+    """Return what the card in `directory` says, and a note for the user on each value that is not taken over.
 
     Args:
         directory: of the source.
-        url: of the source's files on the Hub, without the name of one; None for a local source.
+        url: the address of the source's files on the Hub, without a file's name; None: a local source.
     """
     try:
         fields, notes = _fields(directory / CARD)
-    except _CardError as error:
+    except MLXBertError as error:
         return SourceCard(), [_UNREAD.format(error)]
-    card, more = parse_source_card(fields)
-    card, most = with_reachable_link(card, directory, url)
-    return card, [*notes, *more, *most]
+    card, field_notes = parse_source_card(fields)
+    card, link_notes = with_reachable_link(card, directory, url)
+    return card, [*notes, *field_notes, *link_notes]
 
 
 def parse_source_card(data: Mapping[str, Any]) -> tuple[SourceCard, list[str]]:
-    """Return the fields of a front matter that are taken over, and a note on each value that is not as it was."""
+    """Return the card that the fields of a front matter give, and a note on each value that is changed or left out."""
     notes: list[str] = []
     licenses, unknown = _licenses(data.get("license"), notes)
     name = _license_name(data.get("license_name"), unknown, notes)
@@ -203,16 +193,16 @@ def parse_source_card(data: Mapping[str, Any]) -> tuple[SourceCard, list[str]]:
     datasets: list[str] = []
     refused: list[object] = []
     for item in _values(data.get("datasets")):
-        if is_repo_id(item):
+        if is_valid_repo_id(item):
             datasets.append(str(item))
         else:
             refused.append(item)
-    notes += [_left_out("datasets", item) for item in refused[:_NOTES]]
+    notes += [_left_out("datasets", item) for item in refused[:_MAX_NOTES]]
     return SourceCard(licenses, language, tuple(dict.fromkeys(datasets)), name, link), notes
 
 
 def _licenses(value: object, notes: list[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The Hub's identifiers, and the names of licenses that it does not know."""
+    """Return the Hub's identifiers, and the names of licenses that the Hub does not know."""
     found, unknown = [], []
     for item in _values(value):
         slug = _slug(item) if isinstance(item, str) else ""
@@ -227,7 +217,7 @@ def _licenses(value: object, notes: list[str]) -> tuple[tuple[str, ...], list[st
 
 
 def _license_name(value: object, unknown: list[str], notes: list[str]) -> str | None:
-    """What the source calls its license; where it has no name, the identifier that the Hub does not know."""
+    """Return the source's name of its license; without one, the identifier that the Hub does not know."""
     slug = _slug(value) if isinstance(value, str) else ""
     if value is not None and not is_license_name(slug):
         notes.append(_left_out("license_name", value))
@@ -255,14 +245,15 @@ def _languages(value: object, notes: list[str]) -> tuple[str, ...]:
             )
         else:
             refused.append(item)
-    notes += [_left_out("language", item) for item in refused[:_NOTES]]
+    notes += [_left_out("language", item) for item in refused[:_MAX_NOTES]]
     return tuple(dict.fromkeys(found))
 
 
 def with_reachable_link(card: SourceCard, directory: Path, url: str | None) -> tuple[SourceCard, list[str]]:
-    """Return the card with a license_link that leads somewhere from our repository, and a note where it has none now.
+    """Return the card with a license_link that works in our repository, and a note if the link was removed.
 
-    A license file at the top of the source is copied; one elsewhere on the Hub gets its address there.
+    A license file at the top of the source is copied, so its link stays; another file of a source on the Hub gets its
+    address there.
     """
     link = card.license_link
     copied = link is not None and is_license_file(link) and (directory / link).is_file()
@@ -275,46 +266,45 @@ def with_reachable_link(card: SourceCard, directory: Path, url: str | None) -> t
 
 
 def _fields(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The front matter's fields that concern us, each parsed by itself, so that a bad one costs no other."""
-    file = open_regular(path, _CardError)
+    """Return the fields of the front matter that are used, each parsed alone, so that a bad one costs no other."""
+    file = open_regular(path, MLXBertError)
     if file is None:
         return {}, []
     with file:
         try:
             data = file.read(_MAX_BYTES)
         except OSError as error:
-            raise _CardError(type(error).__name__) from error
-    found = _FRONT_MATTER.match(data)
-    if found is None:
-        if _BEGINS.match(data):
-            raise _CardError("its front matter has no end")
+            raise MLXBertError(type(error).__name__) from error
+    match = _FRONT_MATTER.match(data)
+    if match is None:
+        if _BEGINNING.match(data):
+            raise MLXBertError("its front matter has no end")
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise _CardError("it is not UTF-8")
+            raise MLXBertError("it is not UTF-8")
         return {}, []
     try:
-        text = found[1].decode("utf-8")
+        text = match[1].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _CardError("its front matter is not UTF-8") from error
+        raise MLXBertError("its front matter is not UTF-8") from error
     fields: dict[str, Any] = {}
     notes = []
     for written, block in _blocks(text):
         name = written.lower()
-        if name not in (*_LISTS, *_TEXTS, "license_details") and not name.startswith("extra_gated_"):
-            continue
-        if name.startswith("extra_gated_"):  # that it is there is all that is said of it
+        if name.startswith("extra_gated_"):  # only its presence counts
             fields[name] = True
+        if name not in _READ_FIELDS:
             continue
-        if name in fields:  # YAML does not allow it, and its readers take the last
+        if name in fields:  # YAML does not allow it, and its readers take the last value
             notes.append(f"the source's card has {name} twice: the last one is taken; look there for what holds")
         try:
             fields |= _parsed(block)
-        except _CardError as error:
+        except MLXBertError as error:
             notes.append(f"the source's card has a {name} that cannot be read ({error}): left out of our card")
     return fields, notes
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
-    """Name and text of every field at the top of a block mapping; a flow mapping is one block, whatever it holds."""
+    """Return name and text of each top-level field of a block mapping; a flow mapping is one block."""
     if text.lstrip().startswith("{"):
         return [("license", text)]
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -326,23 +316,22 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 
 def _parsed(block: str) -> dict[str, Any]:
     if len(block) > _MAX_FIELD:
-        raise _CardError("too long")
+        raise MLXBertError("too long")
     from yaml import YAMLError, load
 
     try:
         parsed = load(block, _loader())
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise _CardError(type(error).__name__) from error
-    wanted = (*_LISTS, *_TEXTS, "license_details")
+        raise MLXBertError(type(error).__name__) from error
     if not isinstance(parsed, dict):
         return {}
     named = {name.lower(): value for name, value in parsed.items() if isinstance(name, str)}
-    return {name: named[name] for name in wanted if name in named}
+    return {name: named[name] for name in _READ_FIELDS if name in named}
 
 
 @cache
 def _loader() -> Any:
-    """PyYAML's safe loader, for which every plain word but null is text; in Python: libyaml's overflows the stack."""
+    """Return PyYAML's safe loader, but with plain words read as text; not libyaml's, whose stack overflows."""
     from yaml import SafeLoader
 
     null = "tag:yaml.org,2002:null"
@@ -354,7 +343,7 @@ def _loader() -> Any:
         }
 
         def flatten_mapping(self, node: Any) -> None:
-            """Leave merge keys (`<<`) alone: merged again and again they double each time."""
+            """Do not resolve merge keys (`<<`): nested ones would double the size each time."""
 
     return StringLoader
 
@@ -369,6 +358,6 @@ def _slug(text: str) -> str:
 
 
 def _left_out(name: str, value: object) -> str:
-    """The note on a value; of a list or a mapping its kind alone, for aliases may make it endless."""
+    """Return the note on a value; of a list or a mapping only its type, because aliases may make it endless."""
     shown = printable(value, 80) if isinstance(value, str | int | float) else type(value).__name__
     return _LEFT_OUT.format(name, shown)

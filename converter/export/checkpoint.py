@@ -15,7 +15,7 @@ from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, require_own_files
 from mlxbert.files.safetensors import PlannedTensor
-from mlxbert.models.base import config_from_hf
+from mlxbert.models.architecture import config_from_hf
 
 PYTORCH_METADATA = {"format": "pt"}
 

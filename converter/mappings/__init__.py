@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from converter.mapping import ArchitectureMapping
-from mlxbert.models.base import architecture, supported
+from mlxbert.models.architecture import architecture, supported
 
 __all__ = ["mapping_for", "supported"]
 

@@ -1,1 +1,1 @@
-"""The proof: probes, the PyTorch reference, the two gates with their limits, and the reports they end in."""
+"""The proof that a conversion is the same model: probes, the PyTorch reference, the two gates, and their reports."""

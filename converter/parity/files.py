@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,14 @@ from converter.parity.report import NAME as PARITY
 from converter.quantize.cost import QuantizationReport
 from mlxbert.checkpoint import read_config
 from mlxbert.files.output_file import NAME as MANIFEST
-from mlxbert.files.output_file import FileRecord, WriteError, manifest_bytes, read_manifest, replace_file
+from mlxbert.files.output_file import (
+    FileRecord,
+    WriteError,
+    json_text,
+    read_manifest,
+    replace_file,
+    replace_listed_files,
+)
 from mlxbert.files.reading import expand_home
 
 CARD = "README.md"
@@ -45,7 +51,8 @@ def write_reports(
         failed = f"this failure is against {report.provenance.source}"
         return [*lines, f"Not written: {directory / PARITY}: it passes against {reference}, and {failed}; it stays"]
     try:
-        _replace_listed(directory, {PARITY: report.to_json().encode(), **_card(directory, report)})
+        files = {PARITY: report.to_json().encode(), **_card(directory, report)}
+        replace_listed_files(directory, files, fix="keep the report with --html or --junit")
         lines.append(f"Written: {directory / PARITY}")
     except WriteError as error:
         lines.append(f"Not written: {error}")
@@ -90,24 +97,6 @@ def _card(directory: Path, report: ParityReport) -> dict[str, bytes]:
     return {CARD: render_card(facts).encode()}
 
 
-def _replace_listed(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Replace files and their lines in the manifest, if there is one.
-
-    The lines are removed first and added last. So a kill in between leaves files that the manifest does not list,
-    which is harmless, and never a file that it describes wrongly, which looks like damage.
-    """
-    fix = "keep the report with --html or --junit"
-    records = read_manifest(directory)
-    if records is not None:
-        records = {name: record for name, record in records.items() if name not in files}
-        replace_file(directory / MANIFEST, manifest_bytes(records), fix=fix, follow_links=False)
-    for name, data in files.items():
-        replace_file(directory / name, data, fix=fix, follow_links=False)
-    if records is not None:
-        records |= {name: FileRecord.of(data) for name, data in files.items()}
-        replace_file(directory / MANIFEST, manifest_bytes(records), fix=fix, follow_links=False)
-
-
 def cost_json(quantization: QuantizationReport, *, why: str, weights: Mapping[str, str]) -> str:
     """Return a `parity.json` with the cost of a quantization alone; `ParityReport` refuses to read a verdict from it.
 
@@ -125,4 +114,4 @@ def cost_json(quantization: QuantizationReport, *, why: str, weights: Mapping[st
         "environment": environment,
         "quantization": quantization.to_dict(),
     }
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content, ensure_ascii=False, allow_nan=False)

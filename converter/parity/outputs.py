@@ -13,7 +13,8 @@ import numpy as np
 
 from converter.parity.probes import Probe
 from converter.parity.reference import PREDICTION, ReferenceOutput, as_vectors, choices_of, extra_inputs
-from mlxbert.models.base import BertOutput, Encoder, HeadKind
+from mlxbert.models.architecture import HeadKind
+from mlxbert.models.base import BertOutput, Encoder
 from mlxbert.pretrained.model import PretrainedBert
 
 if TYPE_CHECKING:

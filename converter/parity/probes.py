@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,21 +125,33 @@ def _draw(rng: np.random.Generator, config: EncoderConfig, length: int, batch: i
 
 
 def _sentences(config: EncoderConfig, tokenize: Tokenize) -> Probe:
-    rows = [tokenize(text, pair) for text, pair in SENTENCES]
-    length = min(max(len(ids) for ids, _ in rows), config.max_length)
-    batch = len(rows)
-    ids = np.full((batch, length), config.pad_token_id or 0, dtype=np.int64)
-    mask, types = np.zeros_like(ids), np.zeros_like(ids)
-    for row, (row_ids, row_types) in enumerate(rows):
-        count = min(len(row_ids), length)
-        ids[row, :count] = row_ids[:count]
-        types[row, :count] = row_types[:count]
-        mask[row, :count] = 1
-    # A model with one token type has one embedding for both texts of a pair.
-    types = np.minimum(types, config.table_rows.get("token_type_ids", 1) - 1)
-    if (ids >= config.vocab_size).any():
+    last_type = config.table_rows.get("token_type_ids", 1) - 1
+    rows = []
+    for text, pair in SENTENCES:
+        ids, types = tokenize(text, pair)
+        # A model with one token type has one embedding for both texts of a pair.
+        rows.append((ids[: config.max_length], [min(kind, last_type) for kind in types[: config.max_length]]))
+    probe = padded(f"{len(rows)} sentences and pairs", rows, config.pad_token_id, padding_invariance=True)
+    if (probe.input_ids >= config.vocab_size).any():
         raise ProbeError(
-            f"tokenizer: it gives id {ids.max()}, but the model's vocab_size is {config.vocab_size}; "
+            f"tokenizer: it gives id {probe.input_ids.max()}, but the model's vocab_size is {config.vocab_size}; "
             "fix: use the tokenizer that belongs to this checkpoint"
         )
-    return Probe(f"{batch} sentences and pairs", ids, mask, types, padding_invariance=True)
+    return probe
+
+
+def padded(
+    name: str,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    pad_token_id: int | None,
+    *,
+    padding_invariance: bool = False,
+) -> Probe:
+    """Return rows of ids and token types as a batch, padded at the right."""
+    length = max(len(ids) for ids, _ in rows)
+    ids = np.full((len(rows), length), pad_token_id or 0, dtype=np.int64)
+    mask, types = np.zeros_like(ids), np.zeros_like(ids)
+    for i, (row_ids, row_types) in enumerate(rows):
+        count = len(row_ids)
+        ids[i, :count], types[i, :count], mask[i, :count] = row_ids, row_types[:count], 1
+    return Probe(name, ids, mask, types, padding_invariance)

@@ -28,7 +28,8 @@ import numpy as np
 from converter.parity.probes import Probe
 from heads.command_line import install_fix
 from mlxbert.errors import MLXBertError, first_ten, reason
-from mlxbert.models.base import POOLER, Architecture, HeadKind, architecture
+from mlxbert.models.architecture import Architecture, HeadKind, architecture
+from mlxbert.models.base import POOLER
 from mlxbert.pretrained.labels import HeadChoice, HeadClassError, choose_head_class
 
 if TYPE_CHECKING:

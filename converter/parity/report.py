@@ -5,14 +5,13 @@ A source may be a conversion itself: then its own report can prove what is made 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.quantize.cost import QuantizationReport
 from mlxbert.errors import MLXBertError, printable
-from mlxbert.files.output_file import read_manifest
+from mlxbert.files.output_file import json_text, read_manifest
 from mlxbert.files.reading import from_json, parse_json, sha256_hex
 
 if TYPE_CHECKING:
@@ -310,7 +309,7 @@ class ParityReport:
         values = asdict(self) | {"quantization": self.quantization and self.quantization.to_dict()}
         for point in values["points"]:
             del point["seconds"]
-        return json.dumps(head | values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(head | values, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def read(cls, directory: Path) -> ParityReport | None:

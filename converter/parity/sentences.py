@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.parity.outputs import Clock, Model
-from converter.parity.probes import SENTENCES, Probe
+from converter.parity.probes import SENTENCES, Probe, padded
 from converter.parity.reference import Reference, full_float32, quiet_transformers
 from converter.parity.report import CUMULATIVE, MAPPING, PIPELINE, PRECISION, SENTENCE, Part
 from mlxbert.checkpoint import load_tokenizer
@@ -183,13 +183,9 @@ def _by_hand(place: Path, reference: Reference, encoder: SentenceEncoder) -> Arr
         raise _NotComparableError("pooling leaves the prompt out: to compare that, install sentence-transformers")
     prompt = encoder.plan.prompts.get(encoder.plan.default_prompt or "", "")
     encodings = encoder.tokenizer.encode([prompt + text for text in TEXTS], max_length=encoder.max_length)
-    longest = max(map(len, encodings))
-    ids = np.full((len(TEXTS), longest), encoder.core.config.pad_token_id or 0, np.int64)
-    types, mask = np.zeros_like(ids), np.zeros_like(ids)
-    for i, encoding in enumerate(encodings):
-        length = len(encoding)
-        ids[i, :length], types[i, :length], mask[i, :length] = encoding.ids, encoding.type_ids, 1
-    hidden = reference.run(Probe("texts", ids, mask, types)).hidden_states[-1].astype(np.float64)
+    rows = [(encoding.ids, encoding.type_ids) for encoding in encodings]
+    probe = padded("texts", rows, encoder.core.config.pad_token_id)
+    hidden, mask = reference.run(probe).hidden_states[-1].astype(np.float64), probe.attention_mask
     x = np.zeros(0)
     for entry in modules:
         kind, folder = str(entry["type"]).rpartition(".")[2], place / str(entry.get("path", ""))

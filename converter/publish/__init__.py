@@ -1,1 +1,1 @@
-"""Publishing a converted directory on the Hub."""
+"""Publish a converted directory on the Hub."""

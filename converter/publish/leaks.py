@@ -1,9 +1,7 @@
-"""What must never be published, or copied into a model: keys, tokens, paths of this machine, and what is no file.
+"""Find what must never be published or copied into a model: keys, tokens, paths of this machine, links, special files.
 
-Every file is searched, vocabularies too: each format is exact (a prefix and the length and letters that its issuer
-uses), so that no word of a vocabulary is taken for one.
-
-A card checked before anything is sent, offline: the Hub's own client reads it, and the Hub's rules are applied.
+Every file is searched, vocabularies too. Each format is exact (a prefix, and the length and letters that its issuer
+uses), so that no word of a vocabulary is taken for a secret. A card is also checked against the Hub's rules, offline.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.reading import open_regular, read_bytes
 
 
-class LeakError(MLXBertError):
-    """A directory that must not be published, or a source that must not be copied, as it is."""
+class PublishError(MLXBertError):
+    """The model was not published, or must not be: one line with the fix."""
 
 
-# What it is, how each of its kind begins (a search for that alone is many times as fast), and its whole format.
+# What it is, how it begins (a search for that alone is many times faster), and its whole format.
 _SECRETS = (
     ("a private key", "-----BEGIN ", r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"),
     ("a private key", "PuTTY-User-Key-File", r"PuTTY-User-Key-File-\d"),
@@ -52,26 +50,26 @@ _SECRETS = (
     ("a password", "://", r"://[^\s/:@\"']+:[^\s/@\"']+@[\w.-]+"),
 )
 _PATTERNS = tuple((what, beginning, re.compile(pattern)) for what, beginning, pattern in _SECRETS)
-# The user's name is in it, whoever it is.
+# A path that contains the user's name.
 _PATH = re.compile(
     r"(?:file://|(?<![\w./:]))"
     r"/(?:home|Users|root|mnt|tmp|var|private|Volumes|workspace|data|content|kaggle)/[^\s\"'`)]+"
     r"|\b[A-Za-z]:[\\/]+Users[\\/]+[^\s\"'`)]+"
 )
-# Words in somebody else's order, no place for a path: what looks like one is a word.
+# In these files, a text that looks like a path is a token of a vocabulary.
 _NO_PATHS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "model.safetensors.index.json")
 _ESCAPE = re.compile(r'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])')
 _HEADER_BYTES = 100 << 20
 
 
 def secrets_in(text: str, *, token: str | None = None) -> list[str]:
-    """Return what kinds of keys and tokens are in `text`, none twice, without quoting one.
+    """Return the kinds of keys and tokens in `text`, each once, without quoting a secret.
 
     Args:
         text: of a file.
-        token: the one that is in use.
+        token: the token of the Hub that is in use.
     """
-    # Written as UTF-16, each letter has a zero beside it.
+    # In UTF-16, a zero follows each letter.
     text = text.replace("\0", "")
     found = [
         what
@@ -91,46 +89,47 @@ def _places(text: str, part: str) -> Iterator[int]:
 
 
 def leaks(text: str, *, token: str | None = None, home: Path | None = None) -> list[str]:
-    """Return what is in `text` that must not be, one line each, without quoting a secret.
+    """Return the secrets and the paths of this machine in `text`, one line each, without quoting a secret.
 
     Args:
-        text: of a file that is to be published.
-        token: the one that is in use.
-        home: the user's own directory; None: asked of the system.
+        text: of a file that will be published.
+        token: the token of the Hub that is in use.
+        home: the user's home directory; None: that of the system.
     """
     paths = [match[0] for match in _PATH.finditer(text)]
-    own = str(home or Path.home())
-    if own not in ("/", "") and own in text and not paths:
-        paths.append(own)
+    home_path = str(home or Path.home())
+    if home_path not in ("/", "") and home_path in text and not paths:
+        paths.append(home_path)
     return secrets_in(text, token=token) + [f"a path of this machine, {path!r}" for path in dict.fromkeys(paths)]
 
 
 def refuse_leaks(directory: Path, names: Iterable[str], *, token: str | None = None) -> None:
-    """Make sure that files may be published.
+    """Check that files may be published.
 
     Raises:
-        LeakError: one is a link or lies behind one, is no regular file, or holds a secret or a path of this machine.
+        PublishError: a file is a link or lies behind one, is not a regular file, or has a secret or a path of this
+            machine in it.
     """
     names = list(names)
-    if linked := [line for name in names if (line := _link(directory, name)) is not None]:
-        raise LeakError(
+    if links := [line for name in names if (line := _link(directory, name)) is not None]:
+        raise PublishError(
             f"{directory}: links are not published, for they may lead to private files; fix: replace each by the file "
-            f"itself, if that is meant\n{first_ten(linked)}"
+            f"itself, if that is meant\n{first_ten(links)}"
         )
     found = []
     for name in names:
         text = _text(directory / name)
         has_paths = name.endswith((".json", ".txt", ".md")) and name not in _NO_PATHS
-        what = leaks(text, token=token) if has_paths else secrets_in(text, token=token)
-        found += [f"{name}: {one}" for one in what]
+        kinds = leaks(text, token=token) if has_paths else secrets_in(text, token=token)
+        found += [f"{name}: {kind}" for kind in kinds]
     if found:
-        raise LeakError(
+        raise PublishError(
             f"{directory}: must not be published; fix: convert again from a source without\n{first_ten(found)}"
         )
 
 
 def refuse_secrets(files: Mapping[str, Path], config: Mapping[str, Any], source: object) -> None:
-    """Make sure that nothing of a source that goes into a model as it is holds a key or a token.
+    """Check that no file of a source that is copied into a model has a key or a token in it.
 
     Args:
         files: name -> the source's file.
@@ -138,17 +137,17 @@ def refuse_secrets(files: Mapping[str, Path], config: Mapping[str, Any], source:
         source: what messages call the source.
 
     Raises:
-        LeakError: one does.
+        PublishError: a file has one.
     """
     texts = {**{name: _text(path) for name, path in files.items()}, "config.json": json.dumps(config)}
     if found := [f"{name}: {what}" for name, text in texts.items() for what in secrets_in(text)]:
-        raise LeakError(
+        raise PublishError(
             f"{source}: secrets would be copied into the model; fix: take them out of the source\n{first_ten(found)}"
         )
 
 
 def _link(directory: Path, name: str) -> str | None:
-    """The first link on the way to a file, and where it leads."""
+    """Return the first link on the way to a file, and where it leads; None if there is none."""
     path = directory
     for part in Path(name).parts:
         path = path / part
@@ -158,18 +157,18 @@ def _link(directory: Path, name: str) -> str | None:
 
 
 def _text(path: Path) -> str:
-    """The text of a file: all of it, of a .safetensors its header; bytes that are no text do no harm to the search."""
+    """Return the text of a file, or of the header of a .safetensors; bytes that are not text are replaced."""
     if path.suffix == ".safetensors":
-        file = open_regular(path, LeakError)
+        file = open_regular(path, PublishError)
         if file is None:
             return ""
         with file:
             size = int.from_bytes(file.read(8), "little")
             data = file.read(min(size, _HEADER_BYTES))
     else:
-        data = read_bytes(path, LeakError) or b""
+        data = read_bytes(path, PublishError) or b""
     text = data.decode("utf-8", "replace")
-    # JSON may write any letter as an escape, and a line's end always is: what a reader of the file sees counts too.
+    # JSON may write any letter as an escape, so the text that a reader of the JSON gets is searched too.
     return f"{text}\n{_ESCAPE.sub(_unescaped, text)}" if "\\" in text else text
 
 
@@ -178,7 +177,10 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 
 def lint_card(card: str, *, token: str | None = None) -> list[str]:
-    """What the Hub would refuse of a README.md, and what must not be in one; one line each, none when all is well."""
+    """Return what the Hub would refuse in a README.md, and what must not be in it; one line each.
+
+    This runs offline, for a dry run too; when the card is sent, huggingface_hub asks the Hub itself (validate-yaml).
+    """
     from huggingface_hub import ModelCard, ModelCardData
     from yaml import YAMLError
 
@@ -190,7 +192,7 @@ def lint_card(card: str, *, token: str | None = None) -> list[str]:
     problems = front_matter_problems(fields)
     if not fields:
         problems.append("there is no front matter")
-    # What the Hub's client makes of it must be what was meant.
+    # The Hub's client must read the values that were meant.
     if not problems and ModelCardData(**fields).to_dict() != data.to_dict():
         problems.append("the front matter does not survive huggingface_hub's ModelCardData")
     return problems + leaks(card, token=token)

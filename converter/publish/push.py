@@ -1,6 +1,6 @@
-"""May this directory be published? Only files that are as they were verified, of a model whose comparison passed.
+"""Publish a converted directory on the Hugging Face Hub with its evidence: the function behind `mlxbert-push`.
 
-Publish a converted directory on the Hugging Face Hub, with its evidence: the function behind `mlxbert-push`.
+Only files that are as they were verified are published, of a model whose comparison with PyTorch passed.
 """
 
 from __future__ import annotations
@@ -11,175 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import HfApi, get_token
+
 from converter.card.card import read_quantization, reference_of, render_card
 from converter.card.facts import card_facts
 from converter.parity.files import CARD, PARITY
 from converter.parity.report import OWN_HEAD, PIPELINE, TRAINED_HEAD, NotComparedError, ParityReport, ParityReportError
-from converter.publish.errors import PublishError
-from converter.publish.leaks import lint_card, refuse_leaks
+from converter.publish.leaks import PublishError, lint_card, refuse_leaks
 from converter.publish.remote import CheckedFile, check_repo_id, default_repo_id
 from converter.publish.sending import PushPlan, PushResult, Sending, size_of, who_writes
 from mlxbert.checkpoint import CheckpointError, is_full_layout, read_config
 from mlxbert.errors import first_ten, reason
 from mlxbert.files.output_file import NAME, FileRecord, manifest_bytes, manifest_problems, read_manifest
 from mlxbert.files.reading import expand_home
+from mlxbert.hub_client import bounded_answers, check_token, endpoint
 
 _NEVER_COMPARED = "the model was never compared with PyTorch"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """A directory that may be published.
-
-    Attributes:
-        directory: where it lies.
-        config: its `config.json`.
-        records: size and SHA-256 of every file but the card and the manifest, which are written anew.
-        report: the comparison with PyTorch; None where there is none that can be read.
-        unverified: why the model counts as not verified; None: both gates passed on these very weights.
-        unlisted: files that the manifest does not list, which stay here.
-    """
-
-    directory: Path
-    config: dict[str, Any]
-    records: Mapping[str, FileRecord]
-    report: ParityReport | None
-    unverified: str | None
-    unlisted: tuple[str, ...]
-
-
-def existing(directory: str | Path) -> Path:
-    """The directory as a path.
-
-    Raises:
-        PublishError: it is not there, or is a run with models in it.
-    """
-    path = expand_home(directory)
-    if path.exists() and not path.is_dir():
-        raise PublishError(f"{directory}: a file; fix: give the directory that mlxbert-convert wrote")
-    if not path.is_dir():
-        raise PublishError(f"{directory}: no such directory; fix: mlxbert-convert SRC -o {directory}")
-    if (path / "run.json").exists() and not (path / "config.json").exists():
-        raise PublishError(_choose_member(path))
-    return path
-
-
-def _choose_member(run: Path) -> str:
-    """What to say of a run: which of its models can be pushed."""
-    members = sorted(file.parent for file in run.glob("members/*/config.json"))
-    if not members:
-        return f"{run}: is a run without a finished model; fix: mlxbert train --resume {shlex.quote(str(run))}"
-    fix = f"{run}: is a run; fix: push a model of it: mlxbert-push {shlex.quote(str(members[0]))} --to OWNER/NAME"
-    if len(members) == 1:
-        return fix
-    return f"{fix}\nIts {len(members)} models:\n{first_ten(map(str, members))}"
-
-
-def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, token: str | None = None) -> Evidence:
-    """Check every file against the manifest and the manifest against the parity report.
-
-    Raises:
-        PublishError: a file has changed, a secret or a path is in one, or (unless `allow_unverified`) the comparison
-            did not pass, is missing, or was of other weights.
-        CheckpointError: not a converted directory.
-    """
-    path = existing(directory)
-    config = read_config(path)
-    records = read_manifest(path)
-    if records is None:
-        raise PublishError(f"{directory}: {NAME} is missing or not mlxbert's own; fix: convert the model again")
-    _require_block(path, config)
-    if outside := [name for name in records if PurePosixPath(name).is_absolute() or ".." in name.split("/")]:
-        raise PublishError(
-            f"{directory}: {NAME} lists a file outside of it, {outside[0]!r}; fix: convert the model again"
-        )
-    problems = manifest_problems(path)
-    unlisted = tuple(line.partition(": not in")[0] for line in problems if line.endswith(": not in the manifest"))
-    changed = [line for line in problems if not line.endswith(": not in the manifest")]
-    changed = [line for line in changed if not line.startswith(f"{CARD}: ")]  # written anew, from the facts
-    if changed:
-        raise PublishError(
-            f"{directory}: changed since it was verified; fix: restore the files, or convert again\n"
-            + first_ten(changed)
-        )
-    records = {name: record for name, record in records.items() if name != CARD}
-    refuse_leaks(path, records, token=token)
-    report, unverified = _parity(path, records, config["mlxbert"])
-    if unverified and not allow_unverified:
-        block = config["mlxbert"]
-        against = f" --reference {reference_of(block['source'], block['revision'])}"
-        # Fine-tuned, it is compared with its own export.
-        verify = f"mlxbert-verify {directory}{'' if 'head' in block else against}, or "
-        raise PublishError(
-            f"{directory}: {unverified}; fix: {verify}publish it all the same with --allow-unverified, "
-            "which the card will say"
-        )
-    return Evidence(path, config, records, report, unverified, unlisted)
-
-
-def _require_block(path: Path, config: dict[str, Any]) -> None:
-    block = config["mlxbert"]
-    if not isinstance(block.get("source"), str) or not isinstance(block.get("revision"), str | None):
-        raise CheckpointError(f'{path}: the "mlxbert" block of config.json names no source; fix: convert again')
-
-
-def _parity(
-    path: Path, records: Mapping[str, FileRecord], block: Mapping[str, Any]
-) -> tuple[ParityReport | None, str | None]:
-    """The report, and why it is no proof that these files are the model that `block` names."""
-    if PARITY not in records:
-        return None, _NEVER_COMPARED
-    try:
-        report = ParityReport.read(path)
-    except NotComparedError:
-        return None, _NEVER_COMPARED
-    except ParityReportError as error:
-        return None, f"its comparison with PyTorch cannot be read ({reason(error, path)})"
-    if report is None:
-        return None, _NEVER_COMPARED
-    if not report.passed:
-        first = report.failures[0] if report.failures else "a gate compared nothing"
-        return report, f"its comparison with PyTorch FAILED ({first})"
-    if (left_out := _incomplete(report, records, block)) is not None:
-        return report, left_out
-    if report.provenance.own_export:
-        return report, None
-    # Converted once more from what had been converted, it was compared with that. The names of local sources tell
-    # nothing: a directory may be called anything, and the card names the one that it was compared with.
-    (source, revision), named = report.provenance.compared_with, (block["source"], block["revision"])
-    if block["revision"] is not None and (source, revision) != named:
-        at = "" if revision is None else f" at {revision}"
-        return report, f"its comparison with PyTorch was with '{source}'{at}, not with the source that it names"
-    return report, None
-
-
-def _incomplete(report: ParityReport, records: Mapping[str, FileRecord], block: Mapping[str, Any]) -> str | None:
-    """What of these files the report is not about: other weights, or a part that it left out; None: nothing."""
-    weights = {name: record.sha256 for name, record in records.items() if _is_encoder(name)}
-    compared = report.provenance.weights
-    stale = sorted(name for name in weights if compared.get(name) != weights[name])
-    # A head that PyTorch could not build whole is not compared, and the report says so; one that was must be this one.
-    stale += sorted(name for name in compared if name in records and records[name].sha256 != compared[name])
-    stale += sorted(name for name in compared if name not in records)
-    if stale:
-        return f"its comparison with PyTorch was of another {stale[0]}"
-    if report.uncompared:
-        return f"not compared with PyTorch: {report.left_out}"
-    trained = "head" in block
-    if trained != report.provenance.own_export:
-        return "its comparison with PyTorch was not of a model with a trained head" if trained else _NEVER_COMPARED
-    shipped = {"heads.safetensors": TRAINED_HEAD if trained else OWN_HEAD, "modules.json": PIPELINE}
-    parts = [part for name, part in shipped.items() if name in records]
-    parts += [OWN_HEAD] if is_full_layout({"mlxbert": block}) else []
-    missing = [part for part in parts if part not in report.compared]
-    return f"not compared with PyTorch: {', '.join(missing)}" if missing else None
-
-
-def _is_encoder(name: str) -> bool:
-    return name.startswith("model") and name.endswith(".safetensors") and "/" not in name
-
-
-__all__ = ["PublishError", "PushPlan", "PushResult", "push", "require_pushable"]
 
 
 def push(
@@ -195,35 +42,32 @@ def push(
     confirm: Callable[[PushPlan], bool] = lambda plan: True,
     progress: bool = True,
 ) -> PushResult:
-    """Publish `directory`, or with `dry_run` say what would be published and ask no network.
+    """Publish `directory`; with `dry_run`, return what would be published and use no network.
 
     Cache, endpoint and token are huggingface_hub's own settings (`hf auth login`, HF_TOKEN, HF_ENDPOINT).
 
     Args:
         directory: what `mlxbert-convert` wrote.
-        to: the repository, `OWNER/NAME`; None: named after mlx-community's habit, in it.
-        private: make the repository private, where it is made; one that is there and public is refused.
-        pr: propose the files in a pull request; writing rights are not needed for that.
-        revision: a branch; None: the default one. It is made where it is not there.
+        to: the repository, `OWNER/NAME`; None: in mlx-community, named as it names its models.
+        private: make a new repository private; an existing public one is refused.
+        pr: propose the files in a pull request, which needs no right to write.
+        revision: a branch, which is created if it does not exist; None: the default one.
         message: of the commit; None: which model it is.
+        dry_run: only return the plan.
         allow_unverified: publish a model whose comparison with PyTorch did not pass; its card says so.
-        confirm: asked with the plan before anything is written.
+        confirm: called with the plan before anything is written; False: write nothing.
         progress: show the client's progress bars, on a terminal.
 
     Raises:
-        MLXBertError: it may not be published, cannot be, or did not arrive as it was sent; where the message does not
+        MLXBertError: it may not be published, cannot be, or did not arrive as it was sent; if the message does not
             say otherwise, nothing was written.
     """
     if pr and revision is not None:
         raise PublishError("--pr and --revision: a pull request is always made to the default branch; leave one out")
     if to is not None:
         check_repo_id(to)
-    existing(directory)  # said before a login is asked for
-    from huggingface_hub import HfApi, get_token
-
-    from mlxbert.hub.errors import bounded_answers, check_token
-
-    token = None if dry_run else _token(check_token, get_token)
+    existing_directory(directory)  # before a login is asked for
+    token = None if dry_run else _token()
     evidence = gather_evidence(directory, allow_unverified=allow_unverified, token=token)
     repo_id = to if to is not None else _default_name(evidence)
     files, card = _files(evidence, repo_id, revision, token)
@@ -246,33 +90,34 @@ def push(
         return PushResult(plan, "dry run")
     api = HfApi(library_name="mlxbert")
     with bounded_answers(downloads=True):
-        writer = who_writes(api, repo_id, pull_request=pr)
-        return Sending(api, writer, evidence.config, files, plan, progress).run(confirm)
+        author = who_writes(api, repo_id, pull_request=pr)
+        sending = Sending(api=api, author=author, config=evidence.config, files=files, plan=plan, progress=progress)
+        return sending.run(confirm)
 
 
 def require_pushable(to: str, *, verify: bool | None) -> None:
-    """Refuse, before a long conversion, what would be refused after it: the name, no token, no comparison.
+    """Refuse before a long conversion what would be refused after it.
 
     Raises:
-        PublishError: one of them.
+        PublishError: the name breaks a rule, there is no token, or nothing will be compared.
     """
-    from huggingface_hub import get_token
-
-    from mlxbert.hub.errors import check_token
-
     check_repo_id(to)
     if verify is False:
         raise PublishError(
             "--push-to publishes verified models: leave out --no-verify, or push later with mlxbert-push"
         )
-    _token(check_token, get_token)
+    _token()
 
 
-def _token(check: Callable[[], None], get: Callable[[], str | None]) -> str:
-    from mlxbert.hub.errors import endpoint
+def _token() -> str:
+    """Return the user's token.
 
-    check()
-    token = get()
+    Raises:
+        PublishError: there is none.
+        HubError: it cannot be sent.
+    """
+    check_token()
+    token = get_token()
     if token is None:
         raise PublishError(
             f"not logged in to the Hub: run `hf auth login`, or set HF_TOKEN, with a token that may write, from "
@@ -290,7 +135,7 @@ def _default_name(evidence: Evidence) -> str:
 def _files(
     evidence: Evidence, repo_id: str, branch: str | None, token: str | None
 ) -> tuple[dict[str, bytes | CheckedFile], str]:
-    """What is sent, the card and the manifest as they are for this repository; and the card."""
+    """Return what is sent, with the card and the manifest for this repository, and the card itself."""
     facts = card_facts(
         evidence.directory,
         evidence.config,
@@ -306,3 +151,155 @@ def _files(
     manifest = manifest_bytes({**evidence.records, CARD: FileRecord.of(readme)})
     local = {name: CheckedFile(evidence.directory / name, record) for name, record in evidence.records.items()}
     return {**local, CARD: readme, NAME: manifest}, card
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A directory that may be published, and what is known of it.
+
+    Attributes:
+        directory: its path.
+        config: its `config.json`.
+        records: size and SHA-256 of every file but the card and the manifest, which are written anew.
+        report: the comparison with PyTorch; None if there is none, or it cannot be read.
+        unverified: why the model counts as not verified; None: both gates passed on exactly these weights.
+        unlisted: files that the manifest does not list; they are not sent.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    records: Mapping[str, FileRecord]
+    report: ParityReport | None
+    unverified: str | None
+    unlisted: tuple[str, ...]
+
+
+def existing_directory(directory: str | Path) -> Path:
+    """Return the directory as a path.
+
+    Raises:
+        PublishError: it does not exist, or is a run with models in it.
+    """
+    path = expand_home(directory)
+    if path.exists() and not path.is_dir():
+        raise PublishError(f"{directory}: a file; fix: give the directory that mlxbert-convert wrote")
+    if not path.is_dir():
+        raise PublishError(f"{directory}: no such directory; fix: mlxbert-convert SRC -o {directory}")
+    if (path / "run.json").exists() and not (path / "config.json").exists():
+        raise PublishError(_choose_member(path))
+    return path
+
+
+def _choose_member(run: Path) -> str:
+    """Return the message for a run, which names the models of it that can be pushed."""
+    members = sorted(file.parent for file in run.glob("members/*/config.json"))
+    if not members:
+        return f"{run}: is a run without a finished model; fix: mlxbert train --resume {shlex.quote(str(run))}"
+    fix = f"{run}: is a run; fix: push a model of it: mlxbert-push {shlex.quote(str(members[0]))} --to OWNER/NAME"
+    if len(members) == 1:
+        return fix
+    return f"{fix}\nIts {len(members)} models:\n{first_ten(map(str, members))}"
+
+
+def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, token: str | None = None) -> Evidence:
+    """Check every file against the manifest and the manifest against the parity report.
+
+    Raises:
+        PublishError: a file has changed, a secret or a path is in one, or (unless `allow_unverified`) the comparison
+            did not pass, is missing, or was of other weights.
+        CheckpointError: not a converted directory.
+    """
+    path = existing_directory(directory)
+    config = read_config(path)
+    records = read_manifest(path)
+    if records is None:
+        raise PublishError(f"{directory}: {NAME} is missing or not mlxbert's own; fix: convert the model again")
+    _require_block(path, config)
+    if outside := [name for name in records if PurePosixPath(name).is_absolute() or ".." in name.split("/")]:
+        raise PublishError(
+            f"{directory}: {NAME} lists a file outside of it, {outside[0]!r}; fix: convert the model again"
+        )
+    problems = manifest_problems(path)
+    unlisted = tuple(line.partition(": not in")[0] for line in problems if line.endswith(": not in the manifest"))
+    changed = [line for line in problems if not line.endswith(": not in the manifest")]
+    changed = [line for line in changed if not line.startswith(f"{CARD}: ")]  # the card is written anew
+    if changed:
+        raise PublishError(
+            f"{directory}: changed since it was verified; fix: restore the files, or convert again\n"
+            + first_ten(changed)
+        )
+    records = {name: record for name, record in records.items() if name != CARD}
+    refuse_leaks(path, records, token=token)
+    report, unverified = _parity(path, records, config["mlxbert"])
+    if unverified and not allow_unverified:
+        block = config["mlxbert"]
+        against = f" --reference {reference_of(block['source'], block['revision'])}"
+        # A fine-tuned model is compared with its own export.
+        verify = f"mlxbert-verify {directory}{'' if 'head' in block else against}, or "
+        raise PublishError(
+            f"{directory}: {unverified}; fix: {verify}publish it all the same with --allow-unverified, "
+            "which the card will say"
+        )
+    return Evidence(path, config, records, report, unverified, unlisted)
+
+
+def _require_block(path: Path, config: dict[str, Any]) -> None:
+    block = config["mlxbert"]
+    if not isinstance(block.get("source"), str) or not isinstance(block.get("revision"), str | None):
+        raise CheckpointError(f'{path}: the "mlxbert" block of config.json names no source; fix: convert again')
+
+
+def _parity(
+    path: Path, records: Mapping[str, FileRecord], block: Mapping[str, Any]
+) -> tuple[ParityReport | None, str | None]:
+    """Return the report, and why it does not prove that these files are the model that `block` names."""
+    if PARITY not in records:
+        return None, _NEVER_COMPARED
+    try:
+        report = ParityReport.read(path)
+    except NotComparedError:
+        return None, _NEVER_COMPARED
+    except ParityReportError as error:
+        return None, f"its comparison with PyTorch cannot be read ({reason(error, path)})"
+    if report is None:
+        return None, _NEVER_COMPARED
+    if not report.passed:
+        first = report.failures[0] if report.failures else "a gate compared nothing"
+        return report, f"its comparison with PyTorch FAILED ({first})"
+    if (left_out := _incomplete(report, records, block)) is not None:
+        return report, left_out
+    if report.provenance.own_export:
+        return report, None
+    # A model that was converted from a conversion was compared with that conversion. The name of a local source says
+    # nothing: a directory may have any name, and the card gives the one that the model was compared with.
+    (source, revision), named = report.provenance.compared_with, (block["source"], block["revision"])
+    if block["revision"] is not None and (source, revision) != named:
+        at = "" if revision is None else f" at {revision}"
+        return report, f"its comparison with PyTorch was with '{source}'{at}, not with the source that it names"
+    return report, None
+
+
+def _incomplete(report: ParityReport, records: Mapping[str, FileRecord], block: Mapping[str, Any]) -> str | None:
+    """Return what the report does not cover: other weights, or a part that was left out; None: it covers all."""
+    weights = {name: record.sha256 for name, record in records.items() if _is_encoder(name)}
+    compared = report.provenance.weights
+    stale = sorted(name for name in weights if compared.get(name) != weights[name])
+    # A head that PyTorch could not build is not in the report; a head that is in it must be this one.
+    stale += sorted(name for name in compared if name in records and records[name].sha256 != compared[name])
+    stale += sorted(name for name in compared if name not in records)
+    if stale:
+        return f"its comparison with PyTorch was of another {stale[0]}"
+    if report.uncompared:
+        return f"not compared with PyTorch: {report.left_out}"
+    trained = "head" in block
+    if trained != report.provenance.own_export:
+        return "its comparison with PyTorch was not of a model with a trained head" if trained else _NEVER_COMPARED
+    shipped = {"heads.safetensors": TRAINED_HEAD if trained else OWN_HEAD, "modules.json": PIPELINE}
+    parts = [part for name, part in shipped.items() if name in records]
+    parts += [OWN_HEAD] if is_full_layout({"mlxbert": block}) else []
+    missing = [part for part in parts if part not in report.compared]
+    return f"not compared with PyTorch: {', '.join(missing)}" if missing else None
+
+
+def _is_encoder(name: str) -> bool:
+    return name.startswith("model") and name.endswith(".safetensors") and "/" not in name

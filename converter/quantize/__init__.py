@@ -1,1 +1,1 @@
-"""Making a checkpoint small: recipes, calibration, the allotment of bits, and what all that costs."""
+"""Quantization: recipes, rounding, calibration, the allotment of bits, and the cost of the result."""

@@ -71,7 +71,7 @@ def embedding_metric(
         count += len(gradients)
         if progress is not None:
             progress(done, len(spaced))
-    return metric / count  # type: ignore[no-any-return]
+    return metric / count
 
 
 def _gradients(core: Encoder, batch: TokenBatch, projections: mx.array) -> Array:
@@ -126,24 +126,9 @@ def calibrate(
     return _Calibration(core, batches, config, dtype=dtype, alone=alone, metric=metric, progress=progress).run()
 
 
-@dataclass
-class _Side:
-    """One of the two models between two stages.
-
-    Attributes:
-        states: hidden states (B, L, D) of every batch.
-        contexts: what the layers need besides, of every batch.
-        rounded: path -> the Linear that computes in its place.
-        outputs: path -> outputs of every batch, where they are known.
-    """
-
-    states: list[mx.array] = field(default_factory=list)
-    contexts: list[Context] = field(default_factory=list)
-    rounded: dict[str, nn.Module] = field(default_factory=dict)
-    outputs: dict[str, list[mx.array]] = field(default_factory=dict)
-
-
 class _Calibration:
+    """One run of `calibrate`."""
+
     def __init__(
         self,
         core: Encoder,
@@ -157,18 +142,19 @@ class _Calibration:
     ):
         self._core, self._batches, self._config, self._dtype = core, batches, config, dtype
         self._metric, self._progress = metric, progress
-        self._exact = _Side()
-        self._own = self._exact if alone else _Side()
+        self._exact = _Side(core, batches)
+        # Alone, each layer reads what the float32 model gives.
+        self._own = self._exact if alone else _Side(core, batches)
+        self._sides = (self._exact,) if alone else (self._exact, self._own)
         self._result = Calibrated()
         self._tables = tuple(core.architecture.tables.values())
-        self._rounded_tables: list[tuple[str, mx.array]] = []
         self._groups = core.linears()
         # How often each Linear runs: layers may share their parameters.
         self._uses = Counter(path for group in self._groups for path in group.paths)
         self._finished = 0
 
     def run(self) -> Calibrated:
-        """Round tables, then the Linears of every stage."""
+        """Round the tables, then the Linears of every stage."""
         self._round_tables()
         self._round_shared()
         for stage in range(self._core.num_layers + 2):
@@ -176,7 +162,9 @@ class _Calibration:
                 if group.stage == stage:
                     self._round_group(group)
             if stage <= self._core.num_layers:
-                self._advance(stage)
+                for side in self._sides:
+                    side.advance(stage)
+                    side.rounded = {path: linear for path, linear in side.rounded.items() if self._uses[path] > 1}
         return self._result
 
     def _round_tables(self) -> None:
@@ -187,15 +175,15 @@ class _Calibration:
             if path in packed:
                 assert self._metric is not None
                 table = np.array(module_at(self._core, path).weight)
-                self._accept(path, compensate_table(table, self._metric, packed[path], dtype=self._dtype))
+                rounded = compensate_table(table, self._metric, packed[path], dtype=self._dtype)
+                self._accept(path, rounded)
+                if self._own is not self._exact:
+                    self._own.tables.append((f"{path}.weight", mx.array(rounded.numbers)))
             self._count()
-        if self._own is not self._exact:
-            weights = self._result.weights.items()
-            self._rounded_tables = [(f"{path}.weight", mx.array(weight.numbers)) for path, weight in weights]
 
     def _round_shared(self) -> None:
         """Round each Linear that runs several times on the float32 inputs of all its uses."""
-        moments = {path: Moments.empty(_shape(self._core, path)[1]) for path, uses in self._uses.items() if uses > 1}
+        moments = {path: self._no_moments(path) for path, uses in self._uses.items() if uses > 1}
         if not moments:
             return
         for i, batch in enumerate(self._batches):
@@ -215,95 +203,30 @@ class _Calibration:
     def _round_group(self, group: LinearGroup) -> None:
         """Round Linears that read the same array, on what they read of every batch."""
         paths = [path for path in group.paths if self._uses[path] == 1]
-        if any(self._config.of(path) is not None for path in paths):
-            shape = _shape(self._core, paths[0])
-            # The outputs of a Linear that is no wider than a hidden state stay in memory until the next group, which
-            # then does not compute them again. Wider ones would need several times the memory.
-            keeps_outputs = len(group.paths) == 1 and max(shape) <= self._core.config.hidden_size
-            moments = Moments.empty(shape[1])
-            inputs = []
-            for i in range(len(self._batches)):
-                exact = self._input_of(self._exact, paths[0], group.stage, i)
-                own = exact if self._own is self._exact else self._input_of(self._own, paths[0], group.stage, i)
-                moments.add(self._rows(exact, i), self._rows(own, i))
-                if keeps_outputs:
-                    inputs.append((exact, own))
-            for path in paths:
-                self._round(path, moments)
-            if keeps_outputs:
-                self._keep_outputs(paths[0], inputs)
-        else:
+        if all(self._config.of(path) is None for path in paths):
             for _ in paths:
                 self._count()
-
-    def _input_of(self, side: _Side, path: str, stage: int, i: int) -> mx.array:
-        """Return what a Linear reads of batch `i`; MLX computes only what this needs."""
-        inputs: list[mx.array] = []
-
-        def call(name: str, linear: nn.Module, x: mx.array) -> mx.array:
-            if name == path:
-                inputs.append(x)
-            return self._output(side, name, linear, x, i)
-
-        with self._core.watched(call):
-            self._compute(side, stage, i)
-        mx.eval(inputs[0])
-        return inputs[0]
-
-    def _keep_outputs(self, path: str, inputs: list[tuple[mx.array, mx.array]]) -> None:
-        linear = module_at(self._core, path)
-        self._exact.outputs = {path: _evaluated(linear(exact) for exact, _ in inputs)}
-        if self._own is not self._exact:
-            rounded = self._own.rounded.get(path, linear)
-            self._own.outputs = {path: _evaluated(rounded(own) for _, own in inputs)}
-
-    def _advance(self, stage: int) -> None:
-        """Replace the states of each model by the output of a stage."""
-        for side in (self._exact,) if self._own is self._exact else (self._exact, self._own):
-            states, contexts = [], []
-            for i in range(len(self._batches)):
-
-                def call(path: str, linear: nn.Module, x: mx.array, i: int = i, side: _Side = side) -> mx.array:
-                    return self._output(side, path, linear, x, i)
-
-                with self._core.watched(call):
-                    x, context = self._compute(side, stage, i)
-                # One batch after the other: the graph of all would hold every intermediate array.
-                mx.eval(x, context)
-                states.append(x)
-                contexts.append(context)
-            side.states, side.contexts, side.outputs = states, contexts, {}
-            side.rounded = {path: linear for path, linear in side.rounded.items() if self._uses[path] > 1}
-
-    def _compute(self, side: _Side, stage: int, i: int) -> tuple[mx.array, Context]:
-        """Run a stage on batch `i`: 0 the embeddings, then the layers, then what follows them."""
-        if stage == 0:
-            with self._tables_of(side):
-                return self._core.embed(self._batches[i].input_ids, self._batches[i].attention_mask)
-        x, context = side.states[i], side.contexts[i]
-        if stage <= self._core.num_layers:
-            return self._core.run_layer(stage - 1, x, context)[0], context
-        self._core.pool(self._core.finish(x))
-        return x, context
-
-    def _output(self, side: _Side, path: str, linear: nn.Module, x: mx.array, i: int) -> mx.array:
-        if path in side.outputs:
-            return side.outputs[path][i]
-        output: mx.array = side.rounded.get(path, linear)(x)
-        return output
-
-    @contextmanager
-    def _tables_of(self, side: _Side) -> Iterator[None]:
-        """Inside, the encoder has the rounded tables if `side` is the quantized model."""
-        if side is self._exact or not self._rounded_tables:
-            yield
             return
-        before = named_parameters(self._core)
-        try:
-            self._core.load_weights(self._rounded_tables, strict=False)
-            yield
-        finally:
-            self._core.load_weights([(name, before[name]) for name, _ in self._rounded_tables], strict=False)
+        first = paths[0]
+        moments = self._no_moments(first)
+        # The outputs of a Linear that is no wider than a hidden state stay in memory until the next group, which then
+        # does not compute them again. Wider ones would need several times the memory.
+        widest = max(module_at(self._core, first).weight.shape)
+        keeps_outputs = len(group.paths) == 1 and widest <= self._core.config.hidden_size
+        kept: list[list[mx.array]] = []
+        for i in range(len(self._batches)):
+            inputs = [side.input_of(first, group.stage, i) for side in self._sides]
+            moments.add(self._rows(inputs[0], i), self._rows(inputs[-1], i))
+            if keeps_outputs:
+                kept.append(inputs)
+        for path in paths:
+            self._round(path, moments)
+        if keeps_outputs:
+            for side, of_side in zip(self._sides, zip(*kept, strict=True), strict=True):
+                side.keep_outputs(first, of_side)
+
+    def _no_moments(self, path: str) -> Moments:
+        return Moments.empty(module_at(self._core, path).weight.shape[1])
 
     def _rows(self, x: mx.array, i: int) -> Array:
         """Return the inputs of the real tokens, (tokens, D); all of them where there is one vector a text."""
@@ -337,10 +260,84 @@ class _Calibration:
             self._progress(self._finished, len(self._tables) + len(self._uses))
 
 
-def _shape(core: Encoder, path: str) -> tuple[int, int]:
-    """Return (outputs, inputs) of a Linear."""
-    outputs, inputs = module_at(core, path).weight.shape
-    return outputs, inputs
+class _Side:
+    """One of the two models, between two stages.
+
+    Attributes:
+        states: hidden states (B, L, D) of every batch.
+        contexts: what the layers need besides, of every batch.
+        tables: names and weights of the rounded tables.
+        rounded: path -> the Linear that computes in the place of the encoder's own.
+        outputs: path -> outputs of every batch, where they are known.
+    """
+
+    def __init__(self, core: Encoder, batches: Sequence[TokenBatch]):
+        self._core, self._batches = core, batches
+        self.states: list[mx.array] = []
+        self.contexts: list[Context] = []
+        self.tables: list[tuple[str, mx.array]] = []
+        self.rounded: dict[str, nn.Module] = {}
+        self.outputs: dict[str, Sequence[mx.array]] = {}
+
+    def input_of(self, path: str, stage: int, i: int) -> mx.array:
+        """Return what a Linear reads of batch `i`; MLX computes only what this needs."""
+        inputs: list[mx.array] = []
+        self._run(stage, i, lambda name, x: inputs.append(x) if name == path else None)
+        mx.eval(inputs[0])
+        return inputs[0]
+
+    def keep_outputs(self, path: str, inputs: Sequence[mx.array]) -> None:
+        """Compute the outputs of a Linear for every batch, and remember them for this stage."""
+        linear = self.rounded.get(path, module_at(self._core, path))
+        outputs = []
+        for x in inputs:
+            output = linear(x)
+            mx.eval(output)  # before the next batch: the graph of all would hold every intermediate array
+            outputs.append(output)
+        self.outputs = {path: outputs}
+
+    def advance(self, stage: int) -> None:
+        """Replace the states by the output of a stage."""
+        states, contexts = [], []
+        for i in range(len(self._batches)):
+            x, context = self._run(stage, i)
+            mx.eval(x, context)
+            states.append(x)
+            contexts.append(context)
+        self.states, self.contexts, self.outputs = states, contexts, {}
+
+    def _run(
+        self, stage: int, i: int, note: Callable[[str, mx.array], None] = lambda path, x: None
+    ) -> tuple[mx.array, Context]:
+        """Run a stage on batch `i`: 0 the embeddings, then the layers, then what follows them.
+
+        `note` gets the path and the input of each Linear.
+        """
+
+        def call(path: str, linear: nn.Module, x: mx.array) -> mx.array:
+            note(path, x)
+            output: mx.array = self.outputs[path][i] if path in self.outputs else self.rounded.get(path, linear)(x)
+            return output
+
+        with self._core.watched(call):
+            if stage == 0:
+                with self._rounded_tables():
+                    return self._core.embed(self._batches[i].input_ids, self._batches[i].attention_mask)
+            x, context = self.states[i], self.contexts[i]
+            if stage <= self._core.num_layers:
+                return self._core.run_layer(stage - 1, x, context)[0], context
+            self._core.pool(self._core.finish(x))
+            return x, context
+
+    @contextmanager
+    def _rounded_tables(self) -> Iterator[None]:
+        """Inside, the encoder has the rounded tables."""
+        before = named_parameters(self._core)
+        try:
+            self._core.load_weights(self.tables, strict=False)
+            yield
+        finally:
+            self._core.load_weights([(name, before[name]) for name, _ in self.tables], strict=False)
 
 
 def _linear(weight: Array, bias: Array | None) -> nn.Linear:
@@ -349,12 +346,3 @@ def _linear(weight: Array, bias: Array | None) -> nn.Linear:
     if bias is not None:
         linear.bias = mx.array(bias)
     return linear
-
-
-def _evaluated(arrays: Iterator[mx.array]) -> list[mx.array]:
-    """Return the arrays, each evaluated before the next: the graph of all would hold every intermediate array."""
-    evaluated = []
-    for array in arrays:
-        mx.eval(array)
-        evaluated.append(array)
-    return evaluated

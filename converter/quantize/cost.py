@@ -30,33 +30,21 @@ class CostLimits:
 # Measured with `python -m benchmarks.quantize_limits` (table in benchmarks/README.md): about twice what rounding costs
 # the worst of all-MiniLM-L6-v2 and three random BERTs. The same files with their codes in another order, or with a
 # neighbour's scales, are far beyond. They do not move when a test fails.
-TEXT_LIMITS = {
-    limits.name: limits
-    for limits in (
-        CostLimits("2bit", 0.25, 0.0, 0.25),
-        CostLimits("3bit", 0.75, 0.45, 0.70),
-        CostLimits("4bit", 0.93, 0.88, 0.92),
-        CostLimits("5bit", 0.98, 0.97, 0.97),
-        CostLimits("6bit", 0.995, 0.992, 0.993),
-        CostLimits("8bit", 0.9995, 0.999, 0.9995),
-        CostLimits("mxfp4", 0.92, 0.84, 0.86),
-        CostLimits("mxfp8", 0.996, 0.993, 0.99),
-        CostLimits("nvfp4", 0.955, 0.925, 0.90),
-        CostLimits("mixed", 0.993, 0.988, 0.98),  # calibrated, as is its default
-    )
+_LIMITS: dict[str, tuple[float, float, float, float]] = {
+    # |W − Ŵ| / |W| of one matrix (Frobenius); mean cosine, smallest cosine and rank correlation on text
+    "2bit": (0.50, 0.25, 0.0, 0.25),
+    "3bit": (0.30, 0.75, 0.45, 0.70),
+    "4bit": (0.16, 0.93, 0.88, 0.92),
+    "5bit": (0.08, 0.98, 0.97, 0.97),
+    "6bit": (0.04, 0.995, 0.992, 0.993),
+    "8bit": (0.01, 0.9995, 0.999, 0.9995),
+    "mxfp4": (0.18, 0.92, 0.84, 0.86),
+    "mxfp8": (0.05, 0.996, 0.993, 0.99),
+    "nvfp4": (0.16, 0.955, 0.925, 0.90),
 }
-# On |W − Ŵ| / |W|, Frobenius, of one packed matrix; and of one tensor that is not packed, by its dtype.
-ERROR_LIMITS = {
-    "2bit": 0.50,
-    "3bit": 0.30,
-    "4bit": 0.16,
-    "5bit": 0.08,
-    "6bit": 0.04,
-    "8bit": 0.01,
-    "mxfp4": 0.18,
-    "mxfp8": 0.05,
-    "nvfp4": 0.16,
-}
+TEXT_LIMITS = {name: CostLimits(name, *text) for name, (_, *text) in _LIMITS.items()}
+TEXT_LIMITS["mixed"] = CostLimits("mixed", 0.993, 0.988, 0.98)  # calibrated, as is its default
+# On the error of one tensor that is not packed, by its dtype.
 KEPT_LIMITS = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
@@ -260,7 +248,7 @@ def text_limits(config: Mapping[str, Any], mean_bits: float, *, calibrated: bool
 
 def error_limit(layer: LayerQuantization) -> float:
     """Return the limit on the error of a matrix with this packing."""
-    return ERROR_LIMITS[_name(layer)]
+    return _LIMITS[_name(layer)][0]
 
 
 def _coarsest(config: Mapping[str, Any]) -> str:

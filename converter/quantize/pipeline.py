@@ -17,7 +17,7 @@ from converter.quantize.rounding import AffineWeight, Array, check_finite, in_ch
 from converter.quantize.texts import VARIANTS, CalibrationError, thinned, token_batches
 from converter.source import Source
 from mlxbert.files.safetensors import MLX_METADATA, PlannedTensor, header, in_file_order
-from mlxbert.models.base import architecture
+from mlxbert.models.architecture import architecture
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
 
 if TYPE_CHECKING:
@@ -245,8 +245,8 @@ def _pack_chunk(chunk: Array, *, layer: LayerQuantization, dtype: str) -> dict[s
         return {"weight": pack(codes, 4), "scales": scales}
     import mlx.core as mx
 
-    words, scales, *_ = mx.quantize(mx.array(chunk), layer.group_size, layer.bits, mode=layer.mode)
-    return {"weight": np.array(words), "scales": np.array(scales)}
+    quantized = mx.quantize(mx.array(chunk), layer.group_size, layer.bits, mode=layer.mode)
+    return {"weight": np.array(quantized[0]), "scales": np.array(quantized[1])}
 
 
 def _plain_bytes(items: Sequence[Planned], shapes: Mapping[str, Any], dtype: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.reading import expand_home, read_text
+from mlxbert.files.reading import expand_home, read_text, sha256_hex
 
 if TYPE_CHECKING:
     from mlxbert.tokenization.tokenizer import Tokenizer
@@ -93,7 +92,7 @@ def calibration_texts(given: str | Path) -> TextList:
 
 def _text_list(name: str, text: str) -> TextList:
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    return TextList(name, lines, hashlib.sha256("\n".join(lines).encode()).hexdigest())
+    return TextList(name, lines, sha256_hex("\n".join(lines).encode()))
 
 
 def thinned(

@@ -17,7 +17,7 @@ from converter.mapping import ArchitectureMapping, Rules, Shape, shape_fits, unm
 from converter.mappings import mapping_for, supported
 from converter.readers.source_files import SourceError
 from mlxbert.errors import first_ten, printable
-from mlxbert.models.base import architecture
+from mlxbert.models.architecture import architecture
 
 _LEADING = ("module", "model")
 # Segments that only torch's own wrappers write, also in the middle of a name: torch.compile(model.encoder).

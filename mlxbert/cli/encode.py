@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
-# So many texts have their matrix of cosines in 80 columns.
+# The matrix of cosines of this many texts fits 80 columns.
 MATRIX = 6
 
 
@@ -24,7 +24,7 @@ MATRIX = 6
 @click.argument("texts", nargs=-1, required=True)
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Write the embeddings, (texts, width), to a .npy file."
+    "-o", "--out", type=click.Path(path_type=Path), help="File (.npy) for the embeddings, an array (texts, width)."
 )
 def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path | None) -> None:
     """Embed TEXTS with MODEL, a converted directory or Hub id, and show how alike they are.
@@ -42,7 +42,7 @@ def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path |
     embeddings = SentenceEncoder.from_pretrained(model, revision=revision).encode(list(texts))
     if out is not None:
         out = expand_home(out)
-        array = io.BytesIO()  # numpy writes into a file without the system's reason where that fails
+        array = io.BytesIO()  # where writing fails, numpy hides the reason of the system
         np.save(array, embeddings)
         replace_file(out, array.getbuffer())
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
@@ -52,12 +52,12 @@ def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path |
 
 
 def _similarities(texts: Sequence[str], cosines: np.ndarray, width: int) -> Table:
-    """Return the cosines as a matrix; where that does not fit 80 columns, each text with the one most like it.
+    """Return the cosines as a matrix; if that does not fit 80 columns, each text with the text most like it.
 
     Args:
-        texts: N of them, shortened in the table.
+        texts: N texts, shortened in the table.
         cosines: (N, N).
-        width: of the embeddings.
+        width: width of the embeddings.
     """
     from rich.table import Table
 
@@ -73,6 +73,6 @@ def _similarities(texts: Sequence[str], cosines: np.ndarray, width: int) -> Tabl
     table.add_column("most like it", no_wrap=True, overflow="ellipsis", max_width=30)
     table.add_column("cosine", justify="right", no_wrap=True)
     for number, row in enumerate(cosines.tolist()):
-        other = max((one for one in range(len(texts)) if one != number), key=row.__getitem__)
+        other = max((index for index in range(len(texts)) if index != number), key=row.__getitem__)
         table.add_row(f"{number + 1}  {texts[number]}", f"{other + 1}  {texts[other]}", f"{row[other]:.3f}")
     return table

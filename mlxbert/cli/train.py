@@ -1,4 +1,4 @@
-"""`mlxbert train`: from a competition's data to a cross-validated model."""
+"""`mlxbert train`: from the data of a competition to a cross-validated model."""
 
 from __future__ import annotations
 
@@ -8,49 +8,47 @@ from typing import Any
 
 import click
 
-from mlxbert.cli.training_options import given_settings, quoting_option, training_options
+from mlxbert.cli.options import GroupedCommand, argument_options
+from mlxbert.runs.settings import arguments
 
 PATH = click.Path(path_type=Path)
+# The options that people use first.
+FIRST = ("model", "text", "target", "test", "sample_submission", "metric", "epochs", "out")
 
 
-@click.command()
+def _groups() -> dict[str, tuple[str, ...]]:
+    """Heading of `--help` -> names of the options, as the arguments' fields have them."""
+    groups = {"Options that most runs need": FIRST, "Data": ("pair",)}
+    groups |= dict.fromkeys(("Folds", "Model", "Optimization", "Memory", "Output"), ())
+    groups["Run"] = ("resume", "allow_changes", "overwrite", "trackers")
+    for argument in arguments():
+        if argument.name not in FIRST:
+            groups[argument.metadata["group"]] += (argument.name,)
+    return groups
+
+
+@click.command(cls=GroupedCommand, groups=_groups())
 @click.argument("data", required=False)
-@click.option("-o", "--out", type=PATH, help="The run's directory.")
-@click.option("--resume", type=PATH, help="Go on with an interrupted run, to the same bytes.")
-@click.option("--model", help="A converted directory, or a converted repository's id on the Hub.")
-@click.option("--target", multiple=True, help="The column to predict; several times for several.")
-@click.option("--text", multiple=True, help='A column, several, or a template: "{Sex}, age {Age}".')
-@click.option("--pair", multiple=True, help="The second sentence, likewise.")
-@click.option("--competition", help="A ready configuration: titanic, house-prices, disaster-tweets, ….")
-@click.option("--task", help="binary, multiclass, multilabel, regression, ordinal, time_series.  [default: inferred]")
-@click.option("--class", "classes", multiple=True, help="A label, in order; where the data do not tell all.")
-@click.option("--id", help="Column that names a row.  [default: one called an id (id, PassengerId, …), all different]")
-@click.option("--group", help="Rows of one value never lie on both sides of a fold.")
-@click.option("--time", help="The column of times: a series, or forward-chaining folds.")
-@click.option("--ignore", multiple=True, help="A column that is not read where --text is not given.")
-@click.option("--head", multiple=True, metavar="NAME=VALUE", help="Of the head: objective=focal, horizon=12.")
-@click.option("--valid", help="A file of rows to be judged on, in place of folds.")
-@click.option("--hold-out", type=float, help="Rows held out of everything and scored at the end: share or number.")
-@click.option("--test", help="A file to predict at the end.")
-@click.option("--sample-submission", help="File whose ids, columns and order the predictions of --test must have.")
+@click.option("-o", "--out", type=PATH, help="Directory of the run.")
 @click.option(
-    "--values",
-    type=click.Choice(["labels", "probabilities", "values"]),
-    help="What a submission holds.  [default: as in the sample, else what the metric compares]",
+    "--pair",
+    multiple=True,
+    help="Column with the second sentence of a pair, or a template.  [may be repeated]",
 )
-@click.option("--drop-missing", is_flag=True, help="Leave out rows without a target.")
-@click.option("--encoding", help="Encoding of the files, such as cp1252.  [default: found out]")
-@quoting_option
-@click.option("--decimal", type=click.Choice([".", ","]), help="Decimal mark of the target.  [default: found out]")
-@click.option("--label-separator", help="Between labels of one cell: ';' or '[]'.  [default: found out]")
+@click.option("--resume", type=PATH, metavar="RUN", help="Resume an interrupted run; it ends in the same bytes.")
 @click.option(
-    "--escape-formulas", is_flag=True, help="Write ' before CSV cells that begin with = + - @ (not numbers)."
+    "--allow-changes",
+    is_flag=True,
+    help="With --resume: go on although device, versions or threads have changed.",
 )
-@click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
-@click.option("--log", "trackers", multiple=True, help="tensorboard or wandb, where installed.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
-@click.option("--allow-changes", is_flag=True, help="With --resume: go on though device, versions or threads changed.")
-@training_options
+@click.option(
+    "--log",
+    "trackers",
+    multiple=True,
+    help="Log to tensorboard or wandb, if it is installed.  [may be repeated]",
+)
+@argument_options
 @click.pass_context
 def train(
     context: click.Context,
@@ -69,41 +67,41 @@ def train(
       mlxbert train data/train.csv --model mlx_models/minilm --text "{Sex}, age {Age}" --target Survived -o runs/t
       mlxbert train --resume runs/tweets
     """
-    from mlxbert.runs import train as run
-    from mlxbert.runs.settings import head_options, labels
-    from mlxbert.runs.train import resume as go_on
+    from mlxbert.runs import session
+    from mlxbert.runs.command import head_options, labels
 
-    settings = given_settings(options)
+    was_finished = False
     if resume is not None:
         _refuse_settings(context)
         was_finished = (resume / "scores.json").is_file()
-        finished = go_on(resume, data, allow_changes=allow_changes, trackers=options["trackers"])
+        run = session.resume(resume, data, allow_changes=allow_changes, trackers=options["trackers"])
+    elif data is None or out is None:
+        raise click.UsageError("give DATA and -o DIRECTORY, or --resume RUN")
+    elif allow_changes:
+        raise click.UsageError("--allow-changes goes with --resume")
     else:
-        was_finished = False
-        if data is None or out is None:
-            raise click.UsageError("give DATA and -o DIRECTORY, or --resume RUN")
-        if allow_changes:
-            raise click.UsageError("--allow-changes goes with --resume")
-        for name in ("text", "pair", "target"):
-            options[name] = _one_or_several(options[name])
-        options["head"] = head_options(options["head"])
-        options["classes"] = labels(options["classes"])
-        finished = run(data, out=out, **options, **settings)
-    show_run(finished, was_finished=was_finished)
+        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        for name in {"text", "pair", "target"} & given.keys():
+            if len(given[name]) == 1:
+                (given[name],) = given[name]
+        given["head"] = head_options(given.get("head", ()))
+        given["classes"] = labels(given.get("classes", ()))
+        run = session.train(data, out=out, **given)
+    show_run(run, was_finished=was_finished)
 
 
 def _refuse_settings(context: click.Context) -> None:
-    """A run that goes on has its settings already: refuse every other flag, whatever its value."""
+    """Refuse every other option beside --resume: a run that goes on has its settings already."""
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
-        own = parameter.name in ("data", "resume", "allow_changes", "trackers")
-        if source is click.core.ParameterSource.COMMANDLINE and not own:
+        fits = parameter.name in ("data", "resume", "allow_changes", "trackers")
+        if source is click.core.ParameterSource.COMMANDLINE and not fits:
             raise click.UsageError(f"--resume takes the run's own settings, not {parameter.opts[-1]}")
 
 
 def show_run(run: Any, was_finished: bool = False) -> None:
-    """Show the scores, where everything is, and what to do next; whether all that was there already."""
-    from mlxbert.runs.finish import decision, scores_table
+    """Show the scores, where everything is, and what to do next; and whether the run was finished already."""
+    from mlxbert.runs.progress import decision, scores_table
     from mlxbert.terminal import show
 
     files, path = run.files, shlex.quote(str(run.path))
@@ -122,7 +120,3 @@ def show_run(run: Any, was_finished: bool = False) -> None:
         show(f"{run.path} is finished: nothing is left to do")
     show(table)
     show("\n".join(lines))
-
-
-def _one_or_several(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
-    return None if not names else names[0] if len(names) == 1 else names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
 import re
 import warnings
@@ -27,7 +26,7 @@ from mlxbert.data.csv_dialect import (
     os_errors,
 )
 from mlxbert.data.frames import DataError, DataWarning
-from mlxbert.files.reading import expand_home, open_regular
+from mlxbert.files.reading import expand_home, open_regular, sha256_hex
 
 _FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -165,7 +164,7 @@ def _read_head(path: Path) -> tuple[bytes, int, str]:
             if not head:
                 raise DataError(f"{path} is empty; fix: download it again")
             file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = sha256_hex(file)
             return head, file.tell(), sha256
 
 

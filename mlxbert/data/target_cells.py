@@ -121,40 +121,42 @@ def described(cells: Mapping[str, str], columns: Sequence[Column]) -> str:
     """Return how cells are read, with an example and the option that changes it; "" if as they are."""
     values = [value for column in columns for value in column.present if isinstance(value, str) and value]
     if cells.get("as") == "numbers":
-        marked = [
-            value
-            for value in values
-            if not (text := label_text(value)).lstrip("+-").isdecimal() and text.lower() not in _NO_NUMBER
-        ]
-        if not marked:
-            return "text cells are read as numbers (--task multiclass keeps them as labels)"
-        example = next((cell for cell in marked if cells["thousands"] and cells["thousands"] in cell), marked[0])
-        rules = [f"{cells['decimal']!r} is the decimal mark"] if cells["decimal"] == "," else []
-        rules += [f"{cells['thousands']!r} groups thousands"] if cells["thousands"] else []
-        rules += [f"{cells['unit']!r} is left out"] if cells["unit"] else []
-        because = f": {', '.join(rules)}" if rules else ""
-        other = "," if cells["decimal"] == "." else "."
-        amounts = [_AMOUNT.fullmatch(_plain_marks(label_text(cell))) for cell in marked]
-        bodies = [amount[4].strip() for amount in amounts if amount]
-        option = (
-            f"--decimal '{other}' reads the marks otherwise, "
-            if set("".join(bodies)) & set(".,") and _marks(bodies, "", other)
-            else ""
-        )
-        return (
-            f"{label_text(example)!r} is read as {shown(_number(example, cells, '', 0))}{because} "
-            f"({option}--task multiclass keeps the cells as labels)"
-        )
-    if cells.get("as") == "sets":
-        several = [value for value in values if len(_split_labels(value, cells["separator"])) > 1]
-        if not several:
-            return "no cell holds several labels (--label-separator names the mark between them, if one does)"
-        labels = ", ".join(map(repr, _split_labels(several[0], cells["separator"])))
-        return (
-            f"{several[0]!r} is read as the labels {labels} (--label-separator splits otherwise, "
-            "--task multiclass keeps the cell as one label)"
-        )
-    return ""
+        return _described_numbers(cells, values)
+    if cells.get("as") != "sets":
+        return ""
+    several = [value for value in values if len(_split_labels(value, cells["separator"])) > 1]
+    if not several:
+        return "no cell holds several labels (--label-separator names the mark between them, if one does)"
+    labels = ", ".join(map(repr, _split_labels(several[0], cells["separator"])))
+    return (
+        f"{several[0]!r} is read as the labels {labels} (--label-separator splits otherwise, "
+        "--task multiclass keeps the cell as one label)"
+    )
+
+
+def _described_numbers(cells: Mapping[str, str], values: Sequence[str]) -> str:
+    marked = [
+        value
+        for value in values
+        if not (text := label_text(value)).lstrip("+-").isdecimal() and text.lower() not in _NO_NUMBER
+    ]
+    if not marked:
+        return "text cells are read as numbers (--task multiclass keeps them as labels)"
+    decimal, thousands, unit = cells["decimal"], cells["thousands"], cells["unit"]
+    example = next((cell for cell in marked if thousands and thousands in cell), marked[0])
+    rules = [f"{decimal!r} is the decimal mark"] if decimal == "," else []
+    rules += [f"{thousands!r} groups thousands"] if thousands else []
+    rules += [f"{unit!r} is left out"] if unit else []
+    because = f": {', '.join(rules)}" if rules else ""
+    other = "," if decimal == "." else "."
+    amounts = [_AMOUNT.fullmatch(_plain_marks(label_text(cell))) for cell in marked]
+    bodies = [amount[4].strip() for amount in amounts if amount]
+    has_other_reading = set("".join(bodies)) & set(".,") and _marks(bodies, "", other)
+    option = f"--decimal '{other}' reads the marks otherwise, " if has_other_reading else ""
+    return (
+        f"{label_text(example)!r} is read as {shown(_number(example, cells, '', 0))}{because} "
+        f"({option}--task multiclass keeps the cells as labels)"
+    )
 
 
 def warn_of_alike(column: Column, read: Column, classes: Iterable[Label]) -> None:

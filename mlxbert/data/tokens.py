@@ -24,7 +24,7 @@ import tokenizers
 from mlxbert.data.frames import DataError
 from mlxbert.errors import MLXBertWarning
 from mlxbert.files.output_file import WriteError, replacing
-from mlxbert.files.reading import read_json
+from mlxbert.files.reading import read_bytes, read_json
 from mlxbert.files.safetensors import read_array_file
 from mlxbert.tokenization.encoding import warn_of_truncation
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
@@ -136,7 +136,7 @@ def tokenizer_sha256(directory: str | Path) -> str:
     if not has_tokenizer(names):
         raise TokenizerError(f"{directory} has neither tokenizer.json nor vocab.txt; fix: convert it again")
     for name in names:
-        _add(digest, name.encode(), (directory / name).read_bytes())
+        _add(digest, name.encode(), read_bytes(directory / name, TokenizerError) or b"")
     config = read_json(directory / "config.json", TokenizerError) or {}
     _add(digest, str(config.get("tokenizer_class")).encode())
     return digest.hexdigest()

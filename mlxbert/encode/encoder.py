@@ -17,8 +17,8 @@ from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
 from mlxbert.errors import MLXBertWarning
 from mlxbert.models.base import BertOutput, Encoder
 from mlxbert.pooling import STRATEGIES, PoolingError, pool
-from mlxbert.tokenization.encoding import check_texts, padded, warn_of_truncation
-from mlxbert.tokenization.tokenizer import Tokenizer
+from mlxbert.tokenization.encoding import padded, warn_of_truncation
+from mlxbert.tokenization.tokenizer import Tokenizer, check_texts
 
 # Texts are tokenized and sorted this many at a time: millions of them do not all lie in memory as token ids.
 _BLOCK = 8192

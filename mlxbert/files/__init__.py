@@ -1,1 +1,1 @@
-"""Writing a model directory whole or not at all; both the converter and a fine-tuned model need it."""
+"""Read small files, replace outputs in one step, and write model directories whole or not at all."""

@@ -1,9 +1,10 @@
-"""Writing a file: a new one of a conversion, hashed on the way, or an output that takes the place of an old one.
+"""Write files: a new file of a conversion with its SHA-256, an output that replaces an old one, and `manifest.json`.
 
-manifest.json: the SHA-256 and size of every file of a converted directory, and how they are checked.
+`manifest.json` lists the size and the SHA-256 of every file of a converted directory but its own:
 
-``{"format": "mlxbert-manifest", "version": 1, "files": {"config.json": {"size": …, "sha256": "…"}, …}}``.
-It does not list itself. It also is the mark of a directory that this converter wrote.
+``{"format": "mlxbert-manifest", "version": 1, "files": {"config.json": {"size": …, "sha256": "…"}, …}}``
+
+It also marks a directory as written by this project.
 """
 
 from __future__ import annotations
@@ -20,29 +21,37 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.reading import open_regular, read_bytes, reading_failed, sha256_hex
+from mlxbert.files.reading import PathError, open_regular, read_bytes, reading_failed, sha256_hex
 
-# One write call: macOS refuses more than 2 GiB at a time, and Ctrl-C is answered between two of them.
+# The name of the manifest in a converted directory.
+NAME = "manifest.json"
+FORMAT = "mlxbert-manifest"
+VERSION = 1
+# A manifest of 100,000 files is 15 MB.
+MAX_BYTES = 64 << 20
+
+# Bytes of one write call: macOS refuses more than 2 GiB, and Ctrl-C is handled between two calls.
 CHUNK_BYTES = 16 << 20
-# Below this, handing the bytes to the hashing thread costs more than hashing them here.
+# For less than this, a call of the hashing thread costs more than the hashing.
 THREAD_FROM_BYTES = 1 << 20
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-# What :func:`replacing` leaves beside NAME where it is killed: `.NAME.0123456789abcdef.tmp`.
+# What a killed writer leaves beside NAME: `.NAME.0123456789abcdef.tmp`.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FIX = "give another output with -o"
 
 
 class WriteError(MLXBertError):
-    """The output could not be written, or must not be: one line with the path, the reason and the fix."""
+    """The output cannot be written, or must not be: one line with the path, the reason and the fix."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,12 @@ class FileRecord:
 
     @classmethod
     def of(cls, data: bytes) -> FileRecord:
-        """The record of a file with the content `data`."""
-        return cls(len(data), hashlib.sha256(data).hexdigest())
+        """Return the record of a file with the content `data`."""
+        return cls(len(data), sha256_hex(data))
 
 
 def format_bytes(count: int) -> str:
-    """Write a byte count for people, in powers of ten: ``438.0 MB``."""
+    """Return a byte count for people, in powers of ten: ``438.0 MB``."""
     value = float(count)
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < 1000:
@@ -68,20 +77,18 @@ def format_bytes(count: int) -> str:
     return f"{value:.1f} TB"
 
 
-_FIX = "give another output with -o"
-
-
 @contextmanager
 def write_errors(path: Path, needed: int, *, fix: str = _FIX) -> Iterator[None]:
-    """Turn an ``OSError`` of writing `path` into a one-line :class:`WriteError`, which ends in `fix`.
+    """Turn an ``OSError`` of writing `path` into a one-line :class:`WriteError` that ends in `fix`.
 
-    `needed` is what the whole write takes, in bytes; a full disk (or quota, or file-size limit) names it.
+    `needed` is the size of the whole output in bytes; the message about a full disk (or quota, or file-size limit)
+    names it.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        if error.errno in NO_SPACE:
+        if error.errno in _NO_SPACE:
             raise WriteError(
                 f"{path.parent}: no room for {path.name} ({reason}): {format_bytes(needed)} needed there; "
                 f"{fix if fix.startswith('free') else f'free some space or {fix}'}"
@@ -90,23 +97,23 @@ def write_errors(path: Path, needed: int, *, fix: str = _FIX) -> Iterator[None]:
 
 
 class HashedFile:
-    """A new file, or one that is open, written front to back; its SHA-256 is taken on the way.
+    """A file that is written from front to back, new or already open, and hashed on the way.
 
-    Large pieces are hashed by a second thread while this one writes them (hashlib and ``write`` both
-    release the GIL). :meth:`write` returns when both are done, so the caller may reuse or free the buffer.
+    A second thread hashes large pieces while this one writes them (hashlib and ``write`` both release the GIL).
+    :meth:`write` returns when both are done, so the caller may reuse or free the buffer.
 
     Raises :class:`WriteError` when the file exists or the disk is full; `needed` (bytes) and `fix` are for that
-    message. An open file (of :func:`replacing`) is left open; whoever opened it syncs and closes it.
+    message. A file that was open before (from :func:`replacing`) stays open; whoever opened it syncs and closes it.
     """
 
     def __init__(self, target: Path | io.BufferedWriter, *, needed: int, fix: str = _FIX) -> None:
-        self._opened = not isinstance(target, Path)
+        self._is_borrowed = not isinstance(target, Path)
         self.path = target if isinstance(target, Path) else Path(str(target.name))
         self._needed, self._fix = needed, fix
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._thread: ThreadPoolExecutor | None = None
-        with write_errors(self.path, needed, fix=fix):
+        with self._errors():
             if isinstance(target, Path):
                 self._descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             else:
@@ -129,15 +136,18 @@ class HashedFile:
             hashed.result()
 
     def record(self) -> FileRecord:
-        """Size and SHA-256 of what has been written so far."""
+        """Return size and SHA-256 of what has been written so far."""
         return FileRecord(self._size, self._sha256.hexdigest())
 
     def _append(self, view: memoryview) -> None:
-        with write_errors(self.path, self._needed, fix=self._fix):
+        with self._errors():
             start = 0
             while start < view.nbytes:
                 start += os.write(self._descriptor, view[start : start + CHUNK_BYTES])
             self._size += view.nbytes
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return write_errors(self.path, self._needed, fix=self._fix)
 
     def __enter__(self) -> HashedFile:
         return self
@@ -147,25 +157,25 @@ class HashedFile:
     ) -> None:
         if self._thread is not None:
             self._thread.shutdown()
-        if self._opened:
+        if self._is_borrowed:
             return
         try:
             if kind is None:
-                with write_errors(self.path, self._needed, fix=self._fix):
+                with self._errors():
                     os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> FileRecord:
-    """Write a small file in one go."""
+    """Write a small new file at once."""
     with HashedFile(path, needed=len(data)) as file:
         file.write(data)
         return file.record()
 
 
 def copy_file(source: Path, path: Path) -> FileRecord:
-    """Copy the bytes of `source` (a link is followed: the copy is a plain file) to the new file `path`.
+    """Copy the bytes of `source` to the new file `path`; of a link, the bytes of the file that it leads to.
 
     Raises :class:`WriteError` when `source` is not a readable regular file.
     """
@@ -184,8 +194,13 @@ def copy_file(source: Path, path: Path) -> FileRecord:
             file.write(memoryview(buffer)[:count])
 
 
+def json_text(value: Any, *, ensure_ascii: bool = True, allow_nan: bool = True) -> str:
+    """Return `value` as indented JSON with a newline at the end, as this project writes all of its JSON files."""
+    return json.dumps(value, indent=2, ensure_ascii=ensure_ascii, allow_nan=allow_nan) + "\n"
+
+
 def fsync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable (creation and renaming of files are its contents)."""
+    """Make the names in `directory` durable: creating and renaming a file changes its directory."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -194,7 +209,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes | memoryview, *, fix: str = _FIX, follow_links: bool = True) -> None:
-    """Write `data` to `path`, whole or not at all: :func:`replacing` for what is in memory already."""
+    """Write `data` to `path`, whole or not at all: :func:`replacing` for data that is in memory."""
     with replacing(path, needed=len(data), fix=fix, follow_links=follow_links) as file:
         file.write(data)
 
@@ -205,14 +220,14 @@ def replacing(
 ) -> Iterator[io.BufferedWriter]:
     """Yield a file that becomes `path` when the block ends without an exception; the only way to write an output.
 
-    A reader, a kill and a full disk see the old file or the new one, never a part: the new one is written beside the
-    old one, synced, and renamed onto it. Permissions and owner of the old file stay. Missing parents are made.
-    A link stays a link, and the file that it leads to is replaced. A pipe, a terminal, ``/dev/null`` and
+    A reader, a kill and a full disk see the old file or the new one, never a part: the new file is written beside the
+    old one, synced, and renamed onto it. The permissions and the owner of the old file stay. Missing parents are
+    created. A link stays a link, and the file that it leads to is replaced. A pipe, a terminal, ``/dev/null`` and
     ``/dev/stdout`` are written into.
 
     Args:
         path: the output.
-        needed: bytes that will be written, for the message of a full disk.
+        needed: bytes that will be written, for the message about a full disk.
         fix: how every message ends.
         follow_links: False for a file of a run or a model, whose directory may come from a stranger: a link is
             replaced by the file, so that nothing outside is written, and pipes and devices are refused.
@@ -222,17 +237,17 @@ def replacing(
             refuses, also inside the block.
     """
     with write_errors(path, needed, fix=fix):
-        into = _special(path, fix, follow_links=follow_links)
-        if into is not None:
-            with _buffered(path, into) as file:
+        special = _open_special(path, fix, follow_links=follow_links)
+        if special is not None:
+            with _buffered(path, special) as file:
                 yield file
             return
         real = Path(os.path.realpath(path)) if follow_links else path
         real.parent.mkdir(parents=True, exist_ok=True)
-        old = _stat_of_file(real)
+        old = _status_of_file(real)
         temporary, descriptor = _new_temporary(real)
         try:
-            # Closed, and with that unlocked, after the renaming: until then nobody sweeps it away.
+            # The file is closed, and with that unlocked, after the renaming: until then no other process deletes it.
             with _buffered(path, descriptor) as file:
                 if old is not None:
                     _take_over_rights(descriptor, old)
@@ -243,24 +258,24 @@ def replacing(
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        with suppress(PermissionError):  # a directory may allow new files and no look at them
+        with suppress(PermissionError):  # a directory may allow new files but no listing
             fsync_directory(real.parent)
-            _sweep(real)
+            _delete_abandoned(real)
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether what is written to `path` goes where a command prints its lines."""
+    """Return whether `path` is the standard output, where a command prints its lines."""
     alias = _DESCRIPTOR.fullmatch(os.path.abspath(path))  # noqa: PTH100 - resolves no links
     return alias is not None and (alias[1] == "stdout" or alias[2] == "1")
 
 
 def _buffered(path: Path, descriptor: int) -> io.BufferedWriter:
-    """Return the descriptor as a file that is named after the output."""
+    """Return the descriptor as a file whose name is the output's."""
     return open(path, "wb", opener=lambda *_: descriptor)
 
 
-def _special(path: Path, fix: str, *, follow_links: bool) -> int | None:
-    """Open what is written into instead of being replaced; None for a regular file, or where there is none yet."""
+def _open_special(path: Path, fix: str, *, follow_links: bool) -> int | None:
+    """Open a file that is written into, not replaced; None for a regular file, or where nothing exists yet."""
     alias = _DESCRIPTOR.fullmatch(os.path.abspath(path)) if follow_links else None  # noqa: PTH100 - resolves no links
     if alias is not None:
         sys.stdout.flush()
@@ -279,7 +294,7 @@ def _special(path: Path, fix: str, *, follow_links: bool) -> int | None:
         kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise WriteError(f"{path}: is {kind}, which is not replaced by a file; {fix}")
     try:
-        # Without a reader a pipe would block here for ever.
+        # Without O_NONBLOCK, opening a pipe that has no reader would wait for ever.
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno == errno.ENXIO and stat.S_ISFIFO(mode):
@@ -289,20 +304,20 @@ def _special(path: Path, fix: str, *, follow_links: bool) -> int | None:
     return descriptor
 
 
-def _stat_of_file(path: Path) -> os.stat_result | None:
-    """The status of the regular file to replace; None where there is none. Refuses a write-protected one."""
+def _status_of_file(path: Path) -> os.stat_result | None:
+    """Return the status of the regular file to replace, None if there is none; refuse a write-protected file."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    os.close(os.open(path, os.O_WRONLY | os.O_NOFOLLOW))  # renaming onto it would not ask whether it may be written
+    os.close(os.open(path, os.O_WRONLY | os.O_NOFOLLOW))  # a rename does not ask whether the old file may be written
     return status
 
 
 def _take_over_rights(descriptor: int, old: os.stat_result) -> None:
-    """Give a new file the permissions and, as far as the system allows, the owner of the one that it replaces."""
+    """Give a new file the permissions and, as far as the system allows, the owner of the file that it replaces."""
     new = os.fstat(descriptor)
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
         with suppress(PermissionError):  # only root may give a file away
@@ -311,33 +326,33 @@ def _take_over_rights(descriptor: int, old: os.stat_result) -> None:
 
 
 def _new_temporary(path: Path) -> tuple[Path, int]:
-    """Create a file beside `path` that its writer holds locked, so that a dead writer's can be told from it."""
+    """Create a file beside `path` and lock it, so that the file of a live writer differs from that of a dead one."""
     while True:
         temporary = path.with_name(f".{_stem(path)}.{secrets.token_hex(8)}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        if not _is_swept(temporary, descriptor):
+        if not _is_deleted(temporary, descriptor):
             return temporary, descriptor
         os.close(descriptor)
 
 
-def _is_swept(temporary: Path, descriptor: int) -> bool:
-    """Lock a temporary file; True when another process took it for a dead writer's before that."""
+def _is_deleted(temporary: Path, descriptor: int) -> bool:
+    """Lock a temporary file; return True if another process took it for abandoned before that, and deleted it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return not os.path.samestat(os.fstat(descriptor), temporary.stat())
     except (BlockingIOError, FileNotFoundError):
         return True
-    except OSError:  # a file system without locks: nobody can lock it to sweep it either
+    except OSError:  # a file system without locks: no other process can lock the file either, so none deletes it
         return False
 
 
-def _sweep(path: Path) -> None:
+def _delete_abandoned(path: Path) -> None:
     """Delete the temporary files of `path` whose writers are dead."""
     pattern = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{16}}\.tmp")
     with os.scandir(path.parent) as entries:
-        left = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
-    for name in left:
-        with suppress(OSError):  # its writer lives, or another process sweeps: no matter of this file's
+        names = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
+    for name in names:
+        with suppress(OSError):  # its writer lives, or another process deletes it: no concern of this output
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -347,52 +362,40 @@ def _sweep(path: Path) -> None:
 
 
 def _stem(path: Path) -> str:
-    """The file's name, cut so that the name of its temporary file is not too long for the file system."""
+    """Return the file's name, cut so that the name of its temporary file is not too long for the file system."""
     name = path.name
     while len(os.fsencode(name)) > 200:
         name = name[:-1]
     return name
 
 
-NAME = "manifest.json"
-# A manifest of 100,000 files is 15 MB.
-MAX_BYTES = 64 << 20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-FORMAT = "mlxbert-manifest"
-VERSION = 1
-
-
-class ManifestError(MLXBertError):
-    """A manifest, or a file that it lists, that cannot be read: no regular file, too large, or not allowed."""
-
-
 def manifest_bytes(files: Mapping[str, FileRecord]) -> bytes:
-    """The manifest of `files` (relative POSIX name -> record), sorted by name."""
-    listed = {name: {"size": files[name].size, "sha256": files[name].sha256} for name in sorted(files)}
-    return (json.dumps({"format": FORMAT, "version": VERSION, "files": listed}, indent=2) + "\n").encode()
+    """Return the manifest of `files` (relative POSIX name -> record), sorted by name."""
+    entries = {name: {"size": files[name].size, "sha256": files[name].sha256} for name in sorted(files)}
+    return json_text({"format": FORMAT, "version": VERSION, "files": entries}).encode()
 
 
 def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
-    """Return the files that `directory`'s manifest lists; None when it has none of ours (absent, another's, damaged).
+    """Return the files that the manifest of `directory` lists; None if it is absent, damaged or another tool's.
 
     Raises:
-        ManifestError: what lies there is no regular file, too large, or cannot be read.
+        PathError: not a regular file, too large, or unreadable.
     """
-    data = read_bytes(directory / NAME, ManifestError, limit=MAX_BYTES)
+    data = read_bytes(directory / NAME, PathError, limit=MAX_BYTES)
     if data is None:
         return None
     try:
-        parsed = json.loads(data)
+        content = json.loads(data)  # not `read_json`: a damaged manifest is no error here
     except (ValueError, RecursionError):
         return None
-    if not isinstance(parsed, dict) or parsed.get("format") != FORMAT or not isinstance(parsed.get("files"), dict):
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("files"), dict):
         return None
-    records = {name: _record(entry) for name, entry in parsed["files"].items()}
+    records = {name: _record(entry) for name, entry in content["files"].items()}
     return {name: record for name, record in records.items() if record is not None} if all(records.values()) else None
 
 
 def _record(entry: Any) -> FileRecord | None:
-    """What a manifest says of one file; None for anything else."""
+    """Return the record that one entry of a manifest describes; None for an entry of another form."""
     if not isinstance(entry, dict):
         return None
     size, sha256 = entry.get("size"), entry.get("sha256")
@@ -401,11 +404,31 @@ def _record(entry: Any) -> FileRecord | None:
     return FileRecord(size, sha256)
 
 
+def replace_listed_files(directory: Path, files: Mapping[str, bytes], *, fix: str) -> None:
+    """Replace files of a directory and, if it has a manifest, their entries there.
+
+    The entries are removed first and added last. So a kill in between leaves files that the manifest does not list,
+    which is harmless, and never a file that it describes wrongly, which looks like damage.
+
+    Raises:
+        WriteError: a file cannot be written; the message ends in `fix`.
+    """
+    records = read_manifest(directory)
+    if records is not None:
+        records = {name: record for name, record in records.items() if name not in files}
+        replace_file(directory / NAME, manifest_bytes(records), fix=fix, follow_links=False)
+    for name, data in files.items():
+        replace_file(directory / name, data, fix=fix, follow_links=False)
+    if records is not None:
+        records |= {name: FileRecord.of(data) for name, data in files.items()}
+        replace_file(directory / NAME, manifest_bytes(records), fix=fix, follow_links=False)
+
+
 def is_complete(directory: Path) -> bool:
-    """Is this a converted directory with every listed file there at its size? (Hashes are not computed.)"""
+    """Return whether this is a converted directory with every listed file at its size; no hash is computed."""
     try:
         files = read_manifest(directory)
-    except ManifestError:
+    except PathError:
         return False
     if files is None or "config.json" not in files:
         return False
@@ -416,10 +439,10 @@ def is_complete(directory: Path) -> bool:
 
 
 def manifest_problems(directory: Path) -> list[str]:
-    """Compare every file with the manifest, hashes included: one line for each difference, none when all is well.
+    """Compare every file with the manifest, hashes included; return one line for each difference.
 
     Raises:
-        ManifestError: the manifest or a file cannot be read.
+        PathError: the manifest or a file cannot be read.
     """
     files = read_manifest(directory)
     if files is None:
@@ -437,18 +460,18 @@ def manifest_problems(directory: Path) -> list[str]:
 
 
 def is_file_of(path: Path, record: FileRecord) -> bool:
-    """Whether the file has the size and the SHA-256 of the record.
+    """Return whether the file has the size and the SHA-256 of the record.
 
     Raises:
-        ManifestError: it cannot be read.
+        PathError: it cannot be read.
     """
     if not path.is_file() or path.stat().st_size != record.size:
         return False
-    return sha256_hex(path, ManifestError) == record.sha256
+    return sha256_hex(path, PathError) == record.sha256
 
 
 def unlisted(directory: Path, files: Mapping[str, FileRecord]) -> list[str]:
-    """Names under `directory` (files, links, empty directories) that are not in `files`, the manifest aside."""
+    """Return the names of files, links and empty directories that are neither in `files` nor the manifest."""
     return sorted(
         name
         for path in directory.rglob("*")

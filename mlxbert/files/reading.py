@@ -1,14 +1,10 @@
-"""Paths as people write them: `~` in one, and names that no file can have.
+"""Read the files of a checkpoint or a run: regular files only, of a bounded size, with errors that name the fix.
 
-Read the files of a checkpoint or a run: regular files only, of a bounded size, with errors that name the fix.
+A FIFO, a socket or a device would block the reader or never end. So every file is opened without blocking and is
+checked before its first byte is read. The whole project reads its small files with this module.
 
-A FIFO, a socket or a device would block the reader or never end, so each file is opened without blocking and looked at
-before its first byte is read. Everything in this project that reads a small file of its own calls this module.
-
-Read JSON of this project's own files into dataclasses: every field is checked against its annotation, in one place.
-
-`run.json`, `scores.json`, `blend.json`, the lines of `metrics.jsonl` and the position in a saved training state are
-read with it. A field that the dataclass does not have is left out (a later version may have written it).
+JSON becomes dataclasses here too (`from_json`): every field is checked against its annotation. A field that the
+dataclass does not have is ignored, because a later version may have written it.
 """
 
 from __future__ import annotations
@@ -25,29 +21,33 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 from mlxbert.errors import MLXBertError, printable, shortened
 
-_FIXES = {
+# The largest published vocabularies are below 40 MB; anything near this limit is something else.
+MAX_TEXT_BYTES = 256 << 20
+
+_PATH_FIXES = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EACCES: "give one that you may look at, or ask its owner",
     errno.ELOOP: "remove one of the links",
 }
+_FILE_KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 class PathError(MLXBertError, ValueError):
-    """A path that no command can read or write, whatever lies there."""
+    """A path that no command can read or write, or a file of a converted directory that cannot be read."""
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return the path with `~` and `~user` expanded, which a shell leaves alone in `--out=~/x`.
+    """Return the path with `~` and `~user` expanded, which a shell does not expand in `--out=~/x`.
 
-    It is as it was where there is no such user; nothing needs to lie there.
+    An unknown user's `~name` stays as it is. The path need not exist.
 
     Raises:
-        PathError: the system refuses to look there: a name is too long, a folder on the way may not be entered, links
-            lead in a circle.
+        PathError: the system refuses to look there: a name is too long, a folder on the way may not be entered, or
+            links form a circle.
     """
     expanded = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
     try:
@@ -55,25 +55,19 @@ def expand_home(path: str | Path) -> Path:
     except ValueError:
         raise PathError(f"{printable(expanded)}: no path has a NUL character in it; fix: check the path") from None
     except OSError as error:
-        if error.errno in _FIXES:
-            raise PathError(f"{printable(expanded)}: {error.strerror}; fix: {_FIXES[error.errno]}") from None
+        if error.errno in _PATH_FIXES:
+            raise PathError(f"{printable(expanded)}: {error.strerror}; fix: {_PATH_FIXES[error.errno]}") from None
     return expanded
 
 
-# The largest published vocabularies are below 40 MB; anything near this is something else.
-MAX_TEXT_BYTES = 256 << 20
-
-_KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
-
-
 def open_regular(path: Path, error: type[MLXBertError]) -> io.FileIO | None:
-    """Open a regular file (or the one that a link leads to) for unbuffered reading; None when there is no such file.
+    """Open a regular file, or the one that a link leads to, for unbuffered reading; return None if it does not exist.
 
     Raises:
         error: a directory, pipe, socket or device, or the system refuses.
     """
     try:
-        # Before the open: opening some devices already has an effect, and a socket cannot be opened at all.
+        # Check before opening: opening some devices already has an effect, and a socket cannot be opened.
         _require_regular(path, path.stat().st_mode, error)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -81,7 +75,7 @@ def open_regular(path: Path, error: type[MLXBertError]) -> io.FileIO | None:
     except (OSError, ValueError) as cause:
         raise error(reading_failed(path, cause)) from cause
     try:
-        # Again: the name may lead to something else by now.
+        # Check again: the name may lead to something else by now.
         _require_regular(path, os.fstat(descriptor).st_mode, error)
         return io.FileIO(descriptor, "rb")
     except BaseException:
@@ -90,7 +84,7 @@ def open_regular(path: Path, error: type[MLXBertError]) -> io.FileIO | None:
 
 
 def read_bytes(path: Path, error: type[MLXBertError], *, limit: int = MAX_TEXT_BYTES) -> bytes | None:
-    """Return the content of a regular file; None when there is no such file.
+    """Return the content of a regular file; None if it does not exist.
 
     Raises:
         error: not a regular file, unreadable, or larger than `limit` bytes.
@@ -105,21 +99,21 @@ def read_bytes(path: Path, error: type[MLXBertError], *, limit: int = MAX_TEXT_B
                 f"{path}: {size / 2**20:.0f} MB is too large for this file (limit {limit / 2**20:.0f} MB); "
                 "fix: check what was put there"
             )
-        pieces, held = [], 0
+        pieces, length = [], 0
         try:
-            # Not one byte beyond the limit, even if the file grows or reports a size of 0 (as those in /proc do).
-            while held <= limit and (piece := file.read(min(1 << 20, limit + 1 - held))):
+            # Never read beyond the limit, even if the file grows or reports a size of 0 (as files in /proc do).
+            while length <= limit and (piece := file.read(min(1 << 20, limit + 1 - length))):
                 pieces.append(piece)
-                held += len(piece)
+                length += len(piece)
         except OSError as cause:
             raise error(reading_failed(path, cause)) from cause
-    if held > limit:
+    if length > limit:
         raise error(f"{path}: more than {limit / 2**20:.0f} MB; fix: check what was put there")
     return b"".join(pieces)
 
 
 def read_text(path: Path, error: type[MLXBertError], *, limit: int = MAX_TEXT_BYTES) -> str | None:
-    """Return the text of a file in UTF-8, with or without a byte-order mark; None when there is no such file.
+    """Return the text of a file in UTF-8, with or without a byte-order mark; None if it does not exist.
 
     Raises:
         error: as `read_bytes`, a Git-LFS pointer, or not UTF-8.
@@ -136,54 +130,41 @@ def read_text(path: Path, error: type[MLXBertError], *, limit: int = MAX_TEXT_BY
         raise error(f"{path}: not UTF-8 at line {line}; fix: save it as UTF-8") from None
 
 
-def parse_json(path: Path, error: type[MLXBertError], *, limit: int = MAX_TEXT_BYTES) -> Any:
-    """Return the JSON value in a file; None when there is no such file.
+@overload
+def sha256_hex(content: bytes | io.FileIO) -> str: ...
+
+
+@overload
+def sha256_hex(content: Path, error: type[MLXBertError]) -> str | None: ...
+
+
+def sha256_hex(content: bytes | io.FileIO | Path, error: type[MLXBertError] = MLXBertError) -> str | None:
+    """Return the SHA-256, in hex, of bytes, of an open file from its position on, or of the regular file at a path.
+
+    Files are read in pieces. The result is None if no file exists at the path.
 
     Raises:
-        error: as `read_text`, or not valid JSON.
+        error: the path is not a regular file, or cannot be read.
     """
-    text = read_text(path, error, limit=limit)
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as cause:
-        raise error(f"{path}: not valid JSON ({cause}); fix: get the file again") from None
-
-
-def read_json(path: Path, error: type[MLXBertError], *, limit: int = MAX_TEXT_BYTES) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None when there is no such file.
-
-    Raises:
-        error: as `parse_json`, or not an object.
-    """
-    value = parse_json(path, error, limit=limit)
-    if value is not None and not isinstance(value, dict):
-        raise error(f"{path}: expected a JSON object, found {type(value).__name__}; fix: get the file again")
-    return value
-
-
-def sha256_hex(path: Path, error: type[MLXBertError]) -> str | None:
-    """Return the SHA-256 of a regular file in hex, read in pieces; None when there is no such file.
-
-    Raises:
-        error: not a regular file, or unreadable.
-    """
-    file = open_regular(path, error)
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    if isinstance(content, io.FileIO):
+        return hashlib.file_digest(content, "sha256").hexdigest()
+    file = open_regular(content, error)
     if file is None:
         return None
     with file:
         try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return sha256_hex(file)
         except OSError as cause:
-            raise error(reading_failed(path, cause)) from cause
+            raise error(reading_failed(content, cause)) from cause
 
 
 def require_inside(path: Path, directory: Path, error: type[MLXBertError]) -> Path:
-    """Return `path` if what it leads to, links followed, lies in `directory`; a file need not be there.
+    """Return `path` if it leads, links followed, to a place in `directory`; the file need not exist.
 
-    A link in a directory that somebody else made may lead to a private file of the user, which would then be copied
-    and published. The Hub's cache is allowed: its `snapshots/COMMIT/NAME` are links into `blobs` beside `snapshots`.
+    A link in a directory from a stranger may lead to a private file of the user, which would then be copied and
+    published. The Hub's cache is allowed: its `snapshots/COMMIT/NAME` are links into `blobs` beside `snapshots`.
 
     Raises:
         error: it leads out of the directory.
@@ -204,7 +185,7 @@ def require_inside(path: Path, directory: Path, error: type[MLXBertError]) -> Pa
 
 
 def require_own_files(directory: Path, error: type[MLXBertError]) -> None:
-    """Check that everything in a directory is a regular file or a folder, and that no link leads out of it.
+    """Check that a directory holds only regular files and folders, and that no link leads out of it.
 
     Raises:
         error: a pipe, socket or device, or a link that leads out (`require_inside`).
@@ -222,7 +203,7 @@ def require_own_files(directory: Path, error: type[MLXBertError]) -> None:
 
 
 def reading_failed(path: Path, cause: OSError | ValueError) -> str:
-    """Return the message for a file that the system does not let us read, with the fix."""
+    """Return the message, with its fix, for a file that the system refuses to read."""
     if isinstance(cause, PermissionError):
         return f"{path}: permission denied; fix: make it readable (chmod u+r {path})"
     reason = cause.strerror if isinstance(cause, OSError) else None
@@ -231,8 +212,35 @@ def reading_failed(path: Path, cause: OSError | ValueError) -> str:
 
 def _require_regular(path: Path, mode: int, error: type[MLXBertError]) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "a device")
+        kind = next((name for test, name in _FILE_KINDS if test(mode)), "a device")
         raise error(f"{path}: is {kind}, not a regular file; fix: put a regular file there")
+
+
+def parse_json(path: Path, error: type[MLXBertError], *, limit: int = MAX_TEXT_BYTES) -> Any:
+    """Return the JSON value in a file, of any type; None if the file does not exist.
+
+    Raises:
+        error: as `read_text`, or not valid JSON.
+    """
+    text = read_text(path, error, limit=limit)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{path}: not valid JSON ({cause}); fix: get the file again") from None
+
+
+def read_json(path: Path, error: type[MLXBertError], *, limit: int = MAX_TEXT_BYTES) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None if the file does not exist.
+
+    Raises:
+        error: as `parse_json`, or not an object.
+    """
+    value = parse_json(path, error, limit=limit)
+    if value is not None and not isinstance(value, dict):
+        raise error(f"{path}: expected a JSON object, found {type(value).__name__}; fix: get the file again")
+    return value
 
 
 T = TypeVar("T")
@@ -248,31 +256,32 @@ class _MismatchError(Exception):
 def from_json(
     kind: type[T], value: Any, *, place: str, fix: str, error: type[MLXBertError], null_is_nan: bool = False
 ) -> T:
-    """Return the instance of a dataclass that a JSON object describes.
+    """Return the dataclass instance that a JSON object describes.
 
     Fields may be str, int, float, bool, None, Literal, tuple[X, ...], Mapping[str, X], dataclasses, unions of these,
     and Any. A field that is absent takes the dataclass's default.
 
     Args:
         kind: the dataclass.
-        value: as `json.loads` gives it.
-        place: of the value, such as the file's path: the beginning of every message.
-        fix: the end of every message.
+        value: the parsed JSON.
+        place: where the value comes from, such as the file's path; every message begins with it.
+        fix: how every message ends.
         error: the class of the error.
-        null_is_nan: read null as NaN where a number is expected, as this project's writers mean it.
+        null_is_nan: read null as NaN where a number is expected, because this project writes NaN as null.
 
     Raises:
         error: a field is missing or of another type (one line: its name, what it must be, what was found), or the
             dataclass itself refuses a value.
     """
     try:
-        read: T = _read(kind, value, "", null_is_nan)
+        result: T = _read(kind, value, "", null_is_nan)
     except _MismatchError as mismatch:
         raise error(f"{place}: {mismatch}; {fix}") from None
-    return read
+    return result
 
 
 def _read(hint: Any, value: Any, name: str, null_is_nan: bool) -> Any:
+    """Return the value as the annotation `hint` asks; `name` is its place in the JSON, for messages."""
     if hint is Any:
         return value
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -281,15 +290,15 @@ def _read(hint: Any, value: Any, name: str, null_is_nan: bool) -> Any:
             return _converted(choice, value, name, null_is_nan)
     if value is None and null_is_nan and float in choices:
         return math.nan
-    expected = " or ".join(_words(choice) for choice in choices)
+    expected = " or ".join(_description(choice) for choice in choices)
     raise _MismatchError(f"{name or 'the content'} must be {expected}, found {_shown(value)}")
 
 
 def _fits(hint: Any, value: Any) -> bool:
-    """Whether the JSON value is of the kind that `hint` reads; what is inside it is looked at later."""
+    """Return whether the outermost type of a JSON value is the one that `hint` asks; its items are checked later."""
     origin = get_origin(hint)
     if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in get_args(hint))
+        return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
     if hint is int:
         return type(value) is int and abs(value) < 1 << 63
     if hint is float:
@@ -304,35 +313,35 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a file can hold the text: JSON can spell lone surrogates, which no encoding has."""
+    """Return whether a file can hold the text: JSON can spell lone surrogates, which no encoding has."""
     return text.isascii() or not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 
 
 def _converted(hint: Any, value: Any, name: str, null_is_nan: bool) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (tuple, list, Sequence):
-        return tuple(_read(inner[0], one, f"{name}[{i}]", null_is_nan) for i, one in enumerate(value))
+        return tuple(_read(inner[0], item, f"{name}[{i}]", null_is_nan) for i, item in enumerate(value))
     if origin in (dict, Mapping):
-        return {key: _read(inner[1], one, _inside(name, key), null_is_nan) for key, one in value.items()}
+        return {key: _read(inner[1], item, _inside(name, key), null_is_nan) for key, item in value.items()}
     if not isinstance(hint, type) or not dataclasses.is_dataclass(hint):
         return value
-    given = {}
+    arguments = {}
     for field, annotation in _fields(hint):
         if field.name in value:
-            given[field.name] = _read(annotation, value[field.name], _inside(name, field.name), null_is_nan)
+            arguments[field.name] = _read(annotation, value[field.name], _inside(name, field.name), null_is_nan)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise _MismatchError(f"{_inside(name, field.name)} is missing")
     try:
-        return hint(**given)
+        return hint(**arguments)
     except MLXBertError as refusal:
-        # The dataclass's own fix is for whoever calls it; of a file the reader's is the right one.
+        # The dataclass's fix is for a caller in Python; for a file, the fix of `from_json` is the right one.
         reason = str(refusal).partition("; fix:")[0]
         raise _MismatchError(f"{name}: {reason}" if name else reason) from None
 
 
 @cache
 def _fields(kind: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
-    """The fields of a dataclass with their annotations as types."""
+    """Return the fields of a dataclass with their annotations as types."""
     hints = get_type_hints(kind)
     return tuple((field, hints[field.name]) for field in dataclasses.fields(kind) if field.init)
 
@@ -341,7 +350,7 @@ def _inside(name: str, key: str) -> str:
     return f"{name}.{shortened(key, 60)}" if name else shortened(key, 60)
 
 
-def _words(hint: Any) -> str:
+def _description(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"

@@ -1,11 +1,8 @@
-"""Several NumPy arrays in one file: an uncompressed .npz, read without pickles and without trust in its sizes.
+"""Read and write files of arrays: safetensors, one tensor at a time, and the uncompressed .npz of this project.
 
-Reads safetensors files as MLX arrays, lazily, the same way wherever the project loads one.
-
-Streaming safetensors: the header is planned, then one tensor at a time is read, written and let go.
-
-Format: https://huggingface.co/docs/safetensors/index#format (8-byte little-endian header length, JSON
-header padded with spaces, then the tensors' bytes without gaps).
+Writing streams: the header is planned first, then one tensor at a time is read, written and released. Format:
+https://huggingface.co/docs/safetensors/index#format (8-byte little-endian header length, JSON header padded with
+spaces, then the tensors' bytes without gaps).
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import mlx.core as mx
@@ -30,99 +27,6 @@ import numpy.lib.format as npy
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_file import FileRecord, HashedFile, WriteError
 from mlxbert.files.reading import open_regular
-
-# What zipfile and NumPy raise for an archive with a flipped byte; a flag bit can ask for a password, too.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-
-
-def read_array_file(file: Path, error: type[MLXBertError], *, fix: str) -> dict[str, np.ndarray] | None:
-    """Return the arrays that `numpy.savez` wrote to a file, by name; None when there is no such file.
-
-    Takes no more memory than twice the file: compressed entries, pickles and sizes that the file does not have are
-    refused.
-
-    Raises:
-        error: not a regular file, or damaged; the message ends in `fix`.
-    """
-    opened = open_regular(file, error)
-    if opened is None:
-        return None
-    try:
-        with opened, zipfile.ZipFile(opened) as archive:
-            return {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in archive.infolist()}
-    except _DAMAGE as cause:
-        raise error(f"{file} is damaged ({cause}); {fix}") from cause
-
-
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{entry.filename} is compressed, and mlxbert compresses nothing")
-    content = io.BytesIO(archive.read(entry))
-    shape, fortran_order, dtype = _HEADERS[npy.read_magic(content)](content)
-    data = bytearray(content.read())
-    # Before an array is made: a header may claim any size, and any type.
-    if dtype.kind not in "iufU" or math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(f"{entry.filename} is no plain array of numbers or texts")
-    return np.ndarray(shape, dtype, buffer=data, order="F" if fortran_order else "C")
-
-
-Metadata = dict[str, str]
-
-
-def read_safetensors(
-    file: Path, error: type[MLXBertError], *, fix: str = "fix: convert or download again"
-) -> tuple[dict[str, mx.array], Metadata] | None:
-    """Return a file's tensors, not read yet, in the order of their bytes, and its metadata; None without such a file.
-
-    Args:
-        file: a safetensors file, whatever its name ends in.
-        error: the class of what is raised.
-        fix: what the message on a damaged file ends in.
-
-    Raises:
-        error: not a regular file, unreadable, or damaged.
-    """
-    stream = open_regular(file, error)
-    if stream is None:
-        return None
-    stream.close()
-    try:
-        # MLX does not open a path that is no text (a folder's name in another encoding); an open file it reads.
-        is_text = not any("\ud800" <= character <= "\udfff" for character in str(file))
-        target = str(file) if is_text else file.open("rb")
-        loaded, metadata = _pair(mx.load(target, format="safetensors", return_metadata=True))
-        return {name: loaded[name] for name in _file_order(file)}, metadata
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:
-        raise error(f"{file} is damaged ({cause}); {fix}") from cause
-
-
-def _pair(loaded: Any) -> tuple[dict[str, mx.array], Metadata]:
-    tensors, metadata = loaded
-    return tensors, metadata
-
-
-def _file_order(file: Path) -> list[str]:
-    """The names in a file that MLX has read, in the order of their bytes: MLX's dictionary has no order."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    header.pop("__metadata__", None)
-    return sorted(header, key=lambda name: header[name]["data_offsets"])
-
 
 MLX_METADATA = {"format": "mlx"}
 MAX_SHARD_SIZE = 5_000_000_000
@@ -144,10 +48,30 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 
+# What zipfile and NumPy raise for an archive with a flipped byte; a flag bit can even ask for a password.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+Metadata = dict[str, str]
+
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor that will be written: everything about it but its numbers, which `read` gives when asked.
+    """A tensor that will be written: everything about it but its numbers, which `read` returns.
 
     `dtype` is safetensors' name (a key of ``NUMPY_DTYPES``); BF16 is read as ``ml_dtypes.bfloat16``.
     """
@@ -159,19 +83,19 @@ class PlannedTensor:
 
     @property
     def parameters(self) -> int:
-        """The number of elements."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk."""
+        """Return the bytes on disk."""
         return self.parameters * NUMPY_DTYPES[self.dtype].itemsize
 
 
 def in_file_order(tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:
-    """Wide dtypes first, otherwise the order given: without padding, every tensor is then aligned to its dtype.
+    """Return the tensors, wide dtypes first, otherwise in their order: so each is aligned without padding.
 
-    Raises :class:`WriteError` when a name is there twice or a dtype has no safetensors name.
+    Raises :class:`WriteError` when a name occurs twice or a dtype has no safetensors name.
     """
     tensors = list(tensors)
     twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
@@ -186,7 +110,7 @@ def in_file_order(tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:
 
 
 def header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
-    """The file's head, length prefix included: a multiple of 8 bytes, so that the data begins aligned."""
+    """Return the file's header with its length prefix: a multiple of 8 bytes, so that the data begins aligned."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for tensor in tensors:
@@ -203,7 +127,7 @@ def header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> byt
 
 
 def safetensors_bytes(tensors: Iterable[PlannedTensor], metadata: Mapping[str, str] = MLX_METADATA) -> int:
-    """The size of the file that :func:`write_safetensors` makes of `tensors`."""
+    """Return the size of the file that :func:`write_safetensors` writes."""
     ordered = in_file_order(tensors)
     return len(header(ordered, metadata)) + sum(tensor.nbytes for tensor in ordered)
 
@@ -217,18 +141,24 @@ def write_safetensors(
     fix: str | None = None,
     on_tensor: Callable[[PlannedTensor], None] | None = None,
 ) -> FileRecord:
-    """Write `tensors` to a new file, or to an open one; never more than one of them is held.
+    """Write `tensors` to a new file, or to an open one; only one of them is in memory at a time.
 
-    `on_tensor` is called after each one (progress). `needed` is the room the whole write takes in bytes,
-    for the message of a full disk; this file's own size when not given. `fix` is how it ends.
+    Args:
+        target: where to write.
+        tensors: what to write.
+        metadata: the file's.
+        needed: bytes of the whole output, for the message about a full disk; None: the size of this file.
+        fix: how that message ends; None: as `write_errors` ends it.
+        on_tensor: called after each tensor (progress).
 
-    Raises :class:`WriteError` when the disk is full, or a tensor is read with another shape or dtype than planned.
+    Raises:
+        WriteError: the disk is full, or a tensor is read with another shape or dtype than planned.
     """
     ordered = in_file_order(tensors)
     head = header(ordered, metadata)
     size = safetensors_bytes(ordered, metadata)
-    told = {} if fix is None else {"fix": fix}
-    with HashedFile(target, needed=size if needed is None else needed, **told) as file:
+    options = {} if fix is None else {"fix": fix}
+    with HashedFile(target, needed=size if needed is None else needed, **options) as file:
         file.write(head)
         for tensor in ordered:
             file.write(_bytes_of(tensor))
@@ -240,7 +170,7 @@ def write_safetensors(
 def plan_shards(
     tensors: Iterable[PlannedTensor], *, stem: str = "model", max_shard_size: int = MAX_SHARD_SIZE
 ) -> dict[str, list[PlannedTensor]]:
-    """File name -> its tensors: one ``model.safetensors``, or ``model-00001-of-0000n.safetensors`` and so on.
+    """Return file name -> tensors: one ``model.safetensors``, or ``model-00001-of-0000n.safetensors`` and so on.
 
     A file holds at most `max_shard_size` bytes of tensors, or one tensor that is larger than that.
     """
@@ -260,9 +190,9 @@ def plan_shards(
 
 
 def shard_index(shards: Mapping[str, Sequence[PlannedTensor]], parameters: int | None = None) -> dict[str, object]:
-    """What ``model.safetensors.index.json`` says: total bytes and parameters, and the file of every tensor.
+    """Return the content of ``model.safetensors.index.json``: total bytes and parameters, and each tensor's file.
 
-    `parameters`: None: the number of elements.
+    `parameters` is the number of parameters; None: the number of elements.
     """
     tensors = [tensor for shard in shards.values() for tensor in shard]
     return {
@@ -275,10 +205,76 @@ def shard_index(shards: Mapping[str, Sequence[PlannedTensor]], parameters: int |
 
 
 def _bytes_of(tensor: PlannedTensor) -> memoryview:
-    """Read the tensor and view it as flat bytes, without a copy when it is C-contiguous."""
+    """Read the tensor and return its bytes, without a copy when it is C-contiguous."""
     array = tensor.read()
     dtype = NUMPY_DTYPES[tensor.dtype]
     if array.shape != tensor.shape or array.dtype != dtype:
         raise WriteError(f"{tensor.name}: read as {array.dtype} {array.shape}, planned as {dtype} {tensor.shape}")
-    # numpy cannot export bfloat16 through the buffer protocol; its bytes it can.
+    # NumPy cannot export bfloat16 through the buffer protocol; it can export the bytes.
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def read_safetensors(
+    file: Path, error: type[MLXBertError], *, fix: str = "fix: convert or download again"
+) -> tuple[dict[str, mx.array], Metadata] | None:
+    """Return a file's tensors, lazy and in the order of their bytes, and its metadata; None if it does not exist.
+
+    Args:
+        file: a safetensors file, whatever its name ends in.
+        error: the class of the error.
+        fix: how the message about a damaged file ends.
+
+    Raises:
+        error: not a regular file, unreadable, or damaged.
+    """
+    stream = open_regular(file, error)
+    if stream is None:
+        return None
+    stream.close()
+    try:
+        # MLX cannot open a path that is not UTF-8 (a folder's name in another encoding), but it reads an open file.
+        is_text = not any("\ud800" <= character <= "\udfff" for character in str(file))
+        target = str(file) if is_text else file.open("rb")
+        loaded, metadata = cast(Any, mx.load(target, format="safetensors", return_metadata=True))
+        return {name: loaded[name] for name in _file_order(file)}, metadata
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as cause:
+        raise error(f"{file} is damaged ({cause}); {fix}") from cause
+
+
+def _file_order(file: Path) -> list[str]:
+    """Return the names in a file that MLX has read, in the order of their bytes: MLX's dictionary has no order."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header.pop("__metadata__", None)
+    return sorted(header, key=lambda name: header[name]["data_offsets"])
+
+
+def read_array_file(file: Path, error: type[MLXBertError], *, fix: str) -> dict[str, np.ndarray] | None:
+    """Return the arrays that `numpy.savez` wrote to a file, by name; None if the file does not exist.
+
+    Not `numpy.load`, because the file may be hostile: this takes no more memory than twice the file, and refuses
+    compressed entries, pickles and sizes that the file does not have.
+
+    Raises:
+        error: not a regular file, or damaged; the message ends in `fix`.
+    """
+    opened = open_regular(file, error)
+    if opened is None:
+        return None
+    try:
+        with opened, zipfile.ZipFile(opened) as archive:
+            return {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in archive.infolist()}
+    except _DAMAGE as cause:
+        raise error(f"{file} is damaged ({cause}); {fix}") from cause
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{entry.filename} is compressed, and mlxbert compresses nothing")
+    content = io.BytesIO(archive.read(entry))
+    shape, fortran_order, dtype = _HEADERS[npy.read_magic(content)](content)
+    data = bytearray(content.read())
+    # Checked before an array exists: a header may claim any size and any type.
+    if dtype.kind not in "iufU" or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"{entry.filename} is no plain array of numbers or texts")
+    return np.ndarray(shape, dtype, buffer=data, order="F" if fortran_order else "C")

@@ -28,17 +28,8 @@ from heads.pretrained import (
 )
 from mlxbert.activations import ACTIVATIONS, has_fast_softmax, softmax
 from mlxbert.model_inputs import embedded
-from mlxbert.models.base import (
-    Architecture,
-    Context,
-    Encoder,
-    HeadClass,
-    HeadKind,
-    Inputs,
-    MappingLimits,
-    PrecisionLimits,
-    Tolerances,
-)
+from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, MappingLimits, PrecisionLimits, Tolerances
+from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.config_fields import (
     Checks,
     EncoderConfig,
@@ -470,6 +461,7 @@ BERT = Architecture(
     swift_names=SWIFT_NAMES,
     # With one token type, or padding by id 1, it may be an architecture of the same names and other positions.
     assumed=lambda config: config.get("type_vocab_size") != 1 and config.get("pad_token_id") != 1,
+    known_to=frozenset({"mlx-embeddings", "mlx-vlm", "MLXEmbedders"}),
     tiny=TINY,
 )
 

@@ -143,12 +143,12 @@ def flag(name: str, value: Any) -> bool:
 
 def activation(name: str, value: Any) -> str:
     """Return the name of an activation that is computed here."""
-    if value not in ACTIVATIONS:
+    if not isinstance(value, str) or value not in ACTIVATIONS:
         raise ConfigError(
             f"config.json: {name} {shown(value)} is not an activation this encoder computes; "
             f"it computes: {', '.join(sorted(ACTIVATIONS))}"
         )
-    return str(value)
+    return value
 
 
 def unsupported(model_type: Any, known: Iterable[str]) -> ConfigError:

@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from heads.pretrained.roberta import RobertaClassificationHead, RobertaMaskedLMHead, RobertaPredictions
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.models.base import Context, HeadClass, HeadKind, Inputs
+from mlxbert.models.architecture import HeadClass, HeadKind
+from mlxbert.models.base import Context, Inputs
 from mlxbert.models.bert import BERT, TABLES, BertConfig, BertCore, choice_head, span_head, token_head
 from mlxbert.models.config_fields import ConfigError
 
@@ -133,6 +134,7 @@ ROBERTA = replace(
     tokenizer_class="RobertaTokenizer",
     has_token_types=False,
     assumed=lambda config: False,
+    known_to=frozenset({"MLXEmbedders"}),
     tiny={**BERT.tiny, "vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 66, "pad_token_id": 1},
 )
 

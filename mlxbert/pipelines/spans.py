@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from heads.arrays import softmax
-from mlxbert.models.base import HeadKind
+from mlxbert.models.architecture import HeadKind
 from mlxbert.pipelines.texts import (
     PipelineError,
     check_positive,
@@ -34,8 +34,8 @@ from mlxbert.pipelines.texts import (
     without_limit,
 )
 from mlxbert.pretrained.model import PretrainedBert
-from mlxbert.tokenization.encoding import Encoding, check_texts
-from mlxbert.tokenization.tokenizer import Tokenizer
+from mlxbert.tokenization.encoding import Encoding
+from mlxbert.tokenization.tokenizer import Tokenizer, check_texts
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 

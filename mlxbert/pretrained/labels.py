@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxbert.errors import MLXBertError, shown
-from mlxbert.models.base import Architecture, architecture
+from mlxbert.models.architecture import Architecture, architecture
 from mlxbert.models.config_fields import ConfigError
 
 

@@ -38,7 +38,8 @@ from mlxbert.model_tensors import (
     tensor_problems,
     with_true_dtype,
 )
-from mlxbert.models.base import BertOutput, Encoder, HeadKind
+from mlxbert.models.architecture import HeadKind
+from mlxbert.models.base import BertOutput, Encoder
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained.labels import HeadChoice, Labels, choose_head_class
 from mlxbert.tokenization.tokenizer import Tokenizer

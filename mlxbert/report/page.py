@@ -41,8 +41,8 @@ from mlxbert.report.tables import (
     score_table,
     worst_rows,
 )
-from mlxbert.runs.place import check_own
-from mlxbert.runs.record import repeating_command
+from mlxbert.runs.command import repeating_command
+from mlxbert.runs.files import check_own
 
 # run.json's parts, in reading order, and what the page calls them; what else it holds follows under its own name.
 SECTIONS = {

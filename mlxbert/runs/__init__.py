@@ -5,8 +5,27 @@ run.scores["pooled"]                        # metrics of the out-of-fold predict
 run.predict(frame)                          # a frame of predictions for new rows
 """
 
-from mlxbert.runs.files import RunError
-from mlxbert.runs.run import Run
-from mlxbert.runs.train import resume, train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Imported when it is asked for: the options of `mlxbert train --help` need the settings alone.
+_LATER = {
+    "Run": "mlxbert.runs.run",
+    "RunError": "mlxbert.runs.files",
+    "resume": "mlxbert.runs.session",
+    "train": "mlxbert.runs.session",
+}
 
 __all__ = ["Run", "RunError", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'mlxbert.runs' has no attribute {name!r}")
+
+
+if TYPE_CHECKING:
+    from mlxbert.runs.files import RunError
+    from mlxbert.runs.run import Run
+    from mlxbert.runs.session import resume, train

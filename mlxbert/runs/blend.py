@@ -1,16 +1,15 @@
-"""How much each of several predictions counts in their mean: ensemble selection on out-of-fold rows.
+"""`Blend`: several runs as one, weighted by ensemble selection on their out-of-fold rows.
 
-Caruana et al. 2004, "Ensemble selection from libraries of models": begin with nothing, and again and again add the
-one, already chosen or not, that improves the mean most. It works for any metric, never weighs below 0, and leaves out
-what does not help.
-
-`Blend`: several runs as one, weighted by their out-of-fold predictions.
+Caruana et al. 2004, "Ensemble selection from libraries of models": begin with nothing, and again and again add the run
+(one may be added several times) that improves the mean most. It works for any metric, gives no negative weight, and
+leaves out runs that do not help.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,30 +23,30 @@ from mlxbert.data.competitions import Submission
 from mlxbert.data.infer_task import InferredTask
 from mlxbert.files.reading import expand_home, from_json, read_json
 from mlxbert.runs.files import RunError, id_name, numbers, truth_columns, without_nan, write_csv, write_json
-from mlxbert.runs.members import prediction_columns
-from mlxbert.runs.record import BLEND
-from mlxbert.runs.rows import TableFormat
+from mlxbert.runs.finish import prediction_columns
+from mlxbert.runs.inputs import TableFormat
+from mlxbert.runs.predict import Parts, Predictor
+from mlxbert.runs.record import BLEND, INFO, is_run
 from mlxbert.runs.run import Run
 from mlxbert.runs.submission import SubmissionRules
-from mlxbert.training.held_out import NUMBERS, Predictions, average, ranks, scores
+from mlxbert.training.held_out import NUMBERS, Predictions, ranks, scores
 from mlxbert.training.held_out import average as weighted_mean
 
 _ROUNDS = 60
-# What the rows of one fold are dealt into, so that none has a say in its own weights and threshold.
+# Parts of the rows of a single fold, so that no row influences its own weights and threshold.
 _PARTS = 5
 
 
 def selected_weights(
     truth: np.ndarray, parts: Sequence[Predictions], metric: Metric, rounds: int = _ROUNDS
 ) -> np.ndarray:
-    """Weights (parts,) that sum to 1, each a multiple of 1 / (number of additions); equal where no score is defined.
+    """Return weights (parts,) that sum to 1; all equal if no score is defined.
 
     Args:
         truth: (N, …) as `Head.metric_targets` gives it.
         parts: predictions for these N rows.
-        metric: to optimize; of labels of two classes, at the threshold that is best for each candidate, and so for
-            each of many labels.
-        rounds: additions; the best mean on the way is taken.
+        metric: to optimize; labels are decided at the best threshold of each candidate.
+        rounds: number of additions; the best mean on the way is taken.
     """
     score = _scorer(truth, metric)
     counts = np.zeros(len(parts))
@@ -75,41 +74,41 @@ def cross_fitted_blend(
     metric: Metric,
     deciding: Metric | None = None,
 ) -> Predictions:
-    """The blend of each fold's rows with weights, and thresholds, that the other folds' rows have chosen.
+    """Return the blend of each fold's rows, with weights and thresholds chosen on the rows of the other folds.
 
-    The rows of one fold alone are dealt into five parts in place of folds.
+    If there is only one fold, its rows are dealt into five parts instead.
 
     Args:
         truth: (N, …) as `Head.metric_targets` gives it.
         parts: predictions for these N rows.
-        folds: (N,) their fold.
-        metric: that the weights optimize.
-        deciding: that the threshold of two classes is learned for (`decision_thresholds`); None: `metric`.
+        folds: (N,) the fold of each row.
+        metric: the weights optimize it.
+        deciding: metric that the threshold of two classes is chosen for (`decision_thresholds`); None: `metric`.
     """
     if len(np.unique(folds)) == 1:
         folds = np.random.default_rng(len(truth)).permutation(len(truth)) % _PARTS
     values = np.empty_like(parts[0].values)
     thresholds = np.full(values.shape, 0.5)
     for number in np.unique(folds):
-        mine, others = folds == number, folds != number
+        rows, others = folds == number, folds != number
         if not others.any():
-            return average(parts)
+            return weighted_mean(parts)
         weights = selected_weights(truth[others], [part[others] for part in parts], metric)
-        values[mine] = average([part[mine] for part in parts], weights).values
-        learned = average([part[others] for part in parts], weights)
-        found = decision_thresholds(truth[others], learned, deciding or metric)
-        if found is not None:
-            thresholds[mine] = found
+        values[rows] = weighted_mean([part[rows] for part in parts], weights).values
+        learned = weighted_mean([part[others] for part in parts], weights)
+        chosen = decision_thresholds(truth[others], learned, deciding or metric)
+        if chosen is not None:
+            thresholds[rows] = chosen
     labelled = parts[0].task in ("binary", "multilabel")
     return Predictions(parts[0].task, values, thresholds if labelled else None)
 
 
 def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Metric) -> np.ndarray | None:
-    """The probability from which on a row counts as positive: () of "binary", (L,) of "multilabel"; else None.
+    """Return the smallest probability that counts as positive: () of "binary", (L,) of "multilabel"; else None.
 
-    For "binary" it is fitted for `metric`, or for F1 if that reads no labels (`heads.calibration.threshold_metric`);
-    one label of many is judged by F1, whatever the metric over all of them (`MultilabelClassificationHead`). Rows of
-    one class teach nothing: one half.
+    For "binary" it is the best for `metric`, or for F1 if `metric` reads no labels (`heads.calibration`). Each of
+    several labels is scored by F1, whatever the metric over all of them (`MultilabelClassificationHead`). If all rows
+    are of one class, it is one half.
     """
     values = predictions.values
     if predictions.task == "binary":
@@ -120,10 +119,10 @@ def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Met
 
 
 def decided(predictions: Predictions, thresholds: np.ndarray | None) -> Predictions:
-    """The same values, labelled at these thresholds of `decision_thresholds`; None: at one half."""
-    shape = predictions.values.shape
-    own = None if thresholds is None else np.broadcast_to(thresholds, shape)
-    return Predictions(predictions.task, predictions.values, own)
+    """Return the predictions with the thresholds of `decision_thresholds`; None: one half."""
+    if thresholds is not None:
+        thresholds = np.broadcast_to(thresholds, predictions.values.shape)
+    return Predictions(predictions.task, predictions.values, thresholds)
 
 
 def _best(values: np.ndarray, truth: np.ndarray, metric: str) -> float:
@@ -134,7 +133,7 @@ def _best(values: np.ndarray, truth: np.ndarray, metric: str) -> float:
 
 
 def _scorer(truth: np.ndarray, metric: Metric) -> Callable[[Predictions], float]:
-    """Higher is better; undefined is the worst."""
+    """Return a function that scores predictions: higher is better, and −inf means undefined."""
     sign = 1.0 if metric.greater_is_better else -1.0
 
     def score(predictions: Predictions) -> float:
@@ -154,13 +153,13 @@ class BlendRecord:
     """The content of blend.json.
 
     Attributes:
-        runs: their directories, relative to the blend's.
-        weights: one a run; they sum to 1.
-        metric: that is optimized.
+        runs: directories of the runs, relative to that of the blend.
+        weights: one per run; they sum to 1.
+        metric: the metric to optimize.
         average: what is averaged.
-        thresholds: from which probability on a label is given: of "binary" one, of "multilabel" one a label; None:
-            one half, or no labels.
-        alone: the scores of each run alone; `pooled`: those of the blend.
+        thresholds: smallest probability that counts as positive: one of "binary", one per label of "multilabel";
+            None: one half, or no labels.
+        alone: scores of each run alone; `pooled`: those of the blend.
     """
 
     runs: tuple[str, ...]
@@ -173,7 +172,7 @@ class BlendRecord:
     pooled: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        """Refuse weights that do not weigh the runs."""
+        """Refuse weights that do not fit the runs."""
         if not self.runs or not len(self.runs) == len(self.weights) == len(self.alone):
             counts = f"{len(self.runs)} runs, {len(self.weights)} weights, {len(self.alone)} rows of scores"
             raise RunError(f"the counts differ: {counts}")
@@ -182,14 +181,14 @@ class BlendRecord:
 
 
 @dataclass(frozen=True)
-class Blend:
+class Blend(Predictor):
     """Several finished runs and their weights.
 
     Attributes:
-        path: its directory: blend.json, and oof.csv of the blend; the current one where nothing was written.
-        runs: that are blended.
+        path: its directory, with blend.json and oof.csv; the current one if nothing was written.
+        runs: the blended runs.
         record: the content of blend.json, checked.
-        info: the JSON object in blend.json, as it is.
+        info: the JSON object in blend.json.
     """
 
     path: Path
@@ -199,21 +198,21 @@ class Blend:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """A blend on disk; its runs lie where they lay, seen from it.
+        """Open a blend on disk; its runs must be where they were, relative to it.
 
         Raises:
-            RunError: it is none, damaged, or one of its runs is gone.
+            RunError: there is no blend, it is damaged, or one of its runs is gone.
         """
         root = expand_home(path)
         info = read_json(root / BLEND, RunError)
         if info is None or info.get("format") != FORMAT or info.get("version") != VERSION:
             raise RunError(f"{root} is not a blend; fix: give what `mlxbert blend -o` made")
         record = _record(info, root / BLEND)
-        return cls(root, tuple(Run.open(root / one) for one in record.runs), record, info)
+        return cls(root, tuple(Run.open(root / path) for path in record.runs), record, info)
 
     @property
     def weights(self) -> list[float]:
-        """One a run; they sum to 1."""
+        """The weight of each run; they sum to 1."""
         return list(self.record.weights)
 
     @property
@@ -223,44 +222,38 @@ class Blend:
 
     @property
     def table_format(self) -> TableFormat:
-        """How it reads a table: what the texts of all runs are made of, and the ids of the first run that has them."""
+        """How a table to predict is read: the text columns of all runs, and the ids of the first run that has ids."""
         formats = [run.table_format for run in self.runs]
-        named = next((one for one in formats if one.id is not None), formats[0])
+        named = next((table for table in formats if table.id is not None), formats[0])
         return replace(
             named,
-            kinds={name: kind for one in reversed(formats) for name, kind in one.kinds.items()},
-            columns=tuple(dict.fromkeys(name for one in formats for name in one.columns)),
-            like=next((one.like for one in formats if one.like is not None), None),
+            kinds={name: kind for table in reversed(formats) for name, kind in table.kinds.items()},
+            columns=tuple(dict.fromkeys(name for table in formats for name in table.columns)),
+            like=next((table.like for table in formats if table.like is not None), None),
         )
 
     @property
     def rules(self) -> SubmissionRules:
-        """What the format of its submissions follows from: the first run's."""
+        """The rules that give the format of the submissions: those of the first run."""
         return self.runs[0].rules
 
-    def submission(self, values: str | None = None) -> Submission:
-        """The format of its submissions: the first run's."""
-        return self.rules.form(values)
+    def check_average(self, average: str, form: Submission) -> None:
+        """Refuse ranks where labels or numbers are wanted, of the models and of the runs; see `Predictor`."""
+        super().check_average(average, form)
+        super().check_average(self.record.average, form)
 
-    def predict(
-        self,
-        data: Any,
-        *,
-        values: str | None = None,
-        average: str = "probabilities",
-        sample_submission: Any = None,
-        id: str | None = None,
-    ) -> Any:
-        """Predictions for the rows of a frame or file: see `Run.predict`."""
-        from mlxbert.runs.predict import predict_table
+    def predict_pieces(self, frames: Callable[[], Iterator[Any]], **options: Any) -> Parts:
+        """Predict with each run in turn, and combine; see `Predictor`."""
+        runs = [run.predict_pieces(frames, **options) for run in self.runs]
+        return tuple(self.combine(parts) for parts in zip(*runs, strict=True))
 
-        made, _ = predict_table(
-            self, data, sample_submission=sample_submission, values=values, id=id, how=average, strict=False
-        )
-        return made
+    def forecast(self, history: Any, intervals: float | None = None) -> Parts:
+        """Forecast with each run in turn, and combine; see `Predictor`."""
+        runs = [run.forecast(history, intervals) for run in self.runs]
+        return tuple(self.combine(parts) for parts in zip(*runs, strict=True))
 
     def combine(self, parts: Sequence[Predictions]) -> Predictions:
-        """The weighted mean of the runs' predictions for the same rows, decided at the blend's own thresholds."""
+        """Return the weighted mean of the runs' predictions for the same rows, with the thresholds of the blend."""
         if self.record.average == "ranks":
             parts = [ranks(part) for part in parts]
         mean = weighted_mean(parts, self.weights)
@@ -283,19 +276,19 @@ def blend(
     average: str = "probabilities",
     overwrite: bool = False,
 ) -> Blend:
-    """Weigh finished runs by their out-of-fold predictions; `out`, where it is given, gets blend.json and oof.csv.
+    """Weigh finished runs by their out-of-fold predictions; write blend.json and oof.csv if `out` is given.
 
     Args:
         runs: two or more directories of runs with the same rows and target.
-        out: the blend's directory, which `mlxbert predict` takes; None: nothing is written.
-        metric: to optimize; None: the first run's.
-        average: "probabilities" (numbers), or "ranks" (for metrics of order such as auc; no labels then).
+        out: directory of the blend, for `mlxbert predict`; None: nothing is written.
+        metric: to optimize; None: that of the first run.
+        average: "probabilities" (or numbers), or "ranks" (for metrics of order such as auc; without labels).
         overwrite: replace a blend that is there already.
 
     Raises:
-        RunError: fewer than two runs, or runs of other rows, targets or tasks; ranks for a metric of more than order.
+        RunError: fewer than two runs; runs of different rows, targets or tasks; ranks for a metric that reads more.
     """
-    opened = [Run.open(one) for one in runs]
+    opened = [Run.open(run) for run in runs]
     if len(opened) < 2:
         raise RunError("a blend needs two runs or more; fix: name another one")
     root = Path() if out is None else expand_home(out)
@@ -303,54 +296,65 @@ def blend(
         raise RunError(f"{root} is there already; fix: --overwrite (a blend alone is replaced), or another -o")
     tables = [run.oof() for run in opened]
     _check_same_rows(opened, tables)
-    task, first = opened[0].task, tables[0]
-    folds = numbers(first, "fold", opened[0].files.oof).astype(np.int64)
-    chosen = metric_of(metric or opened[0].record.metric, task.task)
+    leader, task, table = opened[0], opened[0].task, tables[0]
+    chosen = metric_of(metric or leader.record.metric, task.task)
     if average == "ranks" and chosen.needs != "scores":
         raise RunError(f"ranks are averaged for metrics of order, and {chosen.name} reads {chosen.needs}; fix: auc")
-    # Labels are handed in for the metric that the runs were trained for, whatever the weights optimize.
-    deciding = chosen if chosen.needs == "labels" else metric_of(opened[0].record.metric, task.task)
-    truth = _truth(task, first, opened[0].files.oof)
+    truth = _truth(task, table, leader.files.oof)
     parts = [_predictions(task, table, run.files.oof) for run, table in zip(opened, tables, strict=True)]
     if len({part.values.shape for part in parts}) > 1:
         raise RunError("the runs predict different numbers of classes; fix: blend runs of one target")
     if average == "ranks":
         parts = [ranks(part) for part in parts]
-    weights = selected_weights(truth, parts, chosen)
-    thresholds = decision_thresholds(truth, weighted_mean(parts, weights), deciding)
-
-    def cross_fitted(several: Sequence[Predictions]) -> Predictions:
-        return cross_fitted_blend(truth, several, folds, chosen, deciding)
-
-    honest = cross_fitted(parts)
-    names = [chosen.name] if average == "ranks" else list(opened[0].record.metrics)
-    names = list(dict.fromkeys([chosen.name, *names]))
-    info = {
-        "format": FORMAT,
-        "version": VERSION,
-        "runs": [os.path.relpath(run.path.resolve(), root.resolve()) for run in opened],
-        "weights": [float(one) for one in weights],
-        "metric": chosen.name,
-        "greater_is_better": chosen.greater_is_better,
-        "average": average,
-        "thresholds": None if thresholds is None or average == "ranks" else thresholds.tolist(),
-        "alone": [
-            _alone(run, truth, cross_fitted([part]), names, average == "ranks")
-            for run, part in zip(opened, parts, strict=True)
-        ],
-        "pooled": scores(truth, honest, names),
-    }
+    info, blended = _weighed(opened, truth, parts, numbers(table, "fold", leader.files.oof), chosen, average)
+    info["runs"] = [os.path.relpath(run.path.resolve(), root.resolve()) for run in opened]
     if out is None:
         return Blend(root, tuple(opened), _record(without_nan(info), root / BLEND), info)
     write_json(root / BLEND, info, fix="free some space and blend again")
-    key = opened[0].id and id_name(opened[0].id)
-    table = first[[name for name in ("row", key, "fold", "made_at") if name in first.columns]].copy()
-    columns = {"rank": honest.values} if average == "ranks" else prediction_columns(task, truth, honest)
+    key = leader.id and id_name(leader.id)
+    rows = table[[name for name in ("row", key, "fold", "made_at") if name in table.columns]].copy()
+    columns = {"rank": blended.values} if average == "ranks" else prediction_columns(task, truth, blended)
     for name, column in columns.items():
         if column.ndim == 1:
-            table[name] = column
-    write_csv(root / "oof.csv", table, escape_formulas=opened[0].settings.escape_formulas)
+            rows[name] = column
+    write_csv(root / "oof.csv", rows, escape_formulas=leader.settings.escape_formulas)
     return Blend.open(root)
+
+
+def _weighed(
+    runs: Sequence[Run],
+    truth: np.ndarray,
+    parts: Sequence[Predictions],
+    folds: np.ndarray,
+    metric: Metric,
+    average: str,
+) -> tuple[dict[str, Any], Predictions]:
+    """The content of blend.json without its runs, and the cross-fitted predictions of the blend."""
+    # Labels are decided for the metric that the runs were trained for, whatever the weights optimize.
+    leader, ranked = runs[0].record, average == "ranks"
+    deciding = metric if metric.needs == "labels" else metric_of(leader.metric, leader.task.task)
+    weights = selected_weights(truth, parts, metric)
+    thresholds = decision_thresholds(truth, weighted_mean(parts, weights), deciding)
+    names = list(dict.fromkeys([metric.name, *([] if ranked else leader.metrics)]))
+
+    def cross_fitted(several: Sequence[Predictions]) -> Predictions:
+        return cross_fitted_blend(truth, several, folds.astype(np.int64), metric, deciding)
+
+    blended = cross_fitted(parts)
+    alone = [_alone(run, truth, cross_fitted([part]), names, ranked) for run, part in zip(runs, parts, strict=True)]
+    info = {
+        "format": FORMAT,
+        "version": VERSION,
+        "runs": [],
+        "weights": [float(weight) for weight in weights],
+        "metric": metric.name,
+        "greater_is_better": metric.greater_is_better,
+        "average": average,
+        "thresholds": None if thresholds is None or ranked else thresholds.tolist(),
+        "alone": alone,
+        "pooled": scores(truth, blended, names),
+    }
+    return info, blended
 
 
 def _record(info: Mapping[str, Any], file: Path) -> BlendRecord:
@@ -358,9 +362,9 @@ def _record(info: Mapping[str, Any], file: Path) -> BlendRecord:
 
 
 def _alone(run: Run, truth: np.ndarray, part: Predictions, names: Sequence[str], ranked: bool) -> dict[str, float]:
-    """A run's scores: as it has them, with its own thresholds; the rest, and those of ranks, from its predictions."""
-    own = {} if ranked else (run.scores or {}).get("pooled", {})
-    return {name: own[name] if name in own else scores(truth, part, [name])[name] for name in names}
+    """The scores of one run: those that it has; others, and those of ranks, from its predictions."""
+    known = {} if ranked else (run.scores or {}).get("pooled", {})
+    return {name: known[name] if name in known else scores(truth, part, [name])[name] for name in names}
 
 
 def _check_same_rows(runs: Sequence[Run], tables: Sequence[Any]) -> None:
@@ -390,8 +394,8 @@ def _truth(task: InferredTask, table: Any, file: Path) -> np.ndarray:
         return np.stack([numbers(table, name, file) for name in names], axis=1).astype(np.int32)
     classes = task.classes or ()
     truth = table[names[0]].to_numpy()
-    if any(isinstance(one, str) for one in classes):  # and so `Run.oof` reads them
-        return encode_labels(truth.astype(str), [str(one) for one in classes], str(file))
+    if any(isinstance(label, str) for label in classes):  # and so `Run.oof` reads them
+        return encode_labels(truth.astype(str), [str(label) for label in classes], str(file))
     return encode_labels(truth, classes, str(file))
 
 
@@ -405,3 +409,23 @@ def _predictions(task: InferredTask, table: Any, file: Path) -> Predictions:
     if width is not None and values.shape[1:] != (width,):
         raise RunError(f"{file} has {len(columns)} columns of predictions for {width} classes; fix: train again")
     return Predictions(task.task, values)
+
+
+def open_predictor(path: str | Path) -> Run | Blend:
+    """Open a run or a blend, whichever lies there.
+
+    Raises:
+        RunError: neither does.
+    """
+    root = expand_home(path)
+    if (root / BLEND).exists():
+        return Blend.open(root)
+    if root.is_dir() and not is_run(root):
+        run = root.resolve().parent.parent
+        if root.resolve().parent.name == "members" and is_run(run):
+            raise RunError(f"{root} is one model of a run; fix: mlxbert predict {shlex.quote(str(run))}")
+        if (root / "config.json").is_file():
+            raise RunError(f"{root} is a checkpoint, not a run; fix: fine-tune it first: mlxbert train --model {root}")
+    if root.is_file() and root.name in (INFO, BLEND):
+        raise RunError(f"{root} is a file of a run or blend; fix: give its directory, {root.parent}")
+    return Run.open(root)

@@ -1,11 +1,4 @@
-"""Where the parts of a run lie in its directory, and the writing of its JSON files.
-
-Where what can be made again is kept from one run to the next.
-
-The CSV files of a run: the same bytes for the same numbers, whole or not at all.
-
-metrics.jsonl: every event of a run, a JSON object a line; its writer, and its only reader.
-"""
+"""The files of a run: its directory and lock, its JSON and CSV files, and its log of events."""
 
 from __future__ import annotations
 
@@ -13,7 +6,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,140 +17,164 @@ from typing import Any
 import numpy as np
 
 from mlxbert.errors import MLXBertError
-from mlxbert.files.output_file import replace_file, write_errors
-from mlxbert.files.reading import expand_home, from_json, open_regular, read_text
+from mlxbert.files.output_directory import target_lock
+from mlxbert.files.output_file import TEMPORARY, WriteError, json_text, replace_file, write_errors
+from mlxbert.files.reading import from_json, open_regular, read_text
 from mlxbert.training.callbacks import KINDS, Callback, EvaluationEvent, Event, MemberEvent, StepEvent, event_record
 
+# Names of the trackers, and of the folders that they keep in a run.
+TRACKERS = ("tensorboard", "wandb")
 GO_ON = "free some space and resume the run"
 
 
 class RunError(MLXBertError):
-    """A directory that is no run, an unfinished or changed one, or one that cannot be made."""
+    """A directory that is no run, or an unfinished or changed run; or settings that make no run."""
 
 
-@dataclass(frozen=True)
 class RunFiles:
-    """The paths of a run.
+    """The paths of a run."""
 
-    Attributes:
-        root: its directory.
-    """
-
-    root: Path
-
-    @property
-    def info(self) -> Path:
-        """run.json: everything needed to repeat the run; written first."""
-        return self.root / "run.json"
-
-    @property
-    def log(self) -> Path:
-        """metrics.jsonl: an event a line."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def scores(self) -> Path:
-        """scores.json: written last."""
-        return self.root / "scores.json"
-
-    @property
-    def oof(self) -> Path:
-        """oof.csv: out-of-fold predictions."""
-        return self.root / "oof.csv"
-
-    @property
-    def worst(self) -> Path:
-        """worst_rows.csv: those that went most wrong."""
-        return self.root / "worst_rows.csv"
-
-    @property
-    def submission(self) -> Path:
-        """submission.csv: predictions for the test file, or for the rows held out of everything."""
-        return self.root / "submission.csv"
-
-    @property
-    def hold_out(self) -> Path:
-        """hold_out.csv: truths and predictions of the rows held out of everything."""
-        return self.root / "hold_out.csv"
-
-    @property
-    def resume(self) -> Path:
-        """resume/: what an unfinished run goes on from."""
-        return self.root / "resume"
-
-    @property
-    def best_so_far(self) -> Path:
-        """best-so-far/: the kept weights of the model in training, as a model, after Ctrl-C."""
-        return self.root / "best-so-far"
-
-    @property
-    def members(self) -> Path:
-        """members/: the finished models."""
-        return self.root / "members"
+    def __init__(self, root: Path):
+        """Name the files and folders in the directory `root`."""
+        self.root = root
+        self.info = root / "run.json"  # everything needed to repeat the run; written first
+        self.scores = root / "scores.json"  # written last
+        self.log = root / "metrics.jsonl"  # one event per line
+        self.oof = root / "oof.csv"  # out-of-fold predictions
+        self.worst = root / "worst_rows.csv"  # the rows with the largest losses
+        self.submission = root / "submission.csv"  # predictions for the test file, or the rows held out of everything
+        self.hold_out = root / "hold_out.csv"  # truths and predictions of the rows held out of everything
+        self.resume = root / "resume"  # state of the training of an unfinished run
+        self.best_so_far = root / "best-so-far"  # best weights of the model in training, as a model, after Ctrl-C
+        self.members = root / "members"  # the finished models
+        self.all_logits = root / "logits"  # those of the held-out rows of each model
 
     def member(self, name: str) -> Path:
-        """A finished model."""
+        """Return the directory of a finished model."""
         return self.members / name
 
-    @property
-    def all_logits(self) -> Path:
-        """logits/: of each model's held-out rows."""
-        return self.root / "logits"
-
     def logits(self, name: str) -> Path:
-        """A model's held-out rows: logits and cross-fitted predictions."""
+        """Return the file of a model's held-out rows: logits, cross-fitted predictions, coverage of intervals."""
         return self.all_logits / f"{name}.npz"
 
     @property
-    def made(self) -> tuple[Path, ...]:
-        """All that a run, its trackers and its report make here but run.json; first what says that it is finished."""
+    def written(self) -> tuple[Path, ...]:
+        """All that a run, its trackers and its report write here, except run.json; scores.json is the first."""
         files = (self.scores, self.log, self.oof, self.worst, self.submission, self.hold_out)
         folders = (self.resume, self.best_so_far, self.members, self.all_logits)
-        beside = (self.root / name for name in ("tensorboard", "wandb", "report.html", "plots"))
-        return (*files, *folders, *beside)
+        others = (self.root / name for name in (*TRACKERS, "report.html", "plots"))
+        return (*files, *folders, *others)
 
     def is_done(self, name: str) -> bool:
-        """Whether a model is finished: its logits are the last thing of it to be written."""
+        """Return whether a model is finished: its logits are written last."""
         return (self.member(name) / "config.json").is_file() and self.logits(name).is_file()
 
 
+@contextmanager
+def run_lock(root: Path) -> Iterator[None]:
+    """Be the only process that writes this run; delete files that a killed process left half written.
+
+    Raises:
+        RunError: another process writes the run.
+        WriteError: the folder above cannot be written.
+    """
+    # The lock lies beside the real directory: two names of one directory must not be two locks.
+    target = Path(os.path.realpath(root))
+    with write_errors(target, 0):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(target_lock(target))
+        except WriteError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise RunError(f"{root}: another process is training this run now; fix: wait for its end") from error
+            raise
+        delete_leftovers(target)
+        yield
+
+
+def check_paths(files: RunFiles) -> None:
+    """Refuse links, pipes, sockets and devices where a run writes and deletes; its own directory may be a link.
+
+    Raises:
+        RunError: names the first one.
+        WriteError: a folder cannot be read.
+    """
+    for path in (files.info, *files.written):
+        # Trackers keep links of their own in their folders (wandb/latest-run).
+        check_own(path, inside=path.name not in TRACKERS)
+
+
+def check_own(path: Path, *, inside: bool = True) -> None:
+    """Refuse a path of a run that is a link or a special file; with `inside` also the paths in a folder.
+
+    Raises:
+        RunError: it is such a file.
+        WriteError: it cannot be read.
+    """
+    with write_errors(path, 0, fix="make it readable (chmod -R u+rwX)"):
+        if not os.path.lexists(path):
+            return
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            for inner in sorted(path.iterdir()) if inside else ():
+                check_own(inner)
+        elif not stat.S_ISREG(mode):
+            what = "a link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
+            raise RunError(
+                f"{path} is {what}, and a run writes only to files and folders of its own; fix: delete it, or put "
+                "there what it leads to"
+            )
+
+
+def delete_leftovers(root: Path) -> None:
+    """Delete files that a killed process left half written."""
+    for folder in (root, *(path for part in ("members", "resume", "logits") for path in root.glob(f"{part}/**/"))):
+        for path in [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)] if folder.is_dir() else ():
+            path.unlink(missing_ok=True)
+
+
+def empty(files: RunFiles) -> None:
+    """Delete all that a run and its report have written, except run.json; other files stay.
+
+    If the process is killed, an unfinished run remains, which can be overwritten or resumed.
+    """
+    for path in files.written:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def write_json(file: Path, value: Any, *, fix: str = GO_ON) -> None:
-    """Write indented JSON, whole or not at all; NaN becomes null.
+    """Write indented JSON in one step; NaN becomes null.
 
     Raises:
         WriteError: the disk is full, or cannot be written; the message ends in `fix`.
     """
     # A lone surrogate, which JSON can hold and UTF-8 cannot, is written as JSON's own escape.
-    data = (json.dumps(without_nan(value), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    data = json_text(without_nan(value), ensure_ascii=False).encode("utf-8", "backslashreplace")
     replace_file(file, data, fix=fix, follow_links=False)
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """Return a JSON value with null instead of NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: without_nan(one) for key, one in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(one) for one in value]
+        return [without_nan(inner) for inner in value]
     return value
 
 
-def token_cache() -> Path:
-    """The folder of token caches: below MLXBERT_CACHE, else XDG_CACHE_HOME/mlxbert, else ~/.cache/mlxbert."""
-    own = os.environ.get("MLXBERT_CACHE")
-    if own:
-        return expand_home(own) / "tokens"
-    return expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mlxbert" / "tokens"
+FIX = "fix: restore the file from a copy of the run, or train again"
 
-
-_FIX = "fix: restore the file from a copy of the run, or train again"
-
-# What a spreadsheet computes instead of showing it (https://owasp.org/www-community/attacks/CSV_Injection): full-width
-# signs too, and a tab or a carriage return that it strips first. Numbers are no formulas.
+# Beginning of a cell that a spreadsheet computes (https://owasp.org/www-community/attacks/CSV_Injection): full-width
+# signs too, and a tab or a carriage return, which it strips first. Numbers are no formulas.
 _FORMULA = re.compile(r"(?![+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?%?$)[=+\-@\t\r＝＋－＠]", re.ASCII)
 _ESCAPED = re.compile(r"'[=+\-@\t\r＝＋－＠]")
-# Column names that mean something in oof.csv and worst_rows.csv.
+# Names of the columns of oof.csv and worst_rows.csv.
 _TAKEN = re.compile(r"(row|fold|made_at|target|prediction|probability|label|rank|loss|truth|text|second)(:.*)?")
 
 
@@ -162,7 +182,7 @@ def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False, follow_l
     """Write a pandas frame as CSV: floats with all their digits, lines ended by a newline alone.
 
     Args:
-        file: where to.
+        file: the file to write.
         frame: a pandas frame.
         escape_formulas: put a ' before cells that a spreadsheet would compute (`escaped_formula`).
         follow_links: for an output that the user named, as in `mlxbert.files.output_file.replacing`.
@@ -178,7 +198,7 @@ def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False, follow_l
 
 
 def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
-    """Return what `write_csv` wrote as a pandas frame: `text` columns as they are written, others as pandas does.
+    """Read what `write_csv` wrote as a pandas frame: `text` columns as they are written, others as pandas reads them.
 
     Raises:
         RunError: no such file, not a regular one, or damaged.
@@ -187,15 +207,15 @@ def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
 
     opened = open_regular(file, RunError)
     if opened is None:
-        raise RunError(f"{file} is not there; {_FIX}")
+        raise RunError(f"{file} is not there; {FIX}")
     with opened:
         try:
             return pandas.read_csv(
                 opened, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""], low_memory=False
             )
-        # pandas' own errors are ValueErrors; a file of other bytes ends in any of these.
+        # The errors of pandas are ValueErrors; a file of random bytes can raise any of these.
         except (ValueError, OverflowError, MemoryError, OSError) as error:
-            raise RunError(f"{file} is damaged ({str(error).strip()}); {_FIX}") from error
+            raise RunError(f"{file} is damaged ({str(error).strip()}); {FIX}") from error
 
 
 def numbers(frame: Any, name: str, file: Path, *, missing: bool = False) -> np.ndarray:
@@ -207,37 +227,37 @@ def numbers(frame: Any, name: str, file: Path, *, missing: bool = False) -> np.n
     import pandas
 
     if name not in frame.columns:
-        raise RunError(f"{file} has no column {name!r}; {_FIX}")
-    # What is no number becomes NaN, and is told from an empty cell below.
+        raise RunError(f"{file} has no column {name!r}; {FIX}")
+    # A cell that is no number becomes NaN; below it is told apart from an empty cell.
     values: np.ndarray = pandas.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
     wrong = ~np.isfinite(values) & ~(frame[name].isna().to_numpy() & missing)
     if wrong.any():
         row = int(wrong.argmax())
-        raise RunError(f"{file}: column {name!r} is {frame[name].iloc[row]!r} in row {row}, not a number; {_FIX}")
+        raise RunError(f"{file}: column {name!r} is {frame[name].iloc[row]!r} in row {row}, not a number; {FIX}")
     return values
 
 
 def escaped_formula(cell: str) -> str:
-    """Return a cell with a ' before it if a spreadsheet would compute it: text that begins with =, +, - or @."""
+    """Return a cell, with a ' before it if a spreadsheet would compute it: text that begins with =, +, - or @."""
     return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def plain_cell(cell: str) -> str:
-    """Return what `escaped_formula` was given."""
+    """Return the cell that `escaped_formula` was given."""
     return cell[1:] if _ESCAPED.match(cell) else cell
 
 
 def truth_columns(names: Iterable[str], what: str = "target") -> list[str]:
-    """Return the columns of oof.csv that hold truths (or `what` else: "prediction").
+    """Return the columns of oof.csv with the truths (or with `what`, such as "prediction").
 
-    Older runs have "target:NAME" for one target, too.
+    Older runs have "target:NAME" also for a single target.
     """
     listed = list(names)
     return [name for name in listed if name.startswith(f"{what}:")] or [name for name in listed if name == what]
 
 
 def id_name(column: str) -> str:
-    """Return what the ids' column is called in oof.csv: its own name, or "id:NAME" where that means something else."""
+    """Return the name of the id column in oof.csv: its own name, or "id:NAME" if oof.csv has a column of that name."""
     return f"id:{column}" if _TAKEN.fullmatch(column) else column
 
 
@@ -247,7 +267,7 @@ _LOG_FIX = "fix: restore the file, or remove the line"
 
 @dataclass(frozen=True)
 class LoggedEvent:
-    """A line of the log: the JSON object, and the event that it describes; None for a kind of a later version."""
+    """A line of the log: the JSON object and its event; None for a kind of event of a later version."""
 
     values: dict[str, Any]
     event: Event | None
@@ -255,17 +275,17 @@ class LoggedEvent:
 
 @dataclass(frozen=True)
 class EventLog:
-    """What a log holds; `cut_off`: its last line was cut in two, as a kill leaves it, and is left out."""
+    """The lines of a log; `cut_off`: its last line is incomplete, as a kill leaves it, and is left out."""
 
     lines: tuple[LoggedEvent, ...]
     cut_off: bool
 
 
 def read_log(file: Path) -> EventLog | None:
-    """Return the events in a metrics.jsonl; None when there is no such file.
+    """Read the events of a metrics.jsonl; None if there is no such file.
 
     Raises:
-        RunError: not a regular file, too large, or a line that is no event; its number is named.
+        RunError: the file is not a regular one or too large, or a line is no event; its number is named.
     """
     text = read_text(file, RunError)
     if text is None:
@@ -274,7 +294,7 @@ def read_log(file: Path) -> EventLog | None:
     read = [_event(line, f"{file}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     cut_off = bool(last.strip())
     if cut_off:
-        # A JSON object that is cut anywhere does not parse: one that parses is whole, and lacks its newline alone.
+        # A JSON object that is cut anywhere does not parse. If it parses, only the newline is missing.
         try:
             read.append(_event(last, f"{file}: line {len(lines) + 1}"))
             cut_off = False
@@ -303,7 +323,7 @@ def _event(line: str, place: str) -> LoggedEvent:
 
 
 class MetricsLog(Callback):
-    """Writes the log; where a model starts again, what it had logged beyond that point is taken out first."""
+    """Writes the log. When a model is resumed, the events after its saved state are removed first."""
 
     def __init__(self, file: Path):
         self.file = file

@@ -1,23 +1,31 @@
-"""The tables that a run is given, files or frames, as pandas frames and what must be known to read another alike."""
+"""The tables of a run: read as pandas frames, and the rows to predict matched with the ids of a sample submission."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from heads.command_line import install_fix
+from heads.forward_chaining import as_times, times_ahead
+from mlxbert.data.competitions import Submission
 from mlxbert.data.csv_dialect import Quoting
-from mlxbert.data.frames import DataError, Table, is_frame
-from mlxbert.data.reading import Kind, read_data
-from mlxbert.data.text_columns import RowText
+from mlxbert.data.frames import DataError, DataWarning, Table, is_frame, plain
+from mlxbert.data.reading import Kind, read_chunks, read_data, without_blank_columns
+from mlxbert.data.text_columns import RowText, id_columns, id_values, is_called_id, names_rows
 from mlxbert.files.reading import expand_home, sha256_hex
 from mlxbert.runs.files import RunError
-from mlxbert.runs.prepare import frame_sha256
+from mlxbert.runs.settings import RunSettings
+from mlxbert.runs.submission import Sample, SubmissionRules, check_ids, warn
 
 FRAME = "<frame>"
-"""Stands for a table that was given as a frame, where a path is written down otherwise."""
+"""Written instead of a path for a table that was given as a frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +33,10 @@ class Inputs:
     """The tables that a run reads; each a path, a pandas or polars frame, or a dict of columns.
 
     Attributes:
-        data: to learn from.
-        valid: to be judged on.
+        data: the table to learn from.
+        valid: to evaluate on.
         test: to predict at the end.
-        sample_submission: that these predictions must fit.
+        sample_submission: ids, columns and order that these predictions must match.
     """
 
     data: Any
@@ -37,7 +45,7 @@ class Inputs:
     sample_submission: Any = None
 
     def record(self, name: str) -> str | None:
-        """Return what run.json says of a table: its path, `FRAME`, or None."""
+        """Return how run.json names a table: its path, `FRAME`, or None."""
         source = getattr(self, name)
         return None if source is None else os.fspath(source) if is_path(source) else FRAME
 
@@ -48,7 +56,7 @@ def is_path(source: Any) -> bool:
 
 
 def source_name(source: Any, what: str) -> str:
-    """Return what a table is called in messages: its path, or `what`."""
+    """Return the name of a table in messages: its path, or `what`."""
     return str(os.fspath(source)) if is_path(source) else what
 
 
@@ -64,18 +72,18 @@ def read_frame(
     words: Collection[str] = (),
     what: str = "the frame",
 ) -> tuple[Any, dict[str, Kind], dict[str, Any]]:
-    """A pandas frame, what its columns hold, and the record of it for run.json.
+    """Read a table: a pandas frame, what its columns hold, and its record for run.json.
 
     Args:
         data: a path; or a pandas or polars frame, or a dict of columns.
-        text: how rows become texts, where that is known: a column that is a text by itself is not made numbers of.
-        id_column: kept as text.
-        encoding: of a file's text.
-        kinds: of the training file, for another one that is to be read alike.
-        quoting: of a text table; None: found out.
-        labels: target columns of a file, and words in them that are labels though they look missing.
+        text: how rows become texts, if that is known: text columns are not read as numbers.
+        id_column: column to keep as text.
+        encoding: text encoding of a file.
+        kinds: of the training file, so that another file is read in the same way.
+        quoting: of a text table; None: detected.
+        labels: target columns of a file, and words in them that are labels although they look missing.
         words: further columns to keep as text.
-        what: a frame is called in messages.
+        what: name of a frame in messages.
 
     Raises:
         DataError: it cannot be read.
@@ -94,10 +102,10 @@ def read_frame(
 
 
 def table_record(source: Any, what: str) -> dict[str, Any]:
-    """Return what run.json says of a table that is read later: its path and SHA-256, which are to stay the same.
+    """Return the record for run.json of a table that is read later: its path and SHA-256, which must not change.
 
     Raises:
-        DataError: no regular file, or no frame.
+        DataError: it is no regular file and no frame.
     """
     if not is_path(source):
         return {"path": None, "sha256": frame_sha256(as_pandas(source, what))}
@@ -106,11 +114,11 @@ def table_record(source: Any, what: str) -> dict[str, Any]:
 
 
 def as_pandas(data: Any, what: str = "the frame") -> Any:
-    """A pandas or polars frame, or a dict of columns, as a pandas frame with its rows numbered from 0.
+    """Return a pandas or polars frame, or a dict of columns, as a pandas frame with rows numbered from 0.
 
     Raises:
-        DataError: it is none of these, or has no rows; `what` it is called in the message.
-        RunError: there is no pandas.
+        DataError: it is none of these, or has no rows; `what` names it in the message.
+        RunError: pandas is not installed.
     """
     if isinstance(data, Mapping):
         scalar = next(
@@ -131,10 +139,10 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
     except ModuleNotFoundError as error:
         raise RunError(f"training on data needs pandas; fix: {install_fix('kaggle')}") from error
     if isinstance(data, pandas.DataFrame):
-        # An index that has a name was a column, such as the months of a series.
+        # An index with a name was a column, such as the months of a series.
         frame = data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))
         # pandas numbers the columns of a file without a header.
-        named = all(isinstance(one, str) for one in frame.columns)
+        named = all(isinstance(name, str) for name in frame.columns)
         return frame if named else frame.set_axis(map(str, frame.columns), axis=1)
     # Column by column: whole numbers beside a missing one stay exact.
     columns = {str(name): list(table.column(name).values) for name in table.names}
@@ -142,13 +150,13 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
 
 
 def _dtype(cells: list[Any]) -> Any:
-    """object for large whole numbers beside missing ones, of which pandas makes floats; None: as pandas has it."""
+    """The type object for large whole numbers beside missing ones, which pandas makes floats; None: that of pandas."""
     large = any(isinstance(cell, int) and abs(cell) > 2**53 for cell in cells)
     return object if large and None in cells else None
 
 
 def _kinds(frame: Any) -> dict[str, Kind]:
-    """What a frame's columns hold, in the words of `mlxbert.data.frames`, for the files that will be predicted."""
+    """What the columns of a frame hold (`mlxbert.data.frames`), for the files to predict."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     def kind(column: Any) -> Kind:
@@ -157,3 +165,299 @@ def _kinds(frame: Any) -> dict[str, Kind]:
         return "number" if is_numeric_dtype(column) else "text"
 
     return {str(name): kind(frame[name]) for name in frame.columns}
+
+
+def frame_sha256(frame: Any) -> str:
+    """Return the SHA-256 of a pandas frame's columns and cells, as there is no file to hash."""
+    digest = hashlib.sha256()
+    for name in frame.columns:
+        digest.update(repr((str(name), [plain(cell) for cell in frame[name]])).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def read_sample(source: Any) -> Sample:
+    """Read a sample submission: a file, or a frame.
+
+    Raises:
+        DataError: it cannot be read, or has no rows.
+        RunError: it has only one column.
+    """
+    import pandas
+
+    what = source_name(source, "the sample submission")
+    # Without kinds every cell of a file stays as it is written.
+    if is_path(source):
+        frame = without_blank_columns(pandas.concat(read_chunks(source, {}), ignore_index=True))
+    else:
+        frame = as_pandas(source, what)
+    sample = Sample(what, frame)
+    if len(sample.columns) < 2:
+        raise RunError(f"{what} has the column {sample.columns[0]!r} alone; fix: the ids and the predictions' columns")
+    return sample
+
+
+# Rows of a piece: small beside the process, so that many rows need hardly more memory than few.
+ROWS = 1024
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How a table to predict is read.
+
+    Attributes:
+        kinds: what the columns of the training file hold.
+        columns: the columns that texts are made of.
+        id: column that names a row of the training data; None: there is none.
+        id_found: whether that column was found by its name: another file may lack it.
+        target: target of a series.
+        time: column of times.
+        horizon: steps of a forecast; 0: the task is no series.
+        like: quoting of the training file.
+        encoding: text encoding of this table; likewise `quoting`; None: detected.
+    """
+
+    kinds: Mapping[str, Kind]
+    columns: tuple[str, ...]
+    id: str | None
+    id_found: bool
+    target: tuple[str, ...]
+    time: str | None
+    horizon: int
+    like: Quoting | None = None
+    encoding: str | None = None
+    quoting: Quoting | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RowsToPredict:
+    """Rows that are checked and can be predicted.
+
+    Attributes:
+        what: name of the data in messages.
+        id_column: the column that names the rows; None: they are numbered from 0.
+        ids: of all rows (or steps ahead), as text.
+        names: the ids as they are written: the same, or the values of a frame.
+        sample: the sample submission that they match; None: there is none.
+        form: format of the submission.
+    """
+
+    what: str
+    id_column: str | None
+    ids: list[str]
+    names: list[Any]
+    sample: Sample | None
+    form: Submission
+
+
+def pieces(
+    data: Any,
+    table: TableFormat,
+    words: Sequence[str] = (),
+) -> Iterator[Any]:
+    """Read a file or frame as frames of some thousand rows.
+
+    Args:
+        data: the path of a file, or a frame.
+        table: how it is read.
+        words: columns of a file that are read as they are written; columns that are called an id are, too.
+
+    Raises:
+        MLXBertError: it cannot be read, or a column is missing.
+    """
+    if not is_path(data):
+        frame = as_pandas(data)
+        for name in table.columns:
+            Table(frame).find(name)
+        return (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
+    # The kind of an id may be "number", but 0012 must be written as it is read.
+    kinds = dict(table.kinds)
+    for name in (*kinds, *words):
+        if name in words or (is_called_id(name) and name not in table.columns):
+            kinds[name] = "text"
+    return read_chunks(
+        data,
+        kinds,
+        rows=ROWS,
+        required=table.columns,
+        encoding=table.encoding,
+        quoting=table.quoting,
+        like=table.like,
+    )
+
+
+def rows_to_predict(
+    data: Any,
+    table: TableFormat,
+    rules: SubmissionRules,
+    *,
+    sample_submission: Any = None,
+    values: str | None = None,
+    id: str | None = None,
+    strict: bool = True,
+) -> RowsToPredict:
+    """Find the column that names the rows, and compare rows and format with the sample submission.
+
+    Args:
+        data: a file or frame; for a series its history.
+        table: how it is read.
+        rules: rules of its submission.
+        sample_submission: a file or frame; None: there is none.
+        values: content of the submission; None: that of the sample, or what the metric of the run compares.
+        id: column that names a row; None: the first one of the sample, that of the training data, or one that is
+            called an id.
+        strict: False: ids may be missing or repeat.
+
+    Raises:
+        MLXBertError: the file cannot be read, a column is missing, ids repeat or are not the sample's.
+
+    Warns:
+        SubmissionWarning: as `SubmissionRules.fitted`.
+    """
+    what = source_name(data, "the data")
+    sample = None if sample_submission is None else read_sample(sample_submission)
+    form = rules.form(values)
+    others: tuple[str, ...] = ()
+    if sample is not None:
+        others = tuple(name for name in sample.columns if name not in form.columns) or sample.columns
+    if table.horizon:
+        steps = next_times(read_history(data, table), table.time, table.horizon)
+        ids = _Ids((), table.time, [str(step) for step in steps], steps)
+    else:
+        ids = _ids(data, what, table, others, id, strict)
+    if sample is None:
+        return RowsToPredict(what, ids.column, ids.ids, ids.names, None, _named(form, ids, what, table, strict))
+    there = [name for name in others if name in ids.columns]
+    column = next(name for name in (ids.column, id, table.id, *there, *others) if name in sample.columns)
+    assert column is not None
+    check_ids(sample, sample.ids(column), ids.ids, what, ids.column)
+    if ids.column is not None and column not in (ids.column, form.id_column):
+        warn(f"{sample.what} calls the ids {column!r}, {what} {ids.column!r}: they are written as {column!r}")
+    form = rules.fitted(sample, column, values)
+    return RowsToPredict(what, ids.column, ids.ids, ids.names, sample, form)
+
+
+def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what: str) -> str | None:
+    """Find the column that names the rows of the training data; None: it is given, or there is none.
+
+    It is the first column of the sample submission, if the data have it, or one that is called an id; no value
+    repeats. Times name the rows of a series.
+
+    Warns:
+        DataWarning: names the column, and says that it is not read as text.
+    """
+    if settings.id is not None or settings.time is not None:
+        return None
+    table = Table(frame, what)
+    taken = {*settings.target, *([settings.group] if settings.group else [])}
+    columns, why = id_columns(table, taken), "it is called so"
+    if sample_submission is not None:
+        first = read_sample(sample_submission).columns[0]
+        if first in table.names and first not in taken and names_rows(table.column(first).values):
+            columns, why = (first, *(name for name in columns if name != first)), "the sample begins with it"
+    if not columns:
+        return None
+    kept = f"; not read as text: {', '.join(map(repr, columns))}" if settings.text is None else ""
+    warnings.warn(
+        f"{what}: column {columns[0]!r} names the rows ({why}, and no value repeats){kept}; another one: --id COLUMN",
+        DataWarning,
+        stacklevel=2,
+    )
+    return columns[0]
+
+
+def read_history(data: Any, table: TableFormat) -> Any:
+    """Read the history of a series to forecast as a pandas frame."""
+    if not is_path(data):
+        return as_pandas(data)
+    return read_data(
+        data,
+        kinds=table.kinds,
+        required=table.target,
+        encoding=table.encoding,
+        quoting=table.quoting,
+        like=table.like,
+    ).frame
+
+
+def next_times(history: Any, time: str | None, horizon: int) -> list[Any]:
+    """Return the next times of a series: dates as the data write them (1961-01 after 1960-12), or numbers."""
+    table = Table(history, "the series")
+    stamps = np.arange(table.rows) if time is None else list(table.column(time, "time column").values)
+    times = times_ahead(as_times(stamps, "time"), horizon)
+    return [str(step) if times.dtype.kind == "M" else step.item() for step in times]
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """The columns of a table, the one that names its rows (None: they are numbered), ids as text and as they are."""
+
+    columns: tuple[str, ...]
+    column: str | None
+    ids: list[str]
+    names: list[Any]
+
+
+def _ids(
+    data: Any,
+    what: str,
+    table: TableFormat,
+    others: Sequence[str],
+    id: str | None,
+    strict: bool,
+) -> _Ids:
+    import pandas
+
+    words = [name for name in (id, table.id, *others[:1]) if name]
+    columns: tuple[str, ...] = ()
+    kept, rows = [], 0
+    for frame in pieces(data, table, words):
+        columns = tuple(str(name) for name in frame.columns)
+        kept.append(frame[[name for name in frame.columns if name in words or is_called_id(name)]])
+        rows += len(frame)
+    candidates = pandas.concat(kept, ignore_index=True)
+    column = _given_id(columns, what, table, others, id, strict)
+    if column is None and len(candidates.columns):
+        column = next(iter(id_columns(Table(candidates, what), table.columns)), None)
+    if column is None:
+        numbers = [*range(rows)]
+        return _Ids(columns, None, [str(row) for row in numbers], numbers)
+    names = list(candidates[column])
+    if not strict:
+        return _Ids(columns, column, [str(name) for name in names], names)
+    ids = id_values(candidates, column, what)
+    if not others and is_path(data) and all(re.fullmatch(r"-?[0-9]+\.0", name) for name in ids):
+        warn(
+            f"{what}: the ids of column {column!r} are written as they stand there, {ids[0]} and not {ids[0][:-2]}; "
+            "fix: --sample-submission, or write whole numbers in the file"
+        )
+    return _Ids(columns, column, ids, ids if is_path(data) else names)
+
+
+def _given_id(
+    columns: Sequence[str], what: str, table: TableFormat, others: Sequence[str], id: str | None, strict: bool
+) -> str | None:
+    """The column that names the rows: the given one, the first of the sample, that of the training data; or None."""
+    if id is None and others and others[0] in columns and table.id not in others:
+        return others[0]
+    must = strict and not table.id_found
+    wanted = id or (table.id if table.id in columns or must else None)
+    if wanted is None:
+        return None
+    try:
+        return Table(dict.fromkeys(columns, (None,)), what).find(wanted, "id column")
+    except DataError as error:
+        raise DataError(f"{error} (fix: --id COLUMN)") from None
+
+
+def _named(form: Submission, ids: _Ids, what: str, table: TableFormat, strict: bool) -> Submission:
+    """The format with the name of the id column, where there is no sample."""
+    column = ids.column
+    if column is None and form.id_column in ids.columns:
+        warn(f"{what}: column {form.id_column!r} has a value twice or none; the rows are numbered as 'row'")
+        column = "row"
+    elif column is None and table.id is not None and table.id == form.id_column:
+        if strict:
+            warn(f"{what} has no column {table.id!r}: the rows are numbered as 'row'; fix: --id COLUMN")
+        column = "row"
+    # The form of the run may have another name for its ids: that of a sample.
+    return form if column is None or column == (table.id or table.time) else replace(form, id_column=column)

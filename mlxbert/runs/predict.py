@@ -1,9 +1,8 @@
-"""Predictions of a finished run for new rows: each member in turn on a piece of the rows, then their average."""
+"""From the rows of a table to a submission: checked, predicted by a run or a blend, written."""
 
 from __future__ import annotations
 
-import shlex
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,172 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from heads.forward_chaining import as_times, times_ahead
-from mlxbert.checkpoint import load_tokenizer, read_config
+from heads.calibration import normal_quantile
 from mlxbert.data.competitions import Submission
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.file_format import looking_once
-from mlxbert.data.frames import Table
-from mlxbert.data.infer_task import target_values
-from mlxbert.data.text_columns import render_texts, warn_of_empty
-from mlxbert.data.tokens import token_rows
+from mlxbert.data.infer_task import InferredTask
 from mlxbert.files.reading import expand_home
-from mlxbert.models.base import config_from_hf
-from mlxbert.runs.blend import Blend
 from mlxbert.runs.files import RunError, write_csv
-from mlxbert.runs.record import BLEND, INFO, is_run
-from mlxbert.runs.rows import ROWS, RowsToPredict, pieces, read_history, rows_to_predict
-from mlxbert.runs.run import Run
-from mlxbert.runs.submission import columns_of, in_sample_order
-from mlxbert.tokenization.encoding import TruncationWarning, warn_of_truncation
-from mlxbert.tokenization.tokenizer import Tokenizer
-from mlxbert.training.held_out import Predictions, average, concatenate, predict_logits, ranks
-from mlxbert.with_head import BertWithHead
+from mlxbert.runs.inputs import RowsToPredict, TableFormat, pieces, read_history, rows_to_predict
+from mlxbert.runs.submission import SubmissionRules, columns_of, in_sample_order
+from mlxbert.training.held_out import NUMBERS, Predictions
 
 AVERAGES = ("probabilities", "ranks")
 Progress = Callable[[int, int | None], None]
-
-
-def predict_frame(
-    run: Run, frame: Any, *, how: str = "probabilities", progress: Progress | None = None
-) -> Predictions:
-    """The average of the run's members for every row of a pandas frame; see `predict_pieces`."""
-    frames = (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
-    return predict_pieces(run, frames, how=how, progress=progress)
-
-
-def predict_pieces(
-    run: Run,
-    frames: Iterator[Any],
-    *,
-    how: str = "probabilities",
-    what: str = "the data",
-    progress: Progress | None = None,
-) -> Predictions:
-    """The average of the run's members for the rows of several frames, one after the other in memory.
-
-    Args:
-        run: a finished one.
-        frames: of some thousand rows each.
-        how: "probabilities" (or numbers) are averaged, or each member's "ranks" among all rows (no labels then).
-        what: the rows are called in messages.
-        progress: called with rows done and None, as their number is not known.
-
-    Raises:
-        RunError: there are no rows, or the run is not finished.
-        MLXBertError: a column is missing, a member is damaged.
-
-    Warns:
-        DataWarning, TruncationWarning: texts are empty or were cut; of all pieces together.
-    """
-    members = run.prediction_members
-    made: list[list[Predictions]] = [[] for _ in members]
-    together: list[Predictions] = []
-    done, empty, cut, longest, uncounted = 0, 0, 0, 0, False
-    tokenizer = _tokenizer(run, members[0])
-    for frame in frames:
-        rendered = run.text.render(frame, what)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # once, below, instead of for every piece
-            tokens = token_rows(tokenizer, rendered.texts, rendered.pairs, max_length=run.max_length)
-        empty, cut, longest = empty + rendered.empty, cut + tokens.cut, max(longest, tokens.longest)
-        uncounted = uncounted or tokens.uncounted
-        parts = []
-        for member in members:
-            # One model in memory at a time: reading it again costs less than a batch.
-            model = BertWithHead.load(member)
-            logits = predict_logits(model, tokens, batch_size=run.batch_size)
-            parts.append(Predictions.of(run.task.task, model.head, logits))
-            del model
-        if how == "ranks":
-            for several, part in zip(made, parts, strict=True):
-                several.append(part)
-        else:
-            together.append(average(parts))
-        done += len(frame)
-        if progress is not None:
-            progress(done, None)
-    if not done:
-        raise RunError("there are no rows to predict; fix: is the file empty?")
-    warn_of_empty(empty, done, what, stacklevel=2)
-    if cut:
-        warn_of_truncation(cut, done, longest, tokens.limit, stacklevel=2, at_least=uncounted)
-    if how == "ranks":
-        return average([ranks(concatenate(several)) for several in made])
-    return concatenate(together)
-
-
-def forecast(run: Run, history: Any) -> tuple[list[Any], Predictions]:
-    """The next `horizon` values of a series: their times, and the forecast (1, horizon) made at its end.
-
-    Made by the models of the last fold, which have seen most of the series.
-
-    Args:
-        run: of a time series.
-        history: a pandas frame, oldest first; at least the head's window of rows.
-
-    Raises:
-        RunError: the history is too short or lacks a value, or times are no steps of one length.
-    """
-    table = Table(history, "the series")
-    (column,) = [table.column(name, "target column") for name in run.task.target]
-    if None in column.values:
-        row = column.values.index(None)
-        raise RunError(
-            f"the series has no value of {column.name!r} in row {row}; fix: fill it in, or end the history before it"
-        )
-    series = np.asarray(target_values([column], run.task), np.float64)
-    stamps = np.arange(len(series)) if run.time is None else list(table.column(run.time, "time column").values)
-    times = as_times(stamps, "time")
-    texts = render_texts(history.iloc[-1:], run.text)
-    parts = []
-    horizon = 1
-    for member in run.prediction_members:
-        model = BertWithHead.load(member)
-        head: Any = model.head
-        horizon = head.horizon
-        if len(series) < head.window:
-            raise RunError(f"a forecast needs {head.window} values of history, not {len(series)}; fix: give more rows")
-        tokenizer = _tokenizer(run, member)
-        tokens = token_rows(tokenizer, texts.texts, texts.pairs, max_length=run.max_length)
-        past = series[None, len(series) - head.window :] if head.window else None
-        extra = head.inputs(history=past, made_at=times[-1:])
-        logits = predict_logits(model, tokens, batch_size=1, extra=extra)
-        values = np.asarray(head.predict(logits)).reshape(1, horizon)
-        parts.append(Predictions(run.task.task, values))
-    return _names(times_ahead(times, horizon)), average(parts)
-
-
-def _tokenizer(run: Run, member: Path) -> Tokenizer:
-    return load_tokenizer(member, config_from_hf(read_config(member)), max_length=run.max_length)
-
-
-def open_predictor(path: str | Path) -> Run | Blend:
-    """A run or a blend, whichever lies there.
-
-    Raises:
-        RunError: neither does.
-    """
-    root = expand_home(path)
-    if (root / BLEND).exists():
-        return Blend.open(root)
-    if root.is_dir() and not is_run(root):
-        run = root.resolve().parent.parent
-        if root.resolve().parent.name == "members" and is_run(run):
-            raise RunError(f"{root} is one model of a run; fix: mlxbert predict {shlex.quote(str(run))}")
-        if (root / "config.json").is_file():
-            raise RunError(f"{root} is a checkpoint, not a run; fix: fine-tune it first: mlxbert train --model {root}")
-    if root.is_file() and root.name in (INFO, BLEND):
-        raise RunError(f"{root} is a file of a run or blend; fix: give its directory, {root.parent}")
-    return Run.open(root)
+# (predictions,); with intervals (predictions, lower ends, upper ends).
+Parts = tuple[Predictions, ...]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a submission holds, for those who are told.
+    """What a submission holds.
 
     Attributes:
-        rows: how many.
+        rows: their number.
         form: its format.
         id_column: the column of the data that names its rows; None: they are numbered from 0.
     """
@@ -190,15 +46,121 @@ class Written:
         return f"{self.form.values} in {', '.join(map(repr, self.form.columns[:3]))}, {ids}"
 
 
+class Predictor(ABC):
+    """What predicts the rows of a table: a `Run` or a `Blend`."""
+
+    path: Path
+
+    @property
+    @abstractmethod
+    def task(self) -> InferredTask:
+        """What the target is."""
+
+    @property
+    @abstractmethod
+    def table_format(self) -> TableFormat:
+        """How a table to predict is read."""
+
+    @property
+    @abstractmethod
+    def rules(self) -> SubmissionRules:
+        """The rules that give the format of the submissions."""
+
+    @abstractmethod
+    def predict_pieces(
+        self,
+        frames: Callable[[], Iterator[Any]],
+        *,
+        average: str = "probabilities",
+        intervals: float | None = None,
+        what: str = "the data",
+        progress: Progress | None = None,
+    ) -> Parts:
+        """Predict the rows of several frames; only one frame is in memory at a time.
+
+        Args:
+            frames: makes the frames, of some thousand rows each.
+            average: as for `predict`; likewise `intervals`.
+            what: name of the data in messages.
+            progress: called with the number of rows that are done, and None.
+        """
+
+    @abstractmethod
+    def forecast(self, history: Any, intervals: float | None = None) -> Parts:
+        """Forecast a series at the end of its history: values (1, steps)."""
+
+    def check_average(self, average: str, form: Submission) -> None:
+        """Refuse ranks where labels or numbers are wanted: a rank has neither threshold nor unit.
+
+        Raises:
+            RunError: it is so, or the average is unknown.
+        """
+        if average not in AVERAGES:
+            raise RunError(f"average {average!r} is unknown; known: {', '.join(AVERAGES)}")
+        if average == "ranks" and form.values != "probabilities":
+            fix = (
+                "--values probabilities" if form.values == "labels" else "--average probabilities, numbers as they are"
+            )
+            raise RunError(f"ranks are averaged, and the submission holds {form.values}; fix: {fix}")
+
+    def submission(self, values: str | None = None) -> Submission:
+        """Return the format of the submissions; `values` asks for labels or probabilities instead of the usual ones.
+
+        Raises:
+            RunError: the values do not fit the task.
+        """
+        return self.rules.form(values)
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        values: str | None = None,
+        average: str = "probabilities",
+        sample_submission: Any = None,
+        id: str | None = None,
+        intervals: float | None = None,
+    ) -> Any:
+        """Predict the rows of a frame or file: a pandas frame of the ids and the prediction columns.
+
+        Args:
+            data: pandas, polars, a dict or the path of a file, with the columns that the texts are made of; for a time
+                series its history (the steps after it are forecast).
+            values: "labels", "probabilities" or "values"; None: those of the sample or of the run's submissions.
+            average: what is averaged over the models: "probabilities" or "ranks".
+            sample_submission: a frame or file whose ids, columns and order the result has; None: the order of `data`.
+            id: the column that names a row; None: that of the sample or of the training data, or one that is called an
+                id; rows without any are numbered from 0.
+            intervals: level of prediction intervals for numbers, such as 0.9: columns NAME_lower and NAME_upper are
+                added, and about this share of the true values lies between them (`mlxbert.runs.intervals`).
+
+        Raises:
+            RunError: the run is not finished, ids and columns are not the sample's, or there are no intervals.
+            DataError: a column is missing; the nearest names are given.
+        """
+        table, _ = predict_table(
+            self,
+            data,
+            values=values,
+            average=average,
+            sample_submission=sample_submission,
+            id=id,
+            intervals=intervals,
+            strict=False,
+        )
+        return table
+
+
 @looking_once()
 def predict_table(
-    run: Run | Blend,
+    predictor: Predictor,
     data: Any,
     *,
     sample_submission: Any = None,
     values: str | None = None,
     id: str | None = None,
-    how: str = "probabilities",
+    average: str = "probabilities",
+    intervals: float | None = None,
     encoding: str | None = None,
     quoting: Quoting | None = None,
     strict: bool = True,
@@ -206,8 +168,8 @@ def predict_table(
 ) -> tuple[Any, Written]:
     """Predict a file or frame: the submission as a pandas frame, and what it holds.
 
-    Ids and columns are checked before any prediction. Arguments as for `write_submission`; not `strict`: ids may be
-    missing or repeat, as in a notebook, where nobody hands the result in.
+    It checks ids and columns before any prediction. Arguments as for `write_submission`; with `strict` False ids may
+    be missing or repeat, as in a notebook, where nobody submits the result.
 
     Raises:
         RunError: ids or columns do not fit the sample, or ranks of labels or numbers are asked for.
@@ -215,9 +177,10 @@ def predict_table(
     """
     import pandas
 
-    table, rules = replace(run.table_format, encoding=encoding, quoting=quoting), run.rules
+    _check_intervals(predictor.task, intervals, sample_submission)
+    table, rules = replace(predictor.table_format, encoding=encoding, quoting=quoting), predictor.rules
     if sample_submission is None:
-        _check_averages(run, how, rules.form(values))
+        predictor.check_average(average, rules.form(values))
     rows = rows_to_predict(
         data,
         table,
@@ -227,48 +190,44 @@ def predict_table(
         id=None if id is None else str(id),  # pandas numbers the columns of a file without a header
         strict=strict or sample_submission is not None,
     )
-    form, names = rows.form, rows.names
-    _check_averages(run, how, form)
+    form = rows.form
+    predictor.check_average(average, form)
     if table.horizon:
-        names, predictions = _forecast(run, read_history(data, table))
-        columns = {form.columns[0]: predictions.values[0]}
+        parts = predictor.forecast(read_history(data, table), intervals)
+        columns = [{form.columns[0]: part.values[0]} for part in parts]
     else:
-        predictions = _predicted(run, lambda: pieces(data, table), how, rows.what, _of(rows, progress))
-        columns = columns_of(form, run.task, predictions)
-    made = pandas.DataFrame({form.id_column: names, **columns})
+        parts = predictor.predict_pieces(
+            lambda: pieces(data, table),
+            average=average,
+            intervals=intervals,
+            what=rows.what,
+            progress=_with_total(rows, progress),
+        )
+        columns = [columns_of(form, predictor.task, part) for part in parts]
+    submission = pandas.DataFrame({form.id_column: rows.names, **_beside(columns)})
     if rows.sample is not None:
-        made = in_sample_order(made, rows.sample, form.id_column, rows.ids)
-    return made, Written(len(made), form, rows.id_column)
+        submission = in_sample_order(submission, rows.sample, form.id_column, rows.ids)
+    return submission, Written(len(submission), form, rows.id_column)
 
 
 def write_submission(
-    run: Run | Blend,
+    predictor: Predictor,
     data: Any,
     *,
     out: str | Path,
-    sample_submission: Any = None,
-    values: str | None = None,
-    id: str | None = None,
-    how: str = "probabilities",
-    encoding: str | None = None,
-    quoting: Quoting | None = None,
     escape_formulas: bool = False,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> Written:
     """Predict a file or frame and write the submission.
 
     Args:
-        run: a finished run, or a blend.
-        data: a file or frame to predict; of a series its history.
+        predictor: a finished run, or a blend.
+        data: a file or frame to predict; for a series its history.
         out: the CSV file.
-        sample_submission: a file or frame whose ids, columns and order the submission has.
-        values: "labels", "probabilities" or "values"; None: as the sample or the run's metric calls for.
-        id: the column that names a row; None: found (`rows_to_predict`).
-        how: what of the members is averaged, "probabilities" or "ranks".
-        encoding: of the file's text; None: found out.
-        quoting: of a text table; None: found out.
         escape_formulas: put a ' before cells that a spreadsheet would compute.
-        progress: called with rows done and their number.
+        options: of `predict_table`: `sample_submission`, `values`, `id`, `average` and `intervals` as for
+            `Predictor.predict`; `encoding` and `quoting` of a text file (None: detected); `progress`, which is called
+            with the number of rows that are done, and of all rows.
 
     Raises:
         MLXBertError: as `predict_table`; nothing is written then.
@@ -276,60 +235,36 @@ def write_submission(
     target = expand_home(out)
     if target.is_dir():
         raise RunError(f"{target} is a directory; fix: give the name of a file with -o")
-    made, written = predict_table(
-        run,
-        data,
-        sample_submission=sample_submission,
-        values=values,
-        id=id,
-        how=how,
-        encoding=encoding,
-        quoting=quoting,
-        progress=progress,
-    )
+    submission, written = predict_table(predictor, data, **options)
     # A run may come from a stranger: a link in it must not lead the writing elsewhere.
-    write_csv(target, made, escape_formulas=escape_formulas, follow_links=target.parent != run.path)
+    follow_links = target.parent != predictor.path
+    write_csv(target, submission, escape_formulas=escape_formulas, follow_links=follow_links)
     return written
 
 
-def check_average(how: str, form: Submission) -> None:
-    """Refuse ranks where labels or numbers are wanted: a rank has neither threshold nor unit.
-
-    Raises:
-        RunError: it is so, or the average is unknown.
-    """
-    if how not in AVERAGES:
-        raise RunError(f"average {how!r} is unknown; known: {', '.join(AVERAGES)}")
-    if how == "ranks" and form.values != "probabilities":
-        fix = "--values probabilities" if form.values == "labels" else "--average probabilities, numbers as they are"
-        raise RunError(f"ranks are averaged, and the submission holds {form.values}; fix: {fix}")
-
-
-def _check_averages(run: Run | Blend, how: str, form: Submission) -> None:
-    check_average(how, form)
-    if isinstance(run, Blend):
-        check_average(run.record.average, form)
+def _check_intervals(task: InferredTask, level: float | None, sample_submission: Any) -> None:
+    """Refuse intervals of labels, beside the fixed columns of a sample, or of an impossible level."""
+    if level is None:
+        return
+    if task.task not in NUMBERS:
+        raise RunError(
+            f"prediction intervals are for numbers, and the task is {task.task}; fix: leave out --intervals, "
+            "--values probabilities says how sure the run is"
+        )
+    if sample_submission is not None:
+        raise RunError(
+            "--intervals adds columns, and the sample submission fixes the columns; fix: leave out one of the two"
+        )
+    normal_quantile(level, "intervals")
 
 
-def _predicted(
-    run: Run | Blend, frames: Callable[[], Iterator[Any]], how: str, what: str, progress: Progress | None
-) -> Predictions:
-    if isinstance(run, Run):
-        return predict_pieces(run, frames(), how=how, what=what, progress=progress)
-    return run.combine([predict_pieces(one, frames(), how=how, what=what, progress=progress) for one in run.runs])
+def _beside(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The prediction columns; with intervals each is followed by its lower and upper end."""
+    endings = ("", "_lower", "_upper")
+    return {
+        f"{name}{ending}": part[name] for name in columns[0] for ending, part in zip(endings, columns, strict=False)
+    }
 
 
-def _forecast(run: Run | Blend, history: Any) -> tuple[list[Any], Predictions]:
-    if isinstance(run, Run):
-        return forecast(run, history)
-    made = [forecast(one, history) for one in run.runs]
-    return made[0][0], run.combine([predictions for _, predictions in made])
-
-
-def _of(rows: RowsToPredict, progress: Progress | None) -> Progress | None:
+def _with_total(rows: RowsToPredict, progress: Progress | None) -> Progress | None:
     return None if progress is None else lambda done, _: progress(done, len(rows.ids))
-
-
-def _names(times: np.ndarray) -> list[Any]:
-    """Dates as the data write them (1961-01 after 1960-12), numbers as numbers."""
-    return [str(time) if times.dtype.kind == "M" else time.item() for time in times]

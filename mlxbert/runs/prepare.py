@@ -1,13 +1,8 @@
-"""Whether both sides of each fold have every class, to be learned and to be judged.
-
-What is checked of data and checkpoint before anything is made of them.
-
-From a frame and settings to everything that the models of a run share: rows, folds, and how they are read.
-"""
+"""From a frame and settings to all that the models of a run share: rows, texts, targets and folds, checked."""
 
 from __future__ import annotations
 
-import hashlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,9 +23,9 @@ from mlxbert.data.tokens import token_rows
 from mlxbert.errors import first_ten
 from mlxbert.factory import Problem, check_options, make_problem, target_of
 from mlxbert.files.output_file import is_file_of, read_manifest
-from mlxbert.files.reading import read_json
-from mlxbert.models.base import config_from_hf
-from mlxbert.runs.files import RunError, token_cache
+from mlxbert.files.reading import expand_home, read_json
+from mlxbert.models.architecture import config_from_hf
+from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.tokenizer import Tokenizer
 from mlxbert.training.config import TrainingConfig
@@ -41,16 +36,16 @@ _SHOWN = 5
 
 
 def check_labels(folds: Sequence[Fold], targets: np.ndarray[Any, Any], task: InferredTask, kind: str) -> None:
-    """Look for classes, or labels, that a side of a fold lacks.
+    """Find classes, or labels, that a side of a fold lacks.
 
-    Plain folds can be dealt otherwise, so that one label is an error there; groups, times and a validation file are
-    the user's own, and many labels are seldom all in each fold: these are warned of.
+    Plain folds can be dealt in another way, so a missing class is an error there. Groups, times and a validation file
+    are the choice of the user, and many labels are seldom all in each fold: there it is a warning.
 
     Args:
         folds: of all rows.
         targets: of all rows, as `target_values` gives them.
-        task: what they are.
-        kind: how the folds were dealt; the stratified ones have looked already.
+        task: what the targets are.
+        kind: how the folds were dealt; stratified folds are checked already.
 
     Raises:
         FoldError: plain folds lack a class; any fold has one class to learn from.
@@ -61,19 +56,19 @@ def check_labels(folds: Sequence[Fold], targets: np.ndarray[Any, Any], task: Inf
     if kind in ("stratified", "multilabel_stratified"):
         return
     if task.task in _CLASSES:
-        found = list(_without_class(folds, targets))
-        if found and kind == "plain":
+        missing = list(_without_class(folds, targets))
+        if missing and kind == "plain":
             raise FoldError(
                 "plain folds leave a side without a class; fix: fold_kind='stratified', or fewer folds\n"
-                + first_ten(found)
+                + first_ten(missing)
             )
     elif task.task == "multilabel":
-        found = list(_without_label(folds, targets, task.classes or ()))
+        missing = list(_without_label(folds, targets, task.classes or ()))
     else:
         return
-    if found:
-        more = f", … and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        warnings.warn(f"not every metric is defined: {', '.join(found[:_SHOWN])}{more}", FoldWarning, stacklevel=2)
+    if missing:
+        more = f", … and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        warnings.warn(f"not every metric is defined: {', '.join(missing[:_SHOWN])}{more}", FoldWarning, stacklevel=2)
 
 
 def _sides(folds: Sequence[Fold]) -> Iterator[tuple[int, str, np.ndarray[Any, Any]]]:
@@ -91,7 +86,7 @@ def _without_class(folds: Sequence[Fold], targets: np.ndarray[Any, Any]) -> Iter
             raise FoldError(
                 f"fold {number} has one class only to learn from ({shown(*here)}); fix: fewer folds, or other groups"
             )
-        yield from (f"fold {number} has no {shown(one)!r} {side}" for one in classes if one not in here)
+        yield from (f"fold {number} has no {shown(label)!r} {side}" for label in classes if label not in here)
 
 
 def _without_label(folds: Sequence[Fold], targets: np.ndarray[Any, Any], names: Sequence[Any]) -> Iterator[str]:
@@ -103,10 +98,10 @@ def _without_label(folds: Sequence[Fold], targets: np.ndarray[Any, Any], names: 
 
 
 def check_weights(directory: Path) -> None:
-    """Compare the weights with the manifest: a flipped bit is not to be found out after days of training, or never.
+    """Compare the weights with the manifest, so that a flipped bit shows before days of training.
 
     Raises:
-        RunError: they are others.
+        RunError: they differ.
     """
     for name, record in (read_manifest(directory) or {}).items():
         if name.endswith(".safetensors") and not is_file_of(directory / name, record):
@@ -115,15 +110,15 @@ def check_weights(directory: Path) -> None:
             )
 
 
-# Probabilities of all rows and classes, in float32: 4 GB. A confusion matrix has the square of the classes.
+# Limit of the probabilities of all rows and classes (4 GB in float32), and of the rows of a confusion matrix.
 _MOST_PROBABILITIES, _MOST_CLASSES = 1 << 30, 1 << 14
 
 
 def check_size(task: InferredTask, rows: int) -> None:
-    """Refuse so many classes that their predictions fit in no memory.
+    """Refuse so many classes that their predictions do not fit in memory.
 
     Raises:
-        RunError: says how much they would take.
+        RunError: says how much memory they need.
     """
     count = len(task.classes or ())
     if count * rows > _MOST_PROBABILITIES or count > _MOST_CLASSES:
@@ -134,7 +129,7 @@ def check_size(task: InferredTask, rows: int) -> None:
 
 
 def warn_of_numbers(frame: Any, text: RowText) -> None:
-    """Warn of a text that is a column of numbers alone."""
+    """Warn of a text column that holds only numbers."""
     for part in (text.first, text.second):
         if not isinstance(part, str) or "{" in part:
             continue
@@ -159,10 +154,10 @@ def _is_number(value: Any) -> bool:
 
 
 def check_columns(frame: Any, settings: RunSettings, what: str) -> None:
-    """Refuse a frame without the columns that are named.
+    """Refuse a frame that lacks a named column; `what` names the frame in the message.
 
     Raises:
-        FrameError: says of `what`, and gives the nearest names.
+        DataError: it gives the nearest names.
     """
     table = Table(frame, what)
     roles = {
@@ -187,20 +182,19 @@ class Prepared:
     """What the models of a run share.
 
     Attributes:
-        directory: of the converted encoder.
-        tokenizer: its own.
+        directory: the converted encoder.
+        tokenizer: its tokenizer.
         problem: how a frame is read.
-        metric: what is optimized.
+        metric: the metric to optimize.
         examples: N rows.
-        folds: of them.
+        folds: the folds of these rows.
         fold_kind: how they were dealt.
-        rows: (N,) the number of each row in the data (the validation file's go on after the training file's).
-        id_column: the column that names a row; None: there is none.
-        ids: of each row, in that column.
-        texts: of each row, for those who read the worst ones; a pair's second ones in `pairs`.
-        pairs: likewise; None: no pairs.
+        rows: (N,) number of each row in the data (those of a validation file follow those of the training file).
+        id_column: column that names a row; None: there is none.
+        ids: id of each row.
+        texts: text of each row, for those who read the worst ones; `pairs`: the second ones; None: no pairs.
         held_out: a frame of the rows held out of everything; None: there are none.
-        history: of a time series with rows held out: what comes before them.
+        history: of a time series with rows held out: the rows before them.
     """
 
     directory: Path
@@ -225,76 +219,58 @@ class Prepared:
 
     @property
     def limit(self) -> int:
-        """Tokens that a text is cut to."""
+        """Longest text in tokens; longer texts are cut."""
         return self.examples.tokens.limit
 
 
 def prepare(
     frame: Any, settings: RunSettings, config: TrainingConfig, valid: Any = None, what: str = "the frame"
 ) -> Prepared:
-    """Read a pandas frame (and one of validation rows) by `settings`; the same arguments give the same.
+    """Make the examples and folds of a pandas frame (and of one of validation rows); `what` names it in messages.
 
-    `what` the frame is called in messages.
+    The same arguments give the same result.
 
     Raises:
         MLXBertError: a column is missing, nothing can be learned from the target, ids repeat, folds cannot be made,
-            the checkpoint was never converted, … (each in a line with the fix).
+            the checkpoint was never converted, … (each in one line with the fix).
     """
     directory = resolve(settings.model, settings.revision)
     check_weights(directory)
     check_columns(frame, settings, what)
     given = len(frame)
     frame, rows = _with_targets(frame, np.arange(given), settings)
-    problem = make_problem(
-        frame,
-        target=settings.target,
-        text=settings.text,
-        task=settings.task,
-        time=settings.time,
-        classes=settings.classes,
-        ignore=_named(settings.id, settings.group, *settings.ignore),
-        decimal=settings.decimal,
-        label_separator=settings.label_separator,
-    )
+    problem = _problem(frame, settings)
     task = problem.task.task
-    check_options(problem.head_class, settings.head)
-    if task != "multilabel":  # which alone learns from a row of which one target is known
+    if task != "multilabel":  # only a multilabel head learns from a row of which one target is known
         frame, rows = _with_targets(frame, rows, settings, whole=True)
     check_size(problem.task, len(frame))
     warn_of_numbers(frame, problem.text)
     metric = metric_of(config.metric or problem.head_class.default_metric, task)
     held_out = history = None
     if settings.id is not None:
-        id_values(frame, settings.id, what)  # of the rows that are held out, too
+        id_values(frame, settings.id, what)  # also of the rows that are held out
     if settings.hold_out is not None:
         frame, rows, held_out, history = _hold_out(frame, rows, problem, settings, config)
     if valid is not None:
         valid, numbers = _with_targets(valid, np.arange(len(valid)) + given, settings, whole=task != "multilabel")
         frame, rows = _joined(frame, valid), np.concatenate([rows, numbers])
     ids = None if settings.id is None else id_values(frame, settings.id, what)
-    hidden = read_json(directory / "config.json", RunError) or {}
-    tokenizer = load_tokenizer(directory, config_from_hf(hidden))
+    tokenizer = load_tokenizer(directory, config_from_hf(read_json(directory / "config.json", RunError) or {}))
     rendered = render_texts(frame, problem.text, what)
+    texts, pairs, windows = rendered.texts, rendered.pairs, None
     if task == "time_series":
-        options = {"window": settings.window, "horizon": settings.horizon}
-        windows = problem.cut_windows(frame, **options)
-        first = max(options["window"], 1) - 1
+        windows = problem.cut_windows(frame, window=settings.window, horizon=settings.horizon)
+        first = max(settings.window, 1) - 1
         chosen = slice(first, first + len(windows.made_at))
-        texts, pairs = rendered.texts[chosen], rendered.pairs and rendered.pairs[chosen]
-        targets, rows = windows.targets, rows[chosen]
-        ids = ids and ids[chosen]
-    else:
-        windows, texts, pairs = None, rendered.texts, rendered.pairs
-        targets = problem.targets(frame)
+        texts, pairs, rows, ids = texts[chosen], pairs and pairs[chosen], rows[chosen], ids and ids[chosen]
+    targets = problem.targets(frame) if windows is None else windows.targets
     tokens = token_rows(
-        tokenizer, texts, pairs, max_length=config.max_length, directory=directory, cache=token_cache()
+        tokenizer, texts, pairs, max_length=config.max_length, directory=directory, cache=_token_cache()
     )
-    examples = Examples(tokens, targets, windows, ids or [str(row) for row in rows])
+    kind = cast(FoldKind, "file") if valid is not None else _fold_kind(task, settings, config)
     if valid is not None:
-        kind = cast(FoldKind, "file")
         folds: tuple[Fold, ...] = (_validation_fold(texts, pairs, len(valid), windows),)
     else:
-        kind = _fold_kind(task, settings, config)
         folds = make_folds(
             kind,
             texts,
@@ -310,21 +286,42 @@ def prepare(
         )
     check_labels(folds, targets, problem.task, kind)
     return Prepared(
-        *(directory, tokenizer, problem, metric, examples, folds, kind, rows),
-        *(settings.id, ids, texts, pairs, held_out, history),
+        directory=directory,
+        tokenizer=tokenizer,
+        problem=problem,
+        metric=metric,
+        examples=Examples(tokens, targets, windows, ids or [str(row) for row in rows]),
+        folds=folds,
+        fold_kind=kind,
+        rows=rows,
+        id_column=settings.id,
+        ids=ids,
+        texts=texts,
+        pairs=pairs,
+        held_out=held_out,
+        history=history,
     )
 
 
-def frame_sha256(frame: Any) -> str:
-    """Of a pandas frame's columns and cells, where there is no file to hash."""
-    digest = hashlib.sha256()
-    for name in frame.columns:
-        digest.update(repr((str(name), [plain(cell) for cell in frame[name]])).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+def _problem(frame: Any, settings: RunSettings) -> Problem:
+    """What is learned from the frame; options that the head does not take are refused."""
+    problem = make_problem(
+        frame,
+        target=settings.target,
+        text=settings.text,
+        task=settings.task,
+        time=settings.time,
+        classes=settings.classes,
+        ignore=_named(settings.id, settings.group, *settings.ignore),
+        decimal=settings.decimal,
+        label_separator=settings.label_separator,
+    )
+    check_options(problem.head_class, settings.head)
+    return problem
 
 
 def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings, whole: bool = False) -> tuple[Any, np.ndarray]:
-    """Without the rows that have no target, or not every one (`whole`), where they are to be dropped."""
+    """With `drop_missing`: leave out the rows that have no target, or (`whole`) lack one of the targets."""
     if not settings.drop_missing:
         return frame, rows
     columns = target_of(Table(frame), settings.target)
@@ -333,8 +330,9 @@ def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings, whole: bo
     keep = np.array([enough(map(there, cells)) for cells in zip(*(c.values for c in columns), strict=True)])
     if keep.all() or not keep.any():
         return frame, rows
-    several = "lack one of the targets" if whole else "have none of the targets"
-    what = several if len(columns) > 1 else "have no target"
+    what = "have no target"
+    if len(columns) > 1:
+        what = "lack one of the targets" if whole else "have none of the targets"
     warnings.warn(f"{(~keep).sum()} of {len(keep)} rows {what} and are left out", DataWarning, stacklevel=2)
     return frame[keep].reset_index(drop=True), rows[keep]
 
@@ -344,14 +342,14 @@ def _is_present(value: Any) -> bool:
 
 
 def _is_target(value: Any) -> bool:
-    """Whether a cell is more than blank; a blank one of several labels is a row with none of them."""
+    """Whether a cell is not blank; a blank cell of several labels is a row with none of them."""
     return value is not None and not (isinstance(value, str) and not value.strip())
 
 
 def _hold_out(
     frame: Any, rows: np.ndarray, problem: Problem, settings: RunSettings, config: TrainingConfig
 ) -> tuple[Any, np.ndarray, Any, Any]:
-    """Frame and row numbers to learn from, those held out of everything, and a series' history before them."""
+    """The frame and row numbers to learn from, the frame held out of everything, and the history of a series."""
     size = settings.hold_out
     assert size is not None
     if problem.task.task == "time_series":
@@ -383,7 +381,7 @@ def _hold_out(
 
 
 def _fold_kind(task: str, settings: RunSettings, config: TrainingConfig) -> FoldKind:
-    """As asked for; else forward where there are times, and the usual one of the task."""
+    """The fold kind that is asked for; else forward if there are times, else the usual one of the task."""
     kind = cast(FoldKind, config.fold_kind or fold_kinds(task, settings.time)[0])
     if task == "time_series" and kind != "forward":
         raise RunError(
@@ -393,14 +391,14 @@ def _fold_kind(task: str, settings: RunSettings, config: TrainingConfig) -> Fold
 
 
 def _label_names(problem: Problem) -> list[str] | None:
-    return [str(one) for one in problem.task.classes or ()] or None
+    return [str(label) for label in problem.task.classes or ()] or None
 
 
 def _validation_fold(texts: Sequence[str], pairs: Sequence[str] | None, valid: int, windows: Windows | None) -> Fold:
-    """The fold whose held-out rows are the last `valid`; of a series the windows that forecast these alone.
+    """The fold that holds out the last `valid` rows; of a series, the windows that forecast only these rows.
 
     Raises:
-        RunError: of a series, fewer rows than are forecast at once.
+        RunError: a series has fewer validation rows than a forecast has steps.
     """
     learned = begin = len(texts) - valid
     if windows is not None:
@@ -409,7 +407,7 @@ def _validation_fold(texts: Sequence[str], pairs: Sequence[str] | None, valid: i
             raise RunError(
                 f"the validation file has {valid} rows, and a forecast is of {horizon}; fix: give {horizon} or more"
             )
-        # A window in between forecasts rows of both files: it is on neither side.
+        # A window between the two forecasts rows of both files: it is on neither side.
         begin, learned = len(texts) - valid + horizon - 1, max(len(texts) - valid, 0)
     seconds = (None, None) if pairs is None else (pairs[:learned], pairs[begin:])
     fold = validation_fold(texts[:learned], texts[begin:], train_pairs=seconds[0], valid_pairs=seconds[1])
@@ -431,3 +429,11 @@ def _column(frame: Any, name: str | None, role: str) -> list[Any] | None:
 
 def _named(*names: str | None) -> Sequence[str]:
     return tuple(dict.fromkeys(name for name in names if name is not None))
+
+
+def _token_cache() -> Path:
+    """The folder of token caches: below MLXBERT_CACHE, else XDG_CACHE_HOME/mlxbert, else ~/.cache/mlxbert."""
+    folder = os.environ.get("MLXBERT_CACHE")
+    if folder:
+        return expand_home(folder) / "tokens"
+    return expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mlxbert" / "tokens"

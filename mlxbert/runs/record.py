@@ -1,40 +1,40 @@
-"""run.json and scores.json as checked records: the only readers of these files.
+"""run.json and scores.json as checked records: the only reader of these files, and the rules that follow from them.
 
 Fields that this version does not know are kept in `values`, and written back when a run goes on.
-
-The command line that repeats a run, made of its record.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from heads.head_registry import COMPETITION_TYPES
-from mlxbert.data.competitions import CompetitionError, Submission, get_competition
+from mlxbert.backend.device import blas_name, blas_threads, device_name, package_versions
+from mlxbert.checkpoint import read_config
+from mlxbert.data.competitions import Submission
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.infer_task import InferredTask
 from mlxbert.data.reading import Kind
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import printable
-from mlxbert.files.reading import from_json, read_json
-from mlxbert.runs.files import RunError
-from mlxbert.runs.inputs import FRAME
-from mlxbert.runs.settings import RunSettings, competition_numbers, head_options, labels
+from mlxbert.factory import Problem
+from mlxbert.files.reading import from_json, read_json, sha256_hex
+from mlxbert.runs.files import FIX, RunError
+from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
 
 FORMAT, VERSION = "mlxbert-run", 1
 INFO, SCORES, BLEND = "run.json", "scores.json", "blend.json"
-FIX = "fix: restore the file from a copy of the run, or train again"
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that the run read: its path as it was given (None: a frame), SHA-256, bytes and rows."""
+    """A file that the run has read: its path as it was given (None: a frame), SHA-256, bytes and rows."""
 
     path: str | None
     sha256: str | None
@@ -53,12 +53,12 @@ class DataRecord:
         rows: of the file.
         kinds: what each column holds.
         text: how a row becomes a text.
-        max_length: tokens that a text is cut to.
+        max_length: longest text in tokens; longer texts are cut.
         examples_sha256: of the encoded rows and their targets.
         size: bytes of the file.
         quoting: how cells of a text table are quoted.
         id: the column that names a row; likewise `group` and `time`.
-        id_found: whether the id column was found by its name, not told.
+        id_found: whether the id column was found by its name.
         valid: the validation table; `test`: the one that is predicted at the end.
     """
 
@@ -81,7 +81,7 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The encoder that the run began with: where it lay, the digests of its files, and where it is from."""
+    """The encoder that the run began with: its path, the digests of its files, and its source."""
 
     checkpoint: str
     manifest_sha256: str | None = None
@@ -101,7 +101,7 @@ class FoldsRecord:
 
 @dataclass(frozen=True)
 class Sitting:
-    """A later sitting of a run in another environment than the one before: when, and in which."""
+    """A later sitting of a run in another environment than the sitting before."""
 
     at: str
     environment: Mapping[str, Any]
@@ -113,8 +113,8 @@ class RunRecord:
 
     Attributes:
         task: what the target is.
-        metric: that is optimized; `metrics`: all that are reported.
-        settings: what is learned from which columns; `config`: the numbers of the training.
+        metric: the metric to optimize; `metrics`: all that are reported.
+        settings: columns and files; `config`: the settings of the training.
         members: the names of the models, in the order of training.
         submission: the format of its predictions.
         environment: versions, device and threads of the first sitting; `resumed`: those of later ones, where they
@@ -139,7 +139,7 @@ class RunRecord:
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse a task that there is not, and members that are no names of folders of the run."""
+        """Refuse an unknown task, and members that are not names of folders in the run."""
         if self.task.task not in COMPETITION_TYPES:
             raise RunError(f"task.task {self.task.task!r} is none of {', '.join(COMPETITION_TYPES)}")
         if not self.members:
@@ -153,7 +153,7 @@ class RunRecord:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], place: str | Path = INFO) -> Self:
-        """Return the record that a JSON object describes; `place` begins the message of an error.
+        """Return the record of a JSON object; `place` begins the message of an error.
 
         Raises:
             RunError: a field is missing or of the wrong type; it is named.
@@ -163,7 +163,7 @@ class RunRecord:
 
     @property
     def prediction_members(self) -> tuple[str, ...]:
-        """The members that predict: all; of forward-chaining folds those of the last, which have seen the most."""
+        """The models that predict: all; with forward-chaining folds those of the last fold, which saw most rows."""
         if self.folds.kind != "forward":
             return self.members
         last = f"-fold{self.folds.count - 1}"
@@ -171,7 +171,7 @@ class RunRecord:
 
 
 def is_run(root: Path) -> bool:
-    """Return whether a directory holds a run.json of this project, of whatever version.
+    """Return whether a directory holds a run.json of this project, of any version.
 
     Raises:
         RunError: its run.json is no regular file, or no JSON object.
@@ -180,7 +180,7 @@ def is_run(root: Path) -> bool:
 
 
 def read_values(root: Path) -> dict[str, Any]:
-    """Return the JSON object in a run's run.json, after a look at its format and version only.
+    """Return the JSON object in run.json; only its format and version are checked.
 
     Raises:
         RunError: no such directory, no run.json, damaged JSON, another format or a newer version.
@@ -208,14 +208,56 @@ def read_record(root: Path) -> RunRecord:
     return RunRecord.of(read_values(root), root / INFO)
 
 
+_PACKAGES = ("mlx", "numpy", "pandas", "scikit-learn", "scipy", "tokenizers", "scipy-openblas32")
+# If one of these changes, sums, texts, folds, thresholds or digits may change. The others are for the record.
+_BINDING = ("mlxbert", "device", "blas", "threads", "machine", *(f"packages.{name}" for name in _PACKAGES))
+
+
+def environment() -> dict[str, Any]:
+    """Return the environment for run.json; it holds no host, user or path."""
+    return {
+        "mlxbert": package_versions(["mlxbert"])["mlxbert"],
+        "python": platform.python_version(),
+        "platform": platform.system(),
+        "machine": platform.machine(),
+        "device": device_name(),
+        "blas": blas_name(),
+        "threads": blas_threads(),
+        "packages": package_versions(_PACKAGES),
+    }
+
+
+def check_environment(then: Mapping[str, Any]) -> None:
+    """Refuse to resume a run in an environment that gives other bits.
+
+    Raises:
+        RunError: names what has changed, and how to resume all the same.
+    """
+    now = environment()
+    both = {name: (_get(then, name), _get(now, name)) for name in _BINDING}
+    changed = [f"{name} was {was}, is {value}" for name, (was, value) in both.items() if was != value]
+    if changed:
+        threads = f"OPENBLAS_NUM_THREADS={then.get('threads')}, or " if _get(then, "threads") != now["threads"] else ""
+        raise RunError(
+            f"the run was begun elsewhere ({'; '.join(changed)}), and would not end in the same bytes; "
+            f"fix: {threads}--allow-changes to go on all the same"
+        )
+
+
+def _get(facts: Any, name: str) -> Any:
+    for part in name.split("."):
+        facts = facts.get(part) if isinstance(facts, Mapping) else None
+    return facts
+
+
 def check_known_settings(record: RunRecord, file: Path) -> None:
-    """Refuse to train with settings that this version would leave out.
+    """Refuse to train with settings that this version does not know.
 
     Raises:
         RunError: names them.
     """
     for part, kind in (("settings", RunSettings), ("config", TrainingConfig)):
-        unknown = [name for name in record.values[part] if name not in {one.name for one in fields(kind)}]
+        unknown = [name for name in record.values[part] if name not in {setting.name for setting in fields(kind)}]
         if unknown:
             names = ", ".join(printable(name, 60) for name in unknown[:10])
             raise RunError(f"{file}: {part} has {names}, which this mlxbert does not know; fix: update mlxbert")
@@ -223,7 +265,7 @@ def check_known_settings(record: RunRecord, file: Path) -> None:
 
 @dataclass(frozen=True)
 class MemberScores:
-    """A finished model on the rows that its fold held out: `step` and `epoch` are those of the weights it keeps."""
+    """A finished model on the rows that its fold held out; `step` and `epoch` are those of the kept weights."""
 
     member: str
     seed: int
@@ -257,12 +299,12 @@ class Scores:
     """The content of scores.json.
 
     Attributes:
-        metric: that was optimized.
-        members: each on its own held-out rows.
-        spread: of each metric over the models.
-        pooled: metrics of all out-of-fold rows together; NaN where one is undefined.
-        seconds: that the run took, all sittings together.
-        hold_out: of the rows held out of everything; None without them.
+        metric: the metric that was optimized.
+        members: each model on its own held-out rows.
+        spread: each metric over the models.
+        pooled: metrics of all out-of-fold rows together; NaN: undefined.
+        seconds: duration of the run, all sittings together.
+        hold_out: scores of the rows held out of everything; None: there are none.
         values: the whole JSON object as it was read.
     """
 
@@ -290,151 +332,112 @@ def read_scores(root: Path) -> Scores | None:
     return replace(scores, values=values)
 
 
-# Settings that have options of their own form, or none: a competition brings its submission with it.
-_SPECIAL = ("target", "text", "classes", "head", "ignore", "submission", "drop_missing", "escape_formulas")
+def new_record(
+    settings: RunSettings,
+    config: TrainingConfig,
+    problem: Problem,
+    *,
+    metric: str,
+    members: Sequence[str],
+    data: Mapping[str, Any],
+    folds: FoldsRecord,
+    directory: Path,
+    form: Submission,
+) -> RunRecord:
+    """Return the run.json of a run that begins now.
 
+    Args:
+        settings: of the run.
+        config: of the training.
+        problem: what is learned.
+        metric: the metric to optimize.
+        members: names of the models, in the order of training.
+        data: the fields of `DataRecord` beside those that follow from the other arguments.
+        folds: kind, number and digest of the folds.
+        directory: the converted encoder.
+        form: the format of the submissions.
 
-def repeating_command(record: RunRecord, out: str) -> str:
-    """Return the shell line of `mlxbert train` that repeats a run into `out`, an option a line.
-
-    Where no command line can say it (a run on a frame, a label that only looks like a number), it is the call of
-    `mlxbert.train` in Python.
+    Raises:
+        RunError: UTF-8, and so run.json, cannot hold a path.
     """
-    try:
-        words = list(_words(record, out))
-    except _NoWordsError:
-        return _call(record, out)
-    lines, start = [], 0
-    for place in [i for i, word in enumerate(words) if i > 2 and _is_flag(words, i)]:
-        lines.append(words[start:place])
-        start = place
-    lines.append(words[start:])
-    return " \\\n  ".join(shlex.join(line) for line in lines)
-
-
-class _NoWordsError(Exception):
-    """A setting that no command line says."""
-
-
-class _Flag(str):
-    """The name of an option, to tell it from a value that begins with dashes too."""
-
-
-def _is_flag(words: list[str], place: int) -> bool:
-    return isinstance(words[place], _Flag)
-
-
-def _words(record: RunRecord, out: str) -> Iterator[str]:
-    path = record.data.path
-    if path is None:
-        raise _NoWordsError
-    yield from ("mlxbert", "train", f"./{path}" if path.startswith("-") else path)
-    settings, config = _beside_competition(record)
-    for name, value in settings.items():
-        yield from _setting(name, value)
-    for name, value in config.items():
-        flag = _Flag(f"--{name.replace('_', '-')}")
-        if name == "seeds":
-            for seed in value:
-                yield from (_Flag("--seed"), str(seed))
-        elif isinstance(value, bool):
-            yield flag if value else _Flag(f"--no-{flag[2:]}")
-        elif value is None:
-            raise _NoWordsError
-        else:
-            yield from (flag, str(value))
-    yield from (_Flag("-o"), out)
-
-
-def _beside_competition(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings and numbers that differ from the defaults, or from what the run's competition brings."""
-    settings, config = record.settings, record.config
-    usual: dict[str, Any] = {one.name: one.default for one in fields(RunSettings) if one.default is not MISSING} | {
-        "head": {}
+    tables = {"data": data, "validation data": data.get("valid"), "test data": data.get("test")}
+    paths = {"model": settings.model, **{what: table["path"] for what, table in tables.items() if table is not None}}
+    for what, path in paths.items():
+        if path is not None and any("\ud800" <= character <= "\udfff" for character in path):
+            raise RunError(
+                f"{path}: the {what}'s path is no text in UTF-8, so run.json cannot name it; fix: rename it"
+            )
+    source = read_config(directory, other_tools=True).get("mlxbert") or {}  # another tool writes none
+    values = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": _now(),
+        "competition": settings.competition,
+        "task": asdict(problem.task),
+        "metric": metric,
+        "metrics": list(dict.fromkeys((metric, *problem.head_class.metrics))),
+        "data": {
+            **data,
+            "text": problem.text.to_dict(),
+            "id": settings.id,
+            "group": settings.group,
+            "time": settings.time,
+        },
+        "model": {
+            "checkpoint": settings.model,
+            "manifest_sha256": sha256_hex(directory / "manifest.json", RunError),
+            "config_sha256": sha256_hex(directory / "config.json", RunError),
+            "source": source.get("source"),
+            "revision": source.get("revision"),
+        },
+        "settings": settings.to_dict(),
+        "config": config.to_dict(),
+        "folds": asdict(folds),
+        "members": list(members),
+        "submission": asdict(form),
+        "environment": environment(),
     }
-    numbers = TrainingConfig()
-    if settings.competition is not None:
-        try:
-            ready = get_competition(settings.competition)
-        except CompetitionError:
-            raise _NoWordsError from None
-        brought = RunSettings.for_competition(ready)
-        usual = {one.name: getattr(brought, one.name) for one in fields(RunSettings)} | {"competition": None}
-        numbers = TrainingConfig.make(competition_numbers(ready))
-    given = {
-        one.name: getattr(settings, one.name)
-        for one in fields(RunSettings)
-        if one.name not in usual or getattr(settings, one.name) != usual[one.name]
-    }
-    own = {
-        one.name: getattr(config, one.name)
-        for one in fields(TrainingConfig)
-        if getattr(config, one.name) != getattr(numbers, one.name)
-    }
-    return given, own
+    return RunRecord.of(json.loads(json.dumps(values)))
 
 
-def _setting(name: str, value: Any) -> Iterator[str]:
-    if name not in _SPECIAL:
-        if value is None or value == FRAME:
-            raise _NoWordsError
-        yield from (_Flag(f"--{name.replace('_', '-')}"), str(value))
-    elif name in ("target", "ignore"):
-        for column in value:
-            yield from (_Flag(f"--{name}"), column)
-    elif name == "text":
-        yield from _text(value)
-    elif name == "classes":
-        words = [str(label) for label in value or ()]
-        # 1 and 1.0 are equal and not the same label: compared as they are written.
-        if repr(labels(words)) != repr(value):
-            raise _NoWordsError
-        for word in words:
-            yield from (_Flag("--class"), word)
-    elif name == "head":
-        yield from _head(value)
-    elif name in ("drop_missing", "escape_formulas") and value:
-        yield _Flag(f"--{name.replace('_', '-')}")
-    else:
-        raise _NoWordsError
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _text(text: RowText | None) -> Iterator[str]:
-    if text is None or text.missing != RowText("a").missing:
-        raise _NoWordsError
-    for flag, part in (("--text", text.first), ("--pair", text.second)):
-        if isinstance(part, tuple) and len(part) == 1:
-            raise _NoWordsError  # a list of one column; one --text is the column as it is
-        for word in () if part is None else (part,) if isinstance(part, str) else part:
-            yield from (_Flag(flag), word)
+def check_same(now: RunRecord, before: RunRecord) -> None:
+    """Refuse to resume with other data, folds or another encoder than the run began with.
+
+    Raises:
+        RunError: names what has changed.
+    """
+    data, encoder = now.data.path or "the frame", now.model.checkpoint
+    test, earlier = now.data.test, before.data.test
+    if test and earlier and test.sha256 != earlier.sha256:
+        raise RunError(
+            f"{test.path or 'the test frame'} has changed since the run began; fix: put back what it was, or train "
+            "anew"
+        )
+    put_back = "put the checkpoint back that the run began with"
+    for what, is_now, was_then, fix in (
+        (
+            f"{data}: the data have",
+            now.data.examples_sha256,
+            before.data.examples_sha256,
+            "give what the run began with",
+        ),
+        ("the folds have", now.folds.sha256, before.folds.sha256, "use the package versions of run.json"),
+        (f"{encoder}: the encoder has", now.model.manifest_sha256, before.model.manifest_sha256, put_back),
+        (f"{encoder}: config.json has", now.model.config_sha256, before.model.config_sha256, put_back),
+        ("run.json: the members have", now.members, before.members, "restore run.json from a copy of the run"),
+    ):
+        if is_now != was_then:
+            raise RunError(f"{what} changed since the run began; fix: {fix}, or train anew")
 
 
-def _head(options: Any) -> Iterator[str]:
-    for name, value in options.items():
-        plain = isinstance(value, str) and head_options([f"{name}={value}"])[name] == value
-        word = f"{name}={value if plain else json.dumps(value, ensure_ascii=False)}"
-        try:
-            same = head_options([word]) == {name: value}
-        except RunError:
-            same = False
-        if not same:
-            raise _NoWordsError
-        yield from (_Flag("--head"), word)
-
-
-def _call(record: RunRecord, out: str) -> str:
-    """The call of `mlxbert.train`; what a competition brings is written out."""
-    given = {
-        one.name: getattr(record.settings, one.name)
-        for one in fields(RunSettings)
-        if one.name not in ("submission", "competition")
-    }
-    defaults = {one.name: one.default for one in (*fields(RunSettings), *fields(TrainingConfig))}
-    values = {**given, **{one.name: getattr(record.config, one.name) for one in fields(TrainingConfig)}, "out": out}
-    data = "frame" if record.data.path is None else repr(record.data.path)
-    said = [
-        f"{name}={'frame' if value == FRAME else repr(value)}"
-        for name, value in values.items()
-        if value not in (defaults.get(name), {}, ())
-    ]
-    return "mlxbert.train(\n    " + ",\n    ".join([data, *said]) + ",\n)"
+def going_on(before: RunRecord, environment: Mapping[str, Any]) -> RunRecord:
+    """Return the record of a resumed run; an environment that differs from the last one is added to `resumed`."""
+    last = before.resumed[-1].environment if before.resumed else before.environment
+    if environment == last:
+        return before
+    resumed = [*before.values.get("resumed", ()), {"at": _now(), "environment": dict(environment)}]
+    return RunRecord.of({**before.values, "resumed": resumed})

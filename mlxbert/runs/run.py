@@ -1,28 +1,41 @@
-"""`Run`: what `mlxbert train` left in a directory: its models, out-of-fold predictions and scores."""
+"""`Run`: a directory of `mlxbert train` with models, out-of-fold predictions and scores; and how it predicts."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mlxbert.data.competitions import Submission
-from mlxbert.data.infer_task import InferredTask
+import numpy as np
+
+from heads.forward_chaining import as_times
+from mlxbert.checkpoint import load_tokenizer, read_config
+from mlxbert.data.frames import Table
+from mlxbert.data.infer_task import InferredTask, target_values
 from mlxbert.data.reading import Kind
-from mlxbert.data.text_columns import RowText
+from mlxbert.data.text_columns import RowText, render_texts, warn_of_empty
+from mlxbert.data.tokens import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
-from mlxbert.runs.files import RunError, RunFiles
+from mlxbert.models.architecture import config_from_hf
+from mlxbert.runs.files import RunError, RunFiles, id_name, plain_cell, read_csv, truth_columns
+from mlxbert.runs.inputs import ROWS, TableFormat
+from mlxbert.runs.intervals import interval_ends, nominal_level
+from mlxbert.runs.predict import Parts, Predictor, Progress
 from mlxbert.runs.record import RunRecord, read_record, read_scores
-from mlxbert.runs.rows import TableFormat
 from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.submission import SubmissionRules, submission_rules
+from mlxbert.tokenization.encoding import TruncationWarning, warn_of_truncation
+from mlxbert.tokenization.tokenizer import Tokenizer
+from mlxbert.training.held_out import Predictions, average, concatenate, predict_logits, ranks
+from mlxbert.with_head import BertWithHead
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Predictor):
     """A run on disk.
 
     Attributes:
@@ -35,17 +48,17 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """A run, finished or not.
+        """Open a run, finished or not.
 
         Raises:
-            RunError: the directory is none, or its run.json is damaged.
+            RunError: there is no run, or its run.json is damaged.
         """
         root = expand_home(path)
         return cls(root, read_record(root))
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """The JSON object in run.json, as it is."""
+        """The JSON object in run.json."""
         return self.record.values
 
     @property
@@ -70,7 +83,7 @@ class Run:
 
     @property
     def prediction_members(self) -> list[Path]:
-        """The models that predict: all; of forward-chaining folds those of the last, which have seen the most.
+        """The models that predict (`RunRecord.prediction_members`).
 
         Raises:
             RunError: the run is not finished.
@@ -82,7 +95,7 @@ class Run:
 
     @property
     def go_on(self) -> str:
-        """The command that goes on with it."""
+        """The command that resumes it."""
         return f"mlxbert train --resume {shlex.quote(str(self.path))}"
 
     @property
@@ -92,7 +105,7 @@ class Run:
 
     @property
     def settings(self) -> RunSettings:
-        """What it was told to learn."""
+        """Its settings beside the numbers of the training."""
         return self.record.settings
 
     @property
@@ -101,13 +114,8 @@ class Run:
         return self.record.data.text
 
     @property
-    def columns(self) -> list[str]:
-        """Those that the texts are made of."""
-        return list(self.text.columns)
-
-    @property
     def kinds(self) -> dict[str, Kind]:
-        """What the training file's columns hold; test files are read alike."""
+        """What the columns of the training file hold; files to predict are read in the same way."""
         return dict(self.record.data.kinds)
 
     @property
@@ -116,30 +124,15 @@ class Run:
         return self.record.data.id
 
     @property
-    def time(self) -> str | None:
-        """The column of times."""
-        return self.record.data.time
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that a text is cut to."""
-        return self.record.data.max_length
-
-    @property
-    def batch_size(self) -> int:
-        """Rows a batch in prediction."""
-        return self.record.config.evaluation_batch_size
-
-    @property
     def rules(self) -> SubmissionRules:
-        """What the format of its submissions follows from: as the run began, a sample submission looked at."""
+        """The rules that give the format of the submissions: as the run began, with its sample submission."""
         record = self.record
         rules = submission_rules(record.settings, record.task, record.metric, record.config.metric)
         return replace(rules, usual=record.submission)
 
     @property
     def table_format(self) -> TableFormat:
-        """How it reads a table."""
+        """How a table to predict is read."""
         data, series = self.record.data, self.task.task == "time_series"
         return TableFormat(
             kinds=data.kinds,
@@ -152,71 +145,168 @@ class Run:
             like=data.quoting,
         )
 
-    def submission(self, values: str | None = None) -> Submission:
-        """The format of its submissions; `values` asks for labels or probabilities instead.
-
-        Raises:
-            RunError: that does not fit the task.
-        """
-        return self.rules.form(values)
-
     def oof(self) -> Any:
-        """The out-of-fold predictions as a pandas frame.
+        """Return the out-of-fold predictions as a pandas frame.
 
         Raises:
             RunError: the run is not finished.
         """
-        from mlxbert.runs.files import id_name, plain_cell, read_csv, truth_columns
-
         if not os.path.lexists(self.files.oof):
             raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self.go_on}")
         classes = self.task.classes or ()
-        labels = any(isinstance(one, str) for one in classes) and self.task.task != "multilabel"
-        # A label such as "007" is a word, and so is an id, whatever they look like.
-        own = f"target:{self.task.target[0]}"
-        words = ["target", own, "label"] if labels else []
-        table = read_csv(self.files.oof, [*words, *([id_name(self.id)] if self.id else [])])
+        labels = any(isinstance(label, str) for label in classes) and self.task.task != "multilabel"
+        # A label such as "007" is a word, and so is an id, whatever it looks like.
+        older = f"target:{self.task.target[0]}"
+        words = ["target", older, "label"] if labels else []
+        if self.id:
+            words.append(id_name(self.id))
+        table = read_csv(self.files.oof, words)
         if self.settings.escape_formulas:
-            for name in table.columns.intersection([*words, *([id_name(self.id)] if self.id else [])]):
+            for name in table.columns.intersection(words):
                 table[name] = table[name].map(plain_cell, na_action="ignore")
         single = len(truth_columns(table.columns)) == 1 and self.task.task not in ("multilabel", "time_series")
-        older = {own: "target", own.replace("target:", "prediction:", 1): "prediction"}
-        return table.rename(columns=older) if single else table
+        names = {older: "target", older.replace("target:", "prediction:", 1): "prediction"}
+        return table.rename(columns=names) if single else table
 
-    def predict(
+    def predict_frame(self, frame: Any) -> Predictions:
+        """Predict every row of a pandas frame: the mean of the models."""
+        pieces = (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
+        return self.predict_pieces(lambda: pieces)[0]
+
+    def predict_pieces(
         self,
-        data: Any,
+        frames: Callable[[], Iterator[Any]],
         *,
-        values: str | None = None,
         average: str = "probabilities",
-        sample_submission: Any = None,
-        id: str | None = None,
-    ) -> Any:
-        """Predictions for the rows of a frame or file: a pandas frame of the ids and the prediction columns.
-
-        Args:
-            data: pandas, polars, a dict or the path of a file, with the columns that the texts are made of; of a time
-                series, its history (what follows it is forecast).
-            values: "labels", "probabilities" or "values"; None: as the sample or the run's submissions have it.
-            average: of members: "probabilities" or "ranks".
-            sample_submission: a frame or file whose ids, columns and order the result has; None: the order of `data`.
-            id: the column that names a row; None: the sample's, that of the training data, or one that is called an
-                id; rows without any are numbered from 0.
+        intervals: float | None = None,
+        what: str = "the data",
+        progress: Progress | None = None,
+    ) -> Parts:
+        """Predict with each model in turn, and average: probabilities, numbers, or each model's ranks among all rows.
 
         Raises:
-            RunError: the run is not finished, or ids and columns are not the sample's.
-            FrameError: a column is missing; the nearest names are given.
-        """
-        from mlxbert.runs.predict import predict_table
+            RunError: there are no rows, or the run is not finished.
+            MLXBertError: a column is missing, a model is damaged.
 
-        made, _ = predict_table(
-            self, data, sample_submission=sample_submission, values=values, id=id, how=average, strict=False
-        )
-        return made
+        Warns:
+            DataWarning, TruncationWarning: texts are empty or were cut; once for all pieces.
+        """
+        data, members, level = self.record.data, self.prediction_members, self._nominal(intervals)
+        batch_size = self.record.config.evaluation_batch_size
+        of_members: list[list[Predictions]] = [[] for _ in members]
+        of_pieces: list[Parts] = []
+        texts = _Texts(self._tokenizer(members[0]), data.max_length, what)
+        for frame in frames():
+            tokens = texts.tokens(self.text.render(frame, what))
+            # Only one model is in memory: to read it again costs less than a batch.
+            parts = [self._model_parts(BertWithHead.load(member), tokens, level, batch_size) for member in members]
+            if average == "ranks":
+                for several, part in zip(of_members, parts, strict=True):
+                    several.append(part[0])
+            else:
+                of_pieces.append(_mean(parts))
+            if progress is not None:
+                progress(texts.rows, None)
+        texts.warn()
+        if average == "ranks":
+            return (_mean([(ranks(concatenate(several)),) for several in of_members])[0],)
+        return tuple(concatenate(several) for several in zip(*of_pieces, strict=True))
+
+    def forecast(self, history: Any, intervals: float | None = None) -> Parts:
+        """Forecast with the models of the last fold, which have seen most of the series.
+
+        Args:
+            history: a pandas frame, oldest first; at least the head's window of rows.
+            intervals: as for `predict`.
+
+        Raises:
+            RunError: the history is too short or lacks a value, or times are no steps of one length.
+        """
+        data, table = self.record.data, Table(history, "the series")
+        (column,) = [table.column(name, "target column") for name in self.task.target]
+        if None in column.values:
+            row = column.values.index(None)
+            raise RunError(
+                f"the series has no value of {column.name!r} in row {row}; fix: fill it in, or end the history before "
+                "it"
+            )
+        series = np.asarray(target_values([column], self.task), np.float64)
+        stamps = np.arange(len(series)) if data.time is None else list(table.column(data.time, "time column").values)
+        times = as_times(stamps, "time")
+        texts = render_texts(history.iloc[-1:], self.text)
+        parts = []
+        level = self._nominal(intervals)
+        for member in self.prediction_members:
+            model = BertWithHead.load(member)
+            head: Any = model.head
+            if len(series) < head.window:
+                raise RunError(
+                    f"a forecast needs {head.window} values of history, not {len(series)}; fix: give more rows"
+                )
+            tokens = token_rows(self._tokenizer(member), texts.texts, texts.pairs, max_length=data.max_length)
+            past = series[None, len(series) - head.window :] if head.window else None
+            extra = head.inputs(history=past, made_at=times[-1:])
+            of_model = self._model_parts(model, tokens, level, batch_size=1, extra=extra)
+            parts.append(tuple(replace(part, values=part.values.reshape(1, head.horizon)) for part in of_model))
+        return _mean(parts)
+
+    def _tokenizer(self, member: Path) -> Tokenizer:
+        config = config_from_hf(read_config(member))
+        return load_tokenizer(member, config, max_length=self.record.data.max_length)
+
+    def _nominal(self, intervals: float | None) -> float | None:
+        return None if intervals is None else nominal_level(self.files, self.record.prediction_members, intervals)
+
+    def _model_parts(
+        self, model: BertWithHead, tokens: TokenRows, level: float | None, batch_size: int, extra: Any = None
+    ) -> Parts:
+        logits = predict_logits(model, tokens, batch_size=batch_size, extra=extra)
+        predictions = Predictions.of(self.task.task, model.head, logits)
+        if level is None:
+            return (predictions,)
+        return predictions, *interval_ends(model, predictions, tokens, level, batch_size=batch_size, extra=extra)
 
     def _repr_html_(self) -> str:
-        """In a notebook: the scores as a table."""
-        from mlxbert.runs.finish import scores_frame
+        """In a notebook: the scores as a table, one row per model, then "pooled" and "hold-out"."""
+        import pandas
 
-        table: str = scores_frame(self).to_html(float_format="{:.4f}".format)
+        scores = read_scores(self.path)
+        rows = {} if scores is None else {member.member: member.metrics for member in scores.members}
+        if scores is not None:
+            rows["pooled"] = scores.pooled
+            if scores.hold_out is not None:
+                rows["hold-out"] = scores.hold_out.metrics
+        table: str = pandas.DataFrame.from_dict(rows, orient="index").to_html(float_format="{:.4f}".format)
         return table
+
+
+class _Texts:
+    """Texts of several frames as tokens, with one warning about all that are empty or cut."""
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, what: str):
+        self.tokenizer, self.max_length, self.what = tokenizer, max_length, what
+        self.rows = self.empty = self.cut = self.longest = self.limit = 0
+        self.uncounted = False
+
+    def tokens(self, rendered: Any) -> TokenRows:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # `warn` says it once
+            tokens = token_rows(self.tokenizer, rendered.texts, rendered.pairs, max_length=self.max_length)
+        self.rows += len(tokens)
+        self.empty += rendered.empty
+        self.cut += tokens.cut
+        self.longest, self.limit = max(self.longest, tokens.longest), tokens.limit
+        self.uncounted = self.uncounted or tokens.uncounted
+        return tokens
+
+    def warn(self) -> None:
+        if not self.rows:
+            raise RunError("there are no rows to predict; fix: is the file empty?")
+        warn_of_empty(self.empty, self.rows, self.what, stacklevel=3)
+        if self.cut:
+            warn_of_truncation(self.cut, self.rows, self.longest, self.limit, stacklevel=3, at_least=self.uncounted)
+
+
+def _mean(parts: list[Parts]) -> Parts:
+    """The mean of the models, and of the ends of their intervals."""
+    return tuple(average(several) for several in zip(*parts, strict=True))

@@ -1,163 +1,109 @@
-"""What a run's bits depend on beside its data and settings: versions, device, BLAS, threads.
-
-Options of a head and labels as a command line gives them: words that stand for numbers, truth values and lists.
-
-`RunSettings`: what is learned from which columns, beside the numbers of `TrainingConfig`; saved with the run.
-"""
+"""`RunSettings`: columns and files of a run. Its fields and those of `TrainingConfig` are the arguments of `train`."""
 
 from __future__ import annotations
 
-import json
+import inspect
 import math
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from typing import Any, Self, TypeVar, get_args
 
 from heads.labels import Label
 from heads.losses import Loss
-from mlxbert.backend.device import blas_name, blas_threads, device_name, package_versions
 from mlxbert.data.competitions import Competition, Submission
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.text_columns import RowText
 from mlxbert.runs.files import RunError
+from mlxbert.training.config import TrainingConfig, argument
 
-_PACKAGES = ("mlx", "numpy", "pandas", "scikit-learn", "scipy", "tokenizers", "scipy-openblas32")
-# A change of these may change sums, texts, folds, thresholds or digits: the rest is for the record.
-_BINDING = ("mlxbert", "device", "blas", "threads", "machine", *(f"packages.{name}" for name in _PACKAGES))
-
-
-def environment() -> dict[str, Any]:
-    """For run.json; no host, user or path in it."""
-    return {
-        "mlxbert": package_versions(["mlxbert"])["mlxbert"],
-        "python": platform.python_version(),
-        "platform": platform.system(),
-        "machine": platform.machine(),
-        "device": device_name(),
-        "blas": blas_name(),
-        "threads": blas_threads(),
-        "packages": package_versions(_PACKAGES),
-    }
-
-
-def check_environment(then: Mapping[str, Any]) -> None:
-    """Refuse to go on where the bits would come out otherwise.
-
-    Raises:
-        RunError: names what has changed, from what to what, and how to go on all the same.
-    """
-    now = environment()
-    both = {name: (_get(then, name), _get(now, name)) for name in _BINDING}
-    changed = [f"{name} was {was}, is {found}" for name, (was, found) in both.items() if was != found]
-    if changed:
-        threads = f"OPENBLAS_NUM_THREADS={then.get('threads')}, or " if _get(then, "threads") != now["threads"] else ""
-        raise RunError(
-            f"the run was begun elsewhere ({'; '.join(changed)}), and would not end in the same bytes; "
-            f"fix: {threads}--allow-changes to go on all the same"
-        )
-
-
-def _get(facts: Any, name: str) -> Any:
-    for part in name.split("."):
-        facts = facts.get(part) if isinstance(facts, Mapping) else None
-    return facts
-
-
-def head_options(words: Sequence[str]) -> dict[str, Any]:
-    """ "objective=focal", "horizon=12", "log_targets=true", "calendar=[\"year\"]" by name.
-
-    Raises:
-        RunError: a word without "=", or a name twice.
-    """
-    made: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name:
-            raise RunError(f"--head {word!r}: give NAME=VALUE, such as objective=focal")
-        if name in made:
-            raise RunError(f"--head {name} is given twice; fix: leave one out")
-        parsed = _value(value)
-        made[name] = tuple(parsed) if isinstance(parsed, list) else parsed
-    return made
-
-
-def labels(words: Sequence[str]) -> tuple[Label, ...] | None:
-    """Labels, numbers where all of them are; None: none are given."""
-    if not words:
-        return None
-    parsed = [_value(word) for word in words]
-    # JSON's NaN is a float; as a label it is a word.
-    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) and one == one for one in parsed)
-    return tuple(parsed) if numbers else tuple(words)
-
-
-def _value(word: str) -> Any:
-    try:
-        return json.loads(word)
-    except ValueError:
-        return word
+VALUES = ("labels", "probabilities", "values")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The arguments of `mlxbert.train` that are not numbers of the training; JSON-able by `to_dict`.
+    """The arguments of `mlxbert.train` that are not in `TrainingConfig`; run.json keeps both.
+
+    Each field's `metadata["help"]` says what it is. A table that was given as a frame has the name "<frame>".
 
     Attributes:
-        model: a converted directory, or the id of a converted repository on the Hub.
-        revision: of that repository.
-        target: the column to predict, or several.
-        text: how a row becomes a text; None: every column as "column: value".
-        task: a competition type or a head's name; None: inferred.
-        id: the column that names a row.
-        group: rows of one value never lie on both sides of a fold.
-        time: the column of times.
-        ignore: columns that `text=None` leaves out.
-        classes: the labels, where the data do not tell.
-        head: options of the head; a registered loss as its name, or a mapping of its name and settings.
-        competition: the ready configuration that the rest comes from.
-        encoding: of the data's text.
-        quoting: of text tables; None: found out.
-        decimal: the decimal mark of a target that is written as text, "." or ","; None: found out.
-        label_separator: what stands between several labels of a cell; None: found out.
-        valid: a file of held-out rows, with one fold; "<frame>" for a frame, and likewise below.
-        hold_out: rows held out of everything and predicted at the end: a share, or their number.
-        test: a file to predict at the end.
-        sample_submission: that the predictions must fit.
-        values: what a submission holds: "labels", "probabilities" or "values"; None: what the metric needs.
-        submission: the format, where a competition fixes it.
-        drop_missing: leave out rows without a target.
-        escape_formulas: put a ' before cells of the CSV files that a spreadsheet would compute.
+        submission: format of the submissions, where a competition fixes it; not an argument.
     """
 
-    model: str
-    revision: str | None = None
-    target: tuple[str, ...] = ()
-    text: RowText | None = None
-    task: str | None = None
-    id: str | None = None
-    group: str | None = None
-    time: str | None = None
-    ignore: tuple[str, ...] = ()
-    classes: tuple[Label, ...] | None = None
-    head: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    competition: str | None = None
-    encoding: str | None = None
-    quoting: Quoting | None = None
-    decimal: str | None = None
-    label_separator: str | None = None
-    valid: str | None = None
-    hold_out: float | None = None
-    test: str | None = None
-    sample_submission: str | None = None
-    values: str | None = None
+    model: str = argument(MISSING, "Model", "Converted directory, or id of a converted repository on the Hub.")
+    revision: str | None = argument(None, "Model", "Branch, tag or commit of a model on the Hub.")
+    target: tuple[str, ...] = argument((), "Data", "Column to predict.")
+    text: RowText | None = argument(  # noqa: RUF009 - a field
+        None,
+        "Data",
+        'Column with the text, or a template: "{Sex}, age {Age}".  [default: every column, as "column: value"]',
+    )
+    task: str | None = argument(
+        None, "Data", "binary, multiclass, multilabel, regression, ordinal, time_series.  [default: inferred]"
+    )
+    id: str | None = argument(
+        None,
+        "Data",
+        "Column that names a row; it is never read as text.  [default: the first column of the sample submission, or "
+        "a column that is called an id and has a different value in every row]",
+    )
+    group: str | None = argument(None, "Folds", "Column of groups: rows of one group are in the same fold.")
+    time: str | None = argument(None, "Folds", "Column of times: for a time series, or for forward-chaining folds.")
+    ignore: tuple[str, ...] = argument((), "Data", "Column to leave out of the text, where no text is named.")
+    classes: tuple[Label, ...] | None = argument(
+        None, "Data", "Label, in order; needed where the data do not have all labels.", flag="class"
+    )
+    head: Mapping[str, Any] = argument(
+        {},
+        "Model",
+        "Option of the head, such as horizon=12 or objective=NAME, also of a registered loss.",
+        metavar="NAME=VALUE",
+    )
+    competition: str | None = argument(None, "Data", "Ready configuration: titanic, house-prices, disaster-tweets, ….")
+    encoding: str | None = argument(None, "Data", "Text encoding of the files, such as cp1252.  [default: detected]")
+    quoting: Quoting | None = argument(  # noqa: RUF009 - a field
+        None,
+        "Data",
+        'Quotes in CSV and TSV: none (ordinary characters), minimal ("" is a quote), escaped (\\").  '
+        "[default: detected]",
+        choices=get_args(Quoting),
+    )
+    decimal: str | None = argument(
+        None, "Data", "Decimal mark of the target.  [default: detected]", choices=(".", ",")
+    )
+    label_separator: str | None = argument(
+        None, "Data", "Separator of several labels in one cell: ';' or '[]'.  [default: detected]"
+    )
+    valid: str | None = argument(None, "Folds", "File of rows to evaluate on, instead of folds.")
+    hold_out: float | None = argument(
+        None, "Folds", "Rows that no model sees, predicted and scored at the end: a share, or a number."
+    )
+    test: str | None = argument(None, "Data", "File to predict at the end.")
+    sample_submission: str | None = argument(
+        None, "Output", "Sample submission whose ids, columns and order the predictions must match."
+    )
+    values: str | None = argument(
+        None,
+        "Output",
+        "Content of a submission.  [default: as in the sample submission, else what the metric compares]",
+        choices=VALUES,
+    )
     submission: Submission | None = None
-    drop_missing: bool = False
-    escape_formulas: bool = False
+    drop_missing: bool = argument(False, "Data", "Leave out rows without a target.", switch=True)
+    escape_formulas: bool = argument(
+        False, "Output", "Write ' before CSV cells that begin with = + - @; numbers stay as they are.", switch=True
+    )
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself; make the head's options plain: tuples for lists, a loss by its name."""
+        """Bring the arguments into the types of the fields, and refuse contradictions."""
+        for name in ("model", "id", "group", "time"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(getattr(self, name)))
+        for name in ("target", "ignore"):
+            object.__setattr__(self, name, as_columns(getattr(self, name)))
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "head", {name: _plain(value) for name, value in self.head.items()})
         if not self.target:
             raise RunError("no target is named; fix: --target COLUMN, or --competition NAME")
@@ -172,19 +118,19 @@ class RunSettings:
 
     @property
     def horizon(self) -> int:
-        """The steps that a time series is forecast for.
+        """Number of steps that a time series is forecast.
 
         Raises:
-            RunError: the head's option is no whole number from 1 on.
+            RunError: the option of the head is no whole number from 1 on.
         """
         return self._steps("horizon", 1)
 
     @property
     def window(self) -> int:
-        """The steps of a time series that a forecast reads as numbers.
+        """Number of steps of a time series that a forecast reads as numbers.
 
         Raises:
-            RunError: the head's option is no whole number from 0 on.
+            RunError: the option of the head is no whole number from 0 on.
         """
         return self._steps("window", 0)
 
@@ -196,21 +142,20 @@ class RunSettings:
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """The target's column, and the words that are labels in it though they look missing, such as NA.
+        """The target column, and the words that are labels in it although they look missing, such as NA.
 
-        Nothing where rows without a target are refused anyway, with the same advice.
+        Empty if rows without a target are refused anyway, with the same advice.
         """
-        words = tuple(one for one in self.classes or () if isinstance(one, str))
+        words = tuple(label for label in self.classes or () if isinstance(label, str))
         if len(self.target) > 1 or self.task == "multilabel" or not (words or self.drop_missing):
             return {}
         return {self.target[0]: words}
 
     @classmethod
     def for_competition(cls, competition: Competition, **given: Any) -> Self:
-        """A ready configuration's settings, with those that are `given` (not None) in their place."""
+        """Return the settings of a ready configuration; `given` ones (not None) replace its own."""
         head = dict(competition.head)
-        classes = head.pop("classes", None)
-        made: dict[str, Any] = {
+        ready: dict[str, Any] = {
             "model": competition.converted,
             "target": competition.target,
             "text": competition.text,
@@ -218,34 +163,29 @@ class RunSettings:
             "id": competition.id,
             "group": competition.group,
             "time": competition.time,
-            "classes": classes,
-            "head": head,
+            "classes": head.pop("classes", None),
             "competition": competition.name,
             "submission": competition.submission,
         }
-        own = {name: value for name, value in given.items() if value is not None and value != ()}
-        own["head"] = {**head, **(given.get("head") or {})}
-        return cls(**{**made, **own})
+        changes = {name: value for name, value in given.items() if value is not None and value != ()}
+        changes["head"] = {**head, **(given.get("head") or {})}
+        return cls(**{**ready, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; run.json has it."""
+        """Return the settings as JSON values, as run.json has them."""
         return {
-            **{one.name: getattr(self, one.name) for one in fields(self)},
+            **{setting.name: getattr(self, setting.name) for setting in fields(self)},
             "target": list(self.target),
             "ignore": list(self.ignore),
             "classes": None if self.classes is None else list(self.classes),
             "text": None if self.text is None else self.text.to_dict(),
             "submission": None if self.submission is None else asdict(self.submission),
-            "head": {name: list(one) if isinstance(one, tuple) else one for name, one in self.head.items()},
+            "head": {name: list(value) if isinstance(value, tuple) else value for name, value in self.head.items()},
         }
-
-    def with_id(self, column: str) -> Self:
-        """Return the settings with an id column that was found."""
-        return replace(self, id=column)
 
 
 def competition_numbers(competition: Competition) -> dict[str, Any]:
-    """Return the fields of `TrainingConfig` that a ready configuration brings."""
+    """Return the fields of `TrainingConfig` that a ready configuration has."""
     return {
         "metric": competition.metric,
         "folds": competition.folds,
@@ -256,12 +196,47 @@ def competition_numbers(competition: Competition) -> dict[str, Any]:
 
 
 def as_columns(value: str | int | Sequence[str | int] | None) -> tuple[str, ...]:
-    """One name, or several, as a tuple; pandas numbers the columns of a file without a header."""
+    """Return one or several names as a tuple of text; pandas numbers the columns of a file without a header."""
     names = () if value is None else (value,) if isinstance(value, str | int) else tuple(value)
     return tuple(str(name) for name in names)
 
 
+def arguments() -> tuple[Field[Any], ...]:
+    """Return the fields that are arguments of `mlxbert.train` and options of `mlxbert train`, in their order."""
+    return tuple(setting for kind in (RunSettings, TrainingConfig) for setting in fields(kind) if setting.metadata)
+
+
+def flag_of(argument: Field[Any]) -> str:
+    """Return the option of `mlxbert train` for an argument: `--batch-size` for batch_size."""
+    return "--" + argument.metadata.get("flag", argument.name).replace("_", "-")
+
+
+def takes_arguments(function: _Function) -> _Function:
+    """Decorator for a function of `**settings`: put every argument into its signature and its documentation."""
+    signature = inspect.signature(function)
+    stated = [own for own in signature.parameters.values() if own.kind is not inspect.Parameter.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    more = [inspect.Parameter(setting.name, keyword, default=default_of(setting)) for setting in arguments()]
+    function.__signature__ = signature.replace(parameters=[*stated, *more])  # type: ignore[attr-defined]
+    if function.__doc__ is not None:  # python -OO has none
+        lines = [f"{setting.name}: {setting.metadata['help']}" for setting in arguments()]
+        wrapped = [
+            textwrap.fill(line, 116, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
+            for line in lines
+        ]
+        function.__doc__ = function.__doc__.replace("        (settings)", "\n".join(wrapped))
+    return function
+
+
+def default_of(argument: Field[Any]) -> Any:
+    """Return the value of an argument that is not given; None for the model, which must be given."""
+    if argument.default is not MISSING:
+        return argument.default
+    return None if argument.default_factory is MISSING else argument.default_factory()
+
+
 def _plain(option: Any) -> Any:
+    """An option of a head as run.json keeps it: a loss by its name and settings, a tuple instead of a list."""
     if isinstance(option, Loss):
         return option.option()
     return tuple(option) if isinstance(option, list) else option

@@ -1,4 +1,4 @@
-"""A submission: which columns, what is in them, in which order of rows; checked before anything is predicted."""
+"""The format of a submission: columns, their content, order of rows; it is checked before anything is predicted."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ from heads.metrics import get_metric
 from mlxbert.data.competitions import Submission
 from mlxbert.data.frames import as_text, plain, shown
 from mlxbert.data.infer_task import InferredTask
-from mlxbert.data.reading import NO_NUMBERS, read_chunks, without_blank_columns
+from mlxbert.data.reading import NO_NUMBERS
 from mlxbert.errors import MLXBertWarning, first_ten
 from mlxbert.runs.files import RunError
-from mlxbert.runs.inputs import as_pandas, is_path, source_name
-from mlxbert.runs.settings import RunSettings
+from mlxbert.runs.settings import VALUES, RunSettings
 from mlxbert.training.held_out import NUMBERS, Predictions
-
-VALUES = ("labels", "probabilities", "values")
 
 
 class SubmissionWarning(MLXBertWarning):
-    """The data or the sample leave open how a submission is written; the message says how, and names an option."""
+    """Data and sample allow several formats of a submission; the message says which one is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +31,7 @@ class Sample:
     """A competition's sample submission.
 
     Attributes:
-        what: it is called in messages.
+        what: its name in messages.
         frame: its rows, a pandas frame.
     """
 
@@ -47,13 +44,13 @@ class Sample:
         return tuple(str(name) for name in self.frame.columns)
 
     def ids(self, column: str) -> list[str]:
-        """Return the ids in a column as text, each there once.
+        """Return the ids in a column as text.
 
         Raises:
             RunError: an id comes twice or is missing.
         """
         ids = [value or "" for value in as_text(self.frame[column])]
-        twice = [one for one, count in Counter(ids).items() if count > 1]
+        twice = [name for name, count in Counter(ids).items() if count > 1]
         if twice or "" in ids:
             raise RunError(
                 f"{self.what}: id {(twice or [''])[0]!r} comes twice or is missing in column {column!r}; "
@@ -62,42 +59,21 @@ class Sample:
         return ids
 
     def cells(self, columns: Sequence[str]) -> set[str]:
-        """Return the different values in some columns as they are written; empty cells are left out."""
+        """Return the distinct values in some columns as they are written, without empty cells."""
         values = {plain(value) for name in columns for value in self.frame[name]}
         return {str(value).strip() for value in values if value is not None}
 
 
-def read_sample(source: Any) -> Sample:
-    """Read a sample submission: a file, or a frame.
-
-    Raises:
-        DataError, FrameError: it cannot be read, or has no rows.
-        RunError: it has one column.
-    """
-    import pandas
-
-    what = source_name(source, "the sample submission")
-    # Without kinds every cell of a file stays as it is written.
-    if is_path(source):
-        frame = without_blank_columns(pandas.concat(read_chunks(source, {}), ignore_index=True))
-    else:
-        frame = as_pandas(source, what)
-    sample = Sample(what, frame)
-    if len(sample.columns) < 2:
-        raise RunError(f"{what} has the column {sample.columns[0]!r} alone; fix: the ids and the predictions' columns")
-    return sample
-
-
 @dataclass(frozen=True)
 class SubmissionRules:
-    """What the format of a run's submissions follows from.
+    """What determines the format of the submissions of a run.
 
     Attributes:
         task: what is predicted.
-        usual: the format where no sample says otherwise.
-        metric: that was asked for, by the user or a ready configuration; None: the task's default, so that nobody
-            knows how the competition scores.
-        ready: whether `usual` is a ready configuration's.
+        usual: the format, if no sample has another one.
+        metric: the metric that the user or a ready configuration asked for; None: the default of the task, so that the
+            metric of the competition is unknown.
+        ready: whether `usual` comes from a ready configuration.
         values: what the user asked for when the run began; a sample does not change it.
     """
 
@@ -111,26 +87,26 @@ class SubmissionRules:
         """Return the usual format, or that of other `values`.
 
         Raises:
-            RunError: they do not fit the task.
+            RunError: the values do not fit the task.
         """
         if values in (None, self.usual.values):
             return self.usual
-        made = default_submission(self.task, "scores", self.usual.id_column, values)
-        return replace(made, columns=self.usual.columns) if len(made.columns) == len(self.usual.columns) else made
+        form = default_submission(self.task, "scores", self.usual.id_column, values)
+        return replace(form, columns=self.usual.columns) if len(form.columns) == len(self.usual.columns) else form
 
     def fitted(self, sample: Sample, id_column: str, values: str | None = None) -> Submission:
-        """Return the format that the sample calls for: its names, in the order of the predictions.
+        """Return the format of the sample: its names, in the order of the predictions.
 
         Args:
             sample: the sample submission.
             id_column: its column of ids.
-            values: what was asked for; None: found out from the sample's cells.
+            values: what was asked for; None: as in the cells of the sample.
 
         Raises:
-            RunError: its columns are others than the predictions'.
+            RunError: its columns are not those of the predictions.
 
         Warns:
-            SubmissionWarning: a column is called otherwise, or labels and probabilities would both fit.
+            SubmissionWarning: a column has another name, or both labels and probabilities would fit.
         """
         names = tuple(name for name in sample.columns if name != id_column)
         chosen, doubt = self._values_of(sample, names, values or self.values)
@@ -141,8 +117,8 @@ class SubmissionRules:
         return Submission(id_column, columns, form.values)
 
     def _columns(self, form: Submission, names: tuple[str, ...], what: str) -> tuple[str, ...]:
-        """The sample's name of each prediction column, in the order of the predictions."""
-        classes = [str(one) for one in self.task.classes or self.task.target]
+        """The name in the sample of each prediction column, in the order of the predictions."""
+        classes = [str(name) for name in self.task.classes or self.task.target]
         columns = tuple(classes) if set(classes) == set(form.columns) else form.columns
         if set(columns) == set(names):
             return columns
@@ -162,8 +138,8 @@ class SubmissionRules:
         )
 
     def _values_of(self, sample: Sample, names: tuple[str, ...], asked: str | None) -> tuple[str | None, str]:
-        """ "labels" or "probabilities", as asked for or as the sample's cells have them (None: they do not say), and
-        what to warn of ("": nothing).
+        """ "labels" or "probabilities", as asked for or as in the cells of the sample (None: unclear), and the text
+        of a warning ("": none).
         """
         task = self.task.task
         if task in NUMBERS:
@@ -176,8 +152,8 @@ class SubmissionRules:
         fractions = numbers and any(not _number(cell).is_integer() for cell in strange)  # type: ignore[union-attr]
         others = f"{sample.what} holds {strange[0]!r}, which is none of this run's labels: " if strange else ""
         if strange:
-            own = (0, 1) if task == "multilabel" else self.task.classes or ()
-            others += f"its own are written, such as {' and '.join(repr(shown(one)) for one in own[:2])}"
+            known = (0, 1) if task == "multilabel" else self.task.classes or ()
+            others += f"its own are written, such as {' and '.join(repr(shown(label)) for label in known[:2])}"
         if asked is not None:
             return asked, others if asked == "labels" and not fractions else ""
         if task in ("multiclass", "ordinal"):
@@ -198,14 +174,14 @@ class SubmissionRules:
         return self._open(sample.what, sorted(cells), bool(strange))
 
     def _contradiction(self, values: str, why: str) -> str:
-        """What to warn of where the metric that was asked for compares something else; "": nothing."""
+        """The warning if the metric that was asked for compares something else; "": none."""
         wanted = self._wanted
         if wanted is None or wanted == values:
             return ""
         return f"{why}: {values} are written, though {self.metric} compares {wanted}; {_option(wanted)}"
 
     def _open(self, what: str, cells: Sequence[str], strange: bool) -> tuple[str, str]:
-        """The values, and what to warn of, of a sample with one whole number alone, or numbers that are no labels."""
+        """The values and the warning for a sample that holds a single number, or numbers that are no labels."""
         if self.ready:
             return self.usual.values, ""
         holds = f"{what} holds {', '.join(cells[:3])} alone, which could stand for labels and for probabilities"
@@ -221,20 +197,20 @@ class SubmissionRules:
 
     @property
     def _wanted(self) -> str | None:
-        """What the metric that was asked for compares."""
+        """What the metric that was asked for compares: labels or probabilities."""
         if self.metric is None:
             return None
         return "labels" if get_metric(self.metric).needs == "labels" else "probabilities"
 
 
 def submission_rules(settings: RunSettings, task: InferredTask, metric: str, asked: str | None) -> SubmissionRules:
-    """Return what the format of a run's submissions follows from.
+    """Return the rules for the submissions of a run.
 
     Args:
         settings: of the run.
         task: what is predicted.
-        metric: that is optimized.
-        asked: the metric that was asked for; None: it is the task's default.
+        metric: the metric to optimize.
+        asked: the metric that was asked for; None: `metric` is the default of the task.
 
     Raises:
         RunError: the values that were asked for do not fit the task.
@@ -253,7 +229,7 @@ def submission_rules(settings: RunSettings, task: InferredTask, metric: str, ask
 
 
 def default_submission(task: InferredTask, metric_needs: str, id_column: str | None, values: str | None) -> Submission:
-    """Return the format where nothing fixes one: labels where the metric reads labels, else probabilities.
+    """Return the default format: labels if the metric reads labels, else probabilities; for numbers: values.
 
     Raises:
         RunError: `values` does not fit the task.
@@ -277,12 +253,12 @@ def check_ids(sample: Sample, wanted: Sequence[str], ids: Sequence[str], what: s
     Args:
         sample: the sample submission.
         wanted: its ids.
-        ids: of the rows that are predicted.
-        what: these are called in messages.
-        id_column: where their ids stand; None: they are numbered.
+        ids: of the rows to predict.
+        what: name of these rows in messages.
+        id_column: the column of their ids; None: they are numbered.
 
     Raises:
-        RunError: ids are missing from `what`, or are there beyond the sample; both are listed.
+        RunError: ids are missing from `what`, or are not in the sample; both are listed.
     """
     missing, extra = _without(wanted, ids), _without(ids, wanted)
     if not missing and not extra:
@@ -310,10 +286,10 @@ def check_ids(sample: Sample, wanted: Sequence[str], ids: Sequence[str], what: s
 
 
 def columns_of(form: Submission, task: InferredTask, predictions: Predictions) -> dict[str, np.ndarray]:
-    """Return the prediction columns of rows, by name, in the form's order.
+    """Return the prediction columns by name, in the order of the form.
 
     Raises:
-        RunError: as many columns are asked for as the predictions do not have.
+        RunError: the form has another number of columns than the predictions.
     """
     if form.values == "labels":
         return _labels(form, task, predictions)
@@ -342,7 +318,7 @@ def _labels(form: Submission, task: InferredTask, predictions: Predictions) -> d
 
 
 def _order(columns: Sequence[str], task: InferredTask, count: int) -> list[int]:
-    """Where each column is among the predictions: by its class's name, where the columns are the classes."""
+    """The place of each column among the predictions: by the name of its class, if the columns are the classes."""
     names = [str(one) for one in (task.classes or task.target)]
     if set(columns) == set(names):
         return [names.index(name) for name in columns]
@@ -351,11 +327,11 @@ def _order(columns: Sequence[str], task: InferredTask, count: int) -> list[int]:
 
 def _without(ids: Sequence[str], others: Sequence[str]) -> list[str]:
     known = set(others)
-    return [one for one in ids if one not in known]
+    return [name for name in ids if name not in known]
 
 
 def _listed(title: str, names: Sequence[str]) -> str:
-    """A title and the first ten names, each on its own line; nothing of none."""
+    """A title and the first ten names, each on its own line; nothing if there are none."""
     return f"\n  {title}:\n{first_ten(names)}" if names else ""
 
 
@@ -369,7 +345,7 @@ def _number(cell: str) -> float | None:
 
 
 def _same(cell: str) -> str:
-    """A cell however it is written: 1, 1.0, 001 and " 1" are one."""
+    """One spelling for all spellings of a cell: 1, 1.0, 001 and " 1" are the same."""
     text = cell.strip()
     if text.lstrip("+-").isdecimal():
         return str(int(text)) if len(text) < 400 else text
@@ -383,12 +359,12 @@ def _option(values: str) -> str:
 
 
 def warn(message: str) -> None:
-    """Say how a submission is written where that could be otherwise."""
+    """Warn how a submission is written, if other formats are possible."""
     warnings.warn(message, SubmissionWarning, stacklevel=2)
 
 
 def in_sample_order(frame: Any, sample: Sample, id_column: str, ids: Sequence[str]) -> Any:
-    """Return a submission's rows and columns as the sample has them; `ids` are those of its rows, as text."""
-    places = {one: place for place, one in enumerate(ids)}
-    order = [places[one] for one in sample.ids(id_column)]
+    """Return the rows and columns of a submission in the order of the sample; `ids`: those of its rows, as text."""
+    places = {name: place for place, name in enumerate(ids)}
+    order = [places[name] for name in sample.ids(id_column)]
     return frame.iloc[order].reset_index(drop=True)[list(sample.columns)]

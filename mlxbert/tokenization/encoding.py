@@ -20,9 +20,9 @@ import json
 import re
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -165,15 +165,15 @@ class _Places:
 
 
 def _is_local(backend: tokenizers.Tokenizer) -> bool:
-    """Whether this is BERT's pipeline, of which the module's docstring is true."""
+    """Return whether this is BERT's pipeline, of which the module's docstring is true."""
     steps = [] if backend.normalizer is None else [json.loads(backend.normalizer.__getstate__())]
     if steps and steps[0]["type"] == "Sequence":  # of `Tokenizer.lowercased`
         steps = steps[0]["normalizers"]
-    bert = [step for step in steps if step["type"] != "Lowercase"]
+    others = [step for step in steps if step["type"] != "Lowercase"]
     return (
-        len(bert) == 1
-        and bert[0]["type"] == "BertNormalizer"
-        and bert[0]["clean_text"]
+        len(others) == 1
+        and others[0]["type"] == "BertNormalizer"
+        and others[0]["clean_text"]
         and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
         and isinstance(backend.model, models.WordPiece)
         and backend.model.max_input_chars_per_word < 2 * _KEPT
@@ -358,35 +358,6 @@ def kept_tokens(first: int, second: int | None, room: int, strategy: str) -> tup
             f"the {which} text would be left; fix: truncation=True, or raise max_length"
         )
     return (left, other) if strategy == "only_first" else (other, left)
-
-
-def check_texts(texts: str | Iterable[str], what: str = "text") -> list[str]:
-    """A list of strings, whatever sequence they came in; one string is a list of one.
-
-    Raises:
-        TokenizerError: not a sequence of strings; the first item that is none is named with its index and type.
-    """
-    if isinstance(texts, str):
-        return [texts]
-    if (
-        isinstance(texts, bytes | bytearray | Mapping | set | frozenset)
-        or not isinstance(texts, Iterable)
-        or getattr(texts, "ndim", 1) != 1
-    ):
-        raise TokenizerError(f"{what}s must be a string or a sequence of strings, not {type(texts).__name__}")
-    items: Sequence[Any] = list(texts)
-    for i, item in enumerate(items):
-        if not isinstance(item, str):
-            fix = "decode it" if isinstance(item, bytes) else "drop it, or replace it by ''"
-            if isinstance(item, tuple | list):
-                fix = "join both texts, or give the tokenizer second texts as pairs="
-            raise TokenizerError(f"{what} {i} is {_shown(item)}, not a string; fix: {fix}")
-    return list(items)
-
-
-def _shown(item: Any) -> str:
-    text = repr(item)
-    return f"{text if len(text) <= 40 else text[:39] + '…'} ({type(item).__name__})"
 
 
 def refuse_surrogates(texts: Sequence[str], what: str) -> None:

@@ -30,7 +30,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from mlxbert.errors import MLXBertError, MLXBertWarning, shown
 from mlxbert.files.reading import read_json, read_text
-from mlxbert.models.base import architecture, supported
+from mlxbert.models.architecture import architecture, supported
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -19,7 +19,6 @@ from mlxbert.tokenization.encoding import (
     LongTexts,
     Tokens,
     TruncationWarning,
-    check_texts,
     kept_tokens,
     padded,
     refuse_stop,
@@ -87,8 +86,8 @@ class Tokenizer:
 
         Args:
             path: the directory.
-            max_length: positions that the model has (`max_position_embeddings`); no call goes beyond it.
-            type_limit: token types that the model has (`type_vocab_size`); no call gives another.
+            max_length: positions that the model has; no call goes beyond it.
+            type_limit: token types that the model has; no call gives another.
 
         Raises:
             TokenizerError: no tokenizer files, corrupt ones, or a kind that `tokenizers` alone cannot give.
@@ -205,11 +204,11 @@ class Tokenizer:
             return
         if self.type_limit == 1 and pair:
             raise TokenizerError(
-                "this model has one token type (type_vocab_size is 1), so it cannot take pairs; "
+                "this model has one token type, so it cannot take pairs; "
                 "fix: join both texts into one, or use a model with two token types"
             )
         raise TokenizerError(
-            f"the tokenizer gives token type {highest}, and the model has {self.type_limit} (type_vocab_size); "
+            f"the tokenizer gives token type {highest}, and the model has {self.type_limit}; "
             "fix: use the tokenizer that belongs to this model"
         )
 
@@ -410,3 +409,32 @@ def _parts(first: list[str], second: list[str] | None) -> Iterator[slice]:
         total, alone = total + size, size > LongTexts.whole
     if start < len(first):
         yield slice(start, len(first))
+
+
+def check_texts(texts: str | Iterable[str], what: str = "text") -> list[str]:
+    """A list of strings, whatever sequence they came in; one string is a list of one.
+
+    Raises:
+        TokenizerError: not a sequence of strings; the first item that is none is named with its index and type.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if (
+        isinstance(texts, bytes | bytearray | Mapping | set | frozenset)
+        or not isinstance(texts, Iterable)
+        or getattr(texts, "ndim", 1) != 1
+    ):
+        raise TokenizerError(f"{what}s must be a string or a sequence of strings, not {type(texts).__name__}")
+    items: Sequence[Any] = list(texts)
+    for i, item in enumerate(items):
+        if not isinstance(item, str):
+            fix = "decode it" if isinstance(item, bytes) else "drop it, or replace it by ''"
+            if isinstance(item, tuple | list):
+                fix = "join both texts, or give the tokenizer second texts as pairs="
+            raise TokenizerError(f"{what} {i} is {_shown(item)}, not a string; fix: {fix}")
+    return list(items)
+
+
+def _shown(item: Any) -> str:
+    text = repr(item)
+    return f"{text if len(text) <= 40 else text[:39] + '…'} ({type(item).__name__})"

@@ -1,6 +1,6 @@
-"""What other tools call our settings: transformers, Keras, scikit-learn, Lightning, Kaggle notebooks.
+"""`TrainingConfig`: every number and choice that a fine-tuning depends on, with defaults that suit most data.
 
-`TrainingConfig`: every number and choice that a fine-tuning depends on, with the defaults that work unseen.
+Also the names that other tools give to our settings: transformers, Keras, scikit-learn, Lightning, Kaggle notebooks.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ _OURS = {name: ours for ours, names in _USUAL.items() for name in names.split()}
 
 
 def our_name(name: str) -> str | None:
-    """Return what we call a setting that other tools call `name`; None: unknown. `-` and capitals do not matter."""
+    """Return our name of a setting that other tools call `name`; None: unknown. `-` and capitals do not matter."""
     return _OURS.get(name.strip("-").replace("-", "_").lower())
 
 
 def unknown_setting(name: str, known: Collection[str]) -> HeadError:
-    """Return the error for a setting that there is not: it names ours of that meaning, or the nearest ones."""
+    """Return the error for an unknown setting: it gives our name of that meaning, or the nearest names."""
     ours = our_name(name)
     if ours in known:
         return HeadError(f"there is no setting named {name!r}: did you mean {ours!r}?")
@@ -112,8 +112,29 @@ def unknown_setting(name: str, known: Collection[str]) -> HeadError:
 ADVERSARIAL = {"fgm": FGM, "awp": AWP}
 
 
-def _setting(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "least": least, "most": most})
+def argument(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    **option: Any,
+) -> Any:
+    """Return a dataclass field that is an argument of `mlxbert.train` and an option of `mlxbert train`.
+
+    Args:
+        default: its value where it is not given; MISSING: it must be given.
+        group: heading under which `mlxbert train --help` lists it.
+        help: what it means, for `--help` and for the documentation of `mlxbert.train`.
+        least: smallest value; None: no limit. Likewise `most`.
+        option: of `click.option`, where the field's name and type do not say it: `flag`, `metavar`, `choices`,
+            `switch` (there is no --no-… for it).
+    """
+    metadata = {"group": group, "help": help, "least": least, "most": most} | option
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, hash=False, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -129,49 +150,100 @@ class TrainingConfig:
         ConfigurationError: on construction; names the setting, its value and what it may be.
     """
 
-    epochs: int = _setting(3, "Passes over the training rows.", least=1)
-    batch_size: int = _setting(32, "Rows a batch.", least=1)
-    accumulation: int = _setting(1, "Batches whose gradients make one step.", least=1)
-    max_length: int = _setting(256, "Tokens that a text is cut to.", least=2)
-    pooling: str = _setting("mean", "How tokens become one vector: mean, cls, max, pooler, attention, ….")
-    rate: float | None = _setting(None, "Peak learning rate.  [default: by the encoder's size]", least=0)
-    head_rate: float | None = _setting(None, "Peak rate of head and pooling.  [default: the encoder's]", least=0)
-    weight_decay: float = _setting(0.01, "Of matrices; biases and LayerNorms never decay.", least=0)
-    layer_decay: float = _setting(1.0, "Each layer's rate is this times that of the layer above.", least=0, most=1)
-    schedule: str = _setting("linear", "Of the rate after the warm-up: linear, cosine, constant, polynomial.")
-    warmup: float = _setting(0.1, "Share of the steps in which the rate rises.", least=0, most=1)
-    schedule_end: float = _setting(0.0, "The rate at the end, as a share of the peak.", least=0, most=1)
-    schedule_power: float = _setting(2.0, "Of the polynomial schedule.", least=0)
-    max_norm: float | None = _setting(1.0, "Gradients are clipped to this norm; 0: not.", least=0)
-    dropout: float | None = _setting(None, "In encoder and head.  [default: the checkpoint's]", least=0, most=0.9)
-    ema: float | None = _setting(None, "Decay of a moving average of the weights, such as 0.999.", least=0, most=1)
-    freeze_embeddings: bool = _setting(False, "Leave the embeddings as they are.")
-    freeze_layers: int = _setting(0, "Leave the embeddings and this many lowest layers as they are.", least=0)
-    reinitialize_layers: int = _setting(0, "Train this many top layers from random weights.", least=0)
-    adversarial: str | None = _setting(None, "Adversarial training: fgm (embeddings) or awp (weights).")
-    adversarial_size: float | None = _setting(None, "How far it moves: fgm's epsilon (1), awp's gamma (0.001).")
-    compute_dtype: str = _setting("float32", "What the encoder computes in: float32, bfloat16, float16.")
-    checkpoint_layers: bool = _setting(False, "Recompute each layer in the backward pass: less memory, more time.")
-    compiled: bool = _setting(True, "Compile the training step.")
-    on_nonfinite: str = _setting("stop", "At a loss that is not finite: stop, or skip the batch.")
-    metric: str | None = _setting(None, "What is optimized, of heads.metrics.  [default: the task's]")
-    evaluations: int = _setting(1, "Evaluations an epoch, evenly spaced.", least=1)
-    patience: int | None = _setting(None, "Stop after this many evaluations without a better one.", least=1)
-    keep: str = _setting("best", "The weights kept of a fold: best (by the metric), or last.")
-    calibrate: bool = _setting(True, "Fit temperature and thresholds on each fold's held-out rows.")
-    folds: int = _setting(5, "Folds; 1: one held-out part.", least=1)
-    fold_kind: str | None = _setting(None, "plain, stratified, multilabel_stratified, binned, group, forward.")
-    valid_size: float | None = _setting(None, "With one fold: the share (below 1) or number of rows held out.")
-    fold_seed: int = _setting(0, "Of the folds.", least=0)
-    seeds: tuple[int, ...] = _setting((0,), "A model for each seed and fold; their predictions are averaged.")
-    evaluation_batch_size: int = _setting(64, "Rows a batch where nothing is trained.", least=1)
-    save_every: int | None = _setting(None, "Save after this many batches.  [default: every few minutes]", least=1)
+    epochs: int = argument(3, "Optimization", "Number of passes over the training rows.", least=1)
+    batch_size: int = argument(32, "Memory", "Rows in a training batch.", least=1)
+    accumulation: int = argument(
+        1, "Memory", "Batches whose gradients are summed for one step of the optimizer.", least=1
+    )
+    max_length: int = argument(256, "Memory", "Longest text in tokens; longer texts are cut.", least=2)
+    pooling: str = argument(
+        "mean", "Model", "How token vectors become one vector per text: mean, cls, max, pooler, attention, …."
+    )
+    rate: float | None = argument(
+        None, "Optimization", "Peak learning rate.  [default: depends on the encoder's size]", least=0
+    )
+    head_rate: float | None = argument(
+        None, "Optimization", "Peak learning rate of head and pooling.  [default: that of the encoder]", least=0
+    )
+    weight_decay: float = argument(
+        0.01, "Optimization", "Weight decay of matrices; biases and LayerNorms have none.", least=0
+    )
+    layer_decay: float = argument(
+        1.0, "Optimization", "Learning rate of a layer, as a share of that of the layer above it.", least=0, most=1
+    )
+    schedule: str = argument(
+        "linear", "Optimization", "How the rate falls after the warm-up: linear, cosine, constant, polynomial."
+    )
+    warmup: float = argument(
+        0.1, "Optimization", "Share of the steps in which the rate rises to its peak.", least=0, most=1
+    )
+    schedule_end: float = argument(
+        0.0, "Optimization", "Learning rate at the end, as a share of the peak.", least=0, most=1
+    )
+    schedule_power: float = argument(2.0, "Optimization", "Power of the polynomial schedule.", least=0)
+    max_norm: float | None = argument(1.0, "Optimization", "Clip gradients to this norm; 0: do not clip.", least=0)
+    dropout: float | None = argument(
+        None, "Model", "Dropout in encoder and head.  [default: that of the checkpoint]", least=0, most=0.9
+    )
+    ema: float | None = argument(
+        None, "Optimization", "Decay of a moving average of the weights, such as 0.999.", least=0, most=1
+    )
+    freeze_embeddings: bool = argument(False, "Model", "Do not train the embeddings.")
+    freeze_layers: int = argument(0, "Model", "Do not train the embeddings and this many lowest layers.", least=0)
+    reinitialize_layers: int = argument(0, "Model", "Train this many top layers from random weights.", least=0)
+    adversarial: str | None = argument(
+        None, "Optimization", "Adversarial training: fgm changes embeddings, awp changes weights."
+    )
+    adversarial_size: float | None = argument(
+        None, "Optimization", "Size of the adversarial change.  [default: 1 for fgm, 0.001 for awp]"
+    )
+    compute_dtype: str = argument(
+        "float32", "Memory", "Number type that the encoder computes in: float32, bfloat16, float16."
+    )
+    checkpoint_layers: bool = argument(
+        False, "Memory", "Compute each layer again in the backward pass: less memory, more time."
+    )
+    compiled: bool = argument(True, "Memory", "Compile the training step: faster, after a slow first step.")
+    on_nonfinite: str = argument(
+        "stop", "Optimization", "What to do at a loss that is not finite: stop, or skip the batch."
+    )
+    metric: str | None = argument(
+        None, "Optimization", "Metric to optimize, such as auc, f1, rmse.  [default: that of the task]"
+    )
+    evaluations: int = argument(1, "Optimization", "Evaluations in an epoch, at equal distances.", least=1)
+    patience: int | None = argument(
+        None, "Optimization", "Stop after this many evaluations without an improvement.", least=1
+    )
+    keep: str = argument("best", "Optimization", "Weights that a fold keeps: best (by the metric), or last.")
+    calibrate: bool = argument(
+        True, "Optimization", "Fit temperature, thresholds and intervals on the held-out rows of each fold."
+    )
+    folds: int = argument(5, "Folds", "Number of folds; 1: train once, with one held-out part.", least=1)
+    fold_kind: str | None = argument(
+        None,
+        "Folds",
+        "plain, stratified, multilabel_stratified, binned, group, forward.  [default: depends on the task]",
+    )
+    valid_size: float | None = argument(
+        None, "Folds", "With --folds 1: rows to hold out, as a share (below 1) or a number."
+    )
+    fold_seed: int = argument(0, "Folds", "Random seed of the folds.", least=0)
+    seeds: tuple[int, ...] = argument(
+        (0,),
+        "Folds",
+        "Random seed of a model; with several, each fold trains one model per seed and averages their predictions.",
+        flag="seed",
+    )
+    evaluation_batch_size: int = argument(64, "Memory", "Rows in a batch of evaluation or prediction.", least=1)
+    save_every: int | None = argument(
+        None, "Run", "Save the state of the training after this many batches.  [default: every few minutes]", least=1
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be: see `ConfigurationError`."""
         object.__setattr__(self, "seeds", _seeds(self.seeds))
-        for one in dataclasses.fields(self):
-            _check(one, getattr(self, one.name))
+        for setting in dataclasses.fields(self):
+            _check(setting, getattr(self, setting.name))
         choices = {
             "schedule": tuple(SHAPES),
             "adversarial": (None, *ADVERSARIAL),
@@ -180,7 +252,7 @@ class TrainingConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                known = ", ".join(str(one) for one in allowed if one is not None)
+                known = ", ".join(str(choice) for choice in allowed if choice is not None)
                 raise ConfigurationError(f"{name} {getattr(self, name)!r} is unknown; known: {known}")
         if self.adversarial_size is not None and self.adversarial is None:
             raise ConfigurationError("adversarial_size goes with adversarial; fix: adversarial='fgm' or 'awp'")
@@ -190,29 +262,29 @@ class TrainingConfig:
             )
         if self.valid_size is not None and self.folds != 1:
             raise ConfigurationError(f"valid_size goes with folds=1, not with {self.folds} folds; fix: leave one out")
-        # What these refuse is refused here.
+        # These refuse wrong values: do it here, before a run begins.
         self.step_settings()
         Schedule(1, self.schedule, 0, self.schedule_end, self.schedule_power)
 
     @classmethod
     def make(cls, settings: Mapping[str, Any]) -> Self:
-        """From settings by name, such as those of a run's `run.json`.
+        """Return the configuration with these settings, such as those in a run's `run.json`.
 
         Raises:
-            ConfigurationError: one that there is not; the nearest names are given.
+            ConfigurationError: a setting does not exist; the message gives the nearest names.
         """
-        known = {one.name for one in dataclasses.fields(cls)}
+        known = {setting.name for setting in dataclasses.fields(cls)}
         for name in settings:
             if name not in known:
                 raise ConfigurationError(str(unknown_setting(name, known)))
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `make` reads it."""
+        """Return the settings as JSON values; `make` reads them."""
         return {**dataclasses.asdict(self), "seeds": list(self.seeds)}
 
     def step_settings(self) -> StepSettings:
-        """What `TrainStep` is told."""
+        """Return the settings of `TrainStep`."""
         adversarial: Any = None
         if self.adversarial is not None:
             size = () if self.adversarial_size is None else (self.adversarial_size,)
@@ -229,19 +301,17 @@ class TrainingConfig:
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    made = (seeds,) if isinstance(seeds, int) and not isinstance(seeds, bool) else tuple(seeds)
-    whole = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in made)
-    if not made or not whole or len(set(made)) < len(made):
+    numbers = (seeds,) if isinstance(seeds, int) and not isinstance(seeds, bool) else tuple(seeds)
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31 for seed in numbers)
+    if not numbers or not whole or len(set(numbers)) < len(numbers):
         raise ConfigurationError(f"seeds must be different whole numbers from 0 on, not {seeds!r}")
-    return made
+    return numbers
 
 
-def _check(one: dataclasses.Field[Any], value: Any) -> None:
-    """Type and range of one setting, by its annotation and metadata."""
-    kind, _, optional = str(one.type).partition(" | ")
-    if value is None and optional:
-        return
-    if kind == "tuple[int, ...]":
+def _check(setting: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse a value that has not the type of the setting's annotation, or lies outside its limits."""
+    kind, _, optional = str(setting.type).partition(" | ")
+    if kind == "tuple[int, ...]" or (value is None and optional):
         return
     wanted = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}[kind]
     fits = {
@@ -250,8 +320,8 @@ def _check(one: dataclasses.Field[Any], value: Any) -> None:
         "str": isinstance(value, str),
         "bool": isinstance(value, bool),
     }[kind]
-    least, most = one.metadata["least"], one.metadata["most"]
+    least, most = setting.metadata["least"], setting.metadata["most"]
     if fits and (least is None or value >= least) and (most is None or value <= most):
         return
     limits = (f" from {least}" if least is not None else "") + (f" to {most}" if most is not None else "")
-    raise ConfigurationError(f"{one.name} must be {wanted}{limits}, not {value!r}")
+    raise ConfigurationError(f"{setting.name} must be {wanted}{limits}, not {value!r}")

@@ -162,7 +162,15 @@ class Trainer:
             extra=self._extra,
         )
         reinitialize_top(model, self.config.reinitialize_layers, entropy)
-        self.step, self._peak = new_step(model, self.config, self.steps)
+        rules, self._peak = training_rules(model, self.config)
+        schedule = Schedule(
+            self.steps,
+            kind=self.config.schedule,
+            warmup_steps=round(self.config.warmup * self.steps),
+            end=self.config.schedule_end,
+            power=self.config.schedule_power,
+        )
+        self.step = TrainStep(model, rules, schedule, self.config.step_settings())
         self.position = Position()
         self._kept: Arrays = {}
         self._began = time.monotonic()
@@ -181,16 +189,16 @@ class Trainer:
         member = self.member
         self.callbacks.on_member_start(member.name, member.seed, member.fold, self.steps, self.step.step)
         saved = self._clock = time.monotonic()
-        with interruptible() as interrupt:
+        with _interruptible() as interrupts:
             while not self._over():
                 evaluated = self._train_batch()
                 due = self.config.save_every and self.position.batches_done % self.config.save_every == 0
                 waited = time.monotonic() - saved
                 late = waited > (_SAVE_SECONDS_AFTER_EVALUATION if evaluated else _SAVE_SECONDS)
-                if due or late or interrupt:
+                if due or late or interrupts:
                     self.save()
                     saved = time.monotonic()
-                if interrupt:  # also after the last batch: the next model must not begin
+                if interrupts:  # also after the last batch: the next model must not begin
                     raise TrainingInterrupted(f"{member.name}: interrupted at step {self.step.step} of {self.steps}")
         return self._finish()
 
@@ -362,48 +370,27 @@ def training_rules(model: BertWithHead, config: TrainingConfig) -> tuple[dict[st
     return rules, peak
 
 
-def new_step(model: BertWithHead, config: TrainingConfig, steps: int) -> tuple[TrainStep, float]:
-    """Return the step that trains `model` in `steps` updates, and its peak rate.
-
-    Raises:
-        ConfigurationError: the settings do not fit this model.
-    """
-    rules, peak = training_rules(model, config)
-    warmup = round(config.warmup * steps)
-    schedule = Schedule(steps, config.schedule, warmup, config.schedule_end, config.schedule_power)
-    return TrainStep(model, rules, schedule, config.step_settings()), peak
-
-
-class Interrupt:
-    """True after Ctrl-C; the second Ctrl-C raises an ordinary `KeyboardInterrupt`."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
 @contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """Let Ctrl-C (SIGINT) set a flag, which the training loop reads where nothing is half done.
+def _interruptible() -> Iterator[Sequence[int]]:
+    """Yield a list to which Ctrl-C (SIGINT) adds; the training loop looks at it where nothing is half done.
 
-    Outside the main thread, or where SIGINT is ignored (a shell does so for background jobs of a script), it does
-    nothing, and the flag stays False.
+    The second Ctrl-C raises `KeyboardInterrupt`. Outside the main thread, or where SIGINT is ignored (a shell does so
+    for background jobs of a script), the list stays empty.
     """
-    interrupt = Interrupt()
+    interrupts: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+        interrupts.append(number)
+
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield interrupt
+        yield interrupts
         return
-    before: Any = signal.signal(signal.SIGINT, interrupt._handle)
+    before: Any = signal.signal(signal.SIGINT, note)
     try:
-        yield interrupt
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
 

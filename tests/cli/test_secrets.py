@@ -13,7 +13,7 @@ import pytest
 
 from converter.convert import convert
 from converter.export.checkpoint import export
-from converter.publish.leaks import LeakError, refuse_leaks, secrets_in
+from converter.publish.leaks import PublishError, refuse_leaks, secrets_in
 from mlxbert.files.output_file import FileRecord, manifest_bytes, read_manifest
 from tests.support.hub.plugin import Hub
 from tests.support.hub.publishing import pushed, refusal
@@ -58,7 +58,7 @@ def test_a_secret_is_found_in_every_kind_of_file_and_not_quoted(secret: str, tmp
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(LeakError) as caught:
+        with pytest.raises(PublishError) as caught:
             refuse_leaks(tmp_path, [name])
         assert f"  {name}: {what}" in str(caught.value)
         assert secret not in str(caught.value)
@@ -67,14 +67,14 @@ def test_a_secret_is_found_in_every_kind_of_file_and_not_quoted(secret: str, tmp
 def test_a_secret_in_the_header_of_a_weight_file(tmp_path: Path) -> None:
     header = json.dumps({"__metadata__": {"by": f"hf_{BASE62}"}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(LeakError, match=r"model\.safetensors: a Hugging Face token$"):
+    with pytest.raises(PublishError, match=r"model\.safetensors: a Hugging Face token$"):
         refuse_leaks(tmp_path, ["model.safetensors"])
 
 
 def test_a_secret_behind_escapes(tmp_path: Path) -> None:
     for text in (r'{"a": "\u0068f_' + BASE62 + '"}', json.dumps({"a": f"one\nhf_{BASE62}"})):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(LeakError, match=r"config\.json: a Hugging Face token$"):
+        with pytest.raises(PublishError, match=r"config\.json: a Hugging Face token$"):
             refuse_leaks(tmp_path, ["config.json"])
 
 
@@ -165,7 +165,7 @@ def test_convert_and_export_copy_no_secret(verified: Path, tmp_path: Path) -> No
     }.items():
         before = (source / name).read_bytes() if (source / name).exists() else None
         (source / name).write_text(content)
-        with pytest.raises(LeakError) as caught:
+        with pytest.raises(PublishError) as caught:
             convert(source, tmp_path / "out", verify=False)
         assert str(caught.value) == (
             f"{source}: secrets would be copied into the model; fix: take them out of the source\n"
@@ -174,5 +174,5 @@ def test_convert_and_export_copy_no_secret(verified: Path, tmp_path: Path) -> No
         assert not (tmp_path / "out").exists()
         (source / name).unlink() if before is None else (source / name).write_bytes(before)
     (verified / "vocab.txt").write_text(f"ghp_{BASE62}")
-    with pytest.raises(LeakError, match=r"vocab\.txt: a GitHub token$"):
+    with pytest.raises(PublishError, match=r"vocab\.txt: a GitHub token$"):
         export(verified, tmp_path / "back")

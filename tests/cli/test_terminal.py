@@ -17,7 +17,7 @@ from rich.console import Console
 from converter import cli
 from mlxbert.cli import main
 from mlxbert.cli.encode import _similarities
-from mlxbert.runs.place import ProgressBar
+from mlxbert.runs.progress import ProgressBar
 from mlxbert.training.callbacks import StepEvent
 
 ROOT = Path(__file__).parents[2]

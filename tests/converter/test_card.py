@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from converter.card.card import CardFacts, render_card
+from converter.card.card import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, CardFacts, Usage, render_card
 from converter.card.loaders import Trait, readings
-from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION, ParityReport, Part, Point, Proof, Provenance
 
 LOCAL_SOURCE = CardFacts(
     name="minilm",
+    model_type="bert",
     source="model",
     revision=None,
     original_class="BertModel",
@@ -78,7 +78,17 @@ def test_what_cannot_load_elsewhere_what_was_dropped_and_what_is_missing_are_sai
     facts = replace(
         LOCAL_SOURCE,
         has_pooler=False,
-        readings=readings({Trait.NO_POOLER, Trait.NO_TOKENIZER, Trait.NO_TOKENIZER_JSON, Trait.HEAD, Trait.BESIDE}),
+        readings=readings(
+            {
+                Trait.NO_POOLER,
+                Trait.NO_TOKENIZER,
+                Trait.NO_TOKENIZER_JSON,
+                Trait.HEAD,
+                Trait.BESIDE,
+                Trait.POOLER_MISSED,
+            },
+            "bert",
+        ),
         heads=("classifier.bias", "classifier.weight"),
         dropped={"embeddings.position_ids": "a constant"},
         missing_tokenizer=True,
@@ -87,7 +97,7 @@ def test_what_cannot_load_elsewhere_what_was_dropped_and_what_is_missing_are_sai
     assert "2 tensors of the checkpoint's own head in `heads.safetensors`" in card
     assert "- `embeddings.position_ids`: a constant" in card
     assert "| mlxbert | yes |" in card
-    assert "| mlx-embeddings | **no**: it wants a pooler, and the source has none |" in card
+    assert "| mlx-embeddings | **no**: it needs a pooler, and the source has none |" in card
     assert "| transformers (AutoModel) | **other numbers**: its `pooler_output` is random" in card
     assert "from mlx_embeddings" not in card
     assert "no tokenizer files" in card
@@ -114,7 +124,7 @@ def test_a_part_that_was_not_compared_is_no_yes() -> None:
     whole = report(1e-6)
     left_out = Part("own head", False, "2 rows and `3` labels")
     card = render_card(replace(LOCAL_SOURCE, parity=replace(whole, scope=(*whole.scope, left_out))))
-    assert "**Not known of the whole**, only of encoder: compared element by element with" in card
+    assert "**Not proven for the whole model**, only for encoder: compared element by element with" in card
     assert "Compared: encoder. **Not compared: own head** (2 rows and 3 labels)." in card
     assert "Yes" not in card
     assert "Compared: encoder.\n" in render_card(replace(LOCAL_SOURCE, parity=whole))
@@ -172,7 +182,7 @@ def test_only_what_was_compared_is_said_to_be() -> None:
 def test_compared_with_something_else_than_the_source_is_no_yes() -> None:
     facts = replace(LOCAL_SOURCE, source="team/bert", revision="a" * 40, parity=report(1e-6))
     card = render_card(facts)
-    assert "**Not known of the source**, only of what was made from it in between: compared element by" in card
+    assert "**Not proven for the source**, only for another conversion of it: compared element by" in card
     assert "Yes" not in card
 
 
@@ -188,11 +198,11 @@ def test_a_reference_that_is_a_conversion_itself_is_said_to_be() -> None:
 def test_layers_that_kept_their_numbers_are_told_though_nothing_was_measured() -> None:
     reasons = {"embeddings.word_embeddings": "rows of 312", "pooler.dense": "config.json says so"}
     card = render_card(replace(LOCAL_SOURCE, quantized=True, skipped=reasons))
-    assert "## What quantization cost\n\nNobody has measured it on text. Not quantized:\n" in card
+    assert "## What quantization cost\n\nIt was not measured on text. Not quantized:\n" in card
     assert "<summary>2 layers</summary>\n\n- `embeddings.word_embeddings`: rows of 312\n" in card
     assert "- `pooler.dense`: config.json says so\n\n</details>\n\n## Use\n" in card
     card = render_card(replace(LOCAL_SOURCE, quantized=True))
-    assert "Nobody has measured it on text.\n\n## Use\n" in card
+    assert "It was not measured on text.\n\n## Use\n" in card
     assert "<details>" not in card
 
 

@@ -278,7 +278,7 @@ def test_without_pooler_none_is_invented_and_the_card_says_so(tmp_path: Path) ->
     assert_same_model(tmp_path / "out", model)
     assert "the source has no pooler, so neither has the output" in result.notes
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| mlx-embeddings | **no**: it wants a pooler, and the source has none |" in card
+    assert "| mlx-embeddings | **no**: it needs a pooler, and the source has none |" in card
 
 
 def test_without_a_tokenizer_it_converts_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -119,6 +119,15 @@ DIRECTORIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], None], dict[s
     "by square root": ("BertModel", {}, pooling("mean_sqrt_len_tokens", normalize=False), {}),
     "two": ("BertModel", {}, pooling("cls", "mean"), {}),
     "dense": ("BertModel", {}, pooling("mean", dense=True), {}),
+    "RoBERTa": ("RobertaModel", {}, nothing, {}),
+    "RoBERTa without pooler": ("RobertaModel", {"pooler": False}, nothing, {}),
+    "RoBERTa, mean": ("RobertaModel", {}, pooling("mean"), {}),
+    "RoBERTa, quantized": ("RobertaModel", {}, pooling("mean"), {"quantize": "mixed", "calibration": "none"}),
+    "RoBERTa, masked LM": ("RobertaForMaskedLM", {}, nothing, {}),
+    "RoBERTa, masked LM, full": ("RobertaForMaskedLM", {}, nothing, {"layout": "full"}),
+    "RoBERTa, reranker": ("RobertaForSequenceClassification", ONES, nothing, {}),
+    "RoBERTa, reranker, full": ("RobertaForSequenceClassification", ONES, nothing, {"layout": "full"}),
+    "RoBERTa, tagger, full": ("RobertaForTokenClassification", {"id2label": TAGS}, nothing, {"layout": "full"}),
 }
 # What the test cannot see: with these texts no prompt is given, and numbers are compared after normalization.
 UNSEEN = {("mean without the prompt", "mlx-embeddings"), ("mean without the prompt", "mlx-vlm (load_embedding_model)")}
@@ -156,8 +165,11 @@ def attempt(load: Callable[[Path], bool], path: Path) -> str:
         return REFUSES
 
 
-# `TEXTS` as the tokenizer of `write_vocab` has them: [CLS] is 2, [SEP] 3, "a" 5.
-IDS = mx.array([[2, 5, 6, 7, 8, 9, 10, 11, 3], [2, 12, 13, 3, 0, 0, 0, 0, 0]])
+# `TEXTS` as the tokenizers of `write_vocab` and `write_bpe` have them: "a" is 5 and 69, " b" 6 and 262.
+ALL_IDS = {
+    "bert": mx.array([[2, 5, 6, 7, 8, 9, 10, 11, 3], [2, 12, 13, 3, 0, 0, 0, 0, 0]]),
+    "roberta": mx.array([[0, 69, 262, 263, 264, 265, 266, 267, 2], [0, 76, 269, 2, 1, 1, 1, 1, 1]]),
+}
 MASK = mx.array([[1] * 9, [1, 1, 1, 1, 0, 0, 0, 0, 0]])
 
 
@@ -170,10 +182,14 @@ def same(found: Any, expected: Any, mask: Any = None) -> bool:
     return found.shape == expected.shape and bool(np.abs(found - expected).max() < 1e-4)
 
 
+def ids_of(path: Path) -> mx.array:
+    return ALL_IDS[json.loads((path / "config.json").read_text())["model_type"]]
+
+
 def hidden(path: Path) -> mx.array:
     config = json.loads((path / "config.json").read_text())
     core = mlxbert.checkpoint.load_core(path, config=config)
-    return core(IDS, MASK).last_hidden_state
+    return core(ids_of(path), MASK).last_hidden_state
 
 
 def embeds(output: Any, path: Path) -> bool:
@@ -191,31 +207,31 @@ def embeds(output: Any, path: Path) -> bool:
     return same(output.text_embeds, encoder.encode(TEXTS))
 
 
-def in_torch(model: Any) -> dict[str, np.ndarray]:
+def in_torch(model: Any, path: Path) -> dict[str, np.ndarray]:
     with torch.inference_mode():
-        output = model.eval()(torch.tensor(np.array(IDS)).long(), attention_mask=torch.tensor(np.array(MASK)))
+        output = model.eval()(torch.tensor(np.array(ids_of(path))).long(), attention_mask=torch.tensor(np.array(MASK)))
     return {name: value.numpy() for name, value in output.items() if hasattr(value, "numpy")}
 
 
 def auto_model(path: Path) -> bool:
     model, info = transformers.AutoModel.from_pretrained(path, output_loading_info=True)
-    equal = same(in_torch(model)["last_hidden_state"], hidden(path), MASK)
-    return equal and tokenizes(transformers.AutoTokenizer.from_pretrained(path)) and not info["missing_keys"]
+    equal = same(in_torch(model, path)["last_hidden_state"], hidden(path), MASK)
+    return equal and tokenizes(transformers.AutoTokenizer.from_pretrained(path), path) and not info["missing_keys"]
 
 
-def tokenizes(tokenizer: Any) -> bool:
-    return list(tokenizer(TEXTS[1])["input_ids"]) == [2, 12, 13, 3]
+def tokenizes(tokenizer: Any, path: Path) -> bool:
+    return list(tokenizer(TEXTS[1])["input_ids"]) == ids_of(path)[1, :4].tolist()
 
 
 def embeddings(path: Path) -> bool:
     model, tokenizer = mlx_embeddings.load(str(path))
-    return tokenizes(tokenizer) and embeds(model(IDS, attention_mask=MASK), path)
+    return tokenizes(tokenizer, path) and embeds(model(ids_of(path), attention_mask=MASK), path)
 
 
 def auto_head(path: Path) -> bool:
     ours, _ = mlxbert.load_with_head(path)
     model, info = getattr(transformers, ours.architecture).from_pretrained(path, output_loading_info=True)
-    theirs, output = in_torch(model), ours(IDS, MASK)
+    theirs, output = in_torch(model, path), ours(ids_of(path), MASK)
     logits = {name: getattr(output, name) for name in vars(output) if name.endswith("logits")}
     pairs = [(theirs[name], value) for name, value in logits.items() if value is not None]
     masks = [MASK if found.ndim > 1 and found.shape[1] == MASK.shape[1] else None for found, _ in pairs]
@@ -233,7 +249,7 @@ def reranker(path: Path) -> bool:
 
     theirs, _ = load_reranker(path)
     ours, _ = mlxbert.load_with_head(path)
-    return same(theirs(IDS, attention_mask=MASK).logits, ours(IDS, MASK).logits)
+    return same(theirs(ids_of(path), attention_mask=MASK).logits, ours(ids_of(path), MASK).logits)
 
 
 def tagger(path: Path) -> bool:
@@ -241,7 +257,7 @@ def tagger(path: Path) -> bool:
 
     theirs = load_token_classifier(path).model
     ours, _ = mlxbert.load_with_head(path)
-    return same(theirs(IDS, attention_mask=MASK).logits, ours(IDS, MASK).logits, MASK)
+    return same(theirs(ids_of(path), attention_mask=MASK).logits, ours(ids_of(path), MASK).logits, MASK)
 
 
 def swift(path: Path) -> bool:
@@ -258,7 +274,7 @@ LOAD: dict[str, Callable[[Path], bool]] = {
     loaders.SENTENCE_TRANSFORMER.name: sentence_transformer,
     loaders.MLX_EMBEDDINGS.name: embeddings,
     loaders.MLX_VLM.name: lambda path: embeds(
-        mlx_vlm_loader.load_embedding_model(path)(IDS, attention_mask=MASK), path
+        mlx_vlm_loader.load_embedding_model(path)(ids_of(path), attention_mask=MASK), path
     ),
     loaders.MLX_VLM_RERANKER.name: reranker,
     loaders.MLX_VLM_TAGGER.name: tagger,
@@ -277,7 +293,9 @@ class TestTraitsOfSwiftAlone:
         file = tmp_path / "out/config.json"
         parsed = json.loads(file.read_text()) | config
         file.write_text(json.dumps(parsed))
-        found = loaders.readings(loaders.traits_of(tmp_path / "out", parsed, ("classifier.weight", "classifier.bias")))
+        found = loaders.readings(
+            loaders.traits_of(tmp_path / "out", parsed, ("classifier.weight", "classifier.bias")), "bert"
+        )
         return [reading for reading in found if reading.effect != WORKS], swift_problems(tmp_path / "out")
 
     def test_pooling_in_the_newer_spelling_alone(self, tmp_path: Path) -> None:
@@ -286,7 +304,7 @@ class TestTraitsOfSwiftAlone:
             json.dumps({"embedding_dimension": SIZE, "pooling_mode": "mean"})
         )
         parsed = json.loads((tmp_path / "out/config.json").read_text())
-        found = loaders.readings(loaders.traits_of(tmp_path / "out", parsed, ("classifier.weight",)))
+        found = loaders.readings(loaders.traits_of(tmp_path / "out", parsed, ("classifier.weight",)), "bert")
         differs = [reading for reading in found if reading.effect == DIFFERS]
         assert [reading.loader for reading in differs] == [loaders.SWIFT]
         assert "does not find the pooling" in differs[0].reasons[0]
@@ -298,3 +316,28 @@ class TestTraitsOfSwiftAlone:
         found, problems = self.converted(tmp_path, nothing, id2label={"0": 1})
         assert [reading.loader for reading in found if "id2label" in reading.reasons[0]] == [loaders.SWIFT]
         assert problems == ["refuses: id2label with values that are no text"]
+
+
+@pytest.mark.parametrize(
+    ("class_name", "task", "auto_class"),
+    [
+        ("RobertaModel", "feature-extraction", "AutoModel"),
+        ("RobertaForMaskedLM", "fill-mask", "AutoModelForMaskedLM"),
+        ("RobertaForSequenceClassification", "text-classification", "AutoModelForSequenceClassification"),
+        ("RobertaForMultipleChoice", "multiple-choice", "AutoModelForMultipleChoice"),
+    ],
+)
+def test_the_card_of_roberta(class_name: str, task: str, auto_class: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source", class_name)
+    save_tokenizer(tmp_path / "source")
+    layout = "encoder" if class_name == "RobertaModel" else "full"
+    result = convert(tmp_path / "source", tmp_path / "out", verify=False, layout=layout)
+    assert not result.usage.failed
+    card = (tmp_path / "out/README.md").read_text("utf-8")
+    assert f"pipeline_tag: {task}\ntags:\n- mlx\n- mlxbert\n- roberta\n" in card
+    assert f"{class_name} in float32" in card
+    assert ("mlxbert.load_with_head(" in card) == (class_name != "RobertaModel")
+    assert f"from transformers import {auto_class}, AutoTokenizer" in card
+    assert "Of each text the first 64 tokens are read" in card
+    assert "| mlx-embeddings | **no**: it does not have this architecture |" in card
+    assert "from mlx_embeddings" not in card

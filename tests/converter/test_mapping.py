@@ -18,7 +18,7 @@ from converter.mapping import (
     plan,
 )
 from converter.mappings import mapping_for, supported
-from mlxbert.models.base import config_from_hf
+from mlxbert.models.architecture import config_from_hf
 from mlxbert.models.bert import BertConfig
 from mlxbert.models.config_fields import ConfigError
 from tests.support.tiny import ALL_CLASSES, SIZES, declared_of, tiny_model

@@ -212,17 +212,17 @@ class TestEvidence:
         assert "| 0.9912 | – |" in render_card(replace(QUANTIZED, quantization=quantization))
 
     def test_what_is_read_of_a_text(self, tmp_path: Path) -> None:
-        assert _max_length(tmp_path, {"max_position_embeddings": 512}) == 512
+        assert _max_length(tmp_path, {"model_type": "bert", "max_position_embeddings": 512}) == 512
         kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
         modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
         (tmp_path / "modules.json").write_text(json.dumps(modules))
         (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 256}))
         (tmp_path / "1_Pooling").mkdir()
         (tmp_path / "1_Pooling/config.json").write_text("{}")
-        assert _max_length(tmp_path, {"max_position_embeddings": 512}) == 256
-        assert _max_length(tmp_path, {"max_position_embeddings": 128}) == 128
+        assert _max_length(tmp_path, {"model_type": "bert", "max_position_embeddings": 512}) == 256
+        assert _max_length(tmp_path, {"model_type": "bert", "max_position_embeddings": 128}) == 128
         (tmp_path / "modules.json").write_text("[]")
-        assert _max_length(tmp_path, {"max_position_embeddings": 512}) == 512
+        assert _max_length(tmp_path, {"model_type": "bert", "max_position_embeddings": 512}) == 512
 
     def test_somebody_elses_names_stay_inside_their_quotes(self) -> None:
         card = render_card(replace(MINILM, dropped={"x`\n# Buy\n`": "a reason"}, source="a`b"))

@@ -23,14 +23,15 @@ from converter.parity.reference import Reference, ReferenceOutput
 from converter.parity.report import LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Provenance
 from mlxbert.activations import gelu_tanh
 from mlxbert.model_tensors import named_parameters
-from mlxbert.models.base import Encoder, architecture, config_from_hf, module_at, supported
+from mlxbert.models.architecture import architecture, config_from_hf, supported
+from mlxbert.models.base import Encoder, module_at
 from tests.support.tiny import tiny_model
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 transformers = pytest.importorskip("transformers")
 
 LAYERS = 3
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 64,
     "num_hidden_layers": LAYERS,

@@ -245,7 +245,7 @@ _OTHERWISE = {
     "mlxbert/files/output_file.py": "the one way itself",
     "mlxbert/runs/files.py": "a log grows by lines",
     "converter/export/inference.py": "runs without this package",
-    "converter/card/usage.py": "a folder of its own that is gone afterwards",
+    "converter/card/facts.py": "a folder of its own that is gone afterwards",
 }
 
 

@@ -18,7 +18,7 @@ from converter.parity.probes import ProbeError, make_probes
 from converter.parity.reference import Reference
 from converter.parity.report import Provenance
 from converter.source import open_source
-from mlxbert.models.base import architecture, supported
+from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.bert import BertConfig
 from tests.support.tiny import save_tiny
 
@@ -122,6 +122,17 @@ def test_every_token_type_is_probed(count: int) -> None:
     assert len(full) >= 2
     for probe in full:
         assert set(probe.token_type_ids.ravel().tolist()) == set(range(count)), probe.name
+
+
+@pytest.mark.parametrize("model_type", supported())
+def test_the_probes_of_every_architecture_reach_its_limits_and_no_further(model_type: str) -> None:
+    config = config_from_hf({"model_type": model_type, **architecture(model_type).tiny})
+    probes = make_probes(config, tokenize=lambda text, pair: ([5] * 99, [0] * 50 + [1] * 49))
+    assert max(probe.shape[1] for probe in probes) == config.max_length
+    for probe in probes:
+        for name, rows in config.table_rows.items():
+            values = getattr(probe, name, np.zeros(1))
+            assert 0 <= values.min() <= values.max() < rows
 
 
 def test_sentences_are_padded_and_a_foreign_tokenizer_is_refused() -> None:

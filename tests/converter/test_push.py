@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 import mlxbert
 from converter.publish.push import push
-from converter.publish.sending import Sending, Writer
+from converter.publish.sending import Sending
 from mlxbert.files.output_file import FileRecord, manifest_bytes, manifest_problems, read_manifest
 from tests.support.card_samples import QUANTIZATION
 from tests.support.hub.plugin import Hub
@@ -48,7 +48,7 @@ def test_a_password_in_the_endpoint_is_not_shown(hub: Hub, verified: Path, monke
 
     plan = pushed(verified, dry_run=True).plan
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint.replace("//", "//alice:secret@"))
-    sending = Sending(HfApi(), Writer("alice"), {}, {}, plan, False)
+    sending = Sending(HfApi(), "alice", {}, {}, plan, False)
     assert sending._result(plan, "pushed", "a" * 40).url == f"{hub.endpoint}/{REPO}"
 
 
@@ -193,7 +193,7 @@ def test_a_license_that_is_not_known_is_said_in_the_card_and_nowhere_else(
     pushed(verified)
     assert not [warning for warning in recwarn if "metadata" in str(warning.message)]
     card = hub.repositories[REPO].files["README.md"].decode()
-    assert "The license of the source is not known here" in card
+    assert "The license of the source is unknown" in card
 
 
 def test_a_quantized_directory(hub: Hub, verified: Path) -> None:

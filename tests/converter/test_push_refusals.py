@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from converter.convert import convert
-from converter.publish.errors import PublishError
+from converter.publish.leaks import PublishError
 from converter.publish.push import gather_evidence
 from converter.publish.remote import CheckedFile, _difference
 from converter.publish.sending import _operations
@@ -50,9 +50,7 @@ class TestEvidence:
             "--reference PATH/TO/source, or publish it all the same with --allow-unverified, which the card will say"
         )
         plan = pushed(tmp_path / "out", allow_unverified=True, dry_run=True).plan
-        assert (
-            "**Published without a comparison that passed**: the model was never compared with PyTorch." in plan.card
-        )
+        assert "**Published although no comparison passed**: the model was never compared with PyTorch." in plan.card
 
     def test_failed(self, verified: Path) -> None:
         def fail(report: dict) -> dict:
@@ -83,7 +81,7 @@ class TestEvidence:
             "which the card will say"
         )
         card = pushed(verified, allow_unverified=True, dry_run=True).plan.card
-        assert "**Not known of the source**, only of what was made from it in between: compared element by" in card
+        assert "**Not proven for the source**, only for another conversion of it: compared element by" in card
         assert "Yes" not in card
         rewrite(verified, "parity.json", lambda report: {**report, "provenance": {**report["provenance"], **named}})
         assert gather_evidence(verified).unverified is None

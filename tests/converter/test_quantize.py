@@ -55,7 +55,8 @@ from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, Token
 from heads.command_line import install_fix
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
-from mlxbert.models.base import Encoder, HeadKind, architecture, module_at, supported
+from mlxbert.models.architecture import HeadKind, architecture, supported
+from mlxbert.models.base import Encoder, module_at
 from mlxbert.models.bert import BertCore
 from mlxbert.quantization import LayerQuantization, QuantizationConfig
 from tests.support.tiny import save_tiny, save_tokenizer

@@ -11,7 +11,7 @@ import converter.convert
 from converter.convert import convert
 from converter.parity.files import write_reports
 from converter.parity.report import NotComparedError, ParityReport, Proof
-from converter.publish.errors import PublishError
+from converter.publish.leaks import PublishError
 from converter.publish.push import gather_evidence, push
 from converter.quantize.texts import HELD_OUT
 from converter.terminal import show_result
@@ -87,7 +87,7 @@ class TestWithoutPyTorch:
             with pytest.raises(PublishError, match="the model was never compared with PyTorch; fix: mlxbert-verify "):
                 gather_evidence(out)
         card = push(out, "mlx-community/tiny-4bit", allow_unverified=True, dry_run=True).plan.card
-        assert "**Published without a comparison that passed**: the model was never compared with PyTorch." in card
+        assert "**Published although no comparison passed**: the model was never compared with PyTorch." in card
         assert "| encyclopedia | 64 |" in card
         assert "Yes" not in card
 
@@ -107,7 +107,7 @@ def test_nothing_measured_still_says_which_layers_kept_their_numbers(source: Pat
     convert(source, tmp_path / "out", quantize="4bit", verify=False)
     assert not (tmp_path / "out" / "parity.json").exists()
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
-    assert "Nobody has measured it on text. Not quantized:" in card
+    assert "It was not measured on text. Not quantized:" in card
     assert f"- `encoder.layer.0.output.dense`: {UNEVEN}\n" in card
     assert "- `embeddings.token_type_embeddings`: 2 rows: nothing to gain\n" in card
 

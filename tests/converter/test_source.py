@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from converter.source import SourceError, looks_like_repo_id, open_source, select_files
-from mlxbert.hub.download import HubError
+from mlxbert.hub import HubError
 from tests.support.checkpoint_builders import CONFIG, assert_same, random_model, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -407,8 +407,8 @@ def test_the_hub_is_asked_for_what_is_no_path(tmp_path: Path, monkeypatch: pytes
         asked.append((repo_id, revision, select))
         return SimpleNamespace(path=tmp_path / "snapshot", revision="0" * 40, repo_id=repo_id)
 
-    monkeypatch.setitem(sys.modules, "mlxbert.hub.download", SimpleNamespace(snapshot=snapshot, HubError=HubError))
-    monkeypatch.setattr("mlxbert.hub.download", sys.modules["mlxbert.hub.download"], raising=False)
+    monkeypatch.setitem(sys.modules, "mlxbert.hub", SimpleNamespace(snapshot=snapshot, HubError=HubError))
+    monkeypatch.setattr("mlxbert.hub", sys.modules["mlxbert.hub"], raising=False)
     monkeypatch.chdir(tmp_path)
     source = open_source("google-bert/bert-base-uncased", revision="main")
     assert asked == [("google-bert/bert-base-uncased", "main", select_files)]
@@ -445,7 +445,7 @@ NO_IDS += ["x.pt", "x.ckpt", "config.json", "a//b", "a\nb", "C:\\model", "a..b/c
 @pytest.mark.parametrize("src", NO_IDS)
 def test_what_looks_like_a_path_is_never_looked_up(src: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "mlxbert.hub.download", None)  # importing it would fail
+    monkeypatch.setitem(sys.modules, "mlxbert.hub", None)  # importing it would fail
     with pytest.raises(SourceError) as error:
         open_source(src)
     assert "no such file or directory; fix: check the path, or give a Hub id" in str(error.value)

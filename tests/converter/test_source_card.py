@@ -14,13 +14,13 @@ from converter.card.source_card import (
     SourceCard,
     is_language,
     is_license_link,
-    is_repo_id,
     parse_source_card,
     read_source_card,
 )
 from converter.convert import convert
 from converter.publish.leaks import lint_card
 from mlxbert.checkpoint import is_license_file
+from mlxbert.hub import is_valid_repo_id
 from tests.support.card_samples import MINILM
 from tests.support.hub.yaml_rules import check_yaml
 from tests.support.tiny import save_tiny
@@ -248,7 +248,7 @@ class TestLanguages:
         assert [is_language(x) for x in ("en", "yue", "multilingual", "xx", "EN", "english")] == [True] * 3 + [
             False
         ] * 3
-        assert [is_repo_id(x) for x in ("squad", "a/b", "a/b/c", "a b", "a--b")] == [True] * 2 + [False] * 3
+        assert [is_valid_repo_id(x) for x in ("squad", "a/b", "a/b/c", "a b", "a--b")] == [True] * 2 + [False] * 3
         links = (
             "LICENSE",
             "https://x.org/a?b=c#d",

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import converter.parity.sentences as sentences
 import mlxbert
 from converter import cli
-from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES
+from converter.card.card import LOAD, LOAD_WITH_HEAD, SENTENCES
 from converter.convert import convert
 from converter.parity.report import SENTENCE, ParityReport
 from converter.publish.push import gather_evidence

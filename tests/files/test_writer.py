@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 import safetensors
 
+from mlxbert.errors import MLXBertError
+from mlxbert.files import output_file
 from mlxbert.files.output_directory import (
     OutputDirectory,
     aside_path,
@@ -34,13 +36,14 @@ from mlxbert.files.output_directory import (
 )
 from mlxbert.files.output_file import (
     HashedFile,
-    ManifestError,
     WriteError,
     format_bytes,
     is_complete,
     manifest_problems,
     read_manifest,
+    replace_listed_files,
 )
+from mlxbert.files.reading import PathError, sha256_hex
 from mlxbert.files.safetensors import NUMPY_DTYPES, PlannedTensor, plan_shards, write_safetensors
 from tests.support.interruption import Points, counted_points, no_exchange
 
@@ -368,13 +371,13 @@ class TestCommit:
                 file.unlink()
                 file.symlink_to(kind)
             for read in (read_manifest, manifest_problems):
-                with pytest.raises(ManifestError, match=rf"manifest\.json: is {what}, not a regular file; fix: put"):
+                with pytest.raises(PathError, match=rf"manifest\.json: is {what}, not a regular file; fix: put"):
                     read(tmp_path)
             assert not is_complete(tmp_path)
         file.unlink()
         with file.open("wb") as huge:
             huge.truncate(10 << 30)
-        with pytest.raises(ManifestError, match=r"10240 MB is too large for this file \(limit 64 MB\)"):
+        with pytest.raises(PathError, match=r"10240 MB is too large for this file \(limit 64 MB\)"):
             read_manifest(tmp_path)
 
     def test_a_file_that_may_not_be_read_is_named(self, unprivileged: Path) -> None:
@@ -382,7 +385,7 @@ class TestCommit:
         target = write_model(unprivileged / "out")
         for name in ("vocab.json", "manifest.json"):
             (target / name).chmod(0o000)
-            with pytest.raises(ManifestError, match=rf"{name}: permission denied; fix: make it readable \(chmod u\+r"):
+            with pytest.raises(PathError, match=rf"{name}: permission denied; fix: make it readable \(chmod u\+r"):
                 manifest_problems(target)
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "mlxbert-manifest"}', '{"name": "web app"}'])
@@ -863,3 +866,41 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     text = message(lambda: HashedFile(tmp_path / "x", needed=0))
     assert text == f"{tmp_path / 'x'}: cannot be written: File exists; give another output with -o"
     assert (tmp_path / "x").read_text() == "mine"
+
+
+class TestListedFiles:
+    def test_files_and_their_entries_are_replaced(self, tmp_path: Path) -> None:
+        target = write_model(tmp_path / "out")
+        replace_listed_files(target, {"vocab.json": b"{}", "parity.json": b"[]"}, fix="fix: none")
+        assert (target / "vocab.json").read_bytes() == b"{}"
+        assert manifest_problems(target) == []
+        assert "parity.json" in (read_manifest(target) or {})
+
+    def test_without_a_manifest_the_files_alone_are_replaced(self, tmp_path: Path) -> None:
+        replace_listed_files(tmp_path, {"parity.json": b"[]"}, fix="fix: none")
+        assert names_in(tmp_path) == ["parity.json"]
+
+    @pytest.mark.parametrize("calls", range(4))
+    def test_a_kill_in_between_leaves_no_wrong_entry(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+    ) -> None:
+        target, real, left = write_model(tmp_path / "out"), output_file.replace_file, [calls]
+
+        def replace_file(*args: Any, **options: Any) -> None:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            real(*args, **options)
+
+        monkeypatch.setattr(output_file, "replace_file", replace_file)
+        with pytest.raises(KeyboardInterrupt):
+            replace_listed_files(target, {"vocab.json": b"{}", "parity.json": b"[]"}, fix="fix: none")
+        assert all(problem.endswith(": not in the manifest") for problem in manifest_problems(target))
+
+
+def test_the_digest_of_bytes_an_open_file_and_a_path_is_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    expected = hashlib.sha256(b"abc").hexdigest()
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        assert sha256_hex(b"abc") == sha256_hex(file) == sha256_hex(tmp_path / "file", MLXBertError) == expected
+    assert sha256_hex(tmp_path / "none", MLXBertError) is None

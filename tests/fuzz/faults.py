@@ -140,7 +140,7 @@ def _runs_believed() -> Patch:
 
 def _answers_believed() -> Patch:
     """A download that takes an answer's fields to be there."""
-    from mlxbert.hub import download as hub
+    from mlxbert import hub
 
     honest = hub.snapshot
 

@@ -104,8 +104,8 @@ def run(samples: Path, place: Path, rng: random.Random) -> Use:
     from converter.export.run import export_directory
     from mlxbert.report import write_report
     from mlxbert.runs import resume
-    from mlxbert.runs.blend import blend
-    from mlxbert.runs.predict import open_predictor, write_submission
+    from mlxbert.runs.blend import blend, open_predictor
+    from mlxbert.runs.predict import write_submission
 
     directory = copy_sample(samples / "runs" / "a", place)
     chance = rng.random()
@@ -183,7 +183,8 @@ def output(samples: Path, place: Path, rng: random.Random) -> Use:
     """Something that is no regular file stands where a command writes: it stays what it is."""
     from mlxbert.files import output_file
     from mlxbert.report import write_report
-    from mlxbert.runs.predict import open_predictor, write_submission
+    from mlxbert.runs.blend import open_predictor
+    from mlxbert.runs.predict import write_submission
 
     out = place / "out" / "file.csv"
     out.write_text("old")

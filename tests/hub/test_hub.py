@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.hub.download import is_repo_id, snapshot
+from mlxbert.hub import is_repo_id, snapshot
 from tests.support.hub.plugin import Hub
 from tests.support.hub.repository import Repository
 from tests.support.hub.samples import FILES, NEEDED, REPO, assert_holds, everything, needed

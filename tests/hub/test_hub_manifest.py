@@ -13,7 +13,7 @@ import pytest
 import mlxbert
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.encoder import SentenceEncoder
-from mlxbert.hub.download import HubError
+from mlxbert.hub import HubError
 from tests.support.hub.plugin import Hub
 from tests.support.hub.publishing import REPO, pushed
 from tests.support.hub.repository import Repository

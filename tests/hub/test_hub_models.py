@@ -13,7 +13,7 @@ import mlxbert
 from converter.convert import convert
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.encoder import SentenceEncoder
-from mlxbert.hub.download import HubError
+from mlxbert.hub import HubError
 from tests.converter.test_convert import assert_same_model
 from tests.support.hub.plugin import Hub
 from tests.support.tiny import save_tiny

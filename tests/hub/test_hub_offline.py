@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.hub.download import HubError, Snapshot, snapshot
+from mlxbert.hub import HubError, Snapshot, snapshot
 from tests.support.hub.plugin import Hub
 from tests.support.hub.repository import Repository
 from tests.support.hub.samples import FILES, NEEDED, REPO, TOKEN, assert_holds, everything, failure, needed

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.hub.download import snapshot
+from mlxbert.hub import snapshot
 from tests.support.hub.exchange import Reply
 from tests.support.hub.plugin import Hub
 from tests.support.hub.repository import Repository
@@ -82,7 +82,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("repo_id", ["a/b/c", "../a", "a b", ""])
     def test_what_is_no_id(self, hub: Hub, repo_id: str) -> None:
-        assert "is not the id of a dataset on the Hub" in failure(hub, repo_id, what="dataset")
+        assert "is not the id of a model on the Hub" in failure(hub, repo_id)
         assert hub.requests == []
 
     def test_no_such_file(self, hub: Hub, hub_repo: Repository) -> None:

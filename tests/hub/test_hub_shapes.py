@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxbert.hub.download import snapshot
+from mlxbert.hub import snapshot
 from tests.support.hub.exchange import Reply
 from tests.support.hub.plugin import Hub
 from tests.support.hub.publishing import REPO as PUSHED
@@ -60,7 +60,7 @@ class TestDownload:
         )
 
     def test_a_file_may_be_larger_than_an_answer(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-        import mlxbert.hub.errors as listing
+        import mlxbert.hub_client as listing
 
         monkeypatch.setattr(listing, "_ANSWER_BYTES", 2000)
         hub.add(REPO, {"config.json": b"{}", "vocab.txt": b"x" * 5000})
@@ -100,7 +100,7 @@ class TestPush:
         assert refusal(verified)
 
     def test_pages_without_an_end(self, hub: Hub, verified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import mlxbert.hub.errors as listing
+        import mlxbert.hub_client as listing
 
         monkeypatch.setattr(listing, "_ANSWERS", 20)
         hub.add(PUSHED, {".gitattributes": b""})

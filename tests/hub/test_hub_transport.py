@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxbert.hub.download import snapshot
+from mlxbert.hub import snapshot
 from tests.support.hub.exchange import Reply
 from tests.support.hub.plugin import Hub
 from tests.support.hub.repository import Repository
@@ -95,7 +95,7 @@ class TestTransport:
 
 CHILD = """
 import json, sys
-from mlxbert.hub.download import HubError, snapshot
+from mlxbert.hub import HubError, snapshot
 heavy = {"torch", "transformers", "huggingface_hub", "httpx2"} & set(sys.modules)
 try:
     found = snapshot("team/bert", select=lambda names: [n for n in names if n.endswith((".json", ".safetensors"))])

@@ -15,8 +15,10 @@ from mlx.utils import tree_unflatten
 import mlxbert.models
 from mlxbert.model_inputs import InputError
 from mlxbert.model_tensors import named_parameters
+from mlxbert.models import architecture as registry
 from mlxbert.models import base
-from mlxbert.models.base import Encoder, architecture, config_from_hf, module_at, supported
+from mlxbert.models.architecture import architecture, config_from_hf, supported
+from mlxbert.models.base import Encoder, module_at
 from mlxbert.models.config_fields import ConfigError
 from mlxbert.training.gradients import checkpointed_layers
 from tests.support.tiny import tiny_model
@@ -355,7 +357,11 @@ def test_the_configuration_reads_what_it_wrote_and_refuses_another_type(model_ty
 def test_every_file_beside_the_contract_is_registered_and_a_broken_one_is_not_hidden(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = {module.name for module in pkgutil.iter_modules(mlxbert.models.__path__)} - {"base", "config_fields"}
+    names = {module.name for module in pkgutil.iter_modules(mlxbert.models.__path__)} - {
+        "architecture",
+        "base",
+        "config_fields",
+    }
     assert names == {architecture(name).table for name in supported()}
     real, table = importlib.import_module, architecture(model_type).table
 
@@ -364,10 +370,10 @@ def test_every_file_beside_the_contract_is_registered_and_a_broken_one_is_not_hi
             raise ImportError("a mistake in this file")
         return real(name)
 
-    base._architectures.cache_clear()
+    registry._architectures.cache_clear()
     monkeypatch.setattr("importlib.import_module", broken)
     try:
         with pytest.raises(ImportError, match="a mistake in this file"):
             supported()
     finally:
-        base._architectures.cache_clear()
+        registry._architectures.cache_clear()

@@ -195,7 +195,7 @@ def one_type(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_with_one_token_type_says_that_it_takes_no_pairs(one_type: Path, tmp_path: Path) -> None:
     model, tokenizer = mlxbert.load_with_head(one_type)
-    message = r"^this model has one token type \(type_vocab_size is 1\), so it cannot take pairs; fix: join both texts"
+    message = r"^this model has one token type, so it cannot take pairs; fix: join both texts"
     for call in (
         lambda: tokenizer(["a"], ["b"]),
         lambda: tokenizer.encode("a", ""),

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import mlxbert
 from converter.convert import convert
-from mlxbert.models.base import HeadKind, architecture, supported
+from mlxbert.models.architecture import HeadKind, architecture, supported
 from mlxbert.pipelines import answer, classify, fill_mask, tag
 from mlxbert.pretrained.model import PretrainedBert
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError

@@ -139,7 +139,7 @@ def test_what_cannot_be_blended_is_refused(pair: list[Path], tmp_path: Path, tin
         Run.open(out)
     plain = blend(pair, out=tmp_path / "plain")
     with pytest.raises(RunError, match="ranks are averaged, and the submission holds labels"):
-        write_submission(plain, "absent.csv", out=tmp_path / "s.csv", how="ranks")
+        write_submission(plain, "absent.csv", out=tmp_path / "s.csv", average="ranks")
 
 
 def test_labels_that_look_like_numbers_are_words(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import mlxbert.runs.train as cross_validate
+import mlxbert.runs.session as session
 from mlxbert.cli import main
 from mlxbert.cli.train import train as train_command
 from mlxbert.data.text_columns import RowText
+from mlxbert.runs.command import repeating_command
 from mlxbert.runs.files import RunError
 from mlxbert.runs.inputs import Inputs
-from mlxbert.runs.record import RunRecord, repeating_command
+from mlxbert.runs.record import RunRecord
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
 from tests.support.report_samples import write_run
@@ -34,11 +35,11 @@ def typed(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RunSettings,
 
     begun: list[tuple[Any, RunSettings, TrainingConfig]] = []
 
-    def begin(files: Any, inputs: Inputs, settings: RunSettings, config: TrainingConfig, *rest: Any) -> None:
+    def begin(*, inputs: Inputs, settings: RunSettings, config: TrainingConfig, **_: Any) -> None:
         begun.append((inputs.data, settings, config))
         raise RunError("this is as far as it goes")
 
-    monkeypatch.setattr(cross_validate, "run_session", begin)
+    monkeypatch.setattr(session, "run_session", begin)
     program, *arguments = words_of(line)
     assert program == "mlxbert"
     result = CliRunner().invoke(main, arguments)
@@ -91,10 +92,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_the_line_begins_the_same_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, numbers = CASES[name]
     if "competition" in given:
-        ready = cross_validate.get_competition(given["competition"])
+        ready = session.get_competition(given["competition"])
         own = {key: value for key, value in given.items() if key != "competition"}
         settings = RunSettings.for_competition(ready, model="a model", **own)
-        config = TrainingConfig.make({**cross_validate.competition_numbers(ready), **numbers})
+        config = TrainingConfig.make({**session.competition_numbers(ready), **numbers})
     else:
         settings, config = RunSettings(model="a model", **given), TrainingConfig(**numbers)
     record = record_of(tmp_path, settings, config, "my data/-train.csv")

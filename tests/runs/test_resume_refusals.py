@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from converter.convert import convert
 from mlxbert.cli import main
 from mlxbert.runs import Run, resume, train
-from mlxbert.runs import settings as environment_module
-from mlxbert.runs.place import delete_leftovers, run_lock
-from mlxbert.runs.train import _command
+from mlxbert.runs import record as environment_module
+from mlxbert.runs.files import delete_leftovers, run_lock
+from mlxbert.runs.session import resuming_call
 from mlxbert.training.callbacks import Callback, EvaluationEvent
 from mlxbert.training.trainer import TrainingInterrupted
 from tests.support.report_samples import write_run
@@ -182,7 +182,7 @@ def test_no_other_flag_goes_with_resume(stage: Path, flags: list[str], named: st
 
 def test_the_command_to_go_on_with_is_quoted(tmp_path: Path) -> None:
     run = Run.open(write_run(tmp_path / "my run", "binary"))
-    command_line = _command(run.files, run.record)
+    command_line = resuming_call(run.files, run.record)
     assert shlex.split(command_line) == ["mlxbert", "train", "--resume", str(tmp_path / "my run")]
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import resource
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -426,7 +425,7 @@ def test_a_run_that_cannot_be_deleted_is_told_in_a_line(place: Place, monkeypatc
 
     place.run.mkdir()
     (place.run / "run.json").write_text('{"format": "mlxbert-run", "version": 1}')
-    monkeypatch.setattr(sys.modules["mlxbert.runs.train"], "empty", denied)  # mlxbert.runs.train is the function
+    monkeypatch.setattr("mlxbert.runs.session.empty", denied)
     result = place.train(sample("binary"), "--overwrite")
     assert result.exit_code == 2
     assert told(result) == [

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from mlxbert.runs.files import MetricsLog, RunError, read_log
-from mlxbert.runs.finish import going_on
-from mlxbert.runs.record import RunRecord, check_known_settings, read_record, read_scores
+from mlxbert.runs.record import RunRecord, check_known_settings, going_on, read_record, read_scores
 from mlxbert.training.callbacks import MemberEvent, StepEvent
 from tests.support.report_samples import write_run
 

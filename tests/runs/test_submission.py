@@ -32,8 +32,8 @@ from mlxbert.factory import make_problem
 from mlxbert.runs import Run, RunError, resume, train
 from mlxbert.runs.blend import blend
 from mlxbert.runs.files import escaped_formula, plain_cell
-from mlxbert.runs.finish import decision
 from mlxbert.runs.predict import write_submission
+from mlxbert.runs.progress import decision
 from mlxbert.runs.submission import Sample, SubmissionRules, SubmissionWarning
 from tests.support.run_samples import QUICK, options, sample
 

@@ -25,26 +25,16 @@ from mlxbert.data.frames import DataWarning
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import manifest_problems
-from mlxbert.runs import Run, RunError, train
-from mlxbert.runs import place as progress
-from mlxbert.runs.finish import check_same
-from mlxbert.runs.place import ProgressBar
+from mlxbert.runs import Run, RunError, progress, train
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared, prepare
-from mlxbert.runs.record import RunRecord
-from mlxbert.runs.settings import RunSettings, as_columns
+from mlxbert.runs.progress import ProgressBar
+from mlxbert.runs.record import RunRecord, check_same
+from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.tokenizer import TruncationWarning
 from mlxbert.training.config import TrainingConfig
 from mlxbert.with_head import BertWithHead
 from tests.support.run_samples import QUICK, TASKS, options, sample
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Run]:
-    root = tmp_path_factory.mktemp("runs")
-    return {
-        task: train(sample(task), model=tiny_checkpoint, out=root / task, **options(task), **QUICK) for task in TASKS
-    }
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -122,7 +112,7 @@ def test_a_run_begins_with_another_tool_s_unquantized_files(tiny_checkpoint: Pat
 def test_that_texts_are_cut_is_said_once_for_all_pieces_of_a_file(
     runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxbert.runs.rows.ROWS", 7)
+    monkeypatch.setattr("mlxbert.runs.inputs.ROWS", 7)
     frame = sample("binary", rows=20, seed=5)
     frame.loc[[2, 18], "text"] = "word " * 300
     frame.loc[[3, 9, 17], "text"] = ""
@@ -138,7 +128,7 @@ def test_ranks_are_refused_where_numbers_are_wanted(runs: dict[str, Run], tmp_pa
     sample("regression", rows=20, seed=5).to_csv(tmp_path / "test.csv", index=False)
     for task in ("regression", "time_series"):
         with pytest.raises(RunError, match="the submission holds values; fix: --average probabilities"):
-            write_submission(runs[task], tmp_path / "test.csv", out=tmp_path / "out.csv", how="ranks")
+            write_submission(runs[task], tmp_path / "test.csv", out=tmp_path / "out.csv", average="ranks")
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -356,8 +346,8 @@ def test_labels_with_times_are_folded_forward(tmp_path: Path, tiny_checkpoint: P
 
 def prepared(checkpoint: Path, frame: pd.DataFrame, task: str, valid: Any = None, **changes: Any) -> Prepared:
     """What `train` makes of a frame before its first model; `changes` of the run's settings."""
-    told = options(task)
-    own: dict[str, Any] = {**told, "target": as_columns(told["target"]), "text": RowText.make(told["text"], None)}
+    settings_of_task = options(task)
+    own: dict[str, Any] = {**settings_of_task, "text": RowText.make(settings_of_task["text"], None)}
     settings = RunSettings(**{**own, "model": str(checkpoint), **changes})
     return prepare(frame, settings, TrainingConfig(folds=2 if valid is None else 1), valid)
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converter.card.card import CardFacts, Scores, render_card
+from converter.card.card import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, CardFacts, Scores, Usage, render_card
 from converter.card.loaders import Trait, readings
 from converter.card.source_card import SourceCard
-from converter.card.usage import LOAD, LOAD_WITH_HEAD, SENTENCES, TRAINED, Usage
 from converter.parity.report import OWN_HEAD, PRECISION, SENTENCE, TRAINED_HEAD, ParityReport, Part
 
 FOLDER = Path(__file__).parents[2] / "model_cards"
@@ -38,6 +37,7 @@ def parity(
 HEAD = Part(OWN_HEAD, True, "its logits, as BertForPreTraining")
 MINILM = CardFacts(
     name="all-MiniLM-L6-v2-fp32",
+    model_type="bert",
     place="mlx-community/all-MiniLM-L6-v2-fp32",
     source="all-MiniLM-L6-v2",
     revision=None,
@@ -52,7 +52,7 @@ MINILM = CardFacts(
     weights=MINILM_PARITY.provenance.weights,
     max_length=256,
     sentence_modules=True,
-    readings=readings({Trait.SENTENCE}),
+    readings=readings({Trait.SENTENCE}, "bert"),
     usage=Usage((LOAD, SENTENCES)),
 )
 
@@ -106,7 +106,7 @@ QUANTIZED = replace(
     parity=FOUR_BIT_PARITY,
     quantized=True,
     quantization=FOUR_BIT_PARITY.quantization,
-    readings=readings({Trait.SENTENCE, Trait.QUANTIZED}),
+    readings=readings({Trait.SENTENCE, Trait.QUANTIZED}, "bert"),
     weights=FOUR_BIT_PARITY.provenance.weights,
 )
 WITH_HEAD = replace(
@@ -128,7 +128,7 @@ WITH_HEAD = replace(
     sentence_modules=False,
     usage=Usage((LOAD, LOAD_WITH_HEAD)),
     dropped={"embeddings.position_ids": "a constant: 0, 1, 2, …"},
-    readings=readings({Trait.HEAD, Trait.BESIDE}),
+    readings=readings({Trait.HEAD, Trait.BESIDE}, "bert"),
 )
 RERANKER = replace(
     WITH_HEAD,
@@ -145,7 +145,7 @@ RERANKER = replace(
     ),
     license_files=("LICENSE",),
     weights={"model.safetensors": "ab" * 32},
-    readings=readings({Trait.HEAD, Trait.FULL, Trait.FULL_UNKNOWN, Trait.RERANKER}),
+    readings=readings({Trait.HEAD, Trait.FULL, Trait.FULL_UNKNOWN, Trait.RERANKER}, "bert"),
 )
 EXPORTED = parity("tweets", Part(TRAINED_HEAD, True, "its logits, as BertModel with a binary head"))
 FINE_TUNED = replace(
@@ -174,7 +174,7 @@ FINE_TUNED = replace(
     sentence_modules=False,
     usage=Usage((LOAD, TRAINED)),
     dropped={},
-    readings=readings(()),
+    readings=readings((), "bert"),
 )
 SAMPLES = {facts.name: facts for facts in (MINILM, QUANTIZED, WITH_HEAD, RERANKER, FINE_TUNED)}
 

@@ -24,7 +24,7 @@ import sklearn.model_selection  # noqa: F401
 
 import mlxbert.runs.finish as finish
 import mlxbert.runs.members as members
-import mlxbert.runs.train as session
+import mlxbert.runs.session as session
 import mlxbert.training.trainer as trainer
 from mlxbert.cli import main as command
 from mlxbert.training.held_out import HeldOut

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from converter.convert import convert
+from mlxbert.runs import Run, train
 from tests.support.tiny import save_tiny
 
 WORDS = ("a", "b", "c", "d", "e", "f")
@@ -68,3 +69,12 @@ def options(task: str) -> dict[str, Any]:
 
 
 TASKS = ("binary", "multiclass", "multilabel", "regression", "ordinal", "time_series")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Run]:
+    """A finished run of two folds for every task; tests only read it."""
+    root = tmp_path_factory.mktemp("runs")
+    return {
+        task: train(sample(task), model=tiny_checkpoint, out=root / task, **options(task), **QUICK) for task in TASKS
+    }

@@ -1,4 +1,4 @@
-"""What mlx-swift-lm's MLXEmbedders asks of a BERT directory, and where its numbers are others.
+"""What mlx-swift-lm's MLXEmbedders asks of a BERT or RoBERTa directory, and where its numbers are others.
 
 Read from its source (commit 14414441, 2026-08-22: `MLXEmbedders/Models/Bert.swift`, `MLXEmbedders/Pooling.swift`,
 `MLXLMCommon/Load.swift`, `MLXLMCommon/BaseConfiguration.swift`); there is no Swift here to run. It shares no code with
@@ -16,7 +16,7 @@ from typing import Any
 
 # In this order, as its `sanitize` replaces them wherever they stand in a tensor's name.
 _RENAMED = {
-    r"^bert\.": "",
+    r"^(bert|roberta)\.": "",
     r"\.layer\.": ".layers.",
     r"\.self\.(key|query|value)\.": r".\1_proj.",
     r"\.attention\.output\.dense\.": ".attention.out_proj.",
@@ -71,20 +71,23 @@ def _labels(config: dict[str, Any]) -> int | None:
 
 
 def _matrices(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Every linear and embedding layer that it builds: rows and width. The pooler is always there."""
+    """Every linear and embedding layer that it builds: rows and width."""
     size, inner = config["hidden_size"], config["intermediate_size"]
     found = {
         "embeddings.word_embeddings": (config["vocab_size"], size),
         "embeddings.position_embeddings": (config["max_position_embeddings"], size),
         "embeddings.token_type_embeddings": (config["type_vocab_size"], size),
-        "pooler": (size, size),
     }
+    labels = _labels(config)
+    # RoBERTa's classifier (`BertRerankerModel`) is built without a pooler, with a layer of its own in its place.
+    has_own_layer = labels is not None and config["model_type"] == "roberta"
+    found["classifier.dense" if has_own_layer else "pooler"] = (size, size)
     for i in range(config["num_hidden_layers"]):
         for name in ("query_proj", "key_proj", "value_proj", "out_proj"):
             found[f"encoder.layers.{i}.attention.{name}"] = (size, size)
         found |= {f"encoder.layers.{i}.linear1": (inner, size), f"encoder.layers.{i}.linear2": (size, inner)}
-    if (labels := _labels(config)) is not None:
-        found["classifier"] = (labels, size)
+    if labels is not None:
+        found["classifier.out_proj" if has_own_layer else "classifier"] = (labels, size)
     return found
 
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlxbert.models.base import Architecture, architecture, supported
+from mlxbert.models.architecture import Architecture, architecture, supported
 
 SIZES: dict[str, Any] = dict(architecture("bert").tiny)
 CLASSES = ("BertModel", *architecture("bert").heads)

@@ -18,8 +18,8 @@ from mlxbert.model_tensors import named_parameters
 from mlxbert.runs import RunError, train
 from mlxbert.runs.inputs import read_frame
 from mlxbert.runs.members import new_model
-from mlxbert.runs.place import tracker
 from mlxbert.runs.prepare import Prepared, prepare
+from mlxbert.runs.progress import tracker
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 from mlxbert.training.config import ConfigurationError, TrainingConfig

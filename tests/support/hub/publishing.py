@@ -42,7 +42,7 @@ def verified(verified_once: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def writer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
     """alice, who may write to mlx-community, logged in; waits are recorded, not slept."""
-    import converter.publish.errors as retry
+    import converter.publish.remote as retry
 
     hub.log_in(TOKEN, "alice", role="write", orgs=("mlx-community",))
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -1,4 +1,4 @@
-"""A model repository to ask for, and what the tests of mlxbert.hub.download check of every answer."""
+"""A model repository to ask for, and what the tests of mlxbert.hub check of every answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlxbert.errors import MLXBertError
-from mlxbert.hub.download import HubError, Snapshot, snapshot
+from mlxbert.hub import HubError, Snapshot, snapshot
 from tests.support.hub.plugin import Hub
 from tests.support.hub.repository import Repository
 

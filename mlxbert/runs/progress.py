@@ -1,34 +1,30 @@
-"""What a person sees while a run goes on: a bar on a terminal or in a notebook, else a line for each evaluation.
-
-TensorBoard and Weights & Biases, where they are installed: the same numbers as metrics.jsonl has.
-
-The directory of a run: whether one may be begun there, and that one process at a time writes it.
-"""
+"""What a person sees of a run: what it infers from the data, its progress, its scores; and callbacks for trackers."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from mlxbert.files.output_directory import target_lock
-from mlxbert.files.output_file import TEMPORARY, WriteError, write_errors
-from mlxbert.files.reading import expand_home
-from mlxbert.runs.files import RunError, RunFiles
-from mlxbert.runs.record import INFO, read_values
+from heads.calibration import threshold_metric
+from mlxbert.errors import printable
+from mlxbert.runs.files import TRACKERS, RunError
+from mlxbert.runs.prepare import Prepared
+from mlxbert.runs.record import SCORES, RunRecord, read_scores
+from mlxbert.runs.run import Run
+from mlxbert.runs.settings import RunSettings
 from mlxbert.terminal import SafeConsole
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
+from mlxbert.training.held_out import NUMBERS
 
-# From so many columns on, the bar of a training has room for the learning rate.
+# A terminal of this many columns has room for the learning rate beside the bar.
 WIDE = 100
 
 
@@ -47,7 +43,7 @@ class ProgressBar(Callback):
         self._task: TaskID | None = None
         self._done_members = 0
         self._loss: float | None = None
-        # Seconds a step, of the steps seen: an exponential mean, so that other lengths and folds are followed.
+        # Seconds per step: an exponential mean, which follows other lengths and folds.
         self._seconds: float | None = None
         self._last = time.monotonic()
 
@@ -70,7 +66,7 @@ class ProgressBar(Callback):
         part = event.step / event.steps
         left = (event.steps - event.step + (self.members - self._done_members - 1) * event.steps) * self._seconds
         loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
-        # At 80 columns the bar itself needs the room; metrics.jsonl has the rate of every step.
+        # At 80 columns the bar needs the room; metrics.jsonl has the rate of every step.
         rate = f"rate {event.rate:.1e}  " if self.console.width >= WIDE else ""
         self.bars.update(
             self._task,
@@ -91,11 +87,11 @@ class ProgressBar(Callback):
             self._say(f"{event.member}: thresholds stay at one half: {event.note}")
 
     def _say(self, line: str) -> None:
-        # A log file has no width: soft_wrap leaves the line in one piece.
+        # A log file has no width: with soft_wrap the line is not broken.
         self.console.print(line, soft_wrap=True)
 
     def skip(self, count: int) -> None:
-        """Models that an earlier run has finished."""
+        """Count models that an earlier sitting has finished."""
         self._done_members += count
 
     def on_run_end(self, scores: object) -> None:
@@ -103,12 +99,12 @@ class ProgressBar(Callback):
 
 
 def shows_bars(console: Console) -> bool:
-    """On a terminal, and in a notebook with the widgets that rich draws them with."""
+    """Return whether the console shows bars: a terminal, or a notebook with the widgets that rich needs."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def duration(seconds: float) -> str:
-    """ "1 h 05 min", "3 min 20 s", "12 s"."""
+    """Return a time in words: "1 h 05 min", "3 min 20 s", "12 s"."""
     whole = max(round(seconds), 0)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     if hours:
@@ -118,7 +114,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def row_progress() -> Iterator[Callable[[int, int | None], None]]:
-    """A bar of rows done, on standard error; nothing where that is neither a terminal nor a notebook."""
+    """Show a bar of predicted rows on standard error; nothing if that is neither a terminal nor a notebook."""
     console = Console(stderr=True)
     columns = (
         TextColumn("Predicting"),
@@ -135,11 +131,8 @@ def row_progress() -> Iterator[Callable[[int, int | None], None]]:
         yield progress
 
 
-TRACKERS = ("tensorboard", "wandb")
-
-
 def tracker(name: str, root: Path) -> Callback:
-    """The callback that logs a run to a service.
+    """Return the callback that logs a run to a service.
 
     Raises:
         RunError: an unknown name, or its package is not installed.
@@ -152,7 +145,7 @@ def tracker(name: str, root: Path) -> Callback:
 
 
 class TensorBoard(Callback):
-    """Event files below the run, one folder a model: `tensorboard --logdir RUN/tensorboard`."""
+    """Writes event files in the run, one folder per model: `tensorboard --logdir RUN/tensorboard`."""
 
     def __init__(self, root: Path):
         try:
@@ -182,7 +175,7 @@ class TensorBoard(Callback):
 
 
 class WandB(Callback):
-    """One run of Weights & Biases a model, grouped; login and project are wandb's own (WANDB_PROJECT, WANDB_MODE)."""
+    """Logs each model as a run of Weights & Biases, in one group; wandb has login and project (WANDB_PROJECT)."""
 
     def __init__(self, root: Path):
         try:
@@ -225,97 +218,100 @@ class WandB(Callback):
             self._run = None
 
 
-def new_directory(out: str | Path, overwrite: bool) -> Path:
-    """The directory, if a run may be begun there.
+_QUOTES = {"none": ", quotes read as characters", "escaped": ", quotes escaped by a backslash"}
+
+
+def show_inference(
+    prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
+) -> None:
+    """Show on standard error, before hours of training, what is inferred from the data."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    for name, what in inference_lines(prepared, settings, record, columns):
+        console.print(f"{name:<10}{what}", soft_wrap=True)
+
+
+def inference_lines(
+    prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
+) -> list[tuple[str, str]]:
+    """Return what is learned from which columns, and how it is scored, as lines (name, text).
+
+    Args:
+        prepared: the data.
+        settings: of the run.
+        record: what run.json says of the data.
+        columns: the columns of the data.
+    """
+    task, text, metric = prepared.problem.task, prepared.problem.text, prepared.metric
+    source = "a frame" if record["path"] is None else printable(record["path"])
+    lines = [
+        ("Data", f"{source}, {record['rows']} rows{_QUOTES.get(record.get('quoting') or '', '')}"),
+        ("Target", f"{_listed(task.target)}: {printable(str(task), 1000)}"),
+    ]
+    if task.classes is not None:
+        lines.append(("Classes", f"{len(task.classes)}: {_listed(task.classes)}"))
+    lines.append(("Metric", f"{metric.name} ({'higher' if metric.greater_is_better else 'lower'} is better)"))
+    parts = [text.first, *([] if text.second is None else [text.second])]
+    lines.append(("Text", " / ".join(_listed(part) if isinstance(part, tuple) else printable(part) for part in parts)))
+    roles = {"id": prepared.id_column, "group": settings.group, "time": settings.time}
+    named = [f"{printable(name)} ({role})" for role, name in roles.items() if name is not None]
+    used = {*task.target, *text.columns, *roles.values()}
+    left = [str(name) for name in columns if str(name) not in used]
+    if named or left:
+        lines.append(("Not text", ", ".join([*named, *([_listed(left)] if left else [])])))
+    lines.append(("Folds", f"{len(prepared.folds)}, {prepared.fold_kind}"))
+    return lines
+
+
+def _listed(names: Iterable[Any]) -> str:
+    shown = [printable(name, 60) for name in names]
+    return ", ".join(shown[:10]) + (f", … and {len(shown) - 10} more" if len(shown) > 10 else "")
+
+
+def decision(record: RunRecord) -> str | None:
+    """Return in words how the probabilities of a run become labels; None for numbers."""
+    task = record.task.task
+    if task in NUMBERS:
+        return None
+    if task in ("multiclass", "ordinal"):
+        return "the most probable class" if task == "multiclass" else "the median rating"
+    if not record.config.calibrate:
+        return "positive from a probability of one half on"
+    metric = threshold_metric(record.metric) if task == "binary" else "f1"
+    each = "" if task == "binary" else ", one a label"
+    return f"decided at thresholds fitted for {metric} on held-out rows{each}"
+
+
+def scores_table(run: Run) -> Table:
+    """Return the scores of a finished run for the terminal: the first few metrics, the optimized one first.
 
     Raises:
-        RunError: it is a file, has something else in it, or a run that is not to be overwritten.
+        RunError: the run is not finished, or scores.json is damaged.
     """
-    root = expand_home(out)
-    if root.exists() and not root.is_dir():
-        raise RunError(f"{root} is a file; fix: give another directory with -o")
-    if not root.is_dir() or all(TEMPORARY.fullmatch(path.name) for path in root.iterdir()):
-        return root
-    if not os.path.lexists(root / INFO):
-        raise RunError(f"{root} is not empty, and no run; fix: give another directory with -o")
-    check_own(root / INFO)
-    read_values(root)
-    if not overwrite:
-        raise RunError(f"{root} has a run in it; fix: --resume {root}, --overwrite, or another directory with -o")
-    return root
+    scores = read_scores(run.path)
+    if scores is None:
+        raise RunError(f"{run.path}: there is no {SCORES}; fix: {run.go_on}")
+    names = list(scores.pooled)[:4]
+    direction = "higher" if scores.greater_is_better else "lower"
+    title = f"{run.task.task}, {printable(run.record.metric)} ({direction} is better)"
+    table = Table(title=title)
+    table.add_column("", no_wrap=True, min_width=12)
+    table.add_column("rows", justify="right", no_wrap=True)
+    for name in names:
+        table.add_column(printable(name, 40), justify="right", no_wrap=True)
+    for member in scores.members:
+        values = (_shown(member.metrics.get(name)) for name in names)
+        table.add_row(printable(member.member, 40), str(member.rows), *values)
+    if len(scores.members) > 1:
+        spreads = [scores.spread.get(name) for name in names]
+        table.add_row("mean", "", *(_shown(None if spread is None else spread.mean) for spread in spreads))
+        table.add_row("deviation", "", *(_shown(None if spread is None else spread.std) for spread in spreads))
+    rows = sum(member.rows for member in scores.members if member.seed == scores.members[0].seed)
+    table.add_row("all out of fold", str(rows), *(_shown(scores.pooled[name]) for name in names))
+    held = scores.hold_out
+    if held is not None:
+        table.add_row("held out of all", str(held.rows), *(_shown(held.metrics.get(name)) for name in names))
+    return table
 
 
-@contextmanager
-def run_lock(root: Path) -> Iterator[None]:
-    """Be the only process that writes this run; what a killed one left half written is deleted.
-
-    Raises:
-        RunError: another process is at it.
-        WriteError: there is no place for it.
-    """
-    # Beside the directory itself, whatever it is called here: two names must not be two locks.
-    target = Path(os.path.realpath(root))
-    with write_errors(target, 0):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(target_lock(target))
-        except WriteError as error:
-            if isinstance(error.__cause__, BlockingIOError):
-                raise RunError(f"{root}: another process is training this run now; fix: wait for its end") from error
-            raise
-        delete_leftovers(target)
-        yield
-
-
-def check_paths(files: RunFiles) -> None:
-    """Refuse links, pipes, sockets and devices where a run writes and deletes; its directory itself may be a link.
-
-    Raises:
-        RunError: names the first one.
-        WriteError: a folder cannot be looked at.
-    """
-    for path in (files.info, *files.made):
-        # Trackers keep links of their own in their folders (wandb/latest-run).
-        check_own(path, inside=path.name not in TRACKERS)
-
-
-def check_own(path: Path, *, inside: bool = True) -> None:
-    """Refuse a path of a run that is a link or a special file; with `inside` also what lies in a folder.
-
-    Raises:
-        RunError: it is one.
-        WriteError: it cannot be looked at.
-    """
-    with write_errors(path, 0, fix="make it readable (chmod -R u+rwX)"):
-        if not os.path.lexists(path):
-            return
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            for inner in sorted(path.iterdir()) if inside else ():
-                check_own(inner)
-        elif not stat.S_ISREG(mode):
-            what = "a link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
-            raise RunError(
-                f"{path} is {what}, and a run writes only to files and folders of its own; fix: delete it, or put "
-                "there what it leads to"
-            )
-
-
-def delete_leftovers(root: Path) -> None:
-    """Delete files that a killed process had half written."""
-    for folder in (root, *(path for part in ("members", "resume", "logits") for path in root.glob(f"{part}/**/"))):
-        for path in [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)] if folder.is_dir() else ():
-            path.unlink(missing_ok=True)
-
-
-def empty(files: RunFiles) -> None:
-    """Delete what a run and its report have made, but run.json; anything else that lies there stays.
-
-    What a kill leaves of it is an unfinished run, to be overwritten or resumed.
-    """
-    for path in files.made:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _shown(value: float | None) -> str:
+    return "—" if value is None or value != value else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"

@@ -1,14 +1,12 @@
-"""Which commit a revision is, and which files it has: from the Hub, or from its cache when the Hub is out of reach.
+"""Ask the Hub through its client: list the files of a revision, limit the answers, and explain failures in one line.
 
-What went wrong on the way to the Hub, in one line with the fix.
-
-Messages are built from our own words, the repository's id and a host name; the client's texts quote URLs, and
-a server's may quote anything, so neither is passed on unless cleaned.
+The listing comes from the Hub, or from the client's cache when the Hub cannot be reached. Messages are made of our
+own words, the repository's id and a host name: the client's texts quote URLs, and a server's may quote anything, so
+neither is shown without `clean`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -17,7 +15,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -42,67 +40,85 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_backoff
 
 from mlxbert.errors import first_ten
-from mlxbert.hub.download import HubError
+from mlxbert.hub import HubError
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-# A listing of 100,000 files is 20 MB. What is larger, or comes in more pages, does not come from a Hub.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# A listing of 100,000 files is 20 MB. A Hub sends nothing larger, and no more pages.
 _ANSWER_BYTES = 64 << 20
 _ANSWERS = 5000
 _TIMEOUT = 60
 
 logger = logging.getLogger(__name__)
 
+# What the client raises for an answer that lacks a part, or has another value in its place.
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+
+
+class NotAHubError(Exception):
+    """The answer does not come from a Hub: a captive portal, a proxy's page, a wrong HF_ENDPOINT."""
+
+
+FAILURES = (
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    RevisionResolutionError,
+    NotAHubError,
+    OIDCError,
+    OSError,
+    RuntimeError,  # hf_xet's errors without a class of their own
+    *MALFORMED,  # a ValueError: also the client's own checks of names and headers
+)
+"""What asking the Hub can raise; `explain` turns each into a `HubError`."""
+
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one commit. `unreachable`: why the Hub was not asked, when only the cache was."""
+    """The files of one commit.
+
+    Attributes:
+        commit: its id.
+        names: of its files.
+        unreachable: why the Hub could not be asked; None when it was asked.
+    """
 
     commit: str
     names: tuple[str, ...]
     unreachable: Exception | None = None
 
 
-class NotAHubError(Exception):
-    """Something answered, but not as a Hub does: a captive portal, a proxy's page, a wrong HF_ENDPOINT."""
-
-
-# What the client raises for an answer that lacks a part, or has something else in its place.
-MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
-
-
 def is_commit(value: object) -> bool:
-    """Whether a value is a commit's id: 40 hex digits."""
-    return isinstance(value, str) and COMMIT.fullmatch(value) is not None
+    """Return whether a value is the id of a commit: 40 hex digits."""
+    return isinstance(value, str) and _COMMIT.fullmatch(value) is not None
 
 
 @contextmanager
 def bounded_answers(*, downloads: bool = False) -> Iterator[None]:
-    """Within this, no answer of the Hub's API is larger than 64 MB, and none is waited for without an end.
+    """Inside, limit each answer of the Hub's API to 64 MB and each wait to a minute: the server may be hostile.
 
     Args:
-        downloads: bound files too, where only small ones are read.
+        downloads: limit files too, where only small ones are read.
 
     Raises:
-        NotAHubError: inside, for an answer that is larger, or one more after thousands.
+        NotAHubError: inside, for an answer that is larger, or for too many answers.
     """
-    asked = 0
+    answers = 0
 
     def wait(request: httpx2.Request) -> None:
-        if not any(request.extensions.get("timeout", {}).values()):  # some of the client's requests wait for ever
+        if not any(request.extensions.get("timeout", {}).values()):  # the client sends some without a time limit
             request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), _TIMEOUT)
 
     def read(response: httpx2.Response) -> None:
-        nonlocal asked
+        nonlocal answers
         if not downloads and "/api/" not in response.request.url.path:
             return
-        asked += 1
-        pieces, held = [], 0
+        answers += 1
+        pieces, length = [], 0
         for piece in response.iter_bytes():
             pieces.append(piece)
-            held += len(piece)
-            if held > _ANSWER_BYTES or asked > _ANSWERS:
+            length += len(piece)
+            if length > _ANSWER_BYTES or answers > _ANSWERS:
                 raise NotAHubError("an answer without an end")
-        response._content = b"".join(pieces)  # what `Response.read` would put there, whatever the size
+        response._content = b"".join(pieces)  # as `Response.read` does, which has no limit
 
     hooks = get_session().event_hooks
     hooks["request"].append(wait)
@@ -115,36 +131,39 @@ def bounded_answers(*, downloads: bool = False) -> Iterator[None]:
 
 
 def list_files(repo_id: str, revision: str | None) -> Listing:
-    """Resolve the revision and list its files, with one request (none for a commit whose list is cached).
+    """Resolve a revision and list its files, with one request (none for a commit whose list is cached).
 
-    Raises what the client raises, and NotAHubError.
+    By hand, because `snapshot_download(dry_run=True)` lists no files when the Hub cannot be reached.
+
+    Raises:
+        FAILURES: the Hub cannot be asked, and the cache cannot replace it.
     """
     api = _RevisionInfo()
-    if revision is not None and COMMIT.fullmatch(revision):
+    if revision is not None and is_commit(revision):
         commit = revision
         names = _cached_names(repo_id, commit)
         if names is not None:
             return Listing(commit, names)
         api.ask(repo_id, commit)
     else:
-        # The client's own way from a name to a commit: it keeps the answer, and falls back to it offline.
+        # The client's own way from a name to a commit: it stores the answer, and uses it when offline.
         commit = api.resolve_revision(repo_id, revision=revision).resolved
     if api.names is not None:
         return Listing(commit, api.names)
-    if not is_commit(commit):  # a damaged cache: the caller says so
+    if not is_commit(commit):  # a damaged cache, which the caller reports
         return Listing(commit, (), api.unreachable)
     names = _cached_names(repo_id, commit) or _names_below(cached_folder(repo_id, commit))
     if names is None or api.unreachable is None:
         raise api.unreachable or NotAHubError("no list of files")
-    if commit == revision:  # otherwise resolve_revision has said so
+    if commit == revision:  # otherwise resolve_revision has logged it
         logger.warning("Could not reach the Hub. Using the cached copy of '%s' at %s.", repo_id, commit)
     return Listing(commit, names, api.unreachable)
 
 
 def cached_folder(repo_id: str, commit: str) -> Path | None:
-    """Where the cached files of a commit are; None when there are none. Asks no network."""
+    """Return the folder of a commit's cached files, None without one; ask no network."""
     try:
-        # No file matches no pattern: what is left is the client's own look-up of the folder.
+        # Without patterns nothing is selected: only the client's own look-up of the folder remains.
         return Path(snapshot_download(repo_id, revision=commit, allow_patterns=[], local_files_only=True))
     except LocalEntryNotFoundError:
         return None
@@ -164,10 +183,10 @@ def _names_below(folder: Path | None) -> tuple[str, ...] | None:
 
 
 class _RevisionInfo(HfApi):
-    """The client's API, remembering the file names that came with the commit, or why nothing came.
+    """The client's API, which also keeps the file names that came with the commit, or why no answer came.
 
-    Its `resolve_revision` asks `repo_info` for the commit and drops the rest of the answer, names included;
-    it also does so without a time limit and without the retries that the client's other requests have.
+    Its `resolve_revision` asks `repo_info` for the commit and drops the rest of the answer, the names too. That
+    request has neither a time limit nor the retries of the client's other requests; `http_backoff` gives both.
     """
 
     def __init__(self) -> None:
@@ -176,13 +195,13 @@ class _RevisionInfo(HfApi):
         self.unreachable: Exception | None = None
 
     def ask(self, repo_id: str, commit: str) -> None:
-        """`repo_info`, for a caller who goes on with the cache when the Hub is out of reach."""
+        """Call `repo_info`; where the Hub cannot be reached, set `unreachable` and return, for the cache is next."""
         try:
             self.repo_info(repo_id, revision=commit)
         except httpx2.ProxyError:
             raise
         except (httpx2.TransportError, OfflineModeIsEnabled):
-            pass  # kept in `unreachable`
+            pass  # `repo_info` has set `unreachable`
         except HfHubHTTPError as error:
             if error.response.status_code < 500:
                 raise
@@ -197,7 +216,7 @@ class _RevisionInfo(HfApi):
                 url,
                 headers=build_hf_headers(library_name=self.library_name),
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
-                max_retries=3,  # the cache may do instead: 7 seconds, not 23
+                max_retries=3,  # 7 seconds, not 23: the cache may serve instead
                 retry_on_exceptions=(httpx2.ReadError, httpx2.RemoteProtocolError),
             )
             hf_raise_for_status(response)
@@ -209,7 +228,7 @@ class _RevisionInfo(HfApi):
             names = tuple(sibling.rfilename for sibling in info.siblings or ())
         except MALFORMED as error:
             raise NotAHubError(f"{type(error).__name__}: {error}") from error
-        if not is_commit(info.sha):  # the client makes paths of it
+        if not is_commit(info.sha):  # the client uses it in paths
             raise NotAHubError(f"{info.sha!r} is no commit id")
         if not all(isinstance(name, str) for name in names):
             raise NotAHubError("a file without a name")
@@ -217,21 +236,9 @@ class _RevisionInfo(HfApi):
         return info
 
 
-FAILURES = (
-    httpx2.HTTPError,
-    httpx2.InvalidURL,
-    RevisionResolutionError,
-    NotAHubError,
-    OIDCError,
-    OSError,
-    RuntimeError,  # hf_xet's errors that have no class of their own
-    *MALFORMED,  # a ValueError: also the client's own checks of names and headers
-)
-
-
 @dataclass(frozen=True)
 class Subject:
-    """What was asked for; as text, what a message calls it."""
+    """What was asked for; `str` gives its name in messages."""
 
     repo_id: str
     revision: str | None
@@ -242,11 +249,12 @@ class Subject:
 
 
 def check_token() -> None:
-    """Refuse a token that cannot be sent in a header: the HTTP client's own error would quote it.
+    """Refuse a token that cannot be sent in a header, because the HTTP client's own error would quote it.
 
-    Raises HubError.
+    Raises:
+        HubError: the token has a character that no token has, or cannot be read.
     """
-    if constants.is_offline_mode():  # then none is sent, and to have one may take the network
+    if constants.is_offline_mode():  # no token is sent then, and getting one may need the network
         return
     try:
         token = get_token()
@@ -261,14 +269,14 @@ def check_token() -> None:
         raise HubError(f"{token_source()} has a character that no token has: copy it anew, or run `hf auth login`")
 
 
-# Most often a mistyped path is what brought the user to the Hub.
+# A mistyped path is the most frequent reason to ask the Hub for a model.
 _NO_PATH = "; if a path was meant: there is no '{}' here"
 
 
 def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = ()) -> HubError:
-    """The HubError for what the client raised; `missing` are the files that were still to be downloaded."""
+    """Return the HubError for what the client raised; `missing` names the files that were not downloaded yet."""
     if isinstance(error, (RevisionResolutionError, LocalEntryNotFoundError)) and error.__cause__ is not None:
-        error = error.__cause__  # "not in the cache either, and this is why"
+        error = error.__cause__  # the client wraps the reason in "not in the cache either"
     if isinstance(error, OfflineModeIsEnabled):
         return HubError(_offline(subject, missing))
     if isinstance(error, HfHubHTTPError):
@@ -277,7 +285,7 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
         if not isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
             return HubError(_unreachable(error, subject))
         message = _unreachable(error, subject)
-        mistyped = subject.what == "model" and message.startswith("No network")  # a push names its repository
+        mistyped = subject.what == "model" and message.startswith("No network")  # a push never has a path here
         hint = _NO_PATH.format(subject.repo_id) if mistyped else ""
         return HubError(message + (_lacking(subject, missing) or hint))
     if isinstance(error, (NotAHubError, FileMetadataError)) or is_malformed(error):
@@ -288,7 +296,7 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
 
 
 def is_malformed(error: BaseException) -> bool:
-    """Whether the client could not make anything of an answer: one that is no JSON, or of another shape."""
+    """Return whether the client could not read an answer: it is not JSON, or has another form."""
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return True
     return isinstance(error, MALFORMED) and not isinstance(error, ValueError)
@@ -303,14 +311,14 @@ def _offline(subject: Subject, missing: Sequence[str]) -> str:
 
 
 def _lacking(subject: Subject, missing: Sequence[str]) -> str:
-    """What the cache has not; nothing when nothing is known to be needed."""
+    """Return the end of a message that lists the missing files; empty when none is known."""
     if not missing:
         return ""
     return f"; these files of {subject} are not in the cache:\n{first_ten(missing)}"
 
 
 def _answered(error: HfHubHTTPError, subject: Subject) -> str:
-    """The Hub said no."""
+    """Return the message for an answer that is no success."""
     status = error.response.status_code
     page = f"{endpoint()}/{subject.repo_id}"
     host = _asked(error)
@@ -342,7 +350,7 @@ def _answered(error: HfHubHTTPError, subject: Subject) -> str:
 
 
 def _unreachable(error: BaseException, subject: Subject) -> str:
-    """No answer, or none to the end."""
+    """Return the message for a request without an answer, or without a whole one."""
     causes = list(_chain(error))
     host = _asked(error)
     if isinstance(error, httpx2.ProxyError):
@@ -361,7 +369,7 @@ def _unreachable(error: BaseException, subject: Subject) -> str:
 
 
 def _local(error: BaseException, subject: Subject) -> str:
-    """This machine, or the storage's client."""
+    """Return the message for a failure on this machine, or in the storage's client."""
     cache = constants.HF_HUB_CACHE
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
@@ -387,27 +395,27 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def endpoint() -> str:
-    """HF_ENDPOINT without a user name and password that may be in it."""
+    """Return HF_ENDPOINT without the user name and the password that may be in it."""
     url = urlsplit(constants.ENDPOINT)
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
 def host_name() -> str:
-    """The Hub's host, for messages."""
+    """Return the Hub's host, for messages."""
     return urlsplit(endpoint()).netloc or "HF_ENDPOINT"
 
 
 def _asked(error: Any) -> str:
-    """The host that was asked: the Hub, or where it keeps large files (which a firewall may know nothing of)."""
+    """Return the host that was asked: the Hub's, or that of its storage, which a firewall may block."""
     try:
         request = error.response.request if isinstance(error, HfHubHTTPError) else error.request
-    except (AttributeError, RuntimeError):  # httpx2's way to say that it never came to a request
+    except (AttributeError, RuntimeError):  # httpx2 raises these where no request was sent
         return host_name()
     return str(request.url.netloc, "ascii")
 
 
 def token_source() -> str:
-    """Where the token comes from, for messages."""
+    """Return where the token comes from, for messages."""
     return "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token that is saved on this machine"
 
 
@@ -417,11 +425,11 @@ def _named(status: int) -> str:
 
 
 def clean(text: str) -> str:
-    """The first line of somebody else's text, without what may be secret in it."""
+    """Return the first line of a foreign text, without what may be a secret in it."""
     lines = text.strip().splitlines() or ["no reason given"]
     line = re.sub(r"(https?://)[^/\s@]*@", r"\1", lines[0])
     line = re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", line)
     line = re.sub(r"\bhf_\w+|\bBearer \S+", "<token>", line)
-    with contextlib.suppress(OSError, ValueError, OIDCError):  # no token that can be had is none to hide
+    with suppress(OSError, ValueError, OIDCError):  # without a token there is none to hide
         line = line.replace(get_token() or "\n", "<token>")
     return line

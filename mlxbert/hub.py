@@ -1,9 +1,9 @@
-"""Models on the Hugging Face Hub: only the files that are needed, all of one commit, in the Hub's own cache.
+"""Download models from the Hugging Face Hub into its own cache: only the needed files, all of one commit.
 
-Are the files that came from the Hub those that were verified? Compared with the repository's own manifest.
+The files are compared with the repository's own manifest at every load, from the cache too: otherwise a download that
+was interrupted before the comparison would never be compared. That reads the files once, at the speed of SHA-256.
 
-It is checked at every load, from the cache too: a download that was interrupted before the comparison would never be
-compared otherwise. It costs one reading of the files, at the speed of SHA-256.
+This module imports no HTTP client: `--help` and a local directory must not wait for one.
 """
 
 from __future__ import annotations
@@ -22,39 +22,46 @@ from mlxbert.errors import MLXBertError, MLXBertWarning, escaped, first_ten, sho
 from mlxbert.files.output_file import NAME, read_manifest
 from mlxbert.files.reading import read_bytes, sha256_hex
 
-# huggingface_hub's REPO_ID_REGEX and the rules beside it (utils/_validators.py), without importing it for a
-# local path.
+# huggingface_hub's rules (REPO_ID_REGEX and `validate_repo_id` in utils/_validators.py), without importing it.
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPO_ID = re.compile(rf"(?:{_NAME}/)?{_NAME}")
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".msgpack")
+_CHANGED = "changed since it was verified; do not use it, tell its owner, or give an earlier revision"
 
 
 class HubError(MLXBertError):
-    """The Hub, or the way to it, did not give what was asked for; the message says what to do, and no token."""
+    """The Hub cannot be reached, or does not give what was asked for; the message has the fix, and no token."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Files of one commit of a repository, where they lie in the Hub's cache.
+    """Files of one commit of a repository in the Hub's cache.
 
-    `path` may hold other files of the same commit too (what somebody else downloaded).
+    Attributes:
+        path: their folder, which may hold other files of the same commit.
+        revision: the commit's 40 hex digits.
+        repo_id: the repository.
     """
 
     path: Path
-    revision: str  # the commit's 40 hex digits
+    revision: str
     repo_id: str
 
 
-def is_repo_id(text: str) -> bool:
-    """Whether `text` is a Hub id (`bert-base-uncased`, `org/name`) and not a path.
-
-    A path that exists is a path, and so is what looks like one: absolute, `./x`, `~/x`, `x/`, `a/b/c`, or the
-    name of a weight file. Nothing is asked of the Hub.
-    """
-    valid = _REPO_ID.fullmatch(text) is not None and "--" not in text and ".." not in text
-    if not valid or text.endswith((".git", *_WEIGHT_FILES)):
+def is_valid_repo_id(value: object) -> bool:
+    """Return whether this can be the id of a repository on the Hub: `name` or `owner/name`."""
+    if not isinstance(value, str) or _REPO_ID.fullmatch(value) is None:
         return False
-    return not Path(text).exists()
+    return "--" not in value and ".." not in value and not value.endswith(".git")
+
+
+def is_repo_id(text: str) -> bool:
+    """Return whether `text` is a Hub id (`bert-base-uncased`, `org/name`) and not a path; ask no network.
+
+    A path that exists is a path, and so is a text that looks like one: absolute, `./x`, `~/x`, `x/`, `a/b/c`, or the
+    name of a weight file.
+    """
+    return is_valid_repo_id(text) and not text.endswith(_WEIGHT_FILES) and not Path(text).exists()
 
 
 def snapshot(
@@ -63,27 +70,29 @@ def snapshot(
     revision: str | None = None,
     select: Callable[[Sequence[str]], Sequence[str]],
     progress: bool = True,
-    what: str = "model",
 ) -> Snapshot:
-    """Have the needed files of a repository in the Hub's cache, all of one commit, and say where.
+    """Download the needed files of a repository into the Hub's cache, all of one commit.
 
-    The revision (branch, tag, commit; None: the default branch) is resolved once, and everything after asks
-    for that commit, so a push in the meantime cannot mix two versions. `select` gets the names of all files
-    in it (POSIX paths) and returns those that are needed; only those not in the cache yet are downloaded.
-    With HF_HUB_OFFLINE, or when the Hub cannot be reached, the cache alone is used, and one logged line says
-    so; `select` then gets the cached list of names or, where none was kept, the names of the cached files.
+    The revision is resolved to a commit once, and every request after that asks for this commit. So a push in the
+    meantime cannot mix two versions. With HF_HUB_OFFLINE, or when the Hub cannot be reached, only the cache is used,
+    and one logged line says so.
 
-    Cache, endpoint and token are huggingface_hub's own settings (HF_HOME, HF_ENDPOINT, `hf auth login` …).
-    Its progress bars are shown on a terminal (HF_HUB_DISABLE_PROGRESS_BARS=0: everywhere); `progress=False`
-    shows none. `what` is what error messages call the repository.
+    Cache, endpoint and token are huggingface_hub's own settings (HF_HOME, HF_ENDPOINT, `hf auth login` …). Its
+    progress bars are shown on a terminal (HF_HUB_DISABLE_PROGRESS_BARS=0: everywhere).
 
-    Raises HubError; what `select` raises passes through.
+    Args:
+        repo_id: the repository.
+        revision: a branch, tag or commit; None: the default branch.
+        select: gets the names of all files of the commit (POSIX paths; without the network those that the cache
+            knows) and returns those that are needed. Only files that are not in the cache yet are downloaded.
+        progress: False: never show progress bars.
+
+    Raises:
+        HubError: the files cannot be had; one line with the fix.
     """
-    # Here and not above: a command's --help, or a local directory, should not wait for an HTTP client to be
-    # imported.
     from huggingface_hub import snapshot_download
 
-    from mlxbert.hub.errors import (
+    from mlxbert.hub_client import (
         FAILURES,
         Subject,
         bounded_answers,
@@ -94,14 +103,14 @@ def snapshot(
         list_files,
     )
 
-    _check_request(repo_id, revision, what)
-    subject = Subject(repo_id, revision, what)
+    _check_request(repo_id, revision)
+    subject = Subject(repo_id, revision, "model")
     check_token()
     try:
         with bounded_answers():
             listing = list_files(repo_id, revision)
     except FAILURES as error:
-        raise explain(error, subject) from None  # its text may quote the URL; __context__ keeps it for debuggers
+        raise explain(error, subject) from None  # its text may quote the URL; `__context__` keeps it
     commit = listing.commit
     if not is_commit(commit):
         raise HubError(f"{subject} is at {commit!r} in the cache, which is no commit id: delete it with `hf cache rm`")
@@ -120,12 +129,12 @@ def snapshot(
     if missing:
         try:
             with bounded_answers(), progress_bars(progress), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Not enough free disk space")  # our error says so, once
-                # The names are literal; the client takes patterns.
+                warnings.filterwarnings("ignore", "Not enough free disk space")  # our error says it, once
+                # The client takes patterns, and these are names.
                 patterns = [glob.escape(name) for name in missing]
                 folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
         except FAILURES as error:
-            missing = _not_in(cached_folder(repo_id, commit), wanted)  # some may have come
+            missing = _not_in(cached_folder(repo_id, commit), wanted)  # some may have arrived
             raise explain(error, subject, missing=missing) from None
         missing = _not_in(folder, wanted)
     if missing or folder is None:
@@ -133,21 +142,21 @@ def snapshot(
     return Snapshot(folder, commit, repo_id)
 
 
-def _check_request(repo_id: str, revision: str | None, what: str) -> None:
-    if _REPO_ID.fullmatch(repo_id) is None or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git"):
-        raise HubError(f"{repo_id!r} is not the id of a {what} on the Hub: it should read like 'bert-base-uncased'")
-    # The client makes a file of the revision's name in its cache; git allows none of these in one.
+def _check_request(repo_id: str, revision: str | None) -> None:
+    if not is_valid_repo_id(repo_id):
+        raise HubError(f"{repo_id!r} is not the id of a model on the Hub: it should read like 'bert-base-uncased'")
+    # The client names a file of its cache after the revision; git allows none of these.
     if revision is not None and (not revision.strip("/") or revision.startswith("/") or ".." in revision):
-        raise HubError(f"{revision!r} is not a revision: give a branch, a tag or a commit of {what} '{repo_id}'")
+        raise HubError(f"{revision!r} is not a revision: give a branch, a tag or a commit of model '{repo_id}'")
 
 
 def refuse_unsafe_names(names: Iterable[str], subject: str, error: type[MLXBertError]) -> None:
-    """Refuse a listing with a name that leads out of its folder, says two things, or steers a terminal.
+    """Refuse a listing with a name that leads out of its folder, occurs twice, or controls a terminal.
 
-    Git makes no such name, an attacker may.
+    Git creates no such name; an attacker may.
 
     Raises:
-        error: a name that is absolute, has `..`, a backslash or a control character in it, or comes twice.
+        error: a name is absolute, has `..`, a backslash or a control character in it, or occurs twice.
     """
     seen = set()
     for name in names:
@@ -168,11 +177,11 @@ def _not_in(folder: Path | None, names: Sequence[str]) -> list[str]:
 
 @contextmanager
 def progress_bars(wanted: bool) -> Iterator[None]:
-    """Silence the client's bars where they are not wanted or would fill a log file."""
+    """Switch the client's progress bars off where they are not wanted or would fill a log file."""
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
 
-    forced = constants.HF_HUB_DISABLE_PROGRESS_BARS is False  # then the client warns at an attempt to silence it
+    forced = constants.HF_HUB_DISABLE_PROGRESS_BARS is False  # the client would warn if they were switched off then
     if forced or (wanted and sys.stderr.isatty()):
         yield
     else:
@@ -181,10 +190,10 @@ def progress_bars(wanted: bool) -> Iterator[None]:
 
 
 def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[str]]) -> None:
-    """Compare the files of `found` that `needed` picks with its manifest.json; warn where it has none.
+    """Compare the files of `found` that `needed` selects with its manifest.json; warn if it has none.
 
-    A file that is not what the Hub itself said it sends was damaged on the way, or in the cache: it is taken out of
-    the cache, so that the next attempt fetches it anew. Nobody signs a manifest: whoever may write to the repository
+    A file that differs from what the Hub announced was damaged on the way or in the cache: it is deleted from the
+    cache, so that the next attempt downloads it again. A manifest is not signed: whoever may write to the repository
     can change it together with the files.
 
     Raises:
@@ -208,10 +217,10 @@ def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[s
         elif not file.is_file():
             changed.append(f"{name}: missing")
         elif sha256_hex(file, HubError) != record.sha256:
-            if _arrived_whole(file):
+            if _is_as_announced(file):
                 changed.append(f"{name}: SHA-256 differs from the manifest's")
             else:
-                _forget(file)
+                _delete_from_cache(file)
                 damaged.append(name)
     if damaged:
         raise HubError(
@@ -225,23 +234,24 @@ def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[s
         )
 
 
-_CHANGED = "changed since it was verified; do not use it, tell its owner, or give an earlier revision"
-
-
-def _arrived_whole(file: Path) -> bool:
-    """Whether it is what the Hub said it sends: the cache names a file after that, by SHA-256 or git's object id."""
-    if not file.is_symlink():  # a file system without links: nothing tells
+def _is_as_announced(file: Path) -> bool:
+    """Return whether a cached file is what the Hub announced: the cache names it by SHA-256 or git's object id."""
+    if not file.is_symlink():  # on a file system without links, nothing tells
         return True
-    said = file.resolve().name
-    if len(said) == 64:
-        return sha256_hex(file, HubError) == said
-    if len(said) == 40:
-        content = read_bytes(file, HubError) or b""
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == said
+    announced = file.resolve().name
+    if len(announced) == 64:
+        return sha256_hex(file, HubError) == announced
+    if len(announced) == 40:
+        return git_blob_id(read_bytes(file, HubError) or b"") == announced
     return True
 
 
-def _forget(file: Path) -> None:
+def git_blob_id(content: bytes) -> str:
+    """Return the object id that git, and so the Hub, gives to a small file with this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _delete_from_cache(file: Path) -> None:
     blob = file.resolve()
     try:
         file.unlink()

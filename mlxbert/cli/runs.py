@@ -1,0 +1,170 @@
+"""`mlxbert predict`, `blend` and `report`: the commands for runs that `mlxbert train` wrote."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxbert.cli.options import GroupedCommand, argument_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mlxbert.runs.blend import Blend
+
+PATH = click.Path(path_type=Path)
+AVERAGE = click.Choice(["probabilities", "ranks"])
+# Columns of a terminal, and of them those for the name of a run.
+_WIDTH, _RUN = 80, 24
+
+
+@click.command(
+    cls=GroupedCommand,
+    groups={
+        "Submission": ("out", "sample_submission", "values", "id", "intervals", "escape_formulas"),
+        "Prediction": ("average",),
+        "Reading DATA": ("encoding", "quoting"),
+    },
+)
+@click.argument("run", type=PATH)
+@click.argument("data")
+@click.option("-o", "--out", type=PATH, required=True, help="CSV file to write.")
+@argument_option("sample_submission")
+@argument_option("values")
+@click.option(
+    "--id",
+    help="Column that names a row.  [default: the first column of the sample submission, else that of the training]",
+)
+@click.option(
+    "--intervals",
+    type=float,
+    is_flag=False,
+    flag_value=0.9,
+    metavar="[LEVEL]",
+    help="For numbers: add columns NAME_lower and NAME_upper, between which this share of the true values lies.  "
+    "[LEVEL, if it is left out: 0.9]",
+)
+@click.option(
+    "--average",
+    type=AVERAGE,
+    default="probabilities",
+    show_default=True,
+    help="What is averaged over the models of the run.",
+)
+@argument_option("encoding")
+@argument_option("escape_formulas")
+@argument_option("quoting")
+def predict(run: Path, data: str, out: Path, **options: Any) -> None:
+    """Predict DATA with RUN, a finished run or a blend, and write a submission.
+
+    \b
+    Examples:
+      mlxbert predict runs/tweets data/test.csv -o submission.csv
+      mlxbert predict runs/tweets data/test.csv --sample-submission sample_submission.csv -o submission.csv
+      mlxbert predict runs/jigsaw data/test.csv --average ranks -o submission.csv
+      mlxbert predict runs/houses data/test.csv --intervals 0.9 -o submission.csv
+    """
+    from mlxbert.files.output_file import is_standard_output
+    from mlxbert.runs.blend import open_predictor
+    from mlxbert.runs.predict import write_submission
+    from mlxbert.runs.progress import row_progress
+    from mlxbert.terminal import show
+
+    if run.is_file() and Path(data).is_dir():
+        raise click.UsageError(
+            f"the run comes first, then the data: mlxbert predict {shlex.quote(data)} {shlex.quote(str(run))}"
+        )
+    predictor = open_predictor(run)
+    options["escape_formulas"] = bool(options["escape_formulas"])
+    with row_progress() as progress:
+        written = write_submission(predictor, data, out=out, progress=progress, **options)
+    if not is_standard_output(out):  # a submission has no such line
+        show(f"{written.rows} rows written to {out}: {written}")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--out", type=PATH, help="Directory of the blend, for `mlxbert predict`.  [default: none]")
+@click.option("--metric", help="Metric that the weights optimize, such as auc or f1.  [default: the first run's]")
+@click.option(
+    "--average", type=AVERAGE, default="probabilities", show_default=True, help="What is averaged over the runs."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a blend that is there already.")
+def blend(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
+    """Weigh RUNS by their out-of-fold predictions; `mlxbert predict` takes the blend like a run.
+
+    \b
+    Examples:
+      mlxbert blend runs/a runs/b --metric auc
+      mlxbert blend runs/a runs/b --metric auc -o runs/blend
+      mlxbert predict runs/blend data/test.csv -o submission.csv
+    """
+    from mlxbert.runs import blend as blending
+    from mlxbert.terminal import show
+
+    result = blending.blend(runs, out=out, **options)
+    show(_table(result), "blend: weights and thresholds of each row are chosen on the rows of other folds")
+    if out is None:
+        show("Next   the same with -o DIRECTORY keeps the blend, for:")
+        show("       mlxbert predict DIRECTORY test.csv -o submission.csv")
+    else:
+        show(f"Blend  {result.path}\nNext   mlxbert predict {result.path} test.csv -o submission.csv")
+
+
+def _table(blend: Blend) -> Table:
+    """The scores of each run and of the blend: as many metrics as fit 80 columns with their whole names."""
+    from rich.table import Table
+
+    record = blend.record
+    direction = "higher" if record.greater_is_better else "lower"
+    table = Table(title=f"Out-of-fold scores ({record.metric} is optimized, {direction} is better)")
+    table.add_column("run", overflow="fold", max_width=_RUN)
+    table.add_column("weight", justify="right", no_wrap=True)
+    names: list[str] = []
+    left = _WIDTH - (min(_RUN, max(len(run.path.name) for run in blend.runs)) + 3) - len("weight") - 4
+    for name in record.pooled:
+        left -= max(len(name), 6) + 3
+        if names and left < 0:
+            break
+        names.append(name)
+        table.add_column(name, justify="right", no_wrap=True)
+    for run, weight, alone in zip(blend.runs, blend.weights, record.alone, strict=True):
+        table.add_row(run.path.name, f"{weight:.2f}", *(_score(alone[name]) for name in names))
+    table.add_row("blend", "", *(_score(record.pooled[name]) for name in names))
+    return table
+
+
+def _score(value: float | None) -> str:
+    return "—" if value is None or value != value else f"{value:.4f}"
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("-o", "--out", type=PATH, help="HTML page to write.  [default: RUN/report.html]")
+@click.option("--plots", type=PATH, help="Folder for the plots.  [default: RUN/plots]")
+def report(run: Path, out: Path | None, plots: Path | None) -> None:
+    """Write a report of RUN, a directory that `mlxbert train` wrote: one HTML page and PNG plots.
+
+    The run may still be training: the page then shows what there is.
+
+    \b
+    Example:
+      mlxbert report runs/tweets
+    """
+    from mlxbert.report.page import shown_score, write
+    from mlxbert.terminal import show
+
+    written = write(run, out, plots)
+    path = shlex.quote(str(run))
+    command = f"predict {path} test.csv -o submission.csv" if written.run.scores else f"train --resume {path}"
+    rows = [
+        ("Run", f"{run}: {shown_score(written.run)}"),
+        ("Plots", f"{written.folder}: {written.plots} PNG files"),
+        ("Written", str(written.page)),
+        ("Next", f"open {written.page.absolute().as_uri()} in a browser"),
+        ("", f"mlxbert {command}"),
+    ]
+    show("\n".join(f"{label:<10}{text}" for label, text in rows))

@@ -1,0 +1,210 @@
+"""What is declared of an architecture as data, and the registry of those that there are.
+
+A file in this folder is an architecture: it declares `ARCHITECTURES`, a tuple with an `Architecture` for each
+`model_type` that it reads. Adding a file registers it. Nothing outside of this folder, `converter/mappings/` and
+`heads/pretrained/` knows an architecture by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mlxbert.models.config_fields import EncoderConfig, unsupported
+
+if TYPE_CHECKING:
+    from heads.pretrained import PretrainedHead
+    from mlxbert.models.base import Encoder
+
+
+class HeadKind(StrEnum):
+    """What a checkpoint's own head does."""
+
+    PRETRAINING = "masked words and the next sentence"
+    MASKED_LM = "masked words"
+    CAUSAL_LM = "the next word"
+    NEXT_SENTENCE = "the next sentence"
+    SEQUENCE = "classes of a text"
+    TOKEN = "classes of a token"
+    CHOICE = "one text of several"
+    SPAN = "an answer in a text"
+
+
+@dataclass(frozen=True)
+class HeadClass:
+    """A class of transformers that puts a head on the encoder.
+
+    Attributes:
+        kind: what the head does.
+        prefixes: what the names of its tensors begin with; there is a tensor for each.
+        build: an empty head from (configuration, number of labels, names of the head's tensors in the checkpoint);
+            what of a decoder is tied, the names tell.
+        has_pooler: whether the class has the encoder's pooler, and the head reads it.
+        labels: path of the Linear whose rows are the labels; None: the configuration's labels are not the head's.
+        tied_bias: names of the decoder's bias and of what transformers ties it to; None: there are none.
+    """
+
+    kind: HeadKind
+    prefixes: tuple[str, ...]
+    build: Callable[[Any, int, Iterable[str]], PretrainedHead]
+    has_pooler: bool = False
+    labels: str | None = None
+    tied_bias: tuple[str, str] | None = None
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether fine-tuning makes such a head, and not pre-training."""
+        return self.kind in (HeadKind.SEQUENCE, HeadKind.TOKEN, HeadKind.CHOICE, HeadKind.SPAN)
+
+
+@dataclass(frozen=True)
+class MappingLimits:
+    """Float32 MLX against float32 PyTorch; both limits are on `converter.parity.gates.Deviation.max_rel`.
+
+    Attributes:
+        cumulative: after any number of layers, pooler and logits included.
+        local: one layer alone, fed the reference's own input to it.
+    """
+
+    cumulative: float
+    local: float
+
+
+@dataclass(frozen=True)
+class PrecisionLimits:
+    """The written checkpoint against its own float32 core, at every hidden state, the pooler and the logits.
+
+    Attributes:
+        max_rel: on `converter.parity.gates.Deviation.max_rel`.
+        cosine: the smallest cosine that one token's hidden state may have with its float32 self; the pooler's
+            vector likewise. Not for logits, whose length no norm sets: two near 0 may point anywhere.
+    """
+
+    max_rel: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The limits of one architecture: the mapping gate's, the precision gate's for each written dtype."""
+
+    mapping: MappingLimits
+    precision: Mapping[str, PrecisionLimits]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that the rest of the project knows of one `model_type`.
+
+    Attributes:
+        model_type: as in `config.json`.
+        table: the file of its tensor names in `converter/mappings/`.
+        config, encoder: its classes here.
+        encoder_class: the encoder's class in transformers.
+        prefix: what the encoder's names begin with inside a class with a head.
+        heads: class of transformers -> its head; where tensors alone tell the class, the first that fits is it.
+        parts: what the names of the encoder's tensors begin with.
+        tables: "word", and whatever else is added up to a token's embedding ("position", "token_type") -> path.
+        tokenizer_class: transformers' class of its tokenizer, where the files name none.
+        has_token_types: whether its tokenizer tells the two texts of a pair apart by token types.
+        tolerances: of the parity gates.
+        swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm; those that have another one there.
+        assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
+        known_to: the packages with models of their own that load it, as `converter/card/loaders.py` names them.
+        tiny: fields of a small configuration, for tests.
+    """
+
+    model_type: str
+    table: str
+    config: type[EncoderConfig]
+    encoder: Callable[..., Encoder]
+    encoder_class: str
+    prefix: str
+    parts: tuple[str, ...]
+    heads: Mapping[str, HeadClass]
+    tables: Mapping[str, str]
+    tokenizer_class: str
+    has_token_types: bool
+    tolerances: Tolerances
+    swift_names: Mapping[str, str] = field(default_factory=dict)
+    assumed: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    known_to: frozenset[str] = frozenset()
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def word_embeddings(self) -> str:
+        """The name of the tensor of the word embeddings."""
+        return f"{self.tables['word']}.weight"
+
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """What the names of any head's tensors begin with."""
+        return tuple(dict.fromkeys(prefix for head in self.heads.values() for prefix in head.prefixes))
+
+    def is_head_tensor(self, name: str) -> bool:
+        """Whether a tensor of this name belongs to a head of a class of transformers."""
+        return name.startswith(self.head_prefixes)
+
+    def swift_path(self, path: str) -> str:
+        """Return the path in mlx-swift-lm of the layer at `path`; the same where Swift has no other."""
+        return _renamed(path, self.swift_names)
+
+    def from_swift_path(self, path: str) -> str:
+        """Return the path here of the layer at `path` in mlx-swift-lm; `path` itself where it is none of Swift's."""
+        return _renamed(path, {theirs: ours for ours, theirs in self.swift_names.items()})
+
+    def head_of(self, kind: HeadKind) -> str | None:
+        """Return the class of transformers whose head is of this kind; None: there is none."""
+        return next((name for name, head in self.heads.items() if head.kind is kind), None)
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    """Return what `names` has for a path; `{i}` in a name stands for a layer's number."""
+    if path in names:
+        return names[path]
+    match = re.fullmatch(r"(.*?)\.(0|[1-9][0-9]*)\.(.*)", path)
+    name = names.get(f"{match[1]}.{{i}}.{match[3]}") if match else None
+    return path if match is None or name is None else name.replace("{i}", match[2])
+
+
+@cache
+def _architectures() -> dict[str, Architecture]:
+    """Every `model_type` and its architecture; an error of a file's import is the caller's to see."""
+    found = {}
+    package = importlib.import_module("mlxbert.models")
+    for module in pkgutil.iter_modules(package.__path__):
+        file = importlib.import_module(f"{package.__name__}.{module.name}")
+        declared: tuple[Architecture, ...] = getattr(file, "ARCHITECTURES", ())  # the contract itself declares none
+        found.update({one.model_type: one for one in declared})
+    return dict(sorted(found.items()))
+
+
+def supported() -> tuple[str, ...]:
+    """Return every `model_type` that there is an encoder for."""
+    return tuple(_architectures())
+
+
+def architecture(model_type: Any) -> Architecture:
+    """Return what is declared of a `model_type`.
+
+    Raises:
+        ConfigError: there is none of this name; says which there are.
+    """
+    if not isinstance(model_type, str) or model_type not in _architectures():
+        raise unsupported(model_type, supported())
+    return _architectures()[model_type]
+
+
+def config_from_hf(config: Mapping[str, Any]) -> EncoderConfig:
+    """Read a parsed Hugging Face `config.json` as the configuration of its architecture.
+
+    Raises:
+        ConfigError: as `architecture` and `EncoderConfig.from_hf`.
+    """
+    return architecture(config.get("model_type")).config.from_hf(config)
