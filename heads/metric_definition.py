@@ -310,6 +310,13 @@ def column_mean(columns: Iterable[Column], score: Score, skip_undefined: bool = 
     return float(np.nanmean(values))
 
 
+def mean_of_columns(of_column: Score, y_true: np.ndarray, y_pred: np.ndarray, skip_undefined: bool) -> float:
+    """Return the score of (N,) numbers, or the mean over the columns of (N, L)."""
+    if y_true.ndim == 1:
+        return of_column(y_true, y_pred)
+    return column_mean(list(zip(y_true.T, y_pred.T, strict=True)), of_column, skip_undefined)
+
+
 def _each(columns: Iterable[Column], score: Score) -> tuple[np.ndarray, dict[int, str]]:
     """Return the score of each column, and for each undefined one the reason by its number."""
     values, reasons = [], {}

@@ -25,6 +25,7 @@ from heads.metric_definition import (
     column_mean,
     column_values,
     framed,
+    mean_of_columns,
     metric,
     notice,
     positives,
@@ -138,7 +139,7 @@ def accuracy_within_one(y_true: np.ndarray, y_pred: np.ndarray) -> float:
 # a macro mean the precision of a class that occurs and is never predicted is 0, as in scikit-learn; otherwise it would
 # pay never to predict a difficult class. A row without labels for which none is predicted is right: its value is 1.
 def _of_each_rate(
-    function: Callable[..., float], name: str, shapes: Shapes, types: tuple[CompetitionType, ...], doc: str
+    function: Callable[..., float], name: str, shapes: Shapes, *, types: tuple[CompetitionType, ...], doc: str
 ) -> list[Callable[..., float]]:
     """Return precision, recall and F1 as metrics; "{}" in `name` and `doc` stands for their names."""
 
@@ -197,20 +198,16 @@ def _samples(rate: Rate, y_true: np.ndarray, y_pred: np.ndarray) -> float:
 
 
 precision, recall, f1 = _of_each_rate(
-    _binary, "{}", "rows", ("binary",), "Return the {} of the positives; nan where it is 0/0."
+    _binary, "{}", "rows", types=("binary",), doc="Return the {} of the positives; nan where it is 0/0."
 )
 precision_macro, recall_macro, f1_macro = _of_each_rate(
-    _macro, "{}_macro", "same", CLASSES, "Return the mean of the {} of every class or label."
+    _macro, "{}_macro", "same", types=CLASSES, doc="Return the mean of the {} of every class or label."
 )
 precision_micro, recall_micro, f1_micro = _of_each_rate(
-    _micro,
-    "{}_micro",
-    "same",
-    CLASSES,
-    "Return the {} over all entries of all labels; exclusive classes: the accuracy.",
+    _micro, "{}_micro", "same", types=CLASSES, doc="Return the {} over all entries; of classes the accuracy."
 )
 precision_samples, recall_samples, f1_samples = _of_each_rate(
-    _samples, "{}_samples", "columns", ("multilabel",), "Return the mean of the {} of every row."
+    _samples, "{}_samples", "columns", types=("multilabel",), doc="Return the mean of the {} of every row."
 )
 
 
@@ -308,13 +305,7 @@ def _correlation(function: str, y_true: np.ndarray, y_pred: np.ndarray, skip_und
                 raise Undefined(f"{what} is constant")
         return float(getattr(stats, function)(column_true, column_pred).statistic)
 
-    return _mean_of_columns(of_column, y_true, y_pred, skip_undefined)
-
-
-def _mean_of_columns(of_column: Score, y_true: np.ndarray, y_pred: np.ndarray, skip_undefined: bool) -> float:
-    if y_true.ndim == 1:
-        return of_column(y_true, y_pred)
-    return column_mean(list(zip(y_true.T, y_pred.T, strict=True)), of_column, skip_undefined)
+    return mean_of_columns(of_column, y_true, y_pred, skip_undefined)
 
 
 @metric("probabilities", "any", CLASSES, greater_is_better=False)
@@ -422,7 +413,7 @@ def r2(y_true: np.ndarray, y_pred: np.ndarray, *, skip_undefined: bool = True) -
             raise Undefined("y_true is constant" if len(column_true) > 1 else "there are fewer than two rows")
         return float(sklearn_metrics().r2_score(column_true, column_pred))
 
-    return _mean_of_columns(of_column, y_true, y_pred, skip_undefined)
+    return mean_of_columns(of_column, y_true, y_pred, skip_undefined)
 
 
 @metric("values", "same", ("regression", "time_series"), greater_is_better=False)
