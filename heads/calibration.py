@@ -90,27 +90,6 @@ def best_threshold(probabilities: Float, targets: np.ndarray, metric: str, what:
     Raises:
         HeadError: an unknown metric, a metric that has no threshold, or one that is undefined at every threshold.
     """
-    score = label_metric(metric, what)
-    candidates = _candidates(probabilities)
-    with warnings.catch_warnings():
-        # One candidate makes every row positive, where some metrics are undefined: nan is never the best value.
-        warnings.simplefilter("ignore")
-        if metric in _OF_COUNTS and len(np.unique(targets)) == 2:  # with one class alone the metrics differ
-            values = _of_counts(metric, probabilities, targets, candidates)
-        else:
-            values = np.array([score(targets, (probabilities >= t).astype(np.int32)) for t in candidates])
-    if np.isnan(values).all():
-        raise HeadError(f"{what}: {metric} is undefined on the held-out rows at every threshold; fix: use more rows")
-    best = np.flatnonzero(values >= np.nanmax(values) - 1e-12)
-    return float(candidates[best[np.abs(candidates[best] - 0.5).argmin()]])
-
-
-def label_metric(metric: str, what: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Return the metric as a function of (y_true, y_pred) for which a higher value is better.
-
-    Raises:
-        HeadError: an unknown metric, or one that needs no threshold.
-    """
     from heads.metrics import get_metric
 
     entry = get_metric(metric)
@@ -119,7 +98,19 @@ def label_metric(metric: str, what: str) -> Callable[[np.ndarray, np.ndarray], f
             f"{what}: {metric} reads {entry.needs}, so no threshold changes it; fix: a metric of labels, such as f1"
         )
     sign = 1.0 if entry.greater_is_better else -1.0
-    return lambda y_true, y_pred: sign * float(entry.function(y_true, y_pred))
+    candidates = _candidates(probabilities)
+    with warnings.catch_warnings():
+        # One candidate makes every row positive, where some metrics are undefined: nan is never the best value.
+        warnings.simplefilter("ignore")
+        if metric in _OF_COUNTS and len(np.unique(targets)) == 2:  # with one class alone the metrics differ
+            values = _of_counts(metric, probabilities, targets, candidates)
+        else:
+            scores = [entry.function(targets, (probabilities >= t).astype(np.int32)) for t in candidates]
+            values = sign * np.array(scores, np.float64)
+    if np.isnan(values).all():
+        raise HeadError(f"{what}: {metric} is undefined on the held-out rows at every threshold; fix: use more rows")
+    best = np.flatnonzero(values >= np.nanmax(values) - 1e-12)
+    return float(candidates[best[np.abs(candidates[best] - 0.5).argmin()]])
 
 
 def threshold_metric(metric: str) -> str:
