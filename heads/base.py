@@ -147,7 +147,7 @@ class Head(nn.Module):
 
     # For subclasses.
 
-    def weights(self, option: str) -> Any:
+    def weights_of(self, option: str) -> Any:
         """Return the value of an option; for "balanced" the weights that `fit_targets` learned.
 
         Raises:
@@ -162,7 +162,7 @@ class Head(nn.Module):
 
     def loss_options(self) -> dict[str, Any]:
         """Return the options of the objective that have a value."""
-        values = {option: self.weights(option) for option in self.objectives[self.objective]}
+        values = {option: self.weights_of(option) for option in self.objectives[self.objective]}
         return {option: value for option, value in values.items() if value is not None}
 
     def check_rows(self, logits: Float, targets: np.ndarray[Any, Any]) -> None:

@@ -108,7 +108,7 @@ class BinaryClassificationHead(Head):
         encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         scores = logits[:, 0]
         if self.registered_loss is not None:
-            weight = self.weights("pos_weight")
+            weight = self.weights_of("pos_weight")
             weights = None if weight is None else mx.where(encoded == 1, weight, 1.0)
             return self.mean_registered_loss(scores, encoded, encoded != _IGNORED, weights=weights)
         function = sigmoid_focal if self.objective == "focal" else bce_with_logits

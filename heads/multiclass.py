@@ -99,7 +99,7 @@ class MulticlassClassificationHead(Head):
         """See `Head.loss`; targets (B,) of class indices, −100 is left out."""
         labels = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
         if self.registered_loss is not None:
-            weight, keep = self.weights("class_weights"), labels != _IGNORED
+            weight, keep = self.weights_of("class_weights"), labels != _IGNORED
             weights = None if weight is None else mx.array(list(weight), dtype=mx.float32)[mx.where(keep, labels, 0)]
             total = None if weights is None else (weights * keep).sum()
             return self.mean_registered_loss(logits, labels, keep, weights=weights, total=total)
@@ -111,7 +111,7 @@ class MulticlassClassificationHead(Head):
         """Return the sum of the class weights of the real rows; see `Head.loss_weight`."""
         labels = row_targets(targets, rows, targets, _IGNORED, self.title)
         keep = labels != _IGNORED
-        weight = self.weights("class_weights")
+        weight = self.weights_of("class_weights")
         if weight is None:
             return keep.sum().astype(mx.float32)
         known = (labels >= 0) & (labels < len(weight))  # MLX reads memory behind the weights otherwise

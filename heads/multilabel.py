@@ -131,7 +131,7 @@ class MultilabelClassificationHead(Head):
         """See `Head.loss`; targets (B, L) of 0, 1 and −1."""
         encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         if self.registered_loss is not None:
-            weight = self.weights("pos_weight")
+            weight = self.weights_of("pos_weight")
             weights = None if weight is None else mx.where(encoded == 1, mx.array(list(weight)), 1.0)
             return self.mean_registered_loss(logits, encoded, encoded != _IGNORED, weights=weights)
         functions: dict[str, Callable[..., mx.array]] = {"bce": bce_with_logits, "focal": sigmoid_focal}
