@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from heads.command_line import OptionGroups
+
 # From heads, not mlxbert: importing mlxbert fails where MLX has no backend, and that error must be one line, too.
 from heads.errors import last_catch, readable
-from heads.option_groups import OptionGroups
 
 if TYPE_CHECKING:
     from converter.publish.sending import PushPlan

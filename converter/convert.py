@@ -37,7 +37,7 @@ from converter.quantize.recipes import QuantizeSettings, quantize_settings
 from converter.quantize.report import PLOT, describe_quantization, plot_sizes
 from converter.source import Source, local_name, open_source
 from converter.verify import Progress, verify_staged, written_model
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.output_directory import OutputDirectory, check_target, recover

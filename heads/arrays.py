@@ -1,6 +1,6 @@
 """Arrays outside MLX: logits and activations in float64, so that predictions do not have MLX's rounding.
 
-`sigmoid`, `softplus` and `softmax` are written here, not taken from scipy: a trained model predicts where scipy is not
+`sigmoid` and `softmax` are written here, not taken from scipy: a trained model predicts where scipy is not
 installed, and scipy's would change the last bits of existing predictions.
 """
 
@@ -57,11 +57,6 @@ def sigmoid(x: Float) -> Float:
     """Return 1 / (1 + e⁻ˣ), without overflow on either side."""
     e = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, 1.0, e) / (1.0 + e))
-
-
-def softplus(x: Float) -> Float:
-    """Return log(1 + eˣ), without overflow."""
-    return np.asarray(np.logaddexp(0.0, x))
 
 
 def softmax(x: Float) -> Float:

@@ -16,9 +16,11 @@ import mlx.nn as nn
 import numpy as np
 
 from heads.arrays import Float, as_int32, to_host
-from heads.checks import as_array, check_count, check_options
+from heads.checks import check_count, check_options
 from heads.errors import HeadError
-from heads.losses.base import IMPORT_FIX, Loss, SavedLoss, reduce, registered_losses
+from heads.labels import as_array
+from heads.loss_functions import reduce
+from heads.losses import IMPORT_FIX, Loss, SavedLoss, registered_losses
 
 Objective = str | Mapping[str, Any] | Loss
 """A built-in objective, or a registered loss: its name, a mapping with its name and settings, or the object."""
@@ -56,6 +58,14 @@ class Head(nn.Module):
     registered_loss: Loss | None = None
 
     def __init__(self, hidden_size: int, num_outputs: int, *, dropout: float = 0.1, dropout_samples: int = 1):
+        """Make the head.
+
+        Args:
+            hidden_size: width of the features.
+            num_outputs: logits a row.
+            dropout: on all features.
+            dropout_samples: number of dropout masks whose logits are averaged in training.
+        """
         super().__init__()
         check_count(hidden_size, f"{self.title}: hidden_size")
         check_count(dropout_samples, f"{self.title}: dropout_samples")
@@ -136,6 +146,29 @@ class Head(nn.Module):
         return self.encode_targets(targets)
 
     # For subclasses.
+
+    def weights_of(self, option: str) -> Any:
+        """Return the value of an option; for "balanced" the weights that `fit_targets` learned.
+
+        Raises:
+            HeadError: they are not learned yet.
+        """
+        value = getattr(self, option)
+        if value != "balanced":
+            return value
+        if (learned := getattr(self, f"fitted_{option}")) is None:
+            raise HeadError(f"{self.title}: {option}='balanced' is unknown yet; fix: fit_targets(training labels)")
+        return learned
+
+    def loss_options(self) -> dict[str, Any]:
+        """Return the options of the objective that have a value."""
+        values = {option: self.weights_of(option) for option in self.objectives[self.objective]}
+        return {option: value for option, value in values.items() if value is not None}
+
+    def check_rows(self, logits: Float, targets: np.ndarray[Any, Any]) -> None:
+        """Refuse held-out logits and targets of different lengths."""
+        if len(logits) != len(targets):
+            raise HeadError(f"{self.title}: {len(logits)} rows of logits, {len(targets)} of targets")
 
     def choose_objective(self, objective: Any, options: Mapping[str, Any]) -> tuple[str, Loss | None]:
         """Return the name of the objective, and its loss if it is a registered one; check the options that it takes.

@@ -15,7 +15,7 @@ from heads.checks import check_number
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
-from heads.losses import bce_with_logits, sigmoid_focal
+from heads.loss_functions import bce_with_logits, sigmoid_focal
 
 _IGNORED = -1
 
@@ -31,10 +31,7 @@ class BinaryClassificationHead(Head):
     default_metric = "roc_auc"
     metrics = ("roc_auc", "accuracy", "f1", "log_loss")
     fitted = ("temperature", "threshold", "fitted_pos_weight")
-    objectives: ClassVar[Objectives] = {
-        "bce": ("pos_weight", "label_smoothing"),
-        "focal": ("alpha", "gamma"),
-    }
+    objectives: ClassVar[Objectives] = {"bce": ("pos_weight", "label_smoothing"), "focal": ("alpha", "gamma")}
     registered_loss_options = ("pos_weight",)
 
     def __init__(
@@ -50,10 +47,9 @@ class BinaryClassificationHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             classes: the negative label, then the positive one.
             objective: "bce", "focal" or a registered loss.
             pos_weight: for "bce" and a registered loss: the weight of a positive row; "balanced": negatives /
@@ -61,8 +57,6 @@ class BinaryClassificationHead(Head):
             label_smoothing: for "bce", from 0 to 1.
             alpha: for "focal": the weight of positives, negatives weigh 1 − alpha; 0.25 by default.
             gamma: for "focal": the exponent that reduces the loss of easy rows, 2 by default.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         super().__init__(hidden_size, 1, dropout=dropout, dropout_samples=dropout_samples)
         options = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "alpha": alpha, "gamma": gamma}
@@ -114,19 +108,11 @@ class BinaryClassificationHead(Head):
         encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         scores = logits[:, 0]
         if self.registered_loss is not None:
-            weight = self._pos_weight()
+            weight = self.weights_of("pos_weight")
             weights = None if weight is None else mx.where(encoded == 1, weight, 1.0)
             return self.mean_registered_loss(scores, encoded, encoded != _IGNORED, weights=weights)
-        if self.objective == "focal":
-            alpha, gamma = 0.25 if self.alpha is None else self.alpha, 2.0 if self.gamma is None else self.gamma
-            return sigmoid_focal(scores, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)
-        return bce_with_logits(
-            scores,
-            encoded,
-            pos_weight=self._pos_weight(),
-            label_smoothing=self.label_smoothing or 0.0,
-            ignore_index=_IGNORED,
-        )
+        function = sigmoid_focal if self.objective == "focal" else bce_with_logits
+        return function(scores, encoded, ignore_index=_IGNORED, **self.loss_options())
 
     def predict(self, logits: Any) -> Float:
         """Return P(positive), (N,), with the calibrated temperature."""
@@ -157,15 +143,7 @@ class BinaryClassificationHead(Head):
             HeadError: the metric has no threshold, or the numbers of logits and labels differ.
         """
         scores, encoded = self.host(logits)[:, 0], self.metric_targets(targets)
-        if len(scores) != len(encoded):
-            raise HeadError(f"{self.title}: {len(scores)} rows of logits, {len(encoded)} of targets")
+        self.check_rows(scores, encoded)
         self.temperature = fit_temperature(scores, lambda z: binary_nll(z, encoded), self.title)
         if metric is not None:
             self.threshold = best_threshold(self.predict(logits), encoded, metric, self.title)
-
-    def _pos_weight(self) -> float | None:
-        if self.pos_weight != "balanced":
-            return self.pos_weight  # type: ignore[return-value]
-        if self.fitted_pos_weight is None:
-            raise HeadError(f"{self.title}: pos_weight='balanced' is unknown yet; fix: fit_targets(training labels)")
-        return self.fitted_pos_weight

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from heads.arrays import Float
-from heads.checks import as_array
+from heads.checks import check_number
 from heads.errors import HeadError
+from heads.labels import as_array
 
 # If all held-out rows are right, the best T is 0; if all are wrong, it is infinite: these limits apply instead.
 LOWEST, HIGHEST = 0.01, 100.0
@@ -68,9 +69,7 @@ def check_temperature(temperature: float, what: str) -> float:
     Raises:
         HeadError: it is not.
     """
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise HeadError(f"{what}: temperature must be a number above 0, not {temperature!r}")
-    return float(temperature)
+    return check_number(temperature, f"{what}: temperature", 0, open_ends=True)
 
 
 # The largest number of held-out probabilities between which a threshold is tried; of more, evenly spaced ranks.
@@ -91,27 +90,6 @@ def best_threshold(probabilities: Float, targets: np.ndarray, metric: str, what:
     Raises:
         HeadError: an unknown metric, a metric that has no threshold, or one that is undefined at every threshold.
     """
-    score = label_metric(metric, what)
-    candidates = _candidates(probabilities)
-    with warnings.catch_warnings():
-        # One candidate makes every row positive, where some metrics are undefined: nan is never the best value.
-        warnings.simplefilter("ignore")
-        if metric in _OF_COUNTS and len(np.unique(targets)) == 2:  # with one class alone the metrics differ
-            values = _of_counts(metric, probabilities, targets, candidates)
-        else:
-            values = np.array([score(targets, (probabilities >= t).astype(np.int32)) for t in candidates])
-    if np.isnan(values).all():
-        raise HeadError(f"{what}: {metric} is undefined on the held-out rows at every threshold; fix: use more rows")
-    best = np.flatnonzero(values >= np.nanmax(values) - 1e-12)
-    return float(candidates[best[np.abs(candidates[best] - 0.5).argmin()]])
-
-
-def label_metric(metric: str, what: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Return the metric as a function of (y_true, y_pred) for which a higher value is better.
-
-    Raises:
-        HeadError: an unknown metric, or one that needs no threshold.
-    """
     from heads.metrics import get_metric
 
     entry = get_metric(metric)
@@ -120,7 +98,19 @@ def label_metric(metric: str, what: str) -> Callable[[np.ndarray, np.ndarray], f
             f"{what}: {metric} reads {entry.needs}, so no threshold changes it; fix: a metric of labels, such as f1"
         )
     sign = 1.0 if entry.greater_is_better else -1.0
-    return lambda y_true, y_pred: sign * float(entry.function(y_true, y_pred))
+    candidates = _candidates(probabilities)
+    with warnings.catch_warnings():
+        # One candidate makes every row positive, where some metrics are undefined: nan is never the best value.
+        warnings.simplefilter("ignore")
+        if metric in _OF_COUNTS and len(np.unique(targets)) == 2:  # with one class alone the metrics differ
+            values = _of_counts(metric, probabilities, targets, candidates)
+        else:
+            scores = [entry.function(targets, (probabilities >= t).astype(np.int32)) for t in candidates]
+            values = sign * np.array(scores, np.float64)
+    if np.isnan(values).all():
+        raise HeadError(f"{what}: {metric} is undefined on the held-out rows at every threshold; fix: use more rows")
+    best = np.flatnonzero(values >= np.nanmax(values) - 1e-12)
+    return float(candidates[best[np.abs(candidates[best] - 0.5).argmin()]])
 
 
 def threshold_metric(metric: str) -> str:
@@ -229,6 +219,4 @@ def normal_quantile(level: float, what: str) -> float:
     """
     from scipy.stats import norm
 
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
-        raise HeadError(f"{what}: level must lie between 0 and 1, such as 0.9, not {level!r}")
-    return float(norm.ppf((1 + level) / 2))
+    return float(norm.ppf((1 + check_number(level, f"{what}: level", 0, 1, open_ends=True)) / 2))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from heads.errors import HeadError
+from heads.labels import listed
 
 
 def check_number(
@@ -52,29 +51,6 @@ def check_numbers(values: Any, count: int, what: str, low: float = -math.inf, hi
         raise HeadError(f"{what} has {len(items)} numbers; fix: give {count}")
     for value in items:
         check_number(value, what, low, high)
-
-
-def listed(values: Any, what: str) -> tuple[Any, ...]:
-    """Return `values` as a tuple.
-
-    Raises:
-        HeadError: a string, a mapping, or not iterable.
-    """
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise HeadError(f"{what}: {values!r} is no list; fix: give a list or a tuple")
-    return tuple(values)
-
-
-def as_array(values: Any, dtype: Any, what: str) -> np.ndarray[Any, Any]:
-    """Return `values` as a numpy array; with `dtype` None numpy chooses the type.
-
-    Raises:
-        HeadError: rows of different lengths, or text where numbers are expected.
-    """
-    try:
-        return np.asarray(values, dtype)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise HeadError(f"{what}: the values cannot be read ({error}); fix: give one kind of value a row") from None
 
 
 OPTION_RANGES = {

@@ -1,15 +1,14 @@
-"""Class labels: the user's own values as indices, and back."""
+"""What a user gives as targets: lists, arrays, and class labels, which become indices and back."""
 
 from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from heads.checks import as_array, listed
 from heads.errors import HeadError, MLXBertWarning
 
 Label = str | int | float | bool
@@ -31,6 +30,29 @@ def label_text(text: str) -> str:
         return " ".join(text.split())
     bare = "".join(character for character in text if character not in _INVISIBLE)
     return " ".join(unicodedata.normalize("NFC", bare).split())
+
+
+def listed(values: Any, what: str) -> tuple[Any, ...]:
+    """Return `values` as a tuple.
+
+    Raises:
+        HeadError: a string, a mapping, or not iterable.
+    """
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise HeadError(f"{what}: {values!r} is no list; fix: give a list or a tuple")
+    return tuple(values)
+
+
+def as_array(values: Any, dtype: Any, what: str) -> np.ndarray[Any, Any]:
+    """Return `values` as a numpy array; with `dtype` None numpy chooses the type.
+
+    Raises:
+        HeadError: rows of different lengths, or text where numbers are expected.
+    """
+    try:
+        return np.asarray(values, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise HeadError(f"{what}: the values cannot be read ({error}); fix: give one kind of value a row") from None
 
 
 def infer_classes(targets: Any, what: str) -> tuple[Label, ...]:

@@ -15,7 +15,7 @@ from heads.checks import check_numbers, check_output_weights
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
-from heads.losses import cross_entropy, softmax_focal
+from heads.loss_functions import cross_entropy, softmax_focal
 
 _IGNORED = -100
 
@@ -49,18 +49,15 @@ class MulticlassClassificationHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             classes: the labels, in the order of the logits.
             objective: "cross_entropy", "focal" or a registered loss.
             class_weights: one number a class; "balanced": rows / (classes × rows of the class) of the training fold.
                 The mean of the loss divides by Σ w_y.
             label_smoothing: for "cross_entropy", from 0 to 1; with weights divided by Σ w_y, as torch does.
             gamma: for "focal": the exponent that reduces the loss of easy rows, 2 by default.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         labels = check_classes(classes, self.title)
         super().__init__(hidden_size, len(labels), dropout=dropout, dropout_samples=dropout_samples)
@@ -101,23 +98,20 @@ class MulticlassClassificationHead(Head):
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """See `Head.loss`; targets (B,) of class indices, −100 is left out."""
         labels = row_targets(targets, rows, logits, _IGNORED, self.title, classes=len(self.classes))
-        weight = self._weights()
         if self.registered_loss is not None:
-            keep = labels != _IGNORED
+            weight, keep = self.weights_of("class_weights"), labels != _IGNORED
             weights = None if weight is None else mx.array(list(weight), dtype=mx.float32)[mx.where(keep, labels, 0)]
             total = None if weights is None else (weights * keep).sum()
             return self.mean_registered_loss(logits, labels, keep, weights=weights, total=total)
-        if self.objective == "focal":
-            gamma = 2.0 if self.gamma is None else self.gamma
-            return softmax_focal(logits, labels, gamma=gamma, weight=weight, ignore_index=_IGNORED)
-        smoothing = self.label_smoothing or 0.0
-        return cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, ignore_index=_IGNORED)
+        function = softmax_focal if self.objective == "focal" else cross_entropy
+        options = self.loss_options()
+        return function(logits, labels, weight=options.pop("class_weights", None), ignore_index=_IGNORED, **options)
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
         """Return the sum of the class weights of the real rows; see `Head.loss_weight`."""
         labels = row_targets(targets, rows, targets, _IGNORED, self.title)
         keep = labels != _IGNORED
-        weight = self._weights()
+        weight = self.weights_of("class_weights")
         if weight is None:
             return keep.sum().astype(mx.float32)
         known = (labels >= 0) & (labels < len(weight))  # MLX reads memory behind the weights otherwise
@@ -151,15 +145,5 @@ class MulticlassClassificationHead(Head):
     def calibrate(self, logits: Any, targets: Any, *, metric: str | None = None) -> None:
         """Fit the temperature on the logits (N, C) and labels of held-out rows, whatever the metric."""
         scores, labels = self.host(logits), self.encode_targets(targets)
-        if len(scores) != len(labels):
-            raise HeadError(f"{self.title}: {len(scores)} rows of logits, {len(labels)} of targets")
+        self.check_rows(scores, labels)
         self.temperature = fit_temperature(scores, lambda z: multiclass_nll(z, labels), self.title)
-
-    def _weights(self) -> Sequence[float] | None:
-        if self.class_weights != "balanced":
-            return self.class_weights  # type: ignore[return-value]
-        if self.fitted_class_weights is None:
-            raise HeadError(
-                f"{self.title}: class_weights='balanced' are unknown yet; fix: fit_targets(training labels)"
-            )
-        return self.fitted_class_weights

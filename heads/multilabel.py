@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
@@ -12,11 +12,11 @@ import numpy as np
 from heads.arrays import Float, sigmoid
 from heads.base import Head, Objective, Objectives, row_targets
 from heads.calibration import best_threshold
-from heads.checks import as_array, check_numbers, check_output_weights
+from heads.checks import check_numbers, check_output_weights
 from heads.errors import HeadError, MLXBertWarning
 from heads.head_registry import register_head
-from heads.labels import Label, check_classes
-from heads.losses import asymmetric, bce_with_logits, sigmoid_focal
+from heads.labels import Label, as_array, check_classes
+from heads.loss_functions import asymmetric, bce_with_logits, sigmoid_focal
 
 _IGNORED = -1
 
@@ -59,10 +59,9 @@ class MultilabelClassificationHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             classes: the labels' names, in the order of the target's columns.
             objective: "bce", "focal", "asymmetric" (ASL) or a registered loss.
             pos_weight: for "bce" and a registered loss: the weight of a positive entry, one number a label;
@@ -73,8 +72,6 @@ class MultilabelClassificationHead(Head):
             gamma_neg: for "asymmetric": the exponent for easy negatives, 4 by default.
             gamma_pos: for "asymmetric": the exponent for easy positives, 0 by default.
             clip: for "asymmetric": negatives below this probability have no loss, 0.05 by default.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         names = check_classes(classes, self.title, least=1)
         super().__init__(hidden_size, len(names), dropout=dropout, dropout_samples=dropout_samples)
@@ -134,25 +131,12 @@ class MultilabelClassificationHead(Head):
         """See `Head.loss`; targets (B, L) of 0, 1 and −1."""
         encoded = row_targets(targets, rows, logits, _IGNORED, self.title)
         if self.registered_loss is not None:
-            weight = self._pos_weight()
+            weight = self.weights_of("pos_weight")
             weights = None if weight is None else mx.where(encoded == 1, mx.array(list(weight)), 1.0)
             return self.mean_registered_loss(logits, encoded, encoded != _IGNORED, weights=weights)
-        if self.objective == "focal":
-            alpha, gamma = _or(self.alpha, 0.25), _or(self.gamma, 2.0)
-            return sigmoid_focal(logits, encoded, alpha=alpha, gamma=gamma, ignore_index=_IGNORED)
-        if self.objective == "asymmetric":
-            negatives, positives = _or(self.gamma_neg, 4.0), _or(self.gamma_pos, 0.0)
-            return asymmetric(
-                logits,
-                encoded,
-                gamma_neg=negatives,
-                gamma_pos=positives,
-                clip=_or(self.clip, 0.05),
-                ignore_index=_IGNORED,
-            )
-        smoothing = self.label_smoothing or 0.0
-        weight = self._pos_weight()
-        return bce_with_logits(logits, encoded, pos_weight=weight, label_smoothing=smoothing, ignore_index=_IGNORED)
+        functions: dict[str, Callable[..., mx.array]] = {"bce": bce_with_logits, "focal": sigmoid_focal}
+        function = functions.get(self.objective, asymmetric)
+        return function(logits, encoded, ignore_index=_IGNORED, **self.loss_options())
 
     def loss_weight(self, targets: Any, *, rows: Any = None) -> mx.array:
         """Return the number of known labels in the real rows; see `Head.loss_weight`."""
@@ -182,8 +166,7 @@ class MultilabelClassificationHead(Head):
             ThresholdWarning: labels whose held-out rows are all positive or all negative; they keep 0.5.
         """
         probabilities, encoded = self.predict(logits), self.encode_targets(targets)
-        if len(probabilities) != len(encoded):
-            raise HeadError(f"{self.title}: {len(probabilities)} rows of logits, {len(encoded)} of targets")
+        self.check_rows(probabilities, encoded)
         learned, kept = [], []
         for column, name in enumerate(self.classes):
             known = encoded[:, column] != _IGNORED
@@ -202,14 +185,3 @@ class MultilabelClassificationHead(Head):
                 ThresholdWarning,
                 stacklevel=2,
             )
-
-    def _pos_weight(self) -> Sequence[float] | None:
-        if self.pos_weight != "balanced":
-            return self.pos_weight  # type: ignore[return-value]
-        if self.fitted_pos_weight is None:
-            raise HeadError(f"{self.title}: pos_weight='balanced' is unknown yet; fix: fit_targets(training labels)")
-        return self.fitted_pos_weight
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

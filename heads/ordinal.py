@@ -14,7 +14,7 @@ from heads.base import Head, Objective, Objectives, linear, row_targets
 from heads.errors import HeadError
 from heads.head_registry import register_head
 from heads.labels import Label, check_classes, decode_labels, encode_labels, infer_classes
-from heads.losses import coral, corn, cumulative_logits
+from heads.loss_functions import coral, corn, cumulative_logits
 
 _IGNORED = -100
 # Least distance between two thresholds: softplus of a very negative number is 0 in float32, and the class between the
@@ -46,14 +46,11 @@ class OrdinalRegressionHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             classes: the ratings, lowest first.
             objective: "coral", "corn", "cumulative_link" or a registered loss, on logits score − θ_k.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         ratings = check_classes(classes, self.title)
         super().__init__(hidden_size, len(ratings) - 1, dropout=dropout, dropout_samples=dropout_samples)

@@ -10,14 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.arrays import Float, softplus
+from heads.arrays import Float
 from heads.base import Head, Objective, Objectives, masked_mean, row_weights
 from heads.calibration import Interval, normal_quantile
-from heads.checks import as_array, check_count, check_numbers
+from heads.checks import check_count, check_numbers
 from heads.errors import HeadError
 from heads.head_registry import register_head
-from heads.losses import gaussian_nll, huber, mae, mse
-from heads.losses.base import check_same_shape
+from heads.labels import as_array
+from heads.loss_functions import check_same_shape, gaussian_nll, huber, mae, mse
 
 KINDS = ("standard", "robust", "minmax", "none")
 
@@ -150,18 +150,15 @@ class RegressionHead(Head):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size`, `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the features.
             num_targets: target columns.
             objective: "mse", "mae", "huber", a registered loss, or "gaussian": a mean and a variance for every row
                 (Nix and Weigend 1994), trained with the negative log-likelihood.
             scaling: "standard", "robust", "minmax" or "none".
             log_targets: learn log(1 + y).
             delta: for "huber", in units of the scaled target; 1 by default.
-            dropout: on the features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         check_count(num_targets, f"{self.title}: num_targets")
         name, registered_loss = self.choose_objective(objective, {"delta": delta})
@@ -224,7 +221,7 @@ class RegressionHead(Head):
             variance = nn.softplus(raw) + _LEAST_VARIANCE
             values = gaussian_nll(means, variance, truth, reduction="none")
         elif self.objective == "huber":
-            values = huber(means, truth, delta=1.0 if self.delta is None else self.delta, reduction="none")
+            values = huber(means, truth, reduction="none", **self.loss_options())
         else:
             values = (mse if self.objective == "mse" else mae)(means, truth, reduction="none")
         return masked_mean(values, row_weights(rows, len(logits), self.title))
@@ -288,7 +285,7 @@ class RegressionHead(Head):
         values = self.host(logits)
         if self.objective != "gaussian":
             return np.ones((len(values), self.num_targets))
-        return np.asarray(np.sqrt(softplus(values[:, self.num_targets :]) + _LEAST_VARIANCE))
+        return np.asarray(np.sqrt(np.logaddexp(0.0, values[:, self.num_targets :]) + _LEAST_VARIANCE))
 
     def _passes(self, sampled: Any) -> tuple[Float, Float, Float]:
         """Return mean and variance of S passes (S, N, outputs), and the root of their mean predicted variance."""

@@ -11,10 +11,11 @@ import numpy as np
 
 from heads.arrays import Float
 from heads.base import Objective, linear
-from heads.checks import as_array, check_count, listed
+from heads.checks import check_count
 from heads.errors import HeadError
 from heads.forward_chaining import as_times, check_forward
 from heads.head_registry import register_head
+from heads.labels import as_array, listed
 from heads.regression import RegressionHead, TargetScaler
 
 BASELINES = ("last", "seasonal", "none")
@@ -54,10 +55,9 @@ class TimeSeriesRegressionHead(RegressionHead):
         dropout: float = 0.1,
         dropout_samples: int = 1,
     ):
-        """Make the head.
+        """Make the head; `hidden_size` (of the text's features), `dropout` and `dropout_samples` as for `Head`.
 
         Args:
-            hidden_size: width of the text's features.
             horizon: steps ahead.
             window: values of history; 0: only text (and calendar).
             period: steps of a season; the trend and the season of the history (STL) are then features, too.
@@ -66,8 +66,6 @@ class TimeSeriesRegressionHead(RegressionHead):
             calendar: cycles of the forecast's date that become features: "day", "week", "month", "year".
             history_size: width of the layer for the history.
             objective: as for `RegressionHead`; likewise `scaling`, `log_targets`, `delta`.
-            dropout: on all features.
-            dropout_samples: number of dropout masks whose logits are averaged in training.
         """
         check_count(window, f"{self.title}: window", 0)
         super().__init__(
@@ -90,12 +88,9 @@ class TimeSeriesRegressionHead(RegressionHead):
                 f"{self.title}: baseline={baseline!r} with window={window}, period={period}; "
                 "fix: 'last' needs a window, 'seasonal' a period, 'none' nothing"
             )
-        for cycle in listed(calendar, f"{self.title}: calendar"):
-            if cycle not in CALENDAR:
-                raise HeadError(f"{self.title}: calendar cycle {cycle!r} is unknown; known: {', '.join(CALENDAR)}")
+        self.calendar = check_cycles(calendar, self.title)
         check_count(history_size, f"{self.title}: history_size")
         self.horizon, self.window, self.period, self.baseline = horizon, window, period, baseline
-        self.calendar = tuple(calendar)
         self.history_size = history_size
         if window:
             self.history_layer = nn.Linear(self._history_columns, history_size)
@@ -124,8 +119,7 @@ class TimeSeriesRegressionHead(RegressionHead):
         times = as_times(known_at, "known_at")
         if len(times) != len(columns):
             raise HeadError(f"{self.title}: {len(columns)} rows of targets, {len(times)} times in known_at")
-        scaler = TargetScaler.fit(columns, kind=self.scaling, log=self.log_targets, shared=True, what=self.title)
-        self.scaler = scaler
+        self.scaler = TargetScaler.fit(columns, kind=self.scaling, log=self.log_targets, shared=True, what=self.title)
         self.fitted_until = str(times.max()) if times.dtype.kind == "M" else float(times.max())
 
     def inputs(self, *, history: Any = None, made_at: Any = None) -> dict[str, mx.array]:
@@ -147,9 +141,7 @@ class TimeSeriesRegressionHead(RegressionHead):
             scaled = self._fitted_scaler().transform(values, self.title)
             columns = [scaled]
             if self.period:
-                columns += decompose(scaled, self.period, self.title)[
-                    :2
-                ]  # the remainder is the difference of the others
+                columns += decompose(scaled, self.period, self.title)[:2]  # the remainder is what is left
             inputs["history"] = mx.array(np.concatenate(columns, axis=1).astype(np.float32))
         elif history is not None:
             raise HeadError(
@@ -176,9 +168,8 @@ class TimeSeriesRegressionHead(RegressionHead):
             relative = mx.concatenate([levels, past[:, 2 * self.window :]], axis=1) if self.period else levels
             parts.append(nn.gelu(self.history_layer(relative.astype(features.dtype))))
         if self.calendar:
-            parts.append(
-                self._given("calendar", calendar, len(features), 2 * len(self.calendar)).astype(features.dtype)
-            )
+            cycles = self._given("calendar", calendar, len(features), 2 * len(self.calendar))
+            parts.append(cycles.astype(features.dtype))
         logits = self.project(mx.concatenate(parts, axis=1))
         if self.objective == "gaussian":  # the variances have no baseline
             naive = mx.concatenate([naive, mx.zeros_like(naive)], axis=1)
@@ -190,38 +181,30 @@ class TimeSeriesRegressionHead(RegressionHead):
         Raises:
             HeadError: `made_at` is missing, or a forecast is made before the training targets were known.
         """
-        if made_at is None:
-            raise HeadError(f"{self.title}: forward chaining only; fix: calibrate(logits, targets, made_at=times)")
-        self.check_forward(made_at)
+        self.check_forward(made_at, "calibrate(logits, targets, made_at=times)")
         super().calibrate(logits, targets, metric=metric)
 
     def calibrate_mc(self, sampled: Any, targets: Any, *, made_at: Any = None) -> None:
         """Fit the noise as `RegressionHead.calibrate_mc` does; `made_at` as for `calibrate`."""
-        if made_at is None:
-            raise HeadError(f"{self.title}: forward chaining only; fix: calibrate_mc(sampled, targets, made_at=times)")
-        self.check_forward(made_at)
+        self.check_forward(made_at, "calibrate_mc(sampled, targets, made_at=times)")
         super().calibrate_mc(sampled, targets)
 
     def evaluate(
-        self,
-        logits: Any,
-        targets: Any,
-        metrics: Iterable[str] | None = None,
-        *,
-        made_at: Any = None,
-        **options: Any,
+        self, logits: Any, targets: Any, metrics: Iterable[str] | None = None, *, made_at: Any = None, **options: Any
     ) -> dict[str, float]:
         """Evaluate as `Head.evaluate` does; with `made_at`, refuse rows that are forecast before training ends."""
         if made_at is not None:
             self.check_forward(made_at)
         return super().evaluate(logits, targets, metrics, **options)
 
-    def check_forward(self, made_at: Any) -> None:
+    def check_forward(self, made_at: Any, call: str = "give made_at=times") -> None:
         """Refuse forecasts made before the targets that the head was fitted on were known.
 
         Raises:
-            HeadError: names the first such row; or nothing is fitted yet.
+            HeadError: names the first such row; or nothing is fitted yet, or `made_at` is missing in `call`.
         """
+        if made_at is None:
+            raise HeadError(f"{self.title}: forward chaining only; fix: {call}")
         if self.fitted_until is None:
             raise HeadError(f"{self.title}: not fitted yet; fix: fit_targets(targets, known_at=times)")
         check_forward([self.fitted_until], made_at, self.title)
@@ -293,14 +276,6 @@ def _of_week(times: Days) -> Float:
     return (days % 7 + _of_day(times)) / 7
 
 
-def _of_month(times: Days) -> Float:
-    return _fraction(times, "M")
-
-
-def _of_year(times: Days) -> Float:
-    return _fraction(times, "Y")
-
-
 def _fraction(times: Days, unit: str) -> Float:
     start = times.astype(f"datetime64[{unit}]")
     length = (start + 1).astype("datetime64[s]") - start.astype("datetime64[s]")
@@ -310,10 +285,18 @@ def _fraction(times: Days, unit: str) -> Float:
 CALENDAR: dict[str, Callable[[Days], Float]] = {
     "day": _of_day,
     "week": _of_week,
-    "month": _of_month,
-    "year": _of_year,
+    "month": lambda times: _fraction(times, "M"),
+    "year": lambda times: _fraction(times, "Y"),
 }
 """Cycle -> the share of the cycle that has passed at a time, from 0 to below 1."""
+
+
+def check_cycles(cycles: Any, what: str) -> tuple[str, ...]:
+    """Return `cycles` as a tuple; refuse one that is not in `CALENDAR`."""
+    for cycle in listed(cycles, f"{what}: calendar"):
+        if cycle not in CALENDAR:
+            raise HeadError(f"{what}: calendar cycle {cycle!r} is unknown; known: {', '.join(CALENDAR)}")
+    return tuple(cycles)
 
 
 def calendar_features(times: Any, cycles: Sequence[str], what: str) -> Float:
@@ -322,9 +305,7 @@ def calendar_features(times: Any, cycles: Sequence[str], what: str) -> Float:
     Raises:
         HeadError: an unknown cycle, or times that are not dates.
     """
-    for cycle in cycles:
-        if cycle not in CALENDAR:
-            raise HeadError(f"{what}: calendar cycle {cycle!r} is unknown; known: {', '.join(CALENDAR)}")
+    check_cycles(cycles, what)
     stamps = as_times(times, "made_at")
     if stamps.dtype.kind != "M":
         raise HeadError(f"{what}: calendar features need dates, not {stamps.dtype}; fix: give dates, or calendar=()")

@@ -29,7 +29,7 @@ from converter.parity.report import (
 )
 from converter.parity.report import NAME as PARITY
 from converter.quantize.cost import QuantizationReport, read_cost
-from heads import install
+from heads import command_line
 from mlxbert.errors import printable
 from mlxbert.files.reading import from_json, read_json
 from mlxbert.models.architecture import HeadKind, architecture
@@ -359,9 +359,9 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"code": _code, "oneline": _one_line}
     environment.globals |= {
-        "install_command": install.install_command,
-        "requirement": install.requirement,
-        "released": install.RELEASED,
+        "install_command": command_line.install_command,
+        "requirement": command_line.requirement,
+        "released": command_line.RELEASED,
         "loaders_seen": SEEN,
     }
     return environment.from_string(files("converter.card").joinpath("card_template.md").read_text(encoding="utf-8"))

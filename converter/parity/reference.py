@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.parity.probes import Probe
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.errors import MLXBertError, first_ten, reason
 from mlxbert.models.architecture import Architecture, HeadKind, architecture
 from mlxbert.models.base import POOLER

@@ -4,14 +4,19 @@ Each module tree has the names of those classes (`cls.predictions.transform.dens
 that a checkpoint's tensors load without a mapping.
 """
 
-from heads.pretrained.base import Decode, Dropout, PretrainedHead
-from heads.pretrained.classification import (
+from heads.pretrained.bert import (
+    Decode,
+    Dropout,
+    MaskedLMHead,
     MultipleChoiceHead,
+    NextSentenceHead,
+    Predictions,
+    PretrainedHead,
+    PretrainingHead,
     SequenceClassificationHead,
     SpanHead,
     TokenClassificationHead,
 )
-from heads.pretrained.language_model import MaskedLMHead, NextSentenceHead, Predictions, PretrainingHead
 
 __all__ = [
     "Decode",

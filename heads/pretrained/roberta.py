@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.base import Decode, Dropout, PretrainedHead
-from heads.pretrained.language_model import Activation, Decoder
+from heads.pretrained.bert import Activation, Decode, Dropout, PretrainedHead, WordScores
 
 
-class RobertaPredictions(nn.Module):
-    """LayerNorm(activation(dense(x))), then scores for every word of the vocabulary.
-
-    The decoder's weight is tied to the word embeddings and its bias to `bias`; the decoder's own counts where the
-    checkpoint has one.
-    """
+class RobertaPredictions(WordScores):
+    """LayerNorm(activation(dense(x))), then scores for every word of the vocabulary."""
 
     def __init__(
         self,
@@ -33,24 +26,15 @@ class RobertaPredictions(nn.Module):
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self._activation = activation
-        if bias:
-            self.bias = mx.zeros((vocab_size,))
-        if decoder_weight or decoder_bias:
-            self.decoder = Decoder(hidden_size, vocab_size, weight=decoder_weight, bias=decoder_bias)
+        self.add_decoder(hidden_size, vocab_size, bias=bias, decoder_weight=decoder_weight, decoder_bias=decoder_bias)
 
     def __call__(self, hidden: mx.array, decode: Decode) -> mx.array:
         """(…, D) -> (…, V)."""
-        x = self.layer_norm(self._activation(self.dense(hidden)))
-        decoder = self.decoder if "decoder" in self else nn.Module()
-        logits = x @ decoder.weight.T if "weight" in decoder else decode(x)
-        bias: mx.array = decoder.bias if "bias" in decoder else self.bias
-        return logits + bias
+        return self.scores(self.layer_norm(self._activation(self.dense(hidden))), decode)
 
 
 class RobertaMaskedLMHead(PretrainedHead):
     """`RobertaForMaskedLM` and `RobertaForCausalLM`: `logits` (B, L, V)."""
-
-    fields: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(self, predictions: RobertaPredictions):
         super().__init__()
@@ -82,8 +66,6 @@ class _Classifier(nn.Module):
 
 class RobertaClassificationHead(PretrainedHead):
     """`RobertaForSequenceClassification`: `logits` (B, K), from the first token's hidden state."""
-
-    fields: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0):
         super().__init__()

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from heads.install import install_fix, requirement
+from heads.command_line import install_fix, requirement
 from mlxbert.backend import openblas
 from mlxbert.backend.openblas import (
     SLOT_TYPES,

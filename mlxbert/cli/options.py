@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from heads.option_groups import OptionGroups
+from heads.command_line import OptionGroups
 from mlxbert.runs.settings import arguments, default_of, flag_of
 
 _TYPES: dict[str, Any] = {"int": int, "float": float}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import IO, Any
 
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.data.csv_dialect import DIALECTS, DataFile, os_errors
 from mlxbert.data.frames import DataError, DataWarning
 

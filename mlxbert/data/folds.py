@@ -17,9 +17,9 @@ from typing import Any, get_args
 
 import numpy as np
 
+from heads.command_line import install_fix
 from heads.errors import HeadError
 from heads.forward_chaining import as_times, forward_folds
-from heads.install import install_fix
 from mlxbert.data.competitions import FoldKind
 from mlxbert.data.frames import plain, shown
 from mlxbert.errors import MLXBertError, MLXBertWarning, first_ten

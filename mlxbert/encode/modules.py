@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,6 +33,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "Softsign": nn.softsign,
     "Tanh": mx.tanh,
 }
+T = TypeVar("T")
 _PACKAGES = ("torch.nn", "torch.nn.modules.activation", "torch.nn.modules.linear")
 _LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default, which sentence-transformers keeps
 
@@ -89,21 +90,17 @@ class Fields:
 
     def text(self, name: str, default: str) -> str:
         """A text; null is `default`, too."""
-        value = self[name]
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            raise self._wrong(name, "a text")
-        return value
+        return self._of_type(name, str, default, "a text")
 
     def mapping(self, name: str) -> dict[str, Any]:
         """A JSON object; null is an empty one, too."""
+        return self._of_type(name, dict, {}, "a JSON object")
+
+    def _of_type(self, name: str, kind: type[T], default: T, expected: str) -> T:
         value = self[name]
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise self._wrong(name, "a JSON object")
-        return value
+        if value is not None and not isinstance(value, kind):
+            raise self._wrong(name, expected)
+        return default if value is None else value
 
     def _wrong(self, name: str, expected: str) -> SentenceModuleError:
         return SentenceModuleError(

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from heads.arrays import softmax
 from mlxbert.models.architecture import HeadKind
 from mlxbert.pipelines.texts import (
     PipelineError,
-    check_top_k,
+    check_positive,
     cut_out,
     padded_batches,
     require_kind,
-    softmax,
     to_numpy,
     warn_of_cut,
     windows,
@@ -191,7 +191,7 @@ def tag(
     if stride is not None and aggregation_strategy == "none":
         raise PipelineError('tag: with a stride, pieces seen twice are joined; fix: aggregation_strategy="simple"')
     ignored = (
-        {ignore_labels} if isinstance(ignore_labels, str) else set(("O",) if ignore_labels is None else ignore_labels)
+        {ignore_labels} if isinstance(ignore_labels, str) else {"O"} if ignore_labels is None else set(ignore_labels)
     )
     items = check_texts(texts)
     if stride is None:
@@ -285,9 +285,8 @@ def answer(
         TokenizerError: something that is not text.
     """
     require_kind(model, "answer", HeadKind.SPAN)
-    check_top_k(top_k)
-    if isinstance(max_answer_len, bool) or not isinstance(max_answer_len, int) or max_answer_len < 1:
-        raise PipelineError(f"max_answer_len must be a positive whole number, not {max_answer_len!r}")
+    check_positive("top_k", top_k)
+    check_positive("max_answer_len", max_answer_len)
     if isinstance(question, str) and not question.strip():
         raise PipelineError("answer: the question is empty; fix: ask something")
     limit = _window_length(tokenizer, max_seq_len)
@@ -317,7 +316,7 @@ def answer(
             first, stop = next(firsts)
             # Everything before the context is in every window, so the context begins at the same place.
             columns = [0, *range(body[0], body[0] + stop - first)]
-            starts, ends = (_probabilities(logits[i, columns]) for logits in (start_logits, end_logits))
+            starts, ends = (softmax(logits[i, columns].astype(np.float64)) for logits in (start_logits, end_logits))
             null_score = min(null_score, float(starts[0] * ends[0]))
             own: dict[str, Answer] = {}
             for s, e, score in best_spans(starts[1:], ends[1:], 2 * top_k + _SPARE, max_answer_len):
@@ -356,8 +355,7 @@ def best_spans(starts: np.ndarray, ends: np.ndarray, top_k: int, longest: int) -
 def _window_length(tokenizer: Tokenizer, max_seq_len: int | None) -> int:
     if max_seq_len is None:
         return 384 if tokenizer.max_length is None else min(tokenizer.max_length, 384)
-    if isinstance(max_seq_len, bool) or not isinstance(max_seq_len, int) or max_seq_len < 1:
-        raise PipelineError(f"max_seq_len must be a positive whole number, not {max_seq_len!r}")
+    check_positive("max_seq_len", max_seq_len)
     if tokenizer.model_limit is not None and max_seq_len > tokenizer.model_limit:
         raise PipelineError(
             f"max_seq_len={max_seq_len} is more than the model's {tokenizer.model_limit} positions; fix: lower it"
@@ -380,8 +378,3 @@ def _answer_words(tokenizer: Tokenizer, context: str, row: Encoding, body: list[
         first.append(first[-1] if n and continues else n)
     last = {start: n for n, start in enumerate(first)}
     return [(row.offsets[body[start]][0], row.offsets[body[last[start]]][1]) for start in first]
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    return exponentials / exponentials.sum()

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from heads.arrays import sigmoid, softmax
 from mlxbert.errors import MLXBertError
 from mlxbert.models.architecture import HeadKind
 from mlxbert.pretrained.labels import Labels
@@ -42,8 +43,7 @@ def padded_batches(
     rows: Sequence[Encoding], pad_id: int | None, batch_size: int
 ) -> Iterator[tuple[Sequence[Encoding], dict[str, Any]]]:
     """Rows in batches, each with the arrays that the model is called with."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise PipelineError(f"batch_size must be a positive whole number, not {batch_size!r}")
+    check_positive("batch_size", batch_size)
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         length = max(map(len, part))
@@ -103,23 +103,16 @@ def cut_out(row: Encoding, body: Sequence[int], start: int, stop: int) -> Encodi
     )
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Along the last axis, without overflow."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
 def to_numpy(array: mx.array | None) -> np.ndarray:
     """Float32 on the host."""
     assert array is not None  # the class was checked
     return np.array(array.astype(mx.float32))
 
 
-def check_top_k(top_k: int) -> int:
-    """`top_k` itself; raises PipelineError where it is no positive whole number."""
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise PipelineError(f"top_k must be a positive whole number, not {top_k!r}")
-    return top_k
+def check_positive(name: str, value: int) -> None:
+    """Refuse anything but a positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PipelineError(f"{name} must be a positive whole number, not {value!r}")
 
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
@@ -161,7 +154,7 @@ def classify(
     """
     require_kind(model, "classify", HeadKind.SEQUENCE)
     if top_k is not ... and top_k is not None:
-        check_top_k(top_k)
+        check_positive("top_k", top_k)
     function = default_function(model.labels) if function_to_apply is None else function_to_apply
     if function not in FUNCTIONS:
         raise PipelineError(f"classify: function_to_apply {function!r} is not known; known are {', '.join(FUNCTIONS)}")
@@ -174,7 +167,7 @@ def classify(
     results: list[Any] = []
     for part, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
         logits = to_numpy(model(**batch).logits)  # (B, K)
-        scores = softmax(logits) if function == "softmax" else _sigmoid(logits) if function == "sigmoid" else logits
+        scores = softmax(logits) if function == "softmax" else sigmoid(logits) if function == "sigmoid" else logits
         results += [_labelled(model.labels, scores[i], top_k) for i in range(len(part))]
     if not alone:
         return results
@@ -203,12 +196,6 @@ def _labelled(labels: Labels, scores: np.ndarray, top_k: int | EllipsisType | No
     order = np.argsort(-scores, kind="stable")
     ranked = [{"label": labels.id2label[int(i)], "score": float(scores[i])} for i in order]
     return ranked[0] if isinstance(top_k, EllipsisType) else ranked[:top_k]
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    # By the sign, so that exp never overflows.
-    smaller = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1, smaller) / (1 + smaller)
 
 
 Filled = list[dict[str, Any]]
@@ -240,7 +227,7 @@ def fill_mask(
         TokenizerError: something that is not text.
     """
     require_kind(model, "fill_mask", HeadKind.MASKED_LM, HeadKind.PRETRAINING, HeadKind.CAUSAL_LM)
-    check_top_k(top_k)
+    check_positive("top_k", top_k)
     if tokenizer.mask_token_id is None:
         raise PipelineError("fill_mask: the tokenizer has no mask token; fix: use the tokenizer of the model's source")
     rows = tokenizer.encode(texts)

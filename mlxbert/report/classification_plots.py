@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.report.figures import Plot, Theme, legend_below, short
 from mlxbert.report.reported_run import ClassPredictions, LabelPredictions, Reliability, ReportError, reliability
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.report.reported_run import ReportError
 
 DPI = 160

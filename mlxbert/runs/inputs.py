@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from heads.command_line import install_fix
 from heads.forward_chaining import as_times, times_ahead
-from heads.install import install_fix
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.frames import DataError, DataWarning, Table, is_frame, plain
 from mlxbert.data.reading import Kind, read_chunks, read_data, without_blank_columns

@@ -309,25 +309,22 @@ def strategy_of(truncation: object) -> str | None:
 
 
 def warn_of_truncation(
-    cut: int, total: int, longest: int, limit: int | None, *, stacklevel: int, at_least: bool = False
+    over: int,
+    total: int,
+    longest: int,
+    limit: int | None,
+    *,
+    stacklevel: int,
+    at_least: bool = False,
+    outcome: str = "cut",
 ) -> None:
-    """Say once that texts were cut; `stacklevel` 1 is the function that calls this one, 2 its caller.
+    """Say once that texts are too long; `stacklevel` 1 is the function that calls this one, 2 its caller.
 
-    `at_least`: not every token of the longest was counted.
+    `at_least`: not every token of the longest was counted. `outcome`: what was done with them.
     """
     warnings.warn(
-        f"{cut} of {total} texts {'is' if cut == 1 else 'are'} longer than {limit} tokens "
-        f"(the longest has {'at least ' if at_least else ''}{longest}) and {'was' if cut == 1 else 'were'} cut",
-        TruncationWarning,
-        stacklevel=stacklevel + 1,
-    )
-
-
-def warn_of_no_truncation(over: int, total: int, longest: int, limit: int, *, stacklevel: int) -> None:
-    """Say once that texts are longer than the model takes; arguments as for `warn_of_truncation`."""
-    warnings.warn(
-        f"{over} of {total} texts {'is' if over == 1 else 'are'} longer than {limit} tokens (the longest has "
-        f"{longest}) and {'was' if over == 1 else 'were'} not cut: a model refuses more tokens than it has positions",
+        f"{over} of {total} texts {'is' if over == 1 else 'are'} longer than {limit} tokens "
+        f"(the longest has {'at least ' if at_least else ''}{longest}) and {'was' if over == 1 else 'were'} {outcome}",
         TruncationWarning,
         stacklevel=stacklevel + 1,
     )

@@ -140,10 +140,7 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
         config=config,
         class_name=_class_name(directory, config),
         special=special,
-        added=(
-            *(by_id[i] for i in sorted(by_id)),
-            *(token for token in extras if token.content not in by_content),
-        ),
+        added=(*(by_id[i] for i in sorted(by_id)), *extras),
     )
 
 

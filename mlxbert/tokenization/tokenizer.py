@@ -24,7 +24,6 @@ from mlxbert.tokenization.encoding import (
     refuse_stop,
     refuse_surrogates,
     strategy_of,
-    warn_of_no_truncation,
     warn_of_truncation,
 )
 from mlxbert.tokenization.files import TokenizerError, TokenizerWarning, build_backend, read_tokenizer_files
@@ -163,11 +162,10 @@ class Tokenizer:
                 + first_ten(f"text {i}: {lengths[i]} tokens{' or more' * rows[i].uncounted}" for i in over)
             )
         if over and limit is not None:
-            if strategy == "do_not_truncate":
-                warn_of_no_truncation(len(over), len(rows), max(lengths), limit, stacklevel=2)
-            else:
-                more = any(row.uncounted for row in rows)
-                warn_of_truncation(len(over), len(rows), max(lengths), limit, stacklevel=2, at_least=more)
+            kept = "not cut: a model refuses more tokens than it has positions"
+            outcome = kept if strategy == "do_not_truncate" else "cut"
+            more = any(row.uncounted for row in rows)
+            warn_of_truncation(len(over), len(rows), max(lengths), limit, stacklevel=2, at_least=more, outcome=outcome)
         longest = max(map(len, rows), default=0)
         if pad_to is not None and (isinstance(pad_to, bool) or not isinstance(pad_to, int)):
             raise TokenizerError(f"pad_to must be a whole number, not {pad_to!r}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from heads.install import install_fix, requirement
+from heads.command_line import install_fix, requirement
 from mlxbert.backend import device as backend
 from mlxbert.backend import openblas
 from mlxbert.backend.device import BackendError, BlasSettingError, BlasStatus, missing_backend_message

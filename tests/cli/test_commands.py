@@ -26,9 +26,9 @@ import converter.convert
 import converter.verify
 import mlxbert
 from converter.cli import convert, export, push, verify
+from heads.command_line import install_fix
 from heads.errors import MetricUndefinedWarning
 from heads.head_registry import HeadDiscoveryWarning
-from heads.install import install_fix
 from heads.multilabel import ThresholdWarning
 from mlxbert.cli import main
 from mlxbert.data.folds import FoldWarning

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import mlxbert
-from heads.option_groups import OptionGroups
+from heads.command_line import OptionGroups
 from mlxbert.cli import main
 from mlxbert.runs.settings import arguments
 

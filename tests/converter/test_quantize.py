@@ -52,7 +52,7 @@ from converter.quantize.rounding import (
     searched_range,
 )
 from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, TokenBatch, built_in, thinned, token_batches
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.checkpoint import load, load_core
 from mlxbert.model_tensors import named_parameters
 from mlxbert.models.architecture import HeadKind, architecture, supported

@@ -16,7 +16,7 @@ from converter.publish.push import gather_evidence, push
 from converter.quantize.texts import HELD_OUT
 from converter.terminal import show_result
 from converter.verify import verify
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.files.output_file import FileRecord, manifest_bytes, manifest_problems, read_manifest
 from tests.support.tiny import save_tiny
 

@@ -15,7 +15,7 @@ import pytest
 from converter.parity.probes import make_probes
 from converter.parity.reference import ReferenceModelError, build_reference
 from converter.source import open_source
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.models.architecture import HeadKind, architecture, config_from_hf, supported
 from mlxbert.models.bert import BertConfig
 from tests.support.tiny import save_tiny, tiny_model

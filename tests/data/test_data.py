@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.data.competitions import get_competition
 from mlxbert.data.frames import DataError, DataWarning, Table
 from mlxbert.data.infer_task import infer_task

@@ -18,7 +18,7 @@ from typing import Any
 import pandas
 import pytest
 
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.data.file_format import looking_once
 from mlxbert.data.frames import DataWarning, Table
 from mlxbert.data.reading import read_chunks, read_data

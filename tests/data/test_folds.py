@@ -11,8 +11,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from heads.command_line import install_fix
 from heads.forward_chaining import as_times, check_forward, windows
-from heads.install import install_fix
 from mlxbert.data.competitions import FOLD_KINDS, FoldKind, fold_kinds, get_competition
 from mlxbert.data.folds import (
     Fold,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from heads import head_registry
-from heads.losses import base
+from heads import losses as base
 
 
 @pytest.fixture

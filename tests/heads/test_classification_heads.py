@@ -66,7 +66,7 @@ def test_a_temperature_that_cannot_be_fitted() -> None:
         BinaryClassificationHead(8).calibrate(mx.array([[np.nan], [1.0]]), [0, 1])
     head = BinaryClassificationHead(8)
     head.temperature = 0.0
-    with pytest.raises(HeadError, match=r"temperature must be a number above 0, not 0\.0"):
+    with pytest.raises(HeadError, match=r"temperature is 0\.0; fix: a number in \(0, inf\)"):
         head.predict(mx.zeros((1, 1)))
     with pytest.raises(HeadError, match="2 rows of logits, 3 of targets"):
         head.calibrate(mx.zeros((2, 1)), [0, 1, 1])
@@ -283,13 +283,14 @@ def test_a_frames_columns_name_the_labels() -> None:
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "f1", "mcc"])
 def test_thresholds_from_counts_are_those_from_labels(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from heads import calibration as thresholds
+    from heads.metrics import get_metric
 
     rng = np.random.default_rng(1)
     for rows, share in ((6, 0.5), (40, 0.1), (300, 0.4)):
         probabilities, truth = rng.random(rows).round(2), np.zeros(rows, np.int32)
         truth[: max(1, int(share * rows))] = 1
         candidates = thresholds._candidates(probabilities)
-        score = thresholds.label_metric(metric, "head")
+        score = get_metric(metric).function
         slow = [score(truth, (probabilities >= t).astype(np.int32)) for t in candidates]
         np.testing.assert_allclose(thresholds._of_counts(metric, probabilities, truth, candidates), slow, atol=1e-12)
         fast = thresholds.best_threshold(probabilities, truth, metric, "head")

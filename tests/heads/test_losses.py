@@ -601,14 +601,14 @@ def test_class_targets_are_whole_numbers_a_row(name: str) -> None:
     ("call", "message"),
     [
         (lambda: losses.mse(mx.zeros(2), mx.zeros(2), reduction="max"), "mse: unknown reduction 'max'"),
-        (lambda: losses.huber(mx.zeros(2), mx.zeros(2), delta=0.0), "huber: delta=0.0; fix: a number in (0, inf)"),
+        (lambda: losses.huber(mx.zeros(2), mx.zeros(2), delta=0.0), "huber: delta is 0.0; fix: a number in (0, inf)"),
         (
             lambda: losses.pinball(mx.zeros(2), mx.zeros(2), quantile=1.0),
-            "pinball: quantile=1.0; fix: a number in (0, 1)",
+            "pinball: quantile is 1.0; fix: a number in (0, 1)",
         ),
         (
             lambda: losses.cross_entropy(mx.zeros((2, 3)), mx.zeros(2, dtype=mx.int32), label_smoothing=1.5),
-            "cross_entropy: label_smoothing=1.5; fix: a number in [0, 1]",
+            "cross_entropy: label_smoothing is 1.5; fix: a number in [0, 1]",
         ),
         (
             lambda: losses.cross_entropy(mx.zeros((2, 3)), mx.zeros(2, dtype=mx.int32), weight=[1.0, 2.0]),
@@ -624,7 +624,7 @@ def test_class_targets_are_whole_numbers_a_row(name: str) -> None:
         ),
         (
             lambda: losses.sigmoid_focal(mx.zeros(2), mx.zeros(2), gamma=-1.0),
-            "sigmoid_focal: gamma=-1.0; fix: a number in [0, inf]",
+            "sigmoid_focal: gamma is -1.0; fix: a number in [0, inf]",
         ),
         (
             lambda: losses.cumulative_link(mx.zeros(2), mx.zeros((1, 3)), mx.zeros(2, dtype=mx.int32)),

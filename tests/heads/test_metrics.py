@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import heads.metrics as metrics
+from heads.command_line import install_fix
 from heads.errors import HeadError, MetricUndefinedWarning
-from heads.install import install_fix
 from heads.metrics import METRICS, Metric, get_metric, metric_of
 
 sk = pytest.importorskip("sklearn.metrics")
@@ -611,7 +611,7 @@ def test_the_warning_points_at_the_caller() -> None:
 
 
 def test_a_nan_that_nobody_foresaw_tells_what_the_library_said() -> None:
-    from heads.metrics.definition import framed
+    from heads.metric_definition import framed
 
     @framed("values", "rows")
     def odd(y_true: np.ndarray, y_pred: np.ndarray) -> float:
@@ -624,7 +624,7 @@ def test_a_nan_that_nobody_foresaw_tells_what_the_library_said() -> None:
 
 
 def test_deprecations_of_others_are_not_swallowed() -> None:
-    from heads.metrics.definition import framed
+    from heads.metric_definition import framed
 
     @framed("values", "rows")
     def ageing(y_true: np.ndarray, y_pred: np.ndarray) -> float:

@@ -136,7 +136,7 @@ def test_mc_dropout_adds_what_the_model_does_not_know_and_reports_coverage() -> 
     assert width.mean() > 1.5 * near.mean()
     with pytest.raises(HeadError, match=r"shape \(1, 500, 1\); expected \(S, N, 1\) with S of at least 2"):
         head.mc_interval(sampled[:1])
-    with pytest.raises(HeadError, match=r"level must lie between 0 and 1, such as 0\.9, not 90"):
+    with pytest.raises(HeadError, match=r"level is 90; fix: a number in \(0, 1\)"):
         head.mc_interval(sampled, 90)
     with pytest.raises(HeadError, match=r"coverage: targets have shape \(3,\), predictions \(250,\)"):
         wide.coverage(np.zeros(3))

@@ -277,7 +277,7 @@ def damaged(converted: Path, tmp_path: Path, **changes: Any) -> Path:
         ({"arguments": {"hidden_size": 10**30}}, "binary: the settings cannot be used ("),
         ({"arguments": {"hidden_size": 48, "classes": 5}}, "binary: classes: 5 is no list; fix: give a list"),
         ({"fitted": {"threshold": "x"}}, "binary: threshold is 'x'; fix: a number in [0, 1]"),
-        ({"fitted": {"temperature": -1}}, "binary: temperature must be a number above 0, not -1"),
+        ({"fitted": {"temperature": -1}}, "binary: temperature is -1; fix: a number in (0, inf)"),
         ({"pooling": {"name": "weighted_layers", "layers": 10**30}}, "and an encoder of 3 layers has 4 hidden states"),
         ({"pooling": {"name": "mean"}}, "unexpected: pooling.dense.weight"),
         ({"pooling": {}}, "config.json, mlxbert.head: pooling None is unknown; known: cls, mean"),

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from heads.install import install_fix
+from heads.command_line import install_fix
 from mlxbert.cli import main
 from tests.support.report_samples import HOSTILE, METRICS, TARGETS, TASKS, write_csv, write_run
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from converter.convert import convert
-from heads.install import install_command
+from heads.command_line import install_command
 from mlxbert.data.competitions import get_competition
 from tests.repository.test_readme import COMMANDS, README, blocks, command_lines
 from tests.support.hub.plugin import Hub
@@ -113,7 +113,7 @@ def _run(line: str) -> None:
 
 
 def test_how_to_install_is_what_the_product_says() -> None:
-    """One place changes with the first release: `heads/install.py`; this test then names the README's lines."""
+    """One place changes with the first release: `heads/command_line.py`; this test then names the README's lines."""
     lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
     installs = [line for line in lines if line.startswith("pip install")]
     assert installs == [install_command("cpu", "torch"), install_command("torch"), install_command("cpu", "kaggle")]

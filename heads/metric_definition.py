@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 import mlx.core as mx
 import numpy as np
 
+from heads.command_line import install_fix
 from heads.errors import HeadError, MetricUndefinedWarning, unknown_name
-from heads.install import install_fix
 
 Needs = Literal["labels", "scores", "probabilities", "values"]
 # rows: (N,) twice. same: (N,) or (N, L) twice. columns: (N, L) twice. classes: (N,) and (N, C) or columns.
@@ -112,22 +112,15 @@ def _check_shapes(name: str, shapes: Shapes, y_true: np.ndarray, y_pred: np.ndar
     rows = y_true.ndim == y_pred.ndim == 1
     columns = y_true.ndim == y_pred.ndim == 2
     classes = y_true.ndim == 1 and y_pred.ndim == 2 and y_pred.shape[1] > 1
-    fits = {
-        "rows": rows,
-        "same": rows or columns,
-        "columns": columns,
-        "classes": classes or columns,
-        "any": rows or columns or classes,
+    fits, wanted = {
+        "rows": (rows, "(N,) and (N,)"),
+        "same": (rows or columns, "one shape, (N,) or (N, L)"),
+        "columns": (columns, "(N, L) and (N, L)"),
+        "classes": (classes or columns, "(N,) and (N, C), or (N, L) and (N, L)"),
+        "any": (rows or columns or classes, "(N,) and (N,), (N,) and (N, C), or (N, L) and (N, L)"),
     }[shapes]
     if fits and (y_true.shape == y_pred.shape or (classes and len(y_true) == len(y_pred))):
         return
-    wanted = {
-        "rows": "(N,) and (N,)",
-        "same": "one shape, (N,) or (N, L)",
-        "columns": "(N, L) and (N, L)",
-        "classes": "(N,) and (N, C), or (N, L) and (N, L)",
-        "any": "(N,) and (N,), (N,) and (N, C), or (N, L) and (N, L)",
-    }[shapes]
     one_column = [what for what, a in (("y_true", y_true), ("y_pred", y_pred)) if a.ndim == 2 and a.shape[1] == 1]
     fix = f"; fix: ravel {one_column[0]}" if len(one_column) == 1 and shapes not in ("columns", "classes") else ""
     raise HeadError(f"{name}: y_true {y_true.shape} and y_pred {y_pred.shape} must be {wanted}{fix}")
@@ -315,6 +308,13 @@ def column_mean(columns: Iterable[Column], score: Score, skip_undefined: bool = 
     if reasons:
         notice(f"the mean leaves out {_listed(reasons, len(values))}")
     return float(np.nanmean(values))
+
+
+def mean_of_columns(of_column: Score, y_true: np.ndarray, y_pred: np.ndarray, skip_undefined: bool) -> float:
+    """Return the score of (N,) numbers, or the mean over the columns of (N, L)."""
+    if y_true.ndim == 1:
+        return of_column(y_true, y_pred)
+    return column_mean(list(zip(y_true.T, y_pred.T, strict=True)), of_column, skip_undefined)
 
 
 def _each(columns: Iterable[Column], score: Score) -> tuple[np.ndarray, dict[int, str]]:

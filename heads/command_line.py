@@ -1,7 +1,8 @@
-"""`OptionGroups`: the options of a command under headings in its `--help`.
+"""What every command shares: how mlxbert is installed, and `OptionGroups`, the options under headings in `--help`.
 
-It stands beside `heads.errors` because every command uses it, and `mlxbert-convert --help` must answer before MLX is
-loaded, which importing `mlxbert` does. It imports nothing, click included.
+Every message, model card and README line takes the install command from here; only this file changes with the first
+release. The file is in `heads`, the lowest package, so that all can import it, and imports nothing, click included:
+`mlxbert-convert --help` must answer before MLX is loaded, which importing `mlxbert` does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,28 @@ if TYPE_CHECKING:
     from click import Command, Context, HelpFormatter
 else:
     Command = object
+
+# PyPI has no release of mlxbert yet: `pip install mlxbert` fails or installs another package of that name.
+# With the first release set this to True, and run `python -m tests.support.card_samples` for the reviewed cards.
+RELEASED = False
+
+CHECKOUT = "a checkout of mlxbert"
+
+
+def requirement(*extras: str) -> str:
+    """Return the requirement for pip: ``mlxbert[cpu]``, before the first release ``.[cpu]``, the checkout."""
+    return ("mlxbert" if RELEASED else ".") + (f"[{','.join(extras)}]" if extras else "")
+
+
+def install_command(*extras: str, reinstall: bool = False) -> str:
+    """Return the shell command that installs mlxbert with `extras`: ``pip install ".[cpu,torch]"``."""
+    return f'pip install {"--force-reinstall " if reinstall else ""}"{requirement(*extras)}"'
+
+
+def install_fix(*extras: str, reinstall: bool = False) -> str:
+    """Return `install_command` for a message, with the directory to run it in: ``… in a checkout of mlxbert``."""
+    return install_command(*extras, reinstall=reinstall) + ("" if RELEASED else f" in {CHECKOUT}")
+
 
 # Columns of the longest option that stands on one line with its help, as in click.
 WIDTH = 30
