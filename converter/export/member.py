@@ -21,7 +21,7 @@ from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index
 from mlxbert.model_tensors import planned_tensors, stored_dtype
-from mlxbert.models.base import HeadKind
+from mlxbert.models.architecture import HeadKind
 from mlxbert.pooling import pooling_settings
 from mlxbert.tokenization.files import TOKENIZER_FILES
 from mlxbert.with_head import BertWithHead
