@@ -20,7 +20,7 @@ from converter.convert import convert
 from converter.export.checkpoint import ExportError, export
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import manifest_problems
-from mlxbert.models.base import HeadKind
+from mlxbert.models.architecture import HeadKind
 from tests.support.tiny import ALL_CLASSES, declared_of, save_tiny, tiny_model, write_vocab
 
 INPUTS = {

@@ -28,7 +28,7 @@ from converter.export.run import code_files, export_directory
 from heads.time_series import decompose
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.output_file import manifest_problems
-from mlxbert.models.base import HeadKind, architecture, supported
+from mlxbert.models.architecture import HeadKind, architecture, supported
 from mlxbert.pooling import CHOICES
 from tests.support.exported_samples import logits_of, months, run_json, series, texts, trained, write_run
 from tests.support.tiny import save_tiny, save_tokenizer
