@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.machine import load, machine
 from converter.convert import convert
 from converter.quantize.quality import Quality, measure_quality, pooling_of
-from converter.quantize.texts import HELD_OUT, TextList, built_in, calibration_texts
+from converter.quantize.recipes import HELD_OUT, TextList, built_in, calibration_texts
 from examples.packaged_minilm import model_directory
 
 

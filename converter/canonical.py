@@ -19,8 +19,7 @@ from mlxbert.files.safetensors import NUMPY_DTYPES
 from mlxbert.models.architecture import config_from_hf
 from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import EncoderConfig
-from mlxbert.pretrained.labels import HeadChoice
-from mlxbert.pretrained.model import PretrainedBert, attach_head
+from mlxbert.pretrained import HeadChoice, PretrainedBert, attach_head
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Name of a floating-point format -> safetensors' name."""

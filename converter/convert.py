@@ -43,8 +43,7 @@ from mlxbert.errors import MLXBertError, reason
 from mlxbert.files.output_directory import OutputDirectory, check_target, recover
 from mlxbert.files.reading import expand_home
 from mlxbert.files.safetensors import PlannedTensor
-from mlxbert.pretrained.labels import HeadClassError
-from mlxbert.pretrained.model import HEADS_FILE
+from mlxbert.pretrained import HEADS_FILE, HeadClassError
 
 
 class ParityFailedError(MLXBertError):

@@ -35,7 +35,7 @@ from mlxbert.files.reading import parse_json
 from mlxbert.files.safetensors import PlannedTensor, safetensors_bytes
 from mlxbert.models.architecture import HeadKind, architecture
 from mlxbert.models.base import POOLER
-from mlxbert.pretrained.labels import PROBLEM_TYPES, Labels, choose_head_class, original_architectures
+from mlxbert.pretrained import PROBLEM_TYPES, Labels, choose_head_class, original_architectures
 from mlxbert.tokenization.files import has_tokenizer
 
 if TYPE_CHECKING:

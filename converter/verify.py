@@ -15,11 +15,10 @@ from converter.mappings import mapping_for
 from converter.output import with_true_labels
 from converter.parity.files import write_reports
 from converter.parity.gates import compare
-from converter.parity.outputs import TrainedModel
+from converter.parity.outputs import SentenceComparison, TrainedModel, compare_sentences
 from converter.parity.probes import Probe, ProbeError, make_probes
 from converter.parity.reference import Reference, build_exported, build_reference, head_choice
 from converter.parity.report import OWN_HEAD, ParityReport, Part, Provenance, inherited_proof, origin_of
-from converter.parity.sentences import SentenceComparison, compare_sentences
 from converter.quantize.cost import recipe_of
 from converter.quantize.report import describe_quantization
 from converter.readers.encoder_fit import SeveralEncodersError
@@ -32,8 +31,7 @@ from mlxbert.files.safetensors import read_safetensors
 from mlxbert.models.architecture import architecture, config_from_hf
 from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import EncoderConfig
-from mlxbert.pretrained.labels import HeadChoice
-from mlxbert.pretrained.model import HEADS_FILE, PretrainedBert, attach_head, has_head, read_head_tensors
+from mlxbert.pretrained import HEADS_FILE, HeadChoice, PretrainedBert, attach_head, has_head, read_head_tensors
 from mlxbert.tokenization.files import has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 from mlxbert.with_head import BertWithHead

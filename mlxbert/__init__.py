@@ -23,7 +23,7 @@ from mlxbert.checkpoint import load  # noqa: E402
 from mlxbert.errors import MLXBertError  # noqa: E402
 from mlxbert.models.base import BertOutput  # noqa: E402
 from mlxbert.models.bert import BertConfig, BertCore  # noqa: E402
-from mlxbert.pretrained.model import load_with_head  # noqa: E402
+from mlxbert.pretrained import load_with_head  # noqa: E402
 from mlxbert.with_head import BertWithHead  # noqa: E402
 
 # Fine-tuning is imported when it is asked for: whoever only loads a model waits for none of it.

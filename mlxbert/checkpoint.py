@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, read_json
 from mlxbert.files.safetensors import read_safetensors
-from mlxbert.model_tensors import named_parameters, tensor_problems
+from mlxbert.model_arrays import named_parameters, tensor_problems
 from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.base import POOLER, Encoder
 from mlxbert.models.config_fields import ConfigError, EncoderConfig

@@ -23,7 +23,7 @@ import numpy as np
 
 from mlxbert.errors import MLXBertError, first_ten, shown
 from mlxbert.files.safetensors import PlannedTensor
-from mlxbert.model_tensors import named_parameters, read_array
+from mlxbert.model_arrays import named_parameters, read_array
 from mlxbert.models.architecture import Architecture, architecture, supported
 from mlxbert.models.base import put_module
 

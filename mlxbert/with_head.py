@@ -19,9 +19,9 @@ from mlxbert.checkpoint import CheckpointError, encoder_layout, is_license_file,
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import read_safetensors
-from mlxbert.model_inputs import mask_of
-from mlxbert.model_tensors import (
+from mlxbert.model_arrays import (
     encoder_tensors,
+    mask_of,
     named_parameters,
     parameter_count,
     planned_tensors,

@@ -21,7 +21,7 @@ from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, PRECISI
 from converter.source import open_source
 from converter.verify import verify
 from mlxbert.activations import gelu_tanh
-from mlxbert.pretrained.model import PretrainedBert
+from mlxbert.pretrained import PretrainedBert
 from tests.support.tiny import CLASSES, save_tiny
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")

@@ -197,7 +197,7 @@ def run_usage(directory: Path, config: Mapping[str, Any]) -> Usage:
         directory: converted; its `config.json` may not be written yet.
         config: the content of `config.json`.
     """
-    from mlxbert.pretrained.model import has_head
+    from mlxbert.pretrained import has_head
 
     if not has_tokenizer(file.name for file in directory.iterdir() if file.is_file()):
         return Usage()  # the card says what is missing, and shows no code
@@ -232,8 +232,7 @@ def _load_with_head(directory: Path, config: Mapping[str, Any]) -> list[Any]:
     import mlx.core as mx
 
     from mlxbert.models.architecture import HeadKind
-    from mlxbert.pretrained.labels import choose_head_class
-    from mlxbert.pretrained.model import attach_head, read_head_tensors
+    from mlxbert.pretrained import attach_head, choose_head_class, read_head_tensors
 
     encoder, tensors = _streamed_encoder(directory, config), read_head_tensors(directory, dict(config))
     choice = choose_head_class(config, tensors, has_pooler=encoder.has_pooler, place=str(directory))

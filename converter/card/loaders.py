@@ -21,7 +21,7 @@ from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, architecture
 from mlxbert.models.base import POOLER
-from mlxbert.pretrained.labels import Labels, choose_head_class
+from mlxbert.pretrained import Labels, choose_head_class
 from mlxbert.tokenization.files import has_tokenizer
 
 SEEN = (

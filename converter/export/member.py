@@ -20,7 +20,7 @@ from heads.time_series import decompose
 from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index
-from mlxbert.model_tensors import planned_tensors, stored_dtype
+from mlxbert.model_arrays import planned_tensors, stored_dtype
 from mlxbert.models.architecture import HeadKind
 from mlxbert.pooling import pooling_settings
 from mlxbert.tokenization.files import TOKENIZER_FILES

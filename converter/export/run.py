@@ -16,8 +16,8 @@ from converter.export.member import MemberExport, read_member, write_member
 from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, read_bytes, read_json, require_inside, require_own_files
+from mlxbert.runs.inputs import compared_values
 from mlxbert.runs.record import INFO, SCORES, RunRecord, is_run, read_record
-from mlxbert.runs.submission import compared_values
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer
 

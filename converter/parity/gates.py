@@ -24,7 +24,18 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from converter.parity.outputs import LOGITS, POOLED, Clock, Model, named, row_of, rows_alone, run, run_each_alone
+from converter.parity.outputs import (
+    LOGITS,
+    POOLED,
+    Clock,
+    Model,
+    SentenceComparison,
+    named,
+    row_of,
+    rows_alone,
+    run,
+    run_each_alone,
+)
 from converter.parity.probes import Probe
 from converter.parity.reference import ReferenceOutput
 from converter.parity.report import (
@@ -44,7 +55,6 @@ from converter.parity.report import (
     Provenance,
     badness,
 )
-from converter.parity.sentences import SentenceComparison
 from mlxbert.backend.device import blas_name, device_name, package_versions
 from mlxbert.errors import MLXBertError
 

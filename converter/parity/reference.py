@@ -26,7 +26,7 @@ from heads.command_line import install_fix
 from mlxbert.errors import MLXBertError, first_ten, reason
 from mlxbert.models.architecture import Architecture, HeadKind, architecture
 from mlxbert.models.base import POOLER
-from mlxbert.pretrained.labels import HeadChoice, HeadClassError, choose_head_class
+from mlxbert.pretrained import HeadChoice, HeadClassError, choose_head_class
 
 if TYPE_CHECKING:
     from converter.source import Source

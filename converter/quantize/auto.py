@@ -26,10 +26,19 @@ from converter.quantize.allotment import (
 )
 from converter.quantize.calibrated import Calibrated, calibrate, embedding_metric
 from converter.quantize.quality import embeddings
-from converter.quantize.recipes import GROUP, RECIPES, QuantizeSettings, RecipeError, configure, fitted
+from converter.quantize.recipes import (
+    GROUP,
+    RECIPES,
+    VARIANTS,
+    CalibrationError,
+    QuantizeSettings,
+    RecipeError,
+    TokenBatch,
+    configure,
+    fitted,
+)
 from converter.quantize.rounding import SCALE_DTYPES, rounded
-from converter.quantize.texts import VARIANTS, CalibrationError, TokenBatch
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.base import Encoder
 from mlxbert.quantization import MODES, LayerQuantization, QuantizationConfig
 

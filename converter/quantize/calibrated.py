@@ -21,6 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from converter.quantize.recipes import TokenBatch
 from converter.quantize.rounding import (
     AffineWeight,
     Array,
@@ -30,8 +31,7 @@ from converter.quantize.rounding import (
     compensate_table,
     corrected_bias,
 )
-from converter.quantize.texts import TokenBatch
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.base import Context, Encoder, LinearGroup, module_at
 from mlxbert.quantization import QuantizationConfig
 

@@ -12,9 +12,17 @@ import numpy as np
 from converter.canonical import CODES, cast, float32_core, read
 from converter.mapping import Planned
 from converter.quantize.calibrated import Calibrated, calibrate
-from converter.quantize.recipes import RECIPES, QuantizeSettings, configure, require_packable
+from converter.quantize.recipes import (
+    RECIPES,
+    VARIANTS,
+    CalibrationError,
+    QuantizeSettings,
+    configure,
+    require_packable,
+    thinned,
+    token_batches,
+)
 from converter.quantize.rounding import AffineWeight, Array, check_finite, in_chunks, pack, round_fp4, rounded_rows
-from converter.quantize.texts import VARIANTS, CalibrationError, thinned, token_batches
 from converter.source import Source
 from mlxbert.files.safetensors import MLX_METADATA, PlannedTensor, header, in_file_order
 from mlxbert.models.architecture import architecture

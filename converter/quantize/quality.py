@@ -12,12 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from converter.quantize.cost import Quality
-from converter.quantize.texts import HELD_OUT, TextList, TokenBatch, batched, built_in, token_batches
+from converter.quantize.recipes import HELD_OUT, TextList, TokenBatch, batched, built_in, token_batches
 from mlxbert.encode.modules import SentenceModuleError
 from mlxbert.encode.sentence_modules import pooling_strategies
 from mlxbert.models.architecture import HeadKind
 from mlxbert.models.base import BertOutput, Encoder
-from mlxbert.pretrained.model import PretrainedBert
+from mlxbert.pretrained import PretrainedBert
 from mlxbert.tokenization.tokenizer import Tokenizer
 
 Model = Encoder | PretrainedBert

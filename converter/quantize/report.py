@@ -28,7 +28,7 @@ from converter.quantize.cost import (
     text_limits,
 )
 from converter.quantize.quality import Model, measure_on_random_ids, measure_quality, pooling_of
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.base import Encoder
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from typing import Any
 
 import click
 
-from mlxbert.cli.encode import encode
-from mlxbert.cli.runs import blend, predict, report
+from mlxbert.cli.commands import blend, encode, predict, report
 from mlxbert.cli.train import train
 from mlxbert.errors import last_catch, readable
 from mlxbert.own_packages import use_own_package

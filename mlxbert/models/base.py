@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from heads.arrays import host_values
-from mlxbert.model_inputs import InputError, check_range, mask_of, whole_numbers
+from mlxbert.model_arrays import InputError, check_range, mask_of, whole_numbers
 from mlxbert.models.architecture import Architecture, architecture
 from mlxbert.pooling import pool
 

@@ -27,7 +27,7 @@ from heads.pretrained import (
     TokenClassificationHead,
 )
 from mlxbert.activations import ACTIVATIONS, has_fast_softmax, softmax
-from mlxbert.model_inputs import embedded
+from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, MappingLimits, PrecisionLimits, Tolerances
 from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.config_fields import (

@@ -33,7 +33,7 @@ from mlxbert.pipelines.texts import (
     windows,
     without_limit,
 )
-from mlxbert.pretrained.model import PretrainedBert
+from mlxbert.pretrained import PretrainedBert
 from mlxbert.tokenization.encoding import Encoding
 from mlxbert.tokenization.tokenizer import Tokenizer, check_texts
 

@@ -18,8 +18,7 @@ import numpy as np
 from heads.arrays import sigmoid, softmax
 from mlxbert.errors import MLXBertError
 from mlxbert.models.architecture import HeadKind
-from mlxbert.pretrained.labels import Labels
-from mlxbert.pretrained.model import PretrainedBert
+from mlxbert.pretrained import Labels, PretrainedBert
 from mlxbert.tokenization.encoding import Encoding, padded, warn_of_truncation
 from mlxbert.tokenization.tokenizer import Tokenizer
 

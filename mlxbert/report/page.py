@@ -19,8 +19,7 @@ from mlxbert.errors import escaped_value
 from mlxbert.files.output_file import replace_file
 from mlxbert.files.reading import expand_home, from_json, read_json
 from mlxbert.report.classification_plots import class_plots, label_plots
-from mlxbert.report.curves import curve_plots
-from mlxbert.report.figures import DARK, LIGHT, Plot, render
+from mlxbert.report.figures import DARK, LIGHT, Plot, curve_plots, render
 from mlxbert.report.regression_plots import forecast_plots, number_plots
 from mlxbert.report.reported_run import (
     ClassPredictions,

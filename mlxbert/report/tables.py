@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from heads.metrics import ece
-from mlxbert.report.curves import arrow
+from mlxbert.report.figures import arrow
 from mlxbert.report.reported_run import (
     BINS,
     ClassPredictions,

@@ -1,4 +1,4 @@
-"""The tables of a run: read as pandas frames, and the rows to predict matched with the ids of a sample submission."""
+"""The tables of a run: training data as pandas frames, rows to predict, and the columns of a submission."""
 
 from __future__ import annotations
 
@@ -6,21 +6,88 @@ import hashlib
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from heads.command_line import install_fix
 from heads.forward_chaining import as_times, times_ahead
+from heads.labels import decode_labels
+from heads.metrics import get_metric
 from mlxbert.data.csv_dialect import Quoting
 from mlxbert.data.frames import DataError, DataWarning, Table, is_frame, plain
+from mlxbert.data.infer_task import InferredTask
 from mlxbert.data.reading import Kind, read_chunks, read_data, without_blank_columns
-from mlxbert.data.submission import IdRules, Sample, Submission, SubmissionRules, check_ids, warn, warn_of_fractions
+from mlxbert.data.submission import (
+    IdRules,
+    Sample,
+    Submission,
+    SubmissionRules,
+    check_ids,
+    default_submission,
+    prediction_table,
+    warn,
+    warn_of_fractions,
+)
 from mlxbert.data.text_columns import RowText, id_columns, id_values, is_called_id, names_rows
+from mlxbert.errors import RunError
 from mlxbert.files.reading import expand_home, sha256_hex
-from mlxbert.runs.files import RunError
 from mlxbert.runs.settings import RunSettings
+from mlxbert.training.held_out import Predictions
+
+
+def submission_rules(settings: RunSettings, task: InferredTask, metric: str, asked: str | None) -> SubmissionRules:
+    """Return what decides the format of a run's submissions.
+
+    Args:
+        settings: of the run.
+        task: what is predicted.
+        metric: the metric that is optimized.
+        asked: the metric that was asked for; None: `metric` is the task's default.
+
+    Raises:
+        RunError: the values that were asked for do not fit the task.
+    """
+    ready = settings.submission
+    compares = None if asked is None else compared_values(asked)
+    if ready is not None and settings.values in (None, ready.values):
+        return SubmissionRules(task, ready, asked, True, settings.values, compares)
+    # A row of a series is named by its time.
+    id_column = settings.id or (settings.time if task.task == "time_series" else None)
+    usual = default_submission(
+        task, get_metric(metric).needs, ready.id_column if ready else id_column, settings.values
+    )
+    if ready is not None and len(ready.columns) == len(usual.columns):
+        usual = replace(usual, columns=ready.columns)
+    return SubmissionRules(task, usual, asked, False, settings.values, compares)
+
+
+def compared_values(metric: str) -> str:
+    """Return what a metric compares: "labels" or "probabilities"."""
+    return "labels" if get_metric(metric).needs == "labels" else "probabilities"
+
+
+def columns_of(form: Submission, task: InferredTask, predictions: Predictions) -> dict[str, np.ndarray]:
+    """Return the prediction columns of rows, by name, in the form's order.
+
+    Raises:
+        RunError: the form has another number of columns than the predictions.
+    """
+    if form.values == "labels" and task.task != "multilabel":
+        if not form.columns:
+            raise RunError("the run names no column for its predictions; fix: --sample-submission FILE")
+        return {form.columns[0]: decode_labels(predictions.labels(), task.classes or ())}
+    table = prediction_table(form, task, predictions.labels() if form.values == "labels" else predictions.values)
+    return {name: table[:, place] for place, name in enumerate(form.columns)}
+
+
+def in_sample_order(frame: Any, sample: Sample, id_column: str, ids: Sequence[str]) -> Any:
+    """Return a submission's rows and columns in the order of the sample; `ids` are those of its rows, as text."""
+    places = {value: place for place, value in enumerate(ids)}
+    order = [places[value] for value in sample.ids(id_column)]
+    return frame.iloc[order].reset_index(drop=True)[list(sample.columns)]
+
 
 FRAME = "<frame>"
 """Written instead of a path for a table that was given as a frame."""

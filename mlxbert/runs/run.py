@@ -23,12 +23,10 @@ from mlxbert.data.tokens import TokenRows, token_rows
 from mlxbert.files.reading import expand_home
 from mlxbert.models.architecture import config_from_hf
 from mlxbert.runs.files import RunError, RunFiles, id_name, plain_cell, read_csv, truth_columns
-from mlxbert.runs.inputs import ROWS, TableFormat
-from mlxbert.runs.intervals import interval_ends, nominal_level
-from mlxbert.runs.predict import Parts, Predictor, Progress
+from mlxbert.runs.inputs import ROWS, TableFormat, submission_rules
+from mlxbert.runs.predict import Parts, Predictor, Progress, interval_ends, nominal_level
 from mlxbert.runs.record import RunRecord, read_record, read_scores
 from mlxbert.runs.settings import RunSettings
-from mlxbert.runs.submission import submission_rules
 from mlxbert.tokenization.encoding import TruncationWarning, warn_of_truncation
 from mlxbert.tokenization.tokenizer import Tokenizer
 from mlxbert.training.held_out import Predictions, average, concatenate, predict_logits, ranks

@@ -35,7 +35,7 @@ from mlxbert.runs.files import (
     run_lock,
     write_json,
 )
-from mlxbert.runs.finish import finish
+from mlxbert.runs.finish import check_models, finish, members_of, train_members
 from mlxbert.runs.inputs import (
     FRAME,
     Inputs,
@@ -43,10 +43,10 @@ from mlxbert.runs.inputs import (
     read_frame,
     rows_to_predict,
     source_name,
+    submission_rules,
     table_record,
     training_id,
 )
-from mlxbert.runs.members import check_models, members_of, train_members
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar, show_inference, tracker
 from mlxbert.runs.record import (
@@ -63,7 +63,6 @@ from mlxbert.runs.record import (
 )
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings, competition_numbers, takes_arguments
-from mlxbert.runs.submission import submission_rules
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import ConfigurationError, TrainingConfig, unknown_setting
 from mlxbert.training.trainer import TrainingInterrupted

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from mlxbert.errors import MLXBertError
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.base import POOLER
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.with_head import BertWithHead

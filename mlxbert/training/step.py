@@ -21,9 +21,24 @@ from mlx.utils import tree_unflatten
 
 from mlxbert.backend.device import reuse_memory
 from mlxbert.errors import MLXBertError
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.quantization import refuse_training
-from mlxbert.training.gradients import AWP, COMPUTE_DTYPES, FGM, SCALARS, Gradients, Sums, add_up, split_state
+from mlxbert.training.gradients import (
+    AWP,
+    COMPUTE_DTYPES,
+    FGM,
+    SCALARS,
+    Gradients,
+    Shard,
+    Sums,
+    add_up,
+    evaluate,
+    parts,
+    split_batch,
+    split_state,
+    streams,
+    take,
+)
 from mlxbert.training.optimizer import (
     AdamW,
     Arrays,
@@ -37,7 +52,6 @@ from mlxbert.training.optimizer import (
     squared_norms,
     trainable,
 )
-from mlxbert.training.parallel import Shard, evaluate, parts, split_batch, streams, take
 
 # float16 gradients below 6e-8 are 0, so the loss is scaled up: half as much after an overflow, twice as much after
 # this many good steps (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2).

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from converter import cli
 from mlxbert.cli import main
-from mlxbert.cli.encode import _similarities
+from mlxbert.cli.commands import _similarities
 from mlxbert.runs.progress import ProgressBar
 from mlxbert.training.callbacks import StepEvent
 

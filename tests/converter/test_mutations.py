@@ -22,7 +22,7 @@ from converter.parity.probes import Probe, make_probes
 from converter.parity.reference import Reference, ReferenceOutput
 from converter.parity.report import LOCAL, MAPPING, PADDING, PRECISION, ParityReport, Provenance
 from mlxbert.activations import gelu_tanh
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.base import Encoder, module_at
 from tests.support.tiny import tiny_model

@@ -31,13 +31,20 @@ from converter.quantize.cost import Quality
 from converter.quantize.pipeline import pack_rows
 from converter.quantize.quality import distributions, divergence, embeddings, measure_quality, rank_correlation
 from converter.quantize.recipes import (
+    HELD_OUT,
     RECIPES,
+    CalibrationError,
     RecipeError,
     Target,
+    TextList,
+    TokenBatch,
+    built_in,
     configure,
     parse_size,
     quantize_settings,
     recipe_named,
+    thinned,
+    token_batches,
 )
 from converter.quantize.rounding import (
     Moments,
@@ -51,10 +58,9 @@ from converter.quantize.rounding import (
     rounded,
     searched_range,
 )
-from converter.quantize.texts import HELD_OUT, CalibrationError, TextList, TokenBatch, built_in, thinned, token_batches
 from heads.command_line import install_fix
 from mlxbert.checkpoint import load, load_core
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.architecture import HeadKind, architecture, supported
 from mlxbert.models.base import Encoder, module_at
 from mlxbert.models.bert import BertCore
@@ -810,7 +816,7 @@ def test_more_texts_than_have_room_are_thinned_and_it_is_said(
     assert len(used) == 3000
     assert notes == ["calibration uses one text in 3 of book.txt, 3,000 of 9,000: more need too much time or memory"]
     assert thinned(TextList("few.txt", ("a b",) * 50, ""), tokenizer, **room)[1] == []
-    monkeypatch.setattr("converter.quantize.texts._STATE_BYTES", 2_000_000)
+    monkeypatch.setattr("converter.quantize.recipes._STATE_BYTES", 2_000_000)
     result = convert(source, tmp_path / "out", quantize="4bit", calibration=texts, verify=False)
     assert any(note.startswith("calibration uses one text in") for note in result.notes)
     facts = json.loads((tmp_path / "out" / "config.json").read_text())["mlxbert"]["quantization"]["calibration"]

@@ -13,7 +13,7 @@ from converter.parity.files import write_reports
 from converter.parity.report import NotComparedError, ParityReport, Proof
 from converter.publish.leaks import PublishError
 from converter.publish.push import gather_evidence, push
-from converter.quantize.texts import HELD_OUT
+from converter.quantize.recipes import HELD_OUT
 from converter.terminal import show_result
 from converter.verify import verify
 from heads.command_line import install_fix

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.quantize.texts import HELD_OUT, built_in
+from converter.quantize.recipes import HELD_OUT, built_in
 
 FOLDER = files("converter.quantize").joinpath("sentences")
 LISTS = {name: built_in(name).texts for name in ("calibration", *HELD_OUT)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import converter.parity.sentences as sentences
+import converter.parity.outputs as sentences
 import mlxbert
 from converter import cli
 from converter.card.card import LOAD, LOAD_WITH_HEAD, SENTENCES

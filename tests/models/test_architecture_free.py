@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.architecture import architecture, supported
 
 ROOT = Path(__file__).parent.parent.parent

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import mlxbert
 from converter.convert import convert
-from converter.quantize.texts import built_in
+from converter.quantize.recipes import built_in
 from converter.verify import verify
 from mlxbert.encode.encoder import SentenceEncoder
 from tests.models.test_core import error

@@ -13,8 +13,7 @@ import pytest
 from mlx.utils import tree_unflatten
 
 import mlxbert.models
-from mlxbert.model_inputs import InputError
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import InputError, named_parameters
 from mlxbert.models import architecture as registry
 from mlxbert.models import base
 from mlxbert.models.architecture import architecture, config_from_hf, supported

@@ -20,7 +20,7 @@ from heads.ordinal import OrdinalRegressionHead
 from mlxbert import BertConfig, BertCore, BertWithHead
 from mlxbert.data.tokens import token_rows
 from mlxbert.encode.encoder import SentenceEncoder
-from mlxbert.model_inputs import InputError
+from mlxbert.model_arrays import InputError
 from mlxbert.pipelines.texts import classify
 from mlxbert.tokenization.tokenizer import TokenizerError
 from mlxbert.training.optimizer import Schedule, parameter_rules

@@ -17,7 +17,7 @@ from converter.convert import convert
 from mlxbert.pipelines import PipelineError
 from mlxbert.pipelines.spans import Piece, aggregate, answer, best_spans, tag
 from mlxbert.pipelines.texts import classify, fill_mask, windows
-from mlxbert.pretrained.model import PretrainedBert
+from mlxbert.pretrained import PretrainedBert
 from mlxbert.tokenization.tokenizer import Tokenizer, TruncationWarning
 from tests.support import recorded_answers
 from tests.support.tiny import save_tiny

@@ -19,11 +19,7 @@ from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.models.bert import BERT
 from mlxbert.models.config_fields import ConfigError
-from mlxbert.pretrained.labels import (
-    HeadClassError,
-    Labels,
-    choose_head_class,
-)
+from mlxbert.pretrained import HeadClassError, Labels, choose_head_class
 from tests.support.tiny import save_tiny
 
 torch = pytest.importorskip("torch", reason="the sources are built by transformers")

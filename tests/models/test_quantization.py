@@ -18,7 +18,7 @@ import mlxbert
 from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from mlxbert.checkpoint import CheckpointError, load_core
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.bert import BERT
 from mlxbert.quantization import (
     ChangedWeightsError,

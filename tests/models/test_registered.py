@@ -15,7 +15,7 @@ import mlxbert
 from converter.convert import convert
 from mlxbert.models.architecture import HeadKind, architecture, supported
 from mlxbert.pipelines import answer, classify, fill_mask, tag
-from mlxbert.pretrained.model import PretrainedBert
+from mlxbert.pretrained import PretrainedBert
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 from tests.support.tiny import declared_of, save_tiny, save_tokenizer, write_bpe
 

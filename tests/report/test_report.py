@@ -36,8 +36,7 @@ from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import WriteError
 from mlxbert.report import ReportError, write_report
 from mlxbert.report.classification_plots import class_plots, confusion_matrix
-from mlxbert.report.curves import _draw_metrics, smoothed
-from mlxbert.report.figures import LIGHT, evenly, render, short
+from mlxbert.report.figures import LIGHT, _draw_metrics, evenly, render, short, smoothed
 from mlxbert.report.page import decisions
 from mlxbert.report.regression_plots import forecast_plots, number_plots
 from mlxbert.report.reported_run import (

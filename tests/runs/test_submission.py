@@ -32,9 +32,9 @@ from mlxbert.factory import make_problem
 from mlxbert.runs import Run, RunError, resume, train
 from mlxbert.runs.blend import blend
 from mlxbert.runs.files import escaped_formula, plain_cell
+from mlxbert.runs.inputs import compared_values
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.progress import decision
-from mlxbert.runs.submission import compared_values
 from tests.support.run_samples import QUICK, options, sample
 
 IDS = ["0012", "12", "1.0", "1e3", "90071992547409931", " x", "true"]

@@ -18,7 +18,7 @@ from converter.export.checkpoint import export
 from converter.export.run import export_directory
 from converter.verify import verify
 from mlxbert.encode import SentenceEncoder
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.base import Encoder, module_at
 from mlxbert.runs import train
 from tests.support.run_samples import QUICK, sample

@@ -11,8 +11,9 @@ import pytest
 from heads.binary import BinaryClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend.device import BlasStatus
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.bert import BertConfig, BertCore
+from mlxbert.training.gradients import parts
 from mlxbert.training.optimizer import (
     SHAPES,
     AdamW,
@@ -25,7 +26,6 @@ from mlxbert.training.optimizer import (
     squared_norms,
     trainable,
 )
-from mlxbert.training.parallel import parts
 from mlxbert.with_head import BertWithHead
 
 CONFIG = BertConfig(
@@ -213,10 +213,10 @@ def test_the_norm_does_not_depend_on_how_an_array_lies_in_memory() -> None:
 
 def test_parameters_are_dealt_to_two_streams_of_a_cpu_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"a": 5, "b": 40, "c": 20, "d": 20}
-    monkeypatch.setattr("mlxbert.training.parallel.use_fast_blas", lambda: BlasStatus(True, None, "", 2))
+    monkeypatch.setattr("mlxbert.training.gradients.use_fast_blas", lambda: BlasStatus(True, None, "", 2))
     made = parts(sizes)
     assert [part.names for part in made] == [("b", "a"), ("c", "d")]
     assert made[0].stream != made[1].stream == parts(sizes)[1].stream
     assert [part.names for part in parts({"a": 1})] == [("a",)]
-    monkeypatch.setattr("mlxbert.training.parallel.use_fast_blas", lambda: BlasStatus(True, None, "", 1))
+    monkeypatch.setattr("mlxbert.training.gradients.use_fast_blas", lambda: BlasStatus(True, None, "", 1))
     assert [part.names for part in parts(sizes)] == [("b", "c", "d", "a")]

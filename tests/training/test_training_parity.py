@@ -17,7 +17,7 @@ from heads.binary import BinaryClassificationHead
 from heads.multiclass import MulticlassClassificationHead
 from heads.multilabel import MultilabelClassificationHead
 from heads.regression import RegressionHead
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.training import optimizer as optim
 from mlxbert.training.optimizer import AdamW, Rule, Schedule, parameter_rules
 from mlxbert.training.step import StepSettings, TrainStep

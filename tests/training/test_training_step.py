@@ -17,7 +17,7 @@ from heads.multiclass import MulticlassClassificationHead
 from heads.multilabel import MultilabelClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend.device import BlasStatus
-from mlxbert.model_tensors import named_parameters
+from mlxbert.model_arrays import named_parameters
 from mlxbert.models.bert import BertConfig, BertCore
 from mlxbert.training.gradients import AWP, FGM
 from mlxbert.training.optimizer import ConfigurationError, Schedule, parameter_rules
@@ -354,7 +354,7 @@ def test_an_update_on_two_streams_has_the_bytes_of_one_on_one(monkeypatch: pytes
     results = []
     for threads in (1, 2):
         status = BlasStatus(True, None, "", threads)
-        monkeypatch.setattr("mlxbert.training.parallel.use_fast_blas", lambda status=status: status)
+        monkeypatch.setattr("mlxbert.training.gradients.use_fast_blas", lambda status=status: status)
         step = make_step(ema_decay=0.9, compiled=compiled)
         assert len(step._parts) == threads
         norms = [step([batch(seed)]).norm for seed in range(3)]
