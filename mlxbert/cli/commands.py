@@ -1,4 +1,4 @@
-"""`mlxbert predict`, `blend` and `report`, the commands for runs; `mlxbert encode`, the one for sentence embeddings."""
+"""`mlxbert predict`, `blend`, `report`: the commands for runs; and `mlxbert encode`, for sentence embeddings."""
 
 from __future__ import annotations
 
