@@ -133,8 +133,8 @@ class RowText:
                 yield format(value, spec)
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    f"row {start + row}: column {name!r} is {value!r}, which {{{name}:{spec}}} cannot format ({error}); "
-                    "fix: leave the format out"
+                    f"row {start + row}: column {name!r} is {value!r}, which {{{name}:{spec}}} cannot format "
+                    f"({error}); fix: leave the format out"
                 ) from None
 
 
