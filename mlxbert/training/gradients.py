@@ -329,7 +329,9 @@ def _recomputed(
             for (module, name, dropout), key in zip(dropouts, mx.stop_gradient(arrays[-1]), strict=True):
                 setattr(module, name, _KeyedDropout(dropout, key))
         try:
-            return core.run_layer(i, x, dict(zip(context, arrays, strict=False)))[0]
+            # Masks and indices have no gradient either, and some fused kernels raise where they are asked for one.
+            given = (a if mx.issubdtype(a.dtype, mx.floating) else mx.stop_gradient(a) for a in arrays)
+            return core.run_layer(i, x, dict(zip(context, given, strict=False)))[0]
         finally:
             for module, name, dropout in dropouts:
                 setattr(module, name, dropout)

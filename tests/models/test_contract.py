@@ -222,6 +222,22 @@ def test_every_array_of_the_context_is_differentiated_by_not_captured(model_type
     assert all(inside[0][name] is not array for name, array in context.items())
 
 
+def test_checkpointing_asks_for_no_gradient_of_masks_and_indices(model_type: str) -> None:
+    _, core = pair(model_type)
+    x, context = core.embed(**inputs_of(core))
+    # As a fused kernel does, this raises where it is asked for the gradient of its second argument.
+    core.run_layer = lambda i, x, context, out=False: (mx.take_along_axis(x, context["order"], axis=1), None)  # type: ignore
+    context["order"] = mx.zeros(x.shape, mx.int32)
+
+    def total(x: mx.array) -> mx.array:
+        assert core.layer_runner is not None
+        return core.layer_runner(0, x, context, False)[0].sum()
+
+    with checkpointed_layers(core):
+        gradient = mx.grad(total)(x)
+    assert float(gradient[:, 0].min()) == x.shape[1]
+
+
 def test_every_stored_tensor_has_a_depth(model_type: str) -> None:
     _, core = pair(model_type)
     depths = {name: core.depth_of(name) for name in named_parameters(core)}
