@@ -37,7 +37,7 @@ class DtypeError(MLXBertError):
 
 
 def plan_source(source: Source) -> tuple[EncoderConfig, Plan]:
-    """Return the configuration of a source, and what becomes of each of its tensors.
+    """Return the configuration of a source, and the plan for each of its tensors.
 
     A tensor that repeats the one it is tied to is dropped; their bytes are compared.
 
@@ -60,14 +60,14 @@ def _without_tied_copies(source: Source, config: EncoderConfig, planned: Plan) -
     if not config.tie_word_embeddings:
         return planned
     by_target = {item.target: item for item in (*planned.encoder, *planned.heads)}
-    kept, dropped = [], dict(planned.dropped)
+    heads, dropped = [], dict(planned.dropped)
     for item in planned.heads:
         twin = by_target.get(item.tied_to) if item.tied_to else None
         if twin is not None and twin.shape == item.shape and _digest(source, item) == _digest(source, twin):
             dropped[item.source] = f"tied: a copy of {twin.target}"
         else:
-            kept.append(item)
-    return Plan(planned.encoder, tuple(kept), dropped)
+            heads.append(item)
+    return Plan(planned.encoder, tuple(heads), dropped)
 
 
 def _digest(source: Source, item: Planned) -> bytes:
@@ -136,7 +136,7 @@ def cast(array: np.ndarray, dtype: str, key: str) -> np.ndarray:
 def float32_core(source: Source) -> Encoder:
     """Return the source as a float32 MLX encoder, through the mapping; the mapping gate compares it."""
 
-    import mlx.core as mx  # not at the top: importing mlxbert first is what says which backend to install
+    import mlx.core as mx  # imported here, because importing mlxbert first explains which backend to install
 
     config, planned = plan_source(source)
     core = new_encoder(config, (item.target for item in planned.encoder))

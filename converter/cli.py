@@ -1,6 +1,6 @@
 """The commands `mlxbert-convert`, `mlxbert-verify`, `mlxbert-export` and `mlxbert-push`.
 
-Every option is a keyword of the Python function that the command calls. Heavy imports stand inside the commands, so
+Every option is a keyword of the Python function that the command calls. Heavy imports are inside the commands, so
 that `--help` answers at once.
 """
 
@@ -30,7 +30,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class ConverterCommand(OptionGroups, click.Command):
-    """A command that reports every error in one line with exit code 2: code 1 would say that two models differ."""
+    """A command that reports every error in one line with exit code 2; code 1 means that two models differ."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         try:
@@ -79,7 +79,7 @@ _command = partial(
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="Dtype of the weights; with --quantize, of the scales and of what is not packed.  "
+    help="Dtype of the weights; with --quantize, of the scales and the unpacked tensors.  "
     "[default: the source's; with --quantize: float16]",
 )
 @click.option(
@@ -123,7 +123,7 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
     if push_to is not None:
         from converter.publish.push import require_pushable
 
-        require_pushable(push_to, verify=options["verify"])  # before the work, not after it
+        require_pushable(push_to, verify=options["verify"])  # check before the work
     from converter.convert import ParityFailedError
     from converter.convert import convert as run
     from converter.terminal import progress_bars, show_parity, show_result
@@ -196,7 +196,7 @@ def verify(converted: Path, reference: str | None, junit: Path | None, html: Pat
             show(f"{model}:")
         with progress_bars() as progress:
             report = run(model, reference, **options, progress=progress)
-        try:  # before the table: a reader such as `head` may close the pipe, and the reports must exist all the same
+        try:  # before the table: a reader such as `head` may close the pipe, but the reports must still be written
             written = write_reports(report, model, junit=junit, html=html)
         finally:
             show_parity(report)

@@ -1,4 +1,4 @@
-"""Converts a source to a verified MLX checkpoint: the function behind `mlxbert-convert`."""
+"""Convert a source to a verified MLX checkpoint: the function behind `mlxbert-convert`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ConvertResult:
 
     Attributes:
         path: the converted directory.
-        dtype: dtype of every tensor in it that is not packed.
+        dtype: dtype of every unpacked tensor in it.
         parameters: number of parameters of the encoder.
         size: bytes of the encoder's tensors.
         heads: names of the checkpoint's own head tensors.
@@ -117,7 +117,7 @@ def convert(
         src: a Hub id, a directory, or one file.
         out: the directory to write; None: `default_output`.
         dtype: "float32", "float16" or "bfloat16"; None: the source's dtype (float64 becomes float32), or float16 with
-            `quantize`, where it is the dtype of scales and of what is not packed.
+            `quantize`, for the scales and the unpacked tensors.
         revision: a branch, tag or commit, if `src` is a Hub id.
         config: a `config.json`, if the source has none beside it.
         verify: compare with PyTorch; None: if torch and transformers are installed.
@@ -140,7 +140,7 @@ def convert(
         target = default_output(str(src), quantize=quantize, target=goal, dtype=dtype, dequantize=dequantize)
     else:
         target = expand_home(out)
-    # Before anything else can fail: a model that a killed run had moved aside comes back even if this source is bad.
+    # First of all: restore a model that a killed run had moved aside, even if this source is bad.
     recover(target)
     check_target(target, overwrite=overwrite)
     settings = quantize_settings(
@@ -170,8 +170,8 @@ def convert(
         dequantize=dequantize,
         progress=progress or _no_progress,
     )
-    given = expand_home(src) if expand_home(src).is_file() else source.root
-    with OutputDirectory(target, overwrite=overwrite, source=given) as output:
+    origin = expand_home(src) if expand_home(src).is_file() else source.root
+    with OutputDirectory(target, overwrite=overwrite, source=origin) as output:
         size = conversion.write_weights(output)
         hf_config = conversion.write_files(output)
         conversion.compare(output, hf_config)
@@ -181,7 +181,7 @@ def convert(
 
 
 class _Conversion:
-    """One conversion, in steps that are called in the order in which they stand here."""
+    """One conversion; its steps are called in the order of the methods."""
 
     def __init__(
         self,
@@ -412,7 +412,7 @@ def _measured_cost(source: Source, directory: Path, config: dict[str, Any]) -> Q
     try:
         head = head_choice(source)
         exact = float32_core(source) if head is None else float32_model(source, head)
-    except (HeadClassError, CheckpointError):  # half a head: the encoder's cost can be measured all the same
+    except (HeadClassError, CheckpointError):  # an incomplete head: the encoder's cost can still be measured
         head, exact = None, float32_core(source)
     return describe_quantization(directory, config, exact, written_model(directory, config, head))
 

@@ -1,4 +1,4 @@
-"""Applies an architecture's table of tensor names: which source tensor becomes which target.
+"""Apply an architecture's table of tensor names: which source tensor becomes which target.
 
 A table is data: every rule matches whole names, so their order does not matter. `plan` renames, splits or drops every
 source tensor exactly once and fills every target exactly once, or raises an error that lists everything that is wrong.
@@ -229,7 +229,7 @@ def unmapped_error(
 ) -> MappingError:
     """Return the error for tensors without a rule: a head may be left out, a part of the encoder may not.
 
-    If tensors of the encoder are `missing`, those without a rule may be these, and leaving them out is no help.
+    If tensors of the encoder are `missing`, those without a rule may be these, and must not be left out.
     """
     listed = [f"{printable(key)} {shape}" for key, shape in unmapped.items()]
     fix = (
@@ -327,5 +327,5 @@ def _check_missing(
         )
 
 
-def _count(items: Sequence[str], one: str, many: str) -> str:
-    return f"1 {one}" if len(items) == 1 else f"{len(items)} {many}"
+def _count(items: Sequence[str], singular: str, plural: str) -> str:
+    return f"1 {singular}" if len(items) == 1 else f"{len(items)} {plural}"

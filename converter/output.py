@@ -48,14 +48,14 @@ _MODULE_WEIGHTS = re.compile(r"[^/]+/(model\.safetensors|pytorch_model\.bin)")
 
 
 class OutputError(MLXBertError):
-    """A source cannot be written in the layout asked for, or the written files could not be loaded by their user."""
+    """A source cannot be written in the requested layout, or the written files cannot be loaded."""
 
 
 def with_true_labels(source: Source) -> Source:
     """Return the source with labels in its configuration that fit its classifier, and a note if they did not.
 
-    The rows of the classifier tell the number of labels; the configuration may be wrong or silent. transformers takes
-    the length of `id2label`, else `num_labels`, else 2, and refuses a head of another size, as
+    The number of labels is that of the classifier's rows; the configuration may be wrong or have none. transformers
+    takes the length of `id2label`, else `num_labels`, else 2, and refuses a head of another size, as
     `mlxbert.load_with_head` would. Without a classifier, invalid labels are left out: they must not stop the encoder.
     """
     config, notes = dict(source.config), []
@@ -86,7 +86,7 @@ def with_true_labels(source: Source) -> Source:
 
 
 def _classifier(source: Source) -> str | None:
-    """Return the name of the classifier's weight, whose rows are the labels; None: there is no whole one."""
+    """Return the name of the classifier's weight, whose rows are the labels; None: there is no complete classifier."""
     heads = architecture(source.config.get("model_type")).heads
     classes = [heads[name] for name in original_architectures(source.config) if name in heads]
     if any(head.kind is HeadKind.CHOICE for head in classes):  # one score for each choice
@@ -117,12 +117,12 @@ def _fitted_labels(config: Mapping[str, Any], rows: int, has_rows: str) -> tuple
     generic = [f"LABEL_{i}" for i in range(rows)]
     called = f"labels are LABEL_0 to LABEL_{rows - 1}" if rows > 1 else "its label is LABEL_0"
     if not isinstance(names, Mapping):
-        given = "no number of labels (2 is then meant)"
+        stated = "no number of labels (2 is then meant)"
         if "num_labels" in config:
-            given = f"num_labels {printable(repr(config['num_labels']), 60)}"
+            stated = f"num_labels {printable(repr(config['num_labels']), 60)}"
         elif names is not None:
-            given = "nothing that can be read of its labels (id2label is no object)"
-        return generic, f"config.json says {given}, and {has_rows}: {called}"
+            stated = "no readable labels (id2label is not an object)"
+        return generic, f"config.json says {stated}, and {has_rows}: {called}"
     known = {str(index): str(name) for index, name in names.items() if type(name) in (str, int, float)}
     fits = set(known) <= {str(i) for i in range(rows)} and str(rows - 1) in known
     if len(names) != rows and not fits:
@@ -221,12 +221,12 @@ def output_config(
     if "torch_dtype" in config:  # what transformers < 4.56 reads
         config["torch_dtype"] = dtype
     config = without_places(config)
-    # The block of our own output as SRC. "layout" and "quantization" of the earlier conversion do not hold any more.
+    # SRC may be our own output; its "layout" and "quantization" are no longer valid.
     block = source.config.get("mlxbert")
     earlier = block if isinstance(block, dict) else {}
     origin, revision = source.name, source.revision
     if source.revision is None and earlier.get("source") and "head" not in earlier:
-        # Converted again, a model is still the first source's, which a comparison has yet to show (converter/publish);
+        # A model that is converted again keeps its first source, which a comparison must prove (converter/publish);
         # a trained one is not.
         origin, revision = earlier["source"], earlier.get("revision")
     kept = ["prefix", "encoder_only"]  # a comparison with the first source needs the same options
@@ -320,9 +320,9 @@ def write_side_files(output: OutputDirectory, source: Source, hidden_size: int) 
 
 
 def check_staged(directory: Path, config: Mapping[str, Any], source: Source) -> None:
-    """Load the written files as their user will, without the weights: headers, tokenizer and sentence modules.
+    """Load the written files as a user does, without the weights: headers, tokenizer and sentence modules.
 
-    A sentence-transformers module that mlxbert does not compute is no fault of the files; the model card tells it.
+    A sentence-transformers module that mlxbert does not compute is allowed; the model card names it.
 
     Args:
         directory: the output without its `config.json`.

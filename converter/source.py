@@ -1,6 +1,6 @@
-"""Opens the source of a conversion: a directory, a file, or a Hub id, as tensors that are read on demand.
+"""Open the source of a conversion: a directory, a file, or a Hub id, as tensors that are read on demand.
 
-Nothing here imports torch, and nothing in a file is ever run.
+Nothing here imports torch, and no code in a file is ever run.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Source:
     """An open checkpoint; its tensors are not read yet.
 
     Attributes:
-        location: the user's name of it.
+        location: as the user named it.
         root: the given directory, the Hub snapshot, or the directory of the given file.
         directory: where configuration and weights lie: `root`, or its folder that `modules.json` names.
         revision: the 40-hex commit, if it came from the Hub.
@@ -77,10 +77,10 @@ class Source:
         entries: its tensors by name, without wrapper prefixes, in file order.
         format: "safetensors", "pytorch" or "npz".
         weight_files: the files of the tensors.
-        side_files: the files that go with them, by their names in the output (relative, POSIX).
+        side_files: the other files of the model, by their names in the output (relative, POSIX).
         modules: the modules in `modules.json`.
         notes: notes for the user.
-        own_head: tensors of a head that mlxbert trained, which are no tensors of transformers.
+        own_head: tensors of a head that mlxbert trained, which transformers does not have.
         prefix: the beginning of the encoder's names, without torch's wrappers.
         dropped: tensors that `entries` leaves out, with the reason.
         choices: options of the user that a comparison needs, too.
@@ -104,7 +104,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The Hub id, or the last part of a local path: the whole path would tell who made the model, and where."""
+        """The Hub id, or the last part of a local path: the whole path could reveal a user's name."""
         return self.location if self.revision else printable(local_name(Path(self.location)))
 
 
@@ -121,7 +121,7 @@ class _Options:
 def local_name(path: Path) -> str:
     """Return the name of a local source: a Hub id if it lies in the Hub's cache, else the last part of its path.
 
-    A last part that many paths have ("model", "checkpoint-500") comes with the part before it.
+    A common last part ("model", "checkpoint-500") is returned with the part before it.
     """
     path = path.resolve()
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
@@ -147,11 +147,11 @@ def open_source(
         config: the file to use instead of `config.json`.
         dequantize: unpack the source, which is a quantized MLX checkpoint.
         prefix: the beginning of the encoder's names, if there are several encoders.
-        encoder_only: leave out every tensor that is no part of the encoder.
+        encoder_only: leave out every tensor that is not part of the encoder.
 
     Raises:
         SourceError: a file cannot be read.
-        MappingError, SentenceModuleError: the files can be read, and do not fit.
+        MappingError, SentenceModuleError: the files can be read, but do not fit.
         HubError: the Hub refuses the download.
     """
     options = _Options(config, dequantize, prefix, encoder_only)
@@ -174,7 +174,7 @@ def open_source(
 
     snapshot = download(src, revision=revision, select=select_files)
     folder = transformer_folder(source_modules(snapshot.path))
-    if folder:  # the names alone may have suggested another folder
+    if folder:  # the names may have suggested another folder
         select = partial(select_files, folder=folder)
         snapshot = download(src, revision=snapshot.revision, select=select)
     notes = _fetch_card(snapshot)
@@ -203,7 +203,7 @@ def _fetch_card(snapshot: Snapshot) -> list[str]:
 
 
 def looks_like_repo_id(src: str) -> bool:
-    """Return whether `src`, which is no existing path, can be a Hub id: NAME or OWNER/NAME, but no file name."""
+    """Return whether `src`, not an existing path, can be a Hub id: NAME or OWNER/NAME, but not a file name."""
     return bool(_REPO_ID.fullmatch(src)) and not src.endswith(_FILE_SUFFIXES) and ".." not in src
 
 
@@ -273,7 +273,7 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
 
 
 def _with_model_type(config: dict[str, Any], file: Path, weights: Weights) -> tuple[dict[str, Any], list[str]]:
-    """Return the configuration, with a `model_type` if it lacks one and the tensors tell it, and a note on that."""
+    """Return the configuration, with a `model_type` from the tensors if it lacks one, and a note on that."""
     if config.get("model_type") is None:
         shapes = {key: entry.shape for key, entry in weights.entries.items()}
         if (model_type := assumed_model_type(config, file, shapes)) is not None:
@@ -316,7 +316,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights, dict[str, TensorEntry]]:
-    """Return the weights of our own output with its heads, and apart from them a head that mlxbert trained.
+    """Return the weights of our own output with its heads, and separately a head that mlxbert trained.
 
     The heads lie in a file that the index does not list.
     """
@@ -341,7 +341,7 @@ def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights,
 def _side_files(
     root: Path, folder: str, modules: tuple[SourceModule, ...], config: Path | None
 ) -> tuple[dict[str, Path], list[str]]:
-    """Return the files that go with the weights, and a note if the tokenizer lies elsewhere."""
+    """Return the other files of the model, and a note if the tokenizer lies elsewhere."""
     files = collect_side_files(root, folder, modules)
     if has_tokenizer(files):
         return files, []

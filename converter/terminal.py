@@ -1,4 +1,4 @@
-"""Shows the progress and the results of the converter's commands, and asks before a push."""
+"""Show the progress and the results of the converter's commands, and ask before a push."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def show_result(result: ConvertResult) -> None:
     verdict = f"NOT VERIFIED: {result.unverified}" if result.report is None else result.report.verdict
     rows.append(("Parity", verdict))
     path = str(result.path)
-    # Only calls that ran on these files.
+    # Only calls that succeeded on these files.
     lines = [
         f"{call}({json.dumps(path, ensure_ascii=False)})"
         for call in (LOAD, LOAD_WITH_HEAD)

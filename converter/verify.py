@@ -1,4 +1,4 @@
-"""Verifies a converted checkpoint against the model that it was made from: the function behind `mlxbert-verify`."""
+"""Verify a converted checkpoint against the model that it was made from: the function behind `mlxbert-verify`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def verify(
         raise VerifyError(f"{converted}: no such directory; fix: mlxbert-convert {reference or 'SRC'} -o {converted}")
     require_own_files(directory, VerifyError)
     hf_config = read_config(directory, other_tools=True)
-    block = hf_config.get("mlxbert") or {}  # another tool's quantized files have none
+    block = hf_config.get("mlxbert") or {}  # quantized files of other tools have none
     notes = [f"manifest: {problem}" for problem in manifest_problems(directory)]
     if isinstance(block.get("head"), dict):
         if reference is not None:
@@ -237,7 +237,7 @@ def _verify_trained(
         MLXBertError: it is quantized or damaged, its head has no PyTorch form, or PyTorch is not installed.
     """
 
-    import mlx.core as mx  # not at the top: importing mlxbert first is what says which backend to install
+    import mlx.core as mx  # imported here, because importing mlxbert first explains which backend to install
 
     if hf_config.get("quantization") is not None:
         raise VerifyError(f"{directory}: is quantized, which has no PyTorch form; fix: verify the unquantized model")
@@ -309,7 +309,7 @@ def _compared_head(
         if not is_written:
             return None, None
         why = reference.left_out or "it is none of a class of transformers"
-        try:  # our own error is the better reason, because it names the tensors
+        try:  # mlxbert's error is the better reason, because it names the tensors
             if (choice_of_source := head_choice(source)) is not None:
                 written_model(directory, hf_config, choice_of_source)
         except MLXBertError as error:
@@ -350,12 +350,12 @@ def written_model(
 
 
 def _written_dtype(directory: Path, weights: list[Path]) -> str:
-    """Return the dtype on disk, whatever `config.json` says."""
+    """Return the dtype on disk; `config.json` may be wrong."""
     contents = [content[0] for file in weights if (content := read_safetensors(file, VerifyError)) is not None]
     dtypes = {str(tensor.dtype).removeprefix("mlx.core.") for tensors in contents for tensor in tensors.values()}
     if len(dtypes) != 1:
-        found = ", ".join(sorted(dtypes)) or "no tensors"
-        raise VerifyError(f"{directory}: one dtype expected in model*.safetensors, found {found}; fix: convert again")
+        names = ", ".join(sorted(dtypes)) or "no tensors"
+        raise VerifyError(f"{directory}: one dtype expected in model*.safetensors, found {names}; fix: convert again")
     return dtypes.pop()
 
 
@@ -381,6 +381,6 @@ def directory_probes(
 
         return make_probes(config, seed=seed, tokenize=tokenize), ()
     except (TokenizerError, ProbeError) as error:
-        # The weights can still be compared; the fault of the tokenizer belongs in the report.
+        # The weights can still be compared; the report names the tokenizer's fault.
         note = f"the tokenizer gives no probes ({type(error).__name__}), so they are random ids alone"
         return make_probes(config, seed=seed), (note,)

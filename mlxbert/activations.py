@@ -1,4 +1,4 @@
-"""Element-wise arithmetic in one pass over memory, where there is a compiler to make that pass.
+"""Element-wise arithmetic in one pass over memory, if there is a compiler.
 
 MLX's CPU backend calls a scalar function for every element of erf, exp and softmax (12–25 ns each), and passes over
 memory once for every other operation. `mx.compile` turns a chain of plain arithmetic into one vectorized loop, with
@@ -30,11 +30,11 @@ _compiles: dict[mx.DeviceType, bool] = {}
 
 
 def fused(*limits: float) -> Callable[[Arithmetic], Arithmetic]:
-    """Decorate element-wise arithmetic, arrays of one shape to arrays of that shape, to be compiled.
+    """Decorate element-wise arithmetic (arrays of one shape to arrays of that shape), so that it is compiled.
 
-    The function sees its arrays flattened, then each of `limits` as a scalar array, and uses neither reductions nor
-    arrays of its own. Numbers that it clips with belong in `limits`: where g++ knows the clipped value, it makes a
-    branch of it and gives up on vectorizing the loop (GELU of 8 × 128 × 3072 numbers: 9 ms instead of 5). MLX cuts a
+    The function gets its arrays flattened, then each of `limits` as a scalar array, and uses neither reductions nor
+    arrays of its own. Numbers that it clips with belong in `limits`: if g++ knows the clipped value, it writes a
+    branch and does not vectorize the loop (GELU of 8 × 128 × 3072 numbers: 9 ms instead of 5). MLX cuts a
     path of more than 11 operations between input and output into several loops (`max_compile_depth`, compile.cpp).
     """
 
@@ -59,10 +59,10 @@ def fused(*limits: float) -> Callable[[Arithmetic], Arithmetic]:
 
 
 def _works(compiled: Arithmetic, arrays: list[mx.array]) -> bool:
-    """Run a compiled function on other numbers: does the compiler work, and can what it wrote be loaded?
+    """Return whether a compiled function runs on test numbers: the compiler works, and its output can be loaded.
 
-    MLX itself asks only whether there is a g++. The error would come when the numbers are computed: in the caller's
-    hands, and too late to do without.
+    MLX itself only checks that g++ exists. Otherwise the error would come when the numbers are computed, too late
+    to use the uncompiled function.
     """
     try:
         mx.eval(compiled(*(mx.ones([1] * array.ndim, array.dtype) for array in arrays)))
@@ -86,12 +86,12 @@ _EXPONENT_BIT = 23
 
 
 def has_fast_softmax(dtype: mx.Dtype) -> bool:
-    """Whether `softmax` is faster here than MLX's own: float32 on the CPU."""
+    """Return whether `softmax` is faster here than MLX's own: float32 on the CPU."""
     return dtype == mx.float32 and mx.default_device() == mx.cpu
 
 
 def softmax(x: mx.array) -> mx.array:
-    """Softmax over the last axis, accumulated in float32; a row of one value throughout is uniform."""
+    """Return the softmax over the last axis, accumulated in float32; a row of equal values becomes uniform."""
     if not has_fast_softmax(x.dtype):
         return mx.softmax(x, axis=-1, precise=True)
     return cast(mx.array, _softmax_float32(x))
@@ -111,8 +111,9 @@ def _softmax_vjp(_primal: mx.array, cotangent: mx.array, output: mx.array) -> mx
 
 @mx.custom_function
 def exp_nonpositive(x: mx.array) -> mx.array:
-    """exp(x) for float32 x ≤ 0, in plain arithmetic: error below 3e-7 for x > −1, below |x| · 1e-7 beyond (`mx.exp`
-    likewise); 0 below −88; NaN stays NaN.
+    """Return exp(x) for float32 x ≤ 0, in plain arithmetic.
+
+    The error is below 3e-7 for x > −1, below |x| · 1e-7 beyond (as in `mx.exp`); 0 below −88; NaN stays NaN.
     """
     mantissa, shifted = _exp_parts(x)
     # Through the bits, because in plain arithmetic 2^n is a scalar call. The view copies nothing.
@@ -128,7 +129,7 @@ def _exp_vjp(_primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.arr
 # At n = −127 the exponent field becomes 0, which is the number 0.
 @fused(-127.0)
 def _exp_parts(x: mx.array, smallest: mx.array) -> list[mx.array]:
-    """exp(x) = 2^n · 2^f with a whole n: 2^f, and a number whose lowest bits are n."""
+    """Split exp(x) = 2^n · 2^f with a whole n; return 2^f, and a number whose lowest bits are n."""
     y = mx.maximum(x * math.log2(math.e), smallest)
     shifted = y + _ROUNDER
     f = y - (shifted - _ROUNDER)
@@ -153,11 +154,11 @@ _CDF_Q = (1.0, 0.252832737, 0.0289398216, 0.00191294865, 7.50998021e-05, 1.18020
 
 
 def gelu(x: mx.array) -> mx.array:
-    """x · Φ(x) with the exact normal distribution function; https://arxiv.org/abs/1606.08415.
+    """Return x · Φ(x) with the exact normal distribution function; https://arxiv.org/abs/1606.08415.
 
-    Computed in float32 whatever the dtype, as torch does. Φ is a rational function instead of `mx.erf`, which on the
+    Computed in float32 for every dtype, as torch does. Φ is a rational function instead of `mx.erf`, which on the
     CPU is a scalar call for every element, 25 ns, and would take half of a forward pass. Its error is that of float32
-    arithmetic, torch's own being the same, so that it serves every device.
+    arithmetic, as torch's is, so it suits every device.
     """
     return cast(mx.array, _gelu_float32(x.astype(mx.float32))).astype(x.dtype)
 
@@ -192,7 +193,7 @@ def _cdf_fused(x: mx.array, limit: mx.array) -> list[mx.array]:
 
 
 def _cdf_fraction(z: mx.array) -> tuple[mx.array, mx.array]:
-    """P(z²) and Q(z²), by Estrin's scheme: Horner's is a longer path, which `fused` would have to cut."""
+    """Return P(z²) and Q(z²), by Estrin's scheme: Horner's is a longer path, which `fused` would have to cut."""
     t = z * z
     t2 = t * t
     t4 = t2 * t2
@@ -204,72 +205,72 @@ def _cdf_fraction(z: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
-    """The tanh approximation of GELU; not `mlx.nn.gelu_approx`'s sigmoid form, which is off by 4e-4."""
+    """Return the tanh approximation of GELU; not `mlx.nn.gelu_approx`'s sigmoid form, which is off by 4e-4."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
 def quick_gelu(x: mx.array) -> mx.array:
-    """x · sigmoid(1.702 x)."""
+    """Return x · sigmoid(1.702 x)."""
     return x * mx.sigmoid(1.702 * x)
 
 
 def gelu_10(x: mx.array) -> mx.array:
-    """GELU clipped to [−10, 10]; https://arxiv.org/abs/2004.09602."""
+    """Return GELU clipped to [−10, 10]; https://arxiv.org/abs/2004.09602."""
     return mx.clip(gelu(x), -10, 10)
 
 
 def silu(x: mx.array) -> mx.array:
-    """x · sigmoid(x)."""
+    """Return x · sigmoid(x)."""
     return x * mx.sigmoid(x)
 
 
 def relu(x: mx.array) -> mx.array:
-    """max(x, 0)."""
+    """Return max(x, 0)."""
     return mx.maximum(x, 0)
 
 
 def relu2(x: mx.array) -> mx.array:
-    """max(x, 0)²; https://arxiv.org/abs/2109.08668."""
+    """Return max(x, 0)²; https://arxiv.org/abs/2109.08668."""
     return mx.square(relu(x))
 
 
 def relu6(x: mx.array) -> mx.array:
-    """min(max(x, 0), 6)."""
+    """Return min(max(x, 0), 6)."""
     return mx.clip(x, 0, 6)
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    """x where positive, 0.01 x elsewhere (torch's default slope)."""
+    """Return x where positive, 0.01 x elsewhere (torch's default slope)."""
     return mx.maximum(x, 0.01 * x)
 
 
 def hardswish(x: mx.array) -> mx.array:
-    """x · relu6(x + 3) / 6."""
+    """Return x · relu6(x + 3) / 6."""
     return x * relu6(x + 3) / 6
 
 
 def softplus(x: mx.array) -> mx.array:
-    """log(1 + eˣ), without overflow."""
+    """Return log(1 + eˣ), without overflow."""
     return mx.logaddexp(x, 0)
 
 
 def mish(x: mx.array) -> mx.array:
-    """x · tanh(softplus(x)); https://arxiv.org/abs/1908.08681."""
+    """Return x · tanh(softplus(x)); https://arxiv.org/abs/1908.08681."""
     return x * mx.tanh(softplus(x))
 
 
 def sqrt_softplus(x: mx.array) -> mx.array:
-    """√softplus(x)."""
+    """Return √softplus(x)."""
     return mx.sqrt(softplus(x))
 
 
 def laplace(x: mx.array) -> mx.array:
-    """Laplace attention function of MEGA, μ = 0.707107, σ = 0.282095; https://arxiv.org/abs/2209.10655."""
+    """Return the Laplace attention function of MEGA, μ = 0.707107, σ = 0.282095; https://arxiv.org/abs/2209.10655."""
     return 0.5 * (1 + mx.erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
 
 
 def linear(x: mx.array) -> mx.array:
-    """The identity."""
+    """Return x."""
     return x
 
 

@@ -1,9 +1,9 @@
 """Read a converted checkpoint: the directory that `mlxbert-convert` writes.
 
 The layout is in the README of every converted model: `config.json`, `model*.safetensors` with canonical names, an
-index, tokenizer files, `manifest.json`. Loading is strict: every tensor that the configuration calls for, and no
-other. Checkpoints that other MLX tools wrote (mlx-embeddings, mlx-lm's quantizer) are read too: they have no block and
-no manifest of ours.
+index, tokenizer files, `manifest.json`. Loading is strict: the tensors must be exactly those that the
+configuration calls for. Checkpoints of other MLX tools (mlx-embeddings, mlx-lm's quantizer) are read too: they have
+neither an "mlxbert" block nor a manifest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDE_FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
-"""Files that loading needs besides the configuration and the weights, at the top of a directory; see `side_files`."""
+"""Files that loading needs besides the configuration and the weights; see `side_files`."""
 _LICENSE_FILE = re.compile(
     r"(licen[cs]e|notice|copying|copyright)s?([-._][\w.-]{0,60})?(\.(txt|md|rst))?", re.IGNORECASE | re.ASCII
 )
@@ -56,10 +56,10 @@ def load(
     Args:
         path_or_hub_id: a converted directory, or the id of a converted repository on the Hub.
         revision: a branch, tag or commit of that repository.
-        dtype: what to compute in; None: the stored dtype on a GPU, and float32 on a CPU, where MLX multiplies half
-            precision 40 times slower.
-        dequantize: of a quantized checkpoint: compute with unpacked weights (it is saved packed all the same);
-            None: on a CPU, where MLX multiplies packed weights 40 times slower.
+        dtype: dtype of the computation; None: the stored dtype on a GPU, and float32 on a CPU, where MLX multiplies
+            half precision 40 times slower.
+        dequantize: compute with the unpacked weights of a quantized checkpoint (`save` still writes them packed);
+            None: only on a CPU, where MLX multiplies packed weights 40 times slower.
 
     Raises:
         CheckpointError: never converted (the message has the command to run), or damaged.
@@ -94,7 +94,7 @@ def load_tokenizer(
         type_limit=config.table_rows.get("token_type_ids"),
         hf_config=hf_config,
     )
-    # MLX reads beyond the end of an embedding without a word, so an id that it does not have must never be made.
+    # MLX reads beyond the end of an embedding without an error, so an id outside of it must never occur.
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} ids and the model {config.vocab_size}; "
@@ -106,7 +106,7 @@ def load_tokenizer(
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """Return the local directory of a converted checkpoint.
 
-    One on the Hub is downloaded into the Hub's cache first, only what is needed, and compared with its manifest.
+    From the Hub, only the needed files are downloaded into its cache; they are compared with the manifest.
     """
     path = expand_home(path_or_hub_id)
     if path.is_dir():
@@ -122,7 +122,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
             f"{path_or_hub_id}: no such directory, and not a Hub id such as mlx-community/NAME; "
             "fix: check the path, or make one with mlxbert-convert SRC -o DIRECTORY"
         )
-    # The small files first: they tell a converted repository from another before half a gigabyte is fetched.
+    # The small files first: they show whether the repository is converted before half a gigabyte is downloaded.
     told_by = ("config.json", INDEX)
     peek = snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n in told_by])
     read_config(peek.path, named=repo_id, other_tools=True)
@@ -132,7 +132,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
 
 
 def read_config(directory: Path, named: str | None = None, *, other_tools: bool = False) -> dict[str, Any]:
-    """Return the parsed `config.json` of a converted directory; with `other_tools` of mlx-embeddings' too.
+    """Return the parsed `config.json` of a converted directory; with `other_tools`, also of one by mlx-embeddings.
 
     Raises:
         CheckpointError: there is none, it is not JSON, or the directory was never converted.
@@ -146,7 +146,7 @@ def read_config(directory: Path, named: str | None = None, *, other_tools: bool 
         raise CheckpointError(f"{named}: no config.json, so not a model; fix: mlxbert-convert SRC -o {named}")
     if isinstance(config.get("mlxbert"), dict):
         return config
-    # Quantized files are MLX's, whoever wrote them, and an encoder's names are the same everywhere.
+    # Every tool quantizes in MLX's format and gives an encoder's tensors the same names.
     theirs = isinstance(config.get("quantization"), dict) or _written_by_mlx_tool(directory, config)
     if not (other_tools and theirs):
         output = f"mlx_models/{Path(named).name}"
@@ -170,7 +170,7 @@ def is_full_layout(config: Mapping[str, Any]) -> bool:
 
 
 def encoder_layout(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `config.json` for the same model with its head in a file of its own, which is how models are saved."""
+    """Return `config.json` for the same model with its head in a separate file, the layout of saved models."""
     if not is_full_layout(config):
         return dict(config)
     block = {name: value for name, value in config["mlxbert"].items() if name != "layout"}
@@ -178,12 +178,12 @@ def encoder_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _written_by_mlx_tool(directory: Path, config: Mapping[str, Any]) -> bool:
-    """Return whether the index lists an encoder under its canonical names and nothing else, as those tools write it.
+    """Return whether the index lists exactly an encoder under its canonical names, as other MLX tools write it.
 
-    PyTorch's tools write an index for shards alone, and mostly a prefix before the encoder's names, or a head.
+    PyTorch's tools write an index only for shards, mostly with a prefix before the encoder's names, or with a head.
 
     Raises:
-        CheckpointError: the index is there and not JSON.
+        CheckpointError: the index is not JSON.
     """
     weight_map = (read_json(directory / INDEX, CheckpointError) or {}).get("weight_map")
     if config.get("model_type") not in supported() or not isinstance(weight_map, dict):
@@ -203,9 +203,9 @@ def load_core(
     dequantize: bool | None = None,
     lazy: bool = False,
 ) -> Encoder:
-    """Return the encoder of a converted directory, in evaluation mode; `config` stands in for its `config.json`.
+    """Return the encoder of a converted directory, in evaluation mode; `config` replaces its `config.json`.
 
-    With `lazy` a tensor is read from its file when it is first computed with, as in mlx-lm.
+    With `lazy`, a tensor is read from its file when it is first used, as in mlx-lm.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
@@ -258,7 +258,7 @@ def side_files(names: Sequence[str]) -> list[str]:
 
 
 def is_license_file(name: str) -> bool:
-    """Return whether a file of this name holds the rights to a model: it goes wherever the weights go."""
+    """Return whether a file of this name is the license of a model, which must accompany the weights."""
     suffix = Path(name).suffix.lower()
     is_text = suffix in ("", ".txt", ".md", ".rst") or suffix[1:].isdigit()
     return is_text and _LICENSE_FILE.fullmatch(name) is not None
@@ -305,7 +305,7 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
         raise CheckpointError(f"{index} has no usable weight_map; fix: convert again")
     tensors: dict[str, mx.array] = {}
     for shard in sorted(set(weight_map.values())):
-        # By its suffix MLX would take another format for granted, which has other rules.
+        # MLX chooses the format by the suffix, and other formats have other rules.
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(
                 f"{index} names {printable(shard)!r}, which is no safetensors file beside it; "

@@ -34,7 +34,7 @@ __all__ = [
 
 
 class RunError(MLXBertError):
-    """A directory that is no run, or an unfinished or changed run; or settings that make no run."""
+    """A directory that is not a run, an unfinished or changed run, or invalid settings of a run."""
 
 
 def shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The factory: from a task, a competition's name or a data frame to a model.
+"""Make a model from a task, a competition's name or a data frame.
 
 model, tokenizer = create_model("multiclass", "mlx_models/minilm", classes=("bird", "cat", "dog"))
 model, tokenizer = create_for_competition("titanic")
@@ -98,7 +98,7 @@ def create_model(
         horizon: steps ahead, of a time series.
         pooling: of `mlxbert.pooling.CHOICES`, or a module of `mlxbert.pooling`.
         revision: a branch, tag or commit of the Hub repository.
-        dtype: of the encoder's computation, as for `mlxbert.load`.
+        dtype: dtype of the encoder's computation, as for `mlxbert.load`.
         head_options: arguments of the head, such as `objective="focal"` or `dropout=0.2`; the objective may be a
             registered loss (`heads.losses.register_loss`).
 
@@ -124,7 +124,7 @@ def create_for_competition(
 
     Args:
         name: of a registered configuration; or the configuration itself.
-        checkpoint: None: the configuration's, where `mlxbert-convert` puts it.
+        checkpoint: None: the configuration's, in the default directory of `mlxbert-convert`.
         pooling: None: the configuration's.
         revision: as for `create_model`; likewise `dtype`.
         head_options: replace the configuration's.
@@ -435,10 +435,10 @@ def from_dataframe(
         pair: the second sentence, likewise.
         task: a competition type or a head's name; None: `infer_task` chooses.
         time: the column of times that makes it a time series.
-        classes: the labels, where the frame may lack one, or they have an order that it does not show.
+        classes: the labels, if the frame may lack one, or if they have an order.
         ignore: columns that `text=None` leaves out, such as ids.
-        decimal: the decimal mark of a target that is written as text; likewise `label_separator`, between labels of
-            one cell: see `infer_task`.
+        decimal: the decimal mark of a target that is written as text; see `infer_task`.
+        label_separator: between several labels in one cell; see `infer_task`.
         pooling: as for `create_model`; likewise `revision` and `dtype`.
         head_options: arguments of the head.
 

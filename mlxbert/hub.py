@@ -1,7 +1,7 @@
 """Download models from the Hugging Face Hub into its own cache: only the needed files, all of one commit.
 
 The files are compared with the repository's own manifest at every load, from the cache too: otherwise a download that
-was interrupted before the comparison would never be compared. That reads the files once, at the speed of SHA-256.
+was interrupted before the comparison would never be compared. This reads the files once, at the speed of SHA-256.
 
 This module imports no HTTP client: `--help` and a local directory must not wait for one.
 """
@@ -30,7 +30,7 @@ _CHANGED = "changed since it was verified; do not use it, tell its owner, or giv
 
 
 class HubError(MLXBertError):
-    """The Hub cannot be reached, or does not give what was asked for; the message has the fix, and no token."""
+    """The Hub cannot be reached or refuses the request; the message has the fix, and never a token."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def is_valid_repo_id(value: object) -> bool:
 
 
 def is_repo_id(text: str) -> bool:
-    """Return whether `text` is a Hub id (`bert-base-uncased`, `org/name`) and not a path; ask no network.
+    """Return whether `text` is a Hub id (`bert-base-uncased`, `org/name`) and not a path; the network is not used.
 
     A path that exists is a path, and so is a text that looks like one: absolute, `./x`, `~/x`, `x/`, `a/b/c`, or the
     name of a weight file.
@@ -88,7 +88,7 @@ def snapshot(
         progress: False: never show progress bars.
 
     Raises:
-        HubError: the files cannot be had; one line with the fix.
+        HubError: the files cannot be downloaded; one line with the fix.
     """
     from huggingface_hub import snapshot_download
 
@@ -129,12 +129,12 @@ def snapshot(
     if missing:
         try:
             with bounded_answers(), progress_bars(progress), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Not enough free disk space")  # our error says it, once
+                warnings.filterwarnings("ignore", "Not enough free disk space")  # the HubError says it
                 # The client takes patterns, and these are names.
                 patterns = [glob.escape(name) for name in missing]
                 folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
         except FAILURES as error:
-            missing = _not_in(cached_folder(repo_id, commit), wanted)  # some may have arrived
+            missing = _not_in(cached_folder(repo_id, commit), wanted)  # some may be downloaded
             raise explain(error, subject, missing=missing) from None
         missing = _not_in(folder, wanted)
     if missing or folder is None:
@@ -158,7 +158,7 @@ def refuse_unsafe_names(names: Iterable[str], subject: str, error: type[MLXBertE
     Raises:
         error: a name is absolute, has `..`, a backslash or a control character in it, or occurs twice.
     """
-    seen = set()
+    known = set()
     for name in names:
         anchored = PurePosixPath(name).root or PureWindowsPath(name).drive
         shown = f"{shortened(name)!r}: do not trust it, nothing was read"
@@ -166,9 +166,9 @@ def refuse_unsafe_names(names: Iterable[str], subject: str, error: type[MLXBertE
             raise error(f"{subject} lists a file outside of itself, {shown}")
         if escaped(name) != name or "\n" in name or len(name) > 4096:
             raise error(f"{subject} lists a name that no file has, {shown}")
-        if name in seen:
+        if name in known:
             raise error(f"{subject} lists a name twice, {shown}")
-        seen.add(name)
+        known.add(name)
 
 
 def _not_in(folder: Path | None, names: Sequence[str]) -> list[str]:
@@ -189,27 +189,27 @@ def progress_bars(wanted: bool) -> Iterator[None]:
             yield
 
 
-def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[str]]) -> None:
-    """Compare the files of `found` that `needed` selects with its manifest.json; warn if it has none.
+def check_snapshot(cached: Snapshot, needed: Callable[[Sequence[str]], Sequence[str]]) -> None:
+    """Compare the files of a snapshot that `needed` selects with its manifest.json; warn if it has none.
 
-    A file that differs from what the Hub announced was damaged on the way or in the cache: it is deleted from the
+    A file that differs from what the Hub announced was damaged in the download or in the cache: it is deleted from the
     cache, so that the next attempt downloads it again. A manifest is not signed: whoever may write to the repository
     can change it together with the files.
 
     Raises:
         HubError: a file differs, is missing, or was added.
     """
-    records = read_manifest(found.path)
+    records = read_manifest(cached.path)
     if records is None:
-        if (found.path / NAME).exists():
-            raise HubError(f"model '{found.repo_id}' has a {NAME} that is not readable: {_CHANGED}")
-        message = f"model '{found.repo_id}' has no {NAME}: its files are loaded unchecked"
+        if (cached.path / NAME).exists():
+            raise HubError(f"model '{cached.repo_id}' has a {NAME} that is not readable: {_CHANGED}")
+        message = f"model '{cached.repo_id}' has no {NAME}: its files are loaded unchecked"
         warnings.warn(message, MLXBertWarning, stacklevel=4)
         return
-    present = [path.relative_to(found.path).as_posix() for path in found.path.rglob("*") if path.is_file()]
+    present = [path.relative_to(cached.path).as_posix() for path in cached.path.rglob("*") if path.is_file()]
     damaged, changed = [], []
     for name in needed(list(dict.fromkeys([*present, *records]))):
-        file, record = found.path / name, records.get(name)
+        file, record = cached.path / name, records.get(name)
         if name == NAME:
             continue
         if record is None:
@@ -224,19 +224,19 @@ def check_snapshot(found: Snapshot, needed: Callable[[Sequence[str]], Sequence[s
                 damaged.append(name)
     if damaged:
         raise HubError(
-            f"model '{found.repo_id}' was damaged on its way or in the cache; run it again, it is fetched anew\n"
+            f"model '{cached.repo_id}' was damaged on its way or in the cache; run it again, it is fetched anew\n"
             + first_ten(damaged)
         )
     if changed:
         raise HubError(
-            f"model '{found.repo_id}' at {found.revision} is not what its {NAME} says: {_CHANGED}\n"
+            f"model '{cached.repo_id}' at {cached.revision} is not what its {NAME} says: {_CHANGED}\n"
             + first_ten(changed)
         )
 
 
 def _is_as_announced(file: Path) -> bool:
     """Return whether a cached file is what the Hub announced: the cache names it by SHA-256 or git's object id."""
-    if not file.is_symlink():  # on a file system without links, nothing tells
+    if not file.is_symlink():  # without links, the hash is unknown
         return True
     announced = file.resolve().name
     if len(announced) == 64:

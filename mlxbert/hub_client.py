@@ -1,7 +1,7 @@
 """Ask the Hub through its client: list the files of a revision, limit the answers, and explain failures in one line.
 
-The listing comes from the Hub, or from the client's cache when the Hub cannot be reached. Messages are made of our
-own words, the repository's id and a host name: the client's texts quote URLs, and a server's may quote anything, so
+The listing comes from the Hub, or from the client's cache when the Hub cannot be reached. Messages
+quote only the repository's id and a host name: the client's texts quote URLs, and a server's may quote anything, so
 neither is shown without `clean`.
 """
 
@@ -43,14 +43,14 @@ from mlxbert.errors import first_ten
 from mlxbert.hub import HubError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# A listing of 100,000 files is 20 MB. A Hub sends nothing larger, and no more pages.
+# A listing of 100,000 files is 20 MB: a Hub sends no larger answer, and no more pages.
 _ANSWER_BYTES = 64 << 20
 _ANSWERS = 5000
 _TIMEOUT = 60
 
 logger = logging.getLogger(__name__)
 
-# What the client raises for an answer that lacks a part, or has another value in its place.
+# Errors of the client for an answer in which a part is missing or has another type.
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
@@ -68,7 +68,7 @@ FAILURES = (
     RuntimeError,  # hf_xet's errors without a class of their own
     *MALFORMED,  # a ValueError: also the client's own checks of names and headers
 )
-"""What asking the Hub can raise; `explain` turns each into a `HubError`."""
+"""Errors of a request to the Hub; `explain` turns each into a `HubError`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def is_commit(value: object) -> bool:
 
 @contextmanager
 def bounded_answers(*, downloads: bool = False) -> Iterator[None]:
-    """Inside, limit each answer of the Hub's API to 64 MB and each wait to a minute: the server may be hostile.
+    """Limit, inside, each answer of the Hub's API to 64 MB and each wait to a minute: the server may be hostile.
 
     Args:
         downloads: limit files too, where only small ones are read.
@@ -133,7 +133,7 @@ def bounded_answers(*, downloads: bool = False) -> Iterator[None]:
 def list_files(repo_id: str, revision: str | None) -> Listing:
     """Resolve a revision and list its files, with one request (none for a commit whose list is cached).
 
-    By hand, because `snapshot_download(dry_run=True)` lists no files when the Hub cannot be reached.
+    Own code, because `snapshot_download(dry_run=True)` lists no files when the Hub cannot be reached.
 
     Raises:
         FAILURES: the Hub cannot be asked, and the cache cannot replace it.
@@ -146,11 +146,11 @@ def list_files(repo_id: str, revision: str | None) -> Listing:
             return Listing(commit, names)
         api.ask(repo_id, commit)
     else:
-        # The client's own way from a name to a commit: it stores the answer, and uses it when offline.
+        # The client's resolution of a name to a commit stores the answer, and uses it when offline.
         commit = api.resolve_revision(repo_id, revision=revision).resolved
     if api.names is not None:
         return Listing(commit, api.names)
-    if not is_commit(commit):  # a damaged cache, which the caller reports
+    if not is_commit(commit):  # a damaged cache; the caller reports it
         return Listing(commit, (), api.unreachable)
     names = _cached_names(repo_id, commit) or _names_below(cached_folder(repo_id, commit))
     if names is None or api.unreachable is None:
@@ -161,9 +161,9 @@ def list_files(repo_id: str, revision: str | None) -> Listing:
 
 
 def cached_folder(repo_id: str, commit: str) -> Path | None:
-    """Return the folder of a commit's cached files, None without one; ask no network."""
+    """Return the folder of a commit's cached files, None without one; the network is not used."""
     try:
-        # Without patterns nothing is selected: only the client's own look-up of the folder remains.
+        # An empty list selects nothing: the client only looks up the folder.
         return Path(snapshot_download(repo_id, revision=commit, allow_patterns=[], local_files_only=True))
     except LocalEntryNotFoundError:
         return None
@@ -183,10 +183,10 @@ def _names_below(folder: Path | None) -> tuple[str, ...] | None:
 
 
 class _RevisionInfo(HfApi):
-    """The client's API, which also keeps the file names that came with the commit, or why no answer came.
+    """The client's API; it also stores the file names that came with the commit, or why there was no answer.
 
-    Its `resolve_revision` asks `repo_info` for the commit and drops the rest of the answer, the names too. That
-    request has neither a time limit nor the retries of the client's other requests; `http_backoff` gives both.
+    The client's `resolve_revision` takes only the commit from `repo_info`, not the names. Its request has neither a
+    time limit nor the retries of the client's other requests; `http_backoff` has both.
     """
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ class _RevisionInfo(HfApi):
         self.unreachable: Exception | None = None
 
     def ask(self, repo_id: str, commit: str) -> None:
-        """Call `repo_info`; where the Hub cannot be reached, set `unreachable` and return, for the cache is next."""
+        """Call `repo_info`; if the Hub cannot be reached, set `unreachable` and return, so that the cache is used."""
         try:
             self.repo_info(repo_id, revision=commit)
         except httpx2.ProxyError:
@@ -238,7 +238,7 @@ class _RevisionInfo(HfApi):
 
 @dataclass(frozen=True)
 class Subject:
-    """What was asked for; `str` gives its name in messages."""
+    """The repository of a request; `str` gives its name in messages."""
 
     repo_id: str
     revision: str | None
@@ -274,9 +274,9 @@ _NO_PATH = "; if a path was meant: there is no '{}' here"
 
 
 def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = ()) -> HubError:
-    """Return the HubError for what the client raised; `missing` names the files that were not downloaded yet."""
+    """Return the HubError for an error of the client; `missing` names the files that are not downloaded yet."""
     if isinstance(error, (RevisionResolutionError, LocalEntryNotFoundError)) and error.__cause__ is not None:
-        error = error.__cause__  # the client wraps the reason in "not in the cache either"
+        error = error.__cause__  # the client wraps the reason in an error about the cache
     if isinstance(error, OfflineModeIsEnabled):
         return HubError(_offline(subject, missing))
     if isinstance(error, HfHubHTTPError):
@@ -296,7 +296,7 @@ def explain(error: BaseException, subject: Subject, *, missing: Sequence[str] = 
 
 
 def is_malformed(error: BaseException) -> bool:
-    """Return whether the client could not read an answer: it is not JSON, or has another form."""
+    """Return whether the client could not read an answer: it is not JSON, or has an unexpected form."""
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return True
     return isinstance(error, MALFORMED) and not isinstance(error, ValueError)
@@ -311,14 +311,14 @@ def _offline(subject: Subject, missing: Sequence[str]) -> str:
 
 
 def _lacking(subject: Subject, missing: Sequence[str]) -> str:
-    """Return the end of a message that lists the missing files; empty when none is known."""
+    """Return the end of a message that lists the missing files; empty if none is known."""
     if not missing:
         return ""
     return f"; these files of {subject} are not in the cache:\n{first_ten(missing)}"
 
 
 def _answered(error: HfHubHTTPError, subject: Subject) -> str:
-    """Return the message for an answer that is no success."""
+    """Return the message for an error status."""
     status = error.response.status_code
     page = f"{endpoint()}/{subject.repo_id}"
     host = _asked(error)
@@ -350,7 +350,7 @@ def _answered(error: HfHubHTTPError, subject: Subject) -> str:
 
 
 def _unreachable(error: BaseException, subject: Subject) -> str:
-    """Return the message for a request without an answer, or without a whole one."""
+    """Return the message for a request without a complete answer."""
     causes = list(_chain(error))
     host = _asked(error)
     if isinstance(error, httpx2.ProxyError):
@@ -401,12 +401,12 @@ def endpoint() -> str:
 
 
 def host_name() -> str:
-    """Return the Hub's host, for messages."""
+    """Return the Hub's host name, for messages."""
     return urlsplit(endpoint()).netloc or "HF_ENDPOINT"
 
 
 def _asked(error: Any) -> str:
-    """Return the host that was asked: the Hub's, or that of its storage, which a firewall may block."""
+    """Return the host of the request: the Hub's, or that of its storage, which a firewall may block."""
     try:
         request = error.response.request if isinstance(error, HfHubHTTPError) else error.request
     except (AttributeError, RuntimeError):  # httpx2 raises these where no request was sent
@@ -425,7 +425,7 @@ def _named(status: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Return the first line of a foreign text, without what may be a secret in it."""
+    """Return the first line of a foreign text, without possible secrets."""
     lines = text.strip().splitlines() or ["no reason given"]
     line = re.sub(r"(https?://)[^/\s@]*@", r"\1", lines[0])
     line = re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", line)

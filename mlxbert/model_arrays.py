@@ -1,9 +1,9 @@
-"""What a model is called with: checked on the host where it enters, and safe where the host cannot look.
+"""Check the arguments of a model on the host, before they are used.
 
-MLX does not check an index: it reads whatever lies behind the table. So ids are looked at before they are used. While
+MLX does not check an index: it reads beyond the end of the table. So ids are checked before they are used. While
 a function is traced (`mx.compile`, `mx.vmap`) arrays have no values yet: there an id outside the table gives NaN.
 
-A module's parameters as tensors to write, each in its own dtype, one in host memory at a time.
+Prepare a module's parameters as tensors to write, each in its own dtype, one in host memory at a time.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _FIXES = {
 
 
 class InputError(MLXBertError, ValueError):
-    """A model was called with something that it cannot take: the message names the argument, the place and the fix."""
+    """An invalid argument of a model: the message names the argument, the place and the fix."""
 
 
 def whole_numbers(name: str, value: Any) -> mx.array:
     """Return ids as an integer array; `value` is an `mx.array`, a NumPy array or a list.
 
     Raises:
-        InputError: rows of different lengths, or something that is no whole number.
+        InputError: rows of different lengths, or values that are not whole numbers.
     """
     if isinstance(value, mx.array):
         if not mx.issubdtype(value.dtype, mx.integer):
             raise InputError(f"{name} are {value.dtype}; fix: whole numbers, such as {name}.astype(mx.int32)")
-        # A Python number beyond an 8-bit type's range is cut to it in a comparison.
+        # In a comparison, a Python number beyond an 8-bit type's range is cut to that range.
         return value.astype(mx.int32) if value.dtype.size < 4 else value
     array = _array(name, value)
     if array.size == 0:
@@ -71,7 +71,7 @@ def mask_of(name: str, value: Any) -> mx.array:
 def embedded(name: str, table: nn.Module, ids: mx.array) -> mx.array:
     """Return the rows (…, D) of an embedding table for `ids` (…), the argument `name` of the model.
 
-    Where the ids cannot be looked at, because the call is being traced, an id outside the table gives a row of NaN.
+    While the call is traced, ids cannot be checked: an id outside the table gives a row of NaN.
 
     Raises:
         InputError: an id outside the table.
@@ -110,7 +110,7 @@ def _array(name: str, value: Any) -> np.ndarray[Any, Any]:
     if array is None:
         raise InputError(f"{name} cannot be read as an array: are the rows of different lengths? fix: pad them")
     if array.dtype == object:
-        raise InputError(f"{name} hold something that is no number, or a number beyond 64 bits; fix: whole numbers")
+        raise InputError(f"{name} must be numbers of at most 64 bits; fix: whole numbers")
     return array
 
 
@@ -127,7 +127,7 @@ DTYPE_CODES = {dtype: code for dtype, code, _ in _DTYPES}
 
 
 def named_parameters(module: nn.Module) -> dict[str, mx.array]:
-    """Every parameter of a module by its dotted path."""
+    """Return every parameter of a module by its dotted path."""
     flat: Any = tree_flatten(module.parameters())
     return dict(flat)
 
@@ -141,9 +141,9 @@ def tensor_problems(
     """Return a line for each tensor that is missing, unexpected, of another shape, or of whole numbers.
 
     Args:
-        tensors: what a file has.
+        tensors: of a file.
         expected: name and shape of every tensor that the configuration calls for.
-        unexpected: which names may not be there beside those; None may, by default.
+        unexpected: whether a name that is not expected is a problem; by default each is.
     """
     problems = [f"missing: {name}" for name in expected if name not in tensors]
     problems += [f"unexpected: {name}" for name in sorted(tensors) if name not in expected and unexpected(name)]
@@ -162,10 +162,10 @@ def tensor_problems(
 
 
 def planned_tensors(module: nn.Module, prefix: str = "") -> list[PlannedTensor]:
-    """Every parameter of a module under `prefix` and its path.
+    """Return every parameter of a module under `prefix` and its path.
 
     Raises:
-        MLXBertError: one that is not float32, float16 or bfloat16.
+        MLXBertError: a parameter is not float32, float16 or bfloat16.
     """
     codes = DTYPE_CODES
     planned = []
@@ -179,7 +179,7 @@ def planned_tensors(module: nn.Module, prefix: str = "") -> list[PlannedTensor]:
 
 
 def encoder_tensors(core: Encoder) -> list[PlannedTensor]:
-    """Return the encoder's tensors to write: of a quantized one the packed ones, the same bytes.
+    """Return the encoder's tensors to write; a quantized encoder keeps its packed bytes.
 
     Raises:
         ChangedWeightsError: a quantized encoder has other weights than it was loaded with.
@@ -191,7 +191,7 @@ def encoder_tensors(core: Encoder) -> list[PlannedTensor]:
 
 
 def parameter_count(core: Encoder) -> int | None:
-    """Return the true number of parameters of a quantized encoder; None: its tensors have as many numbers."""
+    """Return the true number of parameters of a quantized encoder; None if it is not quantized."""
     return None if core.packed is None else core.packed.parameters
 
 
@@ -202,15 +202,15 @@ def with_true_dtype(config: dict[str, Any], core: Encoder) -> dict[str, Any]:
 
 
 def stored_dtype(module: nn.Module) -> str:
-    """The dtype that `config.json` names: of a mixture the one that holds every value of it."""
-    found = {array.dtype for array in named_parameters(module).values()}
-    if len(found) > 1:
+    """Return the dtype for `config.json`: for a mixture, the one that holds every value."""
+    dtypes = {array.dtype for array in named_parameters(module).values()}
+    if len(dtypes) > 1:
         return "float32"
-    return next((name for dtype, _, name in _DTYPES if dtype in found), "float32")
+    return next((name for dtype, _, name in _DTYPES if dtype in dtypes), "float32")
 
 
 def read_array(array: mx.array) -> np.ndarray[Any, Any]:
-    """The elements on the host, bfloat16 as `ml_dtypes.bfloat16`."""
-    if array.dtype == mx.bfloat16:  # numpy has no bfloat16 of its own: the bits, renamed
+    """Return the elements on the host, bfloat16 as `ml_dtypes.bfloat16`."""
+    if array.dtype == mx.bfloat16:  # numpy has no bfloat16: reinterpret the bits
         return np.array(array.view(mx.uint16)).view(ml_dtypes.bfloat16)
     return np.array(array)

@@ -17,19 +17,19 @@ def use_own_package(name: str) -> None:
     Raises:
         ImportError: another module of that name is already imported.
     """
-    own = Path(__file__).parent.parent / name / "__init__.py"
+    source = Path(__file__).parent.parent / name / "__init__.py"
     imported = sys.modules.get(name)
     other = getattr(imported, "__file__", None) if imported is not None else _first_on_path(name)
-    if not own.is_file() or (other is not None and own.samefile(other)):
+    if not source.is_file() or (other is not None and source.samefile(other)):
         return
     if imported is not None:
         raise ImportError(
             f"{other or name} was imported as {name!r}, which is also the name of a package of mlxbert; "
             "fix: rename yours"
         )
-    spec = importlib.util.spec_from_file_location(name, own, submodule_search_locations=[str(own.parent)])
+    spec = importlib.util.spec_from_file_location(name, source, submodule_search_locations=[str(source.parent)])
     if spec is None or spec.loader is None:
-        raise ImportError(f"{own}: cannot be imported; fix: install mlxbert again")
+        raise ImportError(f"{source}: cannot be imported; fix: install mlxbert again")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -1,10 +1,10 @@
-"""From one vector a token to one vector a text.
+"""Pool the vectors of a text's tokens to one vector.
 
 Sums run in float32 whatever the dtype (a float16 sum over 512 tokens overflows at 128 a token), and the result has
 the dtype of the hidden states. Padding never changes a result; a row that is all padding gives zeros, never NaN.
 Strategies follow sentence-transformers `models/Pooling.py`.
 
-A choice of pooling, from a name or settings to a module and back: what a checkpoint says about it.
+`make_pooling` and `pooling_settings` convert between a name or settings in a checkpoint and a module.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ if TYPE_CHECKING:
 
 
 class PoolingError(MLXBertError):
-    """An unknown strategy, or one that this model cannot give."""
+    """An unknown strategy, or one that this model cannot compute."""
 
 
 def cls(hidden: mx.array, mask: mx.array) -> mx.array:
-    """The first token's hidden state; zeros for a row without tokens."""
+    """Return the first token's hidden state; zeros for a row without tokens."""
     return mx.where(mask.any(axis=1, keepdims=True), hidden[:, 0], 0)
 
 
 def mean(hidden: mx.array, mask: mx.array) -> mx.array:
-    """Mean over the real tokens."""
+    """Return the mean over the real tokens."""
     return _weighted_sum(hidden, mask) / mx.maximum(_count(mask), 1)
 
 
 def max_(hidden: mx.array, mask: mx.array) -> mx.array:
-    """Maximum over the real tokens, feature by feature."""
+    """Return the maximum over the real tokens, feature by feature."""
     highest = mx.where(mask[..., None], hidden, -mx.inf).max(axis=1)  # (B, D)
     return mx.where(mask.any(axis=1, keepdims=True), highest, 0)
 
 
 def mean_sqrt_len(hidden: mx.array, mask: mx.array) -> mx.array:
-    """Sum over the real tokens, divided by the square root of their number."""
+    """Return the sum over the real tokens, divided by the square root of their number."""
     return _weighted_sum(hidden, mask) / mx.sqrt(mx.maximum(_count(mask), 1))
 
 
 def weighted_mean(hidden: mx.array, mask: mx.array) -> mx.array:
-    """Mean weighted by position, 1 for the first column; SGPT, https://arxiv.org/abs/2202.08904."""
+    """Return the mean weighted by position, 1 for the first column; SGPT, https://arxiv.org/abs/2202.08904."""
     weights = mx.arange(1, hidden.shape[1] + 1, dtype=mx.float32) * mask  # (B, L)
     total = weights.sum(axis=1, keepdims=True)
     return _weighted_sum(hidden, weights) / mx.maximum(total, 1)
 
 
 def last_token(hidden: mx.array, mask: mx.array) -> mx.array:
-    """The hidden state of the last real token, padded left or right."""
+    """Return the hidden state of the last real token, padded left or right."""
     positions = mx.where(mask, mx.arange(hidden.shape[1]), -1).max(axis=1)  # (B,), −1 for an all-pad row
     picked = mx.take_along_axis(hidden, mx.maximum(positions, 0)[:, None, None], axis=1)[:, 0]
     return mx.where((positions >= 0)[:, None], picked, 0)
@@ -104,7 +104,7 @@ class Pooling(nn.Module):
         self.strategy = strategy
 
     def __call__(self, output: BertOutput, mask: mx.array | None = None) -> mx.array:
-        """`BertOutput` and (B, L) mask to (B, D)."""
+        """Map `BertOutput` and a (B, L) mask to (B, D)."""
         return output.pool(self.strategy, mask)
 
 
@@ -117,7 +117,7 @@ class AttentionPooling(nn.Module):
         self.score = nn.Linear(hidden_size, 1, bias=False)
 
     def __call__(self, output: BertOutput, mask: mx.array | None = None) -> mx.array:
-        """`BertOutput` and (B, L) mask to (B, D)."""
+        """Map `BertOutput` and a (B, L) mask to (B, D)."""
         hidden = output.last_hidden_state
         keep = mx.ones(hidden.shape[:2], mx.bool_) if mask is None else mask.astype(mx.bool_)
         scores = self.score(mx.tanh(self.dense(hidden)))[..., 0].astype(mx.float32)  # (B, L)
@@ -138,7 +138,7 @@ class WeightedLayerPooling(nn.Module):
         self.strategy = strategy
 
     def __call__(self, output: BertOutput, mask: mx.array | None = None) -> mx.array:
-        """`BertOutput` with hidden states and (B, L) mask to (B, D)."""
+        """Map `BertOutput` with hidden states and a (B, L) mask to (B, D)."""
         layers = self.layer_logits.shape[0]
         if output.hidden_states is None or len(output.hidden_states) < layers:
             raise PoolingError(
@@ -158,7 +158,7 @@ def _count(mask: mx.array) -> mx.array:
 
 
 def _weighted_sum(hidden: mx.array, weights: mx.array) -> mx.array:
-    """Σ over L of weights (B, L) · hidden (B, L, D), in float32; a weight of 0 also silences inf and NaN."""
+    """Return Σ over L of weights (B, L) · hidden (B, L, D), in float32; a weight of 0 also silences inf and NaN."""
     weights = weights.astype(mx.float32)[..., None]  # (B, L, 1)
     return mx.where(weights > 0, hidden.astype(mx.float32) * weights, 0).sum(axis=1)
 
@@ -168,10 +168,10 @@ CHOICES = (*STRATEGIES, "attention", "weighted_layers")
 
 
 def make_pooling(choice: str | Mapping[str, Any] | PoolingModule, hidden_size: int, layers: int) -> PoolingModule:
-    """The module for a name of `CHOICES`, settings as `pooling_settings` gives them, or a module itself.
+    """Return the module for a name of `CHOICES`, settings as `pooling_settings` returns them, or a module itself.
 
     Args:
-        choice: "weighted_layers" mixes the top 4 layers by their mean; settings or a module say otherwise.
+        choice: "weighted_layers" mixes the top 4 layers by their mean; settings or a module can differ.
         hidden_size: of the encoder.
         layers: of the encoder.
 
@@ -201,7 +201,7 @@ def make_pooling(choice: str | Mapping[str, Any] | PoolingModule, hidden_size: i
 
 
 def pooling_settings(module: PoolingModule) -> dict[str, Any]:
-    """What `make_pooling` makes the same module of, without its weights; JSON-able."""
+    """Return settings for JSON from which `make_pooling` makes the same module, without its weights."""
     if isinstance(module, WeightedLayerPooling):
         return {"name": "weighted_layers", "layers": module.layer_logits.shape[0], "strategy": module.strategy}
     if isinstance(module, AttentionPooling):

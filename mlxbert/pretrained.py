@@ -1,6 +1,6 @@
-"""`PretrainedBert`: an encoder with the head of its checkpoint, loaded from a converted directory and saved again.
+"""`PretrainedBert`: an encoder with its checkpoint's head, loaded from a converted directory and saved again.
 
-The head class comes from the configuration, or from the names of the tensors. `Labels` says what its outputs mean.
+The head class comes from the configuration, or from the names of the tensors. `Labels` names its outputs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from mlxbert.tokenization.tokenizer import Tokenizer
 
 
 class HeadClassError(MLXBertError):
-    """The head's tensors do not fit the class that the config names, or do not tell which class it is."""
+    """The head's tensors do not fit the class that the config names, or do not determine the class."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class HeadChoice:
 
     Attributes:
         name: the transformers class.
-        note: one line where that was not plain from the config, or where tensors are left over; None otherwise.
+        note: one line if the config did not determine it, or if tensors are left over; None otherwise.
     """
 
     name: str
@@ -67,7 +67,7 @@ class HeadChoice:
 
 
 def original_architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes that a config names: a converted one in its "mlxbert" block, any other in `architectures`."""
+    """Return the classes that a config names: a converted one in its "mlxbert" block, any other in `architectures`."""
     block = config.get("mlxbert")
     names = block.get("original_architectures") if isinstance(block, dict) else config.get("architectures")
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
@@ -76,12 +76,12 @@ def original_architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
 def choose_head_class(
     config: Mapping[str, Any], tensors: Iterable[str], *, has_pooler: bool, place: str
 ) -> HeadChoice:
-    """Return the class that a configuration names, if its tensors are there; else the class that the tensors tell.
+    """Return the class that a configuration names, if its tensors are there; else the class that the tensors imply.
 
     Args:
         config: a parsed `config.json`.
         tensors: names of the head's tensors.
-        has_pooler: whether the encoder has a pooler, which tells heads that read it from heads that do not.
+        has_pooler: whether the encoder has a pooler; some heads read it, others do not.
         place: for messages: where the tensors are.
 
     Raises:
@@ -93,38 +93,38 @@ def choose_head_class(
     groups = tuple(prefix for prefix in declared.head_prefixes if any(name.startswith(prefix) for name in names))
     classes = original_architectures(config)
     named = {name for name in classes if name in declared.heads}
-    found = ", ".join(map(_shown, groups)) or "no head"
+    listed = ", ".join(map(_shown, groups)) or "no head"
     if len(named) == 1:
         (class_name,) = named
         wanted = declared.heads[class_name].prefixes
         if not set(wanted) <= set(groups):
             needed = " and ".join(map(_shown, wanted))
             raise HeadClassError(
-                f"{place}: its config names {class_name}, which needs {needed}, and there is {found}; "
+                f"{place}: its config names {class_name}, which needs {needed}, and there is {listed}; "
                 "fix: convert the complete checkpoint"
             )
         rest = [_shown(prefix) for prefix in groups if prefix not in wanted]
         return HeadChoice(class_name, f"{place}: {class_name} has no use for {', '.join(rest)}" if rest else None)
     says = f"its config names {' and '.join(classes) or 'no class'}"
     fitting = _fitting(declared, groups)
-    # Without a pooler a fine-tuned head is one that reads none; of pre-training's it is what was left out.
+    # Without a pooler, a fine-tuned head is one that reads none; pre-training left out its pooler.
     pooled = {name for name in fitting if declared.heads[name].fine_tuned and declared.heads[name].has_pooler}
     name = next((name for name in fitting if has_pooler or name not in pooled), None)
     if name is None:
         raise HeadClassError(
-            f"{place}: {says}, and its tensors ({found}) do not tell the head's class; "
+            f"{place}: {says}, and its tensors ({listed}) do not tell the head's class; "
             'fix: give the source\'s config.json its "architectures" and convert again'
         )
     doubt, others = "", [other for other in fitting if other != name]
     if others and declared.heads[name].fine_tuned:
         doubt = f"; if it is {' or '.join(others)}, say so in the source's config.json and convert again"
-    return HeadChoice(name, f"{place}: {says}; from its tensors ({found}) it is taken for {name}{doubt}")
+    return HeadChoice(name, f"{place}: {says}; from its tensors ({listed}) it is taken for {name}{doubt}")
 
 
 def _fitting(declared: Architecture, groups: tuple[str, ...]) -> list[str]:
-    """Return the classes whose head these groups of tensors can be; none where the groups are of several heads.
+    """Return the classes whose head these groups of tensors can be; none if the groups belong to several heads.
 
-    A fine-tuned head beside a language model's is what the checkpoint was made for: pre-training left the other one.
+    A fine-tuned head wins over a language model's, which is left over from pre-training.
     """
     tuned = {prefix for head in declared.heads.values() if head.fine_tuned for prefix in head.prefixes} & set(groups)
     wanted = tuned or set(groups)
@@ -145,7 +145,7 @@ class Labels:
 
     Attributes:
         id2label: name of each output.
-        problem_type: one of `PROBLEM_TYPES`, or None where the configuration does not say.
+        problem_type: one of `PROBLEM_TYPES`; None if the configuration has none.
     """
 
     id2label: dict[int, str]
@@ -153,7 +153,7 @@ class Labels:
 
     @property
     def num_labels(self) -> int:
-        """How many outputs there are."""
+        """The number of outputs."""
         return len(self.id2label)
 
     @classmethod
@@ -161,7 +161,7 @@ class Labels:
         """Read a parsed `config.json`; as in transformers, without `id2label` there are `num_labels` or two outputs.
 
         Raises:
-            ConfigError: a field has a value that means nothing.
+            ConfigError: a field has an invalid value.
         """
         problem_type = config.get("problem_type")
         if problem_type is not None and problem_type not in PROBLEM_TYPES:
@@ -185,7 +185,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class PretrainedOutput:
-    """What a `PretrainedBert` returns; the field names are transformers' own, and None where the class has no such.
+    """Output of a `PretrainedBert`; the field names are those of transformers, None if the class has no such output.
 
     Attributes:
         logits: masked LM (B, L, V), next sentence (B, 2), sequence (B, K), token (B, L, K), choice (B, C).
@@ -205,7 +205,7 @@ class PretrainedOutput:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """The tensors of a `heads.safetensors` by name; in a class of its own, so that they are no parameters."""
+    """The tensors of a `heads.safetensors` by name; a separate class, so that they are not parameters."""
 
     tensors: Mapping[str, mx.array]
 
@@ -217,7 +217,7 @@ class PretrainedBert(nn.Module):
         core: the encoder.
         head: the head.
         config: the encoder's configuration.
-        architecture: the class of transformers that this computes.
+        architecture: the equivalent class of transformers.
         kind: what the head does.
         labels: names and kind of a classifier's outputs.
         source: the converted directory that both came from; `save` takes configuration and tokenizer from it.
@@ -266,10 +266,10 @@ class PretrainedBert(nn.Module):
         )
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a converted directory with this model in it; a quantized encoder packed as it was, the same bytes.
+        """Write this model as a converted directory; a quantized encoder keeps its packed bytes.
 
         Raises:
-            MLXBertError: this model did not come from a directory; or as `mlxbert.pretrained.save_pretrained`.
+            MLXBertError: this model was not loaded from a directory; or as `mlxbert.pretrained.save_pretrained`.
         """
         if self.source is None:
             raise MLXBertError(
@@ -279,7 +279,7 @@ class PretrainedBert(nn.Module):
         return save_pretrained(self.core, self.head, tensors, self.source, directory, overwrite=overwrite)
 
     def apply_head(self, output: BertOutput, *, choices: int | None = None) -> dict[str, mx.array]:
-        """The logits for what the encoder computed; `choices` texts, one after the other, belong to one question."""
+        """Return the logits for the encoder's output; `choices` consecutive texts belong to one question."""
         pooled = output.pooler_output
         if choices is not None and pooled is not None:
             pooled = pooled.reshape(-1, choices, pooled.shape[-1])  # (B · C, D) -> (B, C, D)
@@ -287,7 +287,7 @@ class PretrainedBert(nn.Module):
 
 
 def _flat(shape: tuple[int, ...], mask: Any, types: Any, positions: Any) -> list[mx.array | None]:
-    """Mask, types and positions of multiple choice, (B, C, L) each, as (B · C, L)."""
+    """Reshape mask, types and positions of multiple choice, (B, C, L) each, to (B · C, L)."""
     arrays = {
         "attention_mask": None if mask is None else mask_of("attention_mask", mask),
         "token_type_ids": None if types is None else whole_numbers("token_type_ids", types),
@@ -313,15 +313,15 @@ def load_with_head(
 ) -> tuple[PretrainedBert, Tokenizer]:
     """Load a converted checkpoint with the head that its source had, and its tokenizer, in evaluation mode.
 
-    The class is the source's own; where its config names none that is known here, the tensors tell, and one line on
-    the log ("mlxbert", a warning) says what they told.
+    The class is the source's; if its config names no known class, the tensors determine it, and a warning on the log
+    "mlxbert" says which.
 
     Args:
         path_or_hub_id, revision, dtype, dequantize: as for `mlxbert.load`.
 
     Raises:
         CheckpointError: never converted, damaged, or without a head.
-        HeadClassError: the head's tensors do not fit the class, or do not tell it.
+        HeadClassError: the head's tensors do not fit the class, or do not determine it.
     """
     directory = resolve(path_or_hub_id, revision)
     config = read_config(directory, other_tools=True)
@@ -337,7 +337,7 @@ def load_with_head(
 
 
 def has_head(directory: Path, config: dict[str, Any]) -> bool:
-    """Return whether a converted directory, whose `config.json` holds or will hold `config`, has a head."""
+    """Return whether a converted directory with this `config` has a head."""
     return is_full_layout(config) or (directory / HEADS_FILE).is_file()
 
 
@@ -367,7 +367,7 @@ def attach_head(
     place: str,
     dtype: mx.Dtype | None = None,
 ) -> PretrainedBert:
-    """The encoder with a head of the chosen class, filled with `tensors`, in evaluation mode.
+    """Return the encoder with a head of the chosen class, filled with `tensors`, in evaluation mode.
 
     Args:
         core: the encoder.
@@ -375,7 +375,7 @@ def attach_head(
         choice: from `choose_head_class`.
         config: the parsed `config.json`.
         place: for messages.
-        dtype: what to compute in; None: as `mlxbert.load`.
+        dtype: dtype of the computation; None: as `mlxbert.load`.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, or of another shape than the configuration calls for; the
@@ -393,7 +393,7 @@ def attach_head(
     used = {
         name: tensor
         for name, tensor in tensors.items()
-        # Another class's head beside this one's is no damage: pre-training leaves its own behind.
+        # Tensors of another class's head are allowed: pre-training leaves its head behind.
         if name in parameters or not declared.is_head_tensor(name) or name.startswith(chosen.prefixes)
     }
     if problems := tensor_problems(used, parameters):
@@ -428,12 +428,12 @@ def save_pretrained(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write encoder, head, `config.json` and the files beside them, whole or not at all; returns the real path.
+    """Write encoder, head, `config.json` and side files, complete or not at all, and return the real path.
 
     Args:
-        core: the encoder; a quantized one is written packed, the same bytes.
+        core: the encoder; a quantized one keeps its packed bytes.
         head: its parameters have Hugging Face's names.
-        stored_head: the tensors that it was loaded from; those that it still holds are written as they were.
+        stored_head: the tensors that it was loaded from; unchanged ones are written as they were.
         source: the converted directory that the model came from.
         directory: where to write.
         overwrite: replace a converted model that is there.
@@ -462,5 +462,5 @@ def save_pretrained(
 
 
 def _is_held(current: mx.array | None, stored: mx.array) -> bool:
-    """Whether the head still has this tensor's numbers, or never had a use for it (another head's)."""
+    """Return whether the head still has this tensor's numbers, or never used it (another head's)."""
     return current is None or bool(mx.array_equal(current, stored.astype(current.dtype)).item())

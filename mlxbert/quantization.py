@@ -2,11 +2,11 @@
 
 `QuantizationConfig` is what `config.json` says. The form on disk is mlx-lm's (`mlx_lm/utils.py`, `load_model`), so
 that its relatives load the same directory: `"quantization": {"group_size": 64, "bits": 4, "mode": "affine",
-"a.layer": {"group_size": 64, "bits": 6, "mode": "affine"}, "another.layer": false}`. A layer has its entry twice:
-under its path here and under that in mlx-swift-lm's MLXEmbedders, what Mac apps load with. Swift looks a layer's own
-bits up by its paths and ignores a key that it does not know, where every package in Python looks them up by ours.
+"a.layer": {"group_size": 64, "bits": 6, "mode": "affine"}, "another.layer": false}`. A layer has two entries: under
+its path here, which every Python package uses, and under its path in mlx-swift-lm's MLXEmbedders, which Mac apps use.
+Swift ignores keys that it does not know.
 
-`PackedWeights` are the quantized tensors: checked, turned back into numbers, or put into the model.
+`PackedWeights` checks the quantized tensors, turns them back into numbers, or puts them into the model.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ class LayerQuantization:
         return self.mode == AFFINE
 
     def fits(self, width: int) -> bool:
-        """Whether rows of this width divide into whole groups, and those into whole 32-bit words."""
+        """Return whether rows of this width divide into whole groups, and these into whole 32-bit words."""
         return width % self.group_size == 0
 
     def bytes_of(self, rows: int, width: int, scale_bytes: int = 2) -> int:
-        """Bytes of a packed (rows, width) weight with its scales and biases."""
+        """Return the bytes of a packed (rows, width) weight with its scales and biases."""
         groups = rows * width // self.group_size
         overhead = 2 * scale_bytes if self.has_biases else 1
         return rows * width * self.bits // 8 + groups * overhead
 
     def to_mlx(self) -> dict[str, Any]:
-        """mlx-lm's form."""
+        """Return mlx-lm's form."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
     @classmethod
@@ -108,8 +108,8 @@ class QuantizationConfig:
 
     Attributes:
         default: for every layer that has no entry of its own.
-        overrides: path of a layer to how it is packed.
-        skipped: path of a layer that keeps its numbers, to the reason.
+        overrides: path of a layer -> how it is packed.
+        skipped: path of a layer that is not packed -> the reason.
     """
 
     default: LayerQuantization
@@ -117,7 +117,7 @@ class QuantizationConfig:
     skipped: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
     def of(self, path: str) -> LayerQuantization | None:
-        """How the layer at `path` is packed; None: it keeps its numbers."""
+        """Return how the layer at `path` is packed; None: it is not."""
         return None if path in self.skipped else self.overrides.get(path, self.default)
 
     def to_mlx(self, declared: Architecture) -> dict[str, Any]:
@@ -132,10 +132,10 @@ class QuantizationConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> QuantizationConfig | None:
-        """What a parsed `config.json` says; None: not quantized. The reasons are in its "mlxbert" block.
+        """Read a parsed `config.json`; None: not quantized. The reasons are in its "mlxbert" block.
 
         Raises:
-            QuantizationError: it says something that MLX does not compute.
+            QuantizationError: MLX does not compute this quantization.
         """
         parsed = config.get("quantization")
         if parsed is None:
@@ -151,7 +151,7 @@ class QuantizationConfig:
         declared = architecture(model_type) if model_type in supported() else None
         for path, value in parsed.items():
             canonical = path if declared is None else declared.from_swift_path(path)
-            if canonical != path and canonical in parsed:  # said twice, for two kinds of readers
+            if canonical != path and canonical in parsed:  # stored twice, for Python and for Swift
                 if value != parsed[canonical]:
                     raise QuantizationError(
                         f"config.json: quantization says {parsed[canonical]} of {canonical}, and {value} of {path}, "
@@ -171,22 +171,21 @@ def _reasons(config: Mapping[str, Any]) -> Mapping[str, str]:
     return {str(path): str(why) for path, why in skipped.items()} if isinstance(skipped, dict) else {}
 
 
-# What is dequantized at once: the codes of a whole 30,522 × 1,024 embedding are not needed beside its numbers.
+# Rows dequantized at once: a whole 30,522 × 1,024 embedding would need much memory for its codes.
 _ROWS = 4096
 
 _CODES = {mx.uint32: "U32", mx.uint8: "U8", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 
 
 class ChangedWeightsError(MLXBertError):
-    """A quantized model is to be saved, and its weights are no longer those that its packed form holds."""
+    """A quantized model cannot be saved: its weights changed after they were packed."""
 
 
 @dataclass(frozen=True)
 class PackedWeights:
     """The tensors of a quantized checkpoint as they are in its files.
 
-    Kept beside the model, so that saving writes the same bytes, whatever it computes in: packing again would round
-    what is rounded already.
+    Kept beside the model, so that saving writes the same bytes in every dtype: packing again would round twice.
 
     Attributes:
         config: which layers, and how.
@@ -200,17 +199,17 @@ class PackedWeights:
 
     @property
     def layers(self) -> dict[str, LayerQuantization]:
-        """Path to how it is packed, of every layer that is."""
-        found = {}
+        """How each packed layer is packed, by its path."""
+        packed = {}
         for name in self.tensors:
             path = name.removesuffix(".scales")
             if path != name and (layer := self.config.of(path)) is not None:
-                found[path] = layer
-        return found
+                packed[path] = layer
+        return packed
 
     @property
     def parameters(self) -> int:
-        """The true number of parameters: what is packed counts by its weights, not by its words or scales."""
+        """The true number of parameters: of a packed layer its weights, not its words or scales."""
         layers = self.layers
         count = 0
         for name, tensor in self.tensors.items():
@@ -225,12 +224,12 @@ class PackedWeights:
 
     @property
     def dtype(self) -> str:
-        """The dtype of scales and of what is not packed, for `config.json`."""
+        """The dtype of scales and of tensors that are not packed, for `config.json`."""
         found = {str(t.dtype).removeprefix("mlx.core.") for t in self.tensors.values() if _is_float(t)}
         return found.pop() if len(found) == 1 else "float32"
 
     def problems(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """A line for each tensor that is missing, unexpected or misshapen; `shapes` are the unpacked model's."""
+        """Return a line for each missing, unexpected or misshapen tensor; `shapes` are the unpacked model's."""
         layers, expected = self.layers, {}
         named = {**self.config.overrides, **self.config.skipped}
         problems = [
@@ -265,7 +264,7 @@ class PackedWeights:
         return problems
 
     def dequantized(self, dtype: mx.Dtype | None = None) -> Iterator[tuple[str, mx.array]]:
-        """Every parameter of the unpacked model, one after the other, in `dtype` (None: as stored, else float32)."""
+        """Yield every parameter of the unpacked model in `dtype` (None: as stored, else float32)."""
         layers = self.layers
         for name, tensor in self.tensors.items():
             path, _, leaf = name.rpartition(".")
@@ -275,11 +274,11 @@ class PackedWeights:
                 yield name, self._numbers(path, layers[path]).astype(dtype or mx.float32)
 
     def install(self, module: nn.Module, dtype: mx.Dtype | None = None) -> None:
-        """Put MLX's quantized layers in the places of packed ones, and fill the whole model; for a GPU.
+        """Replace the packed layers by MLX's quantized ones and fill the whole model; for a GPU.
 
         Args:
             module: the unpacked model.
-            dtype: of scales and of what is not packed; None: as stored.
+            dtype: of scales and of tensors that are not packed; None: as stored.
         """
         layers = self.layers
         modules: Any = module.named_modules()
@@ -291,7 +290,7 @@ class PackedWeights:
         module.load_weights(tensors)
 
     def check_unchanged(self, module: nn.Module) -> None:
-        """Refuse to save packed weights for a model that computes with others.
+        """Refuse to save packed weights if the model now has other ones.
 
         Raises:
             ChangedWeightsError: a parameter is not what its packed form gives; lists them.
@@ -313,7 +312,7 @@ class PackedWeights:
             )
 
     def planned(self) -> list[PlannedTensor]:
-        """The tensors as they are written: the same bytes."""
+        """Return the tensors to write, with the same bytes."""
         return [
             PlannedTensor(name, tuple(array.shape), _CODES[array.dtype], partial(read_array, array))
             for name, array in self.tensors.items()
@@ -326,7 +325,7 @@ class PackedWeights:
 
 
 def unpack(weight: Any, scales: Any, biases: Any, layer: LayerQuantization) -> Iterator[mx.array]:
-    """The float32 numbers of a packed matrix, some rows after the other, from arrays of MLX or NumPy."""
+    """Yield the float32 numbers of a packed matrix, some rows at a time, from arrays of MLX or NumPy."""
     for start in range(0, weight.shape[0], _ROWS):
         rows = slice(start, start + _ROWS)
         words, scale, bias = mx.array(weight[rows]), mx.array(scales[rows]), None
@@ -338,23 +337,23 @@ def unpack(weight: Any, scales: Any, biases: Any, layer: LayerQuantization) -> I
 
 
 def split_quantized(config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> PackedWeights | None:
-    """The packed weights of a checkpoint; None where neither `config.json` nor a tensor says that it is quantized.
+    """Return the packed weights of a checkpoint; None if neither `config.json` nor a tensor says that it is quantized.
 
     Raises:
-        QuantizationError: the two contradict each other, or MLX does not compute what is said.
+        QuantizationError: both contradict each other, or MLX does not compute this quantization.
     """
     parsed = QuantizationConfig.from_hf(config)
     packed = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
     if parsed is None:
         if packed:
             raise QuantizationError(
-                f'{packed[0]} is packed, and config.json has no "quantization" to say how; fix: convert again'
+                f'{packed[0]} is packed, but config.json has no "quantization"; fix: convert again'
             )
         return None
     contradicted = [path for path in packed if parsed.of(path) is None]
     if contradicted:
         raise QuantizationError(
-            "config.json says that layers are not quantized which are; fix: convert again\n" + first_ten(contradicted)
+            "layers are quantized that config.json does not list; fix: convert again\n" + first_ten(contradicted)
         )
     return PackedWeights(parsed, dict(tensors), config["quantization"])
 
@@ -363,7 +362,7 @@ def refuse_training(model: nn.Module) -> None:
     """Refuse to train a model with quantized weights, wherever they came from.
 
     Raises:
-        QuantizationError: says how to get a model that can be trained.
+        QuantizationError: the model has them; the message says how to get one that can be trained.
     """
     for path, module in model.named_modules():
         layered = isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)

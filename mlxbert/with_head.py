@@ -89,14 +89,14 @@ class BertWithHead(nn.Module):
         dtype: mx.Dtype | None = None,
         dequantize: bool | None = None,
     ) -> Self:
-        """A new head on a converted encoder; arguments as for `mlxbert.load`. In evaluation mode."""
+        """Put a new head on a converted encoder, in evaluation mode; arguments as for `mlxbert.load`."""
         directory = resolve(path_or_hub_id, revision)
         model = cls(load_core(directory, dtype=dtype, dequantize=dequantize), head, pooling, source=directory)
         model.eval()
         return model
 
     def features(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> mx.array:
-        """The pooled (B, D) vectors that the head is given; arguments as for the encoder."""
+        """Return the pooled (B, D) vectors, the input of the head; arguments as for the encoder."""
         mask = None if attention_mask is None else mask_of("attention_mask", attention_mask)
         every_layer = isinstance(self.pooling, WeightedLayerPooling)
         output = self.core(input_ids, mask, token_type_ids, output_hidden_states=every_layer)
@@ -105,7 +105,7 @@ class BertWithHead(nn.Module):
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **extra: mx.array
     ) -> mx.array:
-        """Logits (B, outputs), float32.
+        """Return the logits (B, outputs), float32.
 
         Args:
             input_ids: (B, L).
@@ -123,11 +123,11 @@ class BertWithHead(nn.Module):
         return self.head(self.features(input_ids, attention_mask, token_type_ids), **extra)
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
-        """The head's loss; `targets` as `head.encode_targets` makes them. See `heads.base.Head.loss`."""
+        """Return the head's loss; `targets` come from `head.encode_targets`. See `heads.base.Head.loss`."""
         return self.head.loss(logits, targets, rows=rows)
 
     def predict(self, logits: Any) -> np.ndarray[Any, Any]:
-        """Probabilities, or values in the user's units. See `heads.base.Head.predict`."""
+        """Return probabilities, or values in the user's units. See `heads.base.Head.predict`."""
         return self.head.predict(logits)
 
     def sample(
@@ -139,10 +139,10 @@ class BertWithHead(nn.Module):
         samples: int = 30,
         **extra: mx.array,
     ) -> mx.array:
-        """Logits (samples, B, outputs) of passes with dropout on: Monte-Carlo dropout.
+        """Return logits (samples, B, outputs) of passes with dropout on: Monte-Carlo dropout.
 
-        Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142; `RegressionHead.mc_interval` reads them. Every pass
-        is one mask, also where training averages several.
+        Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142; `RegressionHead.mc_interval` uses them. Each pass
+        draws one mask, even if training averages several.
         """
         with _one_dropout_mask(self, self.head):
             passes = []
@@ -152,11 +152,11 @@ class BertWithHead(nn.Module):
             return mx.stack(passes)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a converted directory with this model in it, whole or not at all; returns its real path.
+        """Write this model as a converted directory, complete or not at all, and return its real path.
 
-        Encoder in `model.safetensors` (any other tool loads it as before), `head.*` and `pooling.*` in
-        `heads.safetensors`, their settings in `config.json` under "mlxbert", "head"; every tensor in its own dtype, a
-        quantized encoder packed as it was, the same bytes. Tokenizer files are those of `source`.
+        The encoder is in `model.safetensors` (other tools load it as before), `head.*` and `pooling.*` are in
+        `heads.safetensors`, their settings in `config.json` under "mlxbert", "head". Each tensor keeps its dtype, a
+        quantized encoder its packed bytes. The tokenizer files are copied from `source`.
 
         Raises:
             WriteError: the directory exists and `overwrite` is not given, or cannot be written.
@@ -171,7 +171,7 @@ class BertWithHead(nn.Module):
             if rest:
                 output.write_safetensors(HEADS_FILE, rest)
             beside = [] if self.source is None else [file for file in self.source.iterdir() if file.is_file()]
-            for file in beside:  # the rights to the source reach to what was trained from it
+            for file in beside:  # the source's license also covers a model trained from it
                 if file.name in TOKENIZER_FILES or is_license_file(file.name):
                     output.copy(file.name, file)
             return output.commit(config)
@@ -185,12 +185,12 @@ class BertWithHead(nn.Module):
         dtype: mx.Dtype | None = None,
         dequantize: bool | None = None,
     ) -> Self:
-        """What `save` wrote, in evaluation mode; its tokenizer is `mlxbert.load(path)[1]`.
+        """Load a model that `save` wrote, in evaluation mode; its tokenizer is `mlxbert.load(path)[1]`.
 
         Args:
             path_or_hub_id: a directory, or the id of a repository on the Hub.
             revision: a branch, tag or commit of that repository.
-            dtype: what the encoder computes in, as for `mlxbert.load`; head and pooling keep their stored dtype.
+            dtype: dtype of the encoder's computation, as for `mlxbert.load`; head and pooling keep their stored dtype.
             dequantize: of a quantized encoder, as for `mlxbert.load`.
 
         Raises:
@@ -214,14 +214,14 @@ class BertWithHead(nn.Module):
         return model
 
     def _config(self) -> dict[str, Any]:
-        """`config.json`: the source's, with the dtype of these tensors and the head's settings."""
+        """Return the source's `config.json`, with the dtype of these tensors and the head's settings."""
         declared = self.core.architecture
         if self.source is not None:
             config = encoder_layout(read_config(self.source, other_tools=True))
         else:
             names = {"model_type": declared.model_type, "architectures": [declared.encoder_class]}
             config = {**names, **asdict(self.core.config)}
-        if not isinstance(config.get("mlxbert"), dict):  # another tool's, whose class may be one with a head
+        if not isinstance(config.get("mlxbert"), dict):  # written by another tool; its class may have a head
             config["mlxbert"] = {"format_version": 1, "source": None, "revision": None}
             config["mlxbert"]["original_architectures"] = config.get("architectures")
             config["architectures"] = [declared.encoder_class]
@@ -229,7 +229,7 @@ class BertWithHead(nn.Module):
         if self.core.packed is not None:
             config["quantization"] = config["quantization_config"] = dict(self.core.packed.block)
         settings = {**self.head.settings(), "pooling": pooling_settings(self.pooling)}
-        # What the source scored, where a run trained it, these weights did not.
+        # The scores of a trained source do not belong to these weights.
         block = {name: value for name, value in config["mlxbert"].items() if name != "trained"}
         config["mlxbert"] = {**block, "head": settings}
         return config
@@ -254,7 +254,7 @@ class BertWithHead(nn.Module):
 
 @contextmanager
 def _one_dropout_mask(model: nn.Module, head: Head) -> Iterator[None]:
-    """Inside, every module drops, and `head` draws one mask a pass even if it averages several; then all as before."""
+    """Turn dropout on inside; `head` draws one mask a pass even if it averages several. Restore both afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     samples = head.dropout_samples
     model.train()

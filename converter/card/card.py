@@ -1,4 +1,4 @@
-"""The model card: `CardFacts` in, the text of `README.md` out; only its template is read from a file.
+"""The model card: `CardFacts` in, the text of `README.md` out; no file but the template is read.
 
 Two blocks that a card shows are read here too: what quantization cost, and how a fine-tuned model scored.
 """
@@ -37,7 +37,7 @@ from mlxbert.models.architecture import HeadKind, architecture
 if TYPE_CHECKING:
     import jinja2
 
-# Calls that a card shows, where they run on the files.
+# Calls that a card shows if they run on the files.
 LOAD, LOAD_WITH_HEAD = "mlxbert.load", "mlxbert.load_with_head"
 SENTENCES, TRAINED = "SentenceEncoder", "BertWithHead.load"
 # The Hub's task for each kind of head; it has none for the next sentence.
@@ -167,7 +167,7 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card says.
+    """The content of a card.
 
     Attributes:
         name: of the model, the title.
@@ -183,7 +183,7 @@ class CardFacts:
         dropped: tensors of the source that were left out, each with its reason.
         missing_tokenizer: whether there are no tokenizer files.
         parity: the comparison with PyTorch; None: nothing was compared.
-        source_card: what the source's own card says.
+        source_card: the content of the source's card that is copied.
         quantization: what quantization cost; None: not quantized, or not measured.
         quantized: whether the weights are quantized.
         skipped: layers that quantization left unchanged, each with its reason.
@@ -235,7 +235,7 @@ class CardFacts:
 
     @property
     def trained(self) -> str | None:
-        """Return the task that this project fine-tuned the model for; None: it is as its source is."""
+        """Return the task that this project fine-tuned the model for; None: it was not fine-tuned here."""
         return self.trained_head or (self.scores.task if self.scores else None)
 
     @property
@@ -368,7 +368,7 @@ def _template() -> jinja2.Template:
 
 
 def _compared(gate: str, check: str, names: Iterable[str]) -> str:
-    """Return what the points with these names are, and what they were compared with."""
+    """Return in words which points have these names, and what they were compared with."""
     if gate == PRECISION:
         return "these files, against the same model in float32"
     if check == PADDING:
@@ -404,6 +404,6 @@ def _one_or_several(values: tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _scalar(text: str) -> str:
-    """Return the text plain where YAML reads the same text back, else in JSON's quotes, which YAML has too."""
+    """Return the text plain if YAML reads the same text back, else in JSON's quotes, which YAML knows too."""
     plain = re.fullmatch(r"[A-Za-z][\w./+-]*", text, re.ASCII) and text.lower() not in _YAML_WORDS
     return text if plain else json.dumps(text)

@@ -1,8 +1,8 @@
-"""Read what the model card says from a converted directory, for a conversion, a verification and a push.
+"""Read the facts of the model card from a converted directory, for a conversion, a verification and a push.
 
 The code that a card shows is run here on the written files: the card shows only code that runs. A conversion needs
 little more memory than its largest tensor. So each part of the encoder (embeddings, one layer, the pooler) is read
-from its file when it computes, and is released after it.
+from its file when it is used, and then released.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def card_facts(
     records: Mapping[str, FileRecord],
     quantization: QuantizationReport | None = None,
 ) -> CardFacts:
-    """Return what the card of the model in `directory` says.
+    """Return the content of the card of the model in `directory`.
 
     Args:
         directory: with the index, the heads and the tokenizer files; its `config.json` may not be written yet.
@@ -216,7 +216,7 @@ def run_usage(directory: Path, config: Mapping[str, Any]) -> Usage:
                 warnings.simplefilter("ignore")  # a tiny model truncates the texts
                 _require_finite(call(directory, config))
             ran.append(name)
-        except Exception as error:  # a user would get it too: the note and the card name it
+        except Exception as error:  # users would get this error too, so the note and the card name it
             failed[name] = reason(error, directory)
     return Usage(tuple(ran), failed)
 
@@ -257,7 +257,7 @@ def _encode_sentences(directory: Path, config: Mapping[str, Any]) -> list[Any]:
 
 
 def _load_trained(directory: Path, config: Mapping[str, Any]) -> list[Any]:
-    """Load a fine-tuned model whole, from a folder of links, because its `config.json` may not be written yet."""
+    """Load a complete fine-tuned model from a folder of links, because its `config.json` may not be written yet."""
     from mlxbert.with_head import BertWithHead
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Which packages load a converted directory, and which of them compute other numbers: one table of rules.
+"""Which packages load a converted directory, and which compute other numbers: one table of rules.
 
 The terminal, the model card and `tests/converter/test_loaders.py` read it. The test loads directories of every kind
 with the real packages and compares the numbers; the rules for Swift are checked against those of its source.
@@ -71,8 +71,8 @@ class Loader:
     Attributes:
         package: its name.
         call: the function or class that is called.
-        concerns: the trait of the directories that it is for; None: it is for all.
-        has_own_models: whether it computes with models of its own, and so only the architectures that it has.
+        concerns: it is only for directories with this trait; None: for all.
+        has_own_models: whether it has its own models, and so only some architectures.
     """
 
     package: str
@@ -175,11 +175,11 @@ RULES: tuple[tuple[Loader, Trait, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What one loader does with a directory.
+    """The result of one loader for a directory.
 
     Attributes:
         loader: which one.
-        effect: "works", "differs" (it loads, and computes another number) or "refuses".
+        effect: "works", "differs" (it loads, but computes other numbers) or "refuses".
         reasons: why; empty where it works.
     """
 
@@ -189,7 +189,7 @@ class Reading:
 
 
 def readings(traits: Collection[Trait], model_type: str) -> tuple[Reading, ...]:
-    """Return what every loader that concerns it does with a directory of these traits and this architecture."""
+    """Return the results of all relevant loaders for a directory with these traits and this architecture."""
     known_to = architecture(model_type).known_to
     return tuple(
         _reading(loader, traits, is_known=not loader.has_own_models or loader.package in known_to)
@@ -206,12 +206,12 @@ def _reading(loader: Loader, traits: Collection[Trait], *, is_known: bool) -> Re
     return Reading(loader, worst, tuple(dict.fromkeys(why for effect, why in rules if effect == worst)))
 
 
-def lines(found: Collection[Reading]) -> list[tuple[str, str]]:
+def lines(results: Collection[Reading]) -> list[tuple[str, str]]:
     """Return label and text of each line for the terminal: where it loads, where numbers differ, where it does not."""
     rows = []
     for effect, label in ((WORKS, "Loads in"), (DIFFERS, "Differs"), (REFUSES, "Not in")):
         names: dict[tuple[str, ...], list[str]] = {}
-        for reading in found:
+        for reading in results:
             if reading.effect == effect:
                 names.setdefault(reading.reasons, []).append(reading.loader.name)
         rows += [(label, ": ".join(filter(None, (", ".join(n), "; ".join(why))))) for why, n in names.items()]
@@ -224,7 +224,7 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
     Args:
         directory: with every file but `config.json`, which may be missing.
         config: the content of `config.json`.
-        heads: names of the head's tensors, wherever they are stored.
+        heads: names of the head's tensors, in any file.
     """
     declared = architecture(config.get("model_type"))
     index = read_json(directory / INDEX, CheckpointError) or {}
@@ -245,7 +245,7 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
 def _head_class(
     declared: Architecture, config: Mapping[str, Any], heads: Collection[str], *, has_pooler: bool
 ) -> HeadClass | None:
-    """Return the class of the head; None without one, or if mlxbert trained it, or if its class cannot be told."""
+    """Return the class of the head; None without one, or if mlxbert trained it, or if its class is unknown."""
     try:
         Labels.from_hf(config)
         return declared.heads[choose_head_class(config, heads, has_pooler=has_pooler, place="").name]

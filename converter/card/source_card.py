@@ -1,10 +1,10 @@
-"""What our card takes over from the source's card, and the Hub's rules for it, checked without the Hub.
+"""Fields that our card copies from the source's card, and the Hub's rules for them, checked offline.
 
-By hand, because a conversion and a dry run are offline; when a card is sent, huggingface_hub asks the Hub itself, as
-`ModelCard.validate` does. The licenses are those that the Hub's own error message lists (huggingface_hub issue 4218,
-May 2026); languages as in huggingface.co/docs/hub/model-cards: ISO 639-1, 639-2 or 639-3, "code" or "multilingual";
-`license_name` (an id such as my-license-1.0) and `license_link` (a URL, or a file such as LICENSE in the repository)
-as in huggingface/hub-docs, `modelcard.md`.
+The rules are copied, because a conversion and a dry run are offline; when a card is sent, huggingface_hub asks the
+Hub itself, as `ModelCard.validate` does. The licenses are those in the Hub's error message (huggingface_hub issue
+4218, May 2026); languages as in huggingface.co/docs/hub/model-cards: ISO 639-1, 639-2 or 639-3, "code" or
+"multilingual"; `license_name` (an id such as my-license-1.0) and `license_link` (a URL, or a file such as LICENSE in
+the repository) as in huggingface/hub-docs, `modelcard.md`.
 
 The source's card is a foreign file: what is read of it is limited in size, and what cannot be read becomes a note,
 never an error. PyYAML reads YAML 1.1, where `no` is false, `1:30` is 90 and `2024-01-01` is a date; here every plain
@@ -83,7 +83,7 @@ def is_language(value: object) -> bool:
 
 
 def front_matter_problems(data: dict[str, Any]) -> list[str]:
-    """Return what the Hub would refuse, and what this project never writes, one line each."""
+    """Return fields and values that the Hub would refuse or this project never writes, one line each."""
     problems = [f'"{name}" is not a field that our cards have' for name in sorted(set(data) - set(_FIELDS))]
     for name, (is_valid, several, wanted) in _FIELDS.items():
         if name in data:
@@ -131,7 +131,7 @@ _UNREAD = f"the source's {CARD} cannot be read ({{}}): its license and languages
 
 @dataclass(frozen=True)
 class SourceCard:
-    """What the source's card says about its rights, languages and training data; empty where it says nothing.
+    """Rights, languages and training data from the source's card; empty if it does not name them.
 
     Attributes:
         license: identifiers that the Hub knows.
@@ -159,7 +159,7 @@ class SourceCard:
 
 
 def read_source_card(directory: Path, *, url: str | None = None) -> tuple[SourceCard, list[str]]:
-    """Return what the card in `directory` says, and a note for the user on each value that is not taken over.
+    """Return the content of the card in `directory`, and a note for the user on each value that is not copied.
 
     Args:
         directory: of the source.
@@ -175,7 +175,7 @@ def read_source_card(directory: Path, *, url: str | None = None) -> tuple[Source
 
 
 def parse_source_card(data: Mapping[str, Any]) -> tuple[SourceCard, list[str]]:
-    """Return the card that the fields of a front matter give, and a note on each value that is changed or left out."""
+    """Return the card for the fields of a front matter, and a note on each value that is changed or left out."""
     notes: list[str] = []
     licenses, unknown = _licenses(data.get("license"), notes)
     name = _license_name(data.get("license_name"), unknown, notes)
@@ -203,17 +203,17 @@ def parse_source_card(data: Mapping[str, Any]) -> tuple[SourceCard, list[str]]:
 
 def _licenses(value: object, notes: list[str]) -> tuple[tuple[str, ...], list[str]]:
     """Return the Hub's identifiers, and the names of licenses that the Hub does not know."""
-    found, unknown = [], []
+    known, unknown = [], []
     for item in _values(value):
         slug = _slug(item) if isinstance(item, str) else ""
         if is_license(slug):
-            found.append(slug)
+            known.append(slug)
         elif is_license_name(slug):
-            found.append("other")
+            known.append("other")
             unknown.append(slug)
         else:
             notes.append(_left_out("license", item))
-    return tuple(dict.fromkeys(found)), unknown
+    return tuple(dict.fromkeys(known)), unknown
 
 
 def _license_name(value: object, unknown: list[str], notes: list[str]) -> str | None:
@@ -232,21 +232,21 @@ def _license_name(value: object, unknown: list[str], notes: list[str]) -> str | 
 
 
 def _languages(value: object, notes: list[str]) -> tuple[str, ...]:
-    found, refused = [], []
+    known, refused = [], []
     for item in _values(value):
         code = item.strip().lower() if isinstance(item, str) else ""
         base = re.split("[-_]", code)[0]
         if is_language(code):
-            found.append(code)
+            known.append(code)
         elif is_language(base):
-            found.append(base)
+            known.append(base)
             notes.append(
                 f"the source's card has language {printable(item, 40)!r}: our card has {base}, as the Hub wants"
             )
         else:
             refused.append(item)
     notes += [_left_out("language", item) for item in refused[:_MAX_NOTES]]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(known))
 
 
 def with_reachable_link(card: SourceCard, directory: Path, url: str | None) -> tuple[SourceCard, list[str]]:
@@ -261,12 +261,12 @@ def with_reachable_link(card: SourceCard, directory: Path, url: str | None) -> t
         return card, []
     if url is not None:
         return SourceCard(**{**vars(card), "license_link": f"{url}/{link}"}), []
-    note = f"the source's license_link {link!r} is no license file beside its weights: left out of our card"
+    note = f"the source's license_link {link!r} is not a license file beside its weights: left out of our card"
     return SourceCard(**{**vars(card), "license_link": None}), [note]
 
 
 def _fields(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields of the front matter that are used, each parsed alone, so that a bad one costs no other."""
+    """Return the used fields of the front matter, each parsed alone, so that a bad one does not affect others."""
     file = open_regular(path, MLXBertError)
     if file is None:
         return {}, []
@@ -294,8 +294,8 @@ def _fields(path: Path) -> tuple[dict[str, Any], list[str]]:
             fields[name] = True
         if name not in _READ_FIELDS:
             continue
-        if name in fields:  # YAML does not allow it, and its readers take the last value
-            notes.append(f"the source's card has {name} twice: the last one is taken; look there for what holds")
+        if name in fields:  # YAML forbids it, but parsers take the last value
+            notes.append(f"the source's card has {name} twice: the last one is used; check it there")
         try:
             fields |= _parsed(block)
         except MLXBertError as error:
@@ -358,6 +358,6 @@ def _slug(text: str) -> str:
 
 
 def _left_out(name: str, value: object) -> str:
-    """Return the note on a value; of a list or a mapping only its type, because aliases may make it endless."""
+    """Return the note on a value; for a list or a mapping only its type, because aliases may make it endless."""
     shown = printable(value, 80) if isinstance(value, str | int | float) else type(value).__name__
     return _LEFT_OUT.format(name, shown)

@@ -1,4 +1,4 @@
-"""The way back: a converted directory becomes a Hugging Face PyTorch checkpoint again, its heads included."""
+"""Export a converted directory as a Hugging Face PyTorch checkpoint, with its heads."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ExportError(MLXBertError):
 
 
 def export(converted: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
-    """Write the Hugging Face directory that `converted` came from: names, classes, tokenizer; returns its path.
+    """Write the Hugging Face directory that `converted` came from (names, classes, tokenizer), and return its path.
 
-    The tensors are those of `converted`, bit for bit, in its dtype: of a float32 conversion of a float32
-    source, the source's own. Copies of tied tensors are left out, as transformers does when it saves.
+    The tensors are those of `converted`, bit for bit, in its dtype: for a float32 conversion of a float32
+    source, those of the source. Copies of tied tensors are left out, as transformers does when it saves.
 
     Raises:
         ExportError: `converted` was not written by mlxbert-convert, is quantized, or has a head of mlxbert's own.
@@ -65,18 +65,18 @@ def _converted_config(converted: Path) -> dict[str, Any]:
 
 
 def _tensors(source: Source) -> list[PlannedTensor]:
-    """Every tensor of a converted directory under its Hugging Face name."""
-    own = [key for key in (*source.entries, *source.own_head) if key.startswith(OWN_HEADS)]
-    if own:
+    """Return every tensor of a converted directory under its Hugging Face name."""
+    trained = [key for key in (*source.entries, *source.own_head) if key.startswith(OWN_HEADS)]
+    if trained:
         raise ExportError(
             f"{source.directory}: heads.safetensors has a head that mlxbert trained, {_trained_head(source.config)}\n"
-            + first_ten(own)
+            + first_ten(trained)
         )
     mapping = mapping_for(source.config)
     shapes = {key: entry.shape for key, entry in source.entries.items()}
     planned = plan(mapping, config_from_hf(source.config), shapes)
     classes = _original_classes(source.config)
-    # Without a class (a bare state dict had no config of its own), or with one that is not true, the heads tell.
+    # If the class is missing (a bare state dict had no config) or wrong, the heads determine it.
     is_base = not planned.heads and classes in (None, [mapping.base_class])
     names = hugging_face_names(
         mapping,
@@ -92,20 +92,20 @@ def _tensors(source: Source) -> list[PlannedTensor]:
 
 
 def _trained_head(config: Mapping[str, Any]) -> str:
-    """Why it is not written here, and who does."""
+    """Return why a trained head is not written here, and which command writes it."""
     if "head" in config["mlxbert"]:
         return "which this function does not write; fix: mlxbert-export, or export_directory(…)"
     return "and config.json lacks its settings; fix: save the model again"
 
 
 def _hugging_face_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` as it was before the conversion, except for dtype, which stays true."""
+    """Return `config` as it was before the conversion, but with the dtype of these files."""
     restored = {key: value for key, value in config.items() if key not in ("mlxbert", "architectures")}
     classes = _original_classes(config)
     return restored if classes is None else {**restored, "architectures": classes}
 
 
 def _original_classes(config: Mapping[str, Any]) -> list[str] | None:
-    """`architectures` of the source; None where it had none."""
+    """Return `architectures` of the source; None if it had none."""
     classes = config["mlxbert"].get("original_architectures")
     return [str(name) for name in classes] if isinstance(classes, list) and classes else None

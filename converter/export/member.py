@@ -1,4 +1,4 @@
-"""One trained model as PyTorch: a class of transformers where one computes the same, else its encoder and its head.
+"""One trained model as PyTorch: an equivalent class of transformers if there is one, else its encoder and head.
 
 `EXPORTED_HEADS` has an entry for each head that `inference_modules/torch_heads.py` computes. To export a head of your
 own, add an entry to both tables.
@@ -34,7 +34,7 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 @dataclass(frozen=True)
 class ExportedHead:
-    """What is written of a head.
+    """The parts of a head that are written.
 
     Attributes:
         settings: a head to its settings in `head.json`, beside its name.
@@ -63,10 +63,10 @@ class ExportedHead:
 
 
 def exported_head(head: Any, directory: object) -> ExportedHead:
-    """Return what is written of a head; `directory` begins the message of an error.
+    """Return the parts of a head that are written; `directory` begins the message of an error.
 
     Raises:
-        ExportError: it is a head of another package, or none that `inference.py` computes.
+        ExportError: it is a head of another package, or `inference.py` does not compute it.
     """
     if head.head_name not in EXPORTED_HEADS or not type(head).__module__.startswith("heads."):
         raise ExportError(
@@ -86,7 +86,7 @@ def folded_linear(head: Any) -> dict[str, np.ndarray]:
 
 
 def target_scaler(head: Any) -> TargetScaler:
-    """Return the fitted scaler of a head; one that changes nothing where the head has none by its settings.
+    """Return the fitted scaler of a head; an identity scaler if the head's settings ask for none.
 
     Raises:
         ExportError: the head was never fitted.
@@ -107,17 +107,17 @@ def planned_array(name: str, array: np.ndarray) -> PlannedTensor:
 def stl_matrices(window: int, period: int) -> tuple[np.ndarray, np.ndarray]:
     """Return trend and season of a history as matrices (W, W) float64: `history @ matrix`.
 
-    STL without robustness weights only adds, and multiplies by constants of the place. So for histories of one length
-    it is linear, and row i of its matrix is what it makes of unit vector i.
+    STL without robustness weights only adds, and multiplies by constants that depend on the position. So it is linear
+    for histories of one length, and row i of its matrix is its result for unit vector i.
     """
     trend, seasonal, _ = decompose(np.eye(window), period, "time_series")
     return trend, seasonal
 
 
 def _ordinal_tensors(head: Any) -> list[PlannedTensor]:
-    """Return the last layer, and with "corn" all others; without it the thresholds stand for their parameters."""
+    """Return the last layer, and with "corn" all others; otherwise `_ordinal_thresholds` replaces the others."""
     tensors = planned_tensors(head, "head.")
-    return [one for one in tensors if head.objective == "corn" or one.name.startswith("head.output.")]
+    return [tensor for tensor in tensors if head.objective == "corn" or tensor.name.startswith("head.output.")]
 
 
 def _ordinal_thresholds(head: Any) -> Iterator[PlannedTensor]:
@@ -194,7 +194,7 @@ class MemberExport:
 
     Attributes:
         model: the model.
-        exported: what is written of its head.
+        exported: the parts of its head that are written.
         class_name: the class of transformers that its weights are written for.
         is_whole: whether that class has the head, too.
         head: `head.json`.

@@ -1,4 +1,4 @@
-"""`export_directory`: whatever mlxbert wrote (a checkpoint, a trained model, a run) for a place without MLX."""
+"""`export_directory`: export a checkpoint, a trained model or a run for a place without MLX."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class ExportedRun:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         path: the exported directory.
         what: how many models, as which class, and why.
-        use: how it is used next, a line each.
+        use: how to use it, in lines.
     """
 
     path: Path
@@ -98,7 +98,7 @@ def read_run(directory: Path) -> ExportedRun:
     """Return the finished run in `directory`.
 
     Raises:
-        RunError: `run.json` is damaged, or none of ours.
+        RunError: `run.json` is damaged, or not ours.
         ExportError: the run is unfinished, or a member is gone.
     """
     record = read_record(directory)
@@ -114,7 +114,7 @@ def read_run(directory: Path) -> ExportedRun:
 
 
 def run_of(member: Path) -> ExportedRun | None:
-    """Return the run that a member's directory lies in; None where it stands alone.
+    """Return the run that a member's directory lies in; None if it stands alone.
 
     Raises:
         RunError: the run's `run.json` is damaged.
@@ -160,7 +160,7 @@ def _export_models(
         output.write_json(SETTINGS, settings)
         for name, text in code_files():
             output.write_bytes(name, text.encode())
-        if not is_alone:  # of the encoder that the members share: no model lies here
+        if not is_alone:  # lists the encoder's files, which are not at this place
             config = {key: value for key, value in config.items() if key != "architectures"}
         path = output.commit(config)
     models = f"{len(members)} model{'' if is_alone else 's, each'}"
@@ -194,10 +194,10 @@ def _limit(directory: Path, member: MemberExport) -> int:
 def inference_settings(
     run: ExportedRun | None, members: list[str], member: MemberExport, limit: int
 ) -> dict[str, Any]:
-    """Return `inference.json`: how a row becomes a text, what the submission looks like, which members are averaged.
+    """Return `inference.json`: how a row becomes a text, the format of the submission, which members are averaged.
 
     Args:
-        run: None for a model that stands alone: its user names the column of the text.
+        run: None for a single model, whose user names the text column.
         members: the directories of the models, relative to the export.
         member: one of them.
         limit: tokens that the encoder and its tokenizer take.
@@ -230,7 +230,7 @@ def inference_settings(
 
 
 def _run_settings(record: RunRecord, limit: int) -> dict[str, Any]:
-    data, asked, ready = record.data, record.config.metric, record.settings.submission
+    data, metric, ready = record.data, record.config.metric, record.settings.submission
     return {
         "target": list(record.task.target),
         "text": data.text.to_dict(),
@@ -240,9 +240,9 @@ def _run_settings(record: RunRecord, limit: int) -> dict[str, Any]:
         "time": data.time,
         "max_length": min(data.max_length, limit),
         "submission": asdict(record.submission),
-        # What decides the format where a sample leaves it open.
+        # These decide the format if a sample does not.
         "id_found": data.id_found,
-        "wanted": None if asked is None else compared_values(asked),
+        "wanted": None if metric is None else compared_values(metric),
         "ready": ready is not None and record.settings.values in (None, ready.values),
         "values": record.settings.values,
     }
@@ -259,7 +259,7 @@ def _usual_submission(member: MemberExport) -> dict[str, Any]:
 
 
 def _check_submission(submission: dict[str, Any], member: MemberExport) -> None:
-    """Refuse a format that has a column too few or too many for what inference.py writes."""
+    """Refuse a format with fewer or more columns than inference.py writes."""
     name, values, columns = member.model.head.head_name, submission["values"], submission["columns"]
     counts = member.exported.columns(member.model.head).get(str(values))
     if counts is None:
@@ -290,7 +290,7 @@ def code_files() -> Iterator[tuple[str, str]]:
 
 
 def _inside_folder(file: Path) -> str:
-    """Return a module's text with its imports of ours inside the folder of the exported code."""
+    """Return a module's text; its imports of our modules lead to the folder of the exported code."""
     text = file.read_text(encoding="utf-8")
     text = re.sub(rf"^(\s*from )converter\.export\.{CODE}\b", rf"\1{CODE}", text, flags=re.MULTILINE)
     return re.sub(r"^(\s*from )(heads|mlxbert)\b", rf"\1{CODE}.\2", text, flags=re.MULTILINE)

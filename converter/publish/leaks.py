@@ -1,7 +1,7 @@
-"""Find what must never be published or copied into a model: keys, tokens, paths of this machine, links, special files.
+"""Find secrets that must not be published or copied into a model: keys, tokens, local paths, links, special files.
 
 Every file is searched, vocabularies too. Each format is exact (a prefix, and the length and letters that its issuer
-uses), so that no word of a vocabulary is taken for a secret. A card is also checked against the Hub's rules, offline.
+uses), so that no word of a vocabulary looks like a secret. A card is also checked against the Hub's rules, offline.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PublishError(MLXBertError):
     """The model was not published, or must not be: one line with the fix."""
 
 
-# What it is, how it begins (a search for that alone is many times faster), and its whole format.
+# Its name, its beginning (searching only for it is many times faster), and its whole format.
 _SECRETS = (
     ("a private key", "-----BEGIN ", r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"),
     ("a private key", "PuTTY-User-Key-File", r"PuTTY-User-Key-File-\d"),
@@ -71,14 +71,14 @@ def secrets_in(text: str, *, token: str | None = None) -> list[str]:
     """
     # In UTF-16, a zero follows each letter.
     text = text.replace("\0", "")
-    found = [
+    kinds = [
         what
         for what, beginning, pattern in _PATTERNS
         if any(pattern.match(text, place) for place in _places(text, beginning))
     ]
-    if token and token in text and not found:
-        found.append("the token that is in use")
-    return list(dict.fromkeys(found))
+    if token and token in text and not kinds:
+        kinds.append("the token that is in use")
+    return list(dict.fromkeys(kinds))
 
 
 def _places(text: str, part: str) -> Iterator[int]:
@@ -116,15 +116,15 @@ def refuse_leaks(directory: Path, names: Iterable[str], *, token: str | None = N
             f"{directory}: links are not published, for they may lead to private files; fix: replace each by the file "
             f"itself, if that is meant\n{first_ten(links)}"
         )
-    found = []
+    problems = []
     for name in names:
         text = _text(directory / name)
         has_paths = name.endswith((".json", ".txt", ".md")) and name not in _NO_PATHS
         kinds = leaks(text, token=token) if has_paths else secrets_in(text, token=token)
-        found += [f"{name}: {kind}" for kind in kinds]
-    if found:
+        problems += [f"{name}: {kind}" for kind in kinds]
+    if problems:
         raise PublishError(
-            f"{directory}: must not be published; fix: convert again from a source without\n{first_ten(found)}"
+            f"{directory}: must not be published; fix: convert again from a source without\n{first_ten(problems)}"
         )
 
 
@@ -134,15 +134,15 @@ def refuse_secrets(files: Mapping[str, Path], config: Mapping[str, Any], source:
     Args:
         files: name -> the source's file.
         config: the model's configuration.
-        source: what messages call the source.
+        source: its name in messages.
 
     Raises:
         PublishError: a file has one.
     """
     texts = {**{name: _text(path) for name, path in files.items()}, "config.json": json.dumps(config)}
-    if found := [f"{name}: {what}" for name, text in texts.items() for what in secrets_in(text)]:
+    if secrets := [f"{name}: {what}" for name, text in texts.items() for what in secrets_in(text)]:
         raise PublishError(
-            f"{source}: secrets would be copied into the model; fix: take them out of the source\n{first_ten(found)}"
+            f"{source}: secrets would be copied into the model; fix: take them out of the source\n{first_ten(secrets)}"
         )
 
 
@@ -177,7 +177,7 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 
 def lint_card(card: str, *, token: str | None = None) -> list[str]:
-    """Return what the Hub would refuse in a README.md, and what must not be in it; one line each.
+    """Return the problems of a README.md: values that the Hub would refuse, and secrets; one line each.
 
     This runs offline, for a dry run too; when the card is sent, huggingface_hub asks the Hub itself (validate-yaml).
     """
@@ -192,7 +192,7 @@ def lint_card(card: str, *, token: str | None = None) -> list[str]:
     problems = front_matter_problems(fields)
     if not fields:
         problems.append("there is no front matter")
-    # The Hub's client must read the values that were meant.
+    # The Hub's client must read the same values.
     if not problems and ModelCardData(**fields).to_dict() != data.to_dict():
         problems.append("the front matter does not survive huggingface_hub's ModelCardData")
     return problems + leaks(card, token=token)

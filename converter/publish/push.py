@@ -1,6 +1,6 @@
 """Publish a converted directory on the Hugging Face Hub with its evidence: the function behind `mlxbert-push`.
 
-Only files that are as they were verified are published, of a model whose comparison with PyTorch passed.
+Only verified, unchanged files are published, of a model whose comparison with PyTorch passed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def push(
 
     Args:
         directory: what `mlxbert-convert` wrote.
-        to: the repository, `OWNER/NAME`; None: in mlx-community, named as it names its models.
+        to: the repository, `OWNER/NAME`; None: in mlx-community, with a name by its rules.
         private: make a new repository private; an existing public one is refused.
         pr: propose the files in a pull request, which needs no right to write.
         revision: a branch, which is created if it does not exist; None: the default one.
@@ -59,14 +59,14 @@ def push(
         progress: show the client's progress bars, on a terminal.
 
     Raises:
-        MLXBertError: it may not be published, cannot be, or did not arrive as it was sent; if the message does not
-            say otherwise, nothing was written.
+        MLXBertError: it must not or cannot be published, or did not arrive as it was sent; unless the message says
+            otherwise, nothing was written.
     """
     if pr and revision is not None:
         raise PublishError("--pr and --revision: a pull request is always made to the default branch; leave one out")
     if to is not None:
         check_repo_id(to)
-    existing_directory(directory)  # before a login is asked for
+    existing_directory(directory)  # before the login
     token = None if dry_run else _token()
     evidence = gather_evidence(directory, allow_unverified=allow_unverified, token=token)
     repo_id = to if to is not None else _default_name(evidence)
@@ -96,7 +96,7 @@ def push(
 
 
 def require_pushable(to: str, *, verify: bool | None) -> None:
-    """Refuse before a long conversion what would be refused after it.
+    """Refuse early, before a long conversion, a push that must fail.
 
     Raises:
         PublishError: the name breaks a rule, there is no token, or nothing will be compared.
@@ -155,7 +155,7 @@ def _files(
 
 @dataclass(frozen=True)
 class Evidence:
-    """A directory that may be published, and what is known of it.
+    """A directory that may be published, and the proof for it.
 
     Attributes:
         directory: its path.
@@ -252,7 +252,7 @@ def _require_block(path: Path, config: dict[str, Any]) -> None:
 def _parity(
     path: Path, records: Mapping[str, FileRecord], block: Mapping[str, Any]
 ) -> tuple[ParityReport | None, str | None]:
-    """Return the report, and why it does not prove that these files are the model that `block` names."""
+    """Return the parity report, and why it does not prove that these files are the model in `block`."""
     if PARITY not in records:
         return None, _NEVER_COMPARED
     try:
@@ -280,7 +280,7 @@ def _parity(
 
 
 def _incomplete(report: ParityReport, records: Mapping[str, FileRecord], block: Mapping[str, Any]) -> str | None:
-    """Return what the report does not cover: other weights, or a part that was left out; None: it covers all."""
+    """Return what the report does not cover: other weights, or a missing part; None: it covers everything."""
     weights = {name: record.sha256 for name, record in records.items() if _is_encoder(name)}
     compared = report.provenance.weights
     stale = sorted(name for name in weights if compared.get(name) != weights[name])
@@ -291,10 +291,10 @@ def _incomplete(report: ParityReport, records: Mapping[str, FileRecord], block: 
         return f"its comparison with PyTorch was of another {stale[0]}"
     if report.uncompared:
         return f"not compared with PyTorch: {report.left_out}"
-    trained = "head" in block
-    if trained != report.provenance.own_export:
-        return "its comparison with PyTorch was not of a model with a trained head" if trained else _NEVER_COMPARED
-    shipped = {"heads.safetensors": TRAINED_HEAD if trained else OWN_HEAD, "modules.json": PIPELINE}
+    has_head = "head" in block
+    if has_head != report.provenance.own_export:
+        return "its comparison with PyTorch was not of a model with a trained head" if has_head else _NEVER_COMPARED
+    shipped = {"heads.safetensors": TRAINED_HEAD if has_head else OWN_HEAD, "modules.json": PIPELINE}
     parts = [part for name, part in shipped.items() if name in records]
     parts += [OWN_HEAD] if is_full_layout({"mlxbert": block}) else []
     missing = [part for part in parts if part not in report.compared]

@@ -1,4 +1,4 @@
-"""The repository on the Hub: its name, what it holds, and what a failed request means.
+"""The repository on the Hub: its name, its content, and the meaning of failed requests.
 
 No message has a token in it: texts of the client and of a server are shown only through `clean`.
 """
@@ -52,7 +52,7 @@ _MAX_PULL_REQUESTS = 20
 # How `mlxbert.hub_client` ends its message about a dropped connection, and how that message ends for a push.
 _READ = "was read: run it again, whole files are kept"
 _WRITTEN = "was written: push again, what has arrived is not sent twice"
-# hf_xet has one class for every answer that is no success; its text has the status.
+# hf_xet has one class for all error responses; its text has the status.
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})[^)]*\), domain: https?://([^/\s]+)")
 
 Answer = TypeVar("Answer")
@@ -62,10 +62,10 @@ Answer = TypeVar("Answer")
 
 
 def precision_suffix(config: dict[str, Any], bits_per_weight: float | None = None) -> str:
-    """Return how a name ends: `fp32`, `fp16`, `bf16`, `4bit`, `mxfp4`, `nvfp4`; `mixed-4.6bit` where widths differ.
+    """Return the end of a name: `fp32`, `fp16`, `bf16`, `4bit`, `mxfp4`, `nvfp4`; `mixed-4.6bit` if widths differ.
 
     Args:
-        config: the converted `config.json`, with MLX's "quantization" where the model is quantized.
+        config: the converted `config.json`, with MLX's "quantization" if the model is quantized.
         bits_per_weight: of the whole model, for the name of a mixed one.
     """
     quantization = config.get("quantization")
@@ -87,7 +87,7 @@ def default_repo_id(config: dict[str, Any], directory_name: str, bits_per_weight
     """
     block = config["mlxbert"]
     name = block["source"].rpartition("/")[2] if block["revision"] else directory_name
-    if (head := trained_head(block)) is not None:  # with its source's name, it would replace the conversion of that
+    if (head := trained_head(block)) is not None:  # with its source's name, it would replace the source's conversion
         raise PublishError(
             f"{directory_name}: a model with a head that was trained here has no default name; "
             f"fix: --to YOUR_NAME/{name}-{head}, or another"
@@ -100,7 +100,7 @@ def check_repo_id(repo_id: str) -> str:
     """Return the id unchanged if the Hub accepts it for a new repository.
 
     Raises:
-        PublishError: it does not, and why.
+        PublishError: the Hub does not; the message says why.
     """
     if repo_id.count("/") != 1:
         raise PublishError(f"{repo_id!r} does not say whose it is: give OWNER/NAME, such as mlx-community/NAME")
@@ -112,7 +112,7 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
-# What the repository holds
+# Content of the repository
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class CheckedFile:
 
 
 Files = Mapping[str, bytes | CheckedFile]
-"""What is sent: the name in the repository -> the content, or a file of the directory."""
+"""Files to send: the name in the repository -> the content, or a file of the directory."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class RemoteFile:
     blob_id: str
 
     def holds(self, data: bytes | CheckedFile) -> bool:
-        """Return whether the content is `data`, or that with which the local file was checked."""
+        """Return whether the content is `data`, or that of the checked local file."""
         record = FileRecord.of(data) if isinstance(data, bytes) else data.record
         if record.size != self.size:
             return False
@@ -208,7 +208,7 @@ def refuse_another_model(api: HfApi, repo_id: str, remote: Remote, config: dict[
     """Check that the repository holds this model or none, and return the names that its manifest lists.
 
     The same model: converted by mlxbert from the same source and class, of the same sizes, in the same precision, and
-    with the same trained head. Another revision of the source or another report do not make it another model.
+    with the same trained head. Another revision of the source or another report still means the same model.
 
     Raises:
         PublishError: the repository holds another model, or one that mlxbert did not convert.
@@ -250,7 +250,7 @@ def _difference(remote_config: dict[str, Any], config: dict[str, Any]) -> str | 
 
 
 def _trained_task(block: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what the outputs of a trained head mean; other settings of it do not make another model."""
+    """Return the meaning of a trained head's outputs; its other settings may differ for the same model."""
     head = block.get("head")
     arguments = head.get("arguments") if isinstance(head, dict) else None
     arguments = arguments if isinstance(arguments, dict) else {}
@@ -309,10 +309,10 @@ def find_pull_request(api: HfApi, repo_id: str, author: str, files: Files) -> Op
 
 
 def retried(ask: Callable[[], Answer]) -> Answer:
-    """Return what `ask` returns; call it up to three times where the Hub fails (5xx) or the connection does.
+    """Return the result of `ask`; call it up to three times if the Hub (5xx) or the connection fails.
 
-    By hand, because the client never retries whoami, model_info and create_repo. Only for requests that may be sent
-    twice. The last failure passes through.
+    Own code, because the client never retries whoami, model_info and create_repo. Only for requests that may be sent
+    twice. The last failure is raised.
     """
     for attempt in range(1, ATTEMPTS):
         try:
@@ -332,7 +332,7 @@ def pause(attempt: int) -> None:
 
 @dataclass(frozen=True)
 class _Answer:
-    """An answer of the Hub or of its storage that is no success."""
+    """An error response of the Hub or of its storage."""
 
     status: int
     host: str
@@ -344,7 +344,7 @@ class _Answer:
 
 
 def explain_push(error: BaseException, repo_id: str) -> PublishError:
-    """Return the PublishError for what the client raised while it read or wrote `repo_id`."""
+    """Return the PublishError for an error of the client while it read or wrote `repo_id`."""
     error = _innermost(error)
     if isinstance(error, OfflineModeIsEnabled):
         return PublishError(f"HF_HUB_OFFLINE is set: unset it to push to '{repo_id}'")
@@ -368,10 +368,10 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether another try may succeed, or the request may have been carried out in spite of the error.
+    """Return whether another try may succeed, or the request may have succeeded in spite of the error.
 
-    412 is one of these: the client repeats a commit whose first answer was lost, and hears that the branch moved. So
-    is a storage's 400: what arrived was not what was sent.
+    412 is one of these: the client repeats a commit whose first answer was lost, and the branch has already moved. So
+    is a storage's 400: the data were damaged on the way.
     """
     answer = _answer(_innermost(error))
     if answer is None or answer.status >= 500 or answer.status in (409, 412, 429):
@@ -388,7 +388,7 @@ def _answer(error: BaseException) -> _Answer | None:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Return the reason inside the client's "Error while uploading" and "not in the cache" errors."""
+    """Return the cause inside the client's "Error while uploading" and "not in the cache" errors."""
     while error.__cause__ is not None and (
         isinstance(error, LocalEntryNotFoundError)
         or (isinstance(error, RuntimeError) and str(error).startswith("Error while uploading"))
@@ -398,40 +398,40 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _refusal(answer: _Answer, repo_id: str) -> str:
-    """Return the message for an answer that is no success."""
-    status, asked = answer.status, answer.host
+    """Return the message for an error response."""
+    status, host = answer.status, answer.host
     namespace = repo_id.partition("/")[0]
     settings = f"{endpoint()}/settings/tokens"
     if answer.is_from_storage and status == 400:
-        return f"{asked} found that what arrived for '{repo_id}' is not what was sent (400): push again"
+        return f"{host} found that what arrived for '{repo_id}' is not what was sent (400): push again"
     if answer.is_from_storage and status in (401, 403, 404):
-        return f"{asked} refused what was uploaded to '{repo_id}' ({status}): push again; then `hf auth login` anew"
+        return f"{host} refused what was uploaded to '{repo_id}' ({status}): push again; then `hf auth login` anew"
     if status == 401:
-        return f"{asked} does not accept {token_source()} (401): `hf auth login` with a token from {settings}"
+        return f"{host} does not accept {token_source()} (401): `hf auth login` with a token from {settings}"
     if status == 403:
         return (
             f"{token_source()} may not write to '{repo_id}' (403): give it write access to '{namespace}' at "
             f"{settings}, or push to a name of your own with --to"
         )
     if status == 404:
-        return f"'{repo_id}' does not exist on {asked}, or your token may not see it: check --to and --revision"
+        return f"'{repo_id}' does not exist on {host}, or your token may not see it: check --to and --revision"
     if status == 409:
-        return f"{asked} is busy with another change to '{repo_id}' (409): push again"
+        return f"{host} is busy with another change to '{repo_id}' (409): push again"
     if status == 412:
         return moved(repo_id)
     if status == 413:
-        return f"{asked} finds the upload too large (413): see the limits of your account at {endpoint()}/{repo_id}"
+        return f"{host} finds the upload too large (413): see the limits of your account at {endpoint()}/{repo_id}"
     if status == 429:
-        return f"{asked} allows no more requests for now (429): wait some minutes, then push again"
+        return f"{host} allows no more requests for now (429): wait some minutes, then push again"
     if status >= 500:
         return (
-            f"{asked} failed ({status}), and again when tried again: push again later, what arrived is not sent twice"
+            f"{host} failed ({status}), and again when tried again: push again later, what arrived is not sent twice"
         )
-    return f"{asked} refused the push to '{repo_id}' ({status}): {clean(answer.text)[:120]}"
+    return f"{host} refused the push to '{repo_id}' ({status}): {clean(answer.text)[:120]}"
 
 
 def moved(repo_id: str) -> str:
-    """Return the message for a push that somebody else made in the meantime."""
+    """Return the message for a push by somebody else in the meantime."""
     return (
         f"'{repo_id}' was pushed to by somebody else meanwhile; nothing of yours was written: look at it, push again"
     )

@@ -1,6 +1,6 @@
-"""Send a model to the Hub: check who writes, compare with what is there, send what differs, compare what arrived.
+"""Send a model to the Hub: check the user, compare the repository, send the differing files, compare the result.
 
-The plan of a push is data (`PushPlan`): it is printed before anything is written, and a dry run prints nothing else.
+The plan of a push is data (`PushPlan`), printed before anything is written; a dry run prints only the plan.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WRITING_ROLES = ("admin", "write", "contributor")
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push will do.
+    """The plan of a push.
 
     Attributes:
         repo_id: the repository.
@@ -56,7 +56,7 @@ class PushPlan:
         message: of the commit.
         card: the README.md that is sent.
         unverified: why the model counts as not verified; None: it is verified.
-        verdict: what was proven, in one line.
+        verdict: the result of the comparison, in one line.
     """
 
     repo_id: str
@@ -95,10 +95,10 @@ class PushPlan:
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push did.
+    """The result of a push.
 
     Attributes:
-        plan: what was planned.
+        plan: the plan of the push.
         status: "dry run"; "declined"; "unchanged": the same bytes are there already, nothing was written; "pushed";
             "recognised": written, although the Hub's answer was lost.
         commit: the commit that holds the files; None if nothing was written or compared.
@@ -112,9 +112,9 @@ class PushResult:
 
 
 def who_writes(api: HfApi, repo_id: str, *, pull_request: bool) -> str:
-    """Return the name of the user behind the token; refuse a token that cannot do what is asked.
+    """Return the name of the token's user; refuse a token that cannot do this push.
 
-    Only the Hub knows what a fine-grained token may do: it says so when something is written.
+    Only the Hub knows the rights of a fine-grained token: it refuses the write if they do not suffice.
 
     Raises:
         PublishError: the token is not accepted, is read-only, or its user may not write to the namespace.
@@ -158,14 +158,14 @@ def _role(answer: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Sending:
-    """One push: from the look at what is there to the comparison of what arrived.
+    """One push: from the first look at the repository to the comparison of the result.
 
     Attributes:
         api: of the Hub's client.
         author: the user's name.
         config: of the model.
         files: what is sent.
-        plan: what was planned before the Hub was asked.
+        plan: the plan before the Hub was asked.
         progress: whether to show progress bars.
     """
 
@@ -177,7 +177,7 @@ class Sending:
     progress: bool
 
     def run(self, confirm: Callable[[PushPlan], bool]) -> PushResult:
-        """Look at what is there, ask `confirm`, send what differs, and compare.
+        """Compare the repository, ask `confirm`, send the differing files, and check the result.
 
         Raises:
             PublishError: as `converter.publish.push.push`.
@@ -207,7 +207,7 @@ class Sending:
             return self._upload(plan, self._prepare(plan, remote))
 
     def _prepare(self, plan: PushPlan, remote: Remote) -> Remote:
-        """Create the repository and the branch where they do not exist."""
+        """Create the repository and the branch if they do not exist."""
         if remote.exists:
             return remote
         try:
@@ -237,7 +237,7 @@ class Sending:
     def _upload(self, plan: PushPlan, remote: Remote) -> PushResult:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                # One commit of all files, read from where they lie.
+                # One commit of all files.
                 commit = self.api.create_commit(
                     repo_id=plan.repo_id,
                     operations=_operations(plan, self.files),
@@ -275,7 +275,7 @@ class Sending:
         return None if self._differences(plan, remote) else self._result(plan, "recognised", remote.commit)
 
     def _checked(self, plan: PushPlan, commit: str, pr_url: str | None) -> PushResult:
-        """Compare what the Hub lists at the new commit with what was sent; return the result."""
+        """Compare the files that the Hub lists at the new commit with the sent ones; return the result."""
         try:
             differing = self._differences(plan, look_at(self.api, plan.repo_id, commit))
         except PublishError as error:
@@ -306,7 +306,7 @@ def size_of(data: bytes | CheckedFile) -> int:
 
 
 def _refuse_changed(files: Files) -> None:
-    """Check that the files are as they were when they were checked.
+    """Check that the files are unchanged since their check.
 
     Raises:
         PublishError: a file has changed.

@@ -1,16 +1,15 @@
-"""Makes sure that MLX can run here, and gives it a real BLAS on a Linux CPU.
+"""Check that MLX can run here, and give it a fast BLAS on a Linux CPU.
 
 The Linux CPU wheel of MLX links the reference BLAS, which multiplies float32 matrices some 50 times slower
-than the processor can. `use_fast_blas` points its calls of ``cblas_sgemm`` at OpenBLAS, whatever was
-imported or multiplied before, in about 5 ms: see `mlxbert.backend.openblas` for how and `mlxbert.backend.openblas` for
-whose, and for its threads.
+than the processor can. `use_fast_blas` points its calls of ``cblas_sgemm`` at OpenBLAS, in about
+5 ms, at any time: see `mlxbert.backend.openblas`, also for its threads.
 
 Only ``cblas_sgemm`` is bound: every float32 matmul, ``mx.addmm``, linear layer and convolution ends there,
 forward and backward. libmlx also imports ``cblas_dgemm``, ``cblas_cgemm`` and LAPACK routines (float64,
 complex64, ``mx.linalg``), which no encoder uses; float16, bfloat16 and quantized products are loops of
 MLX's own and reach no BLAS.
 
-Where something ran: versions, device, BLAS, threads. Never a host, a user or a path.
+`package_versions`, `device_name` and `blas_name` describe an environment, without host, user or path.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ class BackendError(MLXBertError, ImportError):
 
 
 class BlasSettingError(MLXBertError, ValueError):
-    """The environment variable MLXBERT_BLAS holds a word that means nothing."""
+    """The environment variable MLXBERT_BLAS has an unknown value."""
 
 
 @dataclass(frozen=True)
 class BlasStatus:
-    """What multiplies MLX's float32 matrices: OpenBLAS, loaded from `library`, if `active`; the line why; threads."""
+    """The BLAS of MLX's float32 matrices: OpenBLAS, loaded from `library`, if `active`; the reason; its threads."""
 
     active: bool
     library: str | None
@@ -62,14 +61,14 @@ class BlasStatus:
 
 
 class _OwnBlasStaysError(Exception):
-    """MLX's own BLAS has to stay, and the user should know; the message is the reason."""
+    """OpenBLAS cannot be used, and the user should know; the message is the reason."""
 
 
 def require_backend() -> None:
     """Import ``mlx.core``, or raise `BackendError`: one line that says what to install.
 
-    Plain ``mlx`` on Linux comes without ``libmlx.so``; each of its backends brings one. Where several are
-    installed they have overwritten each other's, which is said on the log ("mlxbert", a warning).
+    Plain ``mlx`` on Linux comes without ``libmlx.so``; each of its backends brings one. If several are
+    installed, they have overwritten each other's; then the log "mlxbert" gets a warning.
     """
     try:
         import mlx.core  # noqa: F401  (tried, not used)
@@ -110,8 +109,8 @@ def _installed_backends() -> list[str]:
     """Name the backend packages that lie beside ``mlx``, by their metadata folders."""
     spec = importlib.util.find_spec("mlx")
     folders = {Path(folder).parent for folder in (spec and spec.submodule_search_locations) or ()}
-    found = {info.name.split("-")[0] for folder in folders for info in folder.glob("mlx_c*-*.dist-info")}
-    return sorted(name.replace("_", "-") for name in found if name == "mlx_cpu" or name.startswith("mlx_cuda"))
+    names = {info.name.split("-")[0] for folder in folders for info in folder.glob("mlx_c*-*.dist-info")}
+    return sorted(name.replace("_", "-") for name in names if name == "mlx_cpu" or name.startswith("mlx_cuda"))
 
 
 _lock = threading.Lock()
@@ -119,16 +118,16 @@ _status: BlasStatus | None = None
 
 
 def use_fast_blas() -> BlasStatus:
-    """Let MLX's float32 matrix products run in OpenBLAS, on a Linux CPU; say whether they do.
+    """Let MLX's float32 matrix products run in OpenBLAS, on a Linux CPU; return whether they do.
 
-    The first call decides; later ones, from any thread, give the same answer. OpenBLAS is checked by small
-    products before it is trusted. Where it cannot be used, MLX keeps its own BLAS and one line on the log
-    ("mlxbert", a warning) says why; an application that has not set logging up sees that line, bare, on
-    stderr, once. Nothing is said where there is nothing to do: on macOS, with MLX for CUDA, or after
+    The first call decides; later ones, from any thread, give the same answer. OpenBLAS is checked with
+    small products first. If it cannot be used, MLX keeps its own BLAS, and a warning on the log "mlxbert" says
+    why; without a logging configuration, this line appears on stderr, once. There is no warning if there is
+    nothing to do: on macOS, with MLX for CUDA, or after
     ``MLXBERT_BLAS=off``. The variable is read here, at the first call; a word other than on or off raises
     `BlasSettingError`.
 
-    MLX itself multiplies nothing here: its first computation starts a thread that does not survive a fork,
+    MLX itself computes nothing here: its first computation starts a thread that does not survive a fork,
     so a product through MLX in an import would hang every forked worker that uses MLX.
     """
     global _status
@@ -162,7 +161,7 @@ def _decide() -> BlasStatus:
 
 
 def _bind_openblas() -> openblas.OpenBlas:
-    """Find the slot, load OpenBLAS, check it, bind it; `_OwnBlasStaysError` where one step cannot be done."""
+    """Find the slot, load OpenBLAS, check it, bind it; raise `_OwnBlasStaysError` if a step fails."""
     machine = platform.machine()
     if machine not in SLOT_TYPES:
         raise _OwnBlasStaysError(f"no OpenBLAS is known for a processor of type {machine}")
@@ -185,10 +184,10 @@ def _libmlx() -> list[LoadedLibrary]:
 
 
 def bind_checked(slots: list[int], blas: openblas.OpenBlas) -> None:
-    """Write OpenBLAS's address into the slots if it multiplies right; else leave them as they were.
+    """Write OpenBLAS's address into the slots if its products are right; else leave them as they were.
 
-    The check comes before the first write, so that no thread ever calls a wrong function; the slots already
-    written are restored where a later one cannot be. Raises `_OwnBlasStaysError` with the reason.
+    The check comes before the first write, so that no thread ever calls a wrong function; if one
+    cannot be written, the earlier ones are restored. Raises `_OwnBlasStaysError` with the reason.
     """
     wrong = openblas.first_wrong_product(openblas.Sgemm(blas.sgemm))
     if wrong is not None:
@@ -209,20 +208,20 @@ def _one_line(error: BaseException) -> str:
 
 
 def _warn(message: str) -> None:
-    """One line on the log; not a Python warning, which prints two and fails the import under ``-W error``."""
-    import logging  # 10 ms, wanted only where there is something to say
+    """Log one line; a Python warning would print two and fail the import under ``-W error``."""
+    import logging  # takes 10 ms, so only if needed
 
     logging.getLogger("mlxbert").warning("mlxbert: %s", message)
 
 
 def one_blas_thread() -> AbstractContextManager[None]:
-    """Inside, OpenBLAS multiplies on the thread that asks for a product; nothing where MLX keeps its own BLAS."""
+    """Let OpenBLAS, inside, multiply on the calling thread only; do nothing if MLX keeps its own BLAS."""
     status = use_fast_blas()
     return nullcontext() if status.library is None else openblas.one_thread(status.library, status.threads)
 
 
 def reuse_memory(*, training: bool = False) -> None:
-    """On a Linux CPU, keep freed memory for the next arrays: see `mlxbert.backend.openblas`."""
+    """Keep freed memory for the next arrays, on a Linux CPU: see `mlxbert.backend.openblas`."""
     if use_fast_blas().active:
         openblas.reuse_buffers()
         if training:
@@ -230,7 +229,7 @@ def reuse_memory(*, training: bool = False) -> None:
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Package to version, of those that are not installed "not installed"."""
+    """Return package -> version, or "not installed"."""
     facts = {}
     for package in packages:
         try:
@@ -241,7 +240,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def device_name() -> str:
-    """MLX's default device: "cpu", or "gpu" with its name."""
+    """Return MLX's default device: "cpu", or "gpu" with its name."""
     import mlx.core as mx
 
     device = mx.default_device()
@@ -252,12 +251,12 @@ def device_name() -> str:
 
 
 def blas_name() -> str:
-    """What multiplies float32 matrices on a CPU, with its version and threads."""
+    """Return the BLAS of float32 matrices on a CPU, with its version and threads."""
     status = use_fast_blas()
-    # The reason names OpenBLAS's version and the threads; a reason why not may name a path, and is left out.
+    # The reason names OpenBLAS's version and the threads; if it is not active, the reason may name a path.
     return status.reason if status.active else "MLX's own"
 
 
 def blas_threads() -> int:
-    """Threads of the BLAS that multiplies on a CPU; MLX's own has one. How sums are split depends on it."""
+    """Return the threads of the BLAS on a CPU, which change the order of sums; MLX's own has one."""
     return use_fast_blas().threads

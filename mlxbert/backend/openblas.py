@@ -1,8 +1,8 @@
-"""What becomes of memory that MLX frees on a Linux CPU: what the system gets back returns page fault by page fault.
+"""Keep memory that MLX frees on a Linux CPU: if the system gets it back, each new page costs a page fault.
 
-MLX's CPU backend takes every array from the C library, which maps anything large anew and unmaps it when it is freed.
+MLX's CPU backend gets every array from the C library, which maps large ones anew and unmaps them when they are freed.
 
-Where a loaded shared library keeps the addresses of the functions that it imports (Linux, 64-bit ELF).
+Find and change the addresses of functions that a loaded shared library imports (Linux, 64-bit ELF).
 
 A call from one shared library to another goes through a *slot*: eight bytes in the caller's data into which
 the dynamic linker wrote the callee's address. `import_slots` finds the slots of a function by name, in the
@@ -10,7 +10,7 @@ library as it lies in memory, and `write_pointer` changes one. The structures ar
 chapter 5, and of the processor supplements for x86-64 and AArch64; both use relocations with addends
 (``Elf64_Rela``), little-endian.
 
-OpenBLAS from the ``scipy-openblas32`` wheel: where it lies, and whether its float32 product is right.
+Load OpenBLAS from the ``scipy-openblas32`` wheel, and check its float32 products.
 
 The wheel is one shared library (32-bit integers, every symbol prefixed with ``scipy_``, so that it meets no
 other BLAS) and a package whose import only serves people who compile against it; neither that import nor
@@ -41,7 +41,7 @@ from itertools import product
 from math import nan
 from pathlib import Path
 
-# What MLX keeps on a CPU unless told otherwise, and what one layer of bert-base at 8 × 128 tokens needs, twice over.
+# MLX's default cache on a CPU, and twice the memory of one layer of bert-base at 8 × 128 tokens.
 _CACHE_DEFAULT, _CACHE = 32 * 2**20, 128 * 2**20
 # malloc.h of glibc. Blocks below the first limit come from the heap, whose free top goes back beyond the second.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -65,17 +65,17 @@ def reuse_buffers() -> None:
 def keep_heap() -> bool:
     """Let glibc serve arrays of up to 1 GiB from a heap that keeps up to 1 GiB free.
 
-    What it saves, `python -m benchmarks.tweets` shows beside the same with MALLOC_TRIM_THRESHOLD_=131072 set. For the
-    whole process and for good, and so only where a training begins. MLX's own cache, made as large, would keep buffers
-    of each batch length beside each other; the heap is one for all. False, with nothing changed, where the environment
-    has settings of its own or the C library is another.
+    To measure the saving, compare `python -m benchmarks.tweets` with and without MALLOC_TRIM_THRESHOLD_=131072. The
+    setting is permanent for the process, so only training uses it. MLX's own cache of that size would keep separate
+    buffers for each batch length; the heap is shared. Return False, with nothing changed, if the environment has its
+    own settings or the C library is not glibc.
     """
     if any(name in os.environ for name in _SETTINGS):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    # Before glibc 2.35 the first limit could not be above 32 MiB: then neither is set.
+    # Before glibc 2.35, the first limit could not exceed 32 MiB: then neither is set.
     return bool(library.mallopt(_M_MMAP_THRESHOLD, _LIMIT) and library.mallopt(_M_TRIM_THRESHOLD, _LIMIT))
 
 
@@ -124,17 +124,17 @@ _PhdrCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_PhdrInfo), ctypes
 
 def loaded_libraries() -> list[LoadedLibrary]:
     """List the shared libraries in this process that have a dynamic section, in load order."""
-    seen: list[tuple[str, int, int, int]] = []
+    entries: list[tuple[str, int, int, int]] = []
 
     def note(info: ctypes._Pointer[_PhdrInfo], _size: int, _data: int | None) -> int:
         entry = info.contents
-        seen.append((os.fsdecode(entry.name or b""), entry.addr, entry.phdr, entry.phnum))
+        entries.append((os.fsdecode(entry.name or b""), entry.addr, entry.phdr, entry.phnum))
         return 0
 
     ctypes.CDLL(None).dl_iterate_phdr(_PhdrCallback(note), None)
 
     libraries = []
-    for path, base, phdr, count in seen:
+    for path, base, phdr, count in entries:
         headers = ctypes.string_at(phdr, count * _PROGRAM_HEADER.size)
         for kind, _flags, _offset, vaddr, *_ in _PROGRAM_HEADER.iter_unpack(headers):
             if kind == _PT_DYNAMIC:
@@ -191,16 +191,16 @@ def _dynamic_tags(library: LoadedLibrary, read: Reader) -> dict[int, int]:
 
 
 def read_pointer(slot: int) -> int:
-    """Give the address that lies in `slot`."""
+    """Return the address in `slot`."""
     return ctypes.c_uint64.from_address(slot).value
 
 
 def write_pointer(slot: int, value: int) -> None:
-    """Put the address `value` into `slot`, and leave the page's protection as it was.
+    """Write the address `value` to `slot`, and restore the page's protection.
 
     The slot is eight bytes on an eight-byte boundary, so that a thread that calls through it meanwhile sees
-    the old address or the new one. Raises `OSError` where the page can be neither read about nor made
-    writable.
+    the old address or the new one. Raises `OSError` if the page's protection cannot be read or
+    changed.
     """
     protection = page_protection(slot)
     if protection & mmap.PROT_WRITE:
@@ -214,7 +214,7 @@ def write_pointer(slot: int, value: int) -> None:
 
 
 def page_protection(address: int, maps: Path = Path("/proc/self/maps")) -> int:
-    """Give the ``mmap.PROT_*`` bits of the mapping that holds `address`, as proc(5) lists it."""
+    """Return the ``mmap.PROT_*`` bits of the mapping that holds `address`, as proc(5) lists it."""
     for line in maps.read_text(errors="surrogateescape").splitlines():
         span, permissions = line.split(maxsplit=2)[:2]
         start, end = (int(bound, 16) for bound in span.split("-"))
@@ -273,12 +273,12 @@ def find_library() -> Path | None:
 
 
 def load(path: Path) -> OpenBlas:
-    """Load the shared library, for good.
+    """Load the shared library permanently.
 
-    Raises `OSError` where it cannot be loaded and `AttributeError` where it lacks a function, as ctypes does.
+    Raises `OSError` if it cannot be loaded and `AttributeError` if it lacks a function, as ctypes does.
     """
     with _settings():
-        library = ctypes.CDLL(str(path))  # RTLD_LOCAL: its symbols are nobody else's
+        library = ctypes.CDLL(str(path))  # RTLD_LOCAL: other libraries do not see its symbols
     get_config = library.scipy_openblas_get_config
     get_config.restype = ctypes.c_char_p
     sgemm = ctypes.cast(library.scipy_cblas_sgemm, ctypes.c_void_p).value
@@ -288,11 +288,11 @@ def load(path: Path) -> OpenBlas:
 
 @contextmanager
 def one_thread(blas_path: str, afterwards: int) -> Iterator[None]:
-    """Inside, a product is computed on the thread that asks for it: for a caller who has threads of his own.
+    """Compute, inside, a product on the calling thread only, for callers with their own threads.
 
     Args:
         blas_path: of the loaded library.
-        afterwards: its threads then; not those of before, which another caller may just have lowered.
+        afterwards: the number of threads to set at the end; another caller may have lowered the number before.
     """
     library = ctypes.CDLL(blas_path)
     library.scipy_openblas_set_num_threads(1)
@@ -304,7 +304,7 @@ def one_thread(blas_path: str, afterwards: int) -> Iterator[None]:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """OpenBLAS's environment variables while it loads, which is when it reads them; the user's own are left alone."""
+    """Set OpenBLAS's environment variables while it loads and reads them; the user's settings stay."""
     wanted = {"OPENBLAS_THREAD_TIMEOUT": _THREAD_TIMEOUT}
     if _has_sme():
         wanted[_CORE_TYPE] = "NEOVERSEN1"
@@ -318,7 +318,7 @@ def _settings() -> Iterator[None]:
 
 
 def _has_sme() -> bool:
-    """Whether the kernel reports Arm's Scalable Matrix Extension (HWCAP2_SME of <asm/hwcap.h>)."""
+    """Return whether the kernel reports Arm's Scalable Matrix Extension (HWCAP2_SME of <asm/hwcap.h>)."""
     if platform.machine() != "aarch64":
         return False
     getauxval = ctypes.CDLL(None).getauxval
@@ -327,7 +327,7 @@ def _has_sme() -> bool:
 
 
 # M, N, K: OpenBLAS's blocked kernel; its path for small products; a single row, column and inner index,
-# which it hands to other routines. Odd sizes leave a remainder at every block width. All lie below the size
+# which other routines compute. Odd sizes leave a remainder at every block width. All lie below the size
 # from which it uses threads (M·N·K > 262144): on a busy machine the first joint product can wait 20 ms for
 # a thread, and an import should not.
 _SHAPES = ((97, 33, 65), (17, 9, 23), (1, 65, 129), (97, 1, 129), (3, 5, 1))
@@ -356,7 +356,7 @@ def first_wrong_product(sgemm: Callable[..., None]) -> str | None:
                 *(alpha, _address(a_values), lda, _address(b_values), ldb),
                 *(beta, _address(out), n),
             )
-            # Bytes first, because comparing float by float is slow; they alone would tell 0.0 from −0.0.
+            # Bytes first, because comparing float by float is slow; but bytes of 0.0 and −0.0 differ.
             if out.tobytes() != expected.tobytes() and out != expected:
                 marks = ["ᵀ" if trans == _TRANS else "" for trans in (trans_a, trans_b)]
                 return f"A{marks[0]}·B{marks[1]}, {m}×{k} by {k}×{n}, alpha {alpha:g}, beta {beta:g}"
@@ -367,7 +367,7 @@ Block = list[list[float]]
 
 
 def _block(rows: int, columns: int) -> Block:
-    """Odd integers from −13 to 11, without symmetry: swapped or transposed matrices give another product."""
+    """Return odd integers from −13 to 11, without symmetry: swapped or transposed matrices give another product."""
     return [[float(2 * ((3 * i + 5 * j + i * j) % 13) - 13) for j in range(columns)] for i in range(rows)]
 
 
@@ -379,7 +379,7 @@ def _transposed(block: Block) -> Block:
 
 
 def _tiled(block: Block, rows: int, columns: int) -> array[float]:
-    """A dense row-major matrix that repeats `block` in both directions."""
+    """Return a dense row-major matrix that repeats `block` in both directions."""
     period = array("f")
     for row in block:
         period.extend((array("f", row) * (columns // len(row) + 1))[:columns])
@@ -388,7 +388,7 @@ def _tiled(block: Block, rows: int, columns: int) -> array[float]:
 
 @lru_cache
 def _scaled_product(k: int, alpha: float, added: float) -> Block:
-    """The block that alpha·A·B + added repeats, for an inner dimension of k."""
+    """Return the block that alpha·A·B + added repeats, for an inner dimension of k."""
     repeats = [len(range(first, k, _INNER)) for first in range(_INNER)]
     return [
         [

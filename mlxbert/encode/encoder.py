@@ -1,4 +1,4 @@
-"""`SentenceEncoder`: texts to vectors, as the checkpoint's sentence-transformers files say."""
+"""`SentenceEncoder`: embed texts as the checkpoint's sentence-transformers files say."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mlxbert.pooling import STRATEGIES, PoolingError, pool
 from mlxbert.tokenization.encoding import padded, warn_of_truncation
 from mlxbert.tokenization.tokenizer import Tokenizer, check_texts
 
-# Texts are tokenized and sorted this many at a time: millions of them do not all lie in memory as token ids.
+# Texts are tokenized and sorted in parts of this size, so that the token ids of millions of texts fit in memory.
 _BLOCK = 8192
 
 
 class SentenceEncoderWarning(MLXBertWarning):
-    """The checkpoint does not say how its embeddings are made."""
+    """The checkpoint does not say how to compute its embeddings."""
 
 
 class SentenceEncoder:
@@ -34,19 +34,19 @@ class SentenceEncoder:
     Attributes:
         core: the encoder.
         tokenizer: its tokenizer.
-        plan: pooling and what follows it.
+        plan: pooling and the steps after it.
         max_length: texts are cut to this many tokens; also sentence-transformers' name for it, `max_seq_length`.
         dimension: width of an embedding.
     """
 
-    # A setting that there is not, such as sentence-transformers' `truncate_dim`, is an error and not ignored.
+    # Setting an unknown attribute, such as sentence-transformers' `truncate_dim`, is an error.
     __slots__ = ("core", "dimension", "max_length", "plan", "tokenizer")
 
     def __init__(self, core: Encoder, tokenizer: Tokenizer, plan: SentencePlan):
         self.core = core
         self.tokenizer = tokenizer.lowercased() if plan.lower_case else tokenizer
         self.plan = plan
-        # As in sentence-transformers, max_seq_length stands above the tokenizer's own limit.
+        # As in sentence-transformers, max_seq_length replaces the tokenizer's own limit.
         wanted = plan.max_length if plan.max_length is not None else tokenizer.max_length
         limit = core.config.max_length
         self.max_length = limit if wanted is None else min(wanted, limit)
@@ -80,7 +80,7 @@ class SentenceEncoder:
 
         Raises:
             CheckpointError: never converted (the message has the command to run), or damaged.
-            SentenceModuleError: it asks for a module or a setting that is not known here.
+            SentenceModuleError: a module or a setting that is not known here.
             TokenizerError: its tokenizer files cannot be used.
 
         Warns:
@@ -109,7 +109,7 @@ class SentenceEncoder:
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens that texts are cut to, special ones included; may be set. None: as many as the model has positions.
+        """The number of tokens that texts are cut to, special ones included. May be set; None: the model's positions.
 
         Raises:
             TokenizerError: it leaves no room for text, or is more than the model has positions.
@@ -131,12 +131,12 @@ class SentenceEncoder:
         prompt: str | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Embed texts; they are sorted by length for the batches, and come back in their order.
+        """Embed texts, in their order; batches hold texts of similar lengths.
 
         Args:
             texts: one text or several.
             batch_size: texts that go through the encoder at once.
-            normalize: True: to length 1; False: without the checkpoint's own Normalize; None: as the checkpoint says.
+            normalize: True: scale to length 1; False: skip the checkpoint's Normalize; None: as the checkpoint says.
             prompt_name: which of the checkpoint's prompts to put before each text; default: the checkpoint's.
             prompt: a prompt of your own, instead.
             show_progress: a progress bar on standard error.
@@ -182,7 +182,7 @@ class SentenceEncoder:
         return out[0] if isinstance(texts, str) else out
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Similarity of every vector of `a` with every one of `b`, by the checkpoint's own measure: (N, M) float32.
+        """Return the similarity of each vector of `a` with each of `b`, by the checkpoint's measure: (N, M) float32.
 
         "euclidean" and "manhattan" are negative distances, so that more is closer.
         """
@@ -210,12 +210,12 @@ class SentenceEncoder:
         return prompts[name]
 
     def _prompt_tokens(self, prompt: str) -> int:
-        """Leading tokens that are the prompt's: its own, and [CLS]."""
+        """Return the number of leading tokens of the prompt, with [CLS]."""
         ids = self.tokenizer.encode(prompt, max_length=self.max_length)[0].ids
         return len(ids) - (ids[-1] in self.tokenizer.special_ids)
 
     def _embed(self, inputs: dict[str, mx.array], skip: int, normalize: bool | None) -> mx.array:
-        """(B, L) ids to (B, dimension) float32."""
+        """Map (B, L) ids to (B, dimension) float32."""
         mask = inputs["attention_mask"]
         mix = self.plan.mix
         output = self.core(inputs["input_ids"], mask, inputs["token_type_ids"], output_hidden_states=mix is not None)
@@ -235,14 +235,14 @@ def _pool(strategy: str, output: BertOutput, mask: mx.array, skip: int) -> mx.ar
         return output.pool(strategy, mask)
     mask = mx.where(mx.arange(mask.shape[1]) < skip, 0, mask)  # (B, L)
     if strategy == "cls":
-        # Where the prompt has filled the whole length, sentence-transformers takes the very first token.
+        # If the prompt fills the whole length, sentence-transformers takes the very first token.
         first = mx.argmax(mask, axis=1)[:, None, None]  # (B, 1, 1)
         return mx.take_along_axis(output.last_hidden_state, first, axis=1)[:, 0]
     return pool(strategy, output.last_hidden_state, mask)
 
 
 def batches(lengths: Sequence[int], batch_size: int, limit: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Indices of the texts of each batch and the length to pad it to, longest texts first.
+    """Yield the indices of the texts of each batch and the length to pad it to, longest texts first.
 
     Lengths are rounded up to multiples of 8, above 64 of 32, so that few shapes occur. A text no longer than half of
     a batch's padded length waits for the next batch: less than half of a batch is padding.
@@ -256,7 +256,7 @@ def batches(lengths: Sequence[int], batch_size: int, limit: int) -> Iterator[tup
         stop = start + 1
         while (
             stop < min(start + batch_size, len(order))
-            # At 16 tokens and below, one call more costs more than the padding does.
+            # At 16 tokens and below, another call costs more than the padding.
             and (padded_length <= 16 or 2 * lengths[order[stop]] > padded_length)
         ):
             stop += 1

@@ -1,7 +1,7 @@
 """sentence-transformers' modules behind the transformer: a mix of layers, and layers over the pooled vector.
 
 Source: https://github.com/huggingface/sentence-transformers `base/modules/dense.py`, `sentence_transformer/modules/`
-(`layer_norm.py`, `weighted_layer_pooling.py`). Dropout is the identity here: nothing is trained.
+(`layer_norm.py`, `weighted_layer_pooling.py`). Dropout is left out: nothing is trained.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default, which sentence-transform
 
 
 class SentenceModuleError(MLXBertError):
-    """The sentence-transformers files of a directory are damaged, or ask for what is not computed here."""
+    """The sentence-transformers files of a directory are damaged, or not supported here."""
 
 
 class UnsupportedModuleError(SentenceModuleError):
-    """The files are in order, and ask for a module or a setting that is not computed here."""
+    """The files are valid, but a module or a setting is not supported here."""
 
 
 class Fields:
@@ -58,15 +58,15 @@ class Fields:
         self.where = where
 
     def __getitem__(self, name: str) -> Any:
-        """The field as it is; None where it is absent."""
+        """Return the unchecked field; None if it is absent."""
         return self._values.get(name)
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the fields."""
+        """Yield the names of the fields."""
         return iter(self._values)
 
     def flag(self, name: str, default: bool) -> bool:
-        """A true/false field."""
+        """Return a true/false field."""
         value = self._values.get(name, default)
         if value is None and not default:
             return False
@@ -75,25 +75,25 @@ class Fields:
         return value
 
     def size(self, name: str) -> int | None:
-        """A positive whole number, or None."""
+        """Return a positive whole number, or None."""
         value = self[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise self._wrong(name, "a positive whole number")
         return value
 
     def needed_size(self, name: str) -> int:
-        """A positive whole number that must be there."""
+        """Return a positive whole number that must be there."""
         value = self.size(name)
         if value is None:
             raise self._wrong(name, "a positive whole number")
         return value
 
     def text(self, name: str, default: str) -> str:
-        """A text; null is `default`, too."""
+        """Return a text; `default` if it is absent or null."""
         return self._of_type(name, str, default, "a text")
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """A JSON object; null is an empty one, too."""
+        """Return a JSON object; an empty one if it is absent or null."""
         return self._of_type(name, dict, {}, "a JSON object")
 
     def _of_type(self, name: str, kind: type[T], default: T, expected: str) -> T:
@@ -109,16 +109,16 @@ class Fields:
 
 
 class Step(Protocol):
-    """What follows pooling: (B, in_features) to (B, out_features), float32."""
+    """A step after pooling: (B, in_features) to (B, out_features), float32."""
 
     @property
     def in_features(self) -> int | None:
-        """The width it takes; None: any, and gives the same."""
+        """The width of the input; None: any, equal to that of the output."""
         ...
 
     @property
     def out_features(self) -> int | None:
-        """The width it gives."""
+        """The width of the output."""
         ...
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -127,17 +127,17 @@ class Step(Protocol):
 
 
 class Normalize:
-    """To length 1; a vector of zeros stays one."""
+    """Scale vectors to length 1; a vector of zeros stays one."""
 
     in_features = out_features = None
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, D) to (B, D)."""
+        """Map (B, D) to (B, D)."""
         return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 class Dense:
-    """y = activation(x Wᵀ + b), with the input added to it where the config says `use_residual`.
+    """y = activation(x Wᵀ + b), plus the input if the config has `use_residual`.
 
     Attributes:
         in_features, out_features: widths of input and output.
@@ -168,7 +168,7 @@ class Dense:
         self._tensors = _expected(tensors, shapes, where)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, in_features) to (B, out_features), float32."""
+        """Map (B, in_features) to (B, out_features), float32."""
         y = x @ self._tensors["linear.weight"].T
         if "linear.bias" in self._tensors:
             y = y + self._tensors["linear.bias"]
@@ -196,16 +196,16 @@ class LayerNorm:
         self._tensors = _expected(tensors, {"norm.weight": shape, "norm.bias": shape}, where)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, D) to (B, D), float32."""
+        """Map (B, D) to (B, D), float32."""
         return mx.fast.layer_norm(x, self._tensors["norm.weight"], self._tensors["norm.bias"], _LAYER_NORM_EPS)
 
 
 class LayerMix:
-    """WeightedLayerPooling: the weighted mean of the hidden states from `start` on, in the place of the last one.
+    """WeightedLayerPooling: replaces the last hidden state by the weighted mean of those from `start` on.
 
     Attributes:
-        start: the first hidden state that counts; 0 is the embeddings' output.
-        count: how many do.
+        start: the first hidden state of the mean; 0 is the embeddings' output.
+        count: the number of hidden states.
     """
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, mx.array], where: Path):
@@ -225,37 +225,37 @@ class LayerMix:
         self._weights = _expected(tensors, {"layer_weights": (self.count,)}, where)["layer_weights"]
 
     def __call__(self, hidden_states: Sequence[mx.array]) -> mx.array:
-        """num_hidden_layers + 1 hidden states (B, L, D) to one (B, L, D)."""
+        """Map num_hidden_layers + 1 hidden states (B, L, D) to one (B, L, D)."""
         pairs = zip(self._weights, hidden_states[self.start :], strict=True)
         mixed = sum((weight * hidden.astype(mx.float32) for weight, hidden in pairs), mx.array(0.0))
         return (mixed / self._weights.sum()).astype(hidden_states[-1].dtype)
 
 
 def module_tensors(directory: Path) -> dict[str, mx.array]:
-    """The tensors of a module's folder, from its `model.safetensors`.
+    """Return the tensors of a module's folder, from its `model.safetensors`.
 
     Raises:
         SentenceModuleError: there is none, or it is damaged.
     """
-    found = read_safetensors(directory / "model.safetensors", SentenceModuleError)
-    if found is None:
+    contents = read_safetensors(directory / "model.safetensors", SentenceModuleError)
+    if contents is None:
         pickle = " (a pytorch_model.bin is, which mlxbert-convert reads)"
         raise SentenceModuleError(
             f"{directory}: model.safetensors is not there"
             + (pickle if (directory / "pytorch_model.bin").is_file() else "")
             + "; fix: convert or download again"
         )
-    return found[0]
+    return contents[0]
 
 
 def _expected(
     tensors: Mapping[str, mx.array], shapes: Mapping[str, tuple[int, ...]], where: Path
 ) -> dict[str, mx.array]:
-    """The tensors in float32, if they are those of `shapes`."""
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != shapes:
+    """Return the tensors in float32; refuse others than those of `shapes`."""
+    stored_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if stored_shapes != shapes:
         raise SentenceModuleError(
-            f"{where}: has tensors {printable(found, 400)}; its config.json calls for {dict(shapes)}"
+            f"{where}: has tensors {printable(stored_shapes, 400)}; its config.json calls for {dict(shapes)}"
         )
     return {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
 

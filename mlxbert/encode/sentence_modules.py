@@ -1,4 +1,4 @@
-"""What the sentence-transformers files of a directory ask for, in every form that its releases 0.x to 6.x write.
+"""Read the sentence-transformers files of a directory, in every form that its releases 0.x to 6.x write.
 
 Source: https://github.com/huggingface/sentence-transformers `base/model.py`, `base/modules/transformer.py`,
 `sentence_transformer/modules/pooling.py`.
@@ -26,7 +26,7 @@ from mlxbert.errors import printable
 from mlxbert.files.reading import parse_json, read_json
 
 MODULES = "modules.json"
-# sentence-transformers' name -> ours, in the order in which several are concatenated.
+# sentence-transformers' name -> name here, in the order of concatenation.
 _MODES = {
     "cls": "cls",
     "max": "max",
@@ -48,7 +48,7 @@ TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# Arguments of the transformer, its tokenizer and its config that leave the numbers as they are, or are read here.
+# Arguments of the transformer, its tokenizer and its config that do not change the numbers, or are read here.
 _TRANSFORMER_KWARGS = {
     "model": {"attn_implementation", "dtype", "torch_dtype", "trust_remote_code", "use_safetensors"},
     "processor": {"model_max_length", "trust_remote_code", "use_fast"},
@@ -73,24 +73,24 @@ class ModuleEntry:
 
     @property
     def kind(self) -> str:
-        """The class's own name: `sentence_transformers.models.Pooling` has had several packages."""
+        """The name of the class without its package, which differs between releases."""
         return self.type.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
 class SentencePlan:
-    """From token vectors to the sentence vector.
+    """The steps from token vectors to the sentence vector.
 
     Attributes:
         transformer: the encoder's directory, relative.
         max_length: `max_seq_length`, in tokens; None: the tokenizer's own limit.
         lower_case: put texts in lower case before the tokenizer's own pipeline.
-        mix: what is pooled in the place of the last hidden state; None: that.
+        mix: computes what is pooled instead of the last hidden state; None: no mix.
         pooling: strategies of `mlxbert.pooling`, concatenated in this order.
         include_prompt: whether pooling sees the prompt's tokens.
-        steps: what follows pooling.
+        steps: after pooling.
         prompts: texts to put before each text, by name.
-        default_prompt: the name of the one used when none is asked for.
+        default_prompt: the name of the prompt for calls that name none.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
         truncate_dim: keep this many leading dimensions; None: all.
     """
@@ -109,7 +109,7 @@ class SentencePlan:
 
 
 def read_modules(directory: Path) -> tuple[ModuleEntry, ...] | None:
-    """The entries of `modules.json`; None where there is none.
+    """Return the entries of `modules.json`; None if the file does not exist.
 
     Raises:
         SentenceModuleError: it is no list of modules, or a folder lies outside of the directory.
@@ -124,11 +124,11 @@ def read_modules(directory: Path) -> tuple[ModuleEntry, ...] | None:
 
 
 def read_sentence_plan(directory: Path, config: Mapping[str, Any] | None = None) -> SentencePlan | None:
-    """The plan of `modules.json` and the files that it leads to; None without a `modules.json`.
+    """Return the plan of `modules.json` and the files that it names; None without a `modules.json`.
 
     Args:
         directory: that of `modules.json`.
-        config: stands in for the transformer's `config.json`.
+        config: replaces the transformer's `config.json`.
 
     Raises:
         UnsupportedModuleError: a module, an activation or a setting that is not computed here (named).
@@ -143,7 +143,7 @@ def read_sentence_plan(directory: Path, config: Mapping[str, Any] | None = None)
     config = config or read_json(transformer / "config.json", SentenceModuleError) or {}
     settings, config_kwargs = _transformer_settings(transformer)
     mix = None
-    # As in sentence-transformers, a mix needs every hidden state, and without them it leaves the last one alone.
+    # As in sentence-transformers, without all hidden states the mix is left out.
     if mixed and ({**config, **config_kwargs}).get("output_hidden_states") is True:
         folder = directory / entries[1].folder
         mix = LayerMix(_module_config(folder), module_tensors(folder), folder)
@@ -159,7 +159,7 @@ def read_sentence_plan(directory: Path, config: Mapping[str, Any] | None = None)
 
 
 def pooling_strategies(directory: Path) -> tuple[str, ...] | None:
-    """The strategies of the Pooling module alone, whatever else `modules.json` asks for; None where it has none.
+    """Return the strategies of the Pooling module, ignoring other modules; None if `modules.json` has none.
 
     Raises:
         SentenceModuleError: as `read_sentence_plan`, of these two files.
@@ -169,7 +169,7 @@ def pooling_strategies(directory: Path) -> tuple[str, ...] | None:
 
 
 def read_pooling(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
-    """The strategies of a Pooling config: `pooling_mode` (one or a list), or the older flags, one a strategy.
+    """Return the strategies of a Pooling config: `pooling_mode` (one or a list), or the older flags, one a strategy.
 
     Raises:
         SentenceModuleError: a strategy that is not known, or a field of the wrong type.
@@ -178,11 +178,11 @@ def read_pooling(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
 
 
 def both_spellings(config: Mapping[str, Any], where: Path, hidden_size: int) -> dict[str, Any]:
-    """A Pooling config that sentence-transformers before and after 5.4 and the Swift loader read alike.
+    """Return a Pooling config that all releases of sentence-transformers and the Swift loader read alike.
 
-    They read one flag a strategy and `word_embedding_dimension`; since 5.4, `pooling_mode` is written, too. Several
-    strategies are spelled by the flags alone, which every release reads; in an order that they cannot say, by
-    `pooling_mode` alone. `embedding_dimension` is left out: releases before 5.4 refuse it, later ones do not need it.
+    All read one flag a strategy and `word_embedding_dimension`; since 5.4, `pooling_mode` is written, too. Several
+    strategies are written as flags only, which every release reads; in an order that flags cannot express, as
+    `pooling_mode` only. `embedding_dimension` is left out: releases before 5.4 refuse it, later ones do not need it.
 
     Raises:
         SentenceModuleError: as `read_pooling`.
@@ -199,7 +199,7 @@ def both_spellings(config: Mapping[str, Any], where: Path, hidden_size: int) -> 
 
 
 def _modes(fields: Fields) -> list[str]:
-    """sentence-transformers' names of the strategies, in their order."""
+    """Return sentence-transformers' names of the strategies, in their order."""
     modes, where = fields["pooling_mode"], fields.where
     if modes is None:
         flags = [name for name in fields if name.startswith("pooling_mode_") and fields.flag(name, False)]
@@ -219,7 +219,7 @@ def _modes(fields: Fields) -> list[str]:
 
 
 def _read_pooling_file(folder: Path) -> tuple[tuple[str, ...], bool]:
-    """Strategies, and whether a prompt is pooled with the text."""
+    """Return the strategies, and whether a prompt is pooled with the text."""
     config = read_json(folder / "config.json", SentenceModuleError)
     if config is None:
         raise SentenceModuleError(f"{folder}: config.json is not there; fix: convert or download again")
@@ -241,7 +241,7 @@ def _entry(entry: Mapping[str, Any], file: Path) -> ModuleEntry:
 
 
 def _check_order(entries: Sequence[ModuleEntry], file: Path) -> tuple[bool, Sequence[ModuleEntry]]:
-    """Whether layers are mixed before pooling, and what follows it."""
+    """Return whether layers are mixed before pooling, and the modules after it."""
     for entry in entries:
         if not entry.type.startswith("sentence_transformers.") or entry.kind not in _KNOWN:
             raise UnsupportedModuleError(
@@ -264,7 +264,7 @@ def _check_order(entries: Sequence[ModuleEntry], file: Path) -> tuple[bool, Sequ
 
 
 def _step(kind: str, folder: Path) -> Step | None:
-    """What the module computes; None for Dropout, which computes nothing outside of training."""
+    """Return the module as a step; None for Dropout, which does nothing outside of training."""
     config = _module_config(folder)
     if kind == "Dropout":
         return None
@@ -282,7 +282,7 @@ def _module_config(folder: Path) -> dict[str, Any]:
 
 
 def _transformer_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The length limit and the case of texts, and what is set in the transformer's configuration."""
+    """Return the length limit, whether texts are lowercased, and settings of the transformer's configuration."""
     file = next((folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), None)
     where = file or folder
     fields = Fields((read_json(file, SentenceModuleError) or {}) if file else {}, where)

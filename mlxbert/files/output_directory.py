@@ -52,7 +52,7 @@ from mlxbert.files.safetensors import (
 
 # Files that this project's commands and macOS add to a converted directory later; no manifest lists them.
 ADDED_LATER = frozenset({"parity.json", "README.md", ".DS_Store"})
-# What Python keeps of an exported inference.py that was imported.
+# Python writes it when an exported inference.py is imported.
 CACHE = "__pycache__"
 # <linux/fs.h>: RENAME_EXCHANGE; <sys/stdio.h> of macOS: RENAME_SWAP. <fcntl.h>: AT_FDCWD.
 _EXCHANGE, _SWAP, _HERE = ctypes.c_uint(2), ctypes.c_uint(2), ctypes.c_int(-100)
@@ -325,7 +325,7 @@ class OutputDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            # Whatever happened: what is left is repaired in the same way as after a kill.
+            # In every case, leftovers are repaired as after a kill.
             _repair(self.target)
         except WriteError as failure:
             if error is None:

@@ -42,7 +42,7 @@ CHUNK_BYTES = 16 << 20
 # For less than this, a call of the hashing thread costs more than the hashing.
 THREAD_FROM_BYTES = 1 << 20
 
-# What a killed writer leaves beside NAME: `.NAME.0123456789abcdef.tmp`.
+# A killed writer leaves beside NAME: `.NAME.0123456789abcdef.tmp`.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)")

@@ -48,7 +48,7 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 
-# What zipfile and NumPy raise for an archive with a flipped byte; a flag bit can even ask for a password.
+# Errors of zipfile and NumPy for an archive with a flipped byte; one flag bit even means encryption.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -71,7 +71,7 @@ Metadata = dict[str, str]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor that will be written: everything about it but its numbers, which `read` returns.
+    """A tensor that will be written: its name, shape and dtype; `read` returns its numbers.
 
     `dtype` is safetensors' name (a key of ``NUMPY_DTYPES``); BF16 is read as ``ml_dtypes.bfloat16``.
     """

@@ -1,4 +1,4 @@
-"""What is declared of an architecture as data, and the registry of those that there are.
+"""The description of an architecture as data, and the registry of architectures.
 
 A file in this folder is an architecture: it declares `ARCHITECTURES`, a tuple with an `Architecture` for each
 `model_type` that it reads. Adding a file registers it. Nothing outside of this folder, `converter/mappings/` and
@@ -44,9 +44,9 @@ class HeadClass:
         kind: what the head does.
         prefixes: what the names of its tensors begin with; there is a tensor for each.
         build: an empty head from (configuration, number of labels, names of the head's tensors in the checkpoint);
-            what of a decoder is tied, the names tell.
-        has_pooler: whether the class has the encoder's pooler, and the head reads it.
-        labels: path of the Linear whose rows are the labels; None: the configuration's labels are not the head's.
+            the names show which parts of a decoder are tied.
+        has_pooler: whether the class has the encoder's pooler and its head reads it.
+        labels: path of the Linear whose rows are the labels; None: the head has no labels.
         tied_bias: names of the decoder's bias and of what transformers ties it to; None: there are none.
     """
 
@@ -59,13 +59,13 @@ class HeadClass:
 
     @property
     def fine_tuned(self) -> bool:
-        """Whether fine-tuning makes such a head, and not pre-training."""
+        """Whether the head comes from fine-tuning, not from pre-training."""
         return self.kind in (HeadKind.SEQUENCE, HeadKind.TOKEN, HeadKind.CHOICE, HeadKind.SPAN)
 
 
 @dataclass(frozen=True)
 class MappingLimits:
-    """Float32 MLX against float32 PyTorch; both limits are on `converter.parity.gates.Deviation.max_rel`.
+    """Limits for float32 MLX against float32 PyTorch; both are on `converter.parity.gates.Deviation.max_rel`.
 
     Attributes:
         cumulative: after any number of layers, pooler and logits included.
@@ -78,12 +78,12 @@ class MappingLimits:
 
 @dataclass(frozen=True)
 class PrecisionLimits:
-    """The written checkpoint against its own float32 core, at every hidden state, the pooler and the logits.
+    """Limits for the written checkpoint against its float32 core: every hidden state, the pooler and the logits.
 
     Attributes:
         max_rel: on `converter.parity.gates.Deviation.max_rel`.
         cosine: the smallest cosine that one token's hidden state may have with its float32 self; the pooler's
-            vector likewise. Not for logits, whose length no norm sets: two near 0 may point anywhere.
+            vector likewise. Not for logits: near 0 they may have any direction.
     """
 
     max_rel: float
@@ -100,23 +100,23 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that the rest of the project knows of one `model_type`.
+    """All facts about one `model_type` that the rest of the project uses.
 
     Attributes:
         model_type: as in `config.json`.
         table: the file of its tensor names in `converter/mappings/`.
-        config, encoder: its classes here.
+        config, encoder: its classes in this project.
         encoder_class: the encoder's class in transformers.
         prefix: what the encoder's names begin with inside a class with a head.
-        heads: class of transformers -> its head; where tensors alone tell the class, the first that fits is it.
+        heads: class of transformers -> its head; if only tensors determine the class, the first that fits.
         parts: what the names of the encoder's tensors begin with.
-        tables: "word", and whatever else is added up to a token's embedding ("position", "token_type") -> path.
+        tables: "word" and the other terms of a token's embedding ("position", "token_type") -> path.
         tokenizer_class: transformers' class of its tokenizer, where the files name none.
-        has_token_types: whether its tokenizer tells the two texts of a pair apart by token types.
+        has_token_types: whether its tokenizer marks the two texts of a pair by token types.
         tolerances: of the parity gates.
-        swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm; those that have another one there.
+        swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm, if it differs.
         assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
-        known_to: the packages with models of their own that load it, as `converter/card/loaders.py` names them.
+        known_to: packages whose own models load it, as `converter/card/loaders.py` names them.
         tiny: fields of a small configuration, for tests.
     """
 
@@ -148,15 +148,15 @@ class Architecture:
         return tuple(dict.fromkeys(prefix for head in self.heads.values() for prefix in head.prefixes))
 
     def is_head_tensor(self, name: str) -> bool:
-        """Whether a tensor of this name belongs to a head of a class of transformers."""
+        """Return whether a tensor of this name belongs to a head of a class of transformers."""
         return name.startswith(self.head_prefixes)
 
     def swift_path(self, path: str) -> str:
-        """Return the path in mlx-swift-lm of the layer at `path`; the same where Swift has no other."""
+        """Return the path in mlx-swift-lm of the layer at `path`; mostly the same."""
         return _renamed(path, self.swift_names)
 
     def from_swift_path(self, path: str) -> str:
-        """Return the path here of the layer at `path` in mlx-swift-lm; `path` itself where it is none of Swift's."""
+        """Return the path here of the layer at `path` in mlx-swift-lm; an unknown `path` stays as it is."""
         return _renamed(path, {theirs: ours for ours, theirs in self.swift_names.items()})
 
     def head_of(self, kind: HeadKind) -> str | None:
@@ -165,7 +165,7 @@ class Architecture:
 
 
 def _renamed(path: str, names: Mapping[str, str]) -> str:
-    """Return what `names` has for a path; `{i}` in a name stands for a layer's number."""
+    """Return the value in `names` for a path; `{i}` in a name stands for a layer's number."""
     if path in names:
         return names[path]
     match = re.fullmatch(r"(.*?)\.(0|[1-9][0-9]*)\.(.*)", path)
@@ -175,26 +175,28 @@ def _renamed(path: str, names: Mapping[str, str]) -> str:
 
 @cache
 def _architectures() -> dict[str, Architecture]:
-    """Every `model_type` and its architecture; an error of a file's import is the caller's to see."""
-    found = {}
+    """Return every `model_type` with its architecture; an error while a file is imported is raised."""
+    architectures = {}
     package = importlib.import_module("mlxbert.models")
     for module in pkgutil.iter_modules(package.__path__):
         file = importlib.import_module(f"{package.__name__}.{module.name}")
-        declared: tuple[Architecture, ...] = getattr(file, "ARCHITECTURES", ())  # the contract itself declares none
-        found.update({one.model_type: one for one in declared})
-    return dict(sorted(found.items()))
+        declared: tuple[Architecture, ...] = getattr(
+            file, "ARCHITECTURES", ()
+        )  # the contract declares no architecture
+        architectures.update({architecture.model_type: architecture for architecture in declared})
+    return dict(sorted(architectures.items()))
 
 
 def supported() -> tuple[str, ...]:
-    """Return every `model_type` that there is an encoder for."""
+    """Return every supported `model_type`."""
     return tuple(_architectures())
 
 
 def architecture(model_type: Any) -> Architecture:
-    """Return what is declared of a `model_type`.
+    """Return the architecture of a `model_type`.
 
     Raises:
-        ConfigError: there is none of this name; says which there are.
+        ConfigError: it is not supported; lists those that are.
     """
     if not isinstance(model_type, str) or model_type not in _architectures():
         raise unsupported(model_type, supported())

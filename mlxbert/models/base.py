@@ -1,7 +1,7 @@
-"""The contract of an encoder: what every architecture offers, and everything that is written once from it.
+"""The contract of an encoder: what every architecture provides, and the code that all of them share.
 
 An architecture is a file in this folder: configuration (`EncoderConfig`), modules, an `Encoder` built of them, and the
-facts that `mlxbert.models.architecture` registers. The rest of the project speaks to this contract.
+facts that `mlxbert.models.architecture` registers. The rest of the project uses only this contract.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from mlxbert.quantization import PackedWeights
 
 Context = dict[str, mx.array]
-"""Every array that the layers need beside their input: masks, and whatever depends on parameters or positions."""
+"""Arrays that the layers need besides their input: masks, and arrays that depend on parameters or positions."""
 
 POOLER = "pooler."
-"""What the names of the pooler's tensors begin with, in every architecture that has one."""
+"""The beginning of the names of the pooler's tensors, in every architecture that has one."""
 
 LayerRunner = Callable[[int, mx.array, Context, bool], tuple[mx.array, mx.array | None]]
 """`Encoder.run_layer` or something that computes the same."""
@@ -38,15 +38,15 @@ LayerRunner = Callable[[int, mx.array, Context, bool], tuple[mx.array, mx.array 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an encoder is called with, checked.
+    """The checked arguments of an encoder.
 
     Attributes:
         shape: (B, L).
-        ids: (B, L), or None where `embeds` alone are given.
+        ids: (B, L); None if only `embeds` are given.
         mask: 1 for real tokens; (B, L), (B, L, L) or (B, H, L, L); None: all are real.
         types: (B, L); None: all 0.
         positions: (B, L) or (1, L); None: the architecture's own.
-        embeds: (B, L, E), rows that stand for those of the word embeddings; None: the ids' rows.
+        embeds: (B, L, E), replaces the rows of the word embeddings; None: the ids' rows.
     """
 
     shape: tuple[int, int]
@@ -70,7 +70,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class BertOutput:
-    """What an encoder returns; the field names are transformers' own.
+    """Output of an encoder; the field names are those of transformers.
 
     Attributes:
         last_hidden_state: (B, L, D).
@@ -94,7 +94,7 @@ class LinearGroup:
     """Linear layers that read the same array.
 
     Attributes:
-        stage: where they run: 0 in `embed`, i + 1 in layer i, `num_layers` + 1 after the layers (the pooler).
+        stage: when they run: 0 in `embed`, i + 1 in layer i, `num_layers` + 1 after the layers (the pooler).
         paths: their paths in the module tree, in order of computation. A Linear that runs several times is in several
             groups.
     """
@@ -106,14 +106,13 @@ class LinearGroup:
 class Encoder(nn.Module, ABC):
     """Token ids to hidden states; the module tree has the names of the checkpoint's tensors.
 
-    The whole forward pass, parity layer by layer, calibration, gradient checkpointing and learning rates by depth are
-    written once, from `embed`, `run_layer`, `finish` and `pool`. An encoder with a pooler has it as its child
-    `pooler`, called with (B, L, D).
+    The forward pass, parity layer by layer, calibration, gradient checkpointing and learning rates by depth use only
+    `embed`, `run_layer`, `finish` and `pool`. A pooler is the child `pooler`, called with (B, L, D).
 
     Attributes:
         config: the configuration.
-        packed: of a quantized checkpoint what `save` writes; None otherwise.
-        layer_runner: computes layers in the place of `run_layer`; None: `run_layer` itself.
+        packed: the packed weights of a quantized checkpoint, for `save`; None otherwise.
+        layer_runner: computes layers instead of `run_layer`; None: `run_layer`.
     """
 
     def __init__(self, config: Any):
@@ -122,7 +121,7 @@ class Encoder(nn.Module, ABC):
         self.packed: PackedWeights | None = None
         self.layer_runner: LayerRunner | None = None
 
-    # What an architecture writes.
+    # An architecture implements these.
 
     @abstractmethod
     def embed_inputs(self, inputs: Inputs) -> tuple[mx.array, Context]:
@@ -139,18 +138,18 @@ class Encoder(nn.Module, ABC):
         raise NotImplementedError
 
     def layer_name(self, i: int) -> str:
-        """Return what layer `i` is called in reports: the path of its module where it has one of its own."""
+        """Return the name of layer `i` in reports: the path of its module, if no other layer uses it."""
         raise NotImplementedError
 
     def depth_of(self, name: str) -> int:
         """Return how deep a tensor lies: 0 in the embeddings, i + 1 in layer i, `num_layers` above the layers.
 
-        Of a tensor that several layers share it is the lowest of their depths.
+        For a tensor that several layers share, it is the lowest of their depths.
         """
         raise NotImplementedError
 
     def finish(self, x: mx.array) -> mx.array:
-        """Turn the last layer's output into the last hidden state, (B, L, D): a final norm, where there is one."""
+        """Turn the last layer's output into the last hidden state, (B, L, D): a final norm, if there is one."""
         return x
 
     def set_dropout(self, probability: float) -> None:
@@ -167,15 +166,15 @@ class Encoder(nn.Module, ABC):
 
     @property
     def padding_rows(self) -> Mapping[str, int]:
-        """Name of a table's tensor -> its row without a gradient: torch's `padding_idx`."""
+        """Return name of a table's tensor -> its row without a gradient: torch's `padding_idx`."""
         pad = self.config.pad_token_id
         return {} if pad is None else {self.architecture.word_embeddings: pad}
 
-    # What follows from it.
+    # The rest uses them.
 
     @property
     def architecture(self) -> Architecture:
-        """What is declared of this encoder's architecture."""
+        """The facts about this encoder's architecture."""
         return architecture(self.config.model_type)
 
     @property
@@ -185,7 +184,7 @@ class Encoder(nn.Module, ABC):
 
     @property
     def num_layers(self) -> int:
-        """How many layers run one after the other."""
+        """The number of layers that run in sequence."""
         return int(self.config.num_layers)
 
     @property
@@ -202,7 +201,7 @@ class Encoder(nn.Module, ABC):
         return module_at(self, self.architecture.tables["word"]).as_linear(x)
 
     def is_norm(self, name: str) -> bool:
-        """Whether a tensor of this name belongs to a normalization, which neither decays nor is quantized."""
+        """Return whether a tensor of this name belongs to a normalization, which is neither decayed nor quantized."""
         return isinstance(module_at(self, name.rpartition(".")[0]), nn.LayerNorm | nn.RMSNorm)
 
     def embed(
@@ -213,7 +212,7 @@ class Encoder(nn.Module, ABC):
         position_ids: Any = None,
         inputs_embeds: mx.array | None = None,
     ) -> tuple[mx.array, Context]:
-        """Check a batch, and return its embeddings (B, L, D) and what the layers need beside them.
+        """Check a batch, and return its embeddings (B, L, D) and the other arrays that the layers need.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as `__call__`'s.
@@ -242,8 +241,8 @@ class Encoder(nn.Module, ABC):
                 third axis may be 1; None: all are real.
             token_type_ids: (B, L), 0 for the first text and 1 for the second; None: all 0.
             position_ids: (B, L) or (1, L); None: as the architecture counts them.
-            inputs_embeds: (B, L, E), in the place of the rows of the word embeddings; given with `input_ids`, those
-                say no more than where padding is.
+            inputs_embeds: (B, L, E), instead of the rows of the word embeddings; `input_ids` beside them only mark
+                padding.
             output_hidden_states: also return the embeddings' and each layer's output.
             output_attentions: also return each layer's attention weights.
 
@@ -253,7 +252,7 @@ class Encoder(nn.Module, ABC):
         """
         x, context = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         run_layer = self.layer_runner or self.run_layer
-        # Only what was asked for is held on to: the memory of one layer's output then serves a later layer.
+        # Keep only requested outputs, so that later layers can reuse the memory.
         hidden_states = [x] if output_hidden_states else []
         attentions = []
         for i in range(self.num_layers):
@@ -273,7 +272,7 @@ class Encoder(nn.Module, ABC):
         )
 
     def check_ids(self, inputs: Mapping[str, mx.array]) -> None:
-        """Check a batch on the host before a compiled function takes it, which cannot look at its ids.
+        """Check a batch on the host before a compiled function, which cannot check its ids.
 
         Raises:
             InputError: an id outside its table.
@@ -285,7 +284,7 @@ class Encoder(nn.Module, ABC):
 
     @contextmanager
     def watched(self, call: Callable[[str, nn.Module, mx.array], mx.array]) -> Iterator[None]:
-        """Inside, every Linear of the encoder is computed by `call(path, linear, x)`; afterwards all as it was."""
+        """Compute, inside, every Linear of the encoder by `call(path, linear, x)`; restore them afterwards."""
         linears = [(path, module) for path, module in self.named_modules() if _is_linear(module)]
         try:
             for path, linear in linears:
@@ -298,7 +297,7 @@ class Encoder(nn.Module, ABC):
     def linears(self) -> tuple[LinearGroup, ...]:
         """Return every Linear in order of computation, those that read the same array as one group.
 
-        They are found by running the encoder on two tokens: nothing but the graph is made.
+        They are found by running the encoder on two tokens, which only builds the graph.
         """
         groups: list[tuple[int, mx.array, list[str]]] = []
         stage = 0
@@ -354,7 +353,7 @@ class Encoder(nn.Module, ABC):
 
 
 class _Watched(nn.Module):
-    """A Linear that is computed by somebody else."""
+    """A Linear that another function computes."""
 
     def __init__(self, path: str, linear: nn.Module, call: Callable[[str, nn.Module, mx.array], mx.array]):
         super().__init__()
@@ -367,7 +366,7 @@ class _Watched(nn.Module):
 
 
 def module_at(module: nn.Module, path: str) -> Any:
-    """Return the module at a dotted path of the tree; a number in it is a place in a list."""
+    """Return the module at a dotted path of the tree; a number is an index of a list."""
     place: Any = module
     for name in path.split(".") if path else ():
         place = place[int(name)] if isinstance(place, list) else place[name]
@@ -375,7 +374,7 @@ def module_at(module: nn.Module, path: str) -> Any:
 
 
 def put_module(module: nn.Module, path: str, new: nn.Module) -> None:
-    """Put a module in the place of the one at a dotted path of the tree."""
+    """Replace the module at a dotted path of the tree."""
     parent, _, leaf = path.rpartition(".")
     place = module_at(module, parent)
     place[int(leaf) if isinstance(place, list) else leaf] = new

@@ -1,7 +1,7 @@
 """BERT: Devlin et al. 2018, https://arxiv.org/abs/1810.04805; transformers `models/bert/modeling_bert.py`.
 
 Top to bottom: the configuration, the modules from the embeddings to the pooler, the encoder, the checkpoint's own
-heads, and what is declared of the architecture. Names of modules are those of the checkpoint's tensors (without
+heads, and the facts about the architecture. Names of modules are those of the checkpoint's tensors (without
 `bert.`), so that loading needs no mapping.
 """
 
@@ -92,7 +92,7 @@ class BertConfig(EncoderConfig):
         "is_decoder": (lambda value: not value, "a decoder (causal attention)"),
         "add_cross_attention": (lambda value: not value, "cross-attention"),
         "is_encoder_decoder": (lambda value: not value, "an encoder-decoder"),
-        # transformers >= 5 dropped relative positions, and reads such a checkpoint as an absolute one without a word.
+        # transformers >= 5 dropped relative positions, and silently reads such a checkpoint as an absolute one.
         "position_embedding_type": (lambda value: value in ("absolute", None), "relative positions"),
         "pruned_heads": (lambda value: not value, "pruned attention heads"),
     }
@@ -109,12 +109,12 @@ class BertConfig(EncoderConfig):
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest input, special ones included: there is a position for each."""
+        """The number of tokens of the longest input, special ones included: one position each."""
         return self.max_position_embeddings
 
     @property
     def table_rows(self) -> Mapping[str, int]:
-        """How many different ids each argument of the encoder may hold."""
+        """The number of different ids that each argument of the encoder may hold."""
         return {
             "input_ids": self.vocab_size,
             "token_type_ids": self.type_vocab_size,
@@ -138,7 +138,7 @@ class BertEmbeddings(nn.Module):
 
         Args:
             inputs: types default to 0.
-            counted: positions (B, L) or (1, L) where the caller gives none; None: 0 … L − 1.
+            counted: positions (B, L) or (1, L) if the caller gives none; None: 0 … L − 1.
 
         Raises:
             InputError: an id that its table does not have; NaN instead while the call is traced.
@@ -174,15 +174,15 @@ class BertSelfAttention(nn.Module):
     def __call__(
         self, x: mx.array, mask: mx.array | None = None, output_attentions: bool = False
     ) -> tuple[mx.array, mx.array | None]:
-        """(B, L, D) and a boolean mask that broadcasts to (B, H, L, L), True = attend.
+        """Map (B, L, D) to the context (B, L, D) and, on request, the attention weights (B, H, L, L).
 
-        Returns the context (B, L, D) and, on request, the attention weights (B, H, L, L).
+        `mask` is boolean and broadcasts to (B, H, L, L), True = attend.
         """
         B, L, D = x.shape
         q, k, v = (self._split(projection(x)) for projection in (self.query, self.key, self.value))
         if output_attentions or (self.training and self.dropout.drops) or has_fast_softmax(x.dtype):
-            # The fused kernel neither returns its weights nor drops any; MLX's CPU backend has none, and composes the
-            # same operations with a softmax that alone would take a fifth of the forward pass.
+            # The fused kernel neither returns its weights nor drops any. MLX's CPU backend has no such kernel: it runs
+            # the same operations with a softmax that alone would take a fifth of the forward pass.
             scores = (q * self.scale) @ k.swapaxes(-1, -2)  # (B, H, L, L)
             if mask is not None:
                 scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
@@ -209,7 +209,7 @@ class BertSelfOutput(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, context: mx.array, x: mx.array) -> mx.array:
-        """(B, L, D), (B, L, D) -> (B, L, D)."""
+        """Map (B, L, D) and (B, L, D) to (B, L, D)."""
         return self.LayerNorm(self.dropout(self.dense(context)) + x)
 
 
@@ -224,7 +224,7 @@ class BertAttention(nn.Module):
     def __call__(
         self, x: mx.array, mask: mx.array | None = None, output_attentions: bool = False
     ) -> tuple[mx.array, mx.array | None]:
-        """(B, L, D) -> (B, L, D) and, on request, the attention weights (B, H, L, L)."""
+        """Map (B, L, D) to (B, L, D) and, on request, the attention weights (B, H, L, L)."""
         context, weights = self.self(x, mask, output_attentions)
         return self.output(context, x), weights
 
@@ -238,7 +238,7 @@ class BertIntermediate(nn.Module):
         self._activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, L, D) -> (B, L, F)."""
+        """Map (B, L, D) to (B, L, F)."""
         return self._activation(self.dense(x))
 
 
@@ -252,7 +252,7 @@ class BertLayerOutput(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, intermediate: mx.array, x: mx.array) -> mx.array:
-        """(B, L, F), (B, L, D) -> (B, L, D)."""
+        """Map (B, L, F) and (B, L, D) to (B, L, D)."""
         return self.LayerNorm(self.dropout(self.dense(intermediate)) + x)
 
 
@@ -268,7 +268,7 @@ class BertLayer(nn.Module):
     def __call__(
         self, x: mx.array, mask: mx.array | None = None, output_attentions: bool = False
     ) -> tuple[mx.array, mx.array | None]:
-        """(B, L, D) -> (B, L, D) and, on request, the attention weights (B, H, L, L)."""
+        """Map (B, L, D) to (B, L, D) and, on request, the attention weights (B, H, L, L)."""
         x, weights = self.attention(x, mask, output_attentions)
         return self.output(self.intermediate(x), x), weights
 
@@ -289,7 +289,7 @@ class BertPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        """(B, L, D) -> (B, D)."""
+        """Map (B, L, D) to (B, D)."""
         return mx.tanh(self.dense(hidden[:, 0]))
 
 
@@ -305,11 +305,11 @@ class BertCore(Encoder):
 
     @property
     def num_layers(self) -> int:
-        """How many layers run one after the other."""
+        """The number of layers that run in sequence."""
         return len(self.encoder.layer)
 
     def embed_inputs(self, inputs: Inputs) -> tuple[mx.array, Context]:
-        """Return the embeddings, and the mask where there is one."""
+        """Return the embeddings, and the mask if there is one."""
         keep = inputs.keep
         return self.embeddings(inputs), {} if keep is None else {"mask": keep}
 
@@ -350,7 +350,7 @@ def _predictions(config: BertConfig, tensors: Iterable[str]) -> Predictions:
         ACTIVATIONS[config.hidden_act],
         config.layer_norm_eps,
         bias="cls.predictions.bias" in names or not own_bias,
-        # Untied by the configuration, it has to be there: the embeddings would give other numbers without a word.
+        # If the configuration unties it, it must be there: with the embeddings the numbers would silently differ.
         decoder_weight="cls.predictions.decoder.weight" in names or not config.tie_word_embeddings,
         decoder_bias=own_bias,
     )
@@ -387,7 +387,7 @@ def span_head(config: BertConfig, labels: int, tensors: Iterable[str]) -> SpanHe
     return SpanHead(config.hidden_size)
 
 
-# What is declared of BERT
+# The facts about BERT
 
 _LM, _NEXT, _CLASSIFIER, _SPAN = "cls.predictions.", "cls.seq_relationship.", "classifier.", "qa_outputs."
 _TIED_BIAS = ("cls.predictions.decoder.bias", "cls.predictions.bias")
@@ -413,7 +413,7 @@ SWIFT_NAMES = {
     "encoder.layer.{i}.output.dense": "encoder.layers.{i}.linear2",
     "pooler.dense": "pooler",
 }
-"""mlx-swift-lm's `Bert.swift` renames the tensors so."""
+"""The names of mlx-swift-lm's `Bert.swift`."""
 
 TABLES = {
     "word": "embeddings.word_embeddings",
@@ -459,7 +459,7 @@ BERT = Architecture(
     has_token_types=True,
     tolerances=TOLERANCES,
     swift_names=SWIFT_NAMES,
-    # With one token type, or padding by id 1, it may be an architecture of the same names and other positions.
+    # One token type, or padding by id 1, may mean an architecture with the same names and other positions.
     assumed=lambda config: config.get("type_vocab_size") != 1 and config.get("pad_token_id") != 1,
     known_to=frozenset({"mlx-embeddings", "mlx-vlm", "MLXEmbedders"}),
     tiny=TINY,

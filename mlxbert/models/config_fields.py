@@ -9,21 +9,21 @@ from mlxbert.activations import ACTIVATIONS
 from mlxbert.errors import MLXBertError, shown
 
 Checks = Mapping[str, Callable[[str, Any], Any]]
-"""Field -> what returns its value, given its name and what `config.json` has; raises ConfigError."""
+"""Field -> function of its name and its content in `config.json` that returns its value or raises ConfigError."""
 
 Refusals = Mapping[str, tuple[Callable[[Any], bool], str]]
-"""Field -> (is this a value that we compute?, what any other value asks for)."""
+"""Field -> (function: is this value supported?, the feature that any other value means)."""
 
 
 class ConfigError(MLXBertError):
-    """A `config.json` that is invalid, or that asks for something this encoder does not compute."""
+    """A `config.json` that is invalid, or that needs something this encoder does not compute."""
 
 
 class EncoderConfig:
     """The fields of a Hugging Face `config.json` that change the numbers of one architecture; immutable.
 
-    A subclass is a frozen dataclass whose defaults are those of transformers. It says how each field is checked
-    (`CHECKS`), and which fields ask for what is not computed (`REFUSED`).
+    A subclass is a frozen dataclass whose defaults are those of transformers. `CHECKS` checks each field;
+    `REFUSED` lists fields of features that are not computed.
     """
 
     model_type: ClassVar[str]
@@ -41,17 +41,17 @@ class EncoderConfig:
 
     @property
     def num_layers(self) -> int:
-        """How many layers run one after the other; they may share their parameters."""
+        """The number of layers that run in sequence; they may share their parameters."""
         return self.num_hidden_layers
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest input, special ones included."""
+        """The number of tokens of the longest input, special ones included."""
         raise NotImplementedError
 
     @property
     def table_rows(self) -> Mapping[str, int]:
-        """How many different ids each argument of the encoder may hold: the rows of its table."""
+        """The number of different ids that each argument of the encoder may hold: the rows of its table."""
         raise NotImplementedError
 
     @classmethod
@@ -91,14 +91,14 @@ def size(name: str, value: Any) -> int:
 
 
 def layer_count(name: str, value: Any) -> int:
-    """Return a number of layers: a hostile config with a billion of them must not be answered with a billion names."""
+    """Return a number of layers; a limit protects against a hostile config with a billion layers."""
     if size(name, value) > 1000:
         raise ConfigError(f"config.json: {name} must be at most 1000, not {value}")
     return value
 
 
 def token_id(name: str, value: Any) -> int | None:
-    """Return a token id, or None; a negative one is legal in torch (it counts from the end), and nobody means it."""
+    """Return a token id, or None; torch accepts negative ones, which count from the end, but no model needs one."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise ConfigError(f"config.json: {name} must be a token id or null, not {shown(value)}")
     return value
@@ -122,11 +122,11 @@ def optional_probability(name: str, value: Any) -> float | None:
 
 
 def epsilon(name: str, value: Any) -> float:
-    """Return a number above 0: MLX takes no 0, and a constant row would be divided by it."""
-    found = number(name, value, 0, 1)
-    if found == 0:
+    """Return a number above 0: with 0, a constant row would be divided by 0."""
+    eps = number(name, value, 0, 1)
+    if eps == 0:
         raise ConfigError(f"config.json: {name} must be above 0, not {shown(value)}")
-    return found
+    return eps
 
 
 def deviation(name: str, value: Any) -> float:
@@ -142,7 +142,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def activation(name: str, value: Any) -> str:
-    """Return the name of an activation that is computed here."""
+    """Return the name of a supported activation."""
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise ConfigError(
             f"config.json: {name} {shown(value)} is not an activation this encoder computes; "
@@ -152,7 +152,7 @@ def activation(name: str, value: Any) -> str:
 
 
 def unsupported(model_type: Any, known: Iterable[str]) -> ConfigError:
-    """Return the error for a `model_type` that is none of `known`."""
+    """Return the error for a `model_type` that is not in `known`."""
     names = tuple(known)
     fix = f'; fix: add "model_type": "{names[0]}" if this is a {names[0].upper()} encoder' if not model_type else ""
     return ConfigError(

@@ -1,8 +1,8 @@
 """RoBERTa: Liu et al. 2019, https://arxiv.org/abs/1907.11692; transformers `models/roberta/modeling_roberta.py`.
 
-Its layers are BERT's. What differs: positions are counted from the ids (padding has no place among them), so that
-their table has `pad_token_id` + 1 rows more than a text may have tokens; its tokenizer (byte-level BPE) gives no token
-types, whose table of one row stays in the checkpoint; its language-model and classification heads are its own.
+Its layers are BERT's. Three things differ. Positions are counted from the ids, without padding, so that their table
+has `pad_token_id` + 1 rows more than a text may have tokens. The tokenizer (byte-level BPE) gives no token types, but
+the checkpoint has a table of one row for them. The language-model and classification heads are its own.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class RobertaConfig(BertConfig):
 
     @property
     def first_position(self) -> int:
-        """The position of a text's first token: the padding's is the one before it."""
+        """The position of a text's first token; padding has the position before it."""
         assert self.pad_token_id is not None  # `from_hf` refuses that
         return self.pad_token_id + 1
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest input, special ones included."""
+        """The number of tokens of the longest input, special ones included."""
         return self.max_position_embeddings - self.first_position
 
     @classmethod
@@ -49,7 +49,7 @@ class RobertaConfig(BertConfig):
         """Read a parsed `config.json`, as `EncoderConfig.from_hf`.
 
         Raises:
-            ConfigError: also where positions cannot be counted, or none is left for a token.
+            ConfigError: also if positions cannot be counted, or none is left for a token.
         """
         parsed = super().from_hf(config)
         if parsed.pad_token_id is None:
@@ -68,20 +68,20 @@ class RobertaCore(BertCore):
     config: RobertaConfig
 
     def embed_inputs(self, inputs: Inputs) -> tuple[mx.array, Context]:
-        """Return the embeddings, and the mask where there is one."""
+        """Return the embeddings, and the mask if there is one."""
         keep = inputs.keep
         return self.embeddings(inputs, self._positions(inputs)), {} if keep is None else {"mask": keep}
 
     @property
     def padding_rows(self) -> Mapping[str, int]:
-        """Padding's rows of words and of positions have no gradient."""
+        """Return the rows of padding, of words and of positions, which have no gradient."""
         pad = self.config.first_position - 1
         return {f"{TABLES[name]}.weight": pad for name in ("word", "position")}
 
     def _positions(self, inputs: Inputs) -> mx.array:
-        """Positions from `pad_token_id` + 1 on, padding at `pad_token_id`; whatever the mask says.
+        """Return positions from `pad_token_id` + 1 on, padding at `pad_token_id`; the mask is ignored.
 
-        transformers `create_position_ids_from_input_ids` and, where there are no ids, `…_from_inputs_embeds`.
+        transformers `create_position_ids_from_input_ids` and, without ids, `…_from_inputs_embeds`.
         """
         first = self.config.first_position
         if inputs.ids is None:

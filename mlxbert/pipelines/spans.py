@@ -1,14 +1,16 @@
-"""Word pieces with their scores to words and entities, as transformers' token-classification pipeline joins them.
+"""Pipelines whose answers are spans of a text.
+
+Word pieces with scores are joined to words and entities as in transformers' token-classification pipeline.
 
 `tag`: labels of words, by a token-classification head; names, places, parts of speech.
 
 `answer`: the span of a context that answers a question, by an extractive question-answering head.
 
 transformers 5 dropped its "question-answering" pipeline; this follows the last one (4.57,
-`pipelines/question_answering.py`) in keys, defaults and scores, with three differences. Only spans that can be an
-answer are ever returned (the old one, asked for more than there are, filled up with spans that end before they begin).
-A span that two windows see has the better of its two scores (the old one added them up, to more than 1). A word that a
-window cuts in two is returned whole.
+`pipelines/question_answering.py`) in keys, defaults and scores, with three differences. Only possible
+answers are returned (if there were too few, the old one added spans that end before they begin). A span in two windows
+has the better of its two scores (the old one summed them, to more than 1). A word that a window cuts
+is returned whole.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Piece:
         scores: (K,), the probability of each label.
         start, end: its characters in the text.
         index: its position in the encoded text.
-        continues: whether it goes on with the word of the piece before it.
+        continues: whether it continues the word of the piece before it.
     """
 
     token: str
@@ -64,7 +66,7 @@ class Piece:
 
 
 def aggregate(pieces: Sequence[Piece], strategy: str, id2label: Mapping[int, str], join: Join) -> list[dict[str, Any]]:
-    """Return entities as the pipeline does, for one of `STRATEGIES`; `join` makes words of tokens."""
+    """Return entities as transformers' pipeline does, for one of `STRATEGIES`; `join` turns tokens into text."""
     if strategy in ("none", "simple"):
         entities = [
             _entity(p.scores, id2label) | {"index": p.index, "word": p.token, "start": p.start, "end": p.end}
@@ -76,9 +78,9 @@ def aggregate(pieces: Sequence[Piece], strategy: str, id2label: Mapping[int, str
 
 
 def without_overlaps(entities: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of entities that windows over one text saw twice, the longer; of equally long ones, the more probable."""
+    """Keep the longer of two overlapping entities from different windows; of equally long ones, the more probable."""
     kept: list[dict[str, Any]] = []
-    for entity in sorted(entities, key=lambda one: one["start"]):
+    for entity in sorted(entities, key=lambda e: e["start"]):
         if kept and entity["start"] < kept[-1]["end"]:
             if _weight(entity) > _weight(kept[-1]):
                 kept[-1] = entity
@@ -118,7 +120,7 @@ def _word(pieces: Sequence[Piece], strategy: str, id2label: Mapping[int, str], j
 
 
 def _groups(entities: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Neighbours of one label; a B- label begins another entity, any other continues one of its kind."""
+    """Return groups of neighbors with one label; a B- label begins another entity, others continue their kind."""
     groups: list[list[dict[str, Any]]] = []
     for entity in entities:
         begins = entity["entity"].startswith("B-")
@@ -135,7 +137,7 @@ def _kind(label: str) -> str:
 
 def _joined(entities: Sequence[dict[str, Any]], join: Join) -> dict[str, Any]:
     return {
-        # transformers takes off whatever stands before a hyphen here, "E-" and "S-" of other schemes included.
+        # Like transformers, remove any prefix before a hyphen, also "E-" and "S-" of other schemes.
         "entity_group": entities[0]["entity"].split("-", 1)[-1],
         "score": float(np.mean([entity["score"] for entity in entities])),
         "word": join([entity["word"] for entity in entities]),
@@ -157,10 +159,10 @@ def tag(
     stride: int | None = None,
     batch_size: int = 16,
 ) -> Entities | list[Entities]:
-    """The labelled words of texts; transformers' pipeline "token-classification".
+    """Return the labelled words of texts; transformers' pipeline "token-classification".
 
-    A word is one that the tokenizer's pre-tokenizer makes, and a piece of it begins with "##"; of a tokenizer that
-    does not mark its pieces, what stands between two blanks.
+    Words are those of the tokenizer's pre-tokenizer, and their later pieces begin with "##". If the tokenizer does not
+    mark pieces, words end at blanks.
 
     Args:
         model, tokenizer: from `mlxbert.load_with_head`.
@@ -243,7 +245,7 @@ def _pieces(tokenizer: Tokenizer, text: str, row: Encoding, scores: Any) -> list
     return pieces
 
 
-# transformers 4.57 takes 2 · top_k + 10 candidates: several of them are one answer when they are made whole words.
+# transformers 4.57 takes 2 · top_k + 10 candidates, because several may become one answer of whole words.
 _SPARE = 10
 
 Answer = dict[str, Any]
@@ -262,7 +264,7 @@ def answer(
     handle_impossible_answer: bool = False,
     batch_size: int = 8,
 ) -> Answer | list[Answer]:
-    """The likeliest answers to a question in a context, whole words of it.
+    """Return the likeliest answers to a question in a context, in whole words.
 
     Args:
         model, tokenizer: from `mlxbert.load_with_head`.
@@ -278,7 +280,7 @@ def answer(
     Returns:
         A dict with `score` (start's times end's probability in its window, both over the window's context and the
         first token; summed over spans of one text), `start` and `end` (characters of the context) and `answer`; a
-        list of them, best first, where there is more than one.
+        list of them, best first, if there are several.
 
     Raises:
         PipelineError: the model does not answer questions, or an argument leaves no room for an answer.
@@ -314,34 +316,34 @@ def answer(
         start_logits, end_logits = to_numpy(output.start_logits), to_numpy(output.end_logits)  # (B, L)
         for i in range(len(part)):
             first, stop = next(firsts)
-            # Everything before the context is in every window, so the context begins at the same place.
+            # Each window repeats the tokens before the context, so the context begins at the same place.
             columns = [0, *range(body[0], body[0] + stop - first)]
             starts, ends = (softmax(logits[i, columns].astype(np.float64)) for logits in (start_logits, end_logits))
             null_score = min(null_score, float(starts[0] * ends[0]))
-            own: dict[str, Answer] = {}
+            by_text: dict[str, Answer] = {}
             for s, e, score in best_spans(starts[1:], ends[1:], 2 * top_k + _SPARE, max_answer_len):
                 begin, end = words[first + s][0], words[first + e][1]
-                found = own.setdefault(
+                best = by_text.setdefault(
                     context[begin:end].lower(),
                     {"score": 0.0, "start": begin, "end": end, "answer": context[begin:end]},
                 )
-                found["score"] += score
-            for text, found in own.items():
-                if text not in answers or found["score"] > answers[text]["score"]:
-                    answers[text] = found
+                best["score"] += score
+            for text, best in by_text.items():
+                if text not in answers or best["score"] > answers[text]["score"]:
+                    answers[text] = best
     ranked = list(answers.values())
     if handle_impossible_answer:
         ranked.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
-    ranked = sorted(ranked, key=lambda one: one["score"], reverse=True)[:top_k]
+    ranked = sorted(ranked, key=lambda candidate: candidate["score"], reverse=True)[:top_k]
     return ranked[0] if len(ranked) == 1 else ranked
 
 
 def best_spans(starts: np.ndarray, ends: np.ndarray, top_k: int, longest: int) -> list[tuple[int, int, float]]:
-    """The `top_k` spans (first token, last token, score) with the largest product of probabilities, best first.
+    """Return the `top_k` spans (first token, last token, score) with the largest product of probabilities, best first.
 
     Args:
         starts, ends: (N,), each token's probability to begin and to end the answer.
-        top_k: how many; fewer where there are fewer.
+        top_k: the largest number of spans.
         longest: the most tokens that a span may have.
     """
     n = len(starts)

@@ -1,8 +1,8 @@
-"""What the pipelines share: the check of the model's class, padded batches, windows over a long text.
+"""Pipelines for whole texts, and functions that all pipelines use: checks, padded batches, windows over a long text.
 
 `classify`: labels of whole texts, by a sequence-classification head.
 
-`fill_mask`: the words that a masked-LM head would put in the place of [MASK].
+`fill_mask`: the words that a masked-LM head predicts for [MASK].
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mlxbert.tokenization.tokenizer import Tokenizer
 
 
 class PipelineError(MLXBertError):
-    """A pipeline was given a model of another class, or a text that it cannot work on."""
+    """A model of another class, or a text that the pipeline cannot use."""
 
 
 def require_kind(model: PretrainedBert, pipeline: str, *kinds: HeadKind) -> None:
@@ -41,7 +41,7 @@ def require_kind(model: PretrainedBert, pipeline: str, *kinds: HeadKind) -> None
 def padded_batches(
     rows: Sequence[Encoding], pad_id: int | None, batch_size: int
 ) -> Iterator[tuple[Sequence[Encoding], dict[str, Any]]]:
-    """Rows in batches, each with the arrays that the model is called with."""
+    """Yield batches of rows, each with the arrays for the model."""
     check_positive("batch_size", batch_size)
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
@@ -60,19 +60,19 @@ def warn_of_cut(rows: Sequence[Encoding], tokenizer: Tokenizer, *, stacklevel: i
 
 
 def without_limit(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, which cuts nothing: for texts that are then read in windows."""
+    """Return the same tokenizer without a length limit, for texts that are read in windows."""
     unlimited = copy.copy(tokenizer)
     unlimited.max_length = unlimited.model_limit = None
     return unlimited
 
 
 def windows(tokens: int, room: int, stride: int, *, name: str = "stride") -> list[tuple[int, int]]:
-    """Ranges of at most `room` tokens that cover `tokens` of them, each overlapping the one before by `stride`.
+    """Return ranges of at most `room` tokens that cover `tokens` tokens, each overlapping the last by `stride`.
 
-    As tokenizers cuts a text (`truncate_encoding`, direction right). No tokens: one empty range.
+    As in the package tokenizers (`truncate_encoding`, direction right). No tokens: one empty range.
 
     Raises:
-        PipelineError: the overlap leaves no room to go on.
+        PipelineError: the overlap is as large as a window.
     """
     if isinstance(stride, bool) or not isinstance(stride, int) or stride < 0:
         raise PipelineError(f"{name} must be a whole number from 0, not {stride!r}")
@@ -89,7 +89,7 @@ def windows(tokens: int, room: int, stride: int, *, name: str = "stride") -> lis
 
 
 def cut_out(row: Encoding, body: Sequence[int], start: int, stop: int) -> Encoding:
-    """A row with only the tokens `body[start:stop]` of those at the indices `body`; the others all stay."""
+    """Return a row without the tokens at the indices `body`, except `body[start:stop]`."""
     dropped = set(body[:start]) | set(body[stop:])
     keep = [index for index in range(len(row)) if index not in dropped]
     return Encoding(
@@ -103,7 +103,7 @@ def cut_out(row: Encoding, body: Sequence[int], start: int, stop: int) -> Encodi
 
 
 def to_numpy(array: mx.array | None) -> np.ndarray:
-    """Float32 on the host."""
+    """Return a float32 array on the host."""
     assert array is not None  # the class was checked
     return np.array(array.astype(mx.float32))
 
@@ -129,14 +129,14 @@ def classify(
     function_to_apply: str | None = None,
     batch_size: int = 16,
 ) -> Any:
-    """The labels of texts with their scores; transformers' pipeline "text-classification".
+    """Return the labels of texts with their scores; transformers' pipeline "text-classification".
 
     Args:
         model, tokenizer: from `mlxbert.load_with_head`.
         texts: one text or several; a pair is {"text": …, "text_pair": …}. As in transformers, a pair whose second text
             is empty is its first text alone.
         top_k: how many labels, best first; None: all; left out: the best one.
-        function_to_apply: what makes scores of logits: "sigmoid", "softmax" or "none"; None: by the model's problem
+        function_to_apply: from logits to scores: "sigmoid", "softmax" or "none"; None: by the model's problem
             type (regression: none; multi-label, or one label: sigmoid; else softmax).
         batch_size: texts computed at once.
 
@@ -174,7 +174,7 @@ def classify(
 
 
 def default_function(labels: Labels) -> str:
-    """What makes scores of a classifier's logits, as transformers decides it."""
+    """Return the function from a classifier's logits to scores, as transformers chooses it."""
     if labels.problem_type == "regression":
         return "none"
     if labels.problem_type == "multi_label_classification" or labels.num_labels == 1:
@@ -208,7 +208,7 @@ def fill_mask(
     *,
     batch_size: int = 16,
 ) -> Filled | list[Filled] | list[Filled | list[Filled]]:
-    """The `top_k` likeliest words for every mask, likeliest first; transformers' pipeline "fill-mask".
+    """Return the `top_k` likeliest words for every mask, likeliest first; transformers' pipeline "fill-mask".
 
     Args:
         model, tokenizer: from `mlxbert.load_with_head`.
@@ -219,7 +219,7 @@ def fill_mask(
     Returns:
         For a text with one mask a list of dicts `score` (probability), `token` (id), `token_str` and `sequence` (the
         text with it); for a text with several masks a list of such lists, each mask by itself. For several texts a
-        list of those; for a list of one text, as in transformers, that text's own.
+        list of those; for a list of one text, as in transformers, that text's mask_scores.
 
     Raises:
         PipelineError: the model has no masked-LM head, or a text has no mask.
@@ -232,7 +232,7 @@ def fill_mask(
     rows = tokenizer.encode(texts)
     for i, row in enumerate(rows):
         if tokenizer.mask_token_id not in row.ids:
-            cut = f" in its first {len(row)} tokens, which is all that the model takes" if row.n_truncated else ""
+            cut = f" in its first {len(row)} tokens, the limit of the model" if row.n_truncated else ""
             mask = tokenizer.id_to_token(tokenizer.mask_token_id)
             raise PipelineError(f"fill_mask: text {i} has no {mask}{cut}; fix: write {mask} for the word to guess")
     filled: list[Filled | list[Filled]] = []
@@ -245,8 +245,8 @@ def fill_mask(
         scores = softmax(to_numpy(model.head.word_logits(masked, model.core.decode)))  # (N, V)
         for i, row in enumerate(part):
             columns = [column for text, column in places if text == i]
-            own = scores[at[:, 0] == i]
-            filled.append(_fill(tokenizer, row, columns, own, top_k))
+            mask_scores = scores[at[:, 0] == i]
+            filled.append(_fill(tokenizer, row, columns, mask_scores, top_k))
     return filled[0] if len(filled) == 1 else filled
 
 
@@ -273,5 +273,5 @@ def _fill(
 def _sequence(tokenizer: Tokenizer, row: Encoding, column: int, token: int, *, one_mask: bool) -> str:
     ids = [*row.ids[:column], token, *row.ids[column + 1 :]]
     ids = [one for one in ids if one != tokenizer.pad_token_id]
-    # With other masks left the special tokens stay, or those masks would vanish from the text.
+    # If there are other masks, keep special tokens, because masks are special tokens too.
     return tokenizer.decode(ids, skip_special_tokens=one_mask)

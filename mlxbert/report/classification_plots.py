@@ -101,7 +101,7 @@ def _curve(name: str, truth: np.ndarray, score: np.ndarray) -> Curve | None:
 
 
 MOST_CLASSES = 40  # of a confusion matrix: with more, a cell is too small to see
-MOST_NUMBERS = 12  # with more classes, a cell has no room for a number
+MOST_NUMBERS = 12  # with more classes, numbers do not fit in the cells
 
 
 def class_plots(predictions: ClassPredictions, task: str) -> list[Plot]:
@@ -118,7 +118,7 @@ def label_plots(predictions: LabelPredictions) -> list[Plot]:
 
 
 def confusion_matrix(predictions: ClassPredictions) -> np.ndarray:
-    """Return how many rows of each class (first axis) are given each label: (C, C)."""
+    """Return how many rows of each class (first axis) have each predicted label (second axis): (C, C)."""
     count = len(predictions.names)
     return np.bincount(predictions.truth * count + predictions.label, minlength=count * count).reshape(count, count)
 
@@ -163,7 +163,7 @@ def _draw_confusion(figure: Any, theme: Theme, matrix: np.ndarray, support: np.n
     axes.tick_params(which="minor", length=0)
     length = 14 if len(names) <= MOST_NUMBERS else 18
     ticks, labels = range(len(names)), [short(name, length) for name in names]
-    if len(set(labels)) < len(labels):  # names that begin alike differ at their ends
+    if len(set(labels)) < len(labels):  # names with the same beginning differ at their ends
         labels = [
             label if len(name) <= length else f"{label[: length // 2 - 1]}…{short(name, len(name))[-length // 2 :]}"
             for name, label in zip(names, labels, strict=True)
@@ -242,28 +242,28 @@ def _draw_precision_recall(figure: Any, theme: Theme, ranked: Ranked) -> None:
     legend_below(figure, axes)
 
 
-def _calibration(found: Reliability) -> list[Plot]:
-    if (found.rows > 0).sum() < 2:
+def _calibration(diagram: Reliability) -> list[Plot]:
+    if (diagram.rows > 0).sum() < 2:
         return []  # `tables.point_tables` shows a single point
     return [
         Plot(
             "calibration",
-            f"Calibration: ECE {found.ece:.4f}",
-            f"{found.what} On the diagonal, 70 % means 70 %; below it, the model is too confident. Bars: the "
+            f"Calibration: ECE {diagram.ece:.4f}",
+            f"{diagram.what} On the diagonal, 70 % means 70 %; below it, the model is too confident. Bars: the "
             "number of rows in each bin of probabilities.",
-            lambda figure, theme: _draw_calibration(figure, theme, found),
+            lambda figure, theme: _draw_calibration(figure, theme, diagram),
         )
     ]
 
 
-def _draw_calibration(figure: Any, theme: Theme, found: Reliability) -> None:
+def _draw_calibration(figure: Any, theme: Theme, curve: Reliability) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color=theme.limit, linestyle="--", linewidth=1)
-    filled = found.rows > 0
-    above.plot(found.probability[filled], found.happened[filled], color=theme.series[0], marker="o", markersize=4)
+    filled = curve.rows > 0
+    above.plot(curve.probability[filled], curve.happened[filled], color=theme.series[0], marker="o", markersize=4)
     above.set(ylabel="how often it is so", xlim=(-0.01, 1.01), ylim=(-0.02, 1.02))
-    edges = np.linspace(0, 1, len(found.rows) + 1)
-    below.bar(edges[:-1], found.rows, width=np.diff(edges) * 0.9, align="edge", color=theme.series[0], alpha=0.75)
-    below.set(xlabel="predicted probability", ylabel=found.unit)
+    edges = np.linspace(0, 1, len(curve.rows) + 1)
+    below.bar(edges[:-1], curve.rows, width=np.diff(edges) * 0.9, align="edge", color=theme.series[0], alpha=0.75)
+    below.set(xlabel="predicted probability", ylabel=curve.unit)
     below.grid(visible=False, axis="x")
     below.locator_params(axis="y", nbins=3)

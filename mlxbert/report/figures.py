@@ -1,7 +1,7 @@
 """`Plot` and its PNG for a light or a dark page, and the plots of the training: loss, metrics, rate over the epochs.
 
-Only matplotlib's object-oriented interface is used. The figures and settings of a notebook stay as they are and change
-nothing here: the same run gives the same bytes.
+Only matplotlib's object-oriented interface is used. A notebook's figures and settings neither change nor matter
+here: the same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _settings(theme: Theme) -> dict[str, Any]:
         "legend.labelcolor": theme.text,
         "lines.linewidth": 1.6,
         "text.color": theme.text,
-        "text.parse_math": False,  # a class named "$x" is no formula
+        "text.parse_math": False,  # a class named "$x" is not a formula
         "xtick.color": theme.line,
         "xtick.labelcolor": theme.muted,
         "xtick.labelsize": 9,
@@ -140,14 +140,14 @@ def _drawable() -> frozenset[int]:
 
 
 def short(text: str, length: int = 22) -> str:
-    """Return a name from the data in one line of `length` characters, □ for those that the font lacks."""
+    """Return a name from the data in one line of at most `length` characters, with □ for those that the font lacks."""
     text = " ".join(text.split())
     text = "".join(sign if ord(sign) in _drawable() else "□" for sign in text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def legend_below(figure: Any, axes: Any, columns: int = 2) -> None:
-    """Draw the legend of `axes` under them, where it hides nothing."""
+    """Draw the legend of `axes` below them, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))
@@ -230,7 +230,7 @@ def direction(metric: str) -> str:
 
 
 def arrow(metric: str) -> str:
-    """Return ↑ where more is better, ↓ where less is, "" for an unknown metric."""
+    """Return ↑ if more is better, ↓ if less is better, "" for an unknown metric."""
     return "" if metric not in METRICS else "↑" if METRICS[metric].greater_is_better else "↓"
 
 
@@ -241,8 +241,8 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     counts = np.concatenate([[0], np.cumsum(present)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
-    found = counts[ends] - counts[starts]
-    return np.where(found > 0, (sums[ends] - sums[starts]) / np.maximum(found, 1), np.nan)
+    rows = counts[ends] - counts[starts]
+    return np.where(rows > 0, (sums[ends] - sums[starts]) / np.maximum(rows, 1), np.nan)
 
 
 def _color(theme: Theme, histories: Sequence[History], history: History) -> str:

@@ -44,11 +44,11 @@ from mlxbert.report.tables import (
 from mlxbert.runs.command import repeating_command
 from mlxbert.runs.files import RunError, RunFiles, check_own
 
-# In the page's head, so that another file is never taken for a report and overwritten.
+# In the page's head: only a file with this mark is overwritten as a report.
 MARK = '<meta name="generator" content="mlxbert report">'
 HEAD_BYTES = 1000  # the mark is in the first lines
 
-# run.json's parts, in reading order, and their titles; the rest of it follows under its own names.
+# Parts of run.json, in reading order, and their titles; the other parts follow under their own names.
 SECTIONS = {
     "task": "Task",
     "data": "Data",
@@ -58,7 +58,7 @@ SECTIONS = {
     "submission": "Submission",
     "environment": "Environment",
 }
-# What the page's head or another table shows.
+# Shown in the page's head or another table.
 SHOWN_ELSEWHERE = {"format", "version", "metric", "metrics", "members"}
 
 
@@ -91,7 +91,7 @@ def write_report(run_directory: str | Path, out: str | Path | None = None, plots
 
 
 def write(run_directory: str | Path, out: str | Path | None, plots: str | Path | None) -> WrittenReport:
-    """Write the report as `write_report`, and return what a command says of it."""
+    """Write the report as `write_report`, and return a summary for the command."""
     run = read_reported_run(run_directory)
     path, folder = report_paths(run.path, out, plots)
     page = make_page(run)
@@ -153,12 +153,12 @@ class DrawnPlot:
 
     @property
     def light_url(self) -> str:
-        """The light one as a data URL."""
+        """The light PNG as a data URL."""
         return _data_url(self.light)
 
     @property
     def dark_url(self) -> str:
-        """The dark one as a data URL."""
+        """The dark PNG as a data URL."""
         return _data_url(self.dark)
 
 
@@ -293,7 +293,7 @@ def _words(value: Any) -> str:
     return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
 
 
-# In sentences: how probabilities became labels, which thresholds were fitted, and what the submission holds.
+# Sentences: how probabilities became labels, which thresholds were fitted, and what the submission contains.
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ class _MemberConfig:
 
 
 def decisions(run: ReportedRun) -> list[str]:
-    """Return what was decided about thresholds, labels and the submission, a sentence each.
+    """Return one sentence about each decision: thresholds, labels and the submission.
 
     Raises:
         RunError: a member's config.json is damaged.
@@ -364,7 +364,7 @@ def _threshold_sentences(run: ReportedRun, fitted: list[FittedValues]) -> Iterat
     if not thresholds:
         return
     if any(threshold != 0.5 for threshold in thresholds):
-        # Each of several labels is judged by F1, whatever the metric over all of them.
+        # Each of several labels has the threshold of its best F1, for every metric.
         metric = threshold_metric(run.metric) if run.task == "binary" and run.metric in METRICS else "f1"
         yield (
             f"Thresholds are fitted for {metric} on held-out rows: {which} from a probability of {_range(thresholds)} "

@@ -65,7 +65,7 @@ def _plot(
     def draw_all(figure: Any, theme: Theme) -> None:
         grid = panels(figure, len(columns), wide)
         for axes, (column, (truth, prediction)) in zip(grid, columns.items(), strict=True):
-            # A name has room beside an axis only where its panel is alone and large.
+            # A name fits beside an axis only if its panel is alone and large.
             draw(axes, theme, truth, prediction, short(column, 22) if len(columns) == 1 else "")
             if len(columns) > 1:
                 axes.set_title(short(column, 30))
@@ -102,10 +102,10 @@ def _distribution(axes: Any, theme: Theme, truth: np.ndarray, prediction: np.nda
     residuals = truth - prediction
     bins = int(np.clip(np.sqrt(len(residuals)) * 1.5, 8, 60))
     low, high = np.quantile(residuals, [0.002, 0.998])
-    # Far outliers would leave one bar and an empty axis: they count in the bars at the ends.
+    # Far outliers would leave one bar and an empty axis, so the bars at the ends count them.
     inside = np.clip(residuals, low, high) if high > low else residuals
     if np.ptp(inside) <= 1e-9 * np.abs(inside).max():
-        bins = 1  # numpy refuses bins narrower than a float's own steps
+        bins = 1  # numpy refuses bins narrower than the spacing of floats
     axes.hist(inside, bins=bins, color=theme.series[0], alpha=0.85, edgecolor=theme.card, linewidth=0.5)
     axes.axvline(0, color=theme.limit, linestyle="--", linewidth=1)
     axes.axvline(float(np.median(residuals)), color=theme.text, linewidth=1)
@@ -199,9 +199,7 @@ def _draw_single(figure: Any, theme: Theme, predictions: NumberPredictions) -> N
 
 def _draw_steps(figure: Any, theme: Theme, predictions: NumberPredictions) -> None:
     axes = figure.subplots()
-    errors = np.ma.masked_invalid(
-        np.abs(predictions.prediction - predictions.truth)
-    )  # (N, H); what is not known yet, left out
+    errors = np.ma.masked_invalid(np.abs(predictions.prediction - predictions.truth))  # (N, H), without unknown values
     steps = np.arange(1, errors.shape[1] + 1)
     axes.plot(steps, errors.mean(axis=0), color=theme.series[0], marker="o", markersize=4, label="mean")
     axes.plot(steps, np.ma.median(errors, axis=0), color=theme.series[1], marker="s", markersize=3.5, label="median")

@@ -1,7 +1,7 @@
-"""What a report is made of: a run's files, checked, and its out-of-fold predictions as arrays.
+"""Read and check a run's files for a report, with the out-of-fold predictions as arrays.
 
 run.json, scores.json and metrics.jsonl are read by `mlxbert.runs`. The CSV files are read here with `csv`, not pandas:
-they may be damaged or hostile, and only `csv` tells a short row from an empty cell, and the line of each.
+they may be damaged or hostile, and only `csv` distinguishes short rows from empty cells and gives line numbers.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class CsvTable:
         return values
 
     def numbers(self, name: str, *, may_miss: bool = False) -> np.ndarray:
-        """Return a column as float64 (rows,); an empty cell is NaN where one `may_miss`; raises as `parsed`."""
+        """Return a column as float64 (rows,); with `may_miss`, an empty cell is NaN; raises as `parsed`."""
         return np.array(self.parsed(name, partial(_finite, may_miss=may_miss), "a number"), np.float64)
 
     def probabilities(self, name: str) -> np.ndarray:
@@ -106,7 +106,7 @@ def _probability(cell: str) -> float:
 
 
 def read_table(path: Path) -> CsvTable | None:
-    """Return the table in a CSV file; None where there is no such file.
+    """Return the table in a CSV file; None if there is no such file.
 
     Raises:
         ReportError: not UTF-8, no header, a name that comes twice, broken quotes, or a row of another length.
@@ -160,11 +160,11 @@ class History:
     finished: MemberEvent | None = None
 
     def kept_step(self, keep: str) -> int | None:
-        """Return the step whose weights are kept ("best" or "last"): so far, where the member is unfinished."""
+        """Return the step whose weights are kept ("best" or "last"); so far, if the member is unfinished."""
         if self.finished is not None and self.finished.step in self.evaluations:
             return self.finished.step
-        kept = (step for step, event in self.evaluations.items() if event.best or keep == "last")
-        return max(kept, default=None)
+        steps = (step for step, event in self.evaluations.items() if event.best or keep == "last")
+        return max(steps, default=None)
 
     @property
     def label(self) -> str:
@@ -184,16 +184,16 @@ class FinishedMember:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """Everything that a report is made of.
+    """The data of a report.
 
     Attributes:
         path: the run's directory.
         record: run.json.
-        histories: what each member logged that has begun, by seed and fold.
+        histories: the log of each member that has begun, by seed and fold.
         scores: scores.json; None while the run is unfinished.
-        oof: the out-of-fold predictions; None where there is no such file.
+        oof: the out-of-fold predictions; None if there is no such file.
         worst: their worst rows; likewise.
-        notes: what the reader should know of the files.
+        notes: on the files, for the reader.
     """
 
     path: Path
@@ -211,7 +211,7 @@ class ReportedRun:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels as text, lowest or negative first; () where there are none."""
+        """The labels as text, lowest or negative first; () if there are none."""
         return tuple(shown(label) for label in self.record.task.classes or ())
 
     @property
@@ -228,7 +228,7 @@ class ReportedRun:
     def finished(self) -> list[FinishedMember]:
         """The members that are trained, in order."""
         if self.scores is not None:
-            return [FinishedMember(one.member, one.rows, one.epoch, one.metrics) for one in self.scores.members]
+            return [FinishedMember(item.member, item.rows, item.epoch, item.metrics) for item in self.scores.members]
         events = [history.finished for history in self.histories if history.finished is not None]
         return [FinishedMember(event.member, None, event.epoch, event.metrics) for event in events]
 
@@ -322,7 +322,7 @@ OofPredictions = ClassPredictions | LabelPredictions | NumberPredictions
 
 
 def read_predictions(run: ReportedRun) -> OofPredictions | None:
-    """Return the out-of-fold predictions; None where there is no oof.csv, or no row in it.
+    """Return the out-of-fold predictions; None if there is no oof.csv, or no row in it.
 
     Raises:
         ReportError: a column is missing, or a cell is not what its column holds (the message names its line).

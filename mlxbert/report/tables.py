@@ -51,7 +51,7 @@ def digits_of(values: Sequence[float | None]) -> int:
 def column(values: Sequence[float | None]) -> list[str]:
     """Return numbers as cells; "–" for a missing one, "nan" and "inf" as they are."""
     digits = digits_of(values)
-    # Numbers that four decimals would show as 0.0000.
+    # Four decimals would show these numbers as 0.0000.
     small = [abs(value) for value in values if value is not None and math.isfinite(value) and value != 0]
     if digits == 4 and small and max(small) < 1e-3:
         return [ABSENT if value is None else f"{value:.2e}" for value in values]
@@ -121,7 +121,7 @@ def prediction_table(predictions: OofPredictions, task: str) -> tuple[str, PageT
 
 
 Scores = dict[str, float | None]
-"""The counts (int) and scores (float) of one row of a table; None where a score is undefined."""
+"""The counts (int) and scores (float) of one row of a table; None if a score is undefined."""
 
 
 def _class_table(predictions: ClassPredictions) -> PageTable:
@@ -195,7 +195,7 @@ def _counted(rows: list[Scores]) -> dict[str, Any]:
 
 def evaluation_table(run: ReportedRun) -> PageTable | None:
     """Return the evaluations of the members that were evaluated once, a point each in a plot; None without any."""
-    events = [next(iter(one.evaluations.values())) for one in run.histories if len(one.evaluations) == 1]
+    events = [next(iter(history.evaluations.values())) for history in run.histories if len(history.evaluations) == 1]
     if not events:
         return None
     columns: dict[str, Any] = {
@@ -207,7 +207,7 @@ def evaluation_table(run: ReportedRun) -> PageTable | None:
 
 
 def point_tables(predictions: OofPredictions) -> list[tuple[str, PageTable]]:
-    """Return (title, table) in the place of a plot with one point: of one bin of probabilities, or one row."""
+    """Return (title, table) instead of a plot with one point: of one bin of probabilities, or one row."""
     if not isinstance(predictions, NumberPredictions):
         diagram = reliability(predictions)
         filled = diagram.rows > 0
@@ -259,10 +259,10 @@ class WorstRows:
 
 
 def worst_rows(run: ReportedRun) -> WorstRows | None:
-    """Return worst_rows.csv for the page; None where there is no such file, or no row in it.
+    """Return worst_rows.csv for the page; None if there is no such file, or no row in it.
 
     Raises:
-        ReportError: a column is missing, or a loss is no number (the message names its line).
+        ReportError: a column is missing, or a loss is not a number (the message names its line).
     """
     table = run.worst
     if table is None or not table.lines:

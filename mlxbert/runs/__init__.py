@@ -8,7 +8,7 @@ run.predict(frame)                          # a frame of predictions for new row
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Imported when it is asked for: the options of `mlxbert train --help` need the settings alone.
+# Imported on first use: `mlxbert train --help` needs only the settings.
 _LATER = {
     "Run": "mlxbert.runs.run",
     "RunError": "mlxbert.runs.files",

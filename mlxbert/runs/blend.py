@@ -1,7 +1,7 @@
 """`Blend`: several runs as one, weighted by ensemble selection on their out-of-fold rows.
 
-Caruana et al. 2004, "Ensemble selection from libraries of models": begin with nothing, and again and again add the run
-(one may be added several times) that improves the mean most. It works for any metric, gives no negative weight, and
+Caruana et al. 2004, "Ensemble selection from libraries of models": begin with nothing, and repeatedly add the run
+(also one that was added before) that improves the mean most. It works for any metric, gives no negative weight, and
 leaves out runs that do not help.
 """
 
@@ -205,7 +205,7 @@ class Blend(Predictor):
         root = expand_home(path)
         info = read_json(root / BLEND, RunError)
         if info is None or info.get("format") != FORMAT or info.get("version") != VERSION:
-            raise RunError(f"{root} is not a blend; fix: give what `mlxbert blend -o` made")
+            raise RunError(f"{root} is not a blend; fix: give a directory that `mlxbert blend -o` wrote")
         record = _record(info, root / BLEND)
         return cls(root, tuple(Run.open(root / path) for path in record.runs), record, info)
 
@@ -216,12 +216,12 @@ class Blend(Predictor):
 
     @property
     def task(self) -> InferredTask:
-        """What the target is."""
+        """The inferred task."""
         return self.runs[0].task
 
     @property
     def table_format(self) -> TableFormat:
-        """How a table to predict is read: the text columns of all runs, and the ids of the first run that has ids."""
+        """The format of a table to predict: text columns of all runs, and ids of the first run that has ids."""
         formats = [run.table_format for run in self.runs]
         named = next((table for table in formats if table.id is not None), formats[0])
         return replace(
@@ -237,7 +237,7 @@ class Blend(Predictor):
         return self.runs[0].rules
 
     def check_average(self, average: str, form: Submission) -> None:
-        """Refuse ranks where labels or numbers are wanted, of the models and of the runs; see `Predictor`."""
+        """Refuse ranks of models or runs if labels or numbers are wanted; see `Predictor`."""
         super().check_average(average, form)
         super().check_average(self.record.average, form)
 
@@ -328,8 +328,8 @@ def _weighed(
     metric: Metric,
     average: str,
 ) -> tuple[dict[str, Any], Predictions]:
-    """The content of blend.json without its runs, and the cross-fitted predictions of the blend."""
-    # Labels are decided for the metric that the runs were trained for, whatever the weights optimize.
+    """Return the content of blend.json without its runs, and the cross-fitted predictions of the blend."""
+    # Labels are decided for the metric of the runs' training, even if the weights optimize another one.
     leader, ranked = runs[0].record, average == "ranks"
     deciding = metric if metric.needs == "labels" else metric_of(leader.metric, leader.task.task)
     weights = selected_weights(truth, parts, metric)
@@ -361,7 +361,7 @@ def _record(info: Mapping[str, Any], file: Path) -> BlendRecord:
 
 
 def _alone(run: Run, truth: np.ndarray, part: Predictions, names: Sequence[str], ranked: bool) -> dict[str, float]:
-    """The scores of one run: those that it has; others, and those of ranks, from its predictions."""
+    """Return the scores of one run: its recorded ones; others, and those of ranks, from its predictions."""
     known = {} if ranked else (run.scores or {}).get("pooled", {})
     return {name: known[name] if name in known else scores(truth, part, [name])[name] for name in names}
 
@@ -393,7 +393,7 @@ def _truth(task: InferredTask, table: Any, file: Path) -> np.ndarray:
         return np.stack([numbers(table, name, file) for name in names], axis=1).astype(np.int32)
     classes = task.classes or ()
     truth = table[names[0]].to_numpy()
-    if any(isinstance(label, str) for label in classes):  # and so `Run.oof` reads them
+    if any(isinstance(label, str) for label in classes):  # `Run.oof` reads them so, too
         return encode_labels(truth.astype(str), [str(label) for label in classes], str(file))
     return encode_labels(truth, classes, str(file))
 
@@ -411,10 +411,10 @@ def _predictions(task: InferredTask, table: Any, file: Path) -> Predictions:
 
 
 def open_predictor(path: str | Path) -> Run | Blend:
-    """Open a run or a blend, whichever lies there.
+    """Open the run or the blend in a directory.
 
     Raises:
-        RunError: neither does.
+        RunError: the directory has neither.
     """
     root = expand_home(path)
     if (root / BLEND).exists():

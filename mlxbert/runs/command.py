@@ -78,7 +78,7 @@ class _NoWordsError(Exception):
 
 
 class _Flag(str):
-    """The name of an option, as a type of its own: a value may begin with dashes, too."""
+    """The name of an option; a separate type, because a value may begin with dashes, too."""
 
 
 def _is_flag(words: list[str], place: int) -> bool:
@@ -98,7 +98,7 @@ def _words(record: RunRecord, out: str) -> Iterator[str]:
 
 
 def _beside_competition(record: RunRecord) -> dict[str, Any]:
-    """The arguments that differ from the defaults, or from what the run's competition brings."""
+    """Return the arguments that differ from the defaults, or from the settings of the run's competition."""
     defaults: dict[str, Any] = {argument.name: default_of(argument) for argument in arguments()}
     settings = {argument.name: _value_of(record, argument.name) for argument in arguments()}
     if record.settings.competition is not None:
@@ -122,10 +122,10 @@ def _value_of(record: RunRecord, name: str) -> Any:
 
 
 def _option(flag: _Flag, name: str, value: Any) -> Iterator[str]:
-    """The words of one argument.
+    """Return the words of one argument.
 
     Raises:
-        _NoWordsError: no word gives this value.
+        _NoWordsError: no command line can give this value.
     """
     if name == "text":
         yield from _text(value)
@@ -177,7 +177,7 @@ def _head(options: Any) -> Iterator[str]:
 
 
 def _call(record: RunRecord, out: str) -> str:
-    """The call of `mlxbert.train`; what a competition brings is written out."""
+    """Return the call of `mlxbert.train`, with the settings of a competition written out."""
     values = {argument.name: _value_of(record, argument.name) for argument in arguments()} | {"out": out}
     defaults = {argument.name: default_of(argument) for argument in arguments()}
     data = "frame" if record.data.path is None else repr(record.data.path)

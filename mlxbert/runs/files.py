@@ -55,7 +55,7 @@ class RunFiles:
 
     @property
     def written(self) -> tuple[Path, ...]:
-        """All that a run, its trackers and its report write here, except run.json; scores.json is the first."""
+        """The files of a run, its trackers and its report, except run.json; scores.json is the first."""
         files = (self.scores, self.log, self.oof, self.worst, self.submission, self.hold_out)
         folders = (self.resume, self.best_so_far, self.members, self.all_logits)
         others = (self.root / name for name in (*TRACKERS, "report.html", "plots"))
@@ -68,13 +68,13 @@ class RunFiles:
 
 @contextmanager
 def run_lock(root: Path) -> Iterator[None]:
-    """Be the only process that writes this run; delete files that a killed process left half written.
+    """Lock a run for this process; delete files that a killed process left half written.
 
     Raises:
         RunError: another process writes the run.
         WriteError: the folder above cannot be written.
     """
-    # The lock lies beside the real directory: two names of one directory must not be two locks.
+    # The lock lies beside the real directory, so that two names of one directory have the same lock.
     target = Path(os.path.realpath(root))
     with write_errors(target, 0):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,14 +90,14 @@ def run_lock(root: Path) -> Iterator[None]:
 
 
 def check_paths(files: RunFiles) -> None:
-    """Refuse links, pipes, sockets and devices where a run writes and deletes; its own directory may be a link.
+    """Refuse links, pipes, sockets and devices in a run; the run's directory may be a link.
 
     Raises:
         RunError: names the first one.
         WriteError: a folder cannot be read.
     """
     for path in (files.info, *files.written):
-        # Trackers keep links of their own in their folders (wandb/latest-run).
+        # Trackers keep links in their folders (wandb/latest-run).
         check_own(path, inside=path.name not in TRACKERS)
 
 
@@ -184,7 +184,7 @@ def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False, follow_l
         follow_links: for an output that the user named, as in `mlxbert.files.output_file.replacing`.
 
     Raises:
-        WriteError: the disk is full, or cannot be written; what was there is still there.
+        WriteError: the disk is full, or cannot be written; the old file stays.
     """
     if escape_formulas:
         frame = frame.map(lambda cell: escaped_formula(cell) if isinstance(cell, str) else cell)
@@ -194,7 +194,7 @@ def write_csv(file: Path, frame: Any, *, escape_formulas: bool = False, follow_l
 
 
 def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
-    """Read what `write_csv` wrote as a pandas frame: `text` columns as they are written, others as pandas reads them.
+    """Read a file of `write_csv` as a pandas frame: `text` columns as they are written, others as pandas reads them.
 
     Raises:
         RunError: no such file, not a regular one, or damaged.
@@ -215,16 +215,16 @@ def read_csv(file: Path, text: Iterable[str] = ()) -> Any:
 
 
 def numbers(frame: Any, name: str, file: Path, *, missing: bool = False) -> np.ndarray:
-    """Return a column of `read_csv` as float64 (rows,); an empty cell is NaN where `missing` allows it.
+    """Return a column of `read_csv` as float64 (rows,); with `missing`, an empty cell is NaN.
 
     Raises:
-        RunError: no such column, or a cell that is no finite number.
+        RunError: no such column, or a cell that is not a finite number.
     """
     import pandas
 
     if name not in frame.columns:
         raise RunError(f"{file} has no column {name!r}; {FIX}")
-    # A cell that is no number becomes NaN; below it is told apart from an empty cell.
+    # A cell that is not a number becomes NaN; the check below distinguishes it from an empty cell.
     values: np.ndarray = pandas.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
     wrong = ~np.isfinite(values) & ~(frame[name].isna().to_numpy() & missing)
     if wrong.any():
@@ -239,7 +239,7 @@ def escaped_formula(cell: str) -> str:
 
 
 def plain_cell(cell: str) -> str:
-    """Return the cell that `escaped_formula` was given."""
+    """Return the cell as it was before `escaped_formula`."""
     return cell[1:] if _ESCAPED.match(cell) else cell
 
 
@@ -281,7 +281,7 @@ def read_log(file: Path) -> EventLog | None:
     """Read the events of a metrics.jsonl; None if there is no such file.
 
     Raises:
-        RunError: the file is not a regular one or too large, or a line is no event; its number is named.
+        RunError: the file is not a regular one or too large, or a line is not an event; its number is named.
     """
     text = read_text(file, RunError)
     if text is None:

@@ -52,10 +52,10 @@ def train_members(
     config: TrainingConfig,
     callbacks: Sequence[Callback],
 ) -> float:
-    """Train what is not finished yet; return the seconds that earlier sittings spent on these models.
+    """Train the unfinished models; return the seconds that earlier sittings spent on them.
 
     Raises:
-        TrainingInterrupted: Ctrl-C; what is trained so far is in `files.best_so_far`.
+        TrainingInterrupted: Ctrl-C; the best weights so far are in `files.best_so_far`.
         MLXBertError: as `Trainer` raises.
     """
     before = 0.0
@@ -73,7 +73,7 @@ def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConf
     """Refuse a quantized encoder, and settings that do not fit it or a fold's targets, before anything is written.
 
     Raises:
-        MLXBertError, HeadError: says which.
+        MLXBertError, HeadError: names it.
     """
     first, *others = members_of(config, len(prepared.folds))
     model = new_model(prepared, settings, config, first)
@@ -98,7 +98,7 @@ def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig,
 def new_head(
     hidden_size: int, prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member
 ) -> Head:
-    """Return a head fitted to the training targets of the member's fold, and to no other row."""
+    """Return a head fitted only to the training targets of the member's fold."""
     train = prepared.folds[member.fold].train
     options: dict[str, Any] = dict(settings.head)
     if prepared.problem.task.classes is not None:
@@ -193,7 +193,7 @@ def finish(
         scores["hold_out"] = _hold_out(run, prepared, list(scores["pooled"]), escape_formulas)
     elif inputs.test is not None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SubmissionWarning)  # it was given before the training
+            warnings.simplefilter("ignore", SubmissionWarning)  # the same warning appeared before the training
             write_submission(
                 run,
                 inputs.test,
@@ -214,14 +214,14 @@ def finish(
 def _record_scores(files: RunFiles, prepared: Prepared, scores: Mapping[str, Any]) -> None:
     """Put the scores of the run into the config.json of each model, for the card of a published one.
 
-    They hold no times, so that a resumed run ends in the same bytes.
+    They include no times, so that a resumed run ends in the same bytes.
     """
     members = scores["members"]
     of_one_seed = [member for member in members if member["seed"] == members[0]["seed"]]
     for member in members:
         directory = files.member(member["member"])
         config = read_config(directory)
-        trained = {
+        block = {
             "task": prepared.problem.task.task,
             "metric": scores["metric"],
             "pooled": scores["pooled"],
@@ -231,7 +231,7 @@ def _record_scores(files: RunFiles, prepared: Prepared, scores: Mapping[str, Any
             "own": member["metrics"],
             "own_rows": member["rows"],
         }
-        config["mlxbert"]["trained"] = without_nan(trained)
+        config["mlxbert"]["trained"] = without_nan(block)
         replace_listed_files(directory, {"config.json": json_text(config).encode()}, fix=GO_ON)
 
 
@@ -281,7 +281,7 @@ class HeldOutRows:
 
 
 def held_out(files: RunFiles, member: Member, task: str, rows: np.ndarray, shape: tuple[int, ...]) -> HeldOutRows:
-    """Read the held-out rows that `train_members` saved of a model.
+    """Read the predictions of a model for its held-out rows, which `train_members` saved.
 
     Args:
         files: of the run.
@@ -404,7 +404,7 @@ def _frame(prepared: Prepared, numbers: np.ndarray, folds: np.ndarray) -> Any:
 
 
 def _worst(prepared: Prepared, numbers: np.ndarray, truth: np.ndarray, predictions: Predictions) -> Any:
-    """The rows with the largest losses, with their texts."""
+    """Return the rows with the largest losses, with their texts."""
     losses = row_losses(truth, predictions)
     order = np.argsort(-losses, kind="stable")[:_WORST]
     chosen = numbers[order]

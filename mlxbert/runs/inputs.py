@@ -38,7 +38,7 @@ from mlxbert.training.held_out import Predictions
 
 
 def submission_rules(settings: RunSettings, task: InferredTask, metric: str, asked: str | None) -> SubmissionRules:
-    """Return what decides the format of a run's submissions.
+    """Return the rules for the format of a run's submissions.
 
     Args:
         settings: of the run.
@@ -47,7 +47,7 @@ def submission_rules(settings: RunSettings, task: InferredTask, metric: str, ask
         asked: the metric that was asked for; None: `metric` is the task's default.
 
     Raises:
-        RunError: the values that were asked for do not fit the task.
+        RunError: the requested values do not fit the task.
     """
     ready = settings.submission
     compares = None if asked is None else compared_values(asked)
@@ -90,7 +90,7 @@ def in_sample_order(frame: Any, sample: Sample, id_column: str, ids: Sequence[st
 
 
 FRAME = "<frame>"
-"""Written instead of a path for a table that was given as a frame."""
+"""Replaces the path in run.json if a table was given as a frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ def read_frame(
 
     Args:
         data: a path; or a pandas or polars frame, or a dict of columns.
-        text: how rows become texts, if that is known: text columns are not read as numbers.
+        text: how rows become texts; their columns are not read as numbers. None: unknown.
         id_column: column to keep as text.
         encoding: text encoding of a file.
         kinds: of the training file, so that another file is read in the same way.
@@ -170,7 +170,7 @@ def table_record(source: Any, what: str) -> dict[str, Any]:
     """Return the record for run.json of a table that is read later: its path and SHA-256, which must not change.
 
     Raises:
-        DataError: it is no regular file and no frame.
+        DataError: it is neither a regular file nor a frame.
     """
     if not is_path(source):
         return {"path": None, "sha256": frame_sha256(as_pandas(source, what))}
@@ -204,7 +204,7 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
     except ModuleNotFoundError as error:
         raise RunError(f"training on data needs pandas; fix: {install_fix('kaggle')}") from error
     if isinstance(data, pandas.DataFrame):
-        # An index with a name was a column, such as the months of a series.
+        # An index with a name counts as a column, such as the months of a series.
         frame = data.reset_index(drop=all(name is None or name in data.columns for name in data.index.names))
         # pandas numbers the columns of a file without a header.
         named = all(isinstance(name, str) for name in frame.columns)
@@ -215,13 +215,13 @@ def as_pandas(data: Any, what: str = "the frame") -> Any:
 
 
 def _dtype(cells: list[Any]) -> Any:
-    """The type object for large whole numbers beside missing ones, which pandas makes floats; None: that of pandas."""
+    """Return the type object for large whole numbers beside missing ones, which pandas reads as floats; else None."""
     large = any(isinstance(cell, int) and abs(cell) > 2**53 for cell in cells)
     return object if large and None in cells else None
 
 
 def _kinds(frame: Any) -> dict[str, Kind]:
-    """What the columns of a frame hold (`mlxbert.data.frames`), for the files to predict."""
+    """Return the kinds of a frame's columns (`mlxbert.data.frames`), for the files to predict."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     def kind(column: Any) -> Kind:
@@ -261,7 +261,7 @@ def read_sample(source: Any) -> Sample:
     return sample
 
 
-# Rows of a piece: small beside the process, so that many rows need hardly more memory than few.
+# Rows of a piece: few, so that a large file needs hardly more memory than a small one.
 ROWS = 1024
 
 
@@ -334,7 +334,7 @@ def pieces(
         for name in table.columns:
             Table(frame).find(name)
         return (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
-    # The kind of an id may be "number", but 0012 must be written as it is read.
+    # The kind of an id may be "number", but 0012 must keep its zeros.
     kinds = dict(table.kinds)
     for name in (*kinds, *words):
         if name in words or (is_called_id(name) and name not in table.columns):
@@ -402,7 +402,7 @@ def rows_to_predict(
 
 
 def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what: str) -> str | None:
-    """Find the column that names the rows of the training data; None: it is given, or there is none.
+    """Find the column that names the rows of the training data; None if the user named one, or there is none.
 
     It is the first column of the sample submission, if the data have it, or one that is called an id; no value
     repeats. Times name the rows of a series.
@@ -454,7 +454,7 @@ def next_times(history: Any, time: str | None, horizon: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Ids:
-    """The columns of a table, the one that names its rows (None: they are numbered), ids as text and as they are."""
+    """The columns of a table, the one that names its rows (None: they are numbered), its ids as text and as read."""
 
     columns: tuple[str, ...]
     column: str | None

@@ -1,16 +1,16 @@
-"""From the rows of a table to a submission: checked, predicted by a run or a blend, written, with intervals if asked.
+"""Check the rows of a table, predict them with a run or a blend, and write a submission, also with intervals.
 
 Intervals of numbers: widths by Monte-Carlo dropout, levels calibrated on rows that no model saw.
 
-The width at a row follows from passes with dropout (`BertWithHead.sample`, `RegressionHead.mc_interval`): their
+The width for a row follows from passes with dropout (`BertWithHead.sample`, `RegressionHead.mc_interval`): their
 variance, plus the noise that they do not explain (`calibrate_mc`, fitted on held-out rows and saved with the head).
 
-That assumes a normal distribution, which errors seldom have. So every model also keeps which share of its held-out
-rows lies inside at each nominal level. A prediction then takes the nominal level at which the asked share of all
-models' held-out rows was inside (Kuleshov et al. 2018, https://arxiv.org/abs/1807.00263).
+That assumes a normal distribution, which errors seldom have. So every model also stores the share of its held-out
+rows inside the interval at each nominal level. A prediction then uses the nominal level at which the requested share
+of all models' held-out rows was inside (Kuleshov et al. 2018, https://arxiv.org/abs/1807.00263).
 
-The interval of several models lies around their mean and has the mean of their widths. The mean of the models errs
-less than one model, so it rather covers more rows than promised.
+The interval of several models lies around their mean and has the mean of their widths. The mean of the models
+has smaller errors than one model, so the interval may cover more rows than requested.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from mlxbert.with_head import BertWithHead
 
 # Passes with dropout over the rows that are predicted.
 PASSES = 30
-# A few numbers are fitted: few rows and passes suffice, and the training hardly takes longer.
+# Only a few numbers are fitted: few rows and passes suffice, and take little time.
 CALIBRATION_PASSES, CALIBRATION_ROWS = 8, 256
-# Half widths at which the share of rows inside is kept, in standard deviations of a normal distribution.
+# Half widths at which the share of rows inside is stored, in standard deviations of a normal distribution.
 _WIDTHS = np.linspace(0.05, 6, 120)
 COVERAGE = "coverage"
 
@@ -84,7 +84,7 @@ def calibrate_intervals(
         )
     try:
         head.calibrate_mc(sampled, targets, **examples.calibrating(rows))
-    except HeadError:  # such rows teach nothing, which is no reason to lose the training
+    except HeadError:  # intervals cannot be fitted to such rows, but the training is still valid
         return {}
     predictions, truth = np.asarray(head.predict(logits[places])), head.metric_targets(targets)
     ends = [_ends(head, predictions, sampled, level) for level in _levels()]
@@ -136,7 +136,7 @@ def interval_ends(
 
 
 def _levels() -> np.ndarray:
-    """The nominal level of each of `_WIDTHS`."""
+    """Return the nominal level of each of `_WIDTHS`."""
     from scipy.special import erf
 
     levels: np.ndarray = erf(_WIDTHS / np.sqrt(2))
@@ -144,7 +144,7 @@ def _levels() -> np.ndarray:
 
 
 def _ends(head: RegressionHead, predictions: np.ndarray, sampled: np.ndarray, level: float) -> tuple[Any, Any]:
-    """The ends of the intervals around the predictions: the mean of the passes lies elsewhere than these."""
+    """Return the ends of the intervals around the predictions, which differ from the mean of the passes."""
     interval = head.mc_interval(sampled, float(level))
     below, above = interval.value - interval.lower, interval.upper - interval.value
     return predictions - below.reshape(predictions.shape), predictions + above.reshape(predictions.shape)
@@ -159,7 +159,7 @@ def _sampled_logits(
     batch_size: int,
     extra: Mapping[str, mx.array] | None,
 ) -> np.ndarray:
-    """Logits (passes, n, outputs) with dropout on, in the order of the rows."""
+    """Return logits (passes, n, outputs) with dropout on, in the order of the rows."""
     batches = PredictionBatches(tokens, rows, batch_size=batch_size)
     outputs = []
     for batch in batches:
@@ -171,7 +171,7 @@ def _sampled_logits(
 
 @contextmanager
 def _random_stream(seed: int) -> Iterator[None]:
-    """Within this, MLX's random numbers begin at `seed`; afterwards they go on as if nothing had been."""
+    """Start MLX's random numbers at `seed` inside; restore their earlier state afterwards."""
     state: Any = mx.random.state
     before = seed_of(state[0].tolist())
     mx.random.seed(seed)
@@ -189,7 +189,7 @@ Parts = tuple[Predictions, ...]
 
 @dataclass(frozen=True)
 class Written:
-    """What a submission holds.
+    """Summary of a written submission.
 
     Attributes:
         rows: their number.
@@ -207,19 +207,19 @@ class Written:
 
 
 class Predictor(ABC):
-    """What predicts the rows of a table: a `Run` or a `Blend`."""
+    """Base class that predicts the rows of a table: a `Run` or a `Blend`."""
 
     path: Path
 
     @property
     @abstractmethod
     def task(self) -> InferredTask:
-        """What the target is."""
+        """The inferred task."""
 
     @property
     @abstractmethod
     def table_format(self) -> TableFormat:
-        """How a table to predict is read."""
+        """The format of a table to predict."""
 
     @property
     @abstractmethod
@@ -250,10 +250,10 @@ class Predictor(ABC):
         """Forecast a series at the end of its history: values (1, steps)."""
 
     def check_average(self, average: str, form: Submission) -> None:
-        """Refuse ranks where labels or numbers are wanted: a rank has neither threshold nor unit.
+        """Refuse ranks if labels or numbers are wanted: a rank has neither threshold nor unit.
 
         Raises:
-            RunError: it is so, or the average is unknown.
+            RunError: ranks cannot be averaged here, or the average is unknown.
         """
         if average not in AVERAGES:
             raise RunError(f"average {average!r} is unknown; known: {', '.join(AVERAGES)}")
@@ -326,10 +326,10 @@ def predict_table(
     strict: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Any, Written]:
-    """Predict a file or frame: the submission as a pandas frame, and what it holds.
+    """Predict a file or frame; return the submission as a pandas frame, and its summary.
 
-    It checks ids and columns before any prediction. Arguments as for `write_submission`; with `strict` False ids may
-    be missing or repeat, as in a notebook, where nobody submits the result.
+    Ids and columns are checked before any prediction. Arguments as for `write_submission`; with `strict` False ids may
+    be missing or repeat, for results that are not submitted, as in a notebook.
 
     Raises:
         RunError: ids or columns do not fit the sample, or ranks of labels or numbers are asked for.
@@ -396,14 +396,14 @@ def write_submission(
     if target.is_dir():
         raise RunError(f"{target} is a directory; fix: give the name of a file with -o")
     submission, written = predict_table(predictor, data, **options)
-    # A run may come from a stranger: a link in it must not lead the writing elsewhere.
+    # A run may come from a stranger: a link in it must not redirect the output.
     follow_links = target.parent != predictor.path
     write_csv(target, submission, escape_formulas=escape_formulas, follow_links=follow_links)
     return written
 
 
 def _check_intervals(task: InferredTask, level: float | None, sample_submission: Any) -> None:
-    """Refuse intervals of labels, beside the fixed columns of a sample, or of an impossible level."""
+    """Refuse intervals of labels, with the fixed columns of a sample, or of an invalid level."""
     if level is None:
         return
     if task.task not in NUMBERS:
@@ -419,7 +419,7 @@ def _check_intervals(task: InferredTask, level: float | None, sample_submission:
 
 
 def _beside(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The prediction columns; with intervals each is followed by its lower and upper end."""
+    """Return the prediction columns; with intervals, lower and upper end follow each column."""
     endings = ("", "_lower", "_upper")
     return {
         f"{name}{ending}": part[name] for name in columns[0] for ending, part in zip(endings, columns, strict=False)

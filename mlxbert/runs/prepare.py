@@ -1,4 +1,4 @@
-"""From a frame and settings to all that the models of a run share: rows, texts, targets and folds, checked."""
+"""Prepare and check what the models of a run share: rows, texts, targets and folds."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _SHOWN = 5
 def check_labels(folds: Sequence[Fold], targets: np.ndarray[Any, Any], task: InferredTask, kind: str) -> None:
     """Find classes, or labels, that a side of a fold lacks.
 
-    Plain folds can be dealt in another way, so a missing class is an error there. Groups, times and a validation file
-    are the choice of the user, and many labels are seldom all in each fold: there it is a warning.
+    Plain folds can be replaced by stratified ones, so a missing class is an error there. Groups, times and a
+    validation file are the choice of the user, and many labels are seldom all in each fold: there it is a warning.
 
     Args:
         folds: of all rows.
@@ -48,7 +48,7 @@ def check_labels(folds: Sequence[Fold], targets: np.ndarray[Any, Any], task: Inf
         kind: how the folds were dealt; stratified folds are checked already.
 
     Raises:
-        FoldError: plain folds lack a class; any fold has one class to learn from.
+        FoldError: plain folds lack a class, or a fold has only one class to learn from.
 
     Warns:
         FoldWarning: other folds lack a class, or a label.
@@ -98,7 +98,7 @@ def _without_label(folds: Sequence[Fold], targets: np.ndarray[Any, Any], names: 
 
 
 def check_weights(directory: Path) -> None:
-    """Compare the weights with the manifest, so that a flipped bit shows before days of training.
+    """Compare the weights with the manifest, to find a damaged file before a long training.
 
     Raises:
         RunError: they differ.
@@ -179,7 +179,7 @@ def _one(name: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What the models of a run share.
+    """The data that the models of a run share.
 
     Attributes:
         directory: the converted encoder.
@@ -192,7 +192,7 @@ class Prepared:
         rows: (N,) number of each row in the data (those of a validation file follow those of the training file).
         id_column: column that names a row; None: there is none.
         ids: id of each row.
-        texts: text of each row, for those who read the worst ones; `pairs`: the second ones; None: no pairs.
+        texts: text of each row, for the table of the worst rows; `pairs`: the second texts; None: no pairs.
         held_out: a frame of the rows held out of everything; None: there are none.
         history: of a time series with rows held out: the rows before them.
     """
@@ -237,22 +237,22 @@ def prepare(
     directory = resolve(settings.model, settings.revision)
     check_weights(directory)
     check_columns(frame, settings, what)
-    given = len(frame)
-    frame, rows = _with_targets(frame, np.arange(given), settings)
+    count = len(frame)
+    frame, rows = _with_targets(frame, np.arange(count), settings)
     problem = _problem(frame, settings)
     task = problem.task.task
-    if task != "multilabel":  # only a multilabel head learns from a row of which one target is known
+    if task != "multilabel":  # only a multilabel head learns from rows that lack some targets
         frame, rows = _with_targets(frame, rows, settings, whole=True)
     check_size(problem.task, len(frame))
     warn_of_numbers(frame, problem.text)
     metric = metric_of(config.metric or problem.head_class.default_metric, task)
     held_out = history = None
     if settings.id is not None:
-        id_values(frame, settings.id, what)  # also of the rows that are held out
+        id_values(frame, settings.id, what)  # also for the rows that are held out
     if settings.hold_out is not None:
         frame, rows, held_out, history = _hold_out(frame, rows, problem, settings, config)
     if valid is not None:
-        valid, numbers = _with_targets(valid, np.arange(len(valid)) + given, settings, whole=task != "multilabel")
+        valid, numbers = _with_targets(valid, np.arange(len(valid)) + count, settings, whole=task != "multilabel")
         frame, rows = _joined(frame, valid), np.concatenate([rows, numbers])
     ids = None if settings.id is None else id_values(frame, settings.id, what)
     tokenizer = load_tokenizer(directory, config_from_hf(read_json(directory / "config.json", RunError) or {}))
@@ -304,7 +304,7 @@ def prepare(
 
 
 def _problem(frame: Any, settings: RunSettings) -> Problem:
-    """What is learned from the frame; options that the head does not take are refused."""
+    """Return the problem to learn from the frame; refuse options that the head does not have."""
     problem = make_problem(
         frame,
         target=settings.target,
@@ -321,7 +321,7 @@ def _problem(frame: Any, settings: RunSettings) -> Problem:
 
 
 def _with_targets(frame: Any, rows: np.ndarray, settings: RunSettings, whole: bool = False) -> tuple[Any, np.ndarray]:
-    """With `drop_missing`: leave out the rows that have no target, or (`whole`) lack one of the targets."""
+    """Leave out, with `drop_missing`, the rows that have no target, or (`whole`) lack one of the targets."""
     if not settings.drop_missing:
         return frame, rows
     columns = target_of(Table(frame), settings.target)
@@ -342,14 +342,14 @@ def _is_present(value: Any) -> bool:
 
 
 def _is_target(value: Any) -> bool:
-    """Whether a cell is not blank; a blank cell of several labels is a row with none of them."""
+    """Return whether a cell is not blank; of several labels in a cell, a blank one means that the row has none."""
     return value is not None and not (isinstance(value, str) and not value.strip())
 
 
 def _hold_out(
     frame: Any, rows: np.ndarray, problem: Problem, settings: RunSettings, config: TrainingConfig
 ) -> tuple[Any, np.ndarray, Any, Any]:
-    """The frame and row numbers to learn from, the frame held out of everything, and the history of a series."""
+    """Return frame and row numbers to learn from, the frame held out of everything, and the history of a series."""
     size = settings.hold_out
     assert size is not None
     if problem.task.task == "time_series":
@@ -381,7 +381,7 @@ def _hold_out(
 
 
 def _fold_kind(task: str, settings: RunSettings, config: TrainingConfig) -> FoldKind:
-    """The fold kind that is asked for; else forward if there are times, else the usual one of the task."""
+    """Return the requested fold kind; else forward if there are times, else the default of the task."""
     kind = cast(FoldKind, config.fold_kind or fold_kinds(task, settings.time)[0])
     if task == "time_series" and kind != "forward":
         raise RunError(
@@ -395,7 +395,7 @@ def _label_names(problem: Problem) -> list[str] | None:
 
 
 def _validation_fold(texts: Sequence[str], pairs: Sequence[str] | None, valid: int, windows: Windows | None) -> Fold:
-    """The fold that holds out the last `valid` rows; of a series, the windows that forecast only these rows.
+    """Return the fold that holds out the last `valid` rows; of a series, the windows that forecast only these rows.
 
     Raises:
         RunError: a series has fewer validation rows than a forecast has steps.
@@ -407,7 +407,7 @@ def _validation_fold(texts: Sequence[str], pairs: Sequence[str] | None, valid: i
             raise RunError(
                 f"the validation file has {valid} rows, and a forecast is of {horizon}; fix: give {horizon} or more"
             )
-        # A window between the two forecasts rows of both files: it is on neither side.
+        # A window between both files forecasts rows of both: it is on neither side.
         begin, learned = len(texts) - valid + horizon - 1, max(len(texts) - valid, 0)
     seconds = (None, None) if pairs is None else (pairs[:learned], pairs[begin:])
     fold = validation_fold(texts[:learned], texts[begin:], train_pairs=seconds[0], valid_pairs=seconds[1])
@@ -432,7 +432,7 @@ def _named(*names: str | None) -> Sequence[str]:
 
 
 def _token_cache() -> Path:
-    """The folder of token caches: below MLXBERT_CACHE, else XDG_CACHE_HOME/mlxbert, else ~/.cache/mlxbert."""
+    """Return the folder of token caches: below MLXBERT_CACHE, else XDG_CACHE_HOME/mlxbert, else ~/.cache/mlxbert."""
     folder = os.environ.get("MLXBERT_CACHE")
     if folder:
         return expand_home(folder) / "tokens"

@@ -1,4 +1,4 @@
-"""What a person sees of a run: what it infers from the data, its progress, its scores; and callbacks for trackers."""
+"""Show a run to people: what it infers from the data, its progress, its scores; and callbacks for trackers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class ProgressBar(Callback):
             self._say(f"{event.member}: thresholds stay at one half: {event.note}")
 
     def _say(self, line: str) -> None:
-        # A log file has no width: with soft_wrap the line is not broken.
+        # A log file has no width: soft_wrap keeps the line whole.
         self.console.print(line, soft_wrap=True)
 
     def skip(self, count: int) -> None:
@@ -224,7 +224,7 @@ _QUOTES = {"none": ", quotes read as characters", "escaped": ", quotes escaped b
 def show_inference(
     prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
 ) -> None:
-    """Show on standard error, before hours of training, what is inferred from the data."""
+    """Show on standard error, before the training, what is inferred from the data."""
     console = Console(stderr=True, highlight=False, markup=False)
     for name, what in inference_lines(prepared, settings, record, columns):
         console.print(f"{name:<10}{what}", soft_wrap=True)
@@ -238,7 +238,7 @@ def inference_lines(
     Args:
         prepared: the data.
         settings: of the run.
-        record: what run.json says of the data.
+        record: the entry of the data in run.json.
         columns: the columns of the data.
     """
     task, text, metric = prepared.problem.task, prepared.problem.text, prepared.metric
@@ -255,9 +255,9 @@ def inference_lines(
     roles = {"id": prepared.id_column, "group": settings.group, "time": settings.time}
     named = [f"{printable(name)} ({role})" for role, name in roles.items() if name is not None]
     used = {*task.target, *text.columns, *roles.values()}
-    left = [str(name) for name in columns if str(name) not in used]
-    if named or left:
-        lines.append(("Not text", ", ".join([*named, *([_listed(left)] if left else [])])))
+    unused = [str(name) for name in columns if str(name) not in used]
+    if named or unused:
+        lines.append(("Not text", ", ".join([*named, *([_listed(unused)] if unused else [])])))
     lines.append(("Folds", f"{len(prepared.folds)}, {prepared.fold_kind}"))
     return lines
 

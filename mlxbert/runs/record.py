@@ -145,7 +145,7 @@ class RunRecord:
         if not self.members:
             raise RunError("members is empty")
         for name in self.members:
-            too_long = len(name.encode("utf-8", "replace")) > 255  # no file system takes more
+            too_long = len(name.encode("utf-8", "replace")) > 255  # the limit of file systems
             if Path(name).name != name or name.startswith(".") or "\0" in name or too_long:
                 raise RunError(f"members: {name!r} is not the name of a folder of the run")
         if not self.prediction_members:
@@ -163,7 +163,7 @@ class RunRecord:
 
     @property
     def prediction_members(self) -> tuple[str, ...]:
-        """The models that predict: all; with forward-chaining folds those of the last fold, which saw most rows."""
+        """The models that predict: all; of forward-chaining folds those of the last one, trained on the most rows."""
         if self.folds.kind != "forward":
             return self.members
         last = f"-fold{self.folds.count - 1}"
@@ -174,7 +174,7 @@ def is_run(root: Path) -> bool:
     """Return whether a directory holds a run.json of this project, of any version.
 
     Raises:
-        RunError: its run.json is no regular file, or no JSON object.
+        RunError: its run.json is not a regular file, or not a JSON object.
     """
     return (read_json(root / INFO, RunError) or {}).get("format") == FORMAT
 
@@ -209,7 +209,7 @@ def read_record(root: Path) -> RunRecord:
 
 
 _PACKAGES = ("mlx", "numpy", "pandas", "scikit-learn", "scipy", "tokenizers", "scipy-openblas32")
-# If one of these changes, sums, texts, folds, thresholds or digits may change. The others are for the record.
+# If one of these changes, sums, texts, folds, thresholds or digits may change. The others are information.
 _BINDING = ("mlxbert", "device", "blas", "threads", "machine", *(f"packages.{name}" for name in _PACKAGES))
 
 
@@ -228,10 +228,10 @@ def environment() -> dict[str, Any]:
 
 
 def check_environment(then: Mapping[str, Any]) -> None:
-    """Refuse to resume a run in an environment that gives other bits.
+    """Refuse to resume a run in an environment that computes other bits.
 
     Raises:
-        RunError: names what has changed, and how to resume all the same.
+        RunError: names the changes, and how to resume nevertheless.
     """
     now = environment()
     both = {name: (_get(then, name), _get(now, name)) for name in _BINDING}
@@ -367,7 +367,7 @@ def new_record(
             raise RunError(
                 f"{path}: the {what}'s path is no text in UTF-8, so run.json cannot name it; fix: rename it"
             )
-    source = read_config(directory, other_tools=True).get("mlxbert") or {}  # another tool writes none
+    source = read_config(directory, other_tools=True).get("mlxbert") or {}  # other tools write none
     values = {
         "format": FORMAT,
         "version": VERSION,

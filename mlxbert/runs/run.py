@@ -99,12 +99,12 @@ class Run(Predictor):
 
     @property
     def task(self) -> InferredTask:
-        """What the target is."""
+        """The inferred task."""
         return self.record.task
 
     @property
     def settings(self) -> RunSettings:
-        """Its settings beside the numbers of the training."""
+        """Its settings, without those of `TrainingConfig`."""
         return self.record.settings
 
     @property
@@ -131,7 +131,7 @@ class Run(Predictor):
 
     @property
     def table_format(self) -> TableFormat:
-        """How a table to predict is read."""
+        """The format of a table to predict."""
         data, series = self.record.data, self.task.task == "time_series"
         return TableFormat(
             kinds=data.kinds,
@@ -154,7 +154,7 @@ class Run(Predictor):
             raise RunError(f"{self.path} has no out-of-fold predictions yet; fix: {self.go_on}")
         classes = self.task.classes or ()
         labels = any(isinstance(label, str) for label in classes) and self.task.task != "multilabel"
-        # A label such as "007" is a word, and so is an id, whatever it looks like.
+        # Labels and ids are text, even if they look like numbers, such as "007".
         older = f"target:{self.task.target[0]}"
         words = ["target", older, "label"] if labels else []
         if self.id:
@@ -197,7 +197,7 @@ class Run(Predictor):
         texts = _Texts(self._tokenizer(members[0]), data.max_length, what)
         for frame in frames():
             tokens = texts.tokens(self.text.render(frame, what, start=texts.rows))
-            # Only one model is in memory: to read it again costs less than a batch.
+            # Only one model is in memory: reading it again takes less time than a batch.
             parts = [self._model_parts(BertWithHead.load(member), tokens, level, batch_size) for member in members]
             if average == "ranks":
                 for several, part in zip(of_members, parts, strict=True):
@@ -212,7 +212,7 @@ class Run(Predictor):
         return tuple(concatenate(several) for several in zip(*of_pieces, strict=True))
 
     def forecast(self, history: Any, intervals: float | None = None) -> Parts:
-        """Forecast with the models of the last fold, which have seen most of the series.
+        """Forecast with the models of the last fold, trained on most of the series.
 
         Args:
             history: a pandas frame, oldest first; at least the head's window of rows.
@@ -266,7 +266,7 @@ class Run(Predictor):
         return predictions, *interval_ends(model, predictions, tokens, level, batch_size=batch_size, extra=extra)
 
     def _repr_html_(self) -> str:
-        """In a notebook: the scores as a table, one row per model, then "pooled" and "hold-out"."""
+        """Return the scores as a table for a notebook: one row per model, then "pooled" and "hold-out"."""
         import pandas
 
         scores = read_scores(self.path)
@@ -280,7 +280,7 @@ class Run(Predictor):
 
 
 class _Texts:
-    """Texts of several frames as tokens, with one warning about all that are empty or cut."""
+    """Tokenizes the texts of several frames, with one warning about all that are empty or cut."""
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, what: str):
         self.tokenizer, self.max_length, self.what = tokenizer, max_length, what
@@ -289,7 +289,7 @@ class _Texts:
 
     def tokens(self, rendered: Any) -> TokenRows:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # `warn` says it once
+            warnings.simplefilter("ignore", TruncationWarning)  # `warn` warns once
             tokens = token_rows(self.tokenizer, rendered.texts, rendered.pairs, max_length=self.max_length)
         self.rows += len(tokens)
         self.empty += rendered.empty
@@ -307,5 +307,5 @@ class _Texts:
 
 
 def _mean(parts: list[Parts]) -> Parts:
-    """The mean of the models, and of the ends of their intervals."""
+    """Return the mean of the models, and of the ends of their intervals."""
     return tuple(average(several) for several in zip(*parts, strict=True))

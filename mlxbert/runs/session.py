@@ -81,19 +81,19 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> Run:
-    """Cross-validate a model on the data of a competition; all that it leaves is in `out`.
+    """Cross-validate a model on the data of a competition; all files are written to `out`.
 
     Tables (`data`, `valid`, `test`, `sample_submission`) are files (CSV, TSV, JSON, Parquet, Excel; also compressed),
     pandas or polars frames, or dicts of columns. `target`, `text`, `pair` and `ignore` take one column or several.
 
     Args:
         data: the table to learn from.
-        out: directory of the run, which is made here; there is no default.
+        out: directory of the run, which is created; there is no default.
         pair: the second sentence: a column, several, or a template.
         overwrite: replace a run that is there already.
         config: settings of the training; None: the defaults. Arguments of the same name replace them.
         trackers: "tensorboard", "wandb".
-        callbacks: they are told what happens (`mlxbert.training.callbacks`).
+        callbacks: called for each event (`mlxbert.training.callbacks`).
         progress: show it on standard error.
         (settings)
 
@@ -145,7 +145,7 @@ def resume(
 
     Args:
         out: directory of the run.
-        data: where the data are now; None: where they were. A run on a frame needs the frame again.
+        data: the new place of the data; None: the recorded one. A run on a frame needs the frame again.
         valid: likewise; and so `test` and `sample_submission`.
         allow_changes: go on although device, versions or threads have changed; the bytes then differ.
         trackers: as for `train`; likewise `callbacks` and `progress`.
@@ -161,10 +161,10 @@ def resume(
     check_known_settings(record, files.info)
     if not allow_changes:
         check_environment(record.environment)
-    given = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
-    saved = {name: getattr(record.settings, name) for name in given if name != "data"}
+    tables = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
+    saved = {name: getattr(record.settings, name) for name in tables if name != "data"}
     saved["data"] = record.data.path or FRAME
-    inputs = Inputs(**{name: saved[name] if table is None else table for name, table in given.items()})
+    inputs = Inputs(**{name: saved[name] if table is None else table for name, table in tables.items()})
     frames = [name for name, table in vars(inputs).items() if isinstance(table, str) and table == FRAME]
     if frames:
         needed = ", ".join("frame" if name == "data" else f"{name}=frame" for name in frames)
@@ -184,7 +184,7 @@ def resume(
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:
-    """Refuse a keyword that is no argument of `train`, before anything else is found wrong."""
+    """Refuse a keyword that is not an argument of `train`, before any other check."""
     known = inspect.signature(train).parameters
     for name in settings:
         if name not in known:
@@ -194,7 +194,7 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
 def _settings(
     inputs: Inputs, given: Mapping[str, Any], config: TrainingConfig | None
 ) -> tuple[RunSettings, dict[str, Any]]:
-    """The settings of a run and the numbers of its training; a competition brings those that are not given."""
+    """Return the settings of a run and the numbers of its training; a competition replaces the defaults."""
     in_training = {setting.name for setting in fields(TrainingConfig)}
     numbers = {} if config is None else config.to_dict()
     numbers |= {name: value for name, value in given.items() if name in in_training}
@@ -208,7 +208,7 @@ def _settings(
         settings = RunSettings.for_competition(ready, **chosen)
         if "model" not in chosen:
             settings = replace(settings, model=str(default_checkpoint(ready)))
-        # Rows that are given times are folded by their times.
+        # Rows with times are split by their times.
         by_time = {"fold_kind": None} if "time" in chosen else {}
         numbers = {**competition_numbers(ready), **by_time, **numbers}
     elif "model" not in chosen:
@@ -233,9 +233,9 @@ def run_session(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Run:
-    """Train what is not trained yet, and finish; `before` is the record of a run that goes on.
+    """Train the unfinished models, and finish; `before` is the record of a resumed run.
 
-    Everything that can be refused is refused before anything is written or deleted.
+    All checks come before anything is written or deleted.
 
     Raises:
         TrainingInterrupted: Ctrl-C; the message says what is saved, and how to go on.
@@ -295,7 +295,7 @@ def run_session(
 
 @contextmanager
 def _advice(files: RunFiles, record: RunRecord) -> Iterator[None]:
-    """Add to what interrupts the training what is saved, and how to go on."""
+    """Add to the error of an interrupted training what is saved, and how to resume."""
     try:
         yield
     except (TrainingInterrupted, KeyboardInterrupt) as error:
@@ -308,7 +308,7 @@ def _advice(files: RunFiles, record: RunRecord) -> Iterator[None]:
 
 
 def resuming_call(files: RunFiles, record: RunRecord) -> str:
-    """Return what resumes a run: a command, or a call in Python where frames are needed again."""
+    """Return how to resume a run: a command, or a call in Python if frames are needed again."""
     tables = {name: getattr(record.settings, name) for name in ("valid", "test", "sample_submission")}
     frames = [f"{name}=frame" for name, table in tables.items() if table == FRAME]
     if record.data.path is None:
@@ -319,7 +319,7 @@ def resuming_call(files: RunFiles, record: RunRecord) -> str:
 
 
 def _seconds_of_finished(files: RunFiles, record: RunRecord) -> float:
-    """The seconds that earlier sittings spent on the models that are finished already."""
+    """Return the seconds that earlier sittings spent on the finished models."""
     log = read_log(files.log)
     events = () if log is None else (line.event for line in log.lines)
     seconds = {event.member: event.seconds for event in events if isinstance(event, MemberEvent)}
@@ -331,11 +331,11 @@ class _Tables:
     """The training and validation data as they were read.
 
     Attributes:
-        settings: those of the run, with the id column if it was found.
+        settings: of the run, with the id column if it was found.
         id_found: whether it was found by its name.
         frame: the training data; `valid`: the validation data.
         kinds: what their columns hold.
-        record: what run.json says of the training data; `valid_record`: of the validation data.
+        record: the entry of the training data in run.json; `valid_record`: of the validation data.
     """
 
     settings: RunSettings
@@ -364,9 +364,9 @@ def _read_tables(inputs: Inputs, settings: RunSettings, before: RunRecord | None
         column = training_id(frame, settings, inputs.sample_submission, record["path"] or "the frame")
         if column is not None:
             settings, id_found, options["id_column"] = replace(settings, id=column), True, column
-            if found_kinds[column] != "text":  # 1.0 and 0012 are to be written as they are read
+            if found_kinds[column] != "text":  # 1.0 and 0012 must keep their zeros
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DataWarning)  # the first reading has warned
+                    warnings.simplefilter("ignore", DataWarning)  # the first reading warned
                     frame, found_kinds, record = read_frame(inputs.data, **options, kinds=None)
     tables = _Tables(settings, id_found, frame, found_kinds, record)
     if inputs.valid is None:
@@ -384,17 +384,17 @@ def _read_tables(inputs: Inputs, settings: RunSettings, before: RunRecord | None
 
 
 def _repeats(frame: Any, valid: Any, column: str | None) -> bool:
-    """Whether a column of two tables, one after the other, names no row."""
+    """Return whether a column of two tables together has repeated values."""
     if column not in valid.columns:
         return False
     return not names_rows([plain(value) for table in (frame, valid) for value in table[column]])
 
 
 def _submission_form(inputs: Inputs, prepared: Prepared, config: TrainingConfig, tables: _Tables) -> Submission:
-    """The format of the submissions, after a look at the table to predict and its sample.
+    """Return the format of the submissions, after checking the table to predict and its sample.
 
     Raises:
-        MLXBertError: the table could not be predicted; better to know it before hours of training than after.
+        MLXBertError: the table cannot be predicted; this is checked before hours of training.
     """
     settings, task = tables.settings, prepared.problem.task
     rules = submission_rules(settings, task, prepared.metric.name, config.metric)
@@ -417,10 +417,10 @@ def _submission_form(inputs: Inputs, prepared: Prepared, config: TrainingConfig,
 
 
 def new_directory(out: str | Path, overwrite: bool) -> Path:
-    """Return the directory of a new run, if a run may begin there.
+    """Return the directory of a new run; refuse one that must not be used.
 
     Raises:
-        RunError: it is a file, has something else in it, or a run that is not to be overwritten.
+        RunError: it is a file, holds other files, or a run without `overwrite`.
     """
     root = expand_home(out)
     if root.exists() and not root.is_dir():

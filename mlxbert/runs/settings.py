@@ -28,7 +28,7 @@ class RunSettings:
     Each field's `metadata["help"]` says what it is. A table that was given as a frame has the name "<frame>".
 
     Attributes:
-        submission: format of the submissions, where a competition fixes it; not an argument.
+        submission: format of the submissions, if a competition fixes it; not an argument.
     """
 
     model: str = argument(MISSING, "Model", "Converted directory, or id of a converted repository on the Hub.")
@@ -96,7 +96,7 @@ class RunSettings:
     )
 
     def __post_init__(self) -> None:
-        """Bring the arguments into the types of the fields, and refuse contradictions."""
+        """Convert the arguments to the types of the fields, and refuse contradictions."""
         for name in ("model", "id", "group", "time"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(getattr(self, name)))
@@ -121,7 +121,7 @@ class RunSettings:
         """Number of steps that a time series is forecast.
 
         Raises:
-            RunError: the option of the head is no whole number from 1 on.
+            RunError: the option of the head is not a whole number of at least 1.
         """
         return self._steps("horizon", 1)
 
@@ -130,7 +130,7 @@ class RunSettings:
         """Number of steps of a time series that a forecast reads as numbers.
 
         Raises:
-            RunError: the option of the head is no whole number from 0 on.
+            RunError: the option of the head is not a whole number of at least 0.
         """
         return self._steps("window", 0)
 
@@ -142,7 +142,7 @@ class RunSettings:
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """The target column, and the words that are labels in it although they look missing, such as NA.
+        """The target column, and its labels that look like missing values, such as NA.
 
         Empty if rows without a target are refused anyway, with the same advice.
         """
@@ -212,9 +212,9 @@ def flag_of(argument: Field[Any]) -> str:
 
 
 def takes_arguments(function: _Function) -> _Function:
-    """Decorator for a function of `**settings`: put every argument into its signature and its documentation."""
+    """Put every argument into the signature and the documentation of a function of `**settings`; a decorator."""
     signature = inspect.signature(function)
-    stated = [own for own in signature.parameters.values() if own.kind is not inspect.Parameter.VAR_KEYWORD]
+    stated = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
     keyword = inspect.Parameter.KEYWORD_ONLY
     more = [inspect.Parameter(setting.name, keyword, default=default_of(setting)) for setting in arguments()]
     function.__signature__ = signature.replace(parameters=[*stated, *more])  # type: ignore[attr-defined]
@@ -229,14 +229,14 @@ def takes_arguments(function: _Function) -> _Function:
 
 
 def default_of(argument: Field[Any]) -> Any:
-    """Return the value of an argument that is not given; None for the model, which must be given."""
+    """Return the default of an argument; None for the model, which must be given."""
     if argument.default is not MISSING:
         return argument.default
     return None if argument.default_factory is MISSING else argument.default_factory()
 
 
 def _plain(option: Any) -> Any:
-    """An option of a head as run.json keeps it: a loss by its name and settings, a tuple instead of a list."""
+    """Return an option of a head as it is in run.json: a loss by its name and settings, a tuple instead of a list."""
     if isinstance(option, Loss):
         return option.option()
     return tuple(option) if isinstance(option, list) else option

@@ -1,17 +1,17 @@
 """The beginning of a long text as tokens, without tokenizing all of it: `tokenizers` takes 200 bytes a character.
 
-BERT's pipeline is local. Its normalizer works character by character; words end at blanks, punctuation and Chinese
-characters; WordPiece looks at one word. So a text that is cut anywhere has the tokens of the whole text, but for its
-last words: the one that was cut, and those that a longer added token would have joined (it spans at most as many words
-as it has characters, and a character normalizes to at most four). Those words are dropped here, and if too few tokens
-are left, twice as many characters are read. Some texts have few tokens however much is read: a run of blanks has no
-token, and a word of more than 100 letters is one unknown word. Such runs are shortened in their middle first.
+BERT's pipeline is local: its normalizer works character by character; words end at blanks, punctuation and Chinese
+characters; WordPiece looks at one word. So the beginning of a text has the tokens of the whole text,
+except for its last words: the word that was cut, and those that a longer added token would have joined (it spans at
+most as many words as it has characters, and a character normalizes to at most four). Those words are dropped here. If
+too few tokens remain, twice as many characters are read. Some long runs give few tokens: blanks give none, and a word
+of more than 100 letters is one unknown word. Such runs are shortened in their middle first.
 
 `Encoding`, one text as ids, and `padded`, a batch of them as arrays.
 
-Cutting texts that are longer than the model, and saying so.
+Cut texts that are longer than the model, with a warning.
 
-What counts as text: checks that name the item that does not.
+Check that items are text; errors name the first that is not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mlxbert.errors import MLXBertWarning
 from mlxbert.tokenization.files import TokenizerError
 
 _RUN, _KEPT = 512, 128
-# Characters that BERT's normalizer makes a blank of, or drops; and letters that it keeps whatever its settings are.
+# Characters that BERT's normalizer turns into a blank, or drops; and letters that it keeps under all settings.
 _BLANK = " \t\n\r\xa0\u2028\u2029\u3000"
 _DROPPED = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufffd"
 _LETTER = "A-Za-z0-9À-ÖØ-öø-ſΑ-ΡΣ-Ωα-ωА-я"
@@ -53,7 +53,7 @@ class Tokens:
     Attributes:
         ids: token ids.
         offsets: start and end of each in the text, in characters.
-        whole: whether these are all.
+        whole: whether these are all tokens of the text.
     """
 
     ids: Sequence[int]
@@ -64,7 +64,7 @@ class Tokens:
         return len(self.ids)
 
     def cut(self, count: int, side: str) -> Tokens:
-        """The first `count` of them, or with `side` "left" the last ones."""
+        """Return the first `count` tokens, or with `side` "left" the last ones."""
         chosen = slice(len(self) - count, None) if side == "left" else slice(count)
         return Tokens(self.ids[chosen], self.offsets[chosen], self.whole)
 
@@ -81,7 +81,7 @@ class LongTexts:
     most: ClassVar[int] = 2**20
 
     def __init__(self, backend: tokenizers.Tokenizer, side: str):
-        """`side` is where texts are cut: "right" keeps their beginning, "left" their end."""
+        """Set the side where texts are cut: "right" keeps their beginning, "left" their end."""
         self._backend, self._left = backend, side == "left"
         added = [token.content for token in backend.get_added_tokens_decoder().values()]
         self._margin = 4 + 4 * max(map(len, added), default=0)
@@ -94,9 +94,9 @@ class LongTexts:
         """Return at least `tokens` tokens of `text`, or all that it has; fewer where `most` characters have fewer."""
         size, places, squeezed = min(max(self.whole, 8 * tokens), self.most), _Places(), not self._squeezes
         while self._local and size < len(text):
-            found = self._part(text, size, places)
-            if len(found) >= tokens or (squeezed and size >= self.most):
-                return found
+            tokens_read = self._part(text, size, places)
+            if len(tokens_read) >= tokens or (squeezed and size >= self.most):
+                return tokens_read
             if squeezed:
                 size = min(2 * size, self.most)
             else:
@@ -106,7 +106,7 @@ class LongTexts:
         return Tokens(encoding.ids, places.back(encoding.offsets), True)
 
     def _squeezed(self, text: str) -> tuple[str, _Places]:
-        """`text` without the middle of runs that have no token, or one token, however long they are."""
+        """Return `text` without the middle of long runs that have no token, or one token."""
         pieces, places, done = [], _Places(), 0
         for run in _LONG_RUN.finditer(text):
             if not self._left and places.length > self.most:
@@ -123,7 +123,7 @@ class LongTexts:
         return "".join([*pieces, text[done:]]), places
 
     def _part(self, text: str, size: int, places: _Places) -> Tokens:
-        """The tokens of the first (or last) `size` characters, less the words that the cut may have changed."""
+        """Return the tokens of the first (or last) `size` characters, without words that the cut may have changed."""
         skipped = len(text) - size if self._left else 0
         encoding = self._backend.encode(text[skipped : skipped + size], add_special_tokens=False)
         words = [-1 if word is None else word for word in encoding.word_ids]
@@ -138,7 +138,7 @@ class LongTexts:
 
 
 class _Places:
-    """Where the characters of a shortened text are in the text itself."""
+    """The places of a shortened text's characters in the original text."""
 
     def __init__(self) -> None:
         self._shorter, self._original = [0], [0]
@@ -149,12 +149,12 @@ class _Places:
         return self._shorter[-1]
 
     def add(self, length: int, original: int) -> None:
-        """Note that after `length` more characters the shortened text goes on with the text's character `original`."""
+        """Record that after `length` more characters the shortened text goes on at the text's character `original`."""
         self._shorter.append(self._shorter[-1] + length)
         self._original.append(original)
 
     def back(self, offsets: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-        """Offsets in the shortened text as offsets in the text itself."""
+        """Turn offsets in the shortened text into offsets in the original text."""
         if len(self._shorter) == 1:
             return offsets
         return [(self._at(start), self._at(end - 1) + 1 if end > start else self._at(end)) for start, end in offsets]
@@ -165,7 +165,7 @@ class _Places:
 
 
 def _is_local(backend: tokenizers.Tokenizer) -> bool:
-    """Return whether this is BERT's pipeline, of which the module's docstring is true."""
+    """Return whether this is BERT's pipeline, which is local as the module's docstring says."""
     steps = [] if backend.normalizer is None else [json.loads(backend.normalizer.__getstate__())]
     if steps and steps[0]["type"] == "Sequence":  # of `Tokenizer.lowercased`
         steps = steps[0]["normalizers"]
@@ -190,7 +190,7 @@ class Encoding:
         offsets: start and end of each token in its own text, in characters; (0, 0) for a special token.
         special_tokens_mask: 1 for tokens that the tokenizer put in ([CLS], [SEP]), 0 for the text's own.
         n_truncated: tokens cut off because the text was longer than the limit.
-        uncounted: whether still more was cut off: of a text of more than 65,536 characters only the beginning is read.
+        uncounted: whether even more was cut off: only the beginning of a text of more than 65,536 characters is read.
         sequences: 0 for a token of the first text, 1 for one of the second, None for a special token.
     """
 
@@ -211,7 +211,7 @@ class Frame:
     """The special tokens around a text or a pair.
 
     Attributes:
-        specials: id and type id of those before the first text, between both and after the second; two lists for one.
+        specials: id and type id of those before the first text, between both and after the second.
         types: the type id of each text's tokens.
     """
 
@@ -220,7 +220,7 @@ class Frame:
 
     @classmethod
     def of(cls, backend: tokenizers.Tokenizer, *, pair: bool) -> Frame:
-        """What the pipeline puts around one token, or around two of them."""
+        """Find what the pipeline puts around one token, or around two."""
         row = backend.encode("a", "a" if pair else None)
         specials: list[list[tuple[int, int]]] = [[]]
         types: list[int] = []
@@ -242,7 +242,7 @@ class Frame:
         return max([*self.types, *(kind for part in self.specials for _, kind in part)], default=0)
 
     def around(self, *texts: Tokens, n_truncated: int, uncounted: bool) -> Encoding:
-        """The row of these texts' tokens."""
+        """Return the row of these texts' tokens."""
         ids: list[int] = []
         types: list[int] = []
         offsets: list[tuple[int, int]] = []
@@ -274,7 +274,7 @@ class Frame:
 def padded(
     ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]], *, length: int, pad_id: int
 ) -> dict[str, mx.array]:
-    """A batch as the model takes it: `input_ids`, `token_type_ids`, `attention_mask`, each (B, length) int32.
+    """Return a batch for the model: `input_ids`, `token_type_ids`, `attention_mask`, each (B, length) int32.
 
     Padding is always on the right: BERT's positions count from the left.
     """
@@ -288,7 +288,7 @@ def padded(
 
 
 STRATEGIES = ("longest_first", "only_first", "only_second", "do_not_truncate")
-"""transformers' names: which text of a pair is cut."""
+"""Which text of a pair is cut, with transformers' names."""
 
 
 class TruncationWarning(MLXBertWarning):
@@ -296,7 +296,7 @@ class TruncationWarning(MLXBertWarning):
 
 
 def strategy_of(truncation: object) -> str | None:
-    """Return the strategy that the argument `truncation` of a call names; None where long texts are refused.
+    """Return the strategy that the argument `truncation` names; None if long texts are refused.
 
     Raises:
         TokenizerError: it is neither True, False nor one of `STRATEGIES`.
@@ -318,9 +318,9 @@ def warn_of_truncation(
     at_least: bool = False,
     outcome: str = "cut",
 ) -> None:
-    """Say once that texts are too long; `stacklevel` 1 is the function that calls this one, 2 its caller.
+    """Warn once that texts are too long; `stacklevel` 1 is the function that calls this one, 2 its caller.
 
-    `at_least`: not every token of the longest was counted. `outcome`: what was done with them.
+    `at_least`: the longest may have more tokens than were counted. `outcome`: what happened to the texts.
     """
     warnings.warn(
         f"{over} of {total} texts {'is' if over == 1 else 'are'} longer than {limit} tokens "
@@ -331,17 +331,17 @@ def warn_of_truncation(
 
 
 def kept_tokens(first: int, second: int | None, room: int, strategy: str) -> tuple[int, int]:
-    """Return how many tokens of each text stay, so that both have at most `room`, as `tokenizers` decides it.
+    """Return how many tokens of each text are kept, as in `tokenizers`; both together have at most `room`.
 
     "longest_first": the shorter text keeps up to half of the room, and the longer one gets the rest.
 
     Args:
         first, second: tokens of each text, without special ones; None: there is no second text.
         room: for both together; they have more.
-        strategy: one of `STRATEGIES` that cuts.
+        strategy: one of `STRATEGIES`, but not "do_not_truncate".
 
     Raises:
-        TokenizerError: the text to cut is not there, or none of its tokens would be left.
+        TokenizerError: the text to cut does not exist, or none of its tokens would remain.
     """
     if strategy == "only_second" and second is None:
         raise TokenizerError('truncation="only_second" needs pairs; fix: give pairs=, or truncation=True')
@@ -378,6 +378,6 @@ def refuse_surrogates(texts: Sequence[str], what: str) -> None:
 
 
 def refuse_stop(error: BaseException) -> None:
-    """Raise Ctrl-C and exits again; what else is no Exception is a panic of `tokenizers`."""
+    """Raise Ctrl-C and exits again; any other BaseException is a panic of `tokenizers`."""
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         raise error

@@ -1,15 +1,15 @@
 """The tokenizer files of a directory, and the `tokenizers` pipeline that is built from them, as in transformers.
 
-The pipeline itself is in `tokenizer.json`, or only its vocabulary is there: `vocab.txt` (WordPiece), or `vocab.json`
-and `merges.txt` (byte-level BPE). Beside it, three more files of successive ages may name the special tokens and the
+The pipeline is in `tokenizer.json`; or there is only its vocabulary: `vocab.txt` (WordPiece), or `vocab.json` and
+`merges.txt` (byte-level BPE). Beside it, three more files, of different ages, may name the special tokens and the
 tokens added after training: `tokenizer_config.json`, which wins when it holds `added_tokens_decoder`, otherwise
 `special_tokens_map.json` and `added_tokens.json`. Source, `_from_pretrained`:
 https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/tokenization_utils_base.py
 
 Where the files name `BertTokenizer` or `RobertaTokenizer` (or nothing, and the configuration is of such a model),
 transformers 5 takes only the vocabulary of `tokenizer.json` and puts the class's own pipeline around it, with the
-settings of `tokenizer_config.json`: the stored normalizer and pre-tokenizer are not looked at. The same is done here,
-so that the ids are the same. Files that name another class (`PreTrainedTokenizerFast`, `XLMRobertaTokenizer`, …) keep
+settings of `tokenizer_config.json`; it ignores the stored normalizer and pre-tokenizer. The same is done here, so
+that the ids are the same. Files that name another class (`PreTrainedTokenizerFast`, `XLMRobertaTokenizer`, …) keep
 their `tokenizer.json` as it is. Sources:
 https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/bert/tokenization_bert.py
 https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/roberta/tokenization_roberta.py
@@ -41,16 +41,16 @@ TOKENIZER_FILES = (
     "merges.txt",
     "added_tokens.json",
 )
-"""Every file that a tokenizer may be read from."""
+"""All files of a tokenizer."""
 
 
 def has_tokenizer(names: Iterable[str]) -> bool:
-    """Return whether files of these names are a tokenizer: a pipeline, or a vocabulary with what belongs to it."""
-    found = set(names)
-    return bool(found & {"tokenizer.json", "vocab.txt"}) or found >= {"vocab.json", "merges.txt"}
+    """Return whether files of these names are a tokenizer: a pipeline, or a complete vocabulary."""
+    files = set(names)
+    return bool(files & {"tokenizer.json", "vocab.txt"}) or files >= {"vocab.json", "merges.txt"}
 
 
-# The order in which transformers adds those that the vocabulary lacks, so that their ids come out the same.
+# The order in which transformers adds those that the vocabulary lacks, so that their ids are the same.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -60,10 +60,10 @@ class TokenizerError(MLXBertError):
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files say, nothing built yet.
+    """The parsed tokenizer files of a directory.
 
     Attributes:
-        directory: where they lie.
+        directory: of the files.
         pipeline: `tokenizer.json`, parsed; None without one.
         config: `tokenizer_config.json`, parsed; empty without one.
         class_name: the tokenizer class that the files name, less "Fast"; None when they name none.
@@ -79,7 +79,7 @@ class TokenizerFiles:
     added: tuple[AddedToken, ...]
 
     def flag(self, name: str, default: bool | None) -> bool | None:
-        """A true/false field of `tokenizer_config.json`; null is allowed where the default is None."""
+        """Return a true/false field of `tokenizer_config.json`; null is allowed if the default is None."""
         value = self.config.get(name, default)
         if not isinstance(value, bool) and not (value is None and default is None):
             raise TokenizerError(
@@ -88,7 +88,7 @@ class TokenizerFiles:
         return value
 
     def vocabulary_file(self, name: str) -> Path:
-        """Return where the vocabulary is: `tokenizer.json`, or the file of this name."""
+        """Return the path of the vocabulary: `tokenizer.json`, or the file of this name."""
         return self.directory / (name if self.pipeline is None else "tokenizer.json")
 
     @property
@@ -107,7 +107,7 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(directory: Path, hf_config: Mapping[str, Any] | None = None) -> TokenizerFiles:
-    """Read what lies in `directory`.
+    """Read the tokenizer files in `directory`.
 
     Args:
         directory: the directory.
@@ -136,7 +136,7 @@ def read_tokenizer_files(directory: Path, hf_config: Mapping[str, Any] | None = 
         extra = list(extra.values())
     if not isinstance(extra, list):
         raise TokenizerError(f"{directory}: extra_special_tokens must be a list of tokens, not {shown(extra)}")
-    extras = [token for one in extra if (token := _token(one, "extra_special_tokens", directory)) is not None]
+    extras = [token for value in extra if (token := _token(value, "extra_special_tokens", directory)) is not None]
     extras = [token for token in extras if token.content not in by_content]
     return TokenizerFiles(
         directory=directory,
@@ -149,7 +149,7 @@ def read_tokenizer_files(directory: Path, hf_config: Mapping[str, Any] | None = 
 
 
 def _class_name(directory: Path, config: dict[str, Any], hf_config: Mapping[str, Any] | None) -> str | None:
-    # Before transformers 4.x the class stood in config.json; where no file names one, the architecture has its own.
+    # Before transformers 4.x, config.json named the class; if no file names one, the architecture's is used.
     model = read_json(directory / "config.json", TokenizerError) or {} if hf_config is None else hf_config
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     if not name and model.get("model_type") in supported():
@@ -203,14 +203,14 @@ BERT_CLASSES = (
     *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "LayoutLMTokenizer", "LxmertTokenizer"),
     *("MobileBertTokenizer", "SqueezeBertTokenizer"),
 )
-# Word segmentation that is no part of the `tokenizers` package: the same vocabulary would give other ids.
+# Word segmentation that the `tokenizers` package does not have: the same vocabulary would give other ids.
 _NOT_WORDPIECE = {
     "BertJapaneseTokenizer": "MeCab",
     "RoCBertTokenizer": "shape and pronunciation ids",
     "TapasTokenizer": "table cells",
 }
 BPE_CLASS = "RobertaTokenizer"
-# The special tokens of either class where no file names them.
+# The special tokens of each class if no file names them.
 _WORDPIECE_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"} | {
     "mask_token": "[MASK]"
 }
@@ -230,7 +230,7 @@ def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str
 
     Raises:
         TokenizerError: no tokenizer files, corrupt ones, a vocabulary without the class's special tokens, or a
-            tokenizer class that `tokenizers` alone cannot give.
+            tokenizer class that needs more than `tokenizers`.
     """
     if files.class_name in _NOT_WORDPIECE:
         raise TokenizerError(
@@ -273,10 +273,9 @@ def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str
 
 
 def read_vocabulary(path: Path) -> dict[str, int] | None:
-    """A `vocab.txt`: the token on line i has id i; None when there is no such file.
+    """Read a `vocab.txt`: the token on line i has id i. Return None if there is no such file.
 
-    Any line ending and a byte-order mark are read; of a token that stands twice the last line counts, as in
-    transformers.
+    Any line ending and a byte-order mark are read. If a token occurs twice, the last line counts, as in transformers.
 
     Raises:
         TokenizerError: not UTF-8, empty, or not a list of tokens.
@@ -374,7 +373,7 @@ def _bpe_pipeline(files: TokenizerFiles, special: Mapping[str, AddedToken]) -> t
 def _bpe_template(
     files: TokenizerFiles, backend: tokenizers.Tokenizer, special: Mapping[str, AddedToken]
 ) -> processors.RobertaProcessing:
-    """<s> text </s>, and <s> text </s></s> second text </s>."""
+    """Return the template <s> text </s>, and <s> text </s></s> second text </s>."""
     tokens = (special[name].content for name in ("sep_token", "cls_token"))
     sep, cls = (cast(tuple[str, int], (token, backend.token_to_id(token))) for token in tokens)  # they are there
     trim, prefix = files.flag("trim_offsets", True), files.flag("add_prefix_space", False)
@@ -398,7 +397,7 @@ def _wordpiece_pipeline(files: TokenizerFiles, special: dict[str, AddedToken]) -
 
 
 def _template(backend: tokenizers.Tokenizer, cls: str, sep: str) -> processors.TemplateProcessing:
-    """[CLS] text [SEP], and [CLS] text [SEP] second text [SEP]."""
+    """Return the template [CLS] text [SEP], and [CLS] text [SEP] second text [SEP]."""
     return processors.TemplateProcessing(
         single=[f"{cls}:0", "$A:0", f"{sep}:0"],
         pair=[f"{cls}:0", "$A:0", f"{sep}:0", "$B:1", f"{sep}:1"],

@@ -1,4 +1,4 @@
-"""`Tokenizer`: text to the ids that the encoder reads, with the `tokenizers` package alone."""
+"""`Tokenizer`: turn text into the ids that the encoder reads, with only the `tokenizers` package."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Tokenizer:
             one that the vocabulary lacks (padding is then id 0, which the mask hides).
     """
 
-    # A setting that there is not, such as transformers' `padding_side`, is an error and not ignored.
+    # Setting an unknown attribute, such as transformers' `padding_side`, is an error.
     __slots__ = (
         *("_backend", "_frames", "_long_texts", "_truncation_side", "max_length", "model_limit", "type_limit"),
         *("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "unk_token_id"),
@@ -91,12 +91,12 @@ class Tokenizer:
 
         Args:
             path: the directory.
-            max_length: positions that the model has; no call goes beyond it.
-            type_limit: token types that the model has; no call gives another.
+            max_length: positions of the model; no call may exceed it.
+            type_limit: token types of the model; no call may exceed it.
             hf_config: the content of `config.json`, where that file is not written yet.
 
         Raises:
-            TokenizerError: no tokenizer files, corrupt ones, or a kind that `tokenizers` alone cannot give.
+            TokenizerError: no tokenizer files, corrupt ones, or a kind that needs more than `tokenizers`.
         """
         files = read_tokenizer_files(Path(path), hf_config)
         backend, special = build_backend(files)
@@ -134,7 +134,7 @@ class Tokenizer:
         truncation: bool | str = True,
         pad_to: int | None = None,
     ) -> dict[str, mx.array]:
-        """Encode a batch; the result is what the model is called with: `model(**tokenizer(["…"]))`.
+        """Encode a batch into the arguments of the model: `model(**tokenizer(["…"]))`.
 
         Padding is always on the right: BERT's positions count from the left.
 
@@ -191,7 +191,7 @@ class Tokenizer:
         *,
         max_length: int | None = None,
     ) -> list[Encoding]:
-        """Encode without padding, one `Encoding` a text; what was cut off is counted there, and not warned of.
+        """Encode without padding, one `Encoding` a text, which counts the tokens cut off; there is no warning.
 
         Raises:
             TokenizerError: something that is not text (its index is named), an impossible length, or pairs for a model
@@ -200,7 +200,7 @@ class Tokenizer:
         return self._rows(texts, pairs, max_length, "longest_first", offsets=True)[0]
 
     def check_types(self, *, pair: bool) -> None:
-        """Refuse texts (or pairs) whose token types the model does not have.
+        """Refuse texts (or pairs) if the model lacks one of their token types.
 
         Raises:
             TokenizerError: the model has fewer token types than the tokenizer gives.
@@ -219,9 +219,9 @@ class Tokenizer:
         )
 
     def decode(self, ids: Iterable[int] | mx.array | np.ndarray, skip_special_tokens: bool = True) -> str:
-        """Ids of one text back to text, for people to read: what the normalizer dropped does not come back.
+        """Return the text of ids, for people to read; what the normalizer dropped is lost.
 
-        An id that the vocabulary does not have gives nothing, as in transformers.
+        An id outside the vocabulary is skipped, as in transformers.
 
         Raises:
             TokenizerError: not a flat list of whole numbers from 0.
@@ -229,25 +229,25 @@ class Tokenizer:
         values: Any = ids.tolist() if isinstance(ids, mx.array | np.ndarray) else ids
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
             raise TokenizerError(f"decode takes the ids of one text, not {type(values).__name__}")
-        values = [one.item() if isinstance(one, mx.array | np.generic) else one for one in values]
-        if any(isinstance(one, Iterable) and not isinstance(one, str) for one in values):
+        values = [index.item() if isinstance(index, mx.array | np.generic) else index for index in values]
+        if any(isinstance(index, Iterable) and not isinstance(index, str) for index in values):
             raise TokenizerError("decode takes the ids of one text; fix: call it for each row")
-        for one in values:
-            if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 2**32:
-                raise TokenizerError(f"decode: {one!r} is no token id; fix: drop ignored positions such as -100")
+        for index in values:
+            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 2**32:
+                raise TokenizerError(f"decode: {index!r} is no token id; fix: drop ignored positions such as -100")
         return self._backend.decode(values, skip_special_tokens=skip_special_tokens)
 
     def id_to_token(self, index: int) -> str | None:
-        """The token with this id; None if there is none."""
+        """Return the token with this id; None if there is none."""
         return self._backend.id_to_token(index) if 0 <= index < 2**32 else None
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of this token; None if the vocabulary does not have it."""
+        """Return the id of this token; None if the vocabulary does not have it."""
         return self._backend.token_to_id(token)
 
     @property
     def continuing_prefix(self) -> str:
-        """What a token begins with that goes on with a word, such as "##"; empty: it cannot be seen from a token."""
+        """The beginning of a token that continues a word, such as "##"; empty: tokens do not show it."""
         return str(getattr(self._backend.model, "continuing_subword_prefix", None) or "")
 
     def word_starts(self, text: str) -> list[int]:
@@ -262,11 +262,11 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids of all special tokens, those added later included."""
+        """Ids of all special tokens, including those added later."""
         return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
 
     def lowercased(self) -> Tokenizer:
-        """The same tokenizer with all text in lower case first; sentence-transformers' `do_lower_case`."""
+        """Return the same tokenizer, but with all text in lower case first; sentence-transformers' `do_lower_case`."""
         backend = copy.deepcopy(self._backend)
         steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])]
         backend.normalizer = normalizers.Sequence(steps)
@@ -284,7 +284,7 @@ class Tokenizer:
         *,
         offsets: bool,
     ) -> tuple[list[Encoding], int | None]:
-        """Rows cut to the limit, and the limit; without `offsets` those and the mask may be left out."""
+        """Return rows cut to the limit, and the limit; without `offsets`, offsets and mask may be empty."""
         first = check_texts(texts)
         second = None if pairs is None else check_texts(pairs, "pair")
         if second is not None and len(first) != len(second):
@@ -309,7 +309,7 @@ class Tokenizer:
     def _part(
         self, first: list[str], second: list[str] | None, limit: int | None, strategy: str, *, offsets: bool
     ) -> list[Encoding]:
-        """Some rows; only these are in memory at their full length."""
+        """Encode some rows; only these are in memory at their full length."""
         pairs: list[str | None] = [None] * len(first) if second is None else [*second]
         if limit is not None and len(first) == 1 and _characters(first[0], pairs[0]) > LongTexts.whole:
             return [self._cut(first[0], pairs[0], limit, strategy)]
@@ -335,9 +335,9 @@ class Tokenizer:
         return rows
 
     def _cut(self, text: str, pair: str | None, limit: int, strategy: str) -> Encoding:
-        """One text (or pair) in at most `limit` tokens, special ones included.
+        """Encode one text (or pair) in at most `limit` tokens, special ones included.
 
-        Of two texts that both go on after 200,000 characters, the one with more tokens until there is the longer one.
+        If two texts both have more than 200,000 characters, the one with more tokens in that part counts as longer.
         """
         frame, read, side = self._frame(pair is not None), self._long_texts.read, self._truncation_side
         specials = sum(map(len, frame.specials))
@@ -345,7 +345,7 @@ class Tokenizer:
         first = read(text, room + 1)
         second = None if pair is None else read(pair, room + 1)
         if second is not None and pair is not None and strategy == "longest_first" and room % 2:
-            first, second = self._compared(text, pair, first, second)  # which of the two gets the odd token
+            first, second = self._compared(text, pair, first, second)  # which text gets the odd token
         parts: tuple[Tokens, ...] = (first,) if second is None else (first, second)
         if any(not part.whole and len(part) <= room for part in parts):
             raise TokenizerError(
@@ -360,7 +360,7 @@ class Tokenizer:
         return frame.around(*parts, n_truncated=max(total - room, 0), uncounted=more)
 
     def _compared(self, text: str, pair: str, first: Tokens, second: Tokens) -> tuple[Tokens, Tokens]:
-        """Read on until it is known which of the two has more tokens."""
+        """Read more until it is known which text has more tokens."""
         while not (first.whole and second.whole):
             if (first.whole and len(second) > len(first)) or (second.whole and len(first) > len(second)):
                 break
@@ -369,7 +369,7 @@ class Tokenizer:
                 break
             first = first if first.whole else self._long_texts.read(text, known)
             second = second if second.whole else self._long_texts.read(pair, known)
-            if len(first) + len(second) <= known:  # all has been read that is read at all
+            if len(first) + len(second) <= known:  # the largest part has been read
                 break
         return first, second
 
@@ -379,7 +379,7 @@ class Tokenizer:
         return self._frames[pair]
 
     def checked_limit(self, max_length: int | None, *, pair: bool = False) -> int | None:
-        """Return the number of tokens that a call with this `max_length` cuts to; None for no limit.
+        """Return the limit in tokens of a call with this `max_length`; None for no limit.
 
         Raises:
             TokenizerError: it leaves no room for text, or is more than the model has positions.
@@ -404,7 +404,7 @@ def _characters(text: str, pair: str | None) -> int:
 
 
 def _parts(first: list[str], second: list[str] | None) -> Iterator[slice]:
-    """Slices of the rows: few enough characters to be tokenized at once (200 bytes each), a long row by itself."""
+    """Yield slices of the rows that can be tokenized at once (200 bytes a character); a long row is a slice alone."""
     start = total = 0
     alone = False
     for i, text in enumerate(first):
@@ -418,10 +418,10 @@ def _parts(first: list[str], second: list[str] | None) -> Iterator[slice]:
 
 
 def check_texts(texts: str | Iterable[str], what: str = "text") -> list[str]:
-    """A list of strings, whatever sequence they came in; one string is a list of one.
+    """Return any sequence of strings as a list; one string becomes a list of one.
 
     Raises:
-        TokenizerError: not a sequence of strings; the first item that is none is named with its index and type.
+        TokenizerError: not a sequence of strings; names index and type of the first item that is not a string.
     """
     if isinstance(texts, str):
         return [texts]

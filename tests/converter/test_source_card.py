@@ -98,7 +98,7 @@ class TestRights:
         assert read("License: MIT\nLanguage: no", tmp_path) == (SourceCard(("mit",), ("no",)), [])
         card, notes = read("license: cc-by-nc-4.0\nlanguage: en\nlicense: mit", tmp_path)
         assert card == SourceCard(("mit",), ("en",))
-        assert notes == ["the source's card has license twice: the last one is taken; look there for what holds"]
+        assert notes == ["the source's card has license twice: the last one is used; check it there"]
 
     def test_a_license_that_the_hub_does_not_know_is_named(self, tmp_path: Path) -> None:
         card, notes = read("license: My Own 1.0", tmp_path)
@@ -134,7 +134,7 @@ class TestRights:
         card, notes = read(fields, tmp_path)
         assert card.license_link is None
         assert notes == [
-            "the source's license_link 'LICENSE' is no license file beside its weights: left out of our card"
+            "the source's license_link 'LICENSE' is not a license file beside its weights: left out of our card"
         ]
         (tmp_path / "TERMS.md").write_text(
             "Do as you like.\n"
