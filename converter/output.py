@@ -335,7 +335,9 @@ def check_staged(directory: Path, config: Mapping[str, Any], source: Source) -> 
     core = load_core(directory, config=dict(config), lazy=True)
     try:
         part = "tokenizer.json and vocab.txt"
-        tokenizer = load_tokenizer(directory, core.config) if has_tokenizer(source.side_files) else None
+        tokenizer = None
+        if has_tokenizer(source.side_files):
+            tokenizer = load_tokenizer(directory, core.config, hf_config=config)
         part = MODULES
         plan = read_sentence_plan(directory, config)
         if plan is not None and tokenizer is not None:

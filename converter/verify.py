@@ -195,7 +195,7 @@ def verify_staged(
     sentences = compare_sentences(source, reference, directory, hf_config, exact, None if quantized else written)
     if head is not None and (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)
-    probes, probe_notes = directory_probes(directory, written.config, seed)
+    probes, probe_notes = directory_probes(directory, written.config, seed, hf_config)
     report = compare(
         reference,
         exact,
@@ -251,7 +251,7 @@ def _verify_trained(
         model.set_dtype(mx.float32)  # a head may be stored in another dtype than its encoder
         exact = TrainedModel(model, folded=reference.folded)
         written = exact if dtype == "float32" else TrainedModel(BertWithHead.load(directory), folded=reference.folded)
-        probes, probe_notes = directory_probes(directory, exact.core.config, seed)
+        probes, probe_notes = directory_probes(directory, exact.core.config, seed, hf_config)
         return compare(
             reference,
             exact,
@@ -366,12 +366,14 @@ def _is_lossless(source: Source, dtype: str) -> bool:
     return {source.entries[item.source].dtype for item in (*planned.encoder, *planned.heads)} == {CODES[dtype]}
 
 
-def directory_probes(directory: Path, config: EncoderConfig, seed: int) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
+def directory_probes(
+    directory: Path, config: EncoderConfig, seed: int, hf_config: Mapping[str, Any]
+) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
     """Return probes, with sentences if the directory has a tokenizer that fits the model, else with a note."""
     if not has_tokenizer(file.name for file in directory.iterdir()):
         return make_probes(config, seed=seed), ("no tokenizer, so the probes are random ids alone",)
     try:
-        tokenizer = Tokenizer.from_directory(directory, max_length=config.max_length)
+        tokenizer = Tokenizer.from_directory(directory, max_length=config.max_length, hf_config=hf_config)
 
         def tokenize(text: str, pair: str | None) -> tuple[list[int], list[int]]:
             (encoded,) = tokenizer.encode([text], None if pair is None else [pair])

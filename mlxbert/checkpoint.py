@@ -69,15 +69,30 @@ def load(
     return core, load_tokenizer(directory, core.config)
 
 
-def load_tokenizer(directory: Path, config: EncoderConfig, *, max_length: int | None = None) -> Tokenizer:
-    """Return the tokenizer of a converted directory; `max_length` None: as many tokens as the model takes.
+def load_tokenizer(
+    directory: Path,
+    config: EncoderConfig,
+    *,
+    max_length: int | None = None,
+    hf_config: Mapping[str, Any] | None = None,
+) -> Tokenizer:
+    """Return the tokenizer of a converted directory.
+
+    Args:
+        directory: the directory.
+        config: the model's configuration.
+        max_length: the longest input; None: as many tokens as the model takes.
+        hf_config: the content of `config.json`, where that file is not written yet.
 
     Raises:
         CheckpointError: it has more ids than the model.
         TokenizerError: it is missing or damaged.
     """
     tokenizer = Tokenizer.from_directory(
-        directory, max_length=max_length or config.max_length, type_limit=config.table_rows.get("token_type_ids")
+        directory,
+        max_length=max_length or config.max_length,
+        type_limit=config.table_rows.get("token_type_ids"),
+        hf_config=hf_config,
     )
     # MLX reads beyond the end of an embedding without an error, so an id outside of it must never occur.
     if tokenizer.vocab_size > config.vocab_size:

@@ -223,7 +223,7 @@ def run_usage(directory: Path, config: Mapping[str, Any]) -> Usage:
 
 def _load(directory: Path, config: Mapping[str, Any]) -> list[Any]:
     encoder = _streamed_encoder(directory, config)
-    inputs = _inputs(directory, encoder)
+    inputs = _inputs(directory, encoder, config)
     output = encoder(**inputs)
     return [output.last_hidden_state, output.pool("mean", inputs["attention_mask"]), output.pooler_output]
 
@@ -239,7 +239,7 @@ def _load_with_head(directory: Path, config: Mapping[str, Any]) -> list[Any]:
     # As `mlxbert.load_with_head` computes by default.
     dtype = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else None
     model = attach_head(encoder, tensors, choice, dict(config), place=str(directory), dtype=dtype)
-    inputs = _inputs(directory, encoder)
+    inputs = _inputs(directory, encoder, config)
     if model.kind is HeadKind.CHOICE:  # (1, choices, L)
         inputs = {name: array[None] for name, array in inputs.items()}
     return [value for value in vars(model(**inputs)).values() if isinstance(value, mx.array)]
@@ -251,7 +251,7 @@ def _encode_sentences(directory: Path, config: Mapping[str, Any]) -> list[Any]:
 
     encoder, plan = _streamed_encoder(directory, config), read_sentence_plan(directory, config)
     assert plan is not None  # modules.json exists
-    sentence_encoder = SentenceEncoder(encoder, load_tokenizer(directory, encoder.config), plan)
+    sentence_encoder = SentenceEncoder(encoder, load_tokenizer(directory, encoder.config, hf_config=config), plan)
     embeddings = sentence_encoder.encode(TEXTS)
     return [embeddings, sentence_encoder.similarity(embeddings, embeddings)]
 
@@ -266,13 +266,13 @@ def _load_trained(directory: Path, config: Mapping[str, Any]) -> list[Any]:
                 (Path(folder) / file.name).symlink_to(file)
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         model = BertWithHead.load(folder)
-        return [model.predict(model(**_inputs(directory, model.core)))]
+        return [model.predict(model(**_inputs(directory, model.core, config)))]
 
 
-def _inputs(directory: Path, encoder: Encoder) -> dict[str, Any]:
+def _inputs(directory: Path, encoder: Encoder, config: Mapping[str, Any]) -> dict[str, Any]:
     from mlxbert.checkpoint import load_tokenizer
 
-    return dict(load_tokenizer(directory, encoder.config)(list(TEXTS)))
+    return dict(load_tokenizer(directory, encoder.config, hf_config=config)(list(TEXTS)))
 
 
 def _streamed_encoder(directory: Path, config: Mapping[str, Any]) -> Encoder:

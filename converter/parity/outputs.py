@@ -298,7 +298,7 @@ def compare_sentences(
 def _encoder(directory: Path, hf_config: Mapping[str, Any], model: Model) -> SentenceEncoder:
     plan = read_sentence_plan(directory, hf_config)
     assert plan is not None  # modules.json is there
-    return SentenceEncoder(model.core, load_tokenizer(directory, model.core.config), plan)
+    return SentenceEncoder(model.core, load_tokenizer(directory, model.core.config, hf_config=hf_config), plan)
 
 
 def _encoded(encoder: SentenceEncoder) -> Array:

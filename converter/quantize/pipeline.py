@@ -155,7 +155,9 @@ def _tokenizer(source: Source, vocab_size: int, max_length: int) -> Any:
             "it, or --calibration none"
         )
     vocabulary = next(name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if name in source.side_files)
-    tokenizer = Tokenizer.from_directory(source.side_files[vocabulary].parent, max_length=max_length)
+    tokenizer = Tokenizer.from_directory(
+        source.side_files[vocabulary].parent, max_length=max_length, hf_config=source.config
+    )
     if tokenizer.vocab_size > vocab_size:
         raise CalibrationError(
             f"{source.location}: its tokenizer has more ids than the model; fix: put the right one there"

@@ -65,7 +65,7 @@ def describe_quantization(
         layers=_layers(packed, original, numbers),
         skipped=tuple(SkippedLayer(path, reason) for path, reason in packed.config.skipped.items()),
         kept=_worst_kept(packed, exact, written, numbers, calibrated=calibrated),
-        quality=_quality(directory, exact, written),
+        quality=_quality(directory, config, exact, written),
         limits=text_limits(config, _mean_bits(packed), calibrated=calibrated),
     )
 
@@ -118,7 +118,7 @@ def _relative_error(exact: np.ndarray, other: np.ndarray) -> float:
     return difference / length if length else difference
 
 
-def _quality(directory: Path, exact: Model, written: Model) -> tuple[Quality, ...]:
+def _quality(directory: Path, hf_config: Mapping[str, Any], exact: Model, written: Model) -> tuple[Quality, ...]:
     from mlxbert.tokenization.files import has_tokenizer
     from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 
@@ -126,7 +126,7 @@ def _quality(directory: Path, exact: Model, written: Model) -> tuple[Quality, ..
     if not has_tokenizer(file.name for file in directory.iterdir()):
         return measure_on_random_ids(exact, written, pooling)
     try:
-        tokenizer = Tokenizer.from_directory(directory, max_length=config.max_length)
+        tokenizer = Tokenizer.from_directory(directory, max_length=config.max_length, hf_config=hf_config)
     except TokenizerError:  # a note of the parity report says what is wrong with it
         return measure_on_random_ids(exact, written, pooling)
     if tokenizer.vocab_size > config.vocab_size:

@@ -76,8 +76,13 @@ class RowText:
         """The columns that are read, each once."""
         return tuple(dict.fromkeys(name for part in self._parts() for name in _column_names(part)))
 
-    def render(self, frame: Any, what: str = "the frame") -> Rendered:
+    def render(self, frame: Any, what: str = "the frame", *, start: int = 0) -> Rendered:
         """Return the texts of a frame's rows.
+
+        Args:
+            frame: a pandas frame, or a `Table`.
+            what: the frame's name in messages.
+            start: the number of its first row, where it is a piece of a file.
 
         Raises:
             DataError: a column is missing (the message has the nearest names), there are no rows, or a value does not
@@ -85,8 +90,8 @@ class RowText:
         """
         table = frame if isinstance(frame, Table) else Table(frame, what)
         columns = {name: table.column(name, "text column") for name in self.columns}
-        texts = self._texts(self.first, columns, table.rows)
-        pairs = None if self.second is None else self._texts(self.second, columns, table.rows)
+        texts = self._texts(self.first, columns, table.rows, start)
+        pairs = None if self.second is None else self._texts(self.second, columns, table.rows, start)
         empty = sum(not text.strip() and not pair.strip() for text, pair in zip(texts, pairs or texts, strict=True))
         return Rendered(texts, pairs, empty)
 
@@ -98,7 +103,7 @@ class RowText:
     def _parts(self) -> tuple[Part, ...]:
         return (self.first,) if self.second is None else (self.first, self.second)
 
-    def _texts(self, part: Part, columns: dict[str, Column], rows: int) -> list[str]:
+    def _texts(self, part: Part, columns: dict[str, Column], rows: int, start: int) -> list[str]:
         if isinstance(part, tuple):
             named_values = [(columns[name].name, columns[name].values) for name in part]
             return [
@@ -111,10 +116,10 @@ class RowText:
                 for value in columns[part].values
             ]
         fields = _parse(part)
-        return ["".join(self._pieces(fields, columns, row)) for row in range(rows)]
+        return ["".join(self._pieces(fields, columns, row, start)) for row in range(rows)]
 
     def _pieces(
-        self, fields: Sequence[tuple[str, str | None, str]], columns: dict[str, Column], row: int
+        self, fields: Sequence[tuple[str, str | None, str]], columns: dict[str, Column], row: int, start: int
     ) -> Iterable[str]:
         for literal, name, spec in fields:
             yield literal
@@ -128,8 +133,8 @@ class RowText:
                 yield format(value, spec)
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    f"row {row}: column {name!r} is {value!r}, which {{{name}:{spec}}} cannot format ({error}); "
-                    "fix: leave the format out"
+                    f"row {start + row}: column {name!r} is {value!r}, which {{{name}:{spec}}} cannot format "
+                    f"({error}); fix: leave the format out"
                 ) from None
 
 

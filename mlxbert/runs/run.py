@@ -196,7 +196,7 @@ class Run(Predictor):
         of_pieces: list[Parts] = []
         texts = _Texts(self._tokenizer(members[0]), data.max_length, what)
         for frame in frames():
-            tokens = texts.tokens(self.text.render(frame, what))
+            tokens = texts.tokens(self.text.render(frame, what, start=texts.rows))
             # Only one model is in memory: reading it again takes less time than a batch.
             parts = [self._model_parts(BertWithHead.load(member), tokens, level, batch_size) for member in members]
             if average == "ranks":

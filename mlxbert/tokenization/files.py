@@ -106,8 +106,12 @@ class TokenizerFiles:
         return int(value) if value < 2**31 else None
 
 
-def read_tokenizer_files(directory: Path) -> TokenizerFiles:
+def read_tokenizer_files(directory: Path, hf_config: Mapping[str, Any] | None = None) -> TokenizerFiles:
     """Read the tokenizer files in `directory`.
+
+    Args:
+        directory: the directory.
+        hf_config: the content of its `config.json`, where that file is not written yet.
 
     Raises:
         TokenizerError: a file is not valid JSON, not UTF-8, or has a field of the wrong type (named).
@@ -138,15 +142,15 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
         directory=directory,
         pipeline=pipeline,
         config=config,
-        class_name=_class_name(directory, config),
+        class_name=_class_name(directory, config, hf_config),
         special=special,
         added=(*(by_id[i] for i in sorted(by_id)), *extras),
     )
 
 
-def _class_name(directory: Path, config: dict[str, Any]) -> str | None:
+def _class_name(directory: Path, config: dict[str, Any], hf_config: Mapping[str, Any] | None) -> str | None:
     # Before transformers 4.x, config.json named the class; if no file names one, the architecture's is used.
-    model = read_json(directory / "config.json", TokenizerError) or {}
+    model = read_json(directory / "config.json", TokenizerError) or {} if hf_config is None else hf_config
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     if not name and model.get("model_type") in supported():
         name = architecture(model["model_type"]).tokenizer_class

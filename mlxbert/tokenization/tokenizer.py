@@ -80,19 +80,25 @@ class Tokenizer:
 
     @classmethod
     def from_directory(
-        cls, path: str | Path, *, max_length: int | None = None, type_limit: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        max_length: int | None = None,
+        type_limit: int | None = None,
+        hf_config: Mapping[str, Any] | None = None,
     ) -> Tokenizer:
-        """Read `tokenizer.json`, or a bare `vocab.txt`, and the settings beside it.
+        """Read `tokenizer.json`, or a bare vocabulary, and the settings beside it.
 
         Args:
             path: the directory.
             max_length: positions of the model; no call may exceed it.
             type_limit: token types of the model; no call may exceed it.
+            hf_config: the content of `config.json`, where that file is not written yet.
 
         Raises:
             TokenizerError: no tokenizer files, corrupt ones, or a kind that needs more than `tokenizers`.
         """
-        files = read_tokenizer_files(Path(path))
+        files = read_tokenizer_files(Path(path), hf_config)
         backend, special = build_backend(files)
         side = files.config.get("truncation_side", "right")
         if side not in ("right", "left"):

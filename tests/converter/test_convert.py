@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import mlxbert
 from converter.convert import convert, default_output
@@ -279,6 +280,22 @@ def test_without_pooler_none_is_invented_and_the_card_says_so(tmp_path: Path) ->
     assert "the source has no pooler, so neither has the output" in result.notes
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| mlx-embeddings | **no**: it needs a pooler, and the source has none |" in card
+
+
+@pytest.mark.parametrize("quantize", [None, "4bit"])
+def test_files_that_name_no_tokenizer_class_are_read_as_their_config_says(
+    tmp_path: Path, quantize: str | None
+) -> None:
+    source = tmp_path / "source"
+    save_tiny(source, "RobertaForMaskedLM", hidden_size=64)
+    assert not list(source.glob("tokenizer*"))  # vocab.json and merges.txt alone
+    result = convert(source, tmp_path / "out", quantize=quantize, verify=True)
+    assert not [note for note in result.notes if "no probes" in note]
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    _, tokenizer = mlxbert.load(tmp_path / "out")
+    (row,) = tokenizer.encode(["the thin"])
+    assert list(row.ids) == AutoTokenizer.from_pretrained(source)("the thin")["input_ids"]
 
 
 def test_without_a_tokenizer_it_converts_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -165,3 +165,8 @@ def test_cells_as_plain_values() -> None:
 )
 def test_cells_as_text(value: Any, text: str) -> None:
     assert shown(value) == text
+
+
+def test_a_row_of_a_piece_of_a_file_is_named_by_its_number_in_the_file() -> None:
+    with pytest.raises(DataError, match=r"^row 2049: column 'a' is 'x', which \{a:d\} cannot format"):
+        RowText("{a:d}").render({"a": [1, "x"]}, start=2048)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,21 @@ def test_a_dataframe_goes_through_at_most_20_files_before_the_first_training_ste
     files = dataframe_way(tiny_checkpoint, ROOT)
     assert files[-1] == "mlxbert/training/step.py"
     assert len(files) <= 20, "\n".join(files)
+    assert reading_order("A DataFrame") == files, "CONTRIBUTING names another reading order"
+
+
+def reading_order(journey: str) -> list[str]:
+    """Return the files of one journey of CONTRIBUTING, in its order."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split(f"**{journey}**")[1].split("\n\n")[0]
+    paths = re.findall(r"`([a-z0-9_/]+\.py)`", text)
+    return [path if (ROOT / path).exists() else f"mlxbert/{path}" for path in paths]
+
+
+@pytest.mark.parametrize("journey", ["A checkpoint", "A DataFrame", "A head"])
+def test_the_reading_orders_name_files_that_are_there(journey: str) -> None:
+    files = reading_order(journey)
+    assert len(files) >= 6
+    assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
 @pytest.mark.parametrize("package", ALLOWED)

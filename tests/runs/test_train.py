@@ -124,6 +124,18 @@ def test_that_texts_are_cut_is_said_once_for_all_pieces_of_a_file(
     assert cut.startswith("2 of 20 texts are longer than")
 
 
+def test_a_row_that_cannot_be_read_is_named_by_its_number_in_the_file(
+    runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxbert.runs.inputs.ROWS", 7)
+    monkeypatch.setattr(Run, "text", RowText("{text:s}"))
+    frame = sample("binary", rows=20, seed=5)
+    frame["text"] = frame["text"].astype(object)
+    frame.loc[16, "text"] = 3
+    with pytest.raises(MLXBertError, match=r"^row 16: column 'text' is 3, which"):
+        runs["binary"].predict(frame)
+
+
 def test_ranks_are_refused_where_numbers_are_wanted(runs: dict[str, Run], tmp_path: Path) -> None:
     sample("regression", rows=20, seed=5).to_csv(tmp_path / "test.csv", index=False)
     for task in ("regression", "time_series"):
