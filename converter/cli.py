@@ -87,7 +87,7 @@ _command = partial(
     type=click.Choice(["encoder", "full"]),
     default="encoder",
     show_default=True,
-    help="Place of the head: a file of its own (encoder), or model.safetensors (full), which rerankers in mlx-vlm and "
+    help="Place of the head: a separate file (encoder), or model.safetensors (full), which rerankers in mlx-vlm and "
     "Swift need.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a converted model in the directory.")
@@ -99,11 +99,11 @@ _command = partial(
 @click.option(
     "--calibration",
     metavar="FILE",
-    help='Text file, one text a line, to calibrate on; or "built-in", or "none".  '
+    help='Text file for calibration, one text a line; or "built-in", or "none".  '
     "[default: built-in for mixed and auto, else none]",
 )
 @click.option("--target-size", metavar="SIZE", help="For auto: largest size of all weight files, such as 14MB.")
-@click.option("--target-bits", type=float, help="For auto: most bits per weight, scales included.")
+@click.option("--target-bits", type=float, help="For auto: largest number of bits per weight, scales included.")
 @click.option("--target-cosine", type=float, help="For auto: lowest mean cosine with float32, on held-out text.")
 @click.option("--verify/--no-verify", default=None, help="Compare with PyTorch.  [default: if torch is installed]")
 @click.option("--push-to", metavar="OWNER/NAME", help="Publish on the Hub after verification, in this repository.")
@@ -149,8 +149,8 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
         "Proof": ("seed",),
         "Output": ("junit", "html"),
     },
-    epilog="Exit codes: 0 the same model, and every part of it was compared; 1 parity failed; 2 could not run; 3 what "
-    "was compared agrees, but a part of the model was not compared (the last line names it).",
+    epilog="Exit codes: 0 the same model, and every part of it was compared; 1 parity failed; 2 could not run; 3 the "
+    "compared parts agree, but a part of the model was not compared (the last line names it).",
 )
 @click.argument("converted", type=_PATH)
 @click.option(
@@ -217,7 +217,7 @@ def export(converted: Path, **options: Any) -> None:
     CONVERTED is a run of `mlxbert train`, one trained model of it, or a directory that mlxbert-convert wrote. A
     checkpoint becomes the Hugging Face directory that it came from. A trained model becomes a classifier class of
     transformers if that computes the same, else its encoder and the tensors of its head; inference.py beside it
-    predicts with torch and transformers alone.
+    predicts with only torch and transformers.
 
     \b
     Examples:
@@ -245,7 +245,7 @@ def export(converted: Path, **options: Any) -> None:
 )
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--pr", is_flag=True, help="Propose the files in a pull request.")
-@click.option("--revision", help="Branch to write to; it is made if it does not exist.  [default: the main branch]")
+@click.option("--revision", help="Branch to write to; it is created if it does not exist.  [default: the main branch]")
 @click.option("--message", help="Message of the commit.  [default: one that names the model]")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and the model card; do not use the network.")
 @click.option("--yes", is_flag=True, help="Publish without asking.")

@@ -229,7 +229,7 @@ def output_config(
         # A model that is converted again keeps its first source, which a comparison must prove (converter/publish);
         # a trained one is not.
         origin, revision = earlier["source"], earlier.get("revision")
-    kept = ["prefix", "encoder_only"]  # a comparison with the first source needs the same options
+    options = ["prefix", "encoder_only"]  # a comparison with the first source needs the same options
     config["mlxbert"] = {
         "format_version": FORMAT_VERSION,
         "source": origin,
@@ -238,7 +238,7 @@ def output_config(
         "original_architectures": earlier.get("original_architectures") or source.config.get("architectures"),
         "dropped": planned.dropped,
         "source_card": card.as_block(),
-        **{key: earlier[key] for key in kept if key in earlier},
+        **{key: earlier[key] for key in options if key in earlier},
         **source.choices,
         **{key: earlier[key] for key in ("head", "trained") if source.own_head and key in earlier},
     }

@@ -234,8 +234,8 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
         parsed = config_from_hf(config)
         mapping = mapping_for(config)
     shapes = {key: entry.shape for key, entry in weights.entries.items()}
-    found = find_encoder(chosen, shapes, mapping, parsed, prefix=options.prefix, encoder_only=options.encoder_only)
-    entries = {name: replace(weights.entries[key], key=name) for name, key in found.names.items()}
+    encoder = find_encoder(chosen, shapes, mapping, parsed, prefix=options.prefix, encoder_only=options.encoder_only)
+    entries = {name: replace(weights.entries[key], key=name) for name, key in encoder.names.items()}
     if options.dequantize:
         prefix = "" if mapping is None else mapping.base_prefix
         config, entries = dequantized(chosen, config, entries, prefix=prefix)
@@ -246,13 +246,13 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
         if os.path.lexists(directory / name):
             check_file(directory / name, root)
     choices: dict[str, Any] = {} if options.prefix is None else {"prefix": options.prefix}
-    dropped = found.dropped
+    dropped = encoder.dropped
     if options.encoder_only:
         choices["encoder_only"] = True
         dropped = dropped | dict.fromkeys(own_head, "a trained head (--encoder-only)")
         own_head = {}
-    if found.stripped:
-        notes.append(f"wrapper prefixes taken off tensor names: {', '.join(map(printable, found.stripped))}")
+    if encoder.stripped:
+        notes.append(f"wrapper prefixes taken off tensor names: {', '.join(map(printable, encoder.stripped))}")
     return Source(
         location=location,
         root=root,
@@ -264,9 +264,9 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
         weight_files=weights.files,
         side_files=side_files,
         modules=modules,
-        notes=(*notes, *type_notes, *found.notes, *side_notes),
+        notes=(*notes, *type_notes, *encoder.notes, *side_notes),
         own_head=own_head,
-        prefix=found.prefix,
+        prefix=encoder.prefix,
         dropped=dropped,
         choices=choices,
     )
@@ -326,8 +326,8 @@ def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights,
     check_file(path, directory)
     heads = read_weights(path)
     files = (*weights.files, path)
-    trained = isinstance(block, dict) and isinstance(block.get("head"), dict)
-    if trained and all(key.startswith(OWN_HEADS) for key in heads.entries):
+    has_trained_head = isinstance(block, dict) and isinstance(block.get("head"), dict)
+    if has_trained_head and all(key.startswith(OWN_HEADS) for key in heads.entries):
         return replace(weights, files=files), heads.entries
     twice = [printable(key) for key in heads.entries if key in weights.entries]
     if twice:

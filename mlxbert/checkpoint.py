@@ -126,9 +126,9 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     told_by = ("config.json", INDEX)
     peek = snapshot(repo_id, revision=revision, select=lambda names: [n for n in names if n in told_by])
     read_config(peek.path, named=repo_id, other_tools=True)
-    found = snapshot(repo_id, revision=peek.revision, select=_needed)
-    check_snapshot(found, _needed)
-    return found.path
+    cached = snapshot(repo_id, revision=peek.revision, select=_needed)
+    check_snapshot(cached, _needed)
+    return cached.path
 
 
 def read_config(directory: Path, named: str | None = None, *, other_tools: bool = False) -> dict[str, Any]:
@@ -311,10 +311,10 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
                 f"{index} names {printable(shard)!r}, which is no safetensors file beside it; "
                 "fix: do not trust this checkpoint, or convert again"
             )
-        found = read_safetensors(directory / shard, CheckpointError)
-        if found is None:
+        contents = read_safetensors(directory / shard, CheckpointError)
+        if contents is None:
             raise CheckpointError(f"{directory}: {printable(shard)} is missing; fix: convert or download again")
-        tensors.update(found[0])
+        tensors.update(contents[0])
     if set(tensors) != set(weight_map):
         difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
         raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")

@@ -1,6 +1,6 @@
 """Pool the vectors of a text's tokens to one vector.
 
-Sums run in float32 whatever the dtype (a float16 sum over 512 tokens overflows at 128 a token), and the result has
+Sums run in float32 for every dtype (a float16 sum over 512 tokens overflows at 128 a token), and the result has
 the dtype of the hidden states. Padding never changes a result; a row that is all padding gives zeros, never NaN.
 Strategies follow sentence-transformers `models/Pooling.py`.
 

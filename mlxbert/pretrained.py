@@ -351,8 +351,8 @@ def read_head_tensors(directory: Path, config: dict[str, Any]) -> dict[str, mx.a
     if is_full_layout(config):
         return read_weights(directory, config)[1]
     file = directory / HEADS_FILE
-    found = read_safetensors(file, CheckpointError)
-    tensors = {} if found is None else found[0]
+    contents = read_safetensors(file, CheckpointError)
+    tensors = {} if contents is None else contents[0]
     if any(name.startswith(("head.", "pooling.")) for name in tensors):
         raise CheckpointError(f"{file} is a head that mlxbert trained; fix: load it with mlxbert.BertWithHead.load")
     return tensors

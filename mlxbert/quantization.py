@@ -225,8 +225,8 @@ class PackedWeights:
     @property
     def dtype(self) -> str:
         """The dtype of scales and of tensors that are not packed, for `config.json`."""
-        found = {str(t.dtype).removeprefix("mlx.core.") for t in self.tensors.values() if _is_float(t)}
-        return found.pop() if len(found) == 1 else "float32"
+        dtypes = {str(t.dtype).removeprefix("mlx.core.") for t in self.tensors.values() if _is_float(t)}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
 
     def problems(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Return a line for each missing, unexpected or misshapen tensor; `shapes` are the unpacked model's."""
@@ -258,9 +258,9 @@ class PackedWeights:
                 continue
             if tensor.shape != shape:
                 problems.append(f"{name} is {tensor.shape}, config.json calls for {shape}")
-            found = str(tensor.dtype).removeprefix("mlx.core.")
-            if found != dtype and not (dtype not in ("uint32", "uint8") and _is_float(tensor)):
-                problems.append(f"{name} has dtype {found}, config.json calls for {dtype}")
+            stored = str(tensor.dtype).removeprefix("mlx.core.")
+            if stored != dtype and not (dtype not in ("uint32", "uint8") and _is_float(tensor)):
+                problems.append(f"{name} has dtype {stored}, config.json calls for {dtype}")
         return problems
 
     def dequantized(self, dtype: mx.Dtype | None = None) -> Iterator[tuple[str, mx.array]]:
@@ -302,8 +302,8 @@ class PackedWeights:
         else:
             pairs = self.dequantized(mx.float32)
         for name, array in pairs:
-            found = current.get(name)
-            if found is None or not _same(found, array):
+            parameter = current.get(name)
+            if parameter is None or not _same(parameter, array):
                 changed.append(name)
         if changed:
             raise ChangedWeightsError(
@@ -387,5 +387,5 @@ def _is_float(array: mx.array) -> bool:
     return mx.issubdtype(array.dtype, mx.floating)
 
 
-def _same(found: mx.array, array: mx.array) -> bool:
-    return found.shape == array.shape and bool(np.array(mx.array_equal(found, array.astype(found.dtype))))
+def _same(current: mx.array, array: mx.array) -> bool:
+    return current.shape == array.shape and bool(np.array(mx.array_equal(current, array.astype(current.dtype))))

@@ -242,13 +242,13 @@ class BertWithHead(nn.Module):
             for name, array in named_parameters(self[prefix]).items()
         }
         file = directory / HEADS_FILE
-        found, _ = read_safetensors(file, CheckpointError, fix="fix: save or download again") or ({}, {})
-        if problems := tensor_problems(found, expected):
+        tensors, _ = read_safetensors(file, CheckpointError, fix="fix: save or download again") or ({}, {})
+        if problems := tensor_problems(tensors, expected):
             raise CheckpointError(
                 f"{file}: not the tensors that config.json calls for; fix: save or download again\n"
                 + first_ten(problems)
             )
-        self.load_weights(list(found.items()), strict=False)
+        self.load_weights(list(tensors.items()), strict=False)
         mx.eval(self.parameters())
 
 

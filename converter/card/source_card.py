@@ -6,8 +6,8 @@ Hub itself, as `ModelCard.validate` does. The licenses are those in the Hub's er
 "multilingual"; `license_name` (an id such as my-license-1.0) and `license_link` (a URL, or a file such as LICENSE in
 the repository) as in huggingface/hub-docs, `modelcard.md`.
 
-The source's card is a foreign file: what is read of it is limited in size, and what cannot be read becomes a note,
-never an error. PyYAML reads YAML 1.1, where `no` is false, `1:30` is 90 and `2024-01-01` is a date; here every plain
+The source's card is a foreign file: its fields are limited in size, and an unreadable field gives a note, never
+an error. PyYAML reads YAML 1.1, where `no` is false, `1:30` is 90 and `2024-01-01` is a date; here every plain
 word is read as text.
 """
 

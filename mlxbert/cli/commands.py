@@ -47,8 +47,8 @@ _WIDTH, _RUN = 80, 24
     is_flag=False,
     flag_value=0.9,
     metavar="[LEVEL]",
-    help="For numbers: add columns NAME_lower and NAME_upper, between which this share of the true values lies.  "
-    "[LEVEL, if it is left out: 0.9]",
+    help="For numbers: add columns NAME_lower and NAME_upper; this share of the true values lies between them.  "
+    "[without LEVEL: 0.9]",
 )
 @click.option(
     "--average",
@@ -95,7 +95,7 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
 @click.option(
     "--average", type=AVERAGE, default="probabilities", show_default=True, help="What is averaged over the runs."
 )
-@click.option("--overwrite", is_flag=True, help="Replace a blend that is there already.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing blend.")
 def blend(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     """Weigh RUNS by their out-of-fold predictions; `mlxbert predict` takes the blend like a run.
 
@@ -151,7 +151,7 @@ def _score(value: float | None) -> str:
 def report(run: Path, out: Path | None, plots: Path | None) -> None:
     """Write a report of RUN, a directory that `mlxbert train` wrote: one HTML page and PNG plots.
 
-    The run may still be training: the page then shows what there is.
+    The run may still be training; the page then shows the results so far.
 
     \b
     Example:
@@ -189,7 +189,7 @@ MATRIX = 6
     "-o", "--out", type=click.Path(path_type=Path), help="File (.npy) for the embeddings, an array (texts, width)."
 )
 def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path | None) -> None:
-    """Embed TEXTS with MODEL, a converted directory or Hub id, and show how alike they are.
+    """Embed TEXTS with MODEL, a converted directory or Hub id, and show how similar they are.
 
     \b
     Example:

@@ -90,7 +90,7 @@ def _groups() -> dict[str, tuple[str, ...]]:
     is_flag=True,
     help="With --resume: go on although device, versions or threads have changed.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 @click.option(
     "--log",
     "trackers",

@@ -147,8 +147,8 @@ def lock_path(target: Path) -> Path:
 def target_lock(target: Path) -> Iterator[None]:
     """Be the only run that writes `target`; the lock file is gone afterwards.
 
-    By hand, not with `filelock`: it keeps the lock file, whose presence tells that a run was killed; and where the
-    file system has no flock, it falls back to a lock that a killed run keeps for ever.
+    Not with `filelock`: it keeps the lock file, which here means that a run was killed; and on a file system without
+    flock, it uses a lock that a killed run keeps for ever.
 
     Raises :class:`WriteError` at once when another process (or thread) holds it.
     """

@@ -220,7 +220,7 @@ def read_safetensors(
     """Return a file's tensors, lazy and in the order of their bytes, and its metadata; None if it does not exist.
 
     Args:
-        file: a safetensors file, whatever its name ends in.
+        file: a safetensors file; its suffix does not matter.
         error: the class of the error.
         fix: how the message about a damaged file ends.
 

@@ -180,10 +180,8 @@ def _architectures() -> dict[str, Architecture]:
     package = importlib.import_module("mlxbert.models")
     for module in pkgutil.iter_modules(package.__path__):
         file = importlib.import_module(f"{package.__name__}.{module.name}")
-        declared: tuple[Architecture, ...] = getattr(
-            file, "ARCHITECTURES", ()
-        )  # the contract declares no architecture
-        architectures.update({architecture.model_type: architecture for architecture in declared})
+        declared: tuple[Architecture, ...] = getattr(file, "ARCHITECTURES", ())  # `base` has none
+        architectures.update({item.model_type: item for item in declared})
     return dict(sorted(architectures.items()))
 
 

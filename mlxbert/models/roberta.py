@@ -96,7 +96,7 @@ def _masked_lm_head(config: RobertaConfig, labels: int, tensors: Iterable[str]) 
     predictions = RobertaPredictions(
         config.hidden_size,
         config.vocab_size,
-        ACTIVATIONS["gelu"],  # whatever `hidden_act` says
+        ACTIVATIONS["gelu"],  # `hidden_act` does not change it
         config.layer_norm_eps,
         bias="lm_head.bias" in names or not own_bias,
         decoder_weight="lm_head.decoder.weight" in names or not config.tie_word_embeddings,

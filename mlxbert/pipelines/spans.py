@@ -204,7 +204,7 @@ def tag(
         parts = [_in_windows(row, tokenizer, stride) for row in without_limit(tokenizer).encode(items)]
         rows = [row for part in parts for row in part]
         owners = [i for i, part in enumerate(parts) for _ in part]
-    found: list[list[Entities]] = [[] for _ in items]
+    tagged: list[list[Entities]] = [[] for _ in items]
     done = 0
     for part_rows, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
         scores = softmax(to_numpy(model(**batch).logits))  # (B, L, K)
@@ -213,10 +213,10 @@ def tag(
             pieces = _pieces(tokenizer, text, row, row_scores)
             entities = aggregate(pieces, aggregation_strategy, model.labels.id2label, tokenizer.join)
             kept = [e for e in entities if e.get("entity", e.get("entity_group")) not in ignored]
-            found[owners[done]].append(kept)
+            tagged[owners[done]].append(kept)
             done += 1
     results = [
-        parts[0] if len(parts) == 1 else without_overlaps([e for part in parts for e in part]) for parts in found
+        parts[0] if len(parts) == 1 else without_overlaps([e for part in parts for e in part]) for parts in tagged
     ]
     return results[0] if isinstance(texts, str) else results
 

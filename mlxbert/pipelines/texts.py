@@ -219,7 +219,7 @@ def fill_mask(
     Returns:
         For a text with one mask a list of dicts `score` (probability), `token` (id), `token_str` and `sequence` (the
         text with it); for a text with several masks a list of such lists, each mask by itself. For several texts a
-        list of those; for a list of one text, as in transformers, that text's mask_scores.
+        list of those; for a list of one text, as in transformers, that text's list.
 
     Raises:
         PipelineError: the model has no masked-LM head, or a text has no mask.
@@ -272,6 +272,6 @@ def _fill(
 
 def _sequence(tokenizer: Tokenizer, row: Encoding, column: int, token: int, *, one_mask: bool) -> str:
     ids = [*row.ids[:column], token, *row.ids[column + 1 :]]
-    ids = [one for one in ids if one != tokenizer.pad_token_id]
+    ids = [i for i in ids if i != tokenizer.pad_token_id]
     # If there are other masks, keep special tokens, because masks are special tokens too.
     return tokenizer.decode(ids, skip_special_tokens=one_mask)

@@ -106,7 +106,7 @@ def decision_thresholds(truth: np.ndarray, predictions: Predictions, metric: Met
     """Return the smallest probability that counts as positive: () of "binary", (L,) of "multilabel"; else None.
 
     For "binary" it is the best for `metric`, or for F1 if `metric` reads no labels (`heads.calibration`). Each of
-    several labels is scored by F1, whatever the metric over all of them (`MultilabelClassificationHead`). If all rows
+    several labels is scored by F1, for every metric over all of them (`MultilabelClassificationHead`). If all rows
     are of one class, it is one half.
     """
     values = predictions.values

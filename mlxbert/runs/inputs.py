@@ -37,22 +37,22 @@ from mlxbert.runs.settings import RunSettings
 from mlxbert.training.held_out import Predictions
 
 
-def submission_rules(settings: RunSettings, task: InferredTask, metric: str, asked: str | None) -> SubmissionRules:
+def submission_rules(settings: RunSettings, task: InferredTask, metric: str, requested: str | None) -> SubmissionRules:
     """Return the rules for the format of a run's submissions.
 
     Args:
         settings: of the run.
         task: what is predicted.
         metric: the metric that is optimized.
-        asked: the metric that was asked for; None: `metric` is the task's default.
+        requested: the metric that the user named; None: `metric` is the task's default.
 
     Raises:
         RunError: the requested values do not fit the task.
     """
     ready = settings.submission
-    compares = None if asked is None else compared_values(asked)
+    compares = None if requested is None else compared_values(requested)
     if ready is not None and settings.values in (None, ready.values):
-        return SubmissionRules(task, ready, asked, True, settings.values, compares)
+        return SubmissionRules(task, ready, requested, True, settings.values, compares)
     # A row of a series is named by its time.
     id_column = settings.id or (settings.time if task.task == "time_series" else None)
     usual = default_submission(
@@ -60,7 +60,7 @@ def submission_rules(settings: RunSettings, task: InferredTask, metric: str, ask
     )
     if ready is not None and len(ready.columns) == len(usual.columns):
         usual = replace(usual, columns=ready.columns)
-    return SubmissionRules(task, usual, asked, False, settings.values, compares)
+    return SubmissionRules(task, usual, requested, False, settings.values, compares)
 
 
 def compared_values(metric: str) -> str:
@@ -421,9 +421,9 @@ def training_id(frame: Any, settings: RunSettings, sample_submission: Any, what:
             columns, why = (first, *(name for name in columns if name != first)), "the sample begins with it"
     if not columns:
         return None
-    kept = f"; not read as text: {', '.join(map(repr, columns))}" if settings.text is None else ""
+    note = f"; not read as text: {', '.join(map(repr, columns))}" if settings.text is None else ""
     warnings.warn(
-        f"{what}: column {columns[0]!r} names the rows ({why}, and no value repeats){kept}; another one: --id COLUMN",
+        f"{what}: column {columns[0]!r} names the rows ({why}, and no value repeats){note}; another one: --id COLUMN",
         DataWarning,
         stacklevel=2,
     )
@@ -473,12 +473,12 @@ def _ids(
 
     words = [name for name in (rules.asked, table.id, *others[:1]) if name]
     columns: tuple[str, ...] = ()
-    kept, rows = [], 0
+    parts, rows = [], 0
     for frame in pieces(data, table, words):
         columns = tuple(str(name) for name in frame.columns)
-        kept.append(frame[[name for name in frame.columns if name in words or is_called_id(name)]])
+        parts.append(frame[[name for name in frame.columns if name in words or is_called_id(name)]])
         rows += len(frame)
-    candidates = pandas.concat(kept, ignore_index=True)
+    candidates = pandas.concat(parts, ignore_index=True)
     column = rules.column(columns, what, others)
     if column is None and len(candidates.columns):
         column = next(iter(id_columns(Table(candidates, what), table.columns)), None)

@@ -64,7 +64,7 @@ class ProgressBar(Callback):
         if self._task is None:
             return
         part = event.step / event.steps
-        left = (event.steps - event.step + (self.members - self._done_members - 1) * event.steps) * self._seconds
+        time_left = (event.steps - event.step + (self.members - self._done_members - 1) * event.steps) * self._seconds
         loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
         # At 80 columns the bar needs the room; metrics.jsonl has the rate of every step.
         rate = f"rate {event.rate:.1e}  " if self.console.width >= WIDE else ""
@@ -72,7 +72,7 @@ class ProgressBar(Callback):
             self._task,
             completed=(self._done_members + part) / self.members,
             description=f"{event.member} ({self._done_members + 1}/{self.members})",
-            numbers=f"{loss}{rate}{event.rows_per_second:.0f} rows/s  {duration(left)} left",
+            numbers=f"{loss}{rate}{event.rows_per_second:.0f} rows/s  {duration(time_left)} left",
         )
 
     def on_evaluation(self, event: EvaluationEvent) -> None:

@@ -46,18 +46,18 @@ class RunSettings:
         None,
         "Data",
         "Column that names a row; it is never read as text.  [default: the first column of the sample submission, or "
-        "a column that is called an id and has a different value in every row]",
+        "a column with an id's name and a different value in every row]",
     )
     group: str | None = argument(None, "Folds", "Column of groups: rows of one group are in the same fold.")
     time: str | None = argument(None, "Folds", "Column of times: for a time series, or for forward-chaining folds.")
-    ignore: tuple[str, ...] = argument((), "Data", "Column to leave out of the text, where no text is named.")
+    ignore: tuple[str, ...] = argument((), "Data", "Column to leave out of the text, if no text column is named.")
     classes: tuple[Label, ...] | None = argument(
-        None, "Data", "Label, in order; needed where the data do not have all labels.", flag="class"
+        None, "Data", "Label, in order; needed if the data lack a label.", flag="class"
     )
     head: Mapping[str, Any] = argument(
         {},
         "Model",
-        "Option of the head, such as horizon=12 or objective=NAME, also of a registered loss.",
+        "Option of the head, such as horizon=12 or objective=NAME; NAME may be a registered loss.",
         metavar="NAME=VALUE",
     )
     competition: str | None = argument(None, "Data", "Ready configuration: titanic, house-prices, disaster-tweets, ….")

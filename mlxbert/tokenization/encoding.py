@@ -130,11 +130,11 @@ class LongTexts:
         if not words:
             return Tokens([], [], False)
         if self._left:
-            kept = slice(bisect_right(words, self._margin - 1), None)
+            whole_words = slice(bisect_right(words, self._margin - 1), None)
         else:
-            kept = slice(bisect_right(words, words[-1] - self._margin))
-        offsets = [(start + skipped, end + skipped) for start, end in encoding.offsets[kept]]
-        return Tokens(encoding.ids[kept], places.back(offsets), False)
+            whole_words = slice(bisect_right(words, words[-1] - self._margin))
+        offsets = [(start + skipped, end + skipped) for start, end in encoding.offsets[whole_words]]
+        return Tokens(encoding.ids[whole_words], places.back(offsets), False)
 
 
 class _Places:

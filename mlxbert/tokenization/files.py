@@ -172,9 +172,9 @@ def _legacy_added(directory: Path, names: dict[str, Any], pipeline: dict[str, An
         except ValueError as error:  # half a surrogate pair
             raise TokenizerError(f"{path}: {shown(content)} is no text ({error}); fix: fetch the file again") from None
     stored = (pipeline or {}).get("added_tokens") or []
-    if not isinstance(stored, list) or not all(isinstance(one, dict) and type(one.get("id")) is int for one in stored):
+    if not isinstance(stored, list) or not all(isinstance(t, dict) and type(t.get("id")) is int for t in stored):
         raise TokenizerError(f"{directory / 'tokenizer.json'}: added_tokens must be a list of tokens with ids")
-    return by_id | _added_by_id({one["id"]: one for one in stored}, directory / "tokenizer.json")
+    return by_id | _added_by_id({item["id"]: item for item in stored}, directory / "tokenizer.json")
 
 
 def _added_by_id(tokens: Any, path: Path) -> dict[int, AddedToken]:

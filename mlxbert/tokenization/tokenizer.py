@@ -168,8 +168,8 @@ class Tokenizer:
                 + first_ten(f"text {i}: {lengths[i]} tokens{' or more' * rows[i].uncounted}" for i in over)
             )
         if over and limit is not None:
-            kept = "not cut: a model refuses more tokens than it has positions"
-            outcome = kept if strategy == "do_not_truncate" else "cut"
+            uncut = "not cut: a model refuses more tokens than it has positions"
+            outcome = uncut if strategy == "do_not_truncate" else "cut"
             more = any(row.uncounted for row in rows)
             warn_of_truncation(len(over), len(rows), max(lengths), limit, stacklevel=2, at_least=more, outcome=outcome)
         longest = max(map(len, rows), default=0)

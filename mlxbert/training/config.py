@@ -198,7 +198,7 @@ class TrainingConfig:
         None, "Optimization", "Size of the adversarial change.  [default: 1 for fgm, 0.001 for awp]"
     )
     compute_dtype: str = argument(
-        "float32", "Memory", "Number type that the encoder computes in: float32, bfloat16, float16."
+        "float32", "Memory", "Number type of the encoder's computation: float32, bfloat16, float16."
     )
     checkpoint_layers: bool = argument(
         False, "Memory", "Compute each layer again in the backward pass: less memory, more time."
@@ -210,11 +210,11 @@ class TrainingConfig:
     metric: str | None = argument(
         None, "Optimization", "Metric to optimize, such as auc, f1, rmse.  [default: that of the task]"
     )
-    evaluations: int = argument(1, "Optimization", "Evaluations in an epoch, at equal distances.", least=1)
+    evaluations: int = argument(1, "Optimization", "Number of evaluations per epoch, evenly spaced.", least=1)
     patience: int | None = argument(
         None, "Optimization", "Stop after this many evaluations without an improvement.", least=1
     )
-    keep: str = argument("best", "Optimization", "Weights that a fold keeps: best (by the metric), or last.")
+    keep: str = argument("best", "Optimization", "Weights of each fold to keep: best (by the metric), or last.")
     calibrate: bool = argument(
         True, "Optimization", "Fit temperature, thresholds and intervals on the held-out rows of each fold."
     )

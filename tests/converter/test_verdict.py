@@ -91,7 +91,7 @@ WRONG_LABELS: dict[str, tuple[str, int, dict[str, Any], list[str], str]] = {
         ["5", "7"],
         "does not name each output once by a text (its keys: 0, 1), and classifier.weight has 2 rows: labels are 5, 7",
     ),
-    "names in a list": (CLASSIFIER, 2, {"id2label": ["a", "b"]}, ["LABEL_0", "LABEL_1"], "id2label is no object"),
+    "names in a list": (CLASSIFIER, 2, {"id2label": ["a", "b"]}, ["LABEL_0", "LABEL_1"], "id2label is not an object"),
     "a number that is text": (
         CLASSIFIER,
         3,

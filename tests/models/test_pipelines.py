@@ -97,7 +97,7 @@ def test_fill_mask_refuses_what_it_cannot_do(make: Make) -> None:
     _, model, tokenizer = make("BertForMaskedLM")
     with pytest.raises(PipelineError, match=r"fill_mask: text 1 has no \[MASK\]; fix: write \[MASK\] for the word"):
         fill_mask(model, tokenizer, ["a [MASK]", "b"])
-    with pytest.raises(PipelineError, match=r"text 0 has no \[MASK\] in its first 64 tokens, which is all that the m"):
+    with pytest.raises(PipelineError, match=r"text 0 has no \[MASK\] in its first 64 tokens, the limit of the model"):
         fill_mask(model, tokenizer, "a " * 80 + "[MASK]")
     with pytest.raises(PipelineError, match="top_k must be a positive whole number, not 0"):
         fill_mask(model, tokenizer, "a [MASK]", 0)

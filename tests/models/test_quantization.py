@@ -217,10 +217,10 @@ TINY: dict[str, Any] = {
         ({"quantization": {"bits": 4, "group_size": 64, "mode": "int4"}}, "mode 'int4' is unknown"),
         ({"quantization": [4]}, "quantization must be an object"),
         ({"quantization": {"bits": 8, "group_size": 64}}, "config.json calls for"),
-        ({"quantization": None}, 'is packed, and config.json has no "quantization"'),
+        ({"quantization": None}, 'is packed, but config.json has no "quantization"'),
         (
             {"quantization": {"bits": 4, "group_size": 64, "encoder.layer.0.attention.self.query": False}},
-            "are not quantized which are",
+            "layers are quantized that config.json does not list",
         ),
     ],
 )
