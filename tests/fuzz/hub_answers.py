@@ -48,7 +48,7 @@ def _against_the_hub(
     patch: pytest.MonkeyPatch, samples: Path, place: Path, downloads: bool, at: int, rng: random.Random
 ) -> None:
     import mlxbert
-    from converter.publish import errors as retry
+    from converter.publish import remote as retry
     from converter.publish.push import push
 
     with connected(patch, place / "out") as hub:

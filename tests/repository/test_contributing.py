@@ -95,8 +95,8 @@ def loudbert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     transformers.AutoModel.register(config, model, exist_ok=True)
     transformers.AutoTokenizer.register(config, transformers.BertTokenizer, exist_ok=True)
     for name, value in classes.items():
-        # Loading a class puts another module in the place of this one.
-        monkeypatch.setattr(sys.modules["transformers"], name, value, raising=False)
+        # transformers replaces its lazy module when it loads a class; all of these modules are of one type.
+        monkeypatch.setattr(type(sys.modules["transformers"]), name, value, raising=False)
     registry._architectures.cache_clear()
     yield "LoudBertModel"
     registry._architectures.cache_clear()

@@ -91,7 +91,7 @@ def test_several_targets_have_their_ends_beside_them(tiny_checkpoint: Path, tmp_
 
 def test_what_has_no_intervals_is_refused_before_anything_is_predicted(houses: Run, runs: dict[str, Run]) -> None:
     new = sample("regression", 6)
-    with pytest.raises(HeadError, match=r"intervals: level must lie between 0 and 1, such as 0.9, not 90"):
+    with pytest.raises(HeadError, match=r"intervals: level is 90; fix: a number in \(0, 1\)"):
         houses.predict(new, intervals=90)
     with pytest.raises(RunError, match="the sample submission fixes the columns; fix: leave out one of the two"):
         houses.predict(new, intervals=0.9, sample_submission=new[["id", "y"]])

@@ -371,8 +371,8 @@ def test_unseen_categories_and_words_for_numbers_are_predicted(trained: Path) ->
         ),
         (
             lambda s: s.assign(z=0),
-            "{sample} has the columns y, z, and this run predicts y; fix: take the other columns out of it, or "
-            "--values labels|probabilities\n  the run predicts no:\n  z",
+            "{sample} has the columns y, z, and the model predicts y; fix: take the other columns out of it, or "
+            "--values labels|probabilities\n  the model predicts no:\n  z",
         ),
     ],
 )
