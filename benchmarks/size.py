@@ -27,7 +27,7 @@ SMALL = 60
 
 @dataclass(frozen=True)
 class File:
-    """A product file: its path, its lines and its module-level imports of our own modules."""
+    """A product file: path, lines, and the modules of ours that it imports, inside functions too."""
 
     path: Path
     lines: int
@@ -44,7 +44,7 @@ def product_files(root: Path = ROOT) -> list[File]:
 
 
 def import_circles(files: list[File]) -> list[list[str]]:
-    """Return the groups of modules that import each other at module level; empty where arrows only go down."""
+    """Return the groups of modules that import each other; empty if all imports go down."""
     graph = {file.module: sorted(file.imports - {file.module}) for file in files}
     # Remove modules without imports until none is left or only circles and what leads to them are.
     while True:
@@ -120,11 +120,14 @@ def _file(path: Path, root: Path, modules: set[str]) -> File:
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
-    imports = frozenset(name for node in tree.body for name in _imported(node, modules))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    imports = frozenset(name for node in ast.walk(tree) for name in _imported(node, modules))
     return File(path.relative_to(root), len(text.splitlines()), module, imports, functions)
 
 
-def _imported(node: ast.stmt, modules: set[str]) -> Iterator[str]:
+def _imported(node: ast.AST, modules: set[str]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if alias.name in modules)
     elif isinstance(node, ast.ImportFrom) and node.module:

@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+class HubError(MLXBertError):
+    """The Hub cannot be reached or refuses the request; the message has the fix, and never a token."""
+
+
 class RunError(MLXBertError):
     """A directory that is not a run, an unfinished or changed run, or invalid settings of a run."""
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from mlxbert.errors import MLXBertError, MLXBertWarning, escaped, first_ten, shortened
+from mlxbert.errors import HubError, MLXBertError, MLXBertWarning, escaped, first_ten, shortened
 from mlxbert.files.output_file import NAME, read_manifest
 from mlxbert.files.reading import read_bytes, sha256_hex
 
@@ -27,10 +27,6 @@ _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPO_ID = re.compile(rf"(?:{_NAME}/)?{_NAME}")
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".msgpack")
 _CHANGED = "changed since it was verified; do not use it, tell its owner, or give an earlier revision"
-
-
-class HubError(MLXBertError):
-    """The Hub cannot be reached or refuses the request; the message has the fix, and never a token."""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_backoff
 
-from mlxbert.errors import first_ten
-from mlxbert.hub import HubError
+from mlxbert.errors import HubError, first_ten
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # A listing of 100,000 files is 20 MB: a Hub sends no larger answer, and no more pages.

@@ -154,7 +154,7 @@ def activation(name: str, value: Any) -> str:
 def unsupported(model_type: Any, known: Iterable[str]) -> ConfigError:
     """Return the error for a `model_type` that is not in `known`."""
     names = tuple(known)
-    fix = f'; fix: add "model_type": "{names[0]}" if this is a {names[0].upper()} encoder' if not model_type else ""
+    fix = "" if model_type else f'; fix: add "model_type": "{names[0]}", or the one of these that this encoder is'
     return ConfigError(
         f"config.json: model_type {shown(model_type)} is not supported; supported: {', '.join(map(repr, names))}{fix}"
     )

@@ -53,7 +53,9 @@ class RobertaConfig(BertConfig):
         """
         parsed = super().from_hf(config)
         if parsed.pad_token_id is None:
-            raise ConfigError("config.json: pad_token_id is null, and RoBERTa counts its positions from it")
+            raise ConfigError(
+                "config.json: pad_token_id is null, and positions are counted from it; fix: give the id of <pad>"
+            )
         if parsed.max_length < 1:
             raise ConfigError(
                 f"config.json: max_position_embeddings {parsed.max_position_embeddings} leaves no position for a "
