@@ -73,7 +73,7 @@ class TokenBatch:
 def built_in(name: str) -> TextList:
     """Return a list of this package: "calibration", or one of `HELD_OUT`."""
     file = name if name == "calibration" else f"heldout_{name}"
-    text = files("converter.quantize").joinpath("sentences", f"{file}.txt").read_text(encoding="utf-8")
+    text = files("converter.quantize.sentences").joinpath(f"{file}.txt").read_text(encoding="utf-8")
     return _text_list(BUILT_IN if name == "calibration" else name, text)
 
 

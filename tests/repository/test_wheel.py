@@ -34,7 +34,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("converter", "mlxbert", "heads"):
         shutil.copytree(ROOT / package, folder / package)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--wheel-dir", str(folder), str(folder)], check=True, capture_output=True, timeout=300)
+    command = [*pip, "--wheel-dir", str(folder), str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    assert "absent from the `packages` configuration" not in done.stdout + done.stderr  # a box that users would see
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")

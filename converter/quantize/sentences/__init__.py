@@ -1,0 +1,1 @@
+"""Calibration sentences and held-out sentences; README.md names their sources."""
