@@ -33,7 +33,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, folder)
     for package in ("converter", "mlxbert", "heads"):
         shutil.copytree(ROOT / package, folder / package)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    pip = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-build-isolation"]
     command = [*pip, "--wheel-dir", str(folder), str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     assert "absent from the `packages` configuration" not in done.stdout + done.stderr  # a box that users would see
