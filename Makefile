@@ -47,7 +47,7 @@ demo: $(RUNS)  ## Convert the packaged all-MiniLM-L6-v2, prove it equal to PyTor
 	$(BIN)/mlxbert encode $(MODEL) "A cat sits on the mat." "A kitten rests on a rug." "Stock markets fell sharply today."
 
 # A worker a core, each with one thread for matrix products: more threads than cores would wait for each other.
-test: $(TESTS)  ## All tests on all cores, with branch coverage (about 12 minutes on two)
+test: $(TESTS)  ## All tests on all cores, with branch coverage (about 13 minutes on two)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term --durations=10 -q
 
 test-fast: $(TESTS)  ## The tests that take seconds
