@@ -146,18 +146,24 @@ def find_encoder(
                 outside[short] = key
     if unknown := {key: shapes[key] for name, key in outside.items() if not rules.is_head(name)}:
         raise unmapped_error(rules.mapping, unknown, inside=False)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
+    usual = (name for name in supported() if base.endswith(architecture(name).prefix))
+    if model_type := next(usual, None):
+        notes.append(
+            f"{fit.shown} is the usual prefix of model_type '{model_type}', but config.json says "
+            f"'{rules.mapping.model_type}', and the model computes as that; if it is wrong, fix config.json"
+        )
     if outside:
         first, *more = map(printable, outside.values())
         heads = f"{first} and {len(more)} more" if more else first
-        notes = (f"{heads} beside {fit.shown}: taken for transformers' own head; --encoder-only leaves it out",)
+        notes.append(f"{heads} beside {fit.shown}: taken for transformers' own head; --encoder-only leaves it out")
     why = f"not of the encoder{f' under {fit.shown}' if others else ''}{' (--encoder-only)' if encoder_only else ''}"
     return FoundEncoder(
         names,
         (*stripped, *([base] if base else [])),
         base,
         grouped(dropped, names.values(), why),
-        notes,
+        tuple(notes),
     )
 
 

@@ -66,6 +66,21 @@ def test_an_encoder_under_any_prefix(prefix: str, tmp_path: Path) -> None:
     assert_encoder(tmp_path / "out", state)
 
 
+@pytest.mark.parametrize("prefix", ["roberta.", "model.roberta."])
+def test_the_prefix_of_another_architecture_is_said(prefix: str, tmp_path: Path) -> None:
+    result = convert(write(tmp_path / "src", prefixed(prefix, state_of())), tmp_path / "out", verify=False)
+    assert (
+        "roberta. is the usual prefix of model_type 'roberta', but config.json says 'bert', and the model computes as "
+        "that; if it is wrong, fix config.json"
+    ) in "\n".join(result.notes)
+
+
+@pytest.mark.parametrize("prefix", ["", "bert.", "text_encoder.bert."])
+def test_its_own_prefix_is_no_news(prefix: str, tmp_path: Path) -> None:
+    result = convert(write(tmp_path / "src", prefixed(prefix, state_of())), tmp_path / "out", verify=False)
+    assert not any("usual prefix" in note for note in result.notes)
+
+
 def test_a_wrapped_encoder_is_proven_against_pytorch(tmp_path: Path) -> None:
     write(tmp_path / "src", prefixed("backbone.", state_of()))
     result = convert(tmp_path / "src", tmp_path / "out", verify=True)
