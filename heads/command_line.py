@@ -71,7 +71,7 @@ class OptionGroups(Command):
         return None
 
     def _sections(self, ctx: Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """Each heading with its options and their help texts, without the empty ones."""
+        """Return each heading with its options and their help texts; leave out empty headings."""
         options = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "option"]
         records = {str(option.name): option.get_help_record(ctx) for option in options}
         grouped = {name for names in self.groups.values() for name in names}

@@ -185,7 +185,7 @@ def require_torch() -> None:
 
 
 def _opens_itself(source: Source) -> bool:
-    """Whether `from_pretrained(directory)` would read exactly the files of the source."""
+    """Return whether `from_pretrained(directory)` would read exactly the files of the source."""
     names = [file.name for file in source.weight_files]
     if source.prefix or source.choices:
         return False

@@ -291,7 +291,7 @@ class ParityReport:
         return [point for point in self.points if (point.gate, point.check) == (gate, check)]
 
     def gate_passed(self, gate: str) -> bool:
-        """Whether a gate compared something and all its points pass; for the precision of a packed model, its cost."""
+        """Return whether a gate compared something and all its points pass; for a packed model, its cost counts."""
         if gate == PRECISION and self.quantization is not None:
             return not self.quantization.failures
         points = [point for point in self.points if point.gate == gate]

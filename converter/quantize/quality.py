@@ -123,7 +123,7 @@ def _on_batches(
 
 
 def _has_decisions(model: Any) -> bool:
-    """Whether the model has a head that decides on single texts; a multiple-choice head ranks several."""
+    """Return whether the model has a head that decides on single texts; a multiple-choice head ranks several."""
     return isinstance(model, PretrainedBert) and model.kind is not HeadKind.CHOICE
 
 

@@ -102,7 +102,7 @@ class SequenceClassificationHead(_LinearHead):
     needs_pooler: ClassVar[bool] = True
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, D) -> (B, K)."""
+        """Map (B, D) to (B, K)."""
         return {"logits": self.classifier(self.dropout(require_pooled(pooled, self)))}
 
 
@@ -110,7 +110,7 @@ class TokenClassificationHead(_LinearHead):
     """`BertForTokenClassification`: `logits` (B, L, K)."""
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, L, D) -> (B, L, K)."""
+        """Map (B, L, D) to (B, L, K)."""
         return {"logits": self.classifier(self.dropout(hidden))}
 
 
@@ -123,7 +123,7 @@ class MultipleChoiceHead(_LinearHead):
         super().__init__(hidden_size, 1, dropout)
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, C, D), the pooled vector of each choice -> (B, C)."""
+        """Map the pooled vector of each choice, (B, C, D), to (B, C)."""
         return {"logits": self.classifier(self.dropout(require_pooled(pooled, self))).squeeze(-1)}
 
 
@@ -137,7 +137,7 @@ class SpanHead(PretrainedHead):
         self.qa_outputs = nn.Linear(hidden_size, 2)
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, L, D) -> twice (B, L)."""
+        """Map (B, L, D) to the scores of the first and the last token, (B, L) each."""
         logits = self.qa_outputs(hidden)  # (B, L, 2)
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
 
@@ -152,7 +152,7 @@ class PredictionTransform(nn.Module):
         self._activation = activation
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(…, D) -> (…, D)."""
+        """Map (…, D) to (…, D)."""
         return self.LayerNorm(self._activation(self.dense(x)))
 
 
@@ -184,7 +184,7 @@ class WordScores(nn.Module):
             self.decoder = Decoder(hidden_size, vocab_size, weight=decoder_weight, bias=decoder_bias)
 
     def scores(self, x: mx.array, decode: Decode) -> mx.array:
-        """(…, D) -> (…, V)."""
+        """Map (…, D) to (…, V)."""
         decoder = self.decoder if "decoder" in self else nn.Module()
         logits = x @ decoder.weight.T if "weight" in decoder else decode(x)
         bias: mx.array = decoder.bias if "bias" in decoder else self.bias
@@ -210,7 +210,7 @@ class Predictions(WordScores):
         self.add_decoder(hidden_size, vocab_size, bias=bias, decoder_weight=decoder_weight, decoder_bias=decoder_bias)
 
     def __call__(self, hidden: mx.array, decode: Decode) -> mx.array:
-        """(…, D) -> (…, V)."""
+        """Map (…, D) to (…, V)."""
         return self.scores(self.transform(hidden), decode)
 
 
@@ -223,12 +223,12 @@ class MaskedLMHead(PretrainedHead):
         self.cls.predictions = predictions
 
     def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
-        """(…, D) -> (…, V)."""
+        """Map (…, D) to (…, V)."""
         logits: mx.array = self.cls.predictions(hidden, decode)
         return logits
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, L, D) -> (B, L, V)."""
+        """Map (B, L, D) to (B, L, V)."""
         return {"logits": self.word_logits(hidden, decode)}
 
 
@@ -243,7 +243,7 @@ class NextSentenceHead(PretrainedHead):
         self.cls.seq_relationship = nn.Linear(hidden_size, 2)
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, D) -> (B, 2)."""
+        """Map (B, D) to (B, 2)."""
         return {"logits": self.cls.seq_relationship(require_pooled(pooled, self))}
 
 
@@ -260,12 +260,12 @@ class PretrainingHead(PretrainedHead):
         self.cls.seq_relationship = nn.Linear(hidden_size, 2)
 
     def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
-        """(…, D) -> (…, V)."""
+        """Map (…, D) to (…, V)."""
         logits: mx.array = self.cls.predictions(hidden, decode)
         return logits
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, L, D) -> (B, L, V), and (B, D) -> (B, 2)."""
+        """Map (B, L, D) to (B, L, V), and (B, D) to (B, 2)."""
         return {
             "prediction_logits": self.word_logits(hidden, decode),
             "seq_relationship_logits": self.cls.seq_relationship(require_pooled(pooled, self)),

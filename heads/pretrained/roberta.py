@@ -29,7 +29,7 @@ class RobertaPredictions(WordScores):
         self.add_decoder(hidden_size, vocab_size, bias=bias, decoder_weight=decoder_weight, decoder_bias=decoder_bias)
 
     def __call__(self, hidden: mx.array, decode: Decode) -> mx.array:
-        """(…, D) -> (…, V)."""
+        """Map (…, D) to (…, V)."""
         return self.scores(self.layer_norm(self._activation(self.dense(hidden))), decode)
 
 
@@ -41,12 +41,12 @@ class RobertaMaskedLMHead(PretrainedHead):
         self.lm_head = predictions
 
     def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
-        """(…, D) -> (…, V)."""
+        """Map (…, D) to (…, V)."""
         logits: mx.array = self.lm_head(hidden, decode)
         return logits
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, L, D) -> (B, L, V)."""
+        """Map (B, L, D) to (B, L, V)."""
         return {"logits": self.word_logits(hidden, decode)}
 
 
@@ -60,7 +60,7 @@ class _Classifier(nn.Module):
         self.out_proj = nn.Linear(hidden_size, num_labels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, D) -> (B, K)."""
+        """Map (B, D) to (B, K)."""
         return self.out_proj(self.dropout(mx.tanh(self.dense(self.dropout(x)))))
 
 
@@ -72,5 +72,5 @@ class RobertaClassificationHead(PretrainedHead):
         self.classifier = _Classifier(hidden_size, num_labels, dropout)
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """(B, L, D) -> (B, K)."""
+        """Map (B, L, D) to (B, K)."""
         return {"logits": self.classifier(hidden[:, 0])}

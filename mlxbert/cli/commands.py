@@ -118,7 +118,7 @@ def blend(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
 
 
 def _table(blend: Blend) -> Table:
-    """The scores of each run and of the blend: as many metrics as fit 80 columns with their whole names."""
+    """Return the scores of each run and of the blend: the metrics whose names fit 80 columns."""
     from rich.table import Table
 
     record = blend.record

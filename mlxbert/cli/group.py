@@ -68,7 +68,7 @@ def _one_line(command: str) -> Iterator[None]:
 
 
 def _with_usual_option(error: click.UsageError) -> str | None:
-    """The message for an option of other tools (--learning-rate), with our option for it; None: unknown."""
+    """Return the message for an option of other tools (--learning-rate), with ours for it; None if it is unknown."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return None
     name = our_name(error.option_name) or error.option_name.strip("-").replace("-", "_")
