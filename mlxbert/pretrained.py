@@ -188,8 +188,9 @@ class PretrainedOutput:
     """Output of a `PretrainedBert`; the field names are those of transformers, None if the class has no such output.
 
     Attributes:
-        logits: masked LM (B, L, V), next sentence (B, 2), sequence (B, K), token (B, L, K), choice (B, C).
-        prediction_logits, seq_relationship_logits: pre-training, (B, L, V) and (B, 2).
+        logits: masked LM (B, L, V), next sentence (B, 2), sequence (B, K), token (B, L, K), choice (B, C), replaced
+            tokens (B, L).
+        prediction_logits, seq_relationship_logits, sop_logits: pre-training, (B, L, V), (B, 2) and (B, 2).
         start_logits, end_logits: question answering, (B, L) each.
         hidden_states, attentions: on request, as in `BertOutput`; of B · C texts for multiple choice.
     """
@@ -197,6 +198,7 @@ class PretrainedOutput:
     logits: mx.array | None = None
     prediction_logits: mx.array | None = None
     seq_relationship_logits: mx.array | None = None
+    sop_logits: mx.array | None = None
     start_logits: mx.array | None = None
     end_logits: mx.array | None = None
     hidden_states: tuple[mx.array, ...] | None = None

@@ -26,7 +26,7 @@ Model = Encoder | PretrainedBert
 RANDOM = "random ids"
 
 # Outputs of a head that are scores of classes along their last axis, and of positions.
-_CLASS_SCORES = ("logits", "prediction_logits", "seq_relationship_logits")
+_CLASS_SCORES = ("logits", "prediction_logits", "seq_relationship_logits", "sop_logits")
 _SPAN_SCORES = ("start_logits", "end_logits")
 
 

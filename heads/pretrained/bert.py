@@ -215,7 +215,7 @@ class Predictions(WordScores):
 
 
 class MaskedLMHead(PretrainedHead):
-    """`BertForMaskedLM` and `BertLMHeadModel`: `logits` (B, L, V)."""
+    """`BertForMaskedLM`: `logits` (B, L, V)."""
 
     def __init__(self, predictions: Predictions):
         super().__init__()

@@ -28,7 +28,7 @@ class HeadKind(StrEnum):
 
     PRETRAINING = "masked words and the next sentence"
     MASKED_LM = "masked words"
-    CAUSAL_LM = "the next word"
+    REPLACED_TOKEN = "replaced tokens"
     NEXT_SENTENCE = "the next sentence"
     SEQUENCE = "classes of a text"
     TOKEN = "classes of a token"
@@ -117,6 +117,8 @@ class Architecture:
         swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm, if it differs.
         assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
         known_to: packages whose own models load it, as `converter/card/loaders.py` names them.
+        variants: `model_type`s that are like this one and are not computed -> what they are.
+        written_config: from the content of a source's `config.json`, the content to write.
         tiny: fields of a small configuration, for tests.
     """
 
@@ -135,6 +137,8 @@ class Architecture:
     swift_names: Mapping[str, str] = field(default_factory=dict)
     assumed: Callable[[Mapping[str, Any]], bool] = lambda config: False
     known_to: frozenset[str] = frozenset()
+    variants: Mapping[str, str] = field(default_factory=dict)
+    written_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property

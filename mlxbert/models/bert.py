@@ -443,7 +443,6 @@ BERT = Architecture(
             HeadKind.PRETRAINING, (_LM, _NEXT), _pretraining_head, has_pooler=True, tied_bias=_TIED_BIAS
         ),
         "BertForMaskedLM": HeadClass(HeadKind.MASKED_LM, (_LM,), _masked_lm_head, tied_bias=_TIED_BIAS),
-        "BertLMHeadModel": HeadClass(HeadKind.CAUSAL_LM, (_LM,), _masked_lm_head, tied_bias=_TIED_BIAS),
         "BertForNextSentencePrediction": HeadClass(
             HeadKind.NEXT_SENTENCE, (_NEXT,), _next_sentence_head, has_pooler=True
         ),

@@ -146,7 +146,6 @@ def _heads(name: str) -> dict[str, HeadClass]:
     parts, classifier = ("classifier.dense.", "classifier.out_proj."), ("classifier.weight", "classifier.bias")
     return {
         f"{name}ForMaskedLM": HeadClass(HeadKind.MASKED_LM, ("lm_head.",), _masked_lm_head, tied_bias=tied_bias),
-        f"{name}ForCausalLM": HeadClass(HeadKind.CAUSAL_LM, ("lm_head.",), _masked_lm_head, tied_bias=tied_bias),
         f"{name}ForSequenceClassification": HeadClass(
             HeadKind.SEQUENCE, parts, _sequence_head, labels="classifier.out_proj"
         ),

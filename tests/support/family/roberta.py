@@ -54,5 +54,4 @@ MUTATIONS = (
     Mutation("another eps", "embeddings", config={"layer_norm_eps": 1e-3}),
     Mutation("another activation", 0, config={"hidden_act": "gelu_new"}),
     Mutation("half as many heads", 0, config={"num_attention_heads": 2}),
-    Mutation(),
 )
