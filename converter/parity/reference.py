@@ -254,7 +254,7 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
         return _build(source, weights, notes, encoder)
     pooler: dict[str, Any] = {}
     if not declared.heads[choice.name].has_pooler and _has_pooler(source):
-        # Only the pooler of this encoder is kept: there are never two models in memory. Its activation may be a module.
+        # Only the pooler (and its activation, if that is a module) is kept: there are never two models in memory.
         children = _build(source, weights, (), encoder).model.named_children()
         pooler = {name: module for name, module in children if name.startswith("pooler")}
     try:
