@@ -208,7 +208,8 @@ def _gelu_tanh_float32(x: mx.array) -> mx.array:
 
 @_gelu_tanh_float32.vjp
 def _gelu_tanh_vjp(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
-    return cotangent * _gelu_tanh_slope(*_tanh_cdf_fused(x))[0]
+    cdf, exponent = _tanh_cdf_fused(x)
+    return cotangent * _gelu_tanh_slope(x, cdf, cast(mx.array, exp_nonpositive(exponent)))[0]
 
 
 @fused(_TANH_CDF_LIMIT)
@@ -218,14 +219,17 @@ def _gelu_tanh_fused(x: mx.array, limit: mx.array) -> list[mx.array]:
 
 @fused(_TANH_CDF_LIMIT)
 def _tanh_cdf_fused(x: mx.array, limit: mx.array) -> list[mx.array]:
-    return [_cdf(x, limit, _TANH_CDF_P, _TANH_CDF_Q), mx.clip(x, -limit, limit)]
+    size = mx.abs(x)
+    return [_cdf(x, limit, _TANH_CDF_P, _TANH_CDF_Q), (-2 * _TANH_SCALE) * size * (1 + _TANH_CUBE * (size * size))]
 
 
-@fused()
-def _gelu_tanh_slope(cdf: mx.array, z: mx.array) -> list[mx.array]:
-    # Φ + x Φ', where Φ' = 2 Φ (1 − Φ) times the slope of tanh's argument.
-    bell = cdf * (1 - cdf) * (2 * _TANH_SCALE)
-    return [cdf + z * bell * (1 + (3 * _TANH_CUBE) * (z * z))]
+# Beyond 12 the exponential is 0, and a larger cube would overflow.
+@fused(12.0)
+def _gelu_tanh_slope(x: mx.array, cdf: mx.array, exponential: mx.array, limit: mx.array) -> list[mx.array]:
+    # Φ + x Φ', where Φ' = e / (1 + e)² times twice the slope of tanh's argument.
+    z = mx.clip(x, -limit, limit)
+    bell = exponential / ((1 + exponential) * (1 + exponential))
+    return [cdf + (2 * _TANH_SCALE) * z * bell * (1 + (3 * _TANH_CUBE) * (z * z))]
 
 
 def _times_cdf(x: mx.array, limit: mx.array, p: tuple[float, ...], q: tuple[float, ...]) -> mx.array:
