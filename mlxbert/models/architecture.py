@@ -116,7 +116,8 @@ class Architecture:
         tolerances: of the parity gates.
         swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm, if it differs.
         assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
-        known_to: packages whose own models load it, as `converter/card/loaders.py` names them.
+        known_to: packages whose own models load it, or single ways of loading, as `converter/card/loaders.py` names
+            them: "mlx-vlm", or only "mlx-vlm (load_reranker)".
         variants: `model_type`s that are like this one and are not computed -> what they are.
         written_config: from the content of a source's `config.json`, the content to write.
         tiny: fields of a small configuration, for tests.

@@ -155,6 +155,15 @@ def _heads(name: str) -> dict[str, HeadClass]:
     }
 
 
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a `config.json` with the fields whose default is another one in other packages.
+
+    Without `pad_token_id`, mlx-swift-lm counts positions from 0; without `layer_norm_eps`, mlx-embeddings takes 1e-5.
+    """
+    fields = ("layer_norm_eps", "pad_token_id", "type_vocab_size")
+    return config | {name: getattr(RobertaConfig, name) for name in fields if name not in config}
+
+
 ROBERTA = replace(
     BERT,  # its modules, and so the names, the limits and what Swift calls them
     model_type="roberta",
@@ -168,17 +177,29 @@ ROBERTA = replace(
     has_token_types=False,
     assumed=lambda config: False,
     known_to=frozenset({"MLXEmbedders"}),
+    written_config=_with_defaults,
     tiny={**BERT.tiny, "vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 66, "pad_token_id": 1},
 )
 
-XLM_ROBERTA = replace(
+XLM_def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a `config.json` with the fields whose default is another one in other packages.
+
+    Without `pad_token_id`, mlx-swift-lm counts positions from 0; without `layer_norm_eps`, mlx-embeddings takes 1e-5.
+    """
+    fields = ("layer_norm_eps", "pad_token_id", "type_vocab_size")
+    return config | {name: getattr(RobertaConfig, name) for name in fields if name not in config}
+
+
+ROBERTA = replace(
     ROBERTA,
     model_type="xlm-roberta",
     config=XLMRobertaConfig,
     encoder_class="XLMRobertaModel",
     heads=_heads("XLMRoberta"),
     tokenizer_class="XLMRobertaTokenizer",
-    known_to=frozenset({"mlx-embeddings", "mlx-vlm", "MLXEmbedders"}),
+    known_to=frozenset(
+        {"mlx-embeddings", "mlx-vlm (load_embedding_model)", "mlx-vlm (load_reranker)", "MLXEmbedders"}
+    ),
 )
 
 CAMEMBERT = replace(
