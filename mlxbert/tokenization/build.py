@@ -114,7 +114,7 @@ def _add_tokens(
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
     vocabulary = backend.get_vocab(with_added_tokens=True)
     for token in special.values():
-        # transformers appends a special token that the vocabulary lacks; the embeddings of most kinds have no such row.
+        # transformers appends a special token that the vocabulary lacks; most embeddings have no row for it.
         if token.content not in present and (appends or token.content in vocabulary):
             tokens.setdefault(token.content, token)
     for token in extras:
