@@ -10,9 +10,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import tokenizers
-from tokenizers import normalizers
+from tokenizers import models, normalizers
 
 from mlxbert.errors import first_ten, shown
+from mlxbert.tokenization.build import build_backend
 from mlxbert.tokenization.encoding import (
     Encoding,
     Frame,
@@ -26,10 +27,12 @@ from mlxbert.tokenization.encoding import (
     strategy_of,
     warn_of_truncation,
 )
-from mlxbert.tokenization.files import TokenizerError, TokenizerWarning, build_backend, read_tokenizer_files
+from mlxbert.tokenization.files import TokenizerError, TokenizerWarning, read_tokenizer_files
 
 __all__ = ["Encoding", "Tokenizer", "TokenizerError", "TokenizerWarning", "TruncationWarning"]
 
+# What `clean_up_tokenization_spaces` takes the blank away from, in transformers' order; from "' " on both sides.
+_PUNCTUATION = (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re")
 # Characters that are tokenized at once.
 _PART = 2**20
 
@@ -49,7 +52,8 @@ class Tokenizer:
 
     # Setting an unknown attribute, such as transformers' `padding_side`, is an error.
     __slots__ = (
-        *("_backend", "_frames", "_long_texts", "_truncation_side", "max_length", "model_limit", "type_limit"),
+        *("_backend", "_frames", "_joins_punctuation", "_long_texts", "_truncation_side"),
+        *("max_length", "model_limit", "type_limit"),
         *("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "unk_token_id"),
     )
 
@@ -62,8 +66,10 @@ class Tokenizer:
         model_limit: int | None = None,
         type_limit: int | None = None,
         truncation_side: str = "right",
+        joins_punctuation: bool = False,
     ):
         self._backend = backend
+        self._joins_punctuation = joins_punctuation
         self._truncation_side = truncation_side
         self._long_texts = LongTexts(backend, truncation_side)
         self._frames: dict[bool, Frame] = {}
@@ -115,6 +121,9 @@ class Tokenizer:
             model_limit=max_length,
             type_limit=type_limit,
             truncation_side=side,
+            # transformers leaves BPE out, whose blanks are parts of its tokens.
+            joins_punctuation=bool(files.flag("clean_up_tokenization_spaces", False))
+            and not isinstance(backend.model, models.BPE),
         )
         try:
             for pair in (False, True):
@@ -236,7 +245,11 @@ class Tokenizer:
         for index in values:
             if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 2**32:
                 raise TokenizerError(f"decode: {index!r} is no token id; fix: drop ignored positions such as -100")
-        return self._backend.decode(values, skip_special_tokens=skip_special_tokens)
+        text = self._backend.decode(values, skip_special_tokens=skip_special_tokens)
+        if self._joins_punctuation:
+            for end in _PUNCTUATION:
+                text = text.replace(f" {end}", end.rstrip() if end == "' " else end)
+        return text
 
     def id_to_token(self, index: int) -> str | None:
         """Return the token with this id; None if there is none."""
