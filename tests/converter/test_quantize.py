@@ -90,10 +90,10 @@ def each_source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """A source of every architecture, with a classifier and a tokenizer."""
     directory = tmp_path_factory.mktemp("each") / "tiny"
     declared = architecture(request.param)
-    sizes = SIZES | {"vocab_size": 400}
-    if "embedding_size" in declared.config.CHECKS:
-        sizes["embedding_size"] = 32  # a width that divides into groups, and is not that of the layers
-    save_tiny(directory, str(declared.head_of(HeadKind.SEQUENCE)), num_labels=3, **sizes)
+    # Wide enough for a group, where embeddings have a width of their own.
+    widths = {"embedding_size": 32} if "embedding_size" in declared.tiny else {}
+    name = declared.head_of(HeadKind.SEQUENCE)
+    save_tiny(directory, str(name), num_labels=3, **(SIZES | widths | {"vocab_size": 400}))
     save_tokenizer(directory)
     return directory
 
@@ -278,8 +278,8 @@ def test_the_metric_says_what_an_error_of_an_embedding_does(each_plain: Path, te
     metric = embedding_metric(core, batches)
     np.testing.assert_array_equal(metric, embedding_metric(core, batches))
     values, vectors = np.linalg.eigh(metric)
-    # The same for all embeddings is what LayerNorm takes away.
     ones = np.ones(len(metric))
+    # The same for all embeddings is what LayerNorm takes away.
     assert ones @ metric @ ones < 1e-6 * len(metric) * values[-1]
     exact = embeddings(core, batches, ("mean",))
     name = core.architecture.word_embeddings
