@@ -25,10 +25,12 @@ class PretrainedHead(nn.Module):
     Attributes:
         fields: the names of its outputs, the same as in transformers.
         needs_pooler: whether the head reads the pooler's output.
+        reads_padding: whether the logits of a text change with the padding behind it, in transformers too.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("logits",)
     needs_pooler: ClassVar[bool] = False
+    reads_padding: bool = False
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """Return the logits by field.
