@@ -8,8 +8,9 @@ source tensor exactly once and fills every target exactly once, or raises an err
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, product
 from typing import Any
 
 from mlxbert.errors import MLXBertError, first_ten, printable
@@ -22,7 +23,10 @@ Dimension = str | int | None
 # A name with more characters has no rule, and is not searched.
 _MAX_NAME = 500
 # A layer index has no leading zero: "layer.01" is not a second name for "layer.1".
+# A name with more indices has no rule either: the number of templates grows with them.
+_MAX_INDICES = 5
 _INDEX = re.compile(r"0|[1-9][0-9]{0,5}")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class MappingError(MLXBertError):
@@ -34,16 +38,22 @@ class Rename:
     """One source tensor becomes one target.
 
     Attributes:
-        target: the canonical name: Hugging Face's without the base-model prefix; `{i}` is a layer index.
+        target: the canonical name: Hugging Face's without the base-model prefix; `{i}` is a layer index, other
+            placeholders are those of `ArchitectureMapping.counts`.
         shape: the dimensions, as config fields.
         also: other names of the tensor in checkpoints.
         tied_to: the target that it is a copy of, in checkpoints that tie the two; such a copy is not written.
+        when: from (configuration, each index of the name): whether the configuration calls for this tensor of the
+            encoder; None: always.
+        otherwise: why it is dropped if it is there although the configuration does not call for it; "": it is refused.
     """
 
     target: str
     shape: tuple[Dimension, ...]
     also: tuple[str, ...] = ()
     tied_to: str | None = None
+    when: Callable[..., bool] | None = None
+    otherwise: str = ""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -67,6 +77,14 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Refuse:
+    """A source tensor of a model that is not computed, with the reason and the fix for the user."""
+
+    source: str
+    why: str
+
+
+@dataclass(frozen=True)
 class ArchitectureMapping:
     """The tensor names of one architecture.
 
@@ -78,6 +96,8 @@ class ArchitectureMapping:
         optional: prefixes of groups of tensors that are either complete or absent.
         heads: tensors of heads; all are optional and keep their names.
         splits, drops: rules for fused and for unneeded tensors of encoder and heads.
+        refused: tensors that make it a model that is not computed.
+        counts: placeholder in a name -> the config field that counts its indices.
     """
 
     model_type: str
@@ -88,6 +108,8 @@ class ArchitectureMapping:
     heads: tuple[Rename, ...] = ()
     splits: tuple[Split, ...] = ()
     drops: tuple[Drop, ...] = ()
+    refused: tuple[Refuse, ...] = ()
+    counts: Mapping[str, str] = field(default_factory=lambda: {"i": "num_hidden_layers"})
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,7 @@ def plan(mapping: ArchitectureMapping, config: Any, shapes: Mapping[str, Shape])
 
     Args:
         mapping: the architecture's table.
-        config: has the fields that the table's shapes name, and `num_hidden_layers`.
+        config: has the fields that the table's shapes and counts name.
         shapes: name and shape of every source tensor.
 
     Raises:
@@ -126,15 +148,18 @@ def plan(mapping: ArchitectureMapping, config: Any, shapes: Mapping[str, Shape])
     planned: list[Planned] = []
     dropped: dict[str, str] = {}
     unmapped: dict[str, Shape] = {}
+    expected = rules.expected(config)
+    _check_refused(mapping, rules, shapes)
     for key, shape in shapes.items():
         match = rules.find(key)
         if match is None:
             unmapped[key] = shape
         elif isinstance(match, Drop):
             dropped[key] = match.why
+        elif (why := rules.left_out(config, match)) is not None:
+            dropped[key] = why
         else:
             planned.extend(_parts(key, shape, match))
-    expected = rules.expected(config)
     if unmapped:
         inside = {key: shape for key, shape in unmapped.items() if rules.in_encoder(key)}
         filled = {item.target for item in planned}
@@ -170,58 +195,107 @@ class Rules:
             **{drop.source: drop for drop in mapping.drops},
         }
         self._heads = {source: rename for rename in mapping.heads for source in rename.sources}
-        self._first_segments = {source.partition(".")[0] for source in self._encoder}
+        self._refused = {refuse.source: refuse.why for refuse in mapping.refused}
+        self._first_segments = {source.partition(".")[0] for source in (*self._encoder, *self._refused)}
+        names = (*self._encoder, *self._heads, *self._refused)
+        # The placeholders that names have, in their order: ("i",), ("g", "j").
+        self._placeholders = sorted(
+            {tuple(_PLACEHOLDER.findall(name)) for name in names}, key=lambda held: (len(held), held)
+        )
 
-    def find(self, key: str) -> tuple[tuple[str, ...], str | None] | Drop | None:
-        """Return the targets of a source name and what they are tied to, or a `Drop`; None if there is no rule."""
+    def find(self, key: str) -> Match | Drop | None:
+        """Return the targets of a source name, or a `Drop`; None if there is no rule."""
         for table, name in ((self._encoder, key.removeprefix(self.base_prefix)), (self._heads, key)):
-            for template, index in _templates(name):
+            for template, indices in self._templates(name):
                 rule = table.get(template)
-                if rule is None:
-                    continue
-                if isinstance(rule, Drop):
-                    return rule
-                if isinstance(rule, Split):
-                    return tuple(_fill(target, index) for target in rule.targets), None
-                return (_fill(rule.target, index),), rule.tied_to
+                if rule is not None:
+                    return rule if isinstance(rule, Drop) else _matched(rule, indices)
         return None
+
+    def refusal(self, key: str) -> str | None:
+        """Return why a source name is refused; None: it is not."""
+        for template, _ in self._templates(key.removeprefix(self.base_prefix)):
+            if template in self._refused:
+                return self._refused[template]
+        return None
+
+    def left_out(self, config: Any, match: Match) -> str | None:
+        """Return why a tensor is dropped that this configuration does not call for; None: it is not dropped."""
+        rule = match.rule
+        if rule is None or rule.when is None or not rule.otherwise:
+            return None
+        indices = {placeholder: int(index) for placeholder, index in match.indices.items()}
+        exists = all(index < getattr(config, self.mapping.counts[held]) for held, index in indices.items())
+        return rule.otherwise if exists and not rule.when(config, *indices.values()) else None
 
     def encoder_targets(self, name: str) -> tuple[str, ...]:
         """Return the encoder's tensors that a source name without the base prefix fills."""
-        for template, index in _templates(name):
+        for template, indices in self._templates(name):
             rule = self._encoder.get(template)
-            if isinstance(rule, Rename):
-                return (_fill(rule.target, index),)
-            if isinstance(rule, Split):
-                return tuple(_fill(target, index) for target in rule.targets)
+            if rule is not None and not isinstance(rule, Drop):
+                return _matched(rule, indices).targets
         return ()
 
     def is_head(self, name: str) -> bool:
         """Return whether there is a rule for a head's tensor of this name."""
-        return any(template in self._heads for template, _ in _templates(name))
+        return any(template in self._heads for template, _ in self._templates(name))
 
     def in_encoder(self, name: str) -> bool:
         """Return whether the first part of a name is one of the encoder's; there may be no rule for the name."""
         return name.removeprefix(self.base_prefix).partition(".")[0] in self._first_segments
 
     def expected(self, config: Any) -> dict[str, tuple[Dimension, ...]]:
-        """Return every encoder tensor that the configuration calls for, with its shape in the table."""
-        expected = {rule.target: rule.shape for rule in self.mapping.encoder if "{i}" not in rule.target}
-        layered = [rule for rule in self.mapping.encoder if "{i}" in rule.target]
-        for index in range(config.num_hidden_layers):
-            expected.update({_fill(rule.target, index): rule.shape for rule in layered})
+        """Return every encoder tensor that the configuration calls for, with its shape in the table.
+
+        Tensors without an index come first, then the others, index by index.
+        """
+        groups: dict[tuple[str, ...], list[Rename]] = {}
+        for rule in self.mapping.encoder:
+            groups.setdefault(tuple(_PLACEHOLDER.findall(rule.target)), []).append(rule)
+        expected: dict[str, tuple[Dimension, ...]] = {}
+        for held in sorted(groups, key=lambda held: (len(held), held)):
+            counts = [range(getattr(config, self.mapping.counts[placeholder])) for placeholder in held]
+            for indices in product(*counts):
+                for rule in groups[held]:
+                    if rule.when is None or rule.when(config, *indices):
+                        expected[_fill(rule.target, dict(zip(held, map(str, indices), strict=True)))] = rule.shape
         return expected
 
+    def _templates(self, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield each template that a name can match, with the index of each of its placeholders."""
+        if len(name) > _MAX_NAME or "{" in name:
+            return
+        parts = name.split(".")
+        places = [at for at, part in enumerate(parts) if _INDEX.fullmatch(part)]
+        if len(places) > _MAX_INDICES:
+            return
+        for held in self._placeholders:
+            for chosen in combinations(places, len(held)):
+                template = list(parts)
+                for at, placeholder in zip(chosen, held, strict=True):
+                    template[at] = f"{{{placeholder}}}"
+                yield ".".join(template), {p: parts[at] for p, at in zip(held, chosen, strict=True)}
 
-def _templates(name: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the name, then the name with each part that can be a layer index replaced by `{i}`, and that index."""
-    if len(name) > _MAX_NAME or "{" in name:
-        return
-    yield name, None
-    parts = name.split(".")
-    for at, part in enumerate(parts):
-        if _INDEX.fullmatch(part):
-            yield ".".join((*parts[:at], "{i}", *parts[at + 1 :])), part
+
+@dataclass(frozen=True)
+class Match:
+    """What a rule says of a source tensor.
+
+    Attributes:
+        targets: the tensors that it fills.
+        indices: placeholder of the rule -> its index in the name.
+        rule: the rule; None: a `Split`.
+    """
+
+    targets: tuple[str, ...]
+    indices: Mapping[str, str]
+    rule: Rename | None = None
+
+
+def _matched(rule: Rename | Split, indices: Mapping[str, str]) -> Match:
+    if isinstance(rule, Split):
+        return Match(tuple(_fill(target, indices) for target in rule.targets), indices)
+    return Match((_fill(rule.target, indices),), indices, rule)
 
 
 def unmapped_error(
@@ -250,19 +324,31 @@ def unmapped_error(
     )
 
 
-def _fill(template: str, index: str | int | None) -> str:
-    return template if index is None else template.replace("{i}", str(index))
+def _fill(template: str, indices: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: indices[match[1]], template)
 
 
-def _parts(key: str, shape: Shape, match: tuple[tuple[str, ...], str | None]) -> list[Planned]:
-    targets, tied_to = match
+def _parts(key: str, shape: Shape, match: Match) -> list[Planned]:
+    targets = match.targets
     parts = len(targets)
     if parts == 1:
-        return [Planned(targets[0], key, shape, tied_to=tied_to)]
+        return [Planned(targets[0], key, shape, tied_to=match.rule.tied_to if match.rule else None)]
     if not shape or shape[0] % parts:
         raise MappingError(f"{key} {shape} cannot be split into {parts} equal parts for {', '.join(targets)}")
     part_shape = (shape[0] // parts, *shape[1:])
     return [Planned(target, key, part_shape, part, parts) for part, target in enumerate(targets)]
+
+
+def _check_refused(mapping: ArchitectureMapping, rules: Rules, shapes: Mapping[str, Shape]) -> None:
+    refused: dict[str, list[str]] = {}
+    for key in shapes if mapping.refused else ():
+        if (why := rules.refusal(key)) is not None:
+            refused.setdefault(why, []).append(f"{printable(key)} {shapes[key]}")
+    for why, listed in refused.items():
+        raise MappingError(
+            f"{mapping.model_type}: {_count(listed, 'tensor belongs', 'tensors belong')} to a model that is not "
+            f"computed here: {why}\n{first_ten(listed)}"
+        )
 
 
 def _check_duplicates(mapping: ArchitectureMapping, planned: Sequence[Planned]) -> None:
@@ -288,7 +374,8 @@ def _check_shapes(
     for item in planned:
         shape = expected.get(item.target, heads.get(item.target))
         if shape is None:
-            wrong.append(f"{item.source}: config.json says num_hidden_layers={config.num_hidden_layers}")
+            counts = (f"{name}={getattr(config, name)}" for name in mapping.counts.values())
+            wrong.append(f"{item.source}: config.json, with {', '.join(counts)}, calls for no such tensor")
             continue
         if not shape_fits(config, shape, item.shape):
             fields = ", ".join(

@@ -217,7 +217,7 @@ def output_config(
 ) -> dict[str, Any]:
     """Return the source's `config.json` with true `dtype` and `architectures`, and our own block."""
     declared = architecture(source.config.get("model_type"))
-    config = {**source.config, "architectures": [declared.encoder_class], "dtype": dtype}
+    config = declared.written_config({**source.config, "architectures": [declared.encoder_class], "dtype": dtype})
     if "torch_dtype" in config:  # what transformers < 4.56 reads
         config["torch_dtype"] = dtype
     config = without_places(config)

@@ -44,7 +44,7 @@ SENTENCES, TRAINED = "SentenceEncoder", "BertWithHead.load"
 _TASKS = {
     HeadKind.PRETRAINING: "fill-mask",
     HeadKind.MASKED_LM: "fill-mask",
-    HeadKind.CAUSAL_LM: "fill-mask",
+    HeadKind.REPLACED_TOKEN: "feature-extraction",
     HeadKind.SEQUENCE: "text-classification",
     HeadKind.TOKEN: "token-classification",
     HeadKind.SPAN: "question-answering",
@@ -53,7 +53,7 @@ _TASKS = {
 _AUTO_CLASSES = {
     HeadKind.PRETRAINING: "AutoModelForPreTraining",
     HeadKind.MASKED_LM: "AutoModelForMaskedLM",
-    HeadKind.CAUSAL_LM: "AutoModelForCausalLM",
+    HeadKind.REPLACED_TOKEN: "AutoModelForPreTraining",
     HeadKind.NEXT_SENTENCE: "AutoModelForNextSentencePrediction",
     HeadKind.SEQUENCE: "AutoModelForSequenceClassification",
     HeadKind.TOKEN: "AutoModelForTokenClassification",

@@ -58,7 +58,7 @@ MAPPING = ArchitectureMapping(
     ),
     optional=("pooler.",),
     heads=(
-        # BertForMaskedLM, BertForPreTraining, BertLMHeadModel
+        # BertForMaskedLM, BertForPreTraining
         Rename(f"{HEAD}.bias", (V,)),
         Rename(f"{HEAD}.transform.dense.weight", (D, D), also=("lm_head.dense.weight",)),
         Rename(f"{HEAD}.transform.dense.bias", (D,), also=("lm_head.dense.bias",)),

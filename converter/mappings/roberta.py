@@ -16,7 +16,7 @@ MAPPING = ArchitectureMapping(
     encoder=_PLAIN.encoder,
     optional=_PLAIN.optional,
     heads=(
-        # RobertaForMaskedLM, RobertaForCausalLM
+        # RobertaForMaskedLM
         Rename("lm_head.bias", (V,)),
         Rename("lm_head.dense.weight", (D, D)),
         Rename("lm_head.dense.bias", (D,)),

@@ -100,7 +100,11 @@ class Reference:
         return ReferenceOutput(
             hidden_states=tuple(state.numpy() for state in output.hidden_states),
             pooler_output=_pooler_output(encoded[0]),
-            logits={name: as_vectors(name, output[name].numpy(), batch) for name in output if name.endswith("logits")},
+            logits={
+                name: as_vectors(output[name].numpy(), head and head.kind)
+                for name in output
+                if name.endswith("logits")
+            },
         )
 
 
@@ -109,11 +113,16 @@ def choices_of(batch: int) -> int:
     return 2 if batch % 2 == 0 else 1
 
 
-def as_vectors(name: str, logits: np.ndarray, batch: int) -> np.ndarray:
-    """Return logits as a vector for each position, (B, L, F), or each text, (B, F); spans and choices have F = 1."""
-    if name in ("start_logits", "end_logits"):
+def as_vectors(logits: np.ndarray, kind: HeadKind | None) -> np.ndarray:
+    """Return logits as a vector for each position, (B, L, F), or each text, (B, F).
+
+    Args:
+        logits: one output of a head.
+        kind: what the head does; one score for a position or for a choice has F = 1. None: a fine-tuned head.
+    """
+    if kind in (HeadKind.SPAN, HeadKind.REPLACED_TOKEN):
         return logits[..., None]
-    return logits if len(logits) == batch else logits.reshape(batch, 1)
+    return logits.reshape(-1, 1) if kind is HeadKind.CHOICE else logits
 
 
 def _tensors(model: Any, probe: Probe) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class RobertaPredictions(WordScores):
 
 
 class RobertaMaskedLMHead(PretrainedHead):
-    """`RobertaForMaskedLM` and `RobertaForCausalLM`: `logits` (B, L, V)."""
+    """`RobertaForMaskedLM`: `logits` (B, L, V)."""
 
     def __init__(self, predictions: RobertaPredictions):
         super().__init__()

@@ -28,7 +28,7 @@ class HeadKind(StrEnum):
 
     PRETRAINING = "masked words and the next sentence"
     MASKED_LM = "masked words"
-    CAUSAL_LM = "the next word"
+    REPLACED_TOKEN = "replaced tokens"
     NEXT_SENTENCE = "the next sentence"
     SEQUENCE = "classes of a text"
     TOKEN = "classes of a token"
@@ -48,6 +48,7 @@ class HeadClass:
         has_pooler: whether the class has the encoder's pooler and its head reads it.
         labels: path of the Linear whose rows are the labels; None: the head has no labels.
         tied_bias: names of the decoder's bias and of what transformers ties it to; None: there are none.
+        optional: what the names of those of its tensors begin with that some configurations do not have.
     """
 
     kind: HeadKind
@@ -56,6 +57,12 @@ class HeadClass:
     has_pooler: bool = False
     labels: str | None = None
     tied_bias: tuple[str, str] | None = None
+    optional: tuple[str, ...] = ()
+
+    @property
+    def all_prefixes(self) -> tuple[str, ...]:
+        """What the names of its tensors can begin with."""
+        return (*self.prefixes, *self.optional)
 
     @property
     def fine_tuned(self) -> bool:
@@ -117,6 +124,8 @@ class Architecture:
         swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm, if it differs.
         assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
         known_to: packages whose own models load it, as `converter/card/loaders.py` names them.
+        variants: `model_type`s that are like this one and are not computed -> what they are.
+        written_config: from the content of a source's `config.json`, the content to write.
         tiny: fields of a small configuration, for tests.
     """
 
@@ -135,6 +144,8 @@ class Architecture:
     swift_names: Mapping[str, str] = field(default_factory=dict)
     assumed: Callable[[Mapping[str, Any]], bool] = lambda config: False
     known_to: frozenset[str] = frozenset()
+    variants: Mapping[str, str] = field(default_factory=dict)
+    written_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -145,7 +156,7 @@ class Architecture:
     @property
     def head_prefixes(self) -> tuple[str, ...]:
         """What the names of any head's tensors begin with."""
-        return tuple(dict.fromkeys(prefix for head in self.heads.values() for prefix in head.prefixes))
+        return tuple(dict.fromkeys(prefix for head in self.heads.values() for prefix in head.all_prefixes))
 
     def is_head_tensor(self, name: str) -> bool:
         """Return whether a tensor of this name belongs to a head of a class of transformers."""

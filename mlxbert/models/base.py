@@ -239,7 +239,8 @@ class Encoder(nn.Module, ABC):
             input_ids: (B, L) whole numbers below `vocab_size`; an `mx.array`, a NumPy array or lists.
             attention_mask: 1 for real tokens and 0 for padding: (B, L), (B, L, L) or (B, H, L, L), where the
                 third axis may be 1; None: all are real.
-            token_type_ids: (B, L), 0 for the first text and 1 for the second; None: all 0.
+            token_type_ids: (B, L), 0 for the first text and 1 for the second; None: all 0. An encoder without token
+                types takes only 0, or, if its tokenizer gives types, ignores them as transformers does.
             position_ids: (B, L) or (1, L); None: as the architecture counts them.
             inputs_embeds: (B, L, E), instead of the rows of the word embeddings; `input_ids` beside them only mark
                 padding.
@@ -337,6 +338,11 @@ class Encoder(nn.Module, ABC):
         if types is not None:
             types = whole_numbers("token_type_ids", types)
             _check_shape("token_type_ids", types, (B, L))
+            if "token_type_ids" not in self.config.table_rows:
+                values = host_values(types)
+                if values is not None and not self.architecture.has_token_types:
+                    check_range("token_type_ids", values, 1)
+                types = None
         mask = None if attention_mask is None else mask_of("attention_mask", attention_mask)
         if mask is not None and mask.ndim not in (3, 4):
             _check_shape("attention_mask", mask, (B, L))

@@ -23,12 +23,14 @@ class EncoderConfig:
     """The fields of a Hugging Face `config.json` that change the numbers of one architecture; immutable.
 
     A subclass is a frozen dataclass whose defaults are those of transformers. `CHECKS` checks each field;
-    `REFUSED` lists fields of features that are not computed.
+    `REFUSED` lists fields of features that are not computed; `ALIASES` has the fields whose key in `config.json` is
+    another one (both spellings are read, as in transformers' `attribute_map`).
     """
 
     model_type: ClassVar[str]
     CHECKS: ClassVar[Checks]
     REFUSED: ClassVar[Refusals]
+    ALIASES: ClassVar[Mapping[str, str]] = {}
 
     vocab_size: int
     hidden_size: int
@@ -38,6 +40,11 @@ class EncoderConfig:
     pad_token_id: int | None
     initializer_range: float
     tie_word_embeddings: bool
+
+    @property
+    def embedding_size(self) -> int:
+        """The width of a row of the word embeddings; an architecture may have its own field for it."""
+        return self.hidden_size
 
     @property
     def num_layers(self) -> int:
@@ -64,6 +71,7 @@ class EncoderConfig:
         """
         if config.get("model_type") != cls.model_type:
             raise unsupported(config.get("model_type"), (cls.model_type,))
+        config = cls._with_own_names(config)
         for name, (computed, what) in cls.REFUSED.items():
             if name in config and not computed(config[name]):
                 raise ConfigError(f"config.json: {name}={shown(config[name])} asks for {what}; not computed here")
@@ -81,6 +89,20 @@ class EncoderConfig:
                 f"config.json: pad_token_id {values['pad_token_id']} is outside vocab_size {values['vocab_size']}"
             )
         return cls(**values)
+
+    @classmethod
+    def _with_own_names(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the configuration with the names of our fields instead of their aliases."""
+        renamed = dict(config)
+        for name, alias in cls.ALIASES.items():
+            if alias in config and config.get(name, config[alias]) != config[alias]:
+                raise ConfigError(
+                    f"config.json: {alias} is {shown(config[alias])} and {name}, the same field, "
+                    f"{shown(config[name])}; fix: remove the wrong one"
+                )
+            if alias in config:
+                renamed[name] = config[alias]
+        return renamed
 
 
 def size(name: str, value: Any) -> int:

@@ -125,7 +125,6 @@ ROBERTA = replace(
     prefix="roberta.",
     heads={
         "RobertaForMaskedLM": HeadClass(HeadKind.MASKED_LM, _LM, _masked_lm_head, tied_bias=_TIED_BIAS),
-        "RobertaForCausalLM": HeadClass(HeadKind.CAUSAL_LM, _LM, _masked_lm_head, tied_bias=_TIED_BIAS),
         "RobertaForSequenceClassification": HeadClass(
             HeadKind.SEQUENCE, _SEQUENCE, _sequence_head, labels="classifier.out_proj"
         ),

@@ -225,7 +225,7 @@ def fill_mask(
         PipelineError: the model has no masked-LM head, or a text has no mask.
         TokenizerError: something that is not text.
     """
-    require_kind(model, "fill_mask", HeadKind.MASKED_LM, HeadKind.PRETRAINING, HeadKind.CAUSAL_LM)
+    require_kind(model, "fill_mask", HeadKind.MASKED_LM, HeadKind.PRETRAINING)
     check_positive("top_k", top_k)
     if tokenizer.mask_token_id is None:
         raise PipelineError("fill_mask: the tokenizer has no mask token; fix: use the tokenizer of the model's source")

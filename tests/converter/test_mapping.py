@@ -12,6 +12,7 @@ from converter.mapping import (
     ArchitectureMapping,
     Drop,
     MappingError,
+    Refuse,
     Rename,
     Split,
     hugging_face_names,
@@ -149,7 +150,9 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_fine_where_config_and_tenso
 
 def test_more_layers_than_the_config_says_and_fewer() -> None:
     shapes = shapes_of("BertModel")
-    with pytest.raises(MappingError, match=r"encoder\.layer\.2\.\S+: config\.json says num_hidden_layers=2"):
+    with pytest.raises(
+        MappingError, match=r"encoder\.layer\.2\.\S+: config\.json, with num_hidden_layers=2, calls for no such"
+    ):
         plan(BERT, BertConfig.from_hf({"model_type": "bert", **SIZES, "num_hidden_layers": 2}), shapes)
     with pytest.raises(MappingError, match=r"(?s)16 tensors are missing .*encoder\.layer\.3\.attention"):
         plan(BERT, BertConfig.from_hf({"model_type": "bert", **SIZES, "num_hidden_layers": 4}), shapes)
@@ -186,3 +189,53 @@ def test_supported_architectures_are_the_files_of_the_folder() -> None:
         mapping_for({"model_type": "gpt2"})
     with pytest.raises(ConfigError, match='add "model_type"'):
         mapping_for({})
+
+
+GROUPED = ArchitectureMapping(
+    model_type="grouped",
+    base_class="GroupedModel",
+    base_prefix="grouped.",
+    encoder=(
+        Rename("groups.{g}.inner.{j}.weight", (4,)),
+        Rename("groups.{g}.scale", (1,), when=lambda config, g: g > 0, otherwise="group 0 has no scale"),
+        Rename("projection.weight", (4, 2), when=lambda config: config.projected),
+    ),
+    refused=(Refuse("groups.{g}.old", "a first version; fix: convert the second"),),
+    counts={"g": "num_groups", "j": "inner"},
+)
+GROUPED_CONFIG = SimpleNamespace(num_groups=2, inner=2, projected=False)
+GROUPED_SHAPES = {
+    **{f"grouped.groups.{g}.inner.{j}.weight": (4,) for g in range(2) for j in range(2)},
+    "grouped.groups.1.scale": (1,),
+}
+
+
+def test_a_name_may_have_two_indices_and_a_tensor_a_condition() -> None:
+    found = plan(GROUPED, GROUPED_CONFIG, {**GROUPED_SHAPES, "groups.0.scale": (1,)})
+    assert [item.target for item in found.encoder] == [
+        *("groups.1.scale", "groups.0.inner.0.weight", "groups.0.inner.1.weight"),
+        *("groups.1.inner.0.weight", "groups.1.inner.1.weight"),
+    ]
+    assert found.dropped == {"groups.0.scale": "group 0 has no scale"}
+
+
+def test_a_tensor_that_the_configuration_does_not_call_for_is_refused() -> None:
+    for name in ("projection.weight", "groups.2.scale", "groups.0.inner.2.weight"):
+        with pytest.raises(
+            MappingError, match=rf"{name}: config\.json, with num_groups=2, inner=2, calls for no such"
+        ):
+            plan(GROUPED, GROUPED_CONFIG, {**GROUPED_SHAPES, name: (4, 2)})
+    with pytest.raises(MappingError, match=r"missing .*\n.*projection\.weight"):
+        plan(GROUPED, SimpleNamespace(num_groups=2, inner=2, projected=True), GROUPED_SHAPES)
+
+
+def test_a_tensor_of_another_model_is_refused_by_name() -> None:
+    with pytest.raises(
+        MappingError, match=r"1 tensor belongs to a model .*: a first version; fix: .*\n.*groups\.1\.old"
+    ):
+        plan(GROUPED, GROUPED_CONFIG, {**GROUPED_SHAPES, "grouped.groups.1.old": (3,)})
+
+
+def test_a_name_with_many_indices_has_no_rule() -> None:
+    with pytest.raises(MappingError, match="has no rule"):
+        plan(GROUPED, GROUPED_CONFIG, {**GROUPED_SHAPES, ".".join(map(str, range(200))): (1,)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import pytest
 import transformers
@@ -81,3 +82,17 @@ def test_what_is_not_computed_is_refused_by_name(fields: dict[str, object], mess
         BertConfig.from_hf({"model_type": "bert", **fields})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class _OtherNames(BertConfig):
+    ALIASES: ClassVar = {"hidden_size": "dim"}
+
+
+@pytest.mark.parametrize("fields", [{"dim": 24}, {"hidden_size": 24}, {"dim": 24, "hidden_size": 24}], ids=str)
+def test_both_names_of_a_field_are_read(fields: dict[str, int]) -> None:
+    assert _OtherNames.from_hf({"model_type": "bert", **fields}).hidden_size == 24
+
+
+def test_two_values_of_one_field_are_refused() -> None:
+    with pytest.raises(ConfigError, match="dim is 24 and hidden_size, the same field, 36; fix: remove the wrong one"):
+        _OtherNames.from_hf({"model_type": "bert", "dim": 24, "hidden_size": 36})

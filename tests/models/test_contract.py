@@ -344,7 +344,7 @@ def test_what_is_declared_is_true_of_transformers(model_type: str) -> None:
         model = tiny_model(name, num_labels=3)
         names = {key for key in model.state_dict() if not key.startswith(declared.prefix)}
         assert all(any(key.startswith(prefix) for key in names) for prefix in head.prefixes)
-        assert all(key.startswith(head.prefixes) for key in names)
+        assert all(key.startswith(head.all_prefixes) for key in names)
         assert head.has_pooler == any("pooler." in key for key in model.state_dict())
         built = head.build(config_from_hf(model.config.to_dict()), 3, names)
         assert built.needs_pooler == head.has_pooler

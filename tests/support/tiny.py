@@ -5,11 +5,13 @@ transformers' own initialization (LayerNorm 1 and 0, zero biases) would hide swa
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mlxbert.models.architecture import Architecture, architecture, supported
+from tests.support.tokenizer_files import write_bpe, write_tokenizer, write_vocab
+
+__all__ = ["save_tiny", "save_tokenizer", "tiny_model", "write_bpe", "write_tokenizer", "write_vocab"]
 
 SIZES: dict[str, Any] = dict(architecture("bert").tiny)
 CLASSES = ("BertModel", *architecture("bert").heads)
@@ -51,44 +53,19 @@ def tiny_model(architecture: str = "BertModel", *, seed: int = 0, pooler: bool =
 
 
 def save_tiny(directory: Path, architecture: str = "BertModel", **options: Any) -> Any:
-    """Save a `tiny_model` as a Hugging Face directory with a vocabulary; returns the model."""
+    """Save a `tiny_model` as a Hugging Face directory with a tokenizer of its kind; return the model."""
     model = tiny_model(architecture, **options)
     model.save_pretrained(directory)
-    if declared_of(architecture).tokenizer_class == "RobertaTokenizer":
-        write_bpe(directory, model.config.vocab_size)
-    else:
-        write_vocab(directory / "vocab.txt", model.config.vocab_size)
+    write_tokenizer(directory, declared_of(architecture).tokenizer_class, model.config.vocab_size)
     return model
 
 
-def write_bpe(directory: Path, size: int) -> None:
-    """A `vocab.json` of `size` tokens (special ones, every byte, pieces of words) with its `merges.txt`."""
-    from tokenizers import pre_tokenizers
-
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    pairs = [("Ġ", letter) for letter in "abcdefghilmnoprstuw"] + [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n")]
-    merges = pairs[: max(size - len(tokens) - 1, 0)]
-    tokens += ["".join(pair) for pair in merges]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_vocab(file: Path, size: int) -> None:
-    """A `vocab.txt` of `size` lines: BERT's special tokens, letters, and pieces."""
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    tokens += [f"word{i}" for i in range(size)]
-    file.write_text("\n".join(tokens[:size]) + "\n", encoding="utf-8")
-
-
 def save_tokenizer(directory: Path) -> None:
-    """The files that transformers' own loader wants beside the vocabulary."""
+    """Write the files that transformers' own loader wants beside the vocabulary."""
     import transformers
 
-    if (directory / "vocab.txt").is_file():
-        transformers.BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
+    if (directory / "config.json").is_file():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     else:
-        transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
+        tokenizer = transformers.BertTokenizer(str(directory / "vocab.txt"))
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,63 @@
+"""Test data of each architecture: its options as configurations, and mistakes that the gate must catch.
+
+An architecture with options has a file here, named as its `model_type` with `_` for `-`. It declares:
+
+- VARIANTS: name -> fields of transformers' configuration that differ from `Architecture.tiny`. Together they have each
+  option both ways, and odd widths, one layer, other activations. The first one runs by default; the others are slow.
+- MUTATIONS: each option once as a wrong module, once as a wrong field of the configuration.
+
+tests/models/test_variants.py and tests/converter/test_mutations.py run them. Sizes as published are in
+`benchmarks.family_sizes`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxbert.models.base import Encoder
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake in our encoder that the mapping gate must find.
+
+    Attributes:
+        name: what is wrong.
+        where: what the gate must name first: a layer's number, "embeddings", "pooler" or "finish" (the last layer,
+            through `finish`).
+        change: makes a copy of the right encoder wrong.
+        config: wrong fields of the configuration, in transformers' spelling, for our side only.
+        variant: the entry of VARIANTS that it applies to; None: `Architecture.tiny`.
+    """
+
+    name: str
+    where: int | str
+    change: Callable[[Encoder], None] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """The test data of one architecture; empty where it has no file.
+
+    Attributes:
+        variants: name -> fields of transformers' configuration.
+        mutations: mistakes that the gate must find.
+    """
+
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mutations: tuple[Mutation, ...] = ()
+
+
+def family_of(model_type: str) -> Family:
+    """Return the test data of an architecture; a mistake inside its file is raised."""
+    name = f"{__name__}.{model_type.replace('-', '_')}"
+    if importlib.util.find_spec(name) is None:
+        return Family()
+    declared = vars(importlib.import_module(name))
+    return Family(declared.get("VARIANTS", {}), tuple(declared.get("MUTATIONS", ())))

@@ -1,0 +1,57 @@
+"""RoBERTa's options, and mistakes with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from mlxbert.models.base import Encoder, Inputs
+from tests.support.family import Mutation
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "odd widths, tanh-GELU, two types": {
+        "vocab_size": 83,
+        "hidden_size": 45,
+        "num_attention_heads": 3,
+        "intermediate_size": 37,
+        "max_position_embeddings": 31,
+        "hidden_act": "gelu_new",
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-5,
+    },
+    "one layer, padding by id 0": {"num_hidden_layers": 1, "pad_token_id": 0},
+    "padding in the middle of the vocabulary": {"pad_token_id": 7},
+}
+
+
+def _with_positions(core: Encoder, positions: Any) -> None:
+    """Let the encoder count positions in another way, from (encoder, checked inputs)."""
+    core.__class__ = type("Mutant", (type(core),), {"_positions": positions})
+
+
+def _from_zero(core: Encoder) -> None:
+    _with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None])
+
+
+def _from_the_mask(core: Encoder) -> None:
+    def positions(self: Any, inputs: Inputs) -> mx.array:
+        real = mx.ones(inputs.shape, mx.int32) if inputs.mask is None else inputs.mask.astype(mx.int32)
+        return mx.cumsum(real, axis=1) * real + self.config.first_position - 1
+
+    _with_positions(core, positions)
+
+
+def _over_padding(core: Encoder) -> None:
+    _with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None] + self.config.first_position)
+
+
+MUTATIONS = (
+    Mutation("positions from 0", "embeddings", change=_from_zero),
+    Mutation("positions from the mask", "embeddings", change=_from_the_mask),
+    Mutation("positions that count padding", "embeddings", change=_over_padding),
+    Mutation("padding by another id", "embeddings", config={"pad_token_id": 0}),
+    Mutation("another eps", "embeddings", config={"layer_norm_eps": 1e-3}),
+    Mutation("another activation", 0, config={"hidden_act": "gelu_new"}),
+    Mutation("half as many heads", 0, config={"num_attention_heads": 2}),
+)
