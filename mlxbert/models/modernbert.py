@@ -15,15 +15,16 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from heads.pretrained import Dropout
 from heads.pretrained.modernbert import (
+    HeadSettings,
     ModernBertChoiceHead,
     ModernBertMaskedLMHead,
     ModernBertSequenceHead,
     ModernBertSpanHead,
     ModernBertTokenHead,
-    PredictionHead,
 )
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.errors import shown
@@ -107,32 +108,19 @@ class ModernBertConfig(EncoderConfig):
     tie_word_embeddings: bool = True
 
     CHECKS: ClassVar[Checks] = {
-        "vocab_size": size,
-        "hidden_size": size,
+        **dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"), size),
+        **dict.fromkeys(("max_position_embeddings", "local_attention"), size),
+        **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias"), flag),
+        **dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"), probability),
+        **dict.fromkeys(("hidden_activation", "classifier_activation"), activation),
+        **dict.fromkeys(_THETAS.values(), _theta),
         "num_hidden_layers": layer_count,
-        "num_attention_heads": size,
-        "intermediate_size": size,
-        "hidden_activation": activation,
-        "max_position_embeddings": size,
         "norm_eps": epsilon,
-        "norm_bias": flag,
         "pad_token_id": token_id,
-        "attention_bias": flag,
-        "attention_dropout": probability,
-        "layer_types": lambda name, value: tuple(value),
-        "global_rope_theta": _theta,
-        "local_rope_theta": _theta,
-        "local_attention": size,
-        "embedding_dropout": probability,
-        "mlp_bias": flag,
-        "mlp_dropout": probability,
-        "decoder_bias": flag,
         "classifier_pooling": _pooling,
-        "classifier_dropout": probability,
-        "classifier_bias": flag,
-        "classifier_activation": activation,
         "initializer_range": deviation,
         "tie_word_embeddings": flag,
+        "layer_types": lambda name, value: value,  # from `_layer_types`
     }
     REFUSED: ClassVar[Refusals] = {
         "is_decoder": (lambda value: not value, "a decoder (causal attention)"),
@@ -325,9 +313,9 @@ def rotary_table(positions: mx.array, head_size: int, theta: float) -> mx.array:
         head_size: width of one attention head, Dh.
         theta: the base.
     """
-    exponents = mx.array([2 * i / head_size for i in range(head_size // 2)], mx.float32).tolist()
-    powers = mx.array([theta**exponent for exponent in exponents], mx.float32)
-    angles = positions[..., None].astype(mx.float32) * (1 / powers)  # (B, L, Dh / 2)
+    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+    frequencies = 1 / (theta ** exponents.astype(np.float64)).astype(np.float32)
+    angles = positions[..., None].astype(mx.float32) * mx.array(frequencies)  # (B, L, Dh / 2)
     return mx.stack([mx.cos(angles), mx.sin(angles)])[:, :, None]
 
 
@@ -463,3 +451,91 @@ class ModernBertCore(Encoder):
 
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+# The checkpoint's own heads
+
+
+def _settings(config: ModernBertConfig) -> HeadSettings:
+    return HeadSettings(
+        hidden_size=config.hidden_size,
+        activation=ACTIVATIONS[config.classifier_activation],
+        norm_eps=config.norm_eps,
+        norm_bias=config.norm_bias,
+        dense_bias=config.classifier_bias,
+        pooling=config.classifier_pooling,
+        dropout=config.classifier_dropout,
+    )
+
+
+def _masked_lm_head(config: ModernBertConfig, labels: int, tensors: Iterable[str]) -> ModernBertMaskedLMHead:
+    # If the configuration unties the decoder, it must be there: with the embeddings the numbers would silently differ.
+    own_decoder = "decoder.weight" in set(tensors) or not config.tie_word_embeddings
+    return ModernBertMaskedLMHead(
+        _settings(config),
+        config.vocab_size,
+        decoder_weight=own_decoder,
+        decoder_bias=config.decoder_bias,
+    )
+
+
+# The facts about ModernBERT
+
+_LM, _CLASSIFIER = "decoder.", ("head.", "classifier.")
+
+TOLERANCES = Tolerances(
+    # Measured with benchmarks/parity_errors.py; the limits do not move when a test fails.
+    mapping=MappingLimits(cumulative=2e-5, local=5e-6),
+    precision={
+        "float32": PrecisionLimits(max_rel=1e-6, cosine=0.999999),
+        "float16": PrecisionLimits(max_rel=3e-2, cosine=0.99996),
+        "bfloat16": PrecisionLimits(max_rel=2.5e-1, cosine=0.998),
+    },
+)
+
+TINY = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+    "local_attention": 6,
+    "global_attn_every_n_layers": 2,
+    "norm_bias": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "classifier_bias": True,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "cls_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+}
+
+MODERNBERT = Architecture(
+    model_type="modernbert",
+    table="modernbert",
+    config=ModernBertConfig,
+    encoder=ModernBertCore,
+    encoder_class="ModernBertModel",
+    prefix="model.",
+    parts=("embeddings.", "layers.", "final_norm."),
+    heads={
+        "ModernBertForMaskedLM": HeadClass(HeadKind.MASKED_LM, ("head.",), _masked_lm_head, optional=(_LM,)),
+        "ModernBertForSequenceClassification": HeadClass(
+            HeadKind.SEQUENCE, _CLASSIFIER, lambda config, labels, _: ModernBertSequenceHead(_settings(config), labels), labels="classifier"
+        ),
+        "ModernBertForTokenClassification": HeadClass(HeadKind.TOKEN, _CLASSIFIER, lambda config, labels, _: ModernBertTokenHead(_settings(config), labels), labels="classifier"),
+        "ModernBertForMultipleChoice": HeadClass(HeadKind.CHOICE, _CLASSIFIER, lambda config, *_: ModernBertChoiceHead(_settings(config))),
+        "ModernBertForQuestionAnswering": HeadClass(HeadKind.SPAN, _CLASSIFIER, lambda config, *_: ModernBertSpanHead(_settings(config))),
+    },
+    tables={"word": "embeddings.tok_embeddings"},
+    tokenizer_class="PreTrainedTokenizerFast",
+    has_token_types=False,
+    tolerances=TOLERANCES,
+    known_to=frozenset({"mlx-embeddings", "mlx-vlm"}),
+    tiny=TINY,
+)
+
+ARCHITECTURES = (MODERNBERT,)
