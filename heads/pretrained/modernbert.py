@@ -53,11 +53,11 @@ class ModernBertMaskedLMHead(PretrainedHead):
     The decoder's weight is the word embeddings', if the checkpoint has none of its own.
     """
 
-    def __init__(self, settings: HeadSettings, vocab_size: int, *, decoder_weight: bool, decoder_bias: bool):
+    def __init__(self, settings: HeadSettings, vocab_size: int, *, weight: bool, bias: bool):
         super().__init__()
         self.head = PredictionHead(settings)
-        if decoder_weight or decoder_bias:
-            self.decoder = Decoder(settings.hidden_size, vocab_size, weight=decoder_weight, bias=decoder_bias)
+        if weight or bias:
+            self.decoder = Decoder(settings.hidden_size, vocab_size, weight=weight, bias=bias)
 
     def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
         """Map (…, D) to (…, V)."""
@@ -71,14 +71,20 @@ class ModernBertMaskedLMHead(PretrainedHead):
         return {"logits": self.word_logits(hidden, decode)}
 
 
-class _Classifier(PretrainedHead):
-    """The prediction head, dropout and a linear layer."""
+class ModernBertClassifier(PretrainedHead):
+    """The prediction head, dropout and a linear layer.
+
+    Attributes:
+        outputs: the number of its outputs; None: as many as there are labels.
+    """
+
+    outputs: ClassVar[int | None] = None
 
     def __init__(self, settings: HeadSettings, num_labels: int):
         super().__init__()
         self.head = PredictionHead(settings)
         self.drop = Dropout(settings.dropout)
-        self.classifier = nn.Linear(settings.hidden_size, num_labels)
+        self.classifier = nn.Linear(settings.hidden_size, self.outputs or num_labels)
         self._pooling = settings.pooling
 
     def scores(self, x: mx.array) -> mx.array:
@@ -86,7 +92,7 @@ class _Classifier(PretrainedHead):
         return self.classifier(self.drop(self.head(x)))
 
 
-class ModernBertSequenceHead(_Classifier):
+class ModernBertSequenceHead(ModernBertClassifier):
     """`ModernBertForSequenceClassification`: `logits` (B, K)."""
 
     def pool(self, hidden: mx.array, pooled: mx.array | None, mask: mx.array | None) -> mx.array:
@@ -98,11 +104,10 @@ class ModernBertSequenceHead(_Classifier):
         return {"logits": self.scores(require_pooled(pooled, self))}
 
 
-class ModernBertChoiceHead(_Classifier):
+class ModernBertChoiceHead(ModernBertClassifier):
     """`ModernBertForMultipleChoice`: one score for each text, `logits` (B,)."""
 
-    def __init__(self, settings: HeadSettings):
-        super().__init__(settings, 1)
+    outputs: ClassVar[int | None] = 1
 
     def pool(self, hidden: mx.array, pooled: mx.array | None, mask: mx.array | None) -> mx.array:
         """Return the first real token's hidden state, or the mean of the real tokens', (B, D)."""
@@ -118,7 +123,7 @@ class ModernBertChoiceHead(_Classifier):
         return {"logits": self.scores(require_pooled(pooled, self)).squeeze(-1)}
 
 
-class ModernBertTokenHead(_Classifier):
+class ModernBertTokenHead(ModernBertClassifier):
     """`ModernBertForTokenClassification`: `logits` (B, L, K)."""
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
@@ -126,13 +131,12 @@ class ModernBertTokenHead(_Classifier):
         return {"logits": self.scores(hidden)}
 
 
-class ModernBertSpanHead(_Classifier):
+class ModernBertSpanHead(ModernBertClassifier):
     """`ModernBertForQuestionAnswering`: `start_logits` and `end_logits`, (B, L) each."""
 
     fields: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
 
-    def __init__(self, settings: HeadSettings):
-        super().__init__(settings, 2)
+    outputs: ClassVar[int | None] = 2
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """Map (B, L, D) to the scores of the first and the last token, (B, L) each."""
@@ -143,6 +147,8 @@ class ModernBertSpanHead(_Classifier):
 def _mean(hidden: mx.array, mask: mx.array | None) -> mx.array:
     """Return the mean hidden state of the real tokens, (B, D); 0 for a text without any."""
     if mask is None:
-        return hidden.mean(axis=1)
-    weights = mask.astype(hidden.dtype)[..., None]  # (B, L, 1)
-    return (hidden * weights).sum(axis=1) / mx.maximum(weights.sum(axis=1), 1)
+        mask = mx.ones(hidden.shape[:2])
+    weights = mask.astype(mx.float32)[
+        ..., None
+    ]  # (B, L, 1); float32, because a sum of half-precision numbers is rough
+    return ((hidden * weights).sum(axis=1) / mx.maximum(weights.sum(axis=1), 1)).astype(hidden.dtype)

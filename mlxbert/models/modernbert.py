@@ -1,9 +1,10 @@
-"""ModernBERT: Warner et al. 2024, https://arxiv.org/abs/2412.13663; transformers `models/modernbert/modeling_modernbert.py`.
+"""ModernBERT: Warner et al. 2024, https://arxiv.org/abs/2412.13663.
 
-A norm comes before attention and before the feed-forward block, not after them; layer 0 has none before attention, and
-`final_norm` follows the last layer. Positions are rotations of queries and keys. Most layers attend only to a window of
-neighbours (local), the others to the whole text (global); each kind has a rotary base of its own. The feed-forward block
-is gated (GLU). There are neither token types nor a pooler, and by default no biases.
+Source: transformers `models/modernbert/modeling_modernbert.py`. A norm comes before attention and before the
+feed-forward block, not after them; layer 0 has none before attention, and `final_norm` follows the last layer.
+Positions are rotations of queries and keys. Most layers attend only to a window of neighbours (local), the others to
+the whole text (global); each kind has its own rotary base. The feed-forward block is gated (GLU). There are neither
+token types nor a pooler, and by default no biases.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from heads.pretrained import Dropout
 from heads.pretrained.modernbert import (
     HeadSettings,
     ModernBertChoiceHead,
+    ModernBertClassifier,
     ModernBertMaskedLMHead,
     ModernBertSequenceHead,
     ModernBertSpanHead,
@@ -29,9 +30,9 @@ from heads.pretrained.modernbert import (
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.errors import shown
 from mlxbert.model_arrays import embedded
-from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, MappingLimits, PrecisionLimits, Tolerances
+from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
 from mlxbert.models.base import Context, Encoder, Inputs
-from mlxbert.models.bert import attend, merge_heads
+from mlxbert.models.bert import BERT, attend, merge_heads
 from mlxbert.models.config_fields import (
     Checks,
     ConfigError,
@@ -47,6 +48,7 @@ from mlxbert.models.config_fields import (
     size,
     token_id,
 )
+from mlxbert.models.rotary import rope_type, rotary_table, rotated
 
 # The configuration
 
@@ -126,7 +128,7 @@ class ModernBertConfig(EncoderConfig):
         "is_decoder": (lambda value: not value, "a decoder (causal attention)"),
         "add_cross_attention": (lambda value: not value, "cross-attention"),
         "is_encoder_decoder": (lambda value: not value, "an encoder-decoder"),
-        "rope_scaling": (lambda value: _rope_type(value) == "default", "scaled rotary positions"),
+        "rope_scaling": (lambda value: rope_type(value) == "default", "scaled rotary positions"),
     }
 
     @property
@@ -217,23 +219,15 @@ def _rotary_thetas(config: Mapping[str, Any]) -> dict[str, float]:
         place = f"rope_parameters.{kind}"
         if not isinstance(parameters, Mapping):
             raise ConfigError(f"config.json: {place} must be an object, not {shown(parameters)}")
-        if (rope_type := _rope_type(parameters)) != "default":
+        if (scaling := rope_type(parameters)) != "default":
             raise ConfigError(
-                f"config.json: {place}.rope_type={shown(rope_type)} asks for scaled rotary positions; not computed here"
+                f"config.json: {place}.rope_type={shown(scaling)} asks for scaled positions; not computed here"
             )
         if "rope_theta" in parameters:
             thetas[old] = _theta(f"{place}.rope_theta", parameters["rope_theta"])
             if old in config and config[old] != thetas[old]:
                 raise _disagree(f"{place}.rope_theta={thetas[old]:g}", old, config[old])
     return thetas
-
-
-def _rope_type(parameters: Any) -> Any:
-    """Return the type of rotary positions; `type` is its old name."""
-    if not isinstance(parameters, Mapping):
-        return "default" if parameters is None else parameters
-    types = [parameters[name] for name in ("rope_type", "type") if name in parameters]
-    return next((found for found in types if found != "default"), "default")
 
 
 def _window(config: Mapping[str, Any]) -> dict[str, int]:
@@ -255,16 +249,17 @@ def _disagree(new: str, old: str, value: Any) -> ConfigError:
     )
 
 
-def both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `config.json` that transformers 5 and other packages spell differently, in both spellings.
+def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `config.json` with the fields that transformers 5 and other packages spell differently in both ways.
 
-    mlx-embeddings and mlx-vlm read the old one, and take their defaults in silence where it is missing. Kinds of layers
-    that it cannot express become null there, which these packages refuse.
+    mlx-embeddings and mlx-vlm read the old way, and take their defaults in silence where it is missing. Kinds of
+    layers that it cannot express become null there, which these packages refuse.
     """
     parsed = ModernBertConfig.from_hf(config)
     kinds = parsed.layer_types
     fitting = (every for every in range(1, len(kinds) + 1) if _every_nth(every, len(kinds)) == kinds)
     return {
+        **config,
         "layer_types": list(kinds),
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": parsed.theta(kind)} for kind in _THETAS},
         "local_attention": parsed.local_attention,
@@ -300,30 +295,6 @@ class ModernBertEmbeddings(nn.Module):
             assert inputs.ids is not None  # one of the two is there
             words = embedded("input_ids", self.tok_embeddings, inputs.ids)
         return self.dropout(self.norm(words))
-
-
-def rotary_table(positions: mx.array, head_size: int, theta: float) -> mx.array:
-    """Return cosine and sine of each position's angles, (2, B, 1, L, Dh / 2) float32.
-
-    Su et al. 2021, https://arxiv.org/abs/2104.09864; transformers `ModernBertRotaryEmbedding`. Frequencies are rounded
-    as there: one more rounding of a frequency is an error of 4e-4 in the angle of position 8191.
-
-    Args:
-        positions: (B, L) or (1, L).
-        head_size: width of one attention head, Dh.
-        theta: the base.
-    """
-    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-    frequencies = 1 / (theta ** exponents.astype(np.float64)).astype(np.float32)
-    angles = positions[..., None].astype(mx.float32) * mx.array(frequencies)  # (B, L, Dh / 2)
-    return mx.stack([mx.cos(angles), mx.sin(angles)])[:, :, None]
-
-
-def rotated(x: mx.array, table: mx.array) -> mx.array:
-    """Rotate (…, B, H, L, Dh) by the angles of a `rotary_table`: element i is paired with element i + Dh / 2."""
-    cos, sin = table[0], table[1]
-    a, b = mx.split(x, 2, axis=-1)
-    return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class ModernBertAttention(nn.Module):
@@ -470,30 +441,20 @@ def _settings(config: ModernBertConfig) -> HeadSettings:
 
 def _masked_lm_head(config: ModernBertConfig, labels: int, tensors: Iterable[str]) -> ModernBertMaskedLMHead:
     # If the configuration unties the decoder, it must be there: with the embeddings the numbers would silently differ.
-    own_decoder = "decoder.weight" in set(tensors) or not config.tie_word_embeddings
-    return ModernBertMaskedLMHead(
-        _settings(config),
-        config.vocab_size,
-        decoder_weight=own_decoder,
-        decoder_bias=config.decoder_bias,
-    )
+    weight = "decoder.weight" in set(tensors) or not config.tie_word_embeddings
+    return ModernBertMaskedLMHead(_settings(config), config.vocab_size, weight=weight, bias=config.decoder_bias)
+
+
+def _classifier(kind: HeadKind, head: type[ModernBertClassifier]) -> HeadClass:
+    def build(config: ModernBertConfig, labels: int, tensors: Iterable[str]) -> ModernBertClassifier:
+        return head(_settings(config), labels)
+
+    return HeadClass(kind, ("head.", "classifier."), build, labels=None if head.outputs else "classifier")
 
 
 # The facts about ModernBERT
 
-_LM, _CLASSIFIER = "decoder.", ("head.", "classifier.")
-
-TOLERANCES = Tolerances(
-    # Measured with benchmarks/parity_errors.py; the limits do not move when a test fails.
-    mapping=MappingLimits(cumulative=2e-5, local=5e-6),
-    precision={
-        "float32": PrecisionLimits(max_rel=1e-6, cosine=0.999999),
-        "float16": PrecisionLimits(max_rel=3e-2, cosine=0.99996),
-        "bfloat16": PrecisionLimits(max_rel=2.5e-1, cosine=0.998),
-    },
-)
-
-TINY = {
+_TINY = {
     "vocab_size": 97,
     "hidden_size": 48,
     "num_hidden_layers": 3,
@@ -501,16 +462,10 @@ TINY = {
     "intermediate_size": 40,
     "max_position_embeddings": 64,
     "local_attention": 6,
-    "global_attn_every_n_layers": 2,
-    "norm_bias": True,
-    "attention_bias": True,
-    "mlp_bias": True,
-    "classifier_bias": True,
+    _EVERY: 2,
+    **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True),
     "pad_token_id": 0,
-    "bos_token_id": 1,
-    "cls_token_id": 1,
-    "eos_token_id": 2,
-    "sep_token_id": 2,
+    **dict.fromkeys(("bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"), 2),
 }
 
 MODERNBERT = Architecture(
@@ -522,20 +477,19 @@ MODERNBERT = Architecture(
     prefix="model.",
     parts=("embeddings.", "layers.", "final_norm."),
     heads={
-        "ModernBertForMaskedLM": HeadClass(HeadKind.MASKED_LM, ("head.",), _masked_lm_head, optional=(_LM,)),
-        "ModernBertForSequenceClassification": HeadClass(
-            HeadKind.SEQUENCE, _CLASSIFIER, lambda config, labels, _: ModernBertSequenceHead(_settings(config), labels), labels="classifier"
-        ),
-        "ModernBertForTokenClassification": HeadClass(HeadKind.TOKEN, _CLASSIFIER, lambda config, labels, _: ModernBertTokenHead(_settings(config), labels), labels="classifier"),
-        "ModernBertForMultipleChoice": HeadClass(HeadKind.CHOICE, _CLASSIFIER, lambda config, *_: ModernBertChoiceHead(_settings(config))),
-        "ModernBertForQuestionAnswering": HeadClass(HeadKind.SPAN, _CLASSIFIER, lambda config, *_: ModernBertSpanHead(_settings(config))),
+        "ModernBertForMaskedLM": HeadClass(HeadKind.MASKED_LM, ("head.",), _masked_lm_head, optional=("decoder.",)),
+        "ModernBertForSequenceClassification": _classifier(HeadKind.SEQUENCE, ModernBertSequenceHead),
+        "ModernBertForTokenClassification": _classifier(HeadKind.TOKEN, ModernBertTokenHead),
+        "ModernBertForMultipleChoice": _classifier(HeadKind.CHOICE, ModernBertChoiceHead),
+        "ModernBertForQuestionAnswering": _classifier(HeadKind.SPAN, ModernBertSpanHead),
     },
     tables={"word": "embeddings.tok_embeddings"},
     tokenizer_class="PreTrainedTokenizerFast",
     has_token_types=False,
-    tolerances=TOLERANCES,
+    tolerances=BERT.tolerances,
+    written_config=in_both_spellings,
     known_to=frozenset({"mlx-embeddings", "mlx-vlm"}),
-    tiny=TINY,
+    tiny=_TINY,
 )
 
 ARCHITECTURES = (MODERNBERT,)
