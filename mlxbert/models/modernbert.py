@@ -87,7 +87,7 @@ class ModernBertConfig(EncoderConfig):
     num_hidden_layers: int = 22
     num_attention_heads: int = 12
     intermediate_size: int = 1152
-    hidden_activation: str = "gelu"
+    hidden_act: str = "gelu"
     max_position_embeddings: int = 8192
     norm_eps: float = 1e-5
     norm_bias: bool = False
@@ -109,12 +109,13 @@ class ModernBertConfig(EncoderConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
+    ALIASES: ClassVar[Mapping[str, str]] = {"hidden_act": "hidden_activation"}
     CHECKS: ClassVar[Checks] = {
         **dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"), size),
         **dict.fromkeys(("max_position_embeddings", "local_attention"), size),
         **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias"), flag),
         **dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"), probability),
-        **dict.fromkeys(("hidden_activation", "classifier_activation"), activation),
+        **dict.fromkeys(("hidden_act", "classifier_activation"), activation),
         **dict.fromkeys(_THETAS.values(), _theta),
         "num_hidden_layers": layer_count,
         "norm_eps": epsilon,
@@ -130,11 +131,6 @@ class ModernBertConfig(EncoderConfig):
         "is_encoder_decoder": (lambda value: not value, "an encoder-decoder"),
         "rope_scaling": (lambda value: rope_type(value) == "default", "scaled rotary positions"),
     }
-
-    @property
-    def hidden_act(self) -> str:
-        """The activation of the feed-forward blocks."""
-        return self.hidden_activation
 
     @property
     def head_size(self) -> int:
@@ -333,7 +329,7 @@ class ModernBertMLP(nn.Module):
         self.Wi = nn.Linear(config.hidden_size, config.gated_size, bias=config.mlp_bias)
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.dropout = Dropout(config.mlp_dropout)
-        self._activation = ACTIVATIONS[config.hidden_activation]
+        self._activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (B, L, D) to (B, L, D)."""
@@ -455,7 +451,7 @@ def _classifier(kind: HeadKind, head: type[ModernBertClassifier]) -> HeadClass:
 # The facts about ModernBERT
 
 _TINY = {
-    "vocab_size": 97,
+    "vocab_size": 300,
     "hidden_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
