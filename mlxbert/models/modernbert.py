@@ -165,8 +165,8 @@ class ModernBertConfig(EncoderConfig):
             ConfigError: also if the old and the new spelling of a field disagree, or for scaled rotary positions.
         """
         layers = layer_count("num_hidden_layers", config.get("num_hidden_layers", cls.num_hidden_layers))
-        rotary = _rotary_thetas(config)
-        parsed = super().from_hf({**config, **_window(config), **rotary, "layer_types": _layer_types(config, layers)})
+        kinds = _layer_types(config, layers)
+        parsed = super().from_hf({**config, **_window(config), **_rotary_thetas(config), "layer_types": kinds})
         if config.get("head_dim") not in (None, parsed.head_size):
             raise ConfigError(
                 f"config.json: head_dim {shown(config['head_dim'])} is not hidden_size / num_attention_heads, "
@@ -205,8 +205,7 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, ...]:
 
 def _rotary_thetas(config: Mapping[str, Any]) -> dict[str, float]:
     """Return the rotary bases that are given, in the old spelling."""
-    given = config.get("rope_parameters")
-    given = {} if given is None else given
+    given = {} if config.get("rope_parameters") is None else config["rope_parameters"]
     if not isinstance(given, Mapping) or not set(given) <= set(_THETAS):
         raise ConfigError(f"config.json: rope_parameters must have '{GLOBAL}' and '{LOCAL}', not {shown(given)}")
     thetas: dict[str, float] = {}
@@ -379,10 +378,8 @@ class ModernBertCore(Encoder):
         }
         keep = inputs.keep
         half = self.config.local_attention // 2
-        near = None
-        if half < L - 1:
-            places = mx.arange(L)  # the window counts places in the text, whatever positions the caller gives
-            near = mx.abs(places[:, None] - places) <= half  # (L, L)
+        places = mx.arange(L)  # the window counts places in the text, whatever positions the caller gives
+        near = mx.abs(places[:, None] - places) <= half if half < L - 1 else None  # (L, L)
         masks = {GLOBAL: keep, LOCAL: near if keep is None else keep if near is None else keep & near}
         for kind in dict.fromkeys(self.config.layer_types):
             if (mask := masks[kind]) is not None:
