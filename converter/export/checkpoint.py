@@ -8,6 +8,7 @@ from typing import Any
 
 from converter.mapping import hugging_face_names, plan
 from converter.mappings import mapping_for
+from converter.output import added_fields
 from converter.publish.leaks import refuse_secrets
 from converter.readers.source_files import read_json_object
 from converter.source import Source, open_source
@@ -103,7 +104,8 @@ def _trained_head(config: Mapping[str, Any]) -> str:
 
 def _hugging_face_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `config` as it was before the conversion, but with the dtype of these files."""
-    restored = {key: value for key, value in config.items() if key not in ("mlxbert", "architectures")}
+    ours = ("mlxbert", "architectures", *added_fields(config["mlxbert"]))
+    restored = {key: value for key, value in config.items() if key not in ours}
     classes = _original_classes(config)
     return restored if classes is None else {**restored, "architectures": classes}
 
