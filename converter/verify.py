@@ -323,7 +323,7 @@ def _compared_head(
     except MLXBertError as error:  # the encoder can still be compared
         return None, Part(OWN_HEAD, False, reason(error, directory))
     tensors = read_head_tensors(directory, hf_config)
-    unused = [name for name in tensors if not name.startswith(heads[choice.name].prefixes)]
+    unused = [name for name in tensors if not name.startswith(heads[choice.name].all_prefixes)]
     if unused:
         return choice, Part("other head tensors", False, f"{choice.name} has no use for {', '.join(unused[:3])}")
     return choice, None

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained import MultipleChoiceHead, PretrainedHead
+from heads.pretrained import PretrainedHead
 from mlxbert.checkpoint import (
     CheckpointError,
     encoder_layout,
@@ -96,14 +96,14 @@ def choose_head_class(
     listed = ", ".join(map(_shown, groups)) or "no head"
     if len(named) == 1:
         (class_name,) = named
-        wanted = declared.heads[class_name].prefixes
-        if not set(wanted) <= set(groups):
-            needed = " and ".join(map(_shown, wanted))
+        head = declared.heads[class_name]
+        if not set(head.prefixes) <= set(groups):
+            needed = " and ".join(map(_shown, head.prefixes))
             raise HeadClassError(
                 f"{place}: its config names {class_name}, which needs {needed}, and there is {listed}; "
                 "fix: convert the complete checkpoint"
             )
-        rest = [_shown(prefix) for prefix in groups if prefix not in wanted]
+        rest = [_shown(prefix) for prefix in groups if prefix not in head.all_prefixes]
         return HeadChoice(class_name, f"{place}: {class_name} has no use for {', '.join(rest)}" if rest else None)
     says = f"its config names {' and '.join(classes) or 'no class'}"
     fitting = _fitting(declared, groups)
@@ -126,9 +126,11 @@ def _fitting(declared: Architecture, groups: tuple[str, ...]) -> list[str]:
 
     A fine-tuned head wins over a language model's, which is left over from pre-training.
     """
-    tuned = {prefix for head in declared.heads.values() if head.fine_tuned for prefix in head.prefixes} & set(groups)
+    tuned = {prefix for head in declared.heads.values() if head.fine_tuned for prefix in head.all_prefixes} & set(
+        groups
+    )
     wanted = tuned or set(groups)
-    return [name for name, head in declared.heads.items() if set(head.prefixes) == wanted]
+    return [name for name, head in declared.heads.items() if set(head.prefixes) <= wanted <= set(head.all_prefixes)]
 
 
 def _shown(prefix: str) -> str:
@@ -254,7 +256,7 @@ class PretrainedBert(nn.Module):
         """
         inputs = [input_ids, attention_mask, token_type_ids, position_ids]
         choices = None
-        if isinstance(self.head, MultipleChoiceHead):
+        if self.kind is HeadKind.CHOICE:
             ids = whole_numbers("input_ids", input_ids)
             if ids.ndim != 3:
                 raise InputError(f"input_ids has shape {ids.shape}; multiple choice takes (batch, choices, length)")
@@ -282,10 +284,10 @@ class PretrainedBert(nn.Module):
 
     def apply_head(self, output: BertOutput, *, choices: int | None = None) -> dict[str, mx.array]:
         """Return the logits for the encoder's output; `choices` consecutive texts belong to one question."""
-        pooled = output.pooler_output
-        if choices is not None and pooled is not None:
-            pooled = pooled.reshape(-1, choices, pooled.shape[-1])  # (B · C, D) -> (B, C, D)
-        return self.head(output.last_hidden_state, pooled, self.core.decode)
+        logits = self.head(output.last_hidden_state, output.pooler_output, self.core.decode)
+        if choices is None:
+            return logits
+        return {name: scores.reshape(-1, choices) for name, scores in logits.items()}  # (B · C,) -> (B, C)
 
 
 def _flat(shape: tuple[int, ...], mask: Any, types: Any, positions: Any) -> list[mx.array | None]:
@@ -396,7 +398,7 @@ def attach_head(
         name: tensor
         for name, tensor in tensors.items()
         # Tensors of another class's head are allowed: pre-training leaves its head behind.
-        if name in parameters or not declared.is_head_tensor(name) or name.startswith(chosen.prefixes)
+        if name in parameters or not declared.is_head_tensor(name) or name.startswith(chosen.all_prefixes)
     }
     if problems := tensor_problems(used, parameters):
         raise CheckpointError(

@@ -280,7 +280,7 @@ def _head_traits(
         yield Trait.TAGGER
         if not all(map(_TAG.fullmatch, labels.id2label.values())) or "O" not in labels.id2label.values():
             yield Trait.NO_TAGS
-    fine_tuned = tuple(prefix for each in declared.heads.values() if each.fine_tuned for prefix in each.prefixes)
+    fine_tuned = tuple(prefix for each in declared.heads.values() if each.fine_tuned for prefix in each.all_prefixes)
     if full and any(tensor.startswith(fine_tuned) for tensor in heads):
         yield Trait.FULL_UNKNOWN
     if full and head.kind is not HeadKind.SEQUENCE:

@@ -155,14 +155,15 @@ def _logits(model: Model, output: BertOutput, probe: Probe, clock: Clock) -> Out
     batch = output.last_hidden_state.shape[0]
     if isinstance(model, Encoder):
         return {}
+    kind = None if isinstance(model, TrainedModel) else model.kind
     if isinstance(model, TrainedModel):
         logits = model.logits(output, probe)
     elif model.head.needs_pooler and output.pooler_output is None:
         return {}  # the gates report each as missing in MLX
     else:
-        logits = model.apply_head(output, choices=choices_of(batch) if model.kind is HeadKind.CHOICE else None)
+        logits = model.apply_head(output, choices=choices_of(batch) if kind is HeadKind.CHOICE else None)
     computed = {name: clock(f"{LOGITS}{name}", partial(_numpy, array)) for name, array in logits.items()}
-    return {f"{LOGITS}{name}": as_vectors(name, array, batch) for name, array in computed.items()}
+    return {f"{LOGITS}{name}": as_vectors(array, kind) for name, array in computed.items()}
 
 
 def rows_alone(probe: Probe) -> Iterator[tuple[Probe, int]]:

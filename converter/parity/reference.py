@@ -88,7 +88,8 @@ class Reference:
         batch = probe.shape[0]
         inputs = _tensors(self.model, probe)
         head = architecture(self.model.config.model_type).heads.get(self.class_name)
-        if head is not None and head.kind is HeadKind.CHOICE:
+        kind = None if head is None else head.kind
+        if kind is HeadKind.CHOICE:
             inputs = {name: tensor.view(-1, choices_of(batch), tensor.shape[-1]) for name, tensor in inputs.items()}
         encoded: list[Any] = []  # a class with a head does not return the pooler's output
         hook = self.model.base_model.register_forward_hook(lambda _module, _inputs, output: encoded.append(output))
@@ -100,7 +101,7 @@ class Reference:
         return ReferenceOutput(
             hidden_states=tuple(state.numpy() for state in output.hidden_states),
             pooler_output=_pooler_output(encoded[0]),
-            logits={name: as_vectors(name, output[name].numpy(), batch) for name in output if name.endswith("logits")},
+            logits={name: as_vectors(output[name].numpy(), kind) for name in output if name.endswith("logits")},
         )
 
 
@@ -109,11 +110,16 @@ def choices_of(batch: int) -> int:
     return 2 if batch % 2 == 0 else 1
 
 
-def as_vectors(name: str, logits: np.ndarray, batch: int) -> np.ndarray:
-    """Return logits as a vector for each position, (B, L, F), or each text, (B, F); spans and choices have F = 1."""
-    if name in ("start_logits", "end_logits"):
+def as_vectors(logits: np.ndarray, kind: HeadKind | None) -> np.ndarray:
+    """Return logits as a vector for each position, (B, L, F), or each text, (B, F).
+
+    Args:
+        logits: one output of a head.
+        kind: what the head does; one score for a position or for a choice has F = 1. None: a fine-tuned head.
+    """
+    if kind in (HeadKind.SPAN, HeadKind.REPLACED_TOKEN):
         return logits[..., None]
-    return logits if len(logits) == batch else logits.reshape(batch, 1)
+    return logits.reshape(-1, 1) if kind is HeadKind.CHOICE else logits
 
 
 def _tensors(model: Any, probe: Probe) -> dict[str, Any]:

@@ -98,9 +98,8 @@ def _on_batches(
         for pooled, output in zip(vectors, outputs, strict=True):
             pooled.append(_pooled(output, batch, pooling))
         if _has_decisions(exact):
-            problem = exact.labels.problem_type if exact.kind is HeadKind.SEQUENCE else None
             scores = [
-                distributions(model.apply_head(output), batch, problem)
+                distributions(model.apply_head(output), batch, exact.kind, exact.labels.problem_type)
                 for model, output in zip((exact, quantized), outputs, strict=True)
             ]
             for a, b in zip(*scores, strict=True):
@@ -127,18 +126,36 @@ def _has_decisions(model: Any) -> bool:
     return isinstance(model, PretrainedBert) and model.kind is not HeadKind.CHOICE
 
 
-def distributions(outputs: dict[str, mx.array], batch: TokenBatch, problem: str | None) -> list[np.ndarray]:
-    """Return the scores of a head as rows of logits, for real positions only; `problem` is its `problem_type`."""
+def distributions(
+    outputs: dict[str, mx.array], batch: TokenBatch, kind: HeadKind, problem: str | None = None
+) -> list[np.ndarray]:
+    """Return the scores of a head as rows of logits, for real positions only.
+
+    Args:
+        outputs: of the head, by name.
+        batch: the tokens.
+        kind: what the head does.
+        problem: `problem_type` of a sequence classifier.
+    """
+    if kind is not HeadKind.SEQUENCE:
+        problem = None
     rows = []
     for name, array in outputs.items():
         scores = np.array(array.astype(mx.float32))
         if name in _SPAN_SCORES:
             rows.append(np.where(batch.keep, scores, -np.inf))
-        elif problem == "multi_label_classification":  # yes or no for each label
-            rows.append(np.stack([scores, np.zeros_like(scores)], axis=-1))
+        elif problem == "multi_label_classification":
+            rows.append(_yes_or_no(scores))
+        elif kind is HeadKind.REPLACED_TOKEN:
+            rows.append(_yes_or_no(scores[batch.keep]))
         elif name in _CLASS_SCORES and scores.shape[-1] > 1 and problem != "regression":
             rows.append(scores[batch.keep] if scores.ndim == 3 else scores)
     return rows
+
+
+def _yes_or_no(scores: np.ndarray) -> np.ndarray:
+    """Return logits of "yes" (…) as logits of both answers, (…, 2)."""
+    return np.stack([scores, np.zeros_like(scores)], axis=-1)
 
 
 # By hand, as a conversion must work without scipy, which only the extra `kaggle` has.

@@ -115,7 +115,7 @@ class TokenClassificationHead(_LinearHead):
 
 
 class MultipleChoiceHead(_LinearHead):
-    """`BertForMultipleChoice`: one score for each choice, `logits` (B, C)."""
+    """`BertForMultipleChoice`: `logits` (B,), one score for each text; C consecutive texts are one question."""
 
     needs_pooler: ClassVar[bool] = True
 
@@ -123,7 +123,7 @@ class MultipleChoiceHead(_LinearHead):
         super().__init__(hidden_size, 1, dropout)
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """Map the pooled vector of each choice, (B, C, D), to (B, C)."""
+        """Map (B, D) to (B,)."""
         return {"logits": self.classifier(self.dropout(require_pooled(pooled, self))).squeeze(-1)}
 
 

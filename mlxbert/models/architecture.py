@@ -48,6 +48,7 @@ class HeadClass:
         has_pooler: whether the class has the encoder's pooler and its head reads it.
         labels: path of the Linear whose rows are the labels; None: the head has no labels.
         tied_bias: names of the decoder's bias and of what transformers ties it to; None: there are none.
+        optional: what the names of those of its tensors begin with that some configurations do not have.
     """
 
     kind: HeadKind
@@ -56,6 +57,12 @@ class HeadClass:
     has_pooler: bool = False
     labels: str | None = None
     tied_bias: tuple[str, str] | None = None
+    optional: tuple[str, ...] = ()
+
+    @property
+    def all_prefixes(self) -> tuple[str, ...]:
+        """What the names of its tensors can begin with."""
+        return (*self.prefixes, *self.optional)
 
     @property
     def fine_tuned(self) -> bool:
@@ -149,7 +156,7 @@ class Architecture:
     @property
     def head_prefixes(self) -> tuple[str, ...]:
         """What the names of any head's tensors begin with."""
-        return tuple(dict.fromkeys(prefix for head in self.heads.values() for prefix in head.prefixes))
+        return tuple(dict.fromkeys(prefix for head in self.heads.values() for prefix in head.all_prefixes))
 
     def is_head_tensor(self, name: str) -> bool:
         """Return whether a tensor of this name belongs to a head of a class of transformers."""

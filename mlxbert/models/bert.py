@@ -127,14 +127,14 @@ class BertEmbeddings(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.embedding_size)
+        self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, inputs: Inputs, counted: mx.array | None = None) -> mx.array:
-        """Ids (B, L) to embeddings (B, L, D).
+        """Ids (B, L) to embeddings (B, L, E).
 
         Args:
             inputs: types default to 0.
@@ -159,6 +159,47 @@ class BertEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(words + types + positions))
 
 
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """Map (B, L, D) to (B, H, L, Dh)."""
+    B, L, _ = x.shape
+    return x.reshape(B, L, heads, -1).swapaxes(1, 2)
+
+
+def merge_heads(x: mx.array) -> mx.array:
+    """Map (B, H, L, Dh) to (B, L, D)."""
+    B, _, L, _ = x.shape
+    return x.swapaxes(1, 2).reshape(B, L, -1)
+
+
+def attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: mx.array | None,
+    dropout: Dropout,
+    output_attentions: bool = False,
+) -> tuple[mx.array, mx.array | None]:
+    """Return softmax(scale · Q Kᵀ) V, (B, H, L, Dh), and on request the weights, (B, H, L, L).
+
+    Args:
+        q, k, v: (B, H, L, Dh).
+        scale: factor of the scores.
+        mask: boolean, broadcasts to (B, H, L, L), True = attend; None: attend to all.
+        dropout: of the weights.
+        output_attentions: also return the weights, before dropout.
+    """
+    if output_attentions or (dropout.training and dropout.drops) or has_fast_softmax(q.dtype):
+        # The fused kernel neither returns its weights nor drops any. MLX's CPU backend has no such kernel: it runs
+        # the same operations with a softmax that alone would take a fifth of the forward pass.
+        scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, L, L)
+        if mask is not None:
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+        weights = softmax(scores)
+        return dropout(weights) @ v, weights if output_attentions else None
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask), None
+
+
 class BertSelfAttention(nn.Module):
     """softmax(Q Kᵀ / √Dh) V over H heads; transformers `BertSelfAttention`, https://arxiv.org/abs/1706.03762."""
 
@@ -178,25 +219,9 @@ class BertSelfAttention(nn.Module):
 
         `mask` is boolean and broadcasts to (B, H, L, L), True = attend.
         """
-        B, L, D = x.shape
-        q, k, v = (self._split(projection(x)) for projection in (self.query, self.key, self.value))
-        if output_attentions or (self.training and self.dropout.drops) or has_fast_softmax(x.dtype):
-            # The fused kernel neither returns its weights nor drops any. MLX's CPU backend has no such kernel: it runs
-            # the same operations with a softmax that alone would take a fifth of the forward pass.
-            scores = (q * self.scale) @ k.swapaxes(-1, -2)  # (B, H, L, L)
-            if mask is not None:
-                scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-            weights = softmax(scores)
-            context = self.dropout(weights) @ v
-        else:
-            weights = None
-            context = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
-        context = context.swapaxes(1, 2).reshape(B, L, D)  # (B, H, L, Dh) -> (B, L, D)
-        return context, weights if output_attentions else None
-
-    def _split(self, x: mx.array) -> mx.array:
-        B, L, _ = x.shape
-        return x.reshape(B, L, self.num_heads, -1).swapaxes(1, 2)  # (B, H, L, Dh)
+        q, k, v = (split_heads(projection(x), self.num_heads) for projection in (self.query, self.key, self.value))
+        context, weights = attend(q, k, v, self.scale, mask, self.dropout, output_attentions)
+        return merge_heads(context), weights
 
 
 class BertSelfOutput(nn.Module):

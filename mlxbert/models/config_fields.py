@@ -42,6 +42,11 @@ class EncoderConfig:
     tie_word_embeddings: bool
 
     @property
+    def embedding_size(self) -> int:
+        """The width of a row of the word embeddings; an architecture may have its own field for it."""
+        return self.hidden_size
+
+    @property
     def num_layers(self) -> int:
         """The number of layers that run in sequence; they may share their parameters."""
         return self.num_hidden_layers

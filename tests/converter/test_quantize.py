@@ -490,11 +490,14 @@ def test_several_labels_are_compared_each_by_itself() -> None:
     special = pytest.importorskip("scipy.special")
     batch = TokenBatch(np.zeros((4, 2), np.int64), np.ones((4, 2), np.int64))
     logits = RNG.standard_normal((2, 4, 3)).astype(np.float32)
-    (a,), (b,) = (distributions({"logits": mx.array(one)}, batch, "multi_label_classification") for one in logits)
+    (a,), (b,) = (
+        distributions({"logits": mx.array(one)}, batch, HeadKind.SEQUENCE, "multi_label_classification")
+        for one in logits
+    )
     p, q = special.expit(logits.astype(np.float64))
     np.testing.assert_allclose(divergence(a, b), special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q), atol=1e-7)
     np.testing.assert_array_equal(a.argmax(axis=-1) == b.argmax(axis=-1), (p > 0.5) == (q > 0.5))
-    assert distributions({"logits": mx.array(logits[0])}, batch, "regression") == []
+    assert distributions({"logits": mx.array(logits[0])}, batch, HeadKind.SEQUENCE, "regression") == []
 
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", "single_label_classification", "regression"])

@@ -260,7 +260,7 @@ def test_the_heads_alone_are_pure_functions_of_arrays() -> None:
     masked = MaskedLMHead(Predictions(8, 11, lambda x: x, 1e-12))
     assert masked(hidden, None, decode)["logits"].shape == (2, 3, 11)
     assert SpanHead(8)(hidden, None, decode)["end_logits"].shape == (2, 3)
-    assert MultipleChoiceHead(8)(hidden, mx.random.normal((2, 4, 8)), decode)["logits"].shape == (2, 4)
+    assert MultipleChoiceHead(8)(hidden, pooled, decode)["logits"].shape == (2,)
     assert SequenceClassificationHead(8, 5)(hidden, pooled, decode)["logits"].shape == (2, 5)
     with pytest.raises(HeadError, match="SequenceClassificationHead reads the pooler's output: the encoder has none"):
         SequenceClassificationHead(8, 5)(hidden, None, decode)
