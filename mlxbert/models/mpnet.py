@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.pretrained import Dropout
+from heads.pretrained import Dropout, LayerNorm
 from mlxbert.activations import has_fast_softmax, softmax
 from mlxbert.model_arrays import embedded
 from mlxbert.models.base import Context, Encoder, Inputs
@@ -104,7 +104,7 @@ class MPNetEmbeddings(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, inputs: Inputs, counted: mx.array) -> mx.array:
@@ -183,7 +183,7 @@ class MPNetAttention(nn.Module):
     def __init__(self, config: MPNetConfig):
         super().__init__()
         self.attn = MPNetSelfAttention(config)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
