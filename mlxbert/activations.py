@@ -23,6 +23,8 @@ from typing import cast
 
 import mlx.core as mx
 
+from heads.arrays import row_sum
+
 Arithmetic = Callable[..., list[mx.array]]
 
 _log = logging.getLogger("mlxbert")
@@ -100,13 +102,13 @@ def softmax(x: mx.array) -> mx.array:
 @mx.custom_function
 def _softmax_float32(x: mx.array) -> mx.array:
     e = cast(mx.array, exp_nonpositive(x - mx.max(x, axis=-1, keepdims=True)))
-    return e / mx.sum(e, axis=-1, keepdims=True)
+    return e / row_sum(e)
 
 
 @_softmax_float32.vjp
 def _softmax_vjp(_primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
     product = cotangent * output
-    return product - output * mx.sum(product, axis=-1, keepdims=True)
+    return product - output * row_sum(product)
 
 
 @mx.custom_function
