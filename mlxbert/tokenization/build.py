@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
@@ -44,6 +45,20 @@ def missing_tokenizer(directory: Path) -> str:
         TokenizerError: the files that tell the class are damaged.
     """
     return _missing(read_tokenizer_files(directory))
+
+
+def tokenizer_names(directory: Path, hf_config: Mapping[str, Any] | None = None) -> str:
+    """Return the files that would be a tokenizer of this model, for messages: "tokenizer.json or spm.model".
+
+    Args:
+        directory: its files tell the tokenizer's class.
+        hf_config: the content of its `config.json`, where that file is not written yet.
+    """
+    try:
+        kind = kind_of(read_tokenizer_files(directory, hf_config).class_name)
+    except TokenizerError:  # a file is damaged
+        kind = None
+    return "tokenizer.json" if kind is None else f"tokenizer.json or {kind.names}"
 
 
 def _missing(files: TokenizerFiles) -> str:
