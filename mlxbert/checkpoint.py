@@ -91,7 +91,7 @@ def load_tokenizer(
     tokenizer = Tokenizer.from_directory(
         directory,
         max_length=max_length or config.max_length,
-        type_limit=config.table_rows.get("token_type_ids"),
+        type_limit=config.table_rows.get("token_type_ids", 0),
         hf_config=hf_config,
     )
     # MLX reads beyond the end of an embedding without an error, so an id outside of it must never occur.
@@ -152,6 +152,12 @@ def read_config(directory: Path, named: str | None = None, *, other_tools: bool 
         output = f"mlx_models/{Path(named).name}"
         raise CheckpointError(f"{named} was never converted; run: mlxbert-convert {named} -o {output}")
     return config
+
+
+def has_trained_head(config: Mapping[str, Any]) -> bool:
+    """Return whether the head is one that mlxbert trained, whatever its tensors are called: its settings are there."""
+    block = config.get("mlxbert")
+    return isinstance(block, dict) and isinstance(block.get("head"), dict)
 
 
 def is_full_layout(config: Mapping[str, Any]) -> bool:

@@ -161,7 +161,8 @@ def _logits(model: Model, output: BertOutput, probe: Probe, clock: Clock) -> Out
     elif model.head.needs_pooler and output.pooler_output is None:
         return {}  # the gates report each as missing in MLX
     else:
-        logits = model.apply_head(output, choices=choices_of(batch) if kind is HeadKind.CHOICE else None)
+        choices = choices_of(batch) if kind is HeadKind.CHOICE else None
+        logits = model.apply_head(output, probe.attention_mask, choices=choices)
     computed = {name: clock(f"{LOGITS}{name}", partial(_numpy, array)) for name, array in logits.items()}
     return {f"{LOGITS}{name}": as_vectors(array, kind) for name, array in computed.items()}
 

@@ -30,12 +30,22 @@ class PretrainedHead(nn.Module):
     fields: ClassVar[tuple[str, ...]] = ("logits",)
     needs_pooler: ClassVar[bool] = False
 
+    def pool(self, hidden: mx.array, pooled: mx.array | None, mask: mx.array | None) -> mx.array | None:
+        """Return the vector of each text that the head reads, (B, D): the pooler's output, unless the head pools.
+
+        Args:
+            hidden: (B, L, D), the encoder's last hidden state.
+            pooled: (B, D), the pooler's output; None for an encoder without a pooler.
+            mask: (B, L), 1 for real tokens; None: all are real.
+        """
+        return pooled
+
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """Return the logits by field.
 
         Args:
             hidden: (B, L, D), the encoder's last hidden state.
-            pooled: (B, D), the pooler's output; None for an encoder without a pooler. A head that needs it raises.
+            pooled: (B, D), what `pool` returned; None for an encoder without a pooler. A head that needs it raises.
             decode: the tied decoder of a masked-LM head; other heads do not call it.
         """
         raise NotImplementedError
@@ -166,6 +176,11 @@ class Decoder(nn.Module):
         if bias:
             self.bias = mx.zeros((vocab_size,))
 
+    def __call__(self, x: mx.array, decode: Decode) -> mx.array:
+        """Map (…, D) to (…, V), by the word embeddings if there is no weight, without a bias if there is none."""
+        logits = x @ self.weight.T if "weight" in self else decode(x)
+        return logits + self.bias if "bias" in self else logits
+
 
 class WordScores(nn.Module):
     """Scores for every word of the vocabulary.
@@ -185,10 +200,9 @@ class WordScores(nn.Module):
 
     def scores(self, x: mx.array, decode: Decode) -> mx.array:
         """Map (…, D) to (…, V)."""
-        decoder = self.decoder if "decoder" in self else nn.Module()
-        logits = x @ decoder.weight.T if "weight" in decoder else decode(x)
-        bias: mx.array = decoder.bias if "bias" in decoder else self.bias
-        return logits + bias
+        logits: mx.array = self.decoder(x, decode) if "decoder" in self else decode(x)
+        has_own_bias = "decoder" in self and "bias" in self.decoder
+        return logits if has_own_bias else logits + self.bias
 
 
 class Predictions(WordScores):

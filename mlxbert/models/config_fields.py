@@ -46,10 +46,14 @@ class EncoderConfig:
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    hidden_act: str
     pad_token_id: int | None
     initializer_range: float
     tie_word_embeddings: bool
+
+    @property
+    def hidden_act(self) -> str:
+        """The name of the activation of the feed-forward blocks."""
+        raise NotImplementedError
 
     @property
     def embedding_size(self) -> int:

@@ -43,7 +43,8 @@ class Tokenizer:
     Attributes:
         max_length: the longest input in tokens, special ones included, that a call cuts to; None for no limit.
         model_limit: the number of positions that the model has; None when it is not known.
-        type_limit: the number of token types that the model has; None when it is not known.
+        type_limit: the number of token types that the model has; None when it is not known. If it has none, all types
+            are 0, whatever the tokenizer's files say.
         vocab_size: rows that the embedding matrix must have at least: the highest id plus one.
         pad_token_id, cls_token_id, sep_token_id, mask_token_id, unk_token_id: ids of the special tokens; None for
             one that the vocabulary lacks (padding is then id 0, which the mask hides).
@@ -215,7 +216,7 @@ class Tokenizer:
             TokenizerError: the model has fewer token types than the tokenizer gives.
         """
         highest = self._frame(pair).highest_type
-        if self.type_limit is None or highest < self.type_limit:
+        if not self.type_limit or highest < self.type_limit:
             return
         if self.type_limit == 1 and pair:
             raise TokenizerError(
@@ -336,7 +337,7 @@ class Tokenizer:
                 rows.append(
                     Encoding(
                         ids=tuple(row.ids),
-                        type_ids=tuple(row.type_ids),
+                        type_ids=self._types(row),
                         offsets=tuple(row.offsets),
                         special_tokens_mask=tuple(row.special_tokens_mask),
                         n_truncated=0,
@@ -344,7 +345,7 @@ class Tokenizer:
                     )
                 )
             else:
-                rows.append(Encoding(tuple(row.ids), tuple(row.type_ids), (), (), 0))
+                rows.append(Encoding(tuple(row.ids), self._types(row), (), (), 0))
         return rows
 
     def _cut(self, text: str, pair: str | None, limit: int, strategy: str) -> Encoding:
@@ -388,8 +389,12 @@ class Tokenizer:
 
     def _frame(self, pair: bool) -> Frame:
         if pair not in self._frames:
-            self._frames[pair] = Frame.of(self._backend, pair=pair)
+            frame = Frame.of(self._backend, pair=pair)
+            self._frames[pair] = frame.without_types() if self.type_limit == 0 else frame
         return self._frames[pair]
+
+    def _types(self, row: tokenizers.Encoding) -> tuple[int, ...]:
+        return (0,) * len(row) if self.type_limit == 0 else tuple(row.type_ids)
 
     def checked_limit(self, max_length: int | None, *, pair: bool = False) -> int | None:
         """Return the limit in tokens of a call with this `max_length`; None for no limit.

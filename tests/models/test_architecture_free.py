@@ -44,7 +44,7 @@ def module_paths() -> set[str]:
             parts = name.split(".")
             if len(parts) > 2:
                 paths.add(".".join(parts[:2]))
-            if core.is_norm(name):
+            if core.is_norm(name) and parts[-2] != "norm":  # an English word
                 paths.add(parts[-2])
     return paths
 
@@ -54,6 +54,7 @@ def config_fields() -> set[str]:
     contract = {
         *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
         *("pad_token_id", "initializer_range", "tie_word_embeddings", "classifier_dropout", "hidden_dropout_prob"),
+        *("activation", "dropout"),  # ordinary words, which other code uses too
     }
     return {name for one in declared() for name in one.config.CHECKS} - contract
 
