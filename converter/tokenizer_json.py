@@ -1,7 +1,7 @@
 """Make the `tokenizer.json` of a source that has a SentencePiece model instead, by transformers' own converter.
 
-The `tokenizers` package, which gives the ids at run time, does not read SentencePiece models. transformers does; so the
-ids of the converted directory are those that it gives for the source.
+The `tokenizers` package, which gives the ids at run time, does not read SentencePiece models. transformers does; so
+the ids of the converted directory are those that it gives for the source.
 """
 
 from __future__ import annotations

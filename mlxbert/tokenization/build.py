@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from mlxbert.errors import shown
 from mlxbert.tokenization import byte_bpe, unigram, wordpiece
 from mlxbert.tokenization.encoding import refuse_stop
 from mlxbert.tokenization.files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles, read_tokenizer_files
@@ -69,6 +70,23 @@ def _missing(files: TokenizerFiles) -> str:
         f"{files.directory}: no tokenizer: tokenizer.json is not there, which {files.class_name} needs; "
         "fix: copy it from the model's source, or save it with transformers' save_pretrained"
     )
+
+
+def has_types(files: TokenizerFiles) -> bool:
+    """Return whether a call of the tokenizer gives token types, as in transformers 5; if not, every type is 0.
+
+    Raises:
+        TokenizerError: `model_input_names` in the files is not a list.
+    """
+    names = files.config.get("model_input_names")
+    if names is None:
+        kind = kind_of(files.class_name)
+        return kind is not None and kind.has_types
+    if not isinstance(names, list):
+        raise TokenizerError(
+            f"{files.directory / 'tokenizer_config.json'}: model_input_names must be a list, not {shown(names)}"
+        )
+    return "token_type_ids" in names
 
 
 def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]]:

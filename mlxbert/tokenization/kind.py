@@ -41,6 +41,7 @@ class Kind:
         token: the special token that the class makes of a text.
         extras: special tokens without an attribute name, where no file names any.
         appends: whether a special token that the vocabulary lacks gets an id behind it.
+        has_types: whether it gives token types where no file says so (`model_input_names` of the class).
     """
 
     classes: tuple[str, ...]
@@ -53,6 +54,7 @@ class Kind:
     token: Callable[[str, str], AddedToken] = special_token
     extras: tuple[str, ...] = ()
     appends: bool = False
+    has_types: bool = False
 
     @property
     def is_sentencepiece(self) -> bool:
