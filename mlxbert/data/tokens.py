@@ -26,8 +26,8 @@ from mlxbert.errors import MLXBertWarning
 from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_bytes, read_json
 from mlxbert.files.safetensors import read_array_file
-from mlxbert.tokenization.encoding import warn_of_truncation
 from mlxbert.tokenization.build import missing_tokenizer
+from mlxbert.tokenization.encoding import warn_of_truncation
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 

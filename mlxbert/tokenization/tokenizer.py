@@ -44,8 +44,8 @@ class Tokenizer:
         max_length: the longest input in tokens, special ones included, that a call cuts to; None for no limit.
         model_limit: the number of positions that the model has; None when it is not known.
         type_limit: the number of token types that the model has; None when it is not known. If it has none, or if the
-            tokenizer gives none (transformers 5: only those of BERT and of DeBERTa-v2 do, unless `model_input_names` in
-            `tokenizer_config.json` says otherwise), it is 0, and all types are 0.
+            tokenizer gives none (in transformers 5 only those of BERT and of DeBERTa-v2 do, unless `model_input_names`
+            in `tokenizer_config.json` says otherwise), it is 0, and all types are 0.
         vocab_size: rows that the embedding matrix must have at least: the highest id plus one.
         pad_token_id, cls_token_id, sep_token_id, mask_token_id, unk_token_id: ids of the special tokens; None for
             one that the vocabulary lacks (padding is then id 0, which the mask hides).

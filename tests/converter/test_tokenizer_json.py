@@ -115,8 +115,8 @@ def test_without_the_packages_the_message_says_what_to_install(
     monkeypatch.setattr(tokenizer_json.importlib.util, "find_spec", find)
     text = message(source, tmp_path / "out")
     assert text.startswith(
-        f"{source}: its tokenizer is the SentencePiece model {name}, which becomes tokenizer.json by transformers, and "
-        'sentencepiece and protobuf are not installed; fix: pip install ".[torch]"'
+        f"{source}: its tokenizer is the SentencePiece model {name}, which becomes tokenizer.json by transformers, "
+        'and sentencepiece and protobuf are not installed; fix: pip install ".[torch]"'
     )
     assert text.endswith(f"without {name}, source converts to an encoder alone")
     model_of(source).unlink()
@@ -131,7 +131,9 @@ def test_without_the_packages_the_message_says_what_to_install(
 def test_a_model_under_another_name(source: Path, tmp_path: Path) -> None:
     path = model_of(source)
     path.rename(source / "spm.model" if path.name != "spm.model" else source / "spiece.model")
-    assert f"reads {path.name}, and there is {model_of(source).name}; fix: rename it" in message(source, tmp_path / "o")
+    assert f"reads {path.name}, and there is {model_of(source).name}; fix: rename it" in message(
+        source, tmp_path / "o"
+    )
 
 
 def cut(data: bytes) -> bytes:
@@ -207,8 +209,11 @@ def test_any_damage_is_one_line(name: str, tmp_path: Path) -> None:
                 Tokenizer.from_directory(folder).encode(TEXTS[:20])
             outcomes.add("converted")
         except (SourceError, TokenizerError) as error:
-            assert "\n" not in str(error)
             outcomes.add("refused")
+            lines = str(error).splitlines()
+        else:
+            lines = [""]
+        assert len(lines) == 1
         assert not path.with_name("tokenizer.json").exists()
     assert outcomes == {"converted", "refused"}
 
@@ -226,6 +231,6 @@ def test_a_directory_without_its_tokenizer_names_the_file_that_would_do(source: 
     with pytest.raises(TokenizerError) as caught:
         Tokenizer.from_directory(source)
     assert str(caught.value) == (
-        f"{source}: no tokenizer: neither tokenizer.json nor {name} is there; fix: copy tokenizer.json from the model's "
-        f"source, or put {name} beside the source and convert it again"
+        f"{source}: no tokenizer: neither tokenizer.json nor {name} is there; fix: copy tokenizer.json from the "
+        f"model's source, or put {name} beside the source and convert it again"
     )
