@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -366,7 +366,8 @@ _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 # The checkpoint's own heads
 
 
-def _predictions(config: BertConfig, tensors: Iterable[str]) -> Predictions:
+def bert_predictions(config: Any, tensors: Iterable[str]) -> Predictions:
+    """Return empty scores of words, with those tensors of a decoder that the checkpoint has."""
     names = set(tensors)
     own_bias = "cls.predictions.decoder.bias" in names
     return Predictions(
@@ -378,15 +379,16 @@ def _predictions(config: BertConfig, tensors: Iterable[str]) -> Predictions:
         # If the configuration unties it, it must be there: with the embeddings the numbers would silently differ.
         decoder_weight="cls.predictions.decoder.weight" in names or not config.tie_word_embeddings,
         decoder_bias=own_bias,
+        embedding_size=config.embedding_size,
     )
 
 
 def _masked_lm_head(config: BertConfig, labels: int, tensors: Iterable[str]) -> MaskedLMHead:
-    return MaskedLMHead(_predictions(config, tensors))
+    return MaskedLMHead(bert_predictions(config, tensors))
 
 
 def _pretraining_head(config: BertConfig, labels: int, tensors: Iterable[str]) -> PretrainingHead:
-    return PretrainingHead(_predictions(config, tensors), config.hidden_size)
+    return PretrainingHead(bert_predictions(config, tensors), config.hidden_size)
 
 
 def _next_sentence_head(config: BertConfig, labels: int, tensors: Iterable[str]) -> NextSentenceHead:
