@@ -63,7 +63,7 @@ class Probe:
 
 
 def make_probes(config: EncoderConfig, *, seed: int = 0, tokenize: Tokenize | None = None) -> tuple[Probe, ...]:
-    """Return random ids at lengths 1, 7, 128 and the model's maximum, ragged and random masks, and real sentences.
+    """Return random ids at lengths 1, 7, 128 and the model's maximum, masks and padding of all kinds, and sentences.
 
     Args:
         config: has the size of the vocabulary, the number of token types and the longest input.
@@ -83,6 +83,7 @@ def make_probes(config: EncoderConfig, *, seed: int = 0, tokenize: Tokenize | No
         _ragged(rng, config, min(7, longest), batch=4),
         _ragged(rng, config, longest, batch=2),
         _holes(rng, config, min(64, longest), batch=2),
+        _padding_anywhere(rng, config, min(16, longest)),
     ]
     if tokenize is not None:
         probes.append(_sentences(config, tokenize))
@@ -111,6 +112,24 @@ def _holes(rng: np.random.Generator, config: EncoderConfig, length: int, batch: 
     mask[:, 0] = [1] + [0] * (batch - 1)
     mask[:, -1] = 1
     return Probe(f"random mask, length {length}", ids, mask, types)
+
+
+def _padding_anywhere(rng: np.random.Generator, config: EncoderConfig, length: int) -> Probe:
+    """Return rows whose padding ids and mask disagree: some encoders count positions from the ids, not from the mask.
+
+    Row 0 is padded at the left, row 1 has padding that the mask keeps, row 2 has a mask that hides real tokens at its
+    beginning, row 3 is padding alone, which the mask keeps. Small ids, so that those of all special tokens are there.
+    """
+    ids, types = _draw(rng, config, length, batch=4)
+    ids = ids % min(8, config.vocab_size)
+    pad = config.pad_token_id or 0
+    start = length // 3
+    mask = np.ones_like(ids)
+    ids[0, :start], mask[0, :start] = pad, 0
+    ids[1, start::2] = pad
+    mask[2, :start] = 0
+    ids[3] = pad
+    return Probe(f"padding anywhere, length {length}", ids, mask, types)
 
 
 def _draw(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> tuple[np.ndarray, np.ndarray]:

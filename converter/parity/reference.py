@@ -88,7 +88,8 @@ class Reference:
         batch = probe.shape[0]
         inputs = _tensors(self.model, probe)
         head = architecture(self.model.config.model_type).heads.get(self.class_name)
-        if head is not None and head.kind is HeadKind.CHOICE:
+        kind = None if head is None else head.kind
+        if kind is HeadKind.CHOICE:
             inputs = {name: tensor.view(-1, choices_of(batch), tensor.shape[-1]) for name, tensor in inputs.items()}
         encoded: list[Any] = []  # a class with a head does not return the pooler's output
         hook = self.model.base_model.register_forward_hook(lambda _module, _inputs, output: encoded.append(output))
@@ -100,11 +101,7 @@ class Reference:
         return ReferenceOutput(
             hidden_states=tuple(state.numpy() for state in output.hidden_states),
             pooler_output=_pooler_output(encoded[0]),
-            logits={
-                name: as_vectors(output[name].numpy(), head and head.kind)
-                for name in output
-                if name.endswith("logits")
-            },
+            logits={name: as_vectors(output[name].numpy(), kind) for name in output if name.endswith("logits")},
         )
 
 

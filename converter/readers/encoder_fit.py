@@ -147,10 +147,9 @@ def find_encoder(
     if unknown := {key: shapes[key] for name, key in outside.items() if not rules.is_head(name)}:
         raise unmapped_error(rules.mapping, unknown, inside=False)
     notes: list[str] = []
-    usual = (name for name in supported() if base.endswith(architecture(name).prefix))
-    if model_type := next(usual, None):
+    if usual := [name for name in supported() if base.endswith(architecture(name).prefix)]:
         notes.append(
-            f"{fit.shown} is the usual prefix of model_type '{model_type}', but config.json says "
+            f"{fit.shown} is the usual prefix of model_type {' or '.join(map(repr, usual))}, but config.json says "
             f"'{rules.mapping.model_type}', and the model computes as that; if it is wrong, fix config.json"
         )
     if outside:

@@ -1,8 +1,13 @@
-"""RoBERTa: Liu et al. 2019, https://arxiv.org/abs/1907.11692; transformers `models/roberta/modeling_roberta.py`.
+"""RoBERTa, and two models that differ from it in vocabulary and tokenizer: XLM-RoBERTa and CamemBERT.
 
-Its layers are BERT's. Three things differ. Positions are counted from the ids, without padding, so that their table
-has `pad_token_id` + 1 rows more than a text may have tokens. The tokenizer (byte-level BPE) gives no token types, but
-the checkpoint has a table of one row for them. The language-model and classification heads are its own.
+RoBERTa: Liu et al. 2019, https://arxiv.org/abs/1907.11692; transformers `models/roberta/modeling_roberta.py`.
+XLM-RoBERTa: Conneau et al. 2019, https://arxiv.org/abs/1911.02116; `models/xlm_roberta/modeling_xlm_roberta.py`.
+CamemBERT: Martin et al. 2019, https://arxiv.org/abs/1911.03894; `models/camembert/modeling_camembert.py`.
+
+Their layers are BERT's. Three things differ. Positions are counted from the ids, without padding, so that their table
+has `pad_token_id` + 1 rows more than a text may have tokens. The tokenizer (byte-level BPE; for the other two
+SentencePiece) gives no token types, but the checkpoint has a table of one row for them. The language-model and
+classification heads are their own.
 """
 
 from __future__ import annotations
@@ -64,6 +69,30 @@ class RobertaConfig(BertConfig):
         return parsed
 
 
+@dataclass(frozen=True)
+class XLMRobertaConfig(RobertaConfig):
+    """The fields of an XLM-RoBERTa configuration that change numbers, with transformers' own defaults.
+
+    Source: transformers `models/xlm_roberta/configuration_xlm_roberta.py`.
+    """
+
+    model_type: ClassVar[str] = "xlm-roberta"
+
+    vocab_size: int = 30522
+
+
+@dataclass(frozen=True)
+class CamembertConfig(RobertaConfig):
+    """The fields of a CamemBERT configuration that change numbers, with transformers' own defaults.
+
+    Source: transformers `models/camembert/configuration_camembert.py`.
+    """
+
+    model_type: ClassVar[str] = "camembert"
+
+    vocab_size: int = 30522
+
+
 class RobertaCore(BertCore):
     """BERT's modules; positions are counted from the ids."""
 
@@ -111,9 +140,20 @@ def _sequence_head(config: RobertaConfig, labels: int, tensors: Iterable[str]) -
     return RobertaClassificationHead(config.hidden_size, labels, config.head_dropout)
 
 
-_LM, _SEQUENCE, _SPAN = ("lm_head.",), ("classifier.dense.", "classifier.out_proj."), ("qa_outputs.",)
-_CLASSIFIER = ("classifier.weight", "classifier.bias")
-_TIED_BIAS = ("lm_head.decoder.bias", "lm_head.bias")
+def _heads(name: str) -> dict[str, HeadClass]:
+    """Return the heads of the model whose classes in transformers begin with `name`."""
+    tied_bias = ("lm_head.decoder.bias", "lm_head.bias")
+    parts, classifier = ("classifier.dense.", "classifier.out_proj."), ("classifier.weight", "classifier.bias")
+    return {
+        f"{name}ForMaskedLM": HeadClass(HeadKind.MASKED_LM, ("lm_head.",), _masked_lm_head, tied_bias=tied_bias),
+        f"{name}ForSequenceClassification": HeadClass(
+            HeadKind.SEQUENCE, parts, _sequence_head, labels="classifier.out_proj"
+        ),
+        f"{name}ForTokenClassification": HeadClass(HeadKind.TOKEN, classifier, token_head, labels="classifier"),
+        f"{name}ForMultipleChoice": HeadClass(HeadKind.CHOICE, classifier, choice_head, has_pooler=True),
+        f"{name}ForQuestionAnswering": HeadClass(HeadKind.SPAN, ("qa_outputs.",), span_head),
+    }
+
 
 ROBERTA = replace(
     BERT,  # its modules, and so the names, the limits and what Swift calls them
@@ -123,15 +163,7 @@ ROBERTA = replace(
     encoder=RobertaCore,
     encoder_class="RobertaModel",
     prefix="roberta.",
-    heads={
-        "RobertaForMaskedLM": HeadClass(HeadKind.MASKED_LM, _LM, _masked_lm_head, tied_bias=_TIED_BIAS),
-        "RobertaForSequenceClassification": HeadClass(
-            HeadKind.SEQUENCE, _SEQUENCE, _sequence_head, labels="classifier.out_proj"
-        ),
-        "RobertaForTokenClassification": HeadClass(HeadKind.TOKEN, _CLASSIFIER, token_head, labels="classifier"),
-        "RobertaForMultipleChoice": HeadClass(HeadKind.CHOICE, _CLASSIFIER, choice_head, has_pooler=True),
-        "RobertaForQuestionAnswering": HeadClass(HeadKind.SPAN, _SPAN, span_head),
-    },
+    heads=_heads("Roberta"),
     tokenizer_class="RobertaTokenizer",
     has_token_types=False,
     assumed=lambda config: False,
@@ -139,4 +171,24 @@ ROBERTA = replace(
     tiny={**BERT.tiny, "vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 66, "pad_token_id": 1},
 )
 
-ARCHITECTURES = (ROBERTA,)
+XLM_ROBERTA = replace(
+    ROBERTA,
+    model_type="xlm-roberta",
+    config=XLMRobertaConfig,
+    encoder_class="XLMRobertaModel",
+    heads=_heads("XLMRoberta"),
+    tokenizer_class="XLMRobertaTokenizer",
+    known_to=frozenset({"mlx-embeddings", "mlx-vlm", "MLXEmbedders"}),
+)
+
+CAMEMBERT = replace(
+    ROBERTA,
+    model_type="camembert",
+    config=CamembertConfig,
+    encoder_class="CamembertModel",
+    heads=_heads("Camembert"),
+    tokenizer_class="CamembertTokenizer",
+    known_to=frozenset(),
+)
+
+ARCHITECTURES = (ROBERTA, XLM_ROBERTA, CAMEMBERT)

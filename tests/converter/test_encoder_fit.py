@@ -70,8 +70,8 @@ def test_an_encoder_under_any_prefix(prefix: str, tmp_path: Path) -> None:
 def test_the_prefix_of_another_architecture_is_said(prefix: str, tmp_path: Path) -> None:
     result = convert(write(tmp_path / "src", prefixed(prefix, state_of())), tmp_path / "out", verify=False)
     assert (
-        "roberta. is the usual prefix of model_type 'roberta', but config.json says 'bert', and the model computes as "
-        "that; if it is wrong, fix config.json"
+        "roberta. is the usual prefix of model_type 'camembert' or 'roberta' or 'xlm-roberta', but config.json says "
+        "'bert', and the model computes as that; if it is wrong, fix config.json"
     ) in "\n".join(result.notes)
 
 

@@ -111,6 +111,18 @@ def test_a_model_with_one_token_type_and_few_positions_is_not_asked_for_more() -
         assert not probe.token_type_ids.any()
 
 
+@pytest.mark.parametrize("model_type", supported())
+def test_padding_ids_and_mask_disagree_in_a_probe_of_every_architecture(model_type: str) -> None:
+    config = config_from_hf({"model_type": model_type, **architecture(model_type).tiny})
+    pad = config.pad_token_id or 0
+    probe = next(probe for probe in make_probes(config) if probe.name.startswith("padding anywhere"))
+    padding = probe.input_ids == pad
+    assert (padding & probe.keep).any(axis=1)[1], "padding that the mask keeps"
+    assert (~padding & ~probe.keep).any(axis=1)[2], "real tokens that the mask hides"
+    assert (padding & ~probe.keep)[0, 0], "padding at the left"
+    assert (padding & probe.keep)[3].all(), "padding alone"
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_every_token_type_is_probed(count: int) -> None:
     """Of three types the third alone, or none, was compared: a swapped row of the table went unseen."""
