@@ -15,7 +15,7 @@ from mlx.utils import tree_unflatten
 
 from mlxbert.errors import MLXBertError
 from mlxbert.model_arrays import named_parameters
-from mlxbert.models.base import POOLER
+from mlxbert.models.architecture import POOLER
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.with_head import BertWithHead
 
