@@ -1,10 +1,12 @@
-"""Small random BERTs of every class, built by transformers, every parameter randomized.
+"""Small random encoders of every class, built by transformers, every parameter randomized.
 
 transformers' own initialization (LayerNorm 1 and 0, zero biases) would hide swapped tensors.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,25 @@ ALL_CLASSES = tuple(
 """Every class of transformers that there is an encoder, and a head, for."""
 
 
-def randomize(model: Any, seed: int = 0) -> Any:
-    """Every parameter from a normal distribution whose scale keeps the activations alive; evaluation mode."""
+def randomize(model: Any, seed: int = 0, *, like_trained: bool = False) -> Any:
+    """Every parameter from a normal distribution whose scale keeps the activations alive; evaluation mode.
+
+    `like_trained`: norms and biases as near to 1 and 0 as those of trained encoders, so that a small mistake is small.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
+    modules = list(model.modules())
+    norms = {id(m.weight) for m in modules if isinstance(m, torch.nn.LayerNorm | torch.nn.RMSNorm)}
+    tables = {id(m.weight) for m in modules if isinstance(m, torch.nn.Embedding)}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            centre = 1.0 if name.endswith(("LayerNorm.weight", "layer_norm.weight")) else 0.0
-            scale = parameter.shape[1] ** -0.5 if parameter.ndim == 2 and "embeddings" not in name else 0.3
+            centre, scale = float(id(parameter) in norms), 0.3
+            if parameter.ndim > 1 and id(parameter) not in tables:
+                scale = parameter[0].numel() ** -0.5
+            elif parameter.ndim == 1 and like_trained:
+                scale = 0.2 if centre else 0.1
             parameter.copy_(centre + scale * noise)
     return model.eval()
 
@@ -41,15 +52,22 @@ def declared_of(class_name: str) -> Architecture:
     return next(one for one in declared if class_name == one.encoder_class or class_name in one.heads)
 
 
-def tiny_model(architecture: str = "BertModel", *, seed: int = 0, pooler: bool = True, **sizes: Any) -> Any:
-    """A randomized transformers model of the class `architecture`."""
+def in_config(declared: Architecture, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields under the names that they have in the architecture's `config.json`."""
+    return {declared.config.ALIASES.get(name, name): value for name, value in fields.items()}
+
+
+def tiny_model(
+    architecture: str = "BertModel", *, seed: int = 0, pooler: bool = True, like_trained: bool = False, **sizes: Any
+) -> Any:
+    """A randomized transformers model of the class `architecture`; `sizes` are fields of its configuration or ours."""
     import transformers
 
     declared, model = declared_of(architecture), getattr(transformers, architecture)
-    config = model.config_class(**{**declared.tiny, **sizes})
-    if architecture == declared.encoder_class:
-        return randomize(model(config, add_pooling_layer=pooler), seed)
-    return randomize(model(config), seed)
+    config = model.config_class(**(in_config(declared, declared.tiny) | in_config(declared, sizes)))
+    takes_pooler = "add_pooling_layer" in inspect.signature(model.__init__).parameters
+    flags = {"add_pooling_layer": pooler} if architecture == declared.encoder_class and takes_pooler else {}
+    return randomize(model(config, **flags), seed, like_trained=like_trained)
 
 
 def save_tiny(directory: Path, architecture: str = "BertModel", **options: Any) -> Any:
