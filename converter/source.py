@@ -5,9 +5,10 @@ Nothing here imports torch, and no code in a file is ever run.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,8 +39,8 @@ from mlxbert.checkpoint import is_license_file
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, reading_failed
-from mlxbert.models.architecture import config_from_hf
-from mlxbert.models.config_fields import ConfigError
+from mlxbert.models.architecture import architecture, config_from_hf
+from mlxbert.models.config_fields import ConfigError, EncoderConfig
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.with_head import HEADS_FILE
 
@@ -241,6 +242,9 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
         config, entries = dequantized(chosen, config, entries, prefix=prefix)
     else:
         refuse_quantized(chosen, entries)
+    if parsed is not None:
+        config, field_notes = _with_fields_of(config, parsed, entries)
+        type_notes += field_notes
     side_files, side_notes = _side_files(root, folder, modules, options.config)
     for name in _READ_BY_OTHERS:
         if os.path.lexists(directory / name):
@@ -280,6 +284,19 @@ def _with_model_type(config: dict[str, Any], file: Path, weights: Weights) -> tu
             note = f"{file.name} has no model_type: taken for {model_type!r}, whose tensors these are"
             return {**config, "model_type": model_type}, [note]
     return config, []
+
+
+def _with_fields_of(
+    config: dict[str, Any], parsed: EncoderConfig, names: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration with the fields that the names of the tensors show, and a note on each that differs."""
+    shown = architecture(parsed.model_type).fields_of(names)
+    changed = {name: value for name, value in shown.items() if getattr(parsed, name) != value}
+    notes = [
+        f"{name} is {json.dumps(value)}, whatever config.json says: its tensors show it"
+        for name, value in changed.items()
+    ]
+    return {**config, **changed}, notes
 
 
 def _layout_notes(path: Path, root: Path, folder: str) -> list[str]:

@@ -30,12 +30,12 @@ MAPPING = ArchitectureMapping(
             ("type_vocab_size", E),
             when=lambda config: config.type_vocab_size > 0,
         ),
-        Rename("embeddings.embed_proj.weight", (D, E), when=lambda config: config.embedding_size != config.hidden_size),
+        Rename(
+            "embeddings.embed_proj.weight", (D, E), when=lambda config: config.embedding_size != config.hidden_size
+        ),
         Rename("embeddings.LayerNorm.weight", (D,), also=("embeddings.LayerNorm.gamma",)),
         Rename("embeddings.LayerNorm.bias", (D,), also=("embeddings.LayerNorm.beta",)),
-        Rename(
-            "encoder.rel_embeddings.weight", ("distance_rows", D), when=lambda config: config.relative_attention
-        ),
+        Rename("encoder.rel_embeddings.weight", ("distance_rows", D), when=lambda config: config.relative_attention),
         Rename(
             "encoder.LayerNorm.weight",
             (D,),

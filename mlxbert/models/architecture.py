@@ -132,6 +132,7 @@ class Architecture:
         variants: `model_type`s that are like this one and are not computed -> what they are.
         written_config: from the content of a source's `config.json`, the content to write.
         kept: path of a matrix that is never packed -> the reason.
+        fields_of: from the names of a checkpoint's tensors, the fields of `config.json` that they show, whatever it says.
         tiny: fields of a small configuration, for tests.
     """
 
@@ -153,6 +154,7 @@ class Architecture:
     variants: Mapping[str, str] = field(default_factory=dict)
     written_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
     kept: Mapping[str, str] = field(default_factory=dict)
+    fields_of: Callable[[Iterable[str]], Mapping[str, Any]] = lambda names: {}
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -27,7 +27,7 @@ from heads.pretrained.deberta_v2 import (
     DebertaV2Predictions,
     DebertaV2SequenceHead,
 )
-from mlxbert.activations import ACTIVATIONS, has_fast_softmax, softmax
+from mlxbert.activations import ACTIVATIONS, softmax
 from mlxbert.errors import shown
 from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
@@ -173,6 +173,12 @@ class DebertaV2Config(EncoderConfig):
         if parsed.conv_kernel_size and parsed.hidden_size % parsed.conv_groups:
             raise ConfigError(
                 f"config.json: hidden_size {parsed.hidden_size} is not a multiple of conv_groups {parsed.conv_groups}"
+            )
+        if not parsed.legacy and parsed.embedding_size != parsed.hidden_size:
+            raise ConfigError(
+                f"config.json: legacy=false with embedding_size {parsed.embedding_size} and hidden_size "
+                f"{parsed.hidden_size} asks for a language-model head that transformers cannot run; fix: for any other "
+                'head, remove "legacy"'
             )
         middle = parsed.position_buckets // 2
         farthest = parsed.max_position_embeddings - 1
@@ -347,17 +353,19 @@ class DisentangledSelfAttention(nn.Module):
         self, x: mx.array, context: Context, output_attentions: bool = False
     ) -> tuple[mx.array, mx.array | None]:
         """Map (B, L, D) to (B, L, D) and, on request, the attention weights (B, H, L, L)."""
-        q, k, v = (split_heads(linear(x), self.num_heads) for linear in (self.query_proj, self.key_proj, self.value_proj))
+        q, k, v = (
+            split_heads(linear(x), self.num_heads) for linear in (self.query_proj, self.key_proj, self.value_proj)
+        )
         q = q * self.scale
         scores = q @ k.swapaxes(-1, -2)  # (B, H, L, L)
         if self._terms:
-            scores = scores + self._position_scores(q, k, context)
+            scores = scores + self.position_scores(q, k, context)
         if (mask := context.get("mask")) is not None:
             scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
         weights = softmax(scores)
         return merge_heads(self.dropout(weights) @ v), weights if output_attentions else None
 
-    def _position_scores(self, q: mx.array, k: mx.array, context: Context) -> mx.array:
+    def position_scores(self, q: mx.array, k: mx.array, context: Context) -> mx.array:
         """Return c2p + p2c, (B, H, L, L); `q` is scaled."""
         distances = self.pos_dropout(context["distances"])  # (1, n, D)
         total = None
@@ -530,21 +538,16 @@ _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 def _masked_lm_head(
     config: DebertaV2Config, labels: int, tensors: Iterable[str]
 ) -> MaskedLMHead | DebertaV2MaskedLMHead:
-    names = set(tensors)
-    gelu = ACTIVATIONS[config.hidden_act]
-    if not fields_of_lm_head(names).get("legacy", config.legacy):
-        if config.embedding_size != config.hidden_size:
-            raise ConfigError(
-                f"config.json: legacy=false with embedding_size {config.embedding_size} and hidden_size "
-                f"{config.hidden_size}: transformers cannot run this language-model head; fix: --encoder-only"
-            )
-        predictions = DebertaV2Predictions(config.hidden_size, config.vocab_size, gelu, config.layer_norm_eps)
-        return DebertaV2MaskedLMHead(predictions)
-    return MaskedLMHead(bert_predictions(config, names))
+    if config.legacy:
+        return MaskedLMHead(bert_predictions(config, tensors))
+    act = ACTIVATIONS[config.hidden_act]
+    return DebertaV2MaskedLMHead(
+        DebertaV2Predictions(config.hidden_size, config.vocab_size, act, config.layer_norm_eps)
+    )
 
 
-def fields_of_lm_head(tensors: Iterable[str]) -> dict[str, Any]:
-    """Return `legacy` as the names of a language-model head's tensors show it; {} if there are both or none."""
+def _fields_of(tensors: Iterable[str]) -> dict[str, Any]:
+    """Return `legacy` as the kind of language-model head shows it, which Microsoft's config.json does not name."""
     kinds = {name.partition(".")[0] for name in tensors} & {"cls", "lm_predictions"}
     return {"legacy": "cls" in kinds} if len(kinds) == 1 else {}
 
@@ -592,6 +595,8 @@ DEBERTA_V2 = Architecture(
     tokenizer_class="DebertaV2Tokenizer",
     has_token_types=True,
     tolerances=TOLERANCES,
+    fields_of=_fields_of,
+    kept={"encoder.rel_embeddings": "TODO"},
     variants={"deberta": "DeBERTa v1, whose layers have one matrix for query, key and value"},
     tiny={
         **TINY,
