@@ -22,9 +22,9 @@ Dimension = str | int | None
 
 # A name with more characters has no rule, and is not searched.
 _MAX_NAME = 500
-# A layer index has no leading zero: "layer.01" is not a second name for "layer.1".
 # A name with more indices has no rule either: the number of templates grows with them.
 _MAX_INDICES = 5
+# A layer index has no leading zero: "layer.01" is not a second name for "layer.1".
 _INDEX = re.compile(r"0|[1-9][0-9]{0,5}")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 

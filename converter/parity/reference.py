@@ -257,18 +257,20 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
         return replace(_build(source, weights, notes, encoder), left_out=reason(error))
     if choice is None:
         return _build(source, weights, notes, encoder)
-    pooler = None
+    pooler: dict[str, Any] = {}
     if not declared.heads[choice.name].has_pooler and _has_pooler(source):
-        # Only the pooler of this encoder is kept: there are never two models in memory.
-        pooler = _build(source, weights, (), encoder).model.pooler
+        # Only the pooler (and its activation, if that is a module) is kept: there are never two models in memory.
+        children = _build(source, weights, (), encoder).model.named_children()
+        pooler = {name: module for name, module in children if name.startswith("pooler")}
     try:
         reference = _build(source, weights, (*notes, *filter(None, [choice.note])), choice.name)
     except ReferenceModelError as error:
         left_out = f"as {choice.name}, {reason(error, source.location)}"
         return replace(_build(source, weights, notes, encoder), left_out=left_out)
-    if pooler is None:
+    if not pooler:
         return reference
-    reference.model.base_model.pooler = pooler
+    for name, module in pooler.items():
+        setattr(reference.model.base_model, name, module)
     unexpected = tuple(name for name in reference.unexpected if not declared.is_pooler(name))
     note = f"{choice.name} has no pooler: the file's own is compared with {encoder}'s"
     return replace(reference, unexpected=unexpected, notes=(*reference.notes, note))

@@ -16,6 +16,7 @@ from mlx.utils import tree_unflatten
 from mlxbert.errors import MLXBertError
 from mlxbert.model_arrays import named_parameters
 from mlxbert.models.architecture import POOLER
+from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.with_head import BertWithHead
 
@@ -77,9 +78,11 @@ def parameter_rules(
         head_rate: peak rate of head and pooling, which start from random weights; None: `rate`.
         weight_decay: for matrices alone; biases, norms and other vectors never decay (Devlin et al. 2018's code).
         layer_decay: layer i of L has rate · layer_decay^(L − 1 − i), the embeddings rate · layer_decay^L (Howard and
-            Ruder 2018, https://arxiv.org/abs/1801.06146; Zhang et al. 2020, https://arxiv.org/abs/2006.05987).
+            Ruder 2018, https://arxiv.org/abs/1801.06146; Zhang et al. 2020, https://arxiv.org/abs/2006.05987). Layers
+            that share their parameters count once, as the lowest of them.
         freeze_embeddings: leave the embeddings as they are.
-        freeze_layers: leave the embeddings and this many of the lowest layers as they are.
+        freeze_layers: leave the embeddings and this many of the lowest layers as they are, and so every layer that
+            shares its parameters with one of these.
 
     Raises:
         ConfigurationError: a rate, decay or number of layers is out of its range.
@@ -96,6 +99,7 @@ def parameter_rules(
     if not 0 <= freeze_layers <= layers:
         raise ConfigurationError(f"freeze_layers is {freeze_layers}; fix: from 0 to {layers}, the encoder's layers")
     pooler_used = getattr(model.pooling, "strategy", None) == "pooler"
+    stored = _stored_depths(core)
     rules = {}
     for name, array in named_parameters(model).items():
         if not name.startswith(CORE):
@@ -109,8 +113,14 @@ def parameter_rules(
         # not decay: torch skips a parameter without a gradient.
         frozen = depth <= freeze_layers if freeze_layers else (freeze_embeddings and depth == 0)
         frozen = frozen or (inner.startswith(POOLER) and not pooler_used)
-        rules[name] = Rule(rate * layer_decay ** max(layers - depth, 0), decay, frozen)
+        above = sum(other > depth for other in stored)
+        rules[name] = Rule(rate * layer_decay**above, decay, frozen)
     return rules
+
+
+def _stored_depths(core: Encoder) -> set[int]:
+    """Return the depths at which an encoder has parameters, its pooler aside; layers may share theirs."""
+    return {core.depth_of(name) for name in named_parameters(core) if not name.startswith(POOLER)}
 
 
 def is_matrix(name: str, array: mx.array) -> bool:
@@ -140,13 +150,19 @@ def reinitialize_top(model: BertWithHead, layers: int, seed: int) -> list[str]:
     The weights are a pure function of `seed`.
 
     Raises:
-        ConfigurationError: there are fewer layers.
+        ConfigurationError: there are fewer layers, or these share all their parameters with lower ones.
     """
     core = model.core
     if not 0 <= layers <= core.num_layers:
         raise ConfigurationError(f"reinitialize_top: {layers} layers; fix: from 0 to {core.num_layers}")
     if layers == 0:
         return []
+    least = core.num_layers + 1 - max(_stored_depths(core))
+    if layers < least:
+        raise ConfigurationError(
+            f"reinitialize_top: {layers} layers, and these share their parameters with lower ones; "
+            f"fix: {least} or more, or 0"
+        )
     pooler_used = getattr(model.pooling, "strategy", None) == "pooler"
     fresh = {}
     key = mx.random.key(seed)

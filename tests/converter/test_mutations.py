@@ -409,7 +409,7 @@ def test_a_declared_mistake_is_named(model_type: str, mutation: Mutation) -> Non
         mutation.change(wrong)
     last = core.num_layers - 1
     where = last if mutation.where == "finish" else mutation.where
-    assert_caught(gate(recorded, wrong), where if isinstance(where, str) else core.layer_name(where))
+    assert_caught(gate(recorded, wrong), where if isinstance(where, str) else wrong.layer_name(where))
 
 
 def configured(core: Encoder, fields: dict[str, Any]) -> Encoder:
