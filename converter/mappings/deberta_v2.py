@@ -1,4 +1,4 @@
-"""DeBERTa-v2's tensor names: transformers (`models/deberta_v2/modeling_deberta_v2.py`), and Microsoft's own checkpoints,
+"""DeBERTa-v2's tensor names: transformers (`models/deberta_v2/modeling_deberta_v2.py`), and Microsoft's checkpoints,
 which also hold the heads of pre-training."""
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ MAPPING = ArchitectureMapping(
             "encoder.LayerNorm.weight",
             (D,),
             also=("encoder.LayerNorm.gamma",),
-            when=lambda config: config.norm_rel_ebd == "layer_norm",
+            when=lambda config: bool(config.norm_rel_ebd),
         ),
         Rename(
             "encoder.LayerNorm.bias",
             (D,),
             also=("encoder.LayerNorm.beta",),
-            when=lambda config: config.norm_rel_ebd == "layer_norm",
+            when=lambda config: bool(config.norm_rel_ebd),
         ),
         Rename(
             "encoder.conv.conv.weight",

@@ -65,10 +65,10 @@ class DebertaV2Predictions(WordScores):
 class DebertaV2MaskedLMHead(PretrainedHead):
     """`DebertaV2ForMaskedLM` with `legacy` false, as Microsoft's checkpoints have it: `logits` (B, L, V)."""
 
-    def __init__(self, predictions: DebertaV2Predictions):
+    def __init__(self, hidden_size: int, vocab_size: int, activation: Activation, layer_norm_eps: float):
         super().__init__()
         self.lm_predictions = nn.Module()
-        self.lm_predictions.lm_head = predictions
+        self.lm_predictions.lm_head = DebertaV2Predictions(hidden_size, vocab_size, activation, layer_norm_eps)
 
     def word_logits(self, hidden: mx.array, decode: Decode) -> mx.array:
         """Map (…, D) to (…, V)."""

@@ -132,7 +132,7 @@ class Architecture:
         variants: `model_type`s that are like this one and are not computed -> what they are.
         written_config: from the content of a source's `config.json`, the content to write.
         kept: path of a matrix that is never packed -> the reason.
-        fields_of: from the names of a checkpoint's tensors, the fields of `config.json` that they show, whatever it says.
+        fields_of: from the names of a checkpoint's tensors, fields of `config.json` that they show, whatever it says.
         tiny: fields of a small configuration, for tests.
     """
 

@@ -193,8 +193,9 @@ def attend(
     """
     in_training = dropout.training and (dropout.drops or bias is not None)
     if output_attentions or in_training or has_fast_softmax(q.dtype):
-        # The fused kernel neither returns its weights nor drops any, and may give a bias no gradient. MLX's CPU backend
-        # has no such kernel: it runs the same operations with a softmax that alone would take a fifth of the forward.
+        # The fused kernel neither returns its weights nor drops any, and gives a bias no gradient on CUDA. MLX's CPU
+        # backend has no such kernel: it runs the same operations with a softmax that alone would take a fifth of the
+        # forward pass.
         scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, L, L)
         if bias is not None:
             scores = scores + bias

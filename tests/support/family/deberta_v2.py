@@ -99,11 +99,11 @@ def _with_scores(change: Callable[[Any, mx.array, mx.array, Context], mx.array])
 
 
 def _transposed(self: Any, q: mx.array, k: mx.array, context: Context) -> mx.array:
-    return type(self).__base__.position_scores(self, q, k, context).swapaxes(-1, -2)
+    return super(type(self), self).position_scores(q, k, context).swapaxes(-1, -2)
 
 
 def _exchanged(self: Any, q: mx.array, k: mx.array, context: Context) -> mx.array:
-    return type(self).__base__.position_scores(self, k * self.scale, q / self.scale, context)
+    return super(type(self), self).position_scores(k * self.scale, q / self.scale, context)
 
 
 def _mirrored_kernel(core: Encoder) -> None:
