@@ -26,12 +26,14 @@ from converter.readers.weight_files import (
     WeightChoice,
     choose_weights,
     collect_side_files,
+    has_config,
     read_config,
     read_sharded,
     read_weights,
     refuse_lone_shard,
     refuse_quantized,
     select_files,
+    select_first_files,
     source_modules,
     transformer_folder,
 )
@@ -41,6 +43,7 @@ from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, reading_failed
 from mlxbert.models.architecture import architecture, config_from_hf
 from mlxbert.models.config_fields import ConfigError, EncoderConfig
+from mlxbert.pretrained import original_architectures
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.with_head import HEADS_FILE
 
@@ -61,6 +64,7 @@ _GENERIC = re.compile(
     r"|[0-9a-f]{40})",
     re.IGNORECASE,
 )
+_DECODER = re.compile(r"\w+(ForCausalLM|LMHeadModel)")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _FILE_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".h5", ".msgpack", ".onnx", ".gguf", ".zip", ".tar", ".gz", ".txt")
 
@@ -152,6 +156,7 @@ def open_source(
 
     Raises:
         SourceError: a file cannot be read.
+        ConfigError: the model is not supported; one from the Hub is refused before its weights are downloaded.
         MappingError, SentenceModuleError: the files can be read, but do not fit.
         HubError: the Hub refuses the download.
     """
@@ -173,11 +178,15 @@ def open_source(
         raise SourceError(f"{printable(src)}: no such file or directory; fix: check the path, or give a Hub id")
     from mlxbert.hub import snapshot as download  # a local source needs no Hub
 
-    snapshot = download(src, revision=revision, select=select_files)
-    folder = transformer_folder(source_modules(snapshot.path))
-    if folder:  # the names may have suggested another folder
-        select = partial(select_files, folder=folder)
-        snapshot = download(src, revision=snapshot.revision, select=select)
+    first = download(src, revision=revision, select=select_first_files)
+    folder = transformer_folder(source_modules(first.path))
+    if has_config(first.path / folder) or config is not None:
+        # Refuse a model before its weights are downloaded.
+        content, _ = read_config(first.path / folder, config, root=first.path, dequantize=dequantize)
+        if content.get("model_type") is not None:
+            _parsed_config(content, options)
+    # The names may suggest another folder than modules.json says.
+    snapshot = download(src, revision=first.revision, select=partial(select_files, folder=folder or None))
     notes = _fetch_card(snapshot)
     source = _open_local(src, snapshot.path, snapshot.revision, options)
     return replace(source, notes=(*source.notes, *notes))
@@ -230,21 +239,15 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
     own_head: dict[str, TensorEntry] = {}
     if path.is_dir() and "mlxbert" in config:
         weights, own_head = _with_heads(root, config["mlxbert"], weights)
-    mapping, parsed = None, None
-    with suppress(ConfigError):  # the plan reports the same error
-        parsed = config_from_hf(config)
-        mapping = mapping_for(config)
+    parsed, mapping = _parsed_config(config, options), mapping_for(config)
     shapes = {key: entry.shape for key, entry in weights.entries.items()}
     encoder = find_encoder(chosen, shapes, mapping, parsed, prefix=options.prefix, encoder_only=options.encoder_only)
     entries = {name: replace(weights.entries[key], key=name) for name, key in encoder.names.items()}
     if options.dequantize:
-        prefix = "" if mapping is None else mapping.base_prefix
-        config, entries = dequantized(chosen, config, entries, prefix=prefix)
+        config, entries = dequantized(chosen, config, entries, prefix=mapping.base_prefix)
     else:
         refuse_quantized(chosen, entries)
-    if parsed is not None:
-        config, field_notes = _with_fields_of(config, parsed, entries)
-        type_notes += field_notes
+    config, field_notes = _with_fields_of(config, parsed, entries)
     side_files, side_notes = _side_files(root, folder, modules, options.config)
     for name in _READ_BY_OTHERS:
         if os.path.lexists(directory / name):
@@ -268,12 +271,24 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
         weight_files=weights.files,
         side_files=side_files,
         modules=modules,
-        notes=(*notes, *type_notes, *encoder.notes, *side_notes),
+        notes=(*notes, *type_notes, *field_notes, *encoder.notes, *side_notes),
         own_head=own_head,
         prefix=encoder.prefix,
         dropped=dropped,
         choices=choices,
     )
+
+
+def _parsed_config(config: Mapping[str, Any], options: _Options) -> EncoderConfig:
+    """Return the configuration of the encoder; raise ConfigError if the model is not supported or is a decoder."""
+    parsed = config_from_hf(config)
+    decoders = [name for name in original_architectures(config) if _DECODER.fullmatch(name)]
+    if decoders and not options.encoder_only:
+        raise ConfigError(
+            f"config.json: {printable(decoders[0])} is a decoder, which predicts the next word; not computed here; "
+            "fix: --encoder-only converts the encoder alone, without that head"
+        )
+    return parsed
 
 
 def _with_model_type(config: dict[str, Any], file: Path, weights: Weights) -> tuple[dict[str, Any], list[str]]:

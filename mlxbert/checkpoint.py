@@ -91,7 +91,7 @@ def load_tokenizer(
     tokenizer = Tokenizer.from_directory(
         directory,
         max_length=max_length or config.max_length,
-        type_limit=config.table_rows.get("token_type_ids"),
+        type_limit=config.table_rows.get("token_type_ids", 0),
         hf_config=hf_config,
     )
     # MLX reads beyond the end of an embedding without an error, so an id outside of it must never occur.

@@ -191,7 +191,7 @@ def readings(traits: Collection[Trait], model_type: str) -> tuple[Reading, ...]:
     """Return the results of all relevant loaders for a directory with these traits and this architecture."""
     known_to = architecture(model_type).known_to
     return tuple(
-        _reading(loader, traits, is_known=not loader.has_own_models or loader.package in known_to)
+        _reading(loader, traits, is_known=not loader.has_own_models or bool(known_to & {loader.package, loader.name}))
         for loader in LOADERS
         if loader.concerns is None or loader.concerns in traits
     )

@@ -69,6 +69,11 @@ _SENTENCE_CONFIGS = "sentence_*_config.json"
 _ADAPTER = re.compile(r"adapter_(config\.json|model\..+)")
 
 
+def has_config(directory: Path) -> bool:
+    """Return whether a configuration lies in a directory."""
+    return any(os.path.lexists(directory / name) for name in _CONFIG_FILES)
+
+
 def read_config(
     directory: Path, config: Path | None, *, root: Path, lightning: bool = False, dequantize: bool = False
 ) -> tuple[dict[str, Any], Path]:
@@ -84,8 +89,7 @@ def read_config(
     Raises:
         SourceError: the file is missing, a link out of `root`, invalid, or contradicts `dequantize`.
     """
-    beside = (directory / name for name in _CONFIG_FILES)
-    path = config or next(filter(os.path.lexists, beside), None)
+    path = config or next(filter(os.path.lexists, (directory / name for name in _CONFIG_FILES)), None)
     if path is None:
         aside = (
             " (the Lightning checkpoint's hyper_parameters belong to its training script and are no config.json)"
@@ -203,6 +207,20 @@ def select_files(names: Sequence[str], folder: str | None = None) -> list[str]:
         if _MODULE_FOLDER.fullmatch(other) and not _TRANSFORMER.fullmatch(other):
             wanted |= set(_module_files(other, names))
     return [name for name in dict.fromkeys(names) if name in wanted]
+
+
+def select_first_files(names: Sequence[str]) -> list[str]:
+    """Return the files of a Hub repository that show, before the weights are downloaded, whether it can be converted.
+
+    These are the configuration and `modules.json`. Without a configuration: all that `select_files` returns.
+
+    Raises:
+        SourceError: as `select_files`.
+    """
+    folder = _transformer_by_name(names)
+    begin = f"{folder}/" if folder else ""
+    config = next((begin + name for name in _CONFIG_FILES if begin + name in names), None)
+    return [name for name in names if name in (config, MODULES)] if config else select_files(names)
 
 
 def _transformer_by_name(names: Sequence[str]) -> str:

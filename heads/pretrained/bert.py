@@ -166,6 +166,11 @@ class Decoder(nn.Module):
         if bias:
             self.bias = mx.zeros((vocab_size,))
 
+    def __call__(self, x: mx.array, decode: Decode) -> mx.array:
+        """Map (…, D) to (…, V), by the word embeddings if there is no weight, without a bias if there is none."""
+        logits = x @ self.weight.T if "weight" in self else decode(x)
+        return logits + self.bias if "bias" in self else logits
+
 
 class WordScores(nn.Module):
     """Scores for every word of the vocabulary.
@@ -185,10 +190,9 @@ class WordScores(nn.Module):
 
     def scores(self, x: mx.array, decode: Decode) -> mx.array:
         """Map (…, D) to (…, V)."""
-        decoder = self.decoder if "decoder" in self else nn.Module()
-        logits = x @ decoder.weight.T if "weight" in decoder else decode(x)
-        bias: mx.array = decoder.bias if "bias" in decoder else self.bias
-        return logits + bias
+        logits: mx.array = self.decoder(x, decode) if "decoder" in self else decode(x)
+        has_own_bias = "decoder" in self and "bias" in self.decoder
+        return logits if has_own_bias else logits + self.bias
 
 
 class Predictions(WordScores):

@@ -112,7 +112,9 @@ def token_rows(
     if cache is not None:
         if directory is None:
             raise DataError("a token cache needs the tokenizer's directory for its key; fix: give directory=")
-        key = _key(texts, pairs, tokenizer_sha256(directory), limit)
+        # The same files give other types for a model without token types.
+        files = tokenizer_sha256(directory) + ("" if tokenizer.type_limit != 0 else " without types")
+        key = _key(texts, pairs, files, limit)
         file = Path(cache) / f"tokens-{key[:32]}.npz"
         rows = _read(file, key, len(texts), limit, tokenizer)
     if rows is None:

@@ -12,11 +12,12 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mlxbert.models.config_fields import EncoderConfig, unsupported
+from mlxbert.models.config_fields import ConfigError, EncoderConfig, unsupported
 
 if TYPE_CHECKING:
     from heads.pretrained import PretrainedHead
@@ -128,7 +129,8 @@ class Architecture:
         tolerances: of the parity gates.
         swift_names: path of a layer, with `{i}` -> path in mlx-swift-lm, if it differs.
         assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
-        known_to: packages whose own models load it, as `converter/card/loaders.py` names them.
+        known_to: packages whose own models load it, or single ways of loading, as `converter/card/loaders.py` names
+            them: "mlx-vlm", or only "mlx-vlm (load_reranker)".
         variants: `model_type`s that are like this one and are not computed -> what they are.
         written_config: from the content of a source's `config.json`, the content to write.
         kept: path of a matrix that is never packed -> the reason.
@@ -193,6 +195,10 @@ class Architecture:
         return next((name for name, head in self.heads.items() if head.kind is kind), None)
 
 
+# A longer model_type is compared by its beginning.
+_MAX_NAME = 40
+
+
 def _renamed(path: str, names: Mapping[str, str]) -> str:
     """Return the value in `names` for a path; `{i}` in a name stands for a layer's number."""
     if path in names:
@@ -223,11 +229,22 @@ def architecture(model_type: Any) -> Architecture:
     """Return the architecture of a `model_type`.
 
     Raises:
-        ConfigError: it is not supported; lists those that are.
+        ConfigError: it is not supported; lists those that are, and says which is nearest.
     """
     if not isinstance(model_type, str) or model_type not in _architectures():
-        raise unsupported(model_type, supported())
+        raise _unsupported(model_type)
     return _architectures()[model_type]
+
+
+def _unsupported(model_type: Any, *, own_code: bool = False) -> ConfigError:
+    """Return the error for a `model_type` that is not supported, with the nearest one: by `variants`, else by name."""
+    spelled = model_type[:_MAX_NAME].lower().replace("_", "-") if isinstance(model_type, str) else ""
+    contained = sorted((name for name in supported() if name in spelled), key=len, reverse=True)
+    nearest, what = next(iter(contained or get_close_matches(spelled, supported(), n=1)), None), None
+    for name, declared in _architectures().items():
+        if isinstance(model_type, str) and model_type in declared.variants:
+            nearest, what = name, declared.variants[model_type]
+    return unsupported(model_type, supported(), nearest, what, own_code)
 
 
 def config_from_hf(config: Mapping[str, Any]) -> EncoderConfig:
@@ -236,4 +253,6 @@ def config_from_hf(config: Mapping[str, Any]) -> EncoderConfig:
     Raises:
         ConfigError: as `architecture` and `EncoderConfig.from_hf`.
     """
+    if config.get("model_type") not in supported():
+        raise _unsupported(config.get("model_type"), own_code=bool(config.get("auto_map")))
     return architecture(config.get("model_type")).config.from_hf(config)

@@ -89,12 +89,8 @@ class BertConfig(EncoderConfig):
         "tie_word_embeddings": flag,
     }
     REFUSED: ClassVar[Refusals] = {
-        "is_decoder": (lambda value: not value, "a decoder (causal attention)"),
-        "add_cross_attention": (lambda value: not value, "cross-attention"),
-        "is_encoder_decoder": (lambda value: not value, "an encoder-decoder"),
         # transformers >= 5 dropped relative positions, and silently reads such a checkpoint as an absolute one.
         "position_embedding_type": (lambda value: value in ("absolute", None), "relative positions"),
-        "pruned_heads": (lambda value: not value, "pruned attention heads"),
     }
 
     @property
@@ -466,6 +462,15 @@ TINY = {
     "max_position_embeddings": 64,
 }
 
+VARIANTS = {
+    "nomic_bert": "NomicBERT, with rotary positions and a gated feed-forward layer",
+    "megatron-bert": "Megatron-BERT, with the norms before attention and feed-forward layer",
+    "mobilebert": "MobileBERT, with bottlenecks",
+    "convbert": "ConvBERT, with dynamic convolutions",
+    "ernie": "ERNIE, with an embedding of the task",
+    "roformer": "RoFormer, with rotary positions",
+}
+
 BERT = Architecture(
     model_type="bert",
     table="bert",
@@ -497,6 +502,7 @@ BERT = Architecture(
     # One token type, or padding by id 1, may mean an architecture with the same names and other positions.
     assumed=lambda config: config.get("type_vocab_size") != 1 and config.get("pad_token_id") != 1,
     known_to=frozenset({"mlx-embeddings", "mlx-vlm", "MLXEmbedders"}),
+    variants=VARIANTS,
     tiny=TINY,
 )
 

@@ -19,27 +19,41 @@ class ConfigError(MLXBertError):
     """A `config.json` that is invalid, or that needs something this encoder does not compute."""
 
 
+REFUSED_EVERYWHERE: Refusals = {
+    "auto_map": (lambda value: not value, "code of its own, which is never run"),
+    "is_decoder": (lambda value: not value, "a decoder (causal attention)"),
+    "add_cross_attention": (lambda value: not value, "cross-attention"),
+    "is_encoder_decoder": (lambda value: not value, "an encoder-decoder"),
+    "pruned_heads": (lambda value: not value, "pruned attention heads"),
+}
+"""Features that no encoder here computes."""
+
+
 class EncoderConfig:
     """The fields of a Hugging Face `config.json` that change the numbers of one architecture; immutable.
 
     A subclass is a frozen dataclass whose defaults are those of transformers. `CHECKS` checks each field;
-    `REFUSED` lists fields of features that are not computed; `ALIASES` has the fields whose key in `config.json` is
-    another one (both spellings are read, as in transformers' `attribute_map`).
+    `REFUSED` lists fields of features that are not computed, beside `REFUSED_EVERYWHERE`; `ALIASES` has the fields
+    whose key in `config.json` is another one (both spellings are read, as in transformers' `attribute_map`).
     """
 
     model_type: ClassVar[str]
     CHECKS: ClassVar[Checks]
-    REFUSED: ClassVar[Refusals]
+    REFUSED: ClassVar[Refusals] = {}
     ALIASES: ClassVar[Mapping[str, str]] = {}
 
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    hidden_act: str
     pad_token_id: int | None
     initializer_range: float
     tie_word_embeddings: bool
+
+    @property
+    def hidden_act(self) -> str:
+        """The name of the activation of the feed-forward blocks."""
+        raise NotImplementedError
 
     @property
     def embedding_size(self) -> int:
@@ -72,9 +86,8 @@ class EncoderConfig:
         if config.get("model_type") != cls.model_type:
             raise unsupported(config.get("model_type"), (cls.model_type,))
         config = cls._with_own_names(config)
-        for name, (computed, what) in cls.REFUSED.items():
-            if name in config and not computed(config[name]):
-                raise ConfigError(f"config.json: {name}={shown(config[name])} asks for {what}; not computed here")
+        refuse(config, REFUSED_EVERYWHERE)
+        refuse(config, cls.REFUSED)
         values = {
             name: check(name, config[name]) if name in config else getattr(cls, name)
             for name, check in cls.CHECKS.items()
@@ -103,6 +116,16 @@ class EncoderConfig:
             if alias in config:
                 renamed[name] = config[alias]
         return renamed
+
+
+def refuse(config: Mapping[str, Any], refusals: Refusals) -> None:
+    """Raise ConfigError if a field asks for a feature that is not computed."""
+    for name, (computed, what) in refusals.items():
+        if name in config and not computed(config[name]):
+            raise ConfigError(
+                f"config.json: {name}={shown(config[name])} asks for {what}; not computed here; fix: convert a "
+                f"checkpoint without it, or take {name} out of config.json if this one was trained without it"
+            )
 
 
 def size(name: str, value: Any) -> int:
@@ -180,10 +203,28 @@ def activation(name: str, value: Any) -> str:
     return value
 
 
-def unsupported(model_type: Any, known: Iterable[str]) -> ConfigError:
-    """Return the error for a `model_type` that is not in `known`."""
+def unsupported(
+    model_type: Any, known: Iterable[str], nearest: str | None = None, what: str | None = None, own_code: bool = False
+) -> ConfigError:
+    """Return the error for a `model_type` that is not in `known`.
+
+    Args:
+        model_type: as in `config.json`.
+        known: every `model_type` that is supported.
+        nearest: the one of them that is most like it; None: none is.
+        what: what the unsupported one is; None: unknown.
+        own_code: whether `config.json` names Python code of the checkpoint's own.
+    """
     names = tuple(known)
-    fix = "" if model_type else f'; fix: add "model_type": "{names[0]}", or the one of these that this encoder is'
+    is_what = f" ({what})" if what else ""
+    near = f"; nearest: {repr(nearest) if nearest else 'none of them'}" if model_type and names[1:] else ""
+    code = "; its auto_map names code of its own, which is never run" if own_code else ""
+    fix = (
+        "convert a checkpoint of a supported one, or add the architecture (CONTRIBUTING.md)"
+        if model_type
+        else f'add "model_type": "{names[0]}", or the one of these that this encoder is'
+    )
     return ConfigError(
-        f"config.json: model_type {shown(model_type)} is not supported; supported: {', '.join(map(repr, names))}{fix}"
+        f"config.json: model_type {shown(model_type)} is not supported{is_what}; "
+        f"supported: {', '.join(map(repr, names))}{near}{code}; fix: {fix}"
     )

@@ -155,6 +155,15 @@ def _heads(name: str) -> dict[str, HeadClass]:
     }
 
 
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a `config.json` with the fields whose default is another one in other packages.
+
+    Without `pad_token_id`, mlx-swift-lm counts positions from 0; without `layer_norm_eps`, mlx-embeddings takes 1e-5.
+    """
+    fields = ("layer_norm_eps", "pad_token_id", "type_vocab_size")
+    return config | {name: getattr(RobertaConfig, name) for name in fields if name not in config}
+
+
 ROBERTA = replace(
     BERT,  # its modules, and so the names, the limits and what Swift calls them
     model_type="roberta",
@@ -168,6 +177,17 @@ ROBERTA = replace(
     has_token_types=False,
     assumed=lambda config: False,
     known_to=frozenset({"MLXEmbedders"}),
+    variants={
+        "roberta-prelayernorm": "RoBERTa with the norms before attention and feed-forward layer",
+        "data2vec-text": "the text encoder of data2vec, RoBERTa with classes and a prefix of its own",
+        "longformer": "Longformer, with attention in windows",
+        "ibert": "I-BERT, with whole-number arithmetic",
+        "luke": "LUKE, with entities",
+        "lilt": "LiLT, with the places of words on a page",
+        "layoutlmv3": "LayoutLMv3, with the places of words on a page and images",
+        "markuplm": "MarkupLM, with places in a web page",
+    },
+    written_config=_with_defaults,
     tiny={**BERT.tiny, "vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 66, "pad_token_id": 1},
 )
 
@@ -178,7 +198,16 @@ XLM_ROBERTA = replace(
     encoder_class="XLMRobertaModel",
     heads=_heads("XLMRoberta"),
     tokenizer_class="XLMRobertaTokenizer",
-    known_to=frozenset({"mlx-embeddings", "mlx-vlm", "MLXEmbedders"}),
+    known_to=frozenset(
+        {"mlx-embeddings", "mlx-vlm (load_embedding_model)", "mlx-vlm (load_reranker)", "MLXEmbedders"}
+    ),
+    variants={
+        "xlm-roberta-xl": "XLM-RoBERTa XL, with the norms before attention and feed-forward layer",
+        "xmod": "X-MOD, with an adapter for each language",
+        "jina_embeddings_v3": "Jina embeddings v3, with rotary positions and adapters",
+        "xlm": "XLM, the model before XLM-RoBERTa, with embeddings of languages",
+        "flaubert": "FlauBERT, an XLM for French",
+    },
 )
 
 CAMEMBERT = replace(
@@ -189,6 +218,7 @@ CAMEMBERT = replace(
     heads=_heads("Camembert"),
     tokenizer_class="CamembertTokenizer",
     known_to=frozenset(),
+    variants={},  # not RoBERTa's
 )
 
 ARCHITECTURES = (ROBERTA, XLM_ROBERTA, CAMEMBERT)

@@ -236,6 +236,11 @@ class Frame:
                 specials.append([])
         return cls(tuple(map(tuple, specials)), tuple(types))
 
+    def without_types(self) -> Frame:
+        """Return the same frame with type 0 everywhere."""
+        specials = tuple(tuple((token, 0) for token, _ in part) for part in self.specials)
+        return Frame(specials, (0,) * len(self.types))
+
     @property
     def highest_type(self) -> int:
         """The highest type id of all."""

@@ -10,9 +10,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import tokenizers
-from tokenizers import normalizers
+from tokenizers import models, normalizers
 
 from mlxbert.errors import first_ten, shown
+from mlxbert.tokenization.build import build_backend
 from mlxbert.tokenization.encoding import (
     Encoding,
     Frame,
@@ -26,10 +27,12 @@ from mlxbert.tokenization.encoding import (
     strategy_of,
     warn_of_truncation,
 )
-from mlxbert.tokenization.files import TokenizerError, TokenizerWarning, build_backend, read_tokenizer_files
+from mlxbert.tokenization.files import TokenizerError, TokenizerWarning, read_tokenizer_files
 
 __all__ = ["Encoding", "Tokenizer", "TokenizerError", "TokenizerWarning", "TruncationWarning"]
 
+# What `clean_up_tokenization_spaces` takes the blank away from, in transformers' order; from "' " on both sides.
+_PUNCTUATION = (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re")
 # Characters that are tokenized at once.
 _PART = 2**20
 
@@ -40,7 +43,8 @@ class Tokenizer:
     Attributes:
         max_length: the longest input in tokens, special ones included, that a call cuts to; None for no limit.
         model_limit: the number of positions that the model has; None when it is not known.
-        type_limit: the number of token types that the model has; None when it is not known.
+        type_limit: the number of token types that the model has; None when it is not known. If it has none, all types
+            are 0, whatever the tokenizer's files say.
         vocab_size: rows that the embedding matrix must have at least: the highest id plus one.
         pad_token_id, cls_token_id, sep_token_id, mask_token_id, unk_token_id: ids of the special tokens; None for
             one that the vocabulary lacks (padding is then id 0, which the mask hides).
@@ -48,7 +52,8 @@ class Tokenizer:
 
     # Setting an unknown attribute, such as transformers' `padding_side`, is an error.
     __slots__ = (
-        *("_backend", "_frames", "_long_texts", "_truncation_side", "max_length", "model_limit", "type_limit"),
+        *("_backend", "_frames", "_joins_punctuation", "_long_texts", "_truncation_side"),
+        *("max_length", "model_limit", "type_limit"),
         *("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "unk_token_id"),
     )
 
@@ -61,8 +66,10 @@ class Tokenizer:
         model_limit: int | None = None,
         type_limit: int | None = None,
         truncation_side: str = "right",
+        joins_punctuation: bool = False,
     ):
         self._backend = backend
+        self._joins_punctuation = joins_punctuation
         self._truncation_side = truncation_side
         self._long_texts = LongTexts(backend, truncation_side)
         self._frames: dict[bool, Frame] = {}
@@ -114,6 +121,9 @@ class Tokenizer:
             model_limit=max_length,
             type_limit=type_limit,
             truncation_side=side,
+            # transformers leaves BPE out, whose blanks are parts of its tokens.
+            joins_punctuation=bool(files.flag("clean_up_tokenization_spaces", False))
+            and not isinstance(backend.model, models.BPE),
         )
         try:
             for pair in (False, True):
@@ -206,7 +216,7 @@ class Tokenizer:
             TokenizerError: the model has fewer token types than the tokenizer gives.
         """
         highest = self._frame(pair).highest_type
-        if self.type_limit is None or highest < self.type_limit:
+        if not self.type_limit or highest < self.type_limit:
             return
         if self.type_limit == 1 and pair:
             raise TokenizerError(
@@ -235,7 +245,11 @@ class Tokenizer:
         for index in values:
             if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 2**32:
                 raise TokenizerError(f"decode: {index!r} is no token id; fix: drop ignored positions such as -100")
-        return self._backend.decode(values, skip_special_tokens=skip_special_tokens)
+        text = self._backend.decode(values, skip_special_tokens=skip_special_tokens)
+        if self._joins_punctuation:
+            for end in _PUNCTUATION:
+                text = text.replace(f" {end}", end.rstrip() if end == "' " else end)
+        return text
 
     def id_to_token(self, index: int) -> str | None:
         """Return the token with this id; None if there is none."""
@@ -323,7 +337,7 @@ class Tokenizer:
                 rows.append(
                     Encoding(
                         ids=tuple(row.ids),
-                        type_ids=tuple(row.type_ids),
+                        type_ids=self._types(row),
                         offsets=tuple(row.offsets),
                         special_tokens_mask=tuple(row.special_tokens_mask),
                         n_truncated=0,
@@ -331,7 +345,7 @@ class Tokenizer:
                     )
                 )
             else:
-                rows.append(Encoding(tuple(row.ids), tuple(row.type_ids), (), (), 0))
+                rows.append(Encoding(tuple(row.ids), self._types(row), (), (), 0))
         return rows
 
     def _cut(self, text: str, pair: str | None, limit: int, strategy: str) -> Encoding:
@@ -375,8 +389,12 @@ class Tokenizer:
 
     def _frame(self, pair: bool) -> Frame:
         if pair not in self._frames:
-            self._frames[pair] = Frame.of(self._backend, pair=pair)
+            frame = Frame.of(self._backend, pair=pair)
+            self._frames[pair] = frame.without_types() if self.type_limit == 0 else frame
         return self._frames[pair]
+
+    def _types(self, row: tokenizers.Encoding) -> tuple[int, ...]:
+        return (0,) * len(row) if self.type_limit == 0 else tuple(row.type_ids)
 
     def checked_limit(self, max_length: int | None, *, pair: bool = False) -> int | None:
         """Return the limit in tokens of a call with this `max_length`; None for no limit.

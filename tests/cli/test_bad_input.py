@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from converter.cli import convert, export, verify
 from mlxbert.cli import main
 from mlxbert.files.output_file import manifest_problems
+from mlxbert.models.architecture import HeadKind, architecture, supported
 from tests.support.tiny import save_tiny
 
 
@@ -65,7 +66,34 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unsupported model_type": (
         lambda d: change_config(d, model_type="gpt2"),
-        "config.json: model_type 'gpt2' is not supported; supported: 'bert', 'roberta'",
+        "config.json: model_type 'gpt2' is not supported; supported: ",
+    ),
+    "model_type of a variant": (
+        lambda d: change_config(d, model_type="nomic_bert"),
+        "config.json: model_type 'nomic_bert' is not supported (NomicBERT, with rotary positions and a gated "
+        "feed-forward layer); supported: ",
+    ),
+    "code of its own": (
+        lambda d: change_config(d, auto_map={"AutoModel": "modeling_own.OwnModel"}),
+        "config.json: auto_map={'AutoModel': 'modeling_own.OwnModel'} asks for code of its own, which is never run; "
+        "not computed here; fix: convert a checkpoint without it, or take auto_map out of config.json",
+    ),
+    "code of its own for a model_type of its own": (
+        lambda d: change_config(d, model_type="new", auto_map={"AutoModel": "modeling_new.NewModel"}),
+        "; its auto_map names code of its own, which is never run; fix: convert a checkpoint of a supported one, or",
+    ),
+    "decoder class": (
+        lambda d: change_config(d, architectures=["BertLMHeadModel"]),
+        "config.json: BertLMHeadModel is a decoder, which predicts the next word; not computed here; "
+        "fix: --encoder-only converts the encoder alone, without that head",
+    ),
+    "cross-attention": (
+        lambda d: change_config(d, add_cross_attention=True),
+        "asks for cross-attention; not computed",
+    ),
+    "encoder-decoder": (
+        lambda d: change_config(d, is_encoder_decoder=True),
+        "asks for an encoder-decoder; not computed",
     ),
     "decoder": (lambda d: change_config(d, is_decoder=True), "is_decoder=True asks for a decoder (causal attention)"),
     "relative positions": (
@@ -135,6 +163,38 @@ def test_a_broken_source(case: str, tmp_path: Path) -> None:
     assert result.stdout == ""
     assert not out.parent.exists()  # nothing written, and no folder made for it
     assert before == {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
+
+
+def test_custom_code_is_not_even_imported(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "source")
+    change_config(tmp_path / "source", auto_map={"AutoModel": "modeling_own.OwnModel"})
+    canary = tmp_path / "canary"
+    (tmp_path / "source/modeling_own.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+    result = CliRunner().invoke(convert, [str(tmp_path / "source"), "-o", str(tmp_path / "out")])  # verifies, too
+    assert result.exit_code == 2
+    assert "auto_map" in result.stderr
+    assert not canary.exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model_type", supported())
+def test_of_a_decoder_the_encoder_alone_is_converted_when_told(model_type: str, tmp_path: Path) -> None:
+    """As the fix says. transformers' decoders of these names attend to both sides if `is_decoder` is false."""
+    declared = architecture(model_type)
+    name = declared.head_of(HeadKind.MASKED_LM)
+    if name is None:
+        pytest.skip("no language model")
+    save_tiny(tmp_path / "source", name)
+    change_config(tmp_path / "source", architectures=[name.replace("ForMaskedLM", "ForCausalLM")])
+    result = run(tmp_path / "source", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert (
+        "ForCausalLM is a decoder, which predicts the next word; not computed here; fix: --encoder-only"
+        in result.stderr
+    )
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "source", "-o", tmp_path / "out", "--encoder-only").exit_code == 0
+    assert not (tmp_path / "out/heads.safetensors").exists()
 
 
 def test_a_pickle_that_runs_code_is_never_run(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from converter.parity.report import LOCAL, MAPPING, PADDING, PRECISION, ParityRe
 from mlxbert.model_arrays import named_parameters
 from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.base import Encoder, Inputs, module_at
+from mlxbert.models.config_fields import activation
 from tests.support.encoder_pairs import filled
 from tests.support.family import Mutation, family_of
 from tests.support.tiny import tiny_model
@@ -212,8 +213,8 @@ def swap_the_two_norms(core: Encoder, i: int) -> list[nn.Module]:
 
 def use_another_activation(core: Encoder, i: int) -> list[nn.Module]:
     """GELU by tanh for GELU by erf, or the other way round."""
-    exact = core.config.hidden_act == "gelu"
-    config = replace(core.config, hidden_act="gelu_new" if exact else "gelu")
+    field = next(name for name, check in core.config.CHECKS.items() if check is activation)
+    config = replace(core.config, **{field: "gelu_new" if core.config.hidden_act == "gelu" else "gelu"})
     other = core.architecture.encoder(config, add_pooling_layer=core.has_pooler)
     other.load_weights(list(named_parameters(core).items()))
     other.eval()

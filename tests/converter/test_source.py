@@ -398,20 +398,25 @@ def test_a_tensorflow_repository_is_refused_before_any_download() -> None:
 def test_the_hub_is_asked_for_what_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
     model.save_pretrained(tmp_path / "snapshot")
+    files = ["README.md", "config.json", "model.safetensors"]
     asked: list[Any] = []
 
     def snapshot(repo_id: str, *, revision: str | None, select: Any, progress: bool = True) -> Any:
-        if revision == "0" * 40:  # the second time, for the model card
-            assert select(["config.json", "README.md"]) == ["README.md"]
+        asked.append((repo_id, revision, select(files)))
+        if asked[-1][-1] == ["README.md"]:
             raise HubError("not to be had")
-        asked.append((repo_id, revision, select))
         return SimpleNamespace(path=tmp_path / "snapshot", revision="0" * 40, repo_id=repo_id)
 
     monkeypatch.setitem(sys.modules, "mlxbert.hub", SimpleNamespace(snapshot=snapshot, HubError=HubError))
     monkeypatch.setattr("mlxbert.hub", sys.modules["mlxbert.hub"], raising=False)
     monkeypatch.chdir(tmp_path)
     source = open_source("google-bert/bert-base-uncased", revision="main")
-    assert asked == [("google-bert/bert-base-uncased", "main", select_files)]
+    name = "google-bert/bert-base-uncased"
+    assert asked == [
+        (name, "main", ["config.json"]),  # it may show that the weights are not needed
+        (name, "0" * 40, ["config.json", "model.safetensors"]),
+        (name, "0" * 40, ["README.md"]),
+    ]
     assert source.location == "google-bert/bert-base-uncased"
     assert "the source's README.md could not be fetched" in source.notes[-1]
     assert source.revision == "0" * 40
@@ -419,7 +424,7 @@ def test_the_hub_is_asked_for_what_is_no_path(tmp_path: Path, monkeypatch: pytes
     assert_same(source.entries, dict(model.state_dict()))
     shutil.copytree(tmp_path / "snapshot", tmp_path / "bert-base-cased")
     assert open_source("bert-base-cased").revision is None  # a directory of that name comes first
-    assert len(asked) == 1
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("src", ["bert-base-uncased", "a/b", "sentence-transformers/all-MiniLM-L6-v2", "x/y.v1_2"])

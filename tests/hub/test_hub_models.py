@@ -14,6 +14,7 @@ from converter.convert import convert
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.hub import HubError
+from mlxbert.models.config_fields import ConfigError
 from tests.converter.test_convert import assert_same_model
 from tests.support.hub.plugin import Hub
 from tests.support.tiny import save_tiny
@@ -45,6 +46,32 @@ def test_convert_records_the_commit_and_fetches_only_what_it_needs(hub: Hub, tmp
     assert "model-index" not in card
     assert "the source's card has language 'English', which the Hub refuses: left out of our card" in result.notes
     assert block["revision"] in card
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "nomic_bert"}, "model_type 'nomic_bert' is not supported"),
+        ({"auto_map": {"AutoModel": "own.OwnModel"}}, "asks for code of its own, which is never run"),
+        ({"architectures": ["BertLMHeadModel"]}, "BertLMHeadModel is a decoder"),
+        ({"is_decoder": True}, "asks for a decoder"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("folder", ["", "0_Transformer/"])
+def test_what_is_not_supported_costs_its_config_alone(
+    fields: dict[str, object], message: str, folder: str, hub: Hub, tmp_path: Path
+) -> None:
+    save_tiny(tmp_path / "source")
+    files = {f"{folder}{name}": content for name, content in files_of(tmp_path / "source").items()}
+    files[f"{folder}config.json"] = json.dumps(json.loads(files[f"{folder}config.json"]) | fields).encode()
+    if folder:
+        module = {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+        files["modules.json"] = json.dumps([module]).encode()
+    hub.add("team/other", {**files, "own.py": b"raise SystemExit"})
+    with pytest.raises(ConfigError, match=message):
+        convert("team/other", tmp_path / "out", verify=False)
+    assert set(hub.downloaded()) == {f"{folder}config.json", *(["modules.json"] if folder else [])}
 
 
 @pytest.mark.parametrize("card", [{"README.md": b"---\nlicense: mit\n---\n"}, {}])

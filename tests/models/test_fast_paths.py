@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 
 from mlxbert import BertConfig, BertCore
 from mlxbert.activations import exp_nonpositive, softmax
-from mlxbert.models.bert import BertLayer, BertSelfAttention
+from mlxbert.models.bert import BertLayer, BertSelfAttention, split_heads
 
 SMALL = BertConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, type_vocab_size=2
@@ -52,7 +52,9 @@ def batch() -> tuple[mx.array, mx.array]:
 
 def sdpa(attention: BertSelfAttention, x: mx.array, mask: mx.array | None) -> mx.array:
     """The context as MLX's own fused attention computes it."""
-    q, k, v = (attention._split(layer(x)) for layer in (attention.query, attention.key, attention.value))
+    q, k, v = (
+        split_heads(layer(x), attention.num_heads) for layer in (attention.query, attention.key, attention.value)
+    )
     context = mx.fast.scaled_dot_product_attention(q, k, v, scale=attention.scale, mask=mask)
     return context.swapaxes(1, 2).reshape(x.shape)
 

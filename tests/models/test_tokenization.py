@@ -658,7 +658,8 @@ def test_no_tokenizer_at_all(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("BertJapaneseTokenizer", "BertJapaneseTokenizer is not supported: it needs MeCab"),
-        ("XLMRobertaTokenizerFast", "XLMRobertaTokenizer cannot be built from a bare vocab.txt"),
+        ("XLMRobertaTokenizerFast", "no tokenizer: neither tokenizer.json nor sentencepiece.bpe.model is there"),
+        ("OtherTokenizer", "no tokenizer: tokenizer.json is not there, which OtherTokenizer needs"),
     ],
 )
 def test_kinds_that_cannot_be_given(tmp_path: Path, vocabulary: list[str], name: str, message: str) -> None:

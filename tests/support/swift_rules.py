@@ -1,4 +1,4 @@
-"""What mlx-swift-lm's MLXEmbedders asks of a BERT or RoBERTa directory, and where its numbers are others.
+"""What mlx-swift-lm's MLXEmbedders asks of a BERT, RoBERTa or XLM-RoBERTa directory, and where its numbers are others.
 
 Read from its source (commit 14414441, 2026-08-22: `MLXEmbedders/Models/Bert.swift`, `MLXEmbedders/Pooling.swift`,
 `MLXLMCommon/Load.swift`, `MLXLMCommon/BaseConfiguration.swift`); there is no Swift here to run. It shares no code with
@@ -27,6 +27,8 @@ _RENAMED = {
     r"\.LayerNorm\.": ".norm.",
     r"^pooler\.dense\.": "pooler.",
 }
+# Of `EmbedderTypeRegistry` (`MLXEmbedders/ModelFactory.swift`), those that are `BertModel`s.
+_MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _POOLING = ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
 
@@ -80,7 +82,7 @@ def _matrices(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     }
     labels = _labels(config)
     # RoBERTa's classifier (`BertRerankerModel`) is built without a pooler, with a layer of its own in its place.
-    has_own_layer = labels is not None and config["model_type"] == "roberta"
+    has_own_layer = labels is not None and config["model_type"] in ("roberta", "xlm-roberta")
     found["classifier.dense" if has_own_layer else "pooler"] = (size, size)
     for i in range(config["num_hidden_layers"]):
         for name in ("query_proj", "key_proj", "value_proj", "out_proj"):
@@ -92,6 +94,8 @@ def _matrices(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _config_problems(config: dict[str, Any]) -> Iterator[str]:
+    if config["model_type"] not in _MODEL_TYPES:
+        yield f"refuses: there is no model {config['model_type']}"
     if config.get("hidden_act", "gelu") not in ("gelu", "gelu_python"):
         yield "differs: it always computes gelu"
     if not all(isinstance(name, str) for name in (config.get("id2label") or {}).values()):
