@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from heads.arrays import host_values
 from mlxbert.model_arrays import InputError, check_range, mask_of, whole_numbers
+from mlxbert.models.architecture import POOLER as POOLER
 from mlxbert.models.architecture import Architecture, architecture
 from mlxbert.pooling import pool
 
