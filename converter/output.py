@@ -241,11 +241,20 @@ def output_config(
         **source.choices,
         **{key: earlier[key] for key in ("head", "trained") if source.own_head and key in earlier},
     }
+    ours = {"architectures", "dtype", "mlxbert"}
+    if added := [*added_fields(earlier), *(key for key in config if key not in source.config and key not in ours)]:
+        config["mlxbert"]["added"] = added
     if quantized is not None:
         config["quantization"] = quantized.config.to_mlx(declared)
         config["quantization_config"] = quantized.config.to_mlx(declared)
         config["mlxbert"]["quantization"] = dict(quantized.facts)
     return config
+
+
+def added_fields(block: Mapping[str, Any]) -> list[str]:
+    """Return the fields that a conversion added to `config.json`: other spellings of the source's fields."""
+    added = block.get("added")
+    return [name for name in added if isinstance(name, str)] if isinstance(added, list) else []
 
 
 def without_places(values: dict[str, Any]) -> dict[str, Any]:

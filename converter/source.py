@@ -37,7 +37,7 @@ from converter.readers.weight_files import (
     source_modules,
     transformer_folder,
 )
-from mlxbert.checkpoint import is_license_file
+from mlxbert.checkpoint import has_trained_head, is_license_file
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, reading_failed
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     from mlxbert.hub import Snapshot
 
 __all__ = ["Source", "SourceError", "TensorEntry", "open_source", "select_files"]
-
-OWN_HEADS = ("head.", "pooling.")
-"""Beginnings of the names in a head that mlxbert trained; transformers has no class for it."""
 
 # Files that others read: our model card takes over the source's license, and transformers reads the rest.
 _READ_BY_OTHERS = (CARD, "generation_config.json", "adapter_config.json")
@@ -238,7 +235,7 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
     config, type_notes = _with_model_type(config, own_config, weights)
     own_head: dict[str, TensorEntry] = {}
     if path.is_dir() and "mlxbert" in config:
-        weights, own_head = _with_heads(root, config["mlxbert"], weights)
+        weights, own_head = _with_heads(root, config, weights)
     parsed, mapping = _parsed_config(config, options), mapping_for(config)
     shapes = {key: entry.shape for key, entry in weights.entries.items()}
     encoder = find_encoder(chosen, shapes, mapping, parsed, prefix=options.prefix, encoder_only=options.encoder_only)
@@ -347,7 +344,9 @@ def _names(directory: Path) -> list[str]:
     return names
 
 
-def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights, dict[str, TensorEntry]]:
+def _with_heads(
+    directory: Path, config: Mapping[str, Any], weights: Weights
+) -> tuple[Weights, dict[str, TensorEntry]]:
     """Return the weights of our own output with its heads, and separately a head that mlxbert trained.
 
     The heads lie in a file that the index does not list.
@@ -358,8 +357,7 @@ def _with_heads(directory: Path, block: Any, weights: Weights) -> tuple[Weights,
     check_file(path, directory)
     heads = read_weights(path)
     files = (*weights.files, path)
-    has_trained_head = isinstance(block, dict) and isinstance(block.get("head"), dict)
-    if has_trained_head and all(key.startswith(OWN_HEADS) for key in heads.entries):
+    if has_trained_head(config):
         return replace(weights, files=files), heads.entries
     twice = [printable(key) for key in heads.entries if key in weights.entries]
     if twice:

@@ -154,6 +154,12 @@ def read_config(directory: Path, named: str | None = None, *, other_tools: bool 
     return config
 
 
+def has_trained_head(config: Mapping[str, Any]) -> bool:
+    """Return whether the head is one that mlxbert trained, whatever its tensors are called: its settings are there."""
+    block = config.get("mlxbert")
+    return isinstance(block, dict) and isinstance(block.get("head"), dict)
+
+
 def is_full_layout(config: Mapping[str, Any]) -> bool:
     """Return whether `model.safetensors` holds the head too, under the names of transformers' class with that head.
 

@@ -19,6 +19,7 @@ from heads.pretrained import PretrainedHead
 from mlxbert.checkpoint import (
     CheckpointError,
     encoder_layout,
+    has_trained_head,
     is_full_layout,
     is_license_file,
     load,
@@ -264,7 +265,7 @@ class PretrainedBert(nn.Module):
             inputs = [ids.reshape(-1, ids.shape[-1]), *_flat(ids.shape, attention_mask, token_type_ids, position_ids)]
         output = self.core(*inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         return PretrainedOutput(
-            **self.apply_head(output, choices=choices),
+            **self.apply_head(output, inputs[1], choices=choices),
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
@@ -282,9 +283,19 @@ class PretrainedBert(nn.Module):
         tensors = self.stored_head.tensors
         return save_pretrained(self.core, self.head, tensors, self.source, directory, overwrite=overwrite)
 
-    def apply_head(self, output: BertOutput, *, choices: int | None = None) -> dict[str, mx.array]:
-        """Return the logits for the encoder's output; `choices` consecutive texts belong to one question."""
-        logits = self.head(output.last_hidden_state, output.pooler_output, self.core.decode)
+    def apply_head(self, output: BertOutput, mask: Any = None, *, choices: int | None = None) -> dict[str, mx.array]:
+        """Return the logits for the encoder's output.
+
+        Args:
+            output: of B texts.
+            mask: (B, L), 1 for real tokens; None: all are real.
+            choices: this many consecutive texts belong to one question.
+        """
+        mask = None if mask is None else mask_of("attention_mask", mask)
+        if mask is not None and mask.ndim > 2:  # (B, L, L) or (B, H, L, L): a token that any other one sees is real
+            mask = (mask != 0).any(axis=list(range(1, mask.ndim - 1)))
+        pooled = self.head.pool(output.last_hidden_state, output.pooler_output, mask)
+        logits = self.head(output.last_hidden_state, pooled, self.core.decode)
         if choices is None:
             return logits
         return {name: scores.reshape(-1, choices) for name, scores in logits.items()}  # (B · C,) -> (B, C)
@@ -357,7 +368,7 @@ def read_head_tensors(directory: Path, config: dict[str, Any]) -> dict[str, mx.a
     file = directory / HEADS_FILE
     contents = read_safetensors(file, CheckpointError)
     tensors = {} if contents is None else contents[0]
-    if any(name.startswith(("head.", "pooling.")) for name in tensors):
+    if has_trained_head(config):
         raise CheckpointError(f"{file} is a head that mlxbert trained; fix: load it with mlxbert.BertWithHead.load")
     return tensors
 

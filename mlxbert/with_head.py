@@ -220,7 +220,9 @@ class BertWithHead(nn.Module):
             config = encoder_layout(read_config(self.source, other_tools=True))
         else:
             names = {"model_type": declared.model_type, "architectures": [declared.encoder_class]}
-            config = {**names, **asdict(self.core.config)}
+            keys = declared.config.ALIASES
+            fields = {keys.get(name, name): value for name, value in asdict(self.core.config).items()}
+            config = declared.written_config({**names, **fields})
         if not isinstance(config.get("mlxbert"), dict):  # written by another tool; its class may have a head
             config["mlxbert"] = {"format_version": 1, "source": None, "revision": None}
             config["mlxbert"]["original_architectures"] = config.get("architectures")

@@ -19,7 +19,7 @@ from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
-from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, architecture
+from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, architecture, config_from_hf
 from mlxbert.pretrained import Labels, choose_head_class
 from mlxbert.tokenization.files import has_tokenizer
 
@@ -232,7 +232,7 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
     return frozenset(
         (
             *([] if has_pooler else _pooler_traits(config, head)),
-            *([] if ACTIVATIONS.get(config.get("hidden_act", "gelu")) is ACTIVATIONS["gelu"] else [Trait.ACTIVATION]),
+            *([] if ACTIVATIONS[config_from_hf(config).hidden_act] is ACTIVATIONS["gelu"] else [Trait.ACTIVATION]),
             *([Trait.QUANTIZED] if "quantization" in config else []),
             *_tokenizer_traits(directory),
             *([] if head is None else _head_traits(declared, head, config, heads)),

@@ -8,16 +8,18 @@ from typing import Any
 
 from converter.mapping import hugging_face_names, plan
 from converter.mappings import mapping_for
+from converter.output import added_fields
 from converter.publish.leaks import refuse_secrets
 from converter.readers.source_files import read_json_object
-from converter.source import OWN_HEADS, Source, open_source
+from converter.source import Source, open_source
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, require_own_files
 from mlxbert.files.safetensors import PlannedTensor
-from mlxbert.models.architecture import config_from_hf
+from mlxbert.models.architecture import architecture, config_from_hf
 
 PYTORCH_METADATA = {"format": "pt"}
+_TRAINED = ("head.", "pooling.")
 
 
 class ExportError(MLXBertError):
@@ -66,8 +68,10 @@ def _converted_config(converted: Path) -> dict[str, Any]:
 
 def _tensors(source: Source) -> list[PlannedTensor]:
     """Return every tensor of a converted directory under its Hugging Face name."""
-    trained = [key for key in (*source.entries, *source.own_head) if key.startswith(OWN_HEADS)]
-    if trained:
+    is_head = architecture(source.config.get("model_type")).is_head_tensor
+    # Without settings, only the names tell a head that mlxbert trained.
+    unknown = [key for key in source.entries if key.startswith(_TRAINED) and not is_head(key)]
+    if trained := [*source.own_head, *unknown]:
         raise ExportError(
             f"{source.directory}: heads.safetensors has a head that mlxbert trained, {_trained_head(source.config)}\n"
             + first_ten(trained)
@@ -100,7 +104,8 @@ def _trained_head(config: Mapping[str, Any]) -> str:
 
 def _hugging_face_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `config` as it was before the conversion, but with the dtype of these files."""
-    restored = {key: value for key, value in config.items() if key not in ("mlxbert", "architectures")}
+    ours = ("mlxbert", "architectures", *added_fields(config["mlxbert"]))
+    restored = {key: value for key, value in config.items() if key not in ours}
     classes = _original_classes(config)
     return restored if classes is None else {**restored, "architectures": classes}
 

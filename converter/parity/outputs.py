@@ -161,7 +161,8 @@ def _logits(model: Model, output: BertOutput, probe: Probe, clock: Clock) -> Out
     elif model.head.needs_pooler and output.pooler_output is None:
         return {}  # the gates report each as missing in MLX
     else:
-        logits = model.apply_head(output, choices=choices_of(batch) if kind is HeadKind.CHOICE else None)
+        choices = choices_of(batch) if kind is HeadKind.CHOICE else None
+        logits = model.apply_head(output, probe.attention_mask, choices=choices)
     computed = {name: clock(f"{LOGITS}{name}", partial(_numpy, array)) for name, array in logits.items()}
     return {f"{LOGITS}{name}": as_vectors(array, kind) for name, array in computed.items()}
 
@@ -184,6 +185,13 @@ def row_of(outputs: Outputs, row: int, alone: Probe) -> Outputs:
         name: array[row : row + 1, :length] if array.ndim == 3 else array[row : row + 1]
         for name, array in outputs.items()
     }
+
+
+def without_padded_logits(model: Model, outputs: Outputs) -> Outputs:
+    """Return the outputs that padding must not change: not the logits of a head that reads padding by definition."""
+    if not isinstance(model, PretrainedBert) or not model.head.reads_padding:
+        return outputs
+    return {name: array for name, array in outputs.items() if not name.startswith(LOGITS)}
 
 
 def _numpy(array: mx.array) -> np.ndarray:

@@ -304,12 +304,12 @@ def _build(
         notes = (*notes, "the checkpoint has no pooler; none is compared")
         return _build(source, weights, notes, class_name, add_pooling_layer=False)
     head = declared.heads.get(class_name)
-    decoder_bias, unused_bias = (head and head.tied_bias) or (None, None)
-    if unused_bias is not None and missing == {decoder_bias}:
+    tied_bias, unused_bias = (head and head.tied_bias) or (None, None)
+    if unused_bias is not None and missing == {tied_bias}:
         # Untied, transformers < 5 still shared this one with the other bias, and did not save it.
-        module, _, leaf = str(decoder_bias).rpartition(".")
+        module, _, leaf = str(tied_bias).rpartition(".")
         setattr(model.get_submodule(module), leaf, model.get_parameter(unused_bias))
-        notes = (*notes, f"{decoder_bias} is not in the file: {unused_bias}, as transformers before 5 has it")
+        notes = (*notes, f"{tied_bias} is not in the file: {unused_bias}, as transformers before 5 has it")
     elif missing and missing != {unused_bias}:  # transformers adds the decoder's bias, and does not use the other one
         raise ReferenceModelError(
             f"{source.location}: transformers finds no tensor for {len(missing)} parameters and would fill them at "

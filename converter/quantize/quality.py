@@ -99,7 +99,9 @@ def _on_batches(
             pooled.append(_pooled(output, batch, pooling))
         if _has_decisions(exact):
             scores = [
-                distributions(model.apply_head(output), batch, exact.kind, exact.labels.problem_type)
+                distributions(
+                    model.apply_head(output, batch.attention_mask), batch, exact.kind, exact.labels.problem_type
+                )
                 for model, output in zip((exact, quantized), outputs, strict=True)
             ]
             for a, b in zip(*scores, strict=True):

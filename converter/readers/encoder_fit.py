@@ -111,6 +111,8 @@ def find_encoder(
     """
     plain, stripped, collisions = _without_torch_wrappers(shapes)
     rules = None if mapping is None else Rules(mapping)
+    if rules is not None:
+        stripped = tuple(part for part in stripped if part != rules.base_prefix)
     fits = [] if rules is None else _fits(rules, config, plain, shapes)
     if collisions and not fits:
         raise SourceError(
@@ -147,7 +149,10 @@ def find_encoder(
     if unknown := {key: shapes[key] for name, key in outside.items() if not rules.is_head(name)}:
         raise unmapped_error(rules.mapping, unknown, inside=False)
     notes: list[str] = []
-    if usual := [name for name in supported() if base.endswith(architecture(name).prefix)]:
+    prefixes = {name: architecture(name).prefix for name in supported()}
+    # A prefix that wrappers write too, `model.`, tells no architecture.
+    usual = [name for name, its in prefixes.items() if base.endswith(its) and its.rstrip(".") not in _LEADING]
+    if usual:
         notes.append(
             f"{fit.shown} is the usual prefix of model_type {' or '.join(map(repr, usual))}, but config.json says "
             f"'{rules.mapping.model_type}', and the model computes as that; if it is wrong, fix config.json"

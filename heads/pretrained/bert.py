@@ -25,17 +25,29 @@ class PretrainedHead(nn.Module):
     Attributes:
         fields: the names of its outputs, the same as in transformers.
         needs_pooler: whether the head reads the pooler's output.
+        reads_padding: whether the logits of a text change with the padding behind it, in transformers too.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("logits",)
     needs_pooler: ClassVar[bool] = False
+    reads_padding: bool = False
+
+    def pool(self, hidden: mx.array, pooled: mx.array | None, mask: mx.array | None) -> mx.array | None:
+        """Return the vector of each text that the head reads, (B, D): the pooler's output, unless the head pools.
+
+        Args:
+            hidden: (B, L, D), the encoder's last hidden state.
+            pooled: (B, D), the pooler's output; None for an encoder without a pooler.
+            mask: (B, L), 1 for real tokens; None: all are real.
+        """
+        return pooled
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """Return the logits by field.
 
         Args:
             hidden: (B, L, D), the encoder's last hidden state.
-            pooled: (B, D), the pooler's output; None for an encoder without a pooler. A head that needs it raises.
+            pooled: (B, D), what `pool` returned; None for an encoder without a pooler. A head that needs it raises.
             decode: the tied decoder of a masked-LM head; other heads do not call it.
         """
         raise NotImplementedError

@@ -100,11 +100,14 @@ def test_a_published_configuration_is_read() -> None:
         ),
         (
             {"position_embedding_type": "relative_key"},
-            "config.json: position_embedding_type='relative_key' asks for relative positions; not computed here",
+            "config.json: position_embedding_type='relative_key' asks for relative positions; not computed here; "
+            "fix: convert a checkpoint without it, or take position_embedding_type out of config.json if this one was "
+            "trained without it",
         ),
         (
             {"is_decoder": True},
-            "config.json: is_decoder=True asks for a decoder (causal attention); not computed here",
+            "config.json: is_decoder=True asks for a decoder (causal attention); not computed here; fix: convert a "
+            "checkpoint without it, or take is_decoder out of config.json if this one was trained without it",
         ),
     ],
 )

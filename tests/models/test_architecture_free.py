@@ -44,7 +44,7 @@ def module_paths() -> set[str]:
             parts = name.split(".")
             if len(parts) > 2:
                 paths.add(".".join(parts[:2]))
-            if core.is_norm(name):
+            if core.is_norm(name) and parts[-2] != "norm":  # an English word
                 paths.add(parts[-2])
     return paths
 

@@ -298,6 +298,7 @@ def test_every_file_beside_the_contract_is_registered_and_a_broken_one_is_not_hi
         "architecture",
         "base",
         "config_fields",
+        "rotary",
     }
     assert names == {architecture(name).table for name in supported()}
     real, table = importlib.import_module, architecture(model_type).table
