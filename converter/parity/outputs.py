@@ -189,6 +189,13 @@ def row_of(outputs: Outputs, row: int, alone: Probe) -> Outputs:
     }
 
 
+def without_padded_logits(model: Model, outputs: Outputs) -> Outputs:
+    """Return the outputs that padding must not change: not the logits of a head that reads padding by definition."""
+    if not isinstance(model, PretrainedBert) or not model.head.reads_padding:
+        return outputs
+    return {name: array for name, array in outputs.items() if not name.startswith(LOGITS)}
+
+
 def _numpy(array: mx.array) -> np.ndarray:
     """Return float32 on the host; exact from float16 and bfloat16."""
     return np.array(array.astype(mx.float32))

@@ -25,10 +25,12 @@ class PretrainedHead(nn.Module):
     Attributes:
         fields: the names of its outputs, the same as in transformers.
         needs_pooler: whether the head reads the pooler's output.
+        reads_padding: whether the logits of a text change with the padding behind it, in transformers too.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("logits",)
     needs_pooler: ClassVar[bool] = False
+    reads_padding: bool = False
 
     def pool(self, hidden: mx.array, pooled: mx.array | None, mask: mx.array | None) -> mx.array | None:
         """Return the vector of each text that the head reads, (B, D): the pooler's output, unless the head pools.
