@@ -37,7 +37,7 @@ PREDICTION = "prediction"
 _HEAD_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "classifier_dropout")
 # The names that `from_pretrained` looks for in a directory.
 _STANDARD_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 class ReferenceModelError(MLXBertError):
@@ -126,7 +126,8 @@ def _tensors(model: Any, probe: Probe) -> dict[str, Any]:
     import torch
 
     taken = inspect.signature(model.forward).parameters
-    return {name: torch.from_numpy(getattr(probe, name)) for name in _INPUTS if name in taken}
+    arrays = {name: getattr(probe, name) for name in _INPUTS if name in taken}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
 
 def _pooler_output(encoded: Any) -> np.ndarray | None:
