@@ -118,9 +118,7 @@ class DebertaV2Config(bert.BertConfig):
         "cls_dropout": optional_probability,
         "legacy": flag,
     }
-    REFUSED: ClassVar[Refusals] = {
-        name: rule for name, rule in bert.BertConfig.REFUSED.items() if name != "position_embedding_type"
-    }
+    REFUSED: ClassVar[Refusals] = {}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "embedding_size", self.embedding_size or self.hidden_size)
