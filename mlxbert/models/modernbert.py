@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained import Dropout
+from heads.pretrained import Dropout, LayerNorm
 from heads.pretrained.modernbert import (
     HeadSettings,
     ModernBertChoiceHead,
@@ -267,7 +267,7 @@ def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _norm(config: ModernBertConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+    return LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
 class ModernBertEmbeddings(nn.Module):
