@@ -20,7 +20,6 @@ from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
 from mlxbert.models.architecture import Architecture, Elsewhere, HeadClass, HeadKind, architecture, config_from_hf
-from mlxbert.models.base import POOLER
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained import Labels, choose_head_class
 from mlxbert.tokenization.files import has_tokenizer
@@ -242,11 +241,11 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
     """
     declared = architecture(config.get("model_type"))
     index = read_json(directory / INDEX, CheckpointError) or {}
-    has_pooler = any(name.removeprefix(declared.prefix).startswith(POOLER) for name in index["weight_map"])
+    has_pooler = any(map(declared.is_pooler, index["weight_map"]))
     head = _head_class(declared, config, heads, has_pooler=has_pooler)
     return frozenset(
         (
-            *([] if has_pooler or POOLER not in declared.parts else _pooler_traits(config, head)),
+            *([] if has_pooler or not declared.has_pooler else _pooler_traits(config, head)),
             *([] if ACTIVATIONS[config_from_hf(config).hidden_act] is ACTIVATIONS["gelu"] else [Trait.ACTIVATION]),
             *([Trait.QUANTIZED] if "quantization" in config else []),
             *_tokenizer_traits(directory),

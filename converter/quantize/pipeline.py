@@ -88,8 +88,9 @@ def quantize(
     """
     shapes = _matrices(items)
     require_packable(settings.recipe, shapes)
-    layers = settings.recipe.layers(architecture(source.config["model_type"]).tables)
-    config = configure(settings.recipe.default, shapes, layers)
+    declared = architecture(source.config["model_type"])
+    layers = settings.recipe.layers(declared.tables)
+    config = configure(settings.recipe.default, shapes, layers, declared.kept)
     facts: dict[str, Any] = {"recipe": settings.recipe.name, "calibration": None, "skipped": dict(config.skipped)}
     allotment, calibrated = None, None
     notes: list[str] = []
