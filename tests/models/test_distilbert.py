@@ -23,6 +23,7 @@ from mlxbert.models.architecture import config_from_hf
 from mlxbert.models.config_fields import ConfigError
 from mlxbert.models.distilbert import DISTILBERT, DistilBertConfig, DistilBertCore
 from mlxbert.pretrained import PretrainedBert, attach_head
+from mlxbert.tokenization.tokenizer import TruncationWarning
 from tests.support.encoder_pairs import error, filled
 from tests.support.tiny import save_tiny, save_tokenizer
 
@@ -83,9 +84,10 @@ def test_a_pair_has_type_0_too_whatever_the_tokenizer_s_files_say(tmp_path: Path
     out = converted(tmp_path, "DistilBertForSequenceClassification")
     model: Any
     model, tokenizer = mlxbert.load_with_head(out)
-    texts, pairs = ["a bc", "the tin"], ["in it", "x " * 80]
+    texts, pairs = ["a bc", "the tin"], ["in it", "x " * 80]  # the second is cut
     for limit in (64, 9):
-        batch = tokenizer(texts, pairs, max_length=limit)
+        with pytest.warns(TruncationWarning):
+            batch = tokenizer(texts, pairs, max_length=limit)
         assert not batch["token_type_ids"].any()
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "source")
         inputs = theirs(texts, pairs, truncation=True, max_length=limit, padding=True, return_tensors="pt")
