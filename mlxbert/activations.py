@@ -320,6 +320,17 @@ def laplace(x: mx.array) -> mx.array:
     return 0.5 * (1 + mx.erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
 
 
+# Functions of Python, because a module with one of MLX's own as an attribute cannot be copied.
+def sigmoid(x: mx.array) -> mx.array:
+    """Return 1 / (1 + e⁻ˣ)."""
+    return mx.sigmoid(x)
+
+
+def tanh(x: mx.array) -> mx.array:
+    """Return tanh(x)."""
+    return mx.tanh(x)
+
+
 def linear(x: mx.array) -> mx.array:
     """Return x."""
     return x
@@ -343,9 +354,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": relu,
     "relu2": relu2,
     "relu6": relu6,
-    "sigmoid": mx.sigmoid,
+    "sigmoid": sigmoid,
     "silu": silu,
     "sqrtsoftplus": sqrt_softplus,
     "swish": silu,
-    "tanh": mx.tanh,
+    "tanh": tanh,
 }

@@ -20,7 +20,6 @@ from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, architecture, config_from_hf
-from mlxbert.models.base import POOLER
 from mlxbert.pretrained import Labels, choose_head_class
 from mlxbert.tokenization.files import has_tokenizer
 
@@ -228,7 +227,7 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
     """
     declared = architecture(config.get("model_type"))
     index = read_json(directory / INDEX, CheckpointError) or {}
-    has_pooler = any(name.removeprefix(declared.prefix).startswith(POOLER) for name in index["weight_map"])
+    has_pooler = any(map(declared.is_pooler, index["weight_map"]))
     head = _head_class(declared, config, heads, has_pooler=has_pooler)
     return frozenset(
         (

@@ -25,10 +25,12 @@ class PretrainedHead(nn.Module):
     Attributes:
         fields: the names of its outputs, the same as in transformers.
         needs_pooler: whether the head reads the pooler's output.
+        reads_padding: whether the logits of a text change with the padding behind it, in transformers too.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("logits",)
     needs_pooler: ClassVar[bool] = False
+    reads_padding: bool = False
 
     def pool(self, hidden: mx.array, pooled: mx.array | None, mask: mx.array | None) -> mx.array | None:
         """Return the vector of each text that the head reads, (B, D): the pooler's output, unless the head pools.
@@ -155,14 +157,14 @@ class SpanHead(PretrainedHead):
 class PredictionTransform(nn.Module):
     """LayerNorm(activation(dense(x)))."""
 
-    def __init__(self, hidden_size: int, activation: Activation, layer_norm_eps: float):
+    def __init__(self, hidden_size: int, width: int, activation: Activation, layer_norm_eps: float):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dense = nn.Linear(hidden_size, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=layer_norm_eps)
         self._activation = activation
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Map (…, D) to (…, D)."""
+        """Map (…, D) to (…, E)."""
         return self.LayerNorm(self._activation(self.dense(x)))
 
 
@@ -218,10 +220,12 @@ class Predictions(WordScores):
         bias: bool = True,
         decoder_weight: bool = False,
         decoder_bias: bool = False,
+        embedding_size: int | None = None,
     ):
         super().__init__()
-        self.transform = PredictionTransform(hidden_size, activation, layer_norm_eps)
-        self.add_decoder(hidden_size, vocab_size, bias=bias, decoder_weight=decoder_weight, decoder_bias=decoder_bias)
+        width = embedding_size or hidden_size
+        self.transform = PredictionTransform(hidden_size, width, activation, layer_norm_eps)
+        self.add_decoder(width, vocab_size, bias=bias, decoder_weight=decoder_weight, decoder_bias=decoder_bias)
 
     def __call__(self, hidden: mx.array, decode: Decode) -> mx.array:
         """Map (…, D) to (…, V)."""

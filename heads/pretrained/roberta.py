@@ -51,25 +51,29 @@ class RobertaMaskedLMHead(PretrainedHead):
 
 
 class _Classifier(nn.Module):
-    """out_proj(tanh(dense(x))), with dropout before each."""
+    """out_proj(activation(dense(x))), with dropout before each."""
 
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float):
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float, activation: Activation):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
         self.out_proj = nn.Linear(hidden_size, num_labels)
+        self._activation = activation
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (B, D) to (B, K)."""
-        return self.out_proj(self.dropout(mx.tanh(self.dense(self.dropout(x)))))
+        return self.out_proj(self.dropout(self._activation(self.dense(self.dropout(x)))))
 
 
 class RobertaClassificationHead(PretrainedHead):
-    """`RobertaForSequenceClassification`: `logits` (B, K), from the first token's hidden state."""
+    """`RobertaForSequenceClassification`: `logits` (B, K), from the first token's hidden state.
 
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0):
+    RoBERTa's activation is tanh.
+    """
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0, activation: Activation = mx.tanh):
         super().__init__()
-        self.classifier = _Classifier(hidden_size, num_labels, dropout)
+        self.classifier = _Classifier(hidden_size, num_labels, dropout, activation)
 
     def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
         """Map (B, L, D) to (B, K)."""

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from mlxbert.models.base import Encoder
 
 
+POOLER = "pooler."
+"""The beginning of the names of the encoder's pooler's tensors, in every architecture whose encoder has one."""
+
+
 class HeadKind(StrEnum):
     """What a checkpoint's own head does."""
 
@@ -118,7 +122,8 @@ class Architecture:
         prefix: what the encoder's names begin with inside a class with a head.
         heads: class of transformers -> its head; if only tensors determine the class, the first that fits.
         parts: what the names of the encoder's tensors begin with.
-        tables: "word" and the other terms of a token's embedding ("position", "token_type") -> path.
+        tables: "word" and the other terms of a token's embedding ("position", "token_type") -> path; a configuration
+            may have only some of them.
         tokenizer_class: transformers' class of its tokenizer, where the files name none.
         has_token_types: whether its tokenizer marks the two texts of a pair by token types.
         tolerances: of the parity gates.
@@ -128,6 +133,8 @@ class Architecture:
             them: "mlx-vlm", or only "mlx-vlm (load_reranker)".
         variants: `model_type`s that are like this one and are not computed -> what they are.
         written_config: from the content of a source's `config.json`, the content to write.
+        kept: path of a matrix that is never packed -> the reason.
+        fields_of: from the names of a checkpoint's tensors, fields of `config.json` that they show, whatever it says.
         tiny: fields of a small configuration, for tests.
     """
 
@@ -148,12 +155,23 @@ class Architecture:
     known_to: frozenset[str] = frozenset()
     variants: Mapping[str, str] = field(default_factory=dict)
     written_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    kept: Mapping[str, str] = field(default_factory=dict)
+    fields_of: Callable[[Iterable[str]], Mapping[str, Any]] = lambda names: {}
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def word_embeddings(self) -> str:
         """The name of the tensor of the word embeddings."""
         return f"{self.tables['word']}.weight"
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether its encoder can have a pooler; some architectures have one in their heads only, or none."""
+        return POOLER in self.parts
+
+    def is_pooler(self, name: str) -> bool:
+        """Return whether a tensor of this name, with or without the prefix, belongs to the encoder's pooler."""
+        return self.has_pooler and name.removeprefix(self.prefix).startswith(POOLER)
 
     @property
     def head_prefixes(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -175,8 +175,9 @@ def attend(
     mask: mx.array | None,
     dropout: Dropout,
     output_attentions: bool = False,
+    bias: mx.array | None = None,
 ) -> tuple[mx.array, mx.array | None]:
-    """Return softmax(scale · Q Kᵀ) V, (B, H, L, Dh), and on request the weights, (B, H, L, L).
+    """Return softmax(scale · Q Kᵀ + bias) V, (B, H, L, Dh), and on request the weights, (B, H, L, L).
 
     Args:
         q, k, v: (B, H, L, Dh).
@@ -184,15 +185,23 @@ def attend(
         mask: boolean, broadcasts to (B, H, L, L), True = attend; None: attend to all.
         dropout: of the weights.
         output_attentions: also return the weights, before dropout.
+        bias: added to the scores; broadcasts to (B, H, L, L).
     """
-    if output_attentions or (dropout.training and dropout.drops) or has_fast_softmax(q.dtype):
-        # The fused kernel neither returns its weights nor drops any. MLX's CPU backend has no such kernel: it runs
-        # the same operations with a softmax that alone would take a fifth of the forward pass.
+    in_training = dropout.training and (dropout.drops or bias is not None)
+    if output_attentions or in_training or has_fast_softmax(q.dtype):
+        # The fused kernel neither returns its weights nor drops any, and gives a bias no gradient on CUDA. MLX's CPU
+        # backend has no such kernel: it runs the same operations with a softmax that alone would take a fifth of the
+        # forward pass.
         scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, L, L)
+        if bias is not None:
+            scores = scores + bias
         if mask is not None:
             scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
         weights = softmax(scores)
         return dropout(weights) @ v, weights if output_attentions else None
+    if bias is not None:
+        # Half of the least number, because the kernel multiplies by log2(e), which must not overflow.
+        mask = bias if mask is None else mx.where(mask, bias, mx.array(mx.finfo(q.dtype).min / 2, q.dtype))
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask), None
 
 
@@ -362,7 +371,8 @@ _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 # The checkpoint's own heads
 
 
-def _predictions(config: BertConfig, tensors: Iterable[str]) -> Predictions:
+def bert_predictions(config: Any, tensors: Iterable[str]) -> Predictions:
+    """Return empty scores of words, with those tensors of a decoder that the checkpoint has."""
     names = set(tensors)
     own_bias = "cls.predictions.decoder.bias" in names
     return Predictions(
@@ -374,15 +384,16 @@ def _predictions(config: BertConfig, tensors: Iterable[str]) -> Predictions:
         # If the configuration unties it, it must be there: with the embeddings the numbers would silently differ.
         decoder_weight="cls.predictions.decoder.weight" in names or not config.tie_word_embeddings,
         decoder_bias=own_bias,
+        embedding_size=config.embedding_size,
     )
 
 
 def _masked_lm_head(config: BertConfig, labels: int, tensors: Iterable[str]) -> MaskedLMHead:
-    return MaskedLMHead(_predictions(config, tensors))
+    return MaskedLMHead(bert_predictions(config, tensors))
 
 
 def _pretraining_head(config: BertConfig, labels: int, tensors: Iterable[str]) -> PretrainingHead:
-    return PretrainingHead(_predictions(config, tensors), config.hidden_size)
+    return PretrainingHead(bert_predictions(config, tensors), config.hidden_size)
 
 
 def _next_sentence_head(config: BertConfig, labels: int, tensors: Iterable[str]) -> NextSentenceHead:

@@ -26,11 +26,10 @@ from mlxbert.activations import ACTIVATIONS
 from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
 from mlxbert.models.base import Context, Encoder, Inputs
-from mlxbert.models.bert import TOLERANCES, BertConfig, attend, merge_heads, split_heads
+from mlxbert.models.bert import TOLERANCES, attend, merge_heads, split_heads
 from mlxbert.models.config_fields import (
     Checks,
     EncoderConfig,
-    Refusals,
     deviation,
     flag,
     layer_count,
@@ -87,7 +86,6 @@ class DistilBertConfig(EncoderConfig):
         "initializer_range": deviation,
         "tie_word_embeddings": flag,
     }
-    REFUSED: ClassVar[Refusals] = BertConfig.REFUSED
     ALIASES: ClassVar[Mapping[str, str]] = {
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",

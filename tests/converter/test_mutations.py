@@ -29,7 +29,7 @@ from mlxbert.models.base import Encoder, Inputs, module_at
 from mlxbert.models.config_fields import activation
 from tests.support.encoder_pairs import filled
 from tests.support.family import Mutation, family_of
-from tests.support.tiny import tiny_model
+from tests.support.tiny import in_config, tiny_model
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch, which is not installed")
 transformers = pytest.importorskip("transformers")
@@ -62,8 +62,10 @@ class Recorded:
 
 
 def sizes_of(model_type: str) -> dict[str, Any]:
-    """Those of `SIZES` that the architecture's configuration has."""
-    return {name: value for name, value in SIZES.items() if name in architecture(model_type).config.CHECKS}
+    """`SIZES` under the architecture's names, without those that it does not have."""
+    declared = architecture(model_type)
+    known = {*declared.config.CHECKS, *declared.config.ALIASES.values()}
+    return {name: value for name, value in in_config(declared, SIZES).items() if name in known}
 
 
 @cache

@@ -16,12 +16,14 @@ import mlxbert
 from converter.convert import convert
 from converter.export.checkpoint import export
 from converter.export.run import export_directory
+from converter.publish.push import push
 from converter.verify import verify
 from mlxbert.encode import SentenceEncoder
 from mlxbert.model_arrays import named_parameters
 from mlxbert.models.base import Encoder, module_at
 from mlxbert.runs import train
 from tests.support.run_samples import QUICK, sample
+from tests.support.run_samples import texts as sample_texts
 from tests.support.tiny import save_tiny, save_tokenizer
 
 TEXTS = ["a b c", "the tin hat is in the house, then", "a"]
@@ -34,6 +36,7 @@ def checkpoint(directory: Path, class_name: str) -> tuple[Path, Path]:
     source = directory / "source"
     save_tiny(source, class_name, **WIDTHS)
     save_tokenizer(source)
+    (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# A small random encoder\n")
     converted = convert(source, directory / "converted", verify=True).path
     report = verify(converted, source)
     assert report.passed
@@ -67,13 +70,14 @@ def wrong_layer_is_named(source: Path, converted: Path) -> None:
     assert wrong == {core.layer_name(last)}
 
 
-def quantized(source: Path, out: Path, recipe: str) -> None:
+def quantized(source: Path, out: Path, recipe: str, **options: Any) -> None:
     """Packed, it still says much the same of texts."""
-    packed = convert(source, out, quantize=recipe, verify=False).path
+    packed = convert(source, out, quantize=recipe, verify=False, **options).path
     core, tokenizer = mlxbert.load(packed)
     exact, _ = mlxbert.load(source.parent / "converted")
     assert core.packed is not None
     assert {*core.packed.layers} <= {*_matrices(exact)}
+    assert any(path in core.packed.layers for group in exact.linears() for path in group.paths)
     vectors = [
         np.array(one(**(inputs := tokenizer(TEXTS))).pool("mean", inputs["attention_mask"])) for one in (core, exact)
     ]
@@ -88,20 +92,39 @@ def _matrices(core: Encoder) -> list[str]:
 
 
 def encoded(source: Path, converted: Path) -> None:
-    """Embeddings of texts are the mean of transformers' hidden states."""
+    """Embeddings of texts are the mean of transformers' hidden states, of the source and of the converted directory.
+
+    sentence-transformers loads the converted directory too, and gives the same.
+    """
     import torch
     import transformers
+    from sentence_transformers import SentenceTransformer
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
-    model = transformers.AutoModel.from_pretrained(source).eval()
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None]
-    expected = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
-    found = SentenceEncoder.from_pretrained(converted).encode(TEXTS)
-    ratio = found / np.linalg.norm(found, axis=1, keepdims=True)
-    assert np.abs(ratio - expected / np.linalg.norm(expected, axis=1, keepdims=True)).max() < 1e-5
+    found = SentenceEncoder.from_pretrained(converted, pooling="mean").encode(TEXTS)
+    for directory in (source, converted):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+        model, info = transformers.AutoModel.from_pretrained(directory, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        with torch.no_grad():
+            hidden = model.eval()(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        assert _distance(found, ((hidden * mask).sum(1) / mask.sum(1)).numpy()) < 1e-5
+    assert _distance(found, SentenceTransformer(str(converted), device="cpu").encode(TEXTS)) < 1e-5
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference of an element of two arrays of vectors (N, D) of length 1."""
+    a, b = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (a, b))
+    return float(np.abs(a - b).max())
+
+
+def publishable(converted: Path) -> None:
+    """A push would send every file of the manifest, and its card; nothing of it is refused."""
+    plan = push(converted, "mlx-community/a-small-encoder", dry_run=True, progress=False).plan
+    assert {"config.json", "model.safetensors", "parity.json", "README.md"} <= {*plan.send}
+    assert plan.unverified is None
 
 
 def trained(converted: Path, out: Path) -> Path:
@@ -149,8 +172,12 @@ def through_every_command(directory: Path, class_name: str) -> None:
     source, converted = checkpoint(directory, class_name)
     exported_back(source, converted, directory / "back")
     wrong_layer_is_named(source, converted)
-    for recipe in ("4bit", "mixed"):
-        quantized(source, directory / recipe, recipe)
+    calibration = directory / "texts.txt"
+    calibration.write_text("\n".join(sample_texts(60)[0]), encoding="utf-8")
+    quantized(source, directory / "4bit", "4bit")
+    quantized(source, directory / "mixed", "mixed", calibration=calibration)
+    quantized(source, directory / "auto", "auto", calibration=calibration, target_bits=6.0)
     encoded(source, converted)
+    publishable(converted)
     run = trained(converted, directory / "run")
     exported_run(run, directory / "exported")

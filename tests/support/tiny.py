@@ -54,7 +54,10 @@ def declared_of(class_name: str) -> Architecture:
 
 def in_config(declared: Architecture, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields under the names that they have in the architecture's `config.json`."""
-    return {declared.config.ALIASES.get(name, name): value for name, value in fields.items()}
+    names = dict(declared.config.ALIASES)
+    if "intermediate_size" not in declared.config.CHECKS:
+        names["intermediate_size"] = "hidden_dim"
+    return {names.get(name, name): value for name, value in fields.items()}
 
 
 def tiny_model(

@@ -9,8 +9,9 @@ import mlx.core as mx
 from mlxbert.models.base import Encoder, Inputs
 from tests.support.family import Mutation
 
+TWO_TYPES = "odd widths, tanh-GELU, two types"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "odd widths, tanh-GELU, two types": {
+    TWO_TYPES: {
         "vocab_size": 83,
         "hidden_size": 45,
         "num_attention_heads": 3,
@@ -42,6 +43,41 @@ def _from_the_mask(core: Encoder) -> None:
     _with_positions(core, positions)
 
 
+def _one_too_low(core: Encoder) -> None:
+    def positions(self: Any, inputs: Inputs) -> mx.array:
+        real = (inputs.ids != self.config.pad_token_id).astype(mx.int32)
+        return mx.cumsum(real, axis=1) * real + self.config.pad_token_id - real
+
+    _with_positions(core, positions)
+
+
+def _padding_counted_on(core: Encoder) -> None:
+    """Give padding the position of the token before it, not that of padding."""
+
+    def positions(self: Any, inputs: Inputs) -> mx.array:
+        real = (inputs.ids != self.config.pad_token_id).astype(mx.int32)
+        return mx.cumsum(real, axis=1) + self.config.pad_token_id
+
+    _with_positions(core, positions)
+
+
+def _types_exchanged(core: Encoder) -> None:
+    table: Any = core.embeddings.token_type_embeddings
+    table.weight = table.weight[::-1]
+
+
+def _without_type(core: Encoder) -> None:
+    table: Any = core.embeddings.token_type_embeddings
+    table.weight = mx.zeros_like(table.weight)
+
+
+def _pooled_mean(core: Encoder) -> None:
+    def pool(self: Any, x: mx.array) -> mx.array:
+        return mx.tanh(self.pooler.dense(x.mean(axis=1)))
+
+    core.__class__ = type("Mutant", (type(core),), {"pool": pool})
+
+
 def _over_padding(core: Encoder) -> None:
     _with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None] + self.config.first_position)
 
@@ -50,6 +86,12 @@ MUTATIONS = (
     Mutation("positions from 0", "embeddings", change=_from_zero),
     Mutation("positions from the mask", "embeddings", change=_from_the_mask),
     Mutation("positions that count padding", "embeddings", change=_over_padding),
+    Mutation("positions that begin one too low", "embeddings", change=_one_too_low),
+    Mutation("padding counted on", "embeddings", change=_padding_counted_on),
+    Mutation("the one type left out", "embeddings", change=_without_type),
+    Mutation("two types exchanged", "embeddings", change=_types_exchanged, variant=TWO_TYPES),
+    Mutation("a pooler of the mean", "pooler", change=_pooled_mean),
+    Mutation("erf-GELU for tanh-GELU", 0, config={"hidden_act": "gelu"}, variant=TWO_TYPES),
     Mutation("padding by another id", "embeddings", config={"pad_token_id": 0}),
     Mutation("another eps", "embeddings", config={"layer_norm_eps": 1e-3}),
     Mutation("another activation", 0, config={"hidden_act": "gelu_new"}),
