@@ -34,15 +34,16 @@ from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import parse_json
 from mlxbert.files.safetensors import PlannedTensor, safetensors_bytes
 from mlxbert.models.architecture import HeadKind, architecture
-from mlxbert.models.base import POOLER
 from mlxbert.pretrained import PROBLEM_TYPES, Labels, choose_head_class, original_architectures
-from mlxbert.tokenization.files import has_tokenizer
+from mlxbert.tokenization.build import tokenizer_names
+from mlxbert.tokenization.files import SENTENCEPIECE_FILES, has_tokenizer
 
 if TYPE_CHECKING:
     from converter.quantize.pipeline import Quantized
 
 FORMAT_VERSION = 1
 ENCODER, FULL = LAYOUTS = ("encoder", "full")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)
 _TRANSFORMER = "sentence_transformers.models.Transformer"
 _MODULE_WEIGHTS = re.compile(r"[^/]+/(model\.safetensors|pytorch_model\.bin)")
 
@@ -207,7 +208,7 @@ def choose_layout(source: Source, name: str) -> Layout:
         raise OutputError(
             f"{source.location}: no head is read from it, so it has no full layout; fix: leave --layout full out"
         )
-    has_pooler = any(key.removeprefix(declared.prefix).startswith(POOLER) for key in source.entries)
+    has_pooler = any(map(declared.is_pooler, source.entries))
     choice = choose_head_class(source.config, heads, has_pooler=has_pooler, place=source.location)
     return Layout(choice.name, declared.prefix, declared.heads[choice.name].labels is not None)
 
@@ -283,12 +284,12 @@ def notes_on(source: Source, planned: Plan, dtype: str) -> list[str]:
         notes.append(f"{kinds['F64']} float64 tensors become float32: MLX has no float64 on a GPU")
     elif len(kinds) > 1:
         notes.append(f"the source mixes {', '.join(sorted(kinds))}: all become {dtype}")
-    if not any(item.target.startswith(POOLER) for item in planned.encoder):
+    declared = architecture(source.config.get("model_type"))
+    if declared.has_pooler and not any(declared.is_pooler(item.target) for item in planned.encoder):
         notes.append("the source has no pooler, so neither has the output")
     if not has_tokenizer(source.side_files):
-        notes.append(
-            "the source has no tokenizer (tokenizer.json or vocab.txt): copy one into the output to encode text"
-        )
+        names = tokenizer_names(source.directory, source.config)
+        notes.append(f"the source has no tokenizer ({names}): put one there, and convert again, to encode text")
     return notes
 
 
@@ -343,7 +344,7 @@ def check_staged(directory: Path, config: Mapping[str, Any], source: Source) -> 
     """
     core = load_core(directory, config=dict(config), lazy=True)
     try:
-        part = "tokenizer.json and vocab.txt"
+        part = " and ".join(name for name in _TOKENIZERS if name in source.side_files)
         tokenizer = None
         if has_tokenizer(source.side_files):
             tokenizer = load_tokenizer(directory, core.config, hf_config=config)

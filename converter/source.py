@@ -5,9 +5,10 @@ Nothing here imports torch, and no code in a file is ever run.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,7 +41,7 @@ from mlxbert.checkpoint import has_trained_head, is_license_file
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
 from mlxbert.files.reading import expand_home, reading_failed
-from mlxbert.models.architecture import config_from_hf
+from mlxbert.models.architecture import architecture, config_from_hf
 from mlxbert.models.config_fields import ConfigError, EncoderConfig
 from mlxbert.pretrained import original_architectures
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
@@ -243,6 +244,7 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
         config, entries = dequantized(chosen, config, entries, prefix=mapping.base_prefix)
     else:
         refuse_quantized(chosen, entries)
+    config, field_notes = _with_fields_of(config, parsed, entries)
     side_files, side_notes = _side_files(root, folder, modules, options.config)
     for name in _READ_BY_OTHERS:
         if os.path.lexists(directory / name):
@@ -266,7 +268,7 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
         weight_files=weights.files,
         side_files=side_files,
         modules=modules,
-        notes=(*notes, *type_notes, *encoder.notes, *side_notes),
+        notes=(*notes, *type_notes, *field_notes, *encoder.notes, *side_notes),
         own_head=own_head,
         prefix=encoder.prefix,
         dropped=dropped,
@@ -294,6 +296,19 @@ def _with_model_type(config: dict[str, Any], file: Path, weights: Weights) -> tu
             note = f"{file.name} has no model_type: taken for {model_type!r}, whose tensors these are"
             return {**config, "model_type": model_type}, [note]
     return config, []
+
+
+def _with_fields_of(
+    config: dict[str, Any], parsed: EncoderConfig, names: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration with the fields that the names of the tensors show, and a note on each that differs."""
+    shown = architecture(parsed.model_type).fields_of(names)
+    changed = {name: value for name, value in shown.items() if getattr(parsed, name) != value}
+    notes = [
+        f"{name} is {json.dumps(value)}, whatever config.json says: its tensors show it"
+        for name, value in changed.items()
+    ]
+    return {**config, **changed}, notes
 
 
 def _layout_notes(path: Path, root: Path, folder: str) -> list[str]:
@@ -358,14 +373,14 @@ def _side_files(
 ) -> tuple[dict[str, Path], list[str]]:
     """Return the other files of the model, and a note if the tokenizer lies elsewhere."""
     files = collect_side_files(root, folder, modules)
-    if has_tokenizer(files):
+    if has_tokenizer(files, sentencepiece=True):
         return files, []
     elsewhere = [root] if folder else []
     if config is not None and config.parent.resolve() != (root / folder).resolve():
         elsewhere.append(config.parent)
     for place in elsewhere:
         tokenizer = {name: path for name, path in collect_side_files(place).items() if name in TOKENIZER_FILES}
-        if has_tokenizer(tokenizer):
+        if has_tokenizer(tokenizer, sentencepiece=True):
             note = f"the tokenizer is taken from beside {config if place != root else MODULES}"
             return {**files, **tokenizer}, [note]
     return files, []

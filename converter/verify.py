@@ -16,7 +16,7 @@ from converter.output import with_true_labels
 from converter.parity.files import write_reports
 from converter.parity.gates import compare
 from converter.parity.outputs import SentenceComparison, TrainedModel, compare_sentences
-from converter.parity.probes import Probe, ProbeError, make_probes
+from converter.parity.probes import Probe, ProbeError, longest_probe, make_probes
 from converter.parity.reference import Reference, build_exported, build_reference, head_choice
 from converter.parity.report import OWN_HEAD, ParityReport, Part, Provenance, inherited_proof, origin_of
 from converter.quantize.cost import recipe_of
@@ -369,9 +369,16 @@ def _is_lossless(source: Source, dtype: str) -> bool:
 def directory_probes(
     directory: Path, config: EncoderConfig, seed: int, hf_config: Mapping[str, Any]
 ) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
-    """Return probes, with sentences if the directory has a tokenizer that fits the model, else with a note."""
+    """Return probes, with sentences if the directory has a tokenizer that fits the model, and notes on limits."""
+    longest = longest_probe(config)
+    notes: tuple[str, ...] = ()
+    if longest < config.max_length:
+        notes = (
+            f"the longest probe has {longest} of the {config.max_length} tokens that the model takes: attention "
+            "needs memory with the square of the length",
+        )
     if not has_tokenizer(file.name for file in directory.iterdir()):
-        return make_probes(config, seed=seed), ("no tokenizer, so the probes are random ids alone",)
+        return make_probes(config, seed=seed), (*notes, "no tokenizer, so the probes are random ids alone")
     try:
         tokenizer = Tokenizer.from_directory(directory, max_length=config.max_length, hf_config=hf_config)
 
@@ -379,8 +386,8 @@ def directory_probes(
             (encoded,) = tokenizer.encode([text], None if pair is None else [pair])
             return list(encoded.ids), list(encoded.type_ids)
 
-        return make_probes(config, seed=seed, tokenize=tokenize), ()
+        return make_probes(config, seed=seed, tokenize=tokenize), notes
     except (TokenizerError, ProbeError) as error:
         # The weights can still be compared; the report names the tokenizer's fault.
         note = f"the tokenizer gives no probes ({type(error).__name__}), so they are random ids alone"
-        return make_probes(config, seed=seed), (note,)
+        return make_probes(config, seed=seed), (*notes, note)

@@ -21,15 +21,15 @@ from mlxbert.files.reading import expand_home, read_json
 from mlxbert.files.safetensors import read_safetensors
 from mlxbert.model_arrays import named_parameters, tensor_problems
 from mlxbert.models.architecture import architecture, config_from_hf, supported
-from mlxbert.models.base import POOLER, Encoder
+from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import ConfigError, EncoderConfig
 from mlxbert.quantization import QuantizationError, split_quantized
-from mlxbert.tokenization.files import TOKENIZER_FILES
+from mlxbert.tokenization.files import SENTENCEPIECE_FILES, TOKENIZER_FILES
 from mlxbert.tokenization.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
 SIDE_FILES = (
-    *TOKENIZER_FILES,
+    *(name for name in TOKENIZER_FILES if name not in SENTENCEPIECE_FILES),
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -248,8 +248,8 @@ def load_core(
 
 def new_encoder(config: EncoderConfig, tensors: Iterable[str]) -> Encoder:
     """Return an encoder with random weights; it has a pooler if `tensors`, names of a checkpoint's, have one."""
-    pooler = any(name.startswith(POOLER) for name in tensors)
-    return architecture(config.model_type).encoder(config, add_pooling_layer=pooler)
+    declared = architecture(config.model_type)
+    return declared.encoder(config, add_pooling_layer=any(map(declared.is_pooler, tensors)))
 
 
 def side_files(names: Sequence[str]) -> list[str]:

@@ -28,7 +28,6 @@ from mlxbert.encode.sentence_modules import read_sentence_plan
 from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.reading import from_json, read_json
 from mlxbert.models.architecture import architecture, config_from_hf
-from mlxbert.models.base import POOLER
 from mlxbert.quantization import QuantizationConfig
 from mlxbert.tokenization.files import has_tokenizer
 
@@ -94,7 +93,7 @@ def card_facts(
     index = from_json(_Index, content, place=str(directory / INDEX), fix=fix, error=CheckpointError)
     block, place = config["mlxbert"], f'{directory}: the "mlxbert" block of config.json'
     origin = from_json(_Block, block, place=place, fix=fix, error=CheckpointError)
-    prefix = architecture(config.get("model_type")).prefix
+    declared = architecture(config.get("model_type"))
     heads = _head_tensors(directory, index, config)
     return CardFacts(
         name=printable(name),
@@ -104,7 +103,7 @@ def card_facts(
         original_class=_original_class(config),
         dtype=str(config.get("dtype")),
         parameters=quantization.parameters if quantization else _encoder_parameters(index, config, heads),
-        has_pooler=any(tensor.removeprefix(prefix).startswith(POOLER) for tensor in index.weight_map),
+        has_pooler=any(map(declared.is_pooler, index.weight_map)),
         converter_version=origin.converter_version,
         heads=tuple(heads),
         full_layout=is_full_layout(config),
@@ -120,7 +119,7 @@ def card_facts(
         scores=read_scores(block),
         weights=weight_sums(records),
         max_length=_max_length(directory, config),
-        readings=readings(traits_of(directory, config, tuple(heads)), config["model_type"]),
+        readings=readings(traits_of(directory, config, tuple(heads)), config["model_type"], config_from_hf(config)),
         license_files=tuple(sorted(name for name in records if is_license_file(name))),
         sentence_modules=(directory / "modules.json").is_file(),
         usage=run_usage(directory, config),

@@ -115,7 +115,9 @@ def run(model: Model, probe: Probe, clock: Clock | None = None) -> Outputs:
     """Run the whole model from the ids; the time of a module is that of its own step, since MLX is lazy."""
     clock = clock or Clock()
     core = model.core
-    output = core(probe.input_ids, probe.attention_mask, probe.token_type_ids, output_hidden_states=True)
+    output = core(
+        probe.input_ids, probe.attention_mask, probe.token_type_ids, probe.position_ids, output_hidden_states=True
+    )
     assert output.hidden_states is not None
     embeddings, *layers = output.hidden_states
     outputs = {EMBEDDINGS: clock(EMBEDDINGS, partial(_numpy, embeddings))}
@@ -132,7 +134,7 @@ def run_each_alone(model: Model, probe: Probe, reference: ReferenceOutput, clock
     clock = clock or Clock()
     core = model.core
     states = [mx.array(state) for state in reference.hidden_states]
-    x, context = core.embed(probe.input_ids, probe.attention_mask, probe.token_type_ids)
+    x, context = core.embed(probe.input_ids, probe.attention_mask, probe.token_type_ids, probe.position_ids)
     outputs = {EMBEDDINGS: clock(EMBEDDINGS, partial(_numpy, x))}
     for i in range(core.num_layers):
         name = core.layer_name(i)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from mlxbert.models.config_fields import EncoderConfig
 Tokenize = Callable[[str, str | None], tuple[list[int], list[int]]]
 """A text, or a pair -> (ids, token type ids) with special tokens, without padding."""
 
-LENGTHS = (1, 7, 128)  # and the model's maximum
+LENGTHS = (1, 7, 128)  # and the longest
+# Attention weights of a layer for one text, 256 MB in float32: PyTorch's eager attention holds several copies of them.
+_MAX_WEIGHTS = 1 << 26
 SENTENCES: tuple[tuple[str, str | None], ...] = (
     ("Hi", None),
     ("The quick brown fox jumps over the lazy dog.", None),
@@ -42,6 +45,7 @@ class Probe:
         name: what it tests, for the report.
         input_ids, attention_mask, token_type_ids: (B, L) int64; the mask is 1 for real tokens.
         padding_invariance: whether each row also runs alone, without padding, and must agree with the batch.
+        position_ids: (B, L) int64; None: as the model counts them.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Probe:
     attention_mask: np.ndarray
     token_type_ids: np.ndarray
     padding_invariance: bool = False
+    position_ids: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,8 +67,16 @@ class Probe:
         return self.attention_mask.astype(bool)
 
 
+def longest_probe(config: EncoderConfig) -> int:
+    """Return the length of the longest probe: the model's maximum, or that of `_MAX_WEIGHTS` attention weights."""
+    return min(config.max_length, isqrt(_MAX_WEIGHTS // config.num_attention_heads))
+
+
 def make_probes(config: EncoderConfig, *, seed: int = 0, tokenize: Tokenize | None = None) -> tuple[Probe, ...]:
-    """Return random ids at lengths 1, 7, 128 and the model's maximum, masks and padding of all kinds, and sentences.
+    """Return random ids at lengths 1, 7, 128 and the longest, masks and padding of all kinds, and sentences.
+
+    The longest is the model's maximum. Where that is too long to run, the rest of its positions are given to short
+    probes.
 
     Args:
         config: has the size of the vocabulary, the number of token types and the longest input.
@@ -74,17 +87,19 @@ def make_probes(config: EncoderConfig, *, seed: int = 0, tokenize: Tokenize | No
         ProbeError: the tokenizer gives an id that the model has no embedding for.
     """
     rng = np.random.default_rng(seed)
-    longest = config.max_length
+    longest = longest_probe(config)
     probes = [
         _random(rng, config, length, batch=2 if length < longest else 1)
         for length in sorted({min(length, longest) for length in (*LENGTHS, longest)})
     ]
     probes += [
         _ragged(rng, config, min(7, longest), batch=4),
-        _ragged(rng, config, longest, batch=2),
+        _ragged(rng, config, min(512, longest), batch=2),
         _holes(rng, config, min(64, longest), batch=2),
         _padding_anywhere(rng, config, min(16, longest)),
     ]
+    if longest < config.max_length and "position_ids" in config.table_rows:
+        probes.append(_far_positions(rng, config, longest))
     if tokenize is not None:
         probes.append(_sentences(config, tokenize))
     return tuple(probes)
@@ -130,6 +145,14 @@ def _padding_anywhere(rng: np.random.Generator, config: EncoderConfig, length: i
     mask[2, :start] = 0
     ids[3] = pad
     return Probe(f"padding anywhere, length {length}", ids, mask, types)
+
+
+def _far_positions(rng: np.random.Generator, config: EncoderConfig, longest: int) -> Probe:
+    """Return positions that the longest probe does not reach: row 0 the last ones, row 1 any of them."""
+    length, rows = 128, config.table_rows["position_ids"]
+    ids, types = _draw(rng, config, length, batch=2)
+    positions = np.stack([np.arange(rows - length, rows), rng.integers(longest, rows, size=length)])
+    return Probe(f"far positions, length {length}", ids, np.ones_like(ids), types, position_ids=positions)
 
 
 def _draw(rng: np.random.Generator, config: EncoderConfig, length: int, batch: int) -> tuple[np.ndarray, np.ndarray]:

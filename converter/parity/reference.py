@@ -24,8 +24,7 @@ import numpy as np
 from converter.parity.probes import Probe
 from heads.command_line import install_fix
 from mlxbert.errors import MLXBertError, first_ten, reason
-from mlxbert.models.architecture import Architecture, HeadKind, architecture
-from mlxbert.models.base import POOLER
+from mlxbert.models.architecture import POOLER, Architecture, HeadKind, architecture
 from mlxbert.pretrained import HeadChoice, HeadClassError, choose_head_class
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ PREDICTION = "prediction"
 _HEAD_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "classifier_dropout")
 # The names that `from_pretrained` looks for in a directory.
 _STANDARD_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 class ReferenceModelError(MLXBertError):
@@ -127,7 +126,8 @@ def _tensors(model: Any, probe: Probe) -> dict[str, Any]:
     import torch
 
     taken = inspect.signature(model.forward).parameters
-    return {name: torch.from_numpy(getattr(probe, name)) for name in _INPUTS if name in taken}
+    arrays = {name: getattr(probe, name) for name in _INPUTS if name in taken}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
 
 def _pooler_output(encoded: Any) -> np.ndarray | None:
@@ -245,7 +245,7 @@ def _declared(source: Source) -> Architecture:
 
 
 def _has_pooler(source: Source) -> bool:
-    return any(name.removeprefix(_declared(source).prefix).startswith(POOLER) for name in source.entries)
+    return any(map(_declared(source).is_pooler, source.entries))
 
 
 def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) -> Reference:
@@ -272,9 +272,7 @@ def _with_head(source: Source, weights: dict[str, Any], notes: tuple[str, ...]) 
         return reference
     for name, module in pooler.items():
         setattr(reference.model.base_model, name, module)
-    unexpected = tuple(
-        name for name in reference.unexpected if not name.removeprefix(declared.prefix).startswith(POOLER)
-    )
+    unexpected = tuple(name for name in reference.unexpected if not declared.is_pooler(name))
     note = f"{choice.name} has no pooler: the file's own is compared with {encoder}'s"
     return replace(reference, unexpected=unexpected, notes=(*reference.notes, note))
 
@@ -302,7 +300,7 @@ def _build(
         summary = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ReferenceModelError(f"{source.location}: transformers cannot build it ({summary})") from error
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-    pooler = {name for name, _ in model.named_parameters() if name.startswith(POOLER)}
+    pooler = {name for name, _ in model.named_parameters() if name.startswith(POOLER) and declared.has_pooler}
     if missing and missing == pooler:
         notes = (*notes, "the checkpoint has no pooler; none is compared")
         return _build(source, weights, notes, class_name, add_pooling_layer=False)

@@ -104,7 +104,7 @@ class Search:
         assert target is not None
         self._target = target
         self._kept = [text for i, text in enumerate(self.texts) if i % _HELD_BACK]
-        self._plain = configure(RECIPES["4bit"].default, self.shapes)
+        self._plain = configure(RECIPES["4bit"].default, self.shapes, kept=self.core.architecture.kept)
         self._packable = [path for path in self.shapes if self._plain.of(path) is not None]
         sizes = {path: rows * width for path, (rows, width) in self.shapes.items()}
         item = SCALE_DTYPES[self.dtype].itemsize
@@ -213,7 +213,8 @@ class Search:
     def _configure(self, chosen: Chosen) -> QuantizationConfig:
         layers = {path: option.layer for path, option in chosen.items()}
         # Every layer has an entry, so that nobody takes the default for its packing.
-        return replace(configure(self.settings.recipe.default, self.shapes, layers), overrides=layers)
+        kept = self.core.architecture.kept
+        return replace(configure(self.settings.recipe.default, self.shapes, layers, kept), overrides=layers)
 
     def _calibrate(
         self, texts: Sequence[str], config: QuantizationConfig, *, variants: int, stage: str, alone: bool = False

@@ -147,7 +147,7 @@ class _Calibration:
         self._own = self._exact if alone else _Side(core, batches)
         self._sides = (self._exact,) if alone else (self._exact, self._own)
         self._result = Calibrated()
-        self._tables = tuple(core.architecture.tables.values())
+        self._tables = tuple(core.tables.values())
         self._groups = core.linears()
         # How often each Linear runs: layers may share their parameters.
         self._uses = Counter(path for group in self._groups for path in group.paths)
@@ -232,7 +232,8 @@ class _Calibration:
         """Return the inputs of the real tokens, (tokens, D); all of them where there is one vector a text."""
         keep = self._batches[i].keep
         rows = np.array(x)
-        return rows[keep] if rows.shape[:2] == keep.shape else rows.reshape(-1, rows.shape[-1])
+        of_tokens = rows.ndim == 3 and rows.shape[:2] == keep.shape
+        return rows[keep] if of_tokens else rows.reshape(-1, rows.shape[-1])
 
     def _round(self, path: str, moments: Moments) -> None:
         """Round one Linear; from now on the quantized model computes with it."""

@@ -253,6 +253,7 @@ def configure(
     default: LayerQuantization,
     shapes: Mapping[str, tuple[int, int]],
     layers: Mapping[str, LayerQuantization] | None = None,
+    kept: Mapping[str, str] | None = None,
 ) -> QuantizationConfig:
     """Decide which layers are packed, and how.
 
@@ -260,12 +261,15 @@ def configure(
         default: the packing of a layer without one of its own.
         shapes: path of every layer with a matrix -> its (rows, width).
         layers: path of a layer -> its own packing.
+        kept: path of a layer that is not packed -> the reason.
     """
     overrides, skipped = {}, {}
     for path, (rows, width) in shapes.items():
         wanted = (layers or {}).get(path, default)
         layer = fitted(wanted, width)
-        if rows <= _FEW_ROWS:
+        if kept and path in kept:
+            skipped[path] = kept[path]
+        elif rows <= _FEW_ROWS:
             skipped[path] = f"{rows} rows: nothing to gain"
         elif layer is None:
             skipped[path] = f"rows of {width} divide into no groups of {_group_sizes(wanted.mode)}"

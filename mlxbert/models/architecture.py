@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from mlxbert.models.base import Encoder
 
 
+POOLER = "pooler."
+"""The beginning of the names of the encoder's pooler's tensors, in every architecture whose encoder has one."""
+
+
 class HeadKind(StrEnum):
     """What a checkpoint's own head does."""
 
@@ -107,6 +111,21 @@ class Tolerances:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What is special about a package's own model of one architecture.
+
+    Attributes:
+        differs: from the configuration, why its numbers are not transformers'; None: they are.
+        refuses: from the configuration, why it does not load; None: it loads.
+        accepts: traits, as `converter/card/loaders.py` names them, that it copes with unlike its other models.
+    """
+
+    differs: Callable[[Any], str | None] = lambda config: None
+    refuses: Callable[[Any], str | None] = lambda config: None
+    accepts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Architecture:
     """All facts about one `model_type` that the rest of the project uses.
 
@@ -118,7 +137,8 @@ class Architecture:
         prefix: what the encoder's names begin with inside a class with a head.
         heads: class of transformers -> its head; if only tensors determine the class, the first that fits.
         parts: what the names of the encoder's tensors begin with.
-        tables: "word" and the other terms of a token's embedding ("position", "token_type") -> path.
+        tables: "word" and the other terms of a token's embedding ("position", "token_type") -> path; a configuration
+            may have only some of them.
         tokenizer_class: transformers' class of its tokenizer, where the files name none.
         has_token_types: whether its tokenizer marks the two texts of a pair by token types.
         tolerances: of the parity gates.
@@ -126,8 +146,11 @@ class Architecture:
         assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
         known_to: packages whose own models load it, or single ways of loading, as `converter/card/loaders.py` names
             them: "mlx-vlm", or only "mlx-vlm (load_reranker)".
+        elsewhere: a package, or a way of loading, as in `known_to` -> what is special about its model.
         variants: `model_type`s that are like this one and are not computed -> what they are.
         written_config: from the content of a source's `config.json`, the content to write.
+        kept: path of a matrix that is never packed -> the reason.
+        fields_of: from the names of a checkpoint's tensors, fields of `config.json` that they show, whatever it says.
         tiny: fields of a small configuration, for tests.
     """
 
@@ -146,14 +169,26 @@ class Architecture:
     swift_names: Mapping[str, str] = field(default_factory=dict)
     assumed: Callable[[Mapping[str, Any]], bool] = lambda config: False
     known_to: frozenset[str] = frozenset()
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)
     written_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    kept: Mapping[str, str] = field(default_factory=dict)
+    fields_of: Callable[[Iterable[str]], Mapping[str, Any]] = lambda names: {}
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def word_embeddings(self) -> str:
         """The name of the tensor of the word embeddings."""
         return f"{self.tables['word']}.weight"
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether its encoder can have a pooler; some architectures have one in their heads only, or none."""
+        return POOLER in self.parts
+
+    def is_pooler(self, name: str) -> bool:
+        """Return whether a tensor of this name, with or without the prefix, belongs to the encoder's pooler."""
+        return self.has_pooler and name.removeprefix(self.prefix).startswith(POOLER)
 
     @property
     def head_prefixes(self) -> tuple[str, ...]:

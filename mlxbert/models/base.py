@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from heads.arrays import host_values
 from mlxbert.model_arrays import InputError, check_range, mask_of, whole_numbers
+from mlxbert.models.architecture import POOLER as POOLER
 from mlxbert.models.architecture import Architecture, architecture
 from mlxbert.pooling import pool
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 Context = dict[str, mx.array]
 """Arrays that the layers need besides their input: masks, and arrays that depend on parameters or positions."""
-
-POOLER = "pooler."
-"""The beginning of the names of the pooler's tensors, in every architecture that has one."""
 
 LayerRunner = Callable[[int, mx.array, Context, bool], tuple[mx.array, mx.array | None]]
 """`Encoder.run_layer` or something that computes the same."""
@@ -186,6 +184,12 @@ class Encoder(nn.Module, ABC):
     def num_layers(self) -> int:
         """The number of layers that run in sequence."""
         return int(self.config.num_layers)
+
+    @property
+    def tables(self) -> Mapping[str, str]:
+        """Those of the architecture's embedding tables that this encoder has."""
+        paths = {path for path, _ in self.named_modules()}
+        return {kind: path for kind, path in self.architecture.tables.items() if path in paths}
 
     @property
     def has_pooler(self) -> bool:

@@ -135,6 +135,13 @@ def size(name: str, value: Any) -> int:
     return value
 
 
+def whole_number(name: str, value: Any) -> int:
+    """Return a whole number, which may be negative."""
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**31:
+        raise ConfigError(f"config.json: {name} must be a whole number, not {shown(value)}")
+    return value
+
+
 def layer_count(name: str, value: Any) -> int:
     """Return a number of layers; a limit protects against a hostile config with a billion layers."""
     if size(name, value) > 1000:

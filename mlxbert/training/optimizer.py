@@ -15,7 +15,8 @@ from mlx.utils import tree_unflatten
 
 from mlxbert.errors import MLXBertError
 from mlxbert.model_arrays import named_parameters
-from mlxbert.models.base import POOLER, Encoder
+from mlxbert.models.architecture import POOLER
+from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.with_head import BertWithHead
 

@@ -10,14 +10,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from converter.canonical import float32_core
+from converter.convert import convert
 from converter.parity import gates
 from converter.parity.gates import ParityError, compare, measure, no_comparison, require_exact_float32, worst
-from converter.parity.probes import ProbeError, make_probes
+from converter.parity.probes import ProbeError, longest_probe, make_probes
 from converter.parity.reference import Reference
 from converter.parity.report import Provenance
 from converter.source import open_source
+from converter.verify import verify
 from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.bert import BertConfig
 from tests.support.tiny import save_tiny
@@ -143,8 +146,38 @@ def test_the_probes_of_every_architecture_reach_its_limits_and_no_further(model_
     assert max(probe.shape[1] for probe in probes) == config.max_length
     for probe in probes:
         for name, rows in config.table_rows.items():
-            values = getattr(probe, name, np.zeros(1))
+            values = getattr(probe, name)
+            values = np.zeros(1) if values is None else values
             assert 0 <= values.min() <= values.max() < rows
+
+
+def test_a_model_for_long_texts_is_asked_for_what_fits_in_memory_and_for_far_positions() -> None:
+    """Of 8192 tokens, as bge-m3 takes them, eager attention of 16 heads has 4 GB of weights, in several copies."""
+    config = replace(TINY, max_position_embeddings=8192, num_attention_heads=16)
+    probes = make_probes(config)
+    weights = [probe.shape[0] * probe.shape[1] ** 2 * config.num_attention_heads for probe in probes]
+    assert max(weights) <= 2**26
+    assert max(probe.shape[1] for probe in probes) == longest_probe(config) == 2048
+    (far,) = [probe for probe in probes if probe.position_ids is not None]
+    assert far.position_ids is not None
+    assert far.position_ids[0].tolist() == list(range(8192 - 128, 8192))
+    assert (far.position_ids[1] >= 2048).all()
+    assert (far.position_ids[1] < 8192).all()
+
+
+def test_a_mistake_in_a_far_position_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.parity.probes._MAX_WEIGHTS", 4 * 150**2)
+    save_tiny(tmp_path / "source", max_position_embeddings=400)
+    out = convert(tmp_path / "source", tmp_path / "out", verify=False).path
+    report = verify(out, tmp_path / "source")
+    assert report.passed
+    assert "the longest probe has 150 of the 400 tokens that the model takes" in "\n".join(report.provenance.notes)
+    weights = out / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["embeddings.position_embeddings.weight"][-1, 0] += 1e-3
+    save_file(tensors, weights, {"format": "mlx"})
+    report = verify(out, tmp_path / "source")
+    assert report.first_diverging_layer == "embeddings"
 
 
 def test_sentences_are_padded_and_a_foreign_tokenizer_is_refused() -> None:

@@ -240,7 +240,7 @@ def test_calibration_beats_rounding_on_a_model(each_plain: Path, texts: Path) ->
     lines = texts.read_text().splitlines()
     seen, unseen = (token_batches(part, tokenizer, max_length=64) for part in (lines[:40], lines[40:]))
     shapes = shapes_of(core)
-    config = configure(RECIPES["3bit"].default, shapes)
+    config = configure(RECIPES["3bit"].default, shapes, kept=core.architecture.kept)
     told: list[tuple[int, int]] = []
     result = calibrate(core, seen, config, progress=lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1] == len(told)

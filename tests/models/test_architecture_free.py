@@ -54,7 +54,7 @@ def config_fields() -> set[str]:
     contract = {
         *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
         *("pad_token_id", "initializer_range", "tie_word_embeddings", "classifier_dropout", "hidden_dropout_prob"),
-        *("activation", "dropout"),  # ordinary words, which other code uses too
+        *("activation", "dropout", "legacy"),  # ordinary words, which other code uses too
     }
     return {name for one in declared() for name in one.config.CHECKS} - contract
 

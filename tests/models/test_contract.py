@@ -14,7 +14,6 @@ import pytest
 import mlxbert.models
 from mlxbert.model_arrays import InputError, named_parameters
 from mlxbert.models import architecture as registry
-from mlxbert.models import base
 from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.base import Encoder, module_at
 from mlxbert.models.config_fields import ConfigError
@@ -59,7 +58,7 @@ def test_without_a_pooler_there_is_none(model_type: str) -> None:
     assert not core.has_pooler
     assert pair(model_type)[1].has_pooler == has_pooler(model_type)
     assert core(**inputs_of(core)).pooler_output is None
-    assert not any(name.startswith(base.POOLER) for name in named_parameters(core))
+    assert not any(name.startswith(registry.POOLER) for name in named_parameters(core))
     assert set(theirs.state_dict()) == set(named_parameters(core))
 
 
@@ -165,7 +164,7 @@ def test_every_stored_tensor_has_a_depth(model_type: str) -> None:
         depth = core.depth_of(name)
         # Several layers may share a tensor, or one of them may have none of its own.
         assert depth == min(layers) + 1 if layers else depth in (0, core.num_layers), name
-        if name.startswith(base.POOLER):
+        if name.startswith(registry.POOLER):
             assert depth == core.num_layers
     assert core.depth_of(core.architecture.word_embeddings) == 0
 
@@ -204,9 +203,11 @@ def test_tables_and_matrices_are_all_that_is_packed(model_type: str) -> None:
     modules = dict(core.named_modules())
     matrices = {name.removesuffix(".weight") for name, array in named_parameters(core).items() if array.ndim == 2}
     linears = {path for group in core.linears() for path in group.paths}
-    tables = {path for path in declared.tables.values() if path in modules}  # a configuration may leave one out
-    assert matrices == linears | tables
+    tables = set(core.tables.values())  # a configuration may leave one out
+    kept = {path for path in declared.kept if path in modules}
+    assert matrices == linears | tables | kept
     assert tables.isdisjoint(linears)
+    assert kept.isdisjoint(linears | tables)
     assert all(isinstance(modules[path], nn.Embedding) for path in tables)
     rows = core.config.table_rows
     assert module_at(core, declared.tables["word"]).weight.shape[0] == rows["input_ids"]
@@ -266,7 +267,7 @@ def test_what_is_declared_is_true_of_transformers(model_type: str) -> None:
         names = {key for key in model.state_dict() if not key.startswith(declared.prefix)}
         assert all(any(key.startswith(prefix) for key in names) for prefix in head.prefixes)
         assert all(key.startswith(head.all_prefixes) for key in names)
-        assert head.has_pooler == any(key.startswith(f"{declared.prefix}{base.POOLER}") for key in model.state_dict())
+        assert head.has_pooler == any(map(declared.is_pooler, model.state_dict()))
         built = head.build(config_from_hf(model.config.to_dict()), 3, names)
         assert built.needs_pooler == head.has_pooler
         if head.labels is not None:
@@ -295,6 +296,7 @@ def test_every_file_beside_the_contract_is_registered_and_a_broken_one_is_not_hi
 ) -> None:
     names = {module.name for module in pkgutil.iter_modules(mlxbert.models.__path__)} - {
         "architecture",
+        "attention",
         "base",
         "config_fields",
         "rotary",
