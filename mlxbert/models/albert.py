@@ -19,17 +19,15 @@ from heads.pretrained import Dropout, LayerNorm, SequenceClassificationHead
 from heads.pretrained.albert import AlbertMaskedLMHead, AlbertPredictions, AlbertPretrainingHead
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
+from mlxbert.models.attention import attend, merge_heads, split_heads
 from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.bert import (
     TABLES,
     TOLERANCES,
     BertConfig,
     BertEmbeddings,
-    attend,
     choice_head,
-    merge_heads,
     span_head,
-    split_heads,
     token_head,
 )
 from mlxbert.models.config_fields import Checks, ConfigError, layer_count, probability, size

@@ -32,6 +32,7 @@ from mlxbert.errors import shown
 from mlxbert.model_arrays import embedded
 from mlxbert.models import bert
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
+from mlxbert.models.attention import attend, merge_heads, split_heads
 from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.config_fields import (
     Checks,
@@ -273,11 +274,11 @@ class DisentangledSelfAttention(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         """Map (B, L, D) to (B, L, D) and, on request, the attention weights (B, H, L, L)."""
         projections = (self.query_proj, self.key_proj, self.value_proj)
-        q, k, v = (bert.split_heads(projection(x), self.num_heads) for projection in projections)
+        q, k, v = (split_heads(projection(x), self.num_heads) for projection in projections)
         q = q * self.scale
         bias = self.position_scores(q, k, context) if "distances" in context else None
-        output, weights = bert.attend(q, k, v, 1.0, context.get("mask"), self.dropout, output_attentions, bias)
-        return bert.merge_heads(output), weights
+        output, weights = attend(q, k, v, 1.0, context.get("mask"), self.dropout, output_attentions, bias)
+        return merge_heads(output), weights
 
     def position_scores(self, q: mx.array, k: mx.array, context: Context) -> mx.array:
         """Return c2p + p2c, (B, H, L, L); `q` is scaled."""
@@ -297,7 +298,7 @@ class DisentangledSelfAttention(nn.Module):
         """Return the vector of every distance 1 − L … L − 1, (1, n, D) -> (1, H, 2L − 1, Dh)."""
         # Rows are repeated before the product with the queries: the longer product is far cheaper than a gather after.
         rows = rows[:, context["rows"]] if "rows" in context else rows
-        return bert.split_heads(rows, self.num_heads)
+        return split_heads(rows, self.num_heads)
 
 
 class DebertaV2Layer(bert.BertLayer):

@@ -25,8 +25,9 @@ from heads.pretrained.distilbert import (
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
+from mlxbert.models.attention import attend, merge_heads, split_heads
 from mlxbert.models.base import Context, Encoder, Inputs
-from mlxbert.models.bert import TOLERANCES, attend, merge_heads, split_heads
+from mlxbert.models.bert import TOLERANCES
 from mlxbert.models.config_fields import (
     Checks,
     EncoderConfig,

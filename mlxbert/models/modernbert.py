@@ -31,8 +31,9 @@ from mlxbert.activations import ACTIVATIONS
 from mlxbert.errors import shown
 from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import Architecture, Elsewhere, HeadClass, HeadKind
+from mlxbert.models.attention import attend, merge_heads
 from mlxbert.models.base import Context, Encoder, Inputs
-from mlxbert.models.bert import BERT, attend, merge_heads
+from mlxbert.models.bert import BERT
 from mlxbert.models.config_fields import (
     Checks,
     ConfigError,

@@ -326,6 +326,7 @@ MPNET = replace(
     swift_names={},
     assumed=lambda config: False,
     known_to=frozenset(),
+    variants={},  # not BERT's
     kept={"encoder.relative_attention_bias": "every layer adds what this table holds, and it is small"},
     tiny={**BERT.tiny, "max_position_embeddings": 66, "pad_token_id": 1},
 )
