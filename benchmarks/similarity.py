@@ -58,9 +58,7 @@ def scored_pairs(data: Path | None = None) -> list[Pairs]:
     root = data or os.environ.get("MLXBERT_DATA")
     files = sorted((Path(root) / "sts16").glob("*.test.tsv")) if root else []
     if not files:
-        raise MissingInputError(
-            "no data; fix: --data or MLXBERT_DATA, a folder with sts16/*.test.tsv"
-        )
+        raise MissingInputError("no data; fix: --data or MLXBERT_DATA, a folder with sts16/*.test.tsv")
     return [_read(file) for file in files]
 
 
