@@ -219,7 +219,9 @@ def test_the_decoder_with_and_without_a_weight_and_a_bias_of_its_own(tmp_path: P
     own = set(model.head.parameters().get("decoder", {}))
     assert own == {name for name, there in (("weight", not tied), ("bias", bias)) if there}
     ids = np.array([[5, 6, 7, 8]])
-    assert error(model(ids).logits, reference(theirs, {"input_ids": ids}).logits) < 2e-5
+    logits = model(ids).logits
+    assert logits is not None
+    assert error(logits, reference(theirs, {"input_ids": ids}).logits) < 2e-5
 
 
 # --- training --------------------------------------------------------------------------------------------------------
