@@ -36,6 +36,7 @@ from converter.quantize.pipeline import quantize as quantize_encoder
 from converter.quantize.recipes import QuantizeSettings, quantize_settings
 from converter.quantize.report import PLOT, describe_quantization, plot_sizes
 from converter.source import Source, local_name, open_source
+from converter.tokenizer_json import with_tokenizer_json
 from converter.verify import Progress, verify_staged, written_model
 from heads.command_line import install_fix
 from mlxbert.checkpoint import CheckpointError
@@ -159,24 +160,25 @@ def convert(
         prefix=prefix,
         encoder_only=encoder_only,
     )
-    conversion = _Conversion(
-        with_true_labels(source),
-        src=src,
-        target=target,
-        layout=layout,
-        dtype=dtype,
-        settings=settings,
-        verify=verify,
-        dequantize=dequantize,
-        progress=progress or _no_progress,
-    )
-    origin = expand_home(src) if expand_home(src).is_file() else source.root
-    with OutputDirectory(target, overwrite=overwrite, source=origin) as output:
-        size = conversion.write_weights(output)
-        hf_config = conversion.write_files(output)
-        conversion.compare(output, hf_config)
-        facts = conversion.write_card(output, hf_config)
-        output.commit(hf_config)
+    with with_tokenizer_json(with_true_labels(source)) as source:
+        conversion = _Conversion(
+            source,
+            src=src,
+            target=target,
+            layout=layout,
+            dtype=dtype,
+            settings=settings,
+            verify=verify,
+            dequantize=dequantize,
+            progress=progress or _no_progress,
+        )
+        origin = expand_home(src) if expand_home(src).is_file() else source.root
+        with OutputDirectory(target, overwrite=overwrite, source=origin) as output:
+            size = conversion.write_weights(output)
+            hf_config = conversion.write_files(output)
+            conversion.compare(output, hf_config)
+            facts = conversion.write_card(output, hf_config)
+            output.commit(hf_config)
     return conversion.result(size, facts)
 
 

@@ -35,13 +35,15 @@ from mlxbert.files.reading import parse_json
 from mlxbert.files.safetensors import PlannedTensor, safetensors_bytes
 from mlxbert.models.architecture import HeadKind, architecture
 from mlxbert.pretrained import PROBLEM_TYPES, Labels, choose_head_class, original_architectures
-from mlxbert.tokenization.files import has_tokenizer
+from mlxbert.tokenization.build import tokenizer_names
+from mlxbert.tokenization.files import SENTENCEPIECE_FILES, has_tokenizer
 
 if TYPE_CHECKING:
     from converter.quantize.pipeline import Quantized
 
 FORMAT_VERSION = 1
 ENCODER, FULL = LAYOUTS = ("encoder", "full")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)
 _TRANSFORMER = "sentence_transformers.models.Transformer"
 _MODULE_WEIGHTS = re.compile(r"[^/]+/(model\.safetensors|pytorch_model\.bin)")
 
@@ -286,9 +288,8 @@ def notes_on(source: Source, planned: Plan, dtype: str) -> list[str]:
     if declared.has_pooler and not any(declared.is_pooler(item.target) for item in planned.encoder):
         notes.append("the source has no pooler, so neither has the output")
     if not has_tokenizer(source.side_files):
-        notes.append(
-            "the source has no tokenizer (tokenizer.json or vocab.txt): copy one into the output to encode text"
-        )
+        names = tokenizer_names(source.directory, source.config)
+        notes.append(f"the source has no tokenizer ({names}): put one there, and convert again, to encode text")
     return notes
 
 
@@ -343,7 +344,7 @@ def check_staged(directory: Path, config: Mapping[str, Any], source: Source) -> 
     """
     core = load_core(directory, config=dict(config), lazy=True)
     try:
-        part = "tokenizer.json and vocab.txt"
+        part = " and ".join(name for name in _TOKENIZERS if name in source.side_files)
         tokenizer = None
         if has_tokenizer(source.side_files):
             tokenizer = load_tokenizer(directory, core.config, hf_config=config)

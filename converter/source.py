@@ -373,14 +373,14 @@ def _side_files(
 ) -> tuple[dict[str, Path], list[str]]:
     """Return the other files of the model, and a note if the tokenizer lies elsewhere."""
     files = collect_side_files(root, folder, modules)
-    if has_tokenizer(files):
+    if has_tokenizer(files, sentencepiece=True):
         return files, []
     elsewhere = [root] if folder else []
     if config is not None and config.parent.resolve() != (root / folder).resolve():
         elsewhere.append(config.parent)
     for place in elsewhere:
         tokenizer = {name: path for name, path in collect_side_files(place).items() if name in TOKENIZER_FILES}
-        if has_tokenizer(tokenizer):
+        if has_tokenizer(tokenizer, sentencepiece=True):
             note = f"the tokenizer is taken from beside {config if place != root else MODULES}"
             return {**files, **tokenizer}, [note]
     return files, []

@@ -24,12 +24,12 @@ from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import ConfigError, EncoderConfig
 from mlxbert.quantization import QuantizationError, split_quantized
-from mlxbert.tokenization.files import TOKENIZER_FILES
+from mlxbert.tokenization.files import SENTENCEPIECE_FILES, TOKENIZER_FILES
 from mlxbert.tokenization.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
 SIDE_FILES = (
-    *TOKENIZER_FILES,
+    *(name for name in TOKENIZER_FILES if name not in SENTENCEPIECE_FILES),
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

@@ -119,7 +119,7 @@ def card_facts(
         scores=read_scores(block),
         weights=weight_sums(records),
         max_length=_max_length(directory, config),
-        readings=readings(traits_of(directory, config, tuple(heads)), config["model_type"]),
+        readings=readings(traits_of(directory, config, tuple(heads)), config["model_type"], config_from_hf(config)),
         license_files=tuple(sorted(name for name in records if is_license_file(name))),
         sentence_modules=(directory / "modules.json").is_file(),
         usage=run_usage(directory, config),

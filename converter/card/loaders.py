@@ -19,7 +19,8 @@ from mlxbert.encode.modules import UnsupportedModuleError
 from mlxbert.encode.sentence_modules import read_pooling, read_sentence_plan
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import parse_json, read_json
-from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, architecture, config_from_hf
+from mlxbert.models.architecture import Architecture, Elsewhere, HeadClass, HeadKind, architecture, config_from_hf
+from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.pretrained import Labels, choose_head_class
 from mlxbert.tokenization.files import has_tokenizer
 
@@ -187,20 +188,33 @@ class Reading:
     reasons: tuple[str, ...] = ()
 
 
-def readings(traits: Collection[Trait], model_type: str) -> tuple[Reading, ...]:
-    """Return the results of all relevant loaders for a directory with these traits and this architecture."""
-    known_to = architecture(model_type).known_to
+def readings(traits: Collection[Trait], model_type: str, config: EncoderConfig | None = None) -> tuple[Reading, ...]:
+    """Return the results of all relevant loaders for a directory.
+
+    Args:
+        traits: of the directory.
+        model_type: its architecture.
+        config: its configuration; None: nothing is special about it.
+    """
+    declared = architecture(model_type)
     return tuple(
-        _reading(loader, traits, is_known=not loader.has_own_models or bool(known_to & {loader.package, loader.name}))
+        _reading(loader, traits, declared, config)
         for loader in LOADERS
         if loader.concerns is None or loader.concerns in traits
     )
 
 
-def _reading(loader: Loader, traits: Collection[Trait], *, is_known: bool) -> Reading:
-    if not is_known:
+def _reading(
+    loader: Loader, traits: Collection[Trait], declared: Architecture, config: EncoderConfig | None
+) -> Reading:
+    if loader.has_own_models and not declared.known_to & {loader.package, loader.name}:
         return Reading(loader, REFUSES, (_UNKNOWN_MODEL,))
-    rules = [(effect, why) for at, trait, effect, why in RULES if at is loader and trait in traits]
+    own = declared.elsewhere.get(loader.name) or declared.elsewhere.get(loader.package) or Elsewhere()
+    present = set(traits) - own.accepts
+    rules = [(effect, why) for at, trait, effect, why in RULES if at is loader and trait in present]
+    if config is not None:
+        special = ((REFUSES, own.refuses(config)), (DIFFERS, own.differs(config)))
+        rules += [(effect, why) for effect, why in special if why is not None]
     worst = REFUSES if any(effect == REFUSES for effect, _ in rules) else DIFFERS if rules else WORKS
     return Reading(loader, worst, tuple(dict.fromkeys(why for effect, why in rules if effect == worst)))
 
@@ -231,7 +245,7 @@ def traits_of(directory: Path, config: Mapping[str, Any], heads: Collection[str]
     head = _head_class(declared, config, heads, has_pooler=has_pooler)
     return frozenset(
         (
-            *([] if has_pooler else _pooler_traits(config, head)),
+            *([] if has_pooler or not declared.has_pooler else _pooler_traits(config, head)),
             *([] if ACTIVATIONS[config_from_hf(config).hidden_act] is ACTIVATIONS["gelu"] else [Trait.ACTIVATION]),
             *([Trait.QUANTIZED] if "quantization" in config else []),
             *_tokenizer_traits(directory),

@@ -18,6 +18,7 @@ from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, read_bytes, read_json, require_inside, require_own_files
 from mlxbert.runs.inputs import compared_values
 from mlxbert.runs.record import INFO, SCORES, RunRecord, is_run, read_record
+from mlxbert.tokenization.build import missing_tokenizer
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer
 
@@ -176,7 +177,7 @@ def _check_tokenizers(members: list[Path]) -> None:
 
     first = files(members[0])
     if not has_tokenizer(first):
-        raise ExportError(f"{members[0]}: has neither tokenizer.json nor vocab.txt; fix: train again")
+        raise ExportError(missing_tokenizer(members[0]))
     others = [str(member) for member in members[1:] if files(member) != first]
     if others:
         raise ExportError(

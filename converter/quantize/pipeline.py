@@ -147,13 +147,14 @@ def _tokenizer(source: Source, vocab_size: int, max_length: int) -> Any:
     Raises:
         CalibrationError: it has none, or one with more ids than the model.
     """
+    from mlxbert.tokenization.build import tokenizer_names
     from mlxbert.tokenization.files import has_tokenizer
     from mlxbert.tokenization.tokenizer import Tokenizer
 
     if not has_tokenizer(source.side_files):
         raise CalibrationError(
-            f"{source.location}: has no tokenizer to read calibration text with; fix: put its tokenizer files beside "
-            "it, or --calibration none"
+            f"{source.location}: has no tokenizer to read calibration text with; fix: put "
+            f"{tokenizer_names(source.directory, source.config)} beside it, or --calibration none"
         )
     vocabulary = next(name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if name in source.side_files)
     tokenizer = Tokenizer.from_directory(

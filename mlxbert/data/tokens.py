@@ -26,6 +26,7 @@ from mlxbert.errors import MLXBertWarning
 from mlxbert.files.output_file import WriteError, replacing
 from mlxbert.files.reading import read_bytes, read_json
 from mlxbert.files.safetensors import read_array_file
+from mlxbert.tokenization.build import missing_tokenizer
 from mlxbert.tokenization.encoding import warn_of_truncation
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
@@ -136,7 +137,7 @@ def tokenizer_sha256(directory: str | Path) -> str:
     digest = hashlib.sha256()
     names = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
     if not has_tokenizer(names):
-        raise TokenizerError(f"{directory} has neither tokenizer.json nor vocab.txt; fix: convert it again")
+        raise TokenizerError(missing_tokenizer(directory))
     for name in names:
         _add(digest, name.encode(), read_bytes(directory / name, TokenizerError) or b"")
     config = read_json(directory / "config.json", TokenizerError) or {}

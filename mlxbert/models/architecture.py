@@ -111,6 +111,21 @@ class Tolerances:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What is special about a package's own model of one architecture.
+
+    Attributes:
+        differs: from the configuration, why its numbers are not transformers'; None: they are.
+        refuses: from the configuration, why it does not load; None: it loads.
+        accepts: traits, as `converter/card/loaders.py` names them, that it copes with unlike its other models.
+    """
+
+    differs: Callable[[Any], str | None] = lambda config: None
+    refuses: Callable[[Any], str | None] = lambda config: None
+    accepts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Architecture:
     """All facts about one `model_type` that the rest of the project uses.
 
@@ -131,6 +146,7 @@ class Architecture:
         assumed: whether a configuration without a `model_type` may be taken for this one, if the tensors fit.
         known_to: packages whose own models load it, or single ways of loading, as `converter/card/loaders.py` names
             them: "mlx-vlm", or only "mlx-vlm (load_reranker)".
+        elsewhere: a package, or a way of loading, as in `known_to` -> what is special about its model.
         variants: `model_type`s that are like this one and are not computed -> what they are.
         written_config: from the content of a source's `config.json`, the content to write.
         kept: path of a matrix that is never packed -> the reason.
@@ -153,6 +169,7 @@ class Architecture:
     swift_names: Mapping[str, str] = field(default_factory=dict)
     assumed: Callable[[Mapping[str, Any]], bool] = lambda config: False
     known_to: frozenset[str] = frozenset()
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)
     written_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
     kept: Mapping[str, str] = field(default_factory=dict)

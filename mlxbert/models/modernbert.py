@@ -30,7 +30,7 @@ from heads.pretrained.modernbert import (
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.errors import shown
 from mlxbert.model_arrays import embedded
-from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
+from mlxbert.models.architecture import Architecture, Elsewhere, HeadClass, HeadKind
 from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.bert import BERT, attend, merge_heads
 from mlxbert.models.config_fields import (
@@ -126,10 +126,9 @@ class ModernBertConfig(EncoderConfig):
         "layer_types": lambda name, value: value,  # from `_layer_types`
     }
     REFUSED: ClassVar[Refusals] = {
-        "is_decoder": (lambda value: not value, "a decoder (causal attention)"),
-        "add_cross_attention": (lambda value: not value, "cross-attention"),
-        "is_encoder_decoder": (lambda value: not value, "an encoder-decoder"),
         "rope_scaling": (lambda value: rope_type(value) == "default", "scaled rotary positions"),
+        "head_dim": (lambda value: value is None, "heads of another width than hidden_size / num_attention_heads"),
+        "sliding_window": (lambda value: False, "a window that `local_attention` does not say"),
     }
 
     @property
@@ -166,18 +165,19 @@ class ModernBertConfig(EncoderConfig):
         """
         layers = layer_count("num_hidden_layers", config.get("num_hidden_layers", cls.num_hidden_layers))
         kinds = _layer_types(config, layers)
-        parsed = super().from_hf({**config, **_window(config), **_rotary_thetas(config), "layer_types": kinds})
-        if config.get("head_dim") not in (None, parsed.head_size):
-            raise ConfigError(
-                f"config.json: head_dim {shown(config['head_dim'])} is not hidden_size / num_attention_heads, "
-                f"{parsed.head_size}; transformers cannot run that"
-            )
+        parsed = super().from_hf({**config, **_rotary_thetas(config), "layer_types": kinds})
         if parsed.head_size % 2:
             raise ConfigError(
                 f"config.json: hidden_size {parsed.hidden_size} / num_attention_heads {parsed.num_attention_heads} is "
                 f"{parsed.head_size}; rotary positions turn pairs, so it must be even"
             )
         return parsed
+
+    @property
+    def every_nth_global(self) -> int | None:
+        """The old spelling of `layer_types`: every n-th layer is global, from the first on; None: it is not so."""
+        kinds, layers = self.layer_types, self.num_hidden_layers
+        return next((n for n in range(1, layers + 1) if _every_nth(n, layers) == kinds), None)
 
     def theta(self, kind: str) -> float:
         """Return the rotary base of a kind of layer."""
@@ -225,18 +225,6 @@ def _rotary_thetas(config: Mapping[str, Any]) -> dict[str, float]:
     return thetas
 
 
-def _window(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return `local_attention` if the configuration says it as `sliding_window`, the half of it."""
-    if "sliding_window" not in config:
-        return {}
-    half, given = size("sliding_window", config["sliding_window"]), config.get("local_attention")
-    if given is None:
-        return {"local_attention": 2 * half}
-    if size("local_attention", given) // 2 != half:
-        raise _disagree(f"sliding_window={half}", "local_attention", given)
-    return {}
-
-
 def _disagree(new: str, old: str, value: Any) -> ConfigError:
     return ConfigError(
         f"config.json: {new} and {old}={shown(value)} disagree, and packages read one or the other; "
@@ -251,14 +239,12 @@ def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
     layers that it cannot express become null there, which these packages refuse.
     """
     parsed = ModernBertConfig.from_hf(config)
-    kinds = parsed.layer_types
-    fitting = (every for every in range(1, len(kinds) + 1) if _every_nth(every, len(kinds)) == kinds)
     return {
         **config,
-        "layer_types": list(kinds),
+        "layer_types": list(parsed.layer_types),
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": parsed.theta(kind)} for kind in _THETAS},
         "local_attention": parsed.local_attention,
-        _EVERY: config.get(_EVERY) or next(fitting, None),
+        _EVERY: config.get(_EVERY) or parsed.every_nth_global,
         **{old: parsed.theta(kind) for kind, old in _THETAS.items()},
     }
 
@@ -378,12 +364,10 @@ class ModernBertCore(Encoder):
         }
         keep = inputs.keep
         half = self.config.local_attention // 2
-        places = mx.arange(L)  # the window counts places in the text, whatever positions the caller gives
+        places = mx.arange(L)  # a window counts places in the text, whatever positions the caller gives
         near = mx.abs(places[:, None] - places) <= half if half < L - 1 else None  # (L, L)
         masks = {GLOBAL: keep, LOCAL: near if keep is None else keep if near is None else keep & near}
-        for kind in dict.fromkeys(self.config.layer_types):
-            if (mask := masks[kind]) is not None:
-                context[f"{kind}_mask"] = mask
+        context |= {f"{kind}_mask": mask for kind, mask in masks.items() if mask is not None}
         return self.embeddings(inputs), context
 
     def run_layer(
@@ -447,6 +431,19 @@ def _classifier(kind: HeadKind, head: type[ModernBertClassifier]) -> HeadClass:
 
 # The facts about ModernBERT
 
+
+def _is_irregular(config: ModernBertConfig) -> str | None:
+    return None if config.every_nth_global else "it cannot express this order of local and global layers"
+
+
+def _has_exact_gelu(config: ModernBertConfig) -> str | None:
+    is_tanh = ACTIVATIONS[config.hidden_act] is ACTIVATIONS["gelu_new"]
+    return None if is_tanh else "it computes GELU by tanh in its place, which moves hidden states by some 1e-3"
+
+
+_ACCEPTED = frozenset({"not exact GELU", "a head that encoders' loaders do not leave out"})
+_POOLED = "its `last_hidden_state` is a pooled vector (`classifier_pooling`), and it computes GELU by tanh"
+
 _TINY = {
     "vocab_size": 300,
     "hidden_size": 48,
@@ -481,7 +478,12 @@ MODERNBERT = Architecture(
     has_token_types=False,
     tolerances=BERT.tolerances,
     written_config=in_both_spellings,
-    known_to=frozenset({"mlx-embeddings", "mlx-vlm"}),
+    known_to=frozenset({"mlx-embeddings", "mlx-vlm (load_embedding_model)", "mlx-vlm (load_reranker)"}),
+    elsewhere={
+        "mlx-embeddings": Elsewhere(lambda config: _POOLED, _is_irregular, _ACCEPTED),
+        "mlx-vlm": Elsewhere(_has_exact_gelu, _is_irregular, _ACCEPTED),
+    },
+    variants={"modernbert-decoder": "ModernBERT's decoder, with causal attention"},
     tiny=_TINY,
 )
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
 
+from mlxbert.errors import shown
 from mlxbert.tokenization import byte_bpe, unigram, wordpiece
 from mlxbert.tokenization.encoding import refuse_stop
 from mlxbert.tokenization.files import SPECIAL_TOKENS, TokenizerError, TokenizerFiles, read_tokenizer_files
@@ -46,6 +48,20 @@ def missing_tokenizer(directory: Path) -> str:
     return _missing(read_tokenizer_files(directory))
 
 
+def tokenizer_names(directory: Path, hf_config: Mapping[str, Any] | None = None) -> str:
+    """Return the files that would be a tokenizer of this model, for messages: "tokenizer.json or spm.model".
+
+    Args:
+        directory: its files tell the tokenizer's class.
+        hf_config: the content of its `config.json`, where that file is not written yet.
+    """
+    try:
+        kind = kind_of(read_tokenizer_files(directory, hf_config).class_name)
+    except TokenizerError:  # a file is damaged
+        kind = None
+    return "tokenizer.json" if kind is None else f"tokenizer.json or {kind.names}"
+
+
 def _missing(files: TokenizerFiles) -> str:
     kind = kind_of(files.class_name)
     if kind is not None:
@@ -54,6 +70,23 @@ def _missing(files: TokenizerFiles) -> str:
         f"{files.directory}: no tokenizer: tokenizer.json is not there, which {files.class_name} needs; "
         "fix: copy it from the model's source, or save it with transformers' save_pretrained"
     )
+
+
+def has_types(files: TokenizerFiles) -> bool:
+    """Return whether a call of the tokenizer gives token types, as in transformers 5; if not, every type is 0.
+
+    Raises:
+        TokenizerError: `model_input_names` in the files is not a list.
+    """
+    names = files.config.get("model_input_names")
+    if names is None:
+        kind = kind_of(files.class_name)
+        return kind is not None and kind.has_types
+    if not isinstance(names, list):
+        raise TokenizerError(
+            f"{files.directory / 'tokenizer_config.json'}: model_input_names must be a list, not {shown(names)}"
+        )
+    return "token_type_ids" in names
 
 
 def build_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]]:

@@ -41,6 +41,7 @@ class Kind:
         token: the special token that the class makes of a text.
         extras: special tokens without an attribute name, where no file names any.
         appends: whether a special token that the vocabulary lacks gets an id behind it.
+        has_types: whether it gives token types where no file says so (`model_input_names` of the class).
     """
 
     classes: tuple[str, ...]
@@ -53,11 +54,17 @@ class Kind:
     token: Callable[[str, str], AddedToken] = special_token
     extras: tuple[str, ...] = ()
     appends: bool = False
+    has_types: bool = False
 
     @property
     def is_sentencepiece(self) -> bool:
         """Whether its vocabulary is a SentencePiece model, which the `tokenizers` package does not read."""
         return self.vocabulary[0] in SENTENCEPIECE_FILES
+
+    @property
+    def names(self) -> str:
+        """The files of the vocabulary, for messages."""
+        return " with ".join(self.vocabulary)
 
     def place(self, files: TokenizerFiles) -> Path:
         """Return the path of the file that holds the vocabulary."""
@@ -87,17 +94,19 @@ class Kind:
 
     def missing(self, directory: Path) -> str:
         """Return the message for a directory without the files of this tokenizer; it names those that would do."""
-        names = " with ".join(self.vocabulary)
-        them = "one of them" if len(self.vocabulary) == 1 else "them"
-        place = f"{directory}: no tokenizer: neither tokenizer.json nor {names} is there"
+        absent = f"{directory}: no tokenizer: neither tokenizer.json nor {self.names} is there"
         if not self.is_sentencepiece:
-            return f"{place}; fix: copy {them} from the model's source"
-        if (directory / names).is_file():
+            them = "one of them" if len(self.vocabulary) == 1 else "them"
+            return f"{absent}; fix: copy {them} from the model's source"
+        if (directory / self.names).is_file():
             return (
-                f"{directory}: no tokenizer.json, and the tokenizers package does not read {names}; "
-                "fix: convert the model again with mlxbert-convert, which makes tokenizer.json"
+                f"{directory}: no tokenizer.json, and the tokenizers package does not read {self.names}; "
+                "fix: convert the model with mlxbert-convert, which makes tokenizer.json"
             )
-        return f"{place}; fix: copy tokenizer.json from the model's source, or put {names} there and convert it again"
+        return (
+            f"{absent}; fix: copy tokenizer.json from the model's source, or put {self.names} beside the source and "
+            "convert it again"
+        )
 
 
 def templates(

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import models, normalizers
 
 from mlxbert.errors import first_ten, shown
-from mlxbert.tokenization.build import build_backend
+from mlxbert.tokenization.build import build_backend, has_types
 from mlxbert.tokenization.encoding import (
     Encoding,
     Frame,
@@ -43,8 +43,9 @@ class Tokenizer:
     Attributes:
         max_length: the longest input in tokens, special ones included, that a call cuts to; None for no limit.
         model_limit: the number of positions that the model has; None when it is not known.
-        type_limit: the number of token types that the model has; None when it is not known. If it has none, all types
-            are 0, whatever the tokenizer's files say.
+        type_limit: the number of token types that the model has; None when it is not known. If it has none, or if the
+            tokenizer gives none (in transformers 5 only those of BERT and of DeBERTa-v2 do, unless `model_input_names`
+            in `tokenizer_config.json` says otherwise), it is 0, and all types are 0.
         vocab_size: rows that the embedding matrix must have at least: the highest id plus one.
         pad_token_id, cls_token_id, sep_token_id, mask_token_id, unk_token_id: ids of the special tokens; None for
             one that the vocabulary lacks (padding is then id 0, which the mask hides).
@@ -119,7 +120,7 @@ class Tokenizer:
             {name: token.content for name, token in special.items()},
             max_length=min(limits, default=None),
             model_limit=max_length,
-            type_limit=type_limit,
+            type_limit=type_limit if has_types(files) else 0,
             truncation_side=side,
             # transformers leaves BPE out, whose blanks are parts of its tokens.
             joins_punctuation=bool(files.flag("clean_up_tokenization_spaces", False))

@@ -208,5 +208,6 @@ _DEBERTA = Kind(
     pipeline=_deberta_pipeline,
     template=_deberta_template,
     appends=True,
+    has_types=True,
 )
 KINDS = (_XLM_ROBERTA, _CAMEMBERT, _ALBERT, _DEBERTA)

@@ -8,6 +8,7 @@ https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -107,8 +108,8 @@ def _warn_of_contradiction(files: TokenizerFiles, settings: dict[str, Any]) -> N
 _BERT = Kind(
     # Names that transformers 5 resolves to BertTokenizer itself, or to a subclass that builds the same.
     classes=(
-        *("BertTokenizer", "ConvBertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "LayoutLMTokenizer"),
-        *("LxmertTokenizer", "MobileBertTokenizer", "SqueezeBertTokenizer"),
+        *("BertTokenizer", "ConvBertTokenizer", "ElectraTokenizer", "LayoutLMTokenizer", "LxmertTokenizer"),
+        *("MobileBertTokenizer", "SqueezeBertTokenizer"),
     ),
     model="WordPiece",
     vocabulary=("vocab.txt",),
@@ -122,7 +123,9 @@ _BERT = Kind(
     },
     pipeline=_pipeline,
     template=_bert_template,
+    has_types=True,
 )
+_DISTILBERT = replace(_BERT, classes=("DistilBertTokenizer",), has_types=False)
 _MPNET = Kind(
     classes=("MPNetTokenizer",),
     model="WordPiece",
@@ -141,4 +144,4 @@ _MPNET = Kind(
     template=_mpnet_template,
     token=_mpnet_token,
 )
-KINDS = (_BERT, _MPNET)
+KINDS = (_BERT, _DISTILBERT, _MPNET)

@@ -302,7 +302,7 @@ def test_without_a_tokenizer_it_converts_and_says_what_is_missing(tmp_path: Path
     save_tiny(tmp_path / "source")
     (tmp_path / "source" / "vocab.txt").unlink()
     result = convert(tmp_path / "source", tmp_path / "out", verify=False)
-    assert any("no tokenizer (tokenizer.json or vocab.txt)" in note for note in result.notes)
+    assert any("no tokenizer (tokenizer.json or vocab.txt): put one there" in note for note in result.notes)
     assert "no tokenizer files" in (tmp_path / "out" / "README.md").read_text()
     load_core(tmp_path / "out")
     with pytest.raises(mlxbert.MLXBertError, match=r"tokenizer\.json"):

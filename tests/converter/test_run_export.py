@@ -518,7 +518,8 @@ class TestRefusals:
     def test_no_tokenizer(self, member: Path, tmp_path: Path) -> None:
         (member / "vocab.txt").unlink()
         assert self.message(member, tmp_path / "out") == (
-            f"{member}: has neither tokenizer.json nor vocab.txt; fix: train again"
+            f"{member}: no tokenizer: neither tokenizer.json nor vocab.txt is there; "
+            "fix: copy one of them from the model's source"
         )
 
     def test_a_quantized_one(self, member: Path, tmp_path: Path) -> None:

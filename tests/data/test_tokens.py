@@ -211,7 +211,10 @@ def test_what_tokenizing_refuses(tokenizer: Tokenizer, tmp_path: Path) -> None:
         token_rows(tokenizer, TEXTS, max_length=8, cache=tmp_path)
     with pytest.raises(DataError, match=r"^1 second texts for 6 texts; fix: one a row$"):
         token_rows(tokenizer, TEXTS, ["a"], max_length=8)
-    with pytest.raises(TokenizerError, match=r"has neither tokenizer.json nor vocab.txt; fix: convert it again$"):
+    with pytest.raises(
+        TokenizerError,
+        match=r"neither tokenizer.json nor vocab.txt is there; fix: copy one of them from the model's source$",
+    ):
         tokenizer_sha256(tmp_path)
 
 
