@@ -73,7 +73,7 @@ def test_scores_by_distance_become_scores_by_query_and_key(length: int) -> None:
         ({"pos_att_type": 3}, "pos_att_type has 3; computed"),
         ({"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd has 'batch_norm'; computed: 'layer_norm'"),
         ({"norm_rel_ebd": 1}, "norm_rel_ebd has 1; computed"),
-        ({"conv_kernel_size": 4}, "conv_kernel_size 4 is even: its output is one position short"),
+        ({"conv_kernel_size": 4}, "conv_kernel_size 4 is even, and transformers runs only odd ones"),
         ({"conv_kernel_size": 3, "conv_groups": 5}, "hidden_size 48 is not a multiple of conv_groups 5"),
         (
             {"attention_head_size": 8},
@@ -258,6 +258,9 @@ def test_microsofts_own_files(tmp_path: Path) -> None:
     assert dropped["deberta.embeddings.position_embeddings.weight"].startswith("position_biased_input is false")
     assert dropped["mask_predictions.dense.weight"].startswith("the discriminator of pre-training")
     assert config["legacy"] is False
+    assert (
+        "- In float16 and bfloat16, scores of distances are scaled before" in (tmp_path / "out/README.md").read_text()
+    )
     notes = " ".join(converted.notes)
     assert "legacy is false, whatever config.json says: its tensors show it" in notes
     ids = np.array([[5, 6, 7, 8]])
