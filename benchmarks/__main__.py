@@ -10,8 +10,8 @@ import pkgutil
 
 import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "baselines", "child", "inputs", "machine", "way"}
-LONG = {"competitions", "tweets"}
+NOT_BENCHMARKS = {"__main__", "baselines", "child", "family_sizes", "inputs", "machine", "way"}
+LONG = {"competitions", "family", "tweets"}
 
 
 def main() -> None:

@@ -25,10 +25,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.family_sizes import BASE_SIZES
 from benchmarks.machine import load, machine
+
+if TYPE_CHECKING:
+    from mlxbert.models.architecture import HeadKind
 
 _BATCH, _LENGTH = 8, 128
 _AT_MOST, _AT_LEAST = 1.5, 20.0
@@ -42,27 +47,40 @@ class Timing:
     hidden: np.ndarray
 
 
-def token_ids() -> np.ndarray:
-    """The ids that every side encodes, (B, L)."""
-    return np.random.default_rng(0).integers(0, 30522, (_BATCH, _LENGTH))
+def token_ids(directory: Path) -> np.ndarray:
+    """The ids that every side encodes, (B, L): any of the checkpoint's vocabulary but that of padding."""
+    config = json.loads((directory / "config.json").read_text())
+    ids = np.random.default_rng(0).integers(0, config["vocab_size"], (_BATCH, _LENGTH))
+    return np.where(ids == config.get("pad_token_id"), ids - 1, ids) % config["vocab_size"]
 
 
-def write_checkpoint(directory: Path) -> None:
-    """Save a bert-base of random weights, as transformers initializes it, in Hugging Face's layout."""
+def write_checkpoint(directory: Path, model_type: str = "bert", kind: HeadKind | None = None) -> None:
+    """Save a base-sized model of random weights, as transformers initializes it, in Hugging Face's layout.
+
+    Args:
+        directory: where to.
+        model_type: one of `benchmarks.family_sizes.BASE_SIZES`.
+        kind: what the model's head does; None: the encoder alone.
+    """
     import torch
-    from transformers import BertConfig, BertModel
+    import transformers
 
+    from mlxbert.models.architecture import architecture
+
+    declared = architecture(model_type)
     torch.manual_seed(0)
-    BertModel(BertConfig()).save_pretrained(directory)
+    config = transformers.CONFIG_MAPPING[model_type](**BASE_SIZES[model_type])
+    name = declared.encoder_class if kind is None else declared.head_of(kind)
+    getattr(transformers, str(name))(config).save_pretrained(directory, max_shard_size="10GB")
 
 
 def torch_side(directory: Path) -> Callable[[], np.ndarray]:
-    """transformers' BertModel with its default attention (torch's fused one), in eval mode, without gradients."""
+    """transformers' encoder with its default attention (torch's fused one), in eval mode, without gradients."""
     import torch
-    from transformers import BertModel
+    from transformers import AutoModel
 
-    model = BertModel.from_pretrained(directory).eval()
-    ids = torch.tensor(token_ids())
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    ids = torch.tensor(token_ids(directory))
     mask = torch.ones_like(ids)
 
     def run() -> np.ndarray:
@@ -73,21 +91,24 @@ def torch_side(directory: Path) -> Callable[[], np.ndarray]:
 
 
 def mlxbert_side(directory: Path) -> Callable[[], np.ndarray]:
-    """`BertCore`, called as a user calls it: with a mask, pooler included."""
+    """Our encoder, called as a user calls it: with a mask, and with its pooler if it has one."""
     import mlx.core as mx
 
-    from mlxbert import BertConfig, BertCore
+    from mlxbert.checkpoint import new_encoder
+    from mlxbert.models.architecture import config_from_hf
 
     mx.set_default_device(mx.cpu)
-    model = BertCore(BertConfig.from_hf(json.loads((directory / "config.json").read_text())))
-    model.load_weights(str(directory / "model.safetensors"))
+    config = config_from_hf(json.loads((directory / "config.json").read_text()))
+    weights: dict[str, mx.array] = dict(mx.load(str(directory / "model.safetensors")))  # type: ignore[arg-type]
+    model = new_encoder(config, weights)
+    model.load_weights(list(weights.items()))
     model.eval()
-    ids = mx.array(token_ids())
+    ids = mx.array(token_ids(directory))
     mask = mx.ones(ids.shape, mx.int32)
 
     def run() -> np.ndarray:
         output = model(ids, attention_mask=mask)
-        mx.eval(output.last_hidden_state, output.pooler_output)
+        mx.eval([array for array in (output.last_hidden_state, output.pooler_output) if array is not None])
         return np.array(output.last_hidden_state)
 
     return run
@@ -103,7 +124,7 @@ def mlx_embeddings_side(directory: Path) -> Callable[[], np.ndarray]:
     model = Model(ModelArgs.from_dict(json.loads((directory / "config.json").read_text())))
     model.load_weights(list(model.sanitize(mx.load(str(directory / "model.safetensors"))).items()))
     model.eval()
-    ids = mx.array(token_ids())
+    ids = mx.array(token_ids(directory))
     mask = mx.ones(ids.shape, mx.int32)
 
     def run() -> np.ndarray:

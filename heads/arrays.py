@@ -53,6 +53,21 @@ def to_host(logits: Any, *, columns: int | None, what: str) -> Float:
     return np.array(array.astype(mx.float32)).astype(np.float64)
 
 
+# Parts of this length or a little less: near the root of a usual width, so that both sums are short.
+_PART = 32
+
+
+def row_sum(x: mx.array) -> mx.array:
+    """Return the sum over the last axis, (…, D) -> (…, 1), as a sum of sums of parts.
+
+    MLX's CPU backend adds up a row one number after the other. That takes longer, and its rounding error is five times
+    PyTorch's. Every number that is divided by such a sum has it, so that the layers after it enlarge it.
+    """
+    D = x.shape[-1]
+    part = next(size for size in range(min(_PART, D), 0, -1) if D % size == 0)
+    return x.reshape(*x.shape[:-1], D // part, part).sum(-1).sum(-1, keepdims=True)
+
+
 def sigmoid(x: Float) -> Float:
     """Return 1 / (1 + e⁻ˣ), without overflow on either side."""
     e = np.exp(-np.abs(x))

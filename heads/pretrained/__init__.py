@@ -7,6 +7,7 @@ that a checkpoint's tensors load without a mapping.
 from heads.pretrained.bert import (
     Decode,
     Dropout,
+    LayerNorm,
     MaskedLMHead,
     MultipleChoiceHead,
     NextSentenceHead,
@@ -21,6 +22,7 @@ from heads.pretrained.bert import (
 __all__ = [
     "Decode",
     "Dropout",
+    "LayerNorm",
     "MaskedLMHead",
     "MultipleChoiceHead",
     "NextSentenceHead",

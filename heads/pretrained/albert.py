@@ -7,7 +7,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Dropout, PretrainedHead, WordScores, require_pooled
+from heads.pretrained.bert import Activation, Decode, Dropout, LayerNorm, PretrainedHead, WordScores, require_pooled
 
 
 class AlbertPredictions(WordScores):
@@ -27,7 +27,7 @@ class AlbertPredictions(WordScores):
     ):
         super().__init__()
         self.dense = nn.Linear(hidden_size, embedding_size)
-        self.LayerNorm = nn.LayerNorm(embedding_size, eps=layer_norm_eps)
+        self.LayerNorm = LayerNorm(embedding_size, eps=layer_norm_eps)
         self._activation = activation
         self.add_decoder(
             embedding_size, vocab_size, bias=bias, decoder_weight=decoder_weight, decoder_bias=decoder_bias

@@ -12,6 +12,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from heads.arrays import row_sum
 from heads.errors import HeadError
 
 Activation = Callable[[mx.array], mx.array]
@@ -96,6 +97,21 @@ class Dropout(nn.Dropout):
             )
 
 
+class LayerNorm(nn.LayerNorm):
+    """`mlx.nn.LayerNorm`; on the CPU in float32 more exact and faster, by `row_sum`."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (…, D) to (…, D): mean 0 and variance 1, then times `weight`, plus `bias`."""
+        if x.dtype != mx.float32 or mx.default_device() != mx.cpu:
+            return super().__call__(x)
+        share = 1 / x.shape[-1]
+        centred = x - row_sum(x) * share
+        y = centred * mx.rsqrt(row_sum(centred * centred) * share + self.eps)
+        if "weight" in self:
+            y = y * self.weight
+        return y + self.bias if "bias" in self else y
+
+
 class _LinearHead(PretrainedHead):
     """Dropout and a linear layer."""
 
@@ -160,7 +176,7 @@ class PredictionTransform(nn.Module):
     def __init__(self, hidden_size: int, width: int, activation: Activation, layer_norm_eps: float):
         super().__init__()
         self.dense = nn.Linear(hidden_size, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.LayerNorm = LayerNorm(width, eps=layer_norm_eps)
         self._activation = activation
 
     def __call__(self, x: mx.array) -> mx.array:

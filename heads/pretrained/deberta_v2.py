@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Dropout, PretrainedHead, WordScores
+from heads.pretrained.bert import Activation, Decode, Dropout, LayerNorm, PretrainedHead, WordScores
 
 
 class ContextPooler(nn.Module):
@@ -53,7 +53,7 @@ class DebertaV2Predictions(WordScores):
     def __init__(self, hidden_size: int, vocab_size: int, activation: Activation, layer_norm_eps: float):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
-        self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.LayerNorm = LayerNorm(hidden_size, eps=layer_norm_eps)
         self._activation = activation
         self.add_decoder(hidden_size, vocab_size, bias=True, decoder_weight=False, decoder_bias=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, PretrainedHead, SpanHead
+from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, LayerNorm, PretrainedHead, SpanHead
 
 
 class DistilBertMaskedLMHead(PretrainedHead):
@@ -26,7 +26,7 @@ class DistilBertMaskedLMHead(PretrainedHead):
     ):
         super().__init__()
         self.vocab_transform = nn.Linear(hidden_size, hidden_size)
-        self.vocab_layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.vocab_layer_norm = LayerNorm(hidden_size, eps=layer_norm_eps)
         self.vocab_projector = Decoder(hidden_size, vocab_size, weight=decoder_weight, bias=True)
         self._activation = activation
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, PretrainedHead
+from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, LayerNorm, PretrainedHead
 
 SUMMARIES = ("first", "last", "mean", "cls_index")
 """The vectors of a text that `summary_type` names; without an index, "cls_index" is "last", as in transformers."""
@@ -46,7 +46,7 @@ class _Generator(nn.Module):
     def __init__(self, hidden_size: int, embedding_size: int, activation: Activation, layer_norm_eps: float):
         super().__init__()
         self.dense = nn.Linear(hidden_size, embedding_size)
-        self.LayerNorm = nn.LayerNorm(embedding_size, eps=layer_norm_eps)
+        self.LayerNorm = LayerNorm(embedding_size, eps=layer_norm_eps)
         self._activation = activation
 
     def __call__(self, hidden: mx.array) -> mx.array:

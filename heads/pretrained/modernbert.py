@@ -8,7 +8,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, PretrainedHead, require_pooled
+from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, LayerNorm, PretrainedHead, require_pooled
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PredictionHead(nn.Module):
     def __init__(self, settings: HeadSettings):
         super().__init__()
         self.dense = nn.Linear(settings.hidden_size, settings.hidden_size, bias=settings.dense_bias)
-        self.norm = nn.LayerNorm(settings.hidden_size, eps=settings.norm_eps, bias=settings.norm_bias)
+        self.norm = LayerNorm(settings.hidden_size, eps=settings.norm_eps, bias=settings.norm_bias)
         self._activation = settings.activation
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Dropout, PretrainedHead, WordScores
+from heads.pretrained.bert import Activation, Decode, Dropout, LayerNorm, PretrainedHead, WordScores
 
 
 class RobertaPredictions(WordScores):
@@ -24,7 +24,7 @@ class RobertaPredictions(WordScores):
     ):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
-        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.layer_norm = LayerNorm(hidden_size, eps=layer_norm_eps)
         self._activation = activation
         self.add_decoder(hidden_size, vocab_size, bias=bias, decoder_weight=decoder_weight, decoder_bias=decoder_bias)
 

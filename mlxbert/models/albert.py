@@ -15,21 +15,19 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained import Dropout, SequenceClassificationHead
+from heads.pretrained import Dropout, LayerNorm, SequenceClassificationHead
 from heads.pretrained.albert import AlbertMaskedLMHead, AlbertPredictions, AlbertPretrainingHead
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
+from mlxbert.models.attention import attend, merge_heads, split_heads
 from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.bert import (
     TABLES,
     TOLERANCES,
     BertConfig,
     BertEmbeddings,
-    attend,
     choice_head,
-    merge_heads,
     span_head,
-    split_heads,
     token_head,
 )
 from mlxbert.models.config_fields import Checks, ConfigError, layer_count, probability, size
@@ -115,7 +113,7 @@ class AlbertAttention(nn.Module):
         self.key = nn.Linear(D, D)
         self.value = nn.Linear(D, D)
         self.dense = nn.Linear(D, D)
-        self.LayerNorm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(D, eps=config.layer_norm_eps)
         self.attention_dropout = Dropout(config.attention_probs_dropout_prob)
         self.output_dropout = Dropout(config.hidden_dropout_prob)
 
@@ -142,7 +140,7 @@ class AlbertLayer(nn.Module):
         self.attention = AlbertAttention(config)
         self.ffn = nn.Linear(config.hidden_size, config.intermediate_size)
         self.ffn_output = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.full_layer_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.full_layer_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self._activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(

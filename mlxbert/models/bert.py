@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from heads.pretrained import (
     Dropout,
+    LayerNorm,
     MaskedLMHead,
     MultipleChoiceHead,
     NextSentenceHead,
@@ -26,9 +27,10 @@ from heads.pretrained import (
     SpanHead,
     TokenClassificationHead,
 )
-from mlxbert.activations import ACTIVATIONS, has_fast_softmax, softmax
+from mlxbert.activations import ACTIVATIONS
 from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind, MappingLimits, PrecisionLimits, Tolerances
+from mlxbert.models.attention import attend, merge_heads, split_heads
 from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.config_fields import (
     Checks,
@@ -126,7 +128,7 @@ class BertEmbeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.embedding_size)
-        self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, inputs: Inputs, counted: mx.array | None = None) -> mx.array:
@@ -153,56 +155,6 @@ class BertEmbeddings(nn.Module):
             positions = embedded("position_ids", self.position_embeddings, inputs.positions)
         # The order of the sum is upstream's: float addition is not associative, and parity is measured in ulps.
         return self.dropout(self.LayerNorm(words + types + positions))
-
-
-def split_heads(x: mx.array, heads: int) -> mx.array:
-    """Map (B, L, D) to (B, H, L, Dh)."""
-    B, L, _ = x.shape
-    return x.reshape(B, L, heads, -1).swapaxes(1, 2)
-
-
-def merge_heads(x: mx.array) -> mx.array:
-    """Map (B, H, L, Dh) to (B, L, D)."""
-    B, _, L, _ = x.shape
-    return x.swapaxes(1, 2).reshape(B, L, -1)
-
-
-def attend(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    scale: float,
-    mask: mx.array | None,
-    dropout: Dropout,
-    output_attentions: bool = False,
-    bias: mx.array | None = None,
-) -> tuple[mx.array, mx.array | None]:
-    """Return softmax(scale · Q Kᵀ + bias) V, (B, H, L, Dh), and on request the weights, (B, H, L, L).
-
-    Args:
-        q, k, v: (B, H, L, Dh).
-        scale: factor of the scores.
-        mask: boolean, broadcasts to (B, H, L, L), True = attend; None: attend to all.
-        dropout: of the weights.
-        output_attentions: also return the weights, before dropout.
-        bias: added to the scores; broadcasts to (B, H, L, L).
-    """
-    in_training = dropout.training and (dropout.drops or bias is not None)
-    if output_attentions or in_training or has_fast_softmax(q.dtype):
-        # The fused kernel neither returns its weights nor drops any, and gives a bias no gradient on CUDA. MLX's CPU
-        # backend has no such kernel: it runs the same operations with a softmax that alone would take a fifth of the
-        # forward pass.
-        scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, L, L)
-        if bias is not None:
-            scores = scores + bias
-        if mask is not None:
-            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-        weights = softmax(scores)
-        return dropout(weights) @ v, weights if output_attentions else None
-    if bias is not None:
-        # Half of the least number, because the kernel multiplies by log2(e), which must not overflow.
-        mask = bias if mask is None else mx.where(mask, bias, mx.array(mx.finfo(q.dtype).min / 2, q.dtype))
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask), None
 
 
 class BertSelfAttention(nn.Module):
@@ -235,7 +187,7 @@ class BertSelfOutput(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, context: mx.array, x: mx.array) -> mx.array:
@@ -278,7 +230,7 @@ class BertLayerOutput(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, intermediate: mx.array, x: mx.array) -> mx.array:
@@ -466,6 +418,17 @@ VARIANTS = {
     "nomic_bert": "NomicBERT, with rotary positions and a gated feed-forward layer",
     "megatron-bert": "Megatron-BERT, with the norms before attention and feed-forward layer",
     "mobilebert": "MobileBERT, with bottlenecks",
+    "squeezebert": "SqueezeBERT, with grouped convolutions",
+    "big_bird": "BigBird, with sparse attention",
+    "rembert": "RemBERT, with embeddings of another size",
+    "roc_bert": "RoCBert, with embeddings of shape and pronunciation",
+    "layoutlm": "LayoutLM, with the places of words on a page",
+    "bert-generation": "BERT for generation, without token types",
+    "splinter": "Splinter, with heads of its own",
+    "fnet": "FNet, with Fourier transforms instead of attention",
+    "funnel": "Funnel Transformer, with pooled layers",
+    "xlnet": "XLNet, with two streams of relative attention",
+    "dpr": "DPR, BERT with a prefix of its own",
     "convbert": "ConvBERT, with dynamic convolutions",
     "ernie": "ERNIE, with an embedding of the task",
     "roformer": "RoFormer, with rotary positions",

@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from heads.pretrained import Dropout, MaskedLMHead, PretrainedHead
+from heads.pretrained import Dropout, LayerNorm, MaskedLMHead, PretrainedHead
 from heads.pretrained.deberta_v2 import (
     ContextPooler,
     DebertaV2ChoiceHead,
@@ -32,6 +32,7 @@ from mlxbert.errors import shown
 from mlxbert.model_arrays import embedded
 from mlxbert.models import bert
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
+from mlxbert.models.attention import attend, merge_heads, split_heads
 from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.config_fields import (
     Checks,
@@ -212,7 +213,7 @@ class DebertaV2Embeddings(nn.Module):
             self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         if width != config.hidden_size:
             self.embed_proj = nn.Linear(width, config.hidden_size, bias=False)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, inputs: Inputs, real: mx.array | None) -> mx.array:
@@ -270,11 +271,11 @@ class DisentangledSelfAttention(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         """Map (B, L, D) to (B, L, D) and, on request, the attention weights (B, H, L, L)."""
         projections = (self.query_proj, self.key_proj, self.value_proj)
-        q, k, v = (bert.split_heads(projection(x), self.num_heads) for projection in projections)
+        q, k, v = (split_heads(projection(x), self.num_heads) for projection in projections)
         q = q * self.scale
         bias = self.position_scores(q, k, context) if "distances" in context else None
-        output, weights = bert.attend(q, k, v, 1.0, context.get("mask"), self.dropout, output_attentions, bias)
-        return bert.merge_heads(output), weights
+        output, weights = attend(q, k, v, 1.0, context.get("mask"), self.dropout, output_attentions, bias)
+        return merge_heads(output), weights
 
     def position_scores(self, q: mx.array, k: mx.array, context: Context) -> mx.array:
         """Return c2p + p2c, (B, H, L, L); `q` is scaled."""
@@ -294,7 +295,7 @@ class DisentangledSelfAttention(nn.Module):
         """Return the vector of every distance 1 − L … L − 1, (1, n, D) -> (1, H, 2L − 1, Dh)."""
         # Rows are repeated before the product with the queries: the longer product is far cheaper than a gather after.
         rows = rows[:, context["rows"]] if "rows" in context else rows
-        return bert.split_heads(rows, self.num_heads)
+        return split_heads(rows, self.num_heads)
 
 
 class DebertaV2Layer(bert.BertLayer):
@@ -321,7 +322,7 @@ class DebertaV2Convolution(nn.Module):
         width, kernel, groups = config.hidden_size, config.conv_kernel_size, config.conv_groups
         self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
         self.conv.weight = self.conv.weight.swapaxes(1, 2)  # torch's layout, as on disk: (out, in / groups, k)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self._activation = ACTIVATIONS[config.conv_act]
 
@@ -342,7 +343,7 @@ class DebertaV2Encoder(nn.Module):
         if config.relative_attention:
             self.rel_embeddings = nn.Embedding(config.distance_rows, config.hidden_size)
         if config.norm_rel_ebd:
-            self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.conv_kernel_size:
             self.conv = DebertaV2Convolution(config)
 

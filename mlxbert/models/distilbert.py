@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from heads.pretrained import TokenClassificationHead
-from heads.pretrained.bert import Dropout
+from heads.pretrained.bert import Dropout, LayerNorm
 from heads.pretrained.distilbert import (
     DistilBertClassificationHead,
     DistilBertMaskedLMHead,
@@ -25,8 +25,9 @@ from heads.pretrained.distilbert import (
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import Architecture, HeadClass, HeadKind
+from mlxbert.models.attention import attend, merge_heads, split_heads
 from mlxbert.models.base import Context, Encoder, Inputs
-from mlxbert.models.bert import TOLERANCES, attend, merge_heads, split_heads
+from mlxbert.models.bert import TOLERANCES
 from mlxbert.models.config_fields import (
     Checks,
     EncoderConfig,
@@ -115,7 +116,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(config.dropout)
 
     def __call__(self, inputs: Inputs) -> mx.array:
@@ -179,9 +180,9 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: DistilBertConfig):
         super().__init__()
         self.attention = SelfAttention(config)
-        self.sa_layer_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.sa_layer_norm = LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.ffn = FFN(config)
-        self.output_layer_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.output_layer_norm = LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
 
     def __call__(
         self, x: mx.array, mask: mx.array | None = None, output_attentions: bool = False

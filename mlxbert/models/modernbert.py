@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained import Dropout
+from heads.pretrained import Dropout, LayerNorm
 from heads.pretrained.modernbert import (
     HeadSettings,
     ModernBertChoiceHead,
@@ -31,8 +31,9 @@ from mlxbert.activations import ACTIVATIONS
 from mlxbert.errors import shown
 from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import Architecture, Elsewhere, HeadClass, HeadKind
+from mlxbert.models.attention import attend, merge_heads
 from mlxbert.models.base import Context, Encoder, Inputs
-from mlxbert.models.bert import BERT, attend, merge_heads
+from mlxbert.models.bert import BERT
 from mlxbert.models.config_fields import (
     Checks,
     ConfigError,
@@ -253,7 +254,7 @@ def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _norm(config: ModernBertConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+    return LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
 class ModernBertEmbeddings(nn.Module):

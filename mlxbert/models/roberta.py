@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
+from heads.pretrained import MultipleChoiceHead
 from heads.pretrained.roberta import RobertaClassificationHead, RobertaMaskedLMHead, RobertaPredictions
 from mlxbert.activations import ACTIVATIONS
 from mlxbert.models.architecture import HeadClass, HeadKind
 from mlxbert.models.base import Context, Inputs
-from mlxbert.models.bert import BERT, TABLES, BertConfig, BertCore, choice_head, span_head, token_head
+from mlxbert.models.bert import BERT, TABLES, BertConfig, BertCore, span_head, token_head
 from mlxbert.models.config_fields import ConfigError
 
 
@@ -140,6 +141,10 @@ def _sequence_head(config: RobertaConfig, labels: int, tensors: Iterable[str]) -
     return RobertaClassificationHead(config.hidden_size, labels, config.head_dropout)
 
 
+def _choice_head(config: RobertaConfig, labels: int, tensors: Iterable[str]) -> MultipleChoiceHead:
+    return MultipleChoiceHead(config.hidden_size, config.hidden_dropout_prob)  # whatever `classifier_dropout` says
+
+
 def _heads(name: str) -> dict[str, HeadClass]:
     """Return the heads of the model whose classes in transformers begin with `name`."""
     tied_bias = ("lm_head.decoder.bias", "lm_head.bias")
@@ -150,7 +155,7 @@ def _heads(name: str) -> dict[str, HeadClass]:
             HeadKind.SEQUENCE, parts, _sequence_head, labels="classifier.out_proj"
         ),
         f"{name}ForTokenClassification": HeadClass(HeadKind.TOKEN, classifier, token_head, labels="classifier"),
-        f"{name}ForMultipleChoice": HeadClass(HeadKind.CHOICE, classifier, choice_head, has_pooler=True),
+        f"{name}ForMultipleChoice": HeadClass(HeadKind.CHOICE, classifier, _choice_head, has_pooler=True),
         f"{name}ForQuestionAnswering": HeadClass(HeadKind.SPAN, ("qa_outputs.",), span_head),
     }
 

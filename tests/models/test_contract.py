@@ -296,6 +296,7 @@ def test_every_file_beside_the_contract_is_registered_and_a_broken_one_is_not_hi
 ) -> None:
     names = {module.name for module in pkgutil.iter_modules(mlxbert.models.__path__)} - {
         "architecture",
+        "attention",
         "base",
         "config_fields",
         "rotary",

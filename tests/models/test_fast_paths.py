@@ -19,7 +19,8 @@ from mlx.utils import tree_flatten
 
 from mlxbert import BertConfig, BertCore
 from mlxbert.activations import exp_nonpositive, softmax
-from mlxbert.models.bert import BertLayer, BertSelfAttention, split_heads
+from mlxbert.models.attention import split_heads
+from mlxbert.models.bert import BertLayer, BertSelfAttention
 
 SMALL = BertConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, type_vocab_size=2

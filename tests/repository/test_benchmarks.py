@@ -14,8 +14,10 @@ import pytest
 import benchmarks
 from benchmarks import airline, baselines, quantize_quality
 from benchmarks.__main__ import NOT_BENCHMARKS
+from benchmarks.family_sizes import BASE_SIZES
 from benchmarks.inputs import MissingInputError, training_file
 from converter.quantize.quality import Quality
+from mlxbert.models.architecture import config_from_hf, supported
 
 NAMES = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - NOT_BENCHMARKS)
 
@@ -128,3 +130,10 @@ def test_names_and_their_like_are_no_categories() -> None:
     made = baselines.raw_columns(frame, drop=["id"])
     assert list(made.columns) == ["sex"]
     assert made["sex"].dtype == "category"
+
+
+def test_every_architecture_has_its_published_size() -> None:
+    assert set(BASE_SIZES) >= set(supported())
+    for model_type in supported():
+        config = config_from_hf({"model_type": model_type, **BASE_SIZES[model_type]})
+        assert config.hidden_size == 768
