@@ -2,8 +2,8 @@
 
     python -m benchmarks.distances [--gain 1 2 3]
 
-A random encoder of 6 layers, 384 wide, whose queries and keys are multiplied by a gain: the larger it is, the more each
-token attends to few others. Two tables against float32: hidden states with scores in half precision, as they are
+A random encoder of 6 layers, 384 wide, whose queries and keys are multiplied by a gain: the larger it is, the fewer
+others a token attends to. Two tables against float32: hidden states with scores in half precision, as they are
 computed, and in float32; and the mean vectors and tokens with one part of the weights at 4 bits, another one exact.
 
 A benchmark shows, and asserts nothing.
@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from mlxbert.activations import softmax
 from mlxbert.backend.device import use_fast_blas
 from mlxbert.model_arrays import named_parameters
-from mlxbert.models.bert import merge_heads, split_heads
+from mlxbert.models.attention import merge_heads, split_heads
 from mlxbert.models.deberta_v2 import DEBERTA_V2, DebertaV2Config, DisentangledSelfAttention
 
 _SIZES: dict[str, Any] = {

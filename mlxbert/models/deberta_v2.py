@@ -466,8 +466,8 @@ DEBERTA_V2 = Architecture(
     has_token_types=True,
     tolerances=bert.TOLERANCES,
     fields_of=_fields_of,
-    # Both measured with benchmarks/distances.py. At 4 bits the table costs a token's vector as much as the words do, and
-    # scores of distances in float32 instead of float16 or bfloat16 bring the hidden states no nearer to float32.
+    # Measured with benchmarks/distances.py: at 4 bits the table costs a token's vector as much as the words do, and
+    # scores of distances in float32 bring half precision no nearer to float32.
     limits=(
         "In float16 and bfloat16, scores of distances are scaled before their products, which then overflow no "
         "earlier than the scores themselves; transformers divides after its products.",
