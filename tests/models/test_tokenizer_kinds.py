@@ -26,6 +26,7 @@ TEXTS: list[str] = [
         "it isn't , is it ? It ' s so .",
         "<MASK> <Mask>",
         "1,000 9, 3,",
+        "a |||IP||| b|||ip|||    x",
         "Ｔｈｅ\x00of\x7f\ufffd",
         "\u200dthe\u200b of",
     ),
