@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in names:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
             print(
-                conversion(name, Path(scratch), options.repeat) if options.convert else pairs(name, scratch, options)
+                conversion(name, Path(scratch), options.repeat)
+                if options.convert
+                else pairs(name, Path(scratch), options)
             )
 
 
