@@ -295,7 +295,7 @@ BITS = [
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("DistilBertTokenizer", "ElectraTokenizer")])
 def test_a_long_text_cut_by_characters_has_the_ids_and_offsets_of_the_whole_one(
     files: Callable[[str], Path], name: str, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
