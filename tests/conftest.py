@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.packaged_minilm import model_directory
+from examples import packaged_minilm, packaged_mpnet
 
 _SLOWEST_FILES = 10
 _seconds: dict[str, float] = {}
@@ -41,7 +41,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def minilm_source() -> Path:
     """The real sentence-transformers/all-MiniLM-L6-v2 as a Hugging Face directory; read-only."""
     try:
-        return model_directory()
+        return packaged_minilm.model_directory()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def mpnet_source() -> Path:
+    """The real sentence-transformers/all-mpnet-base-v2 as a Hugging Face directory; read-only. For slow tests."""
+    try:
+        return packaged_mpnet.model_directory()
     except FileNotFoundError as error:
         pytest.skip(str(error))
 

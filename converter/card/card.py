@@ -234,6 +234,11 @@ class CardFacts:
     readings: tuple[Reading, ...] = ()
 
     @property
+    def limits(self) -> tuple[str, ...]:
+        """Return what the architecture declares that users should know."""
+        return architecture(self.model_type).limits
+
+    @property
     def trained(self) -> str | None:
         """Return the task that this project fine-tuned the model for; None: it was not fine-tuned here."""
         return self.trained_head or (self.scores.task if self.scores else None)

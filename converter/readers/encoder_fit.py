@@ -111,8 +111,6 @@ def find_encoder(
     """
     plain, stripped, collisions = _without_torch_wrappers(shapes)
     rules = None if mapping is None else Rules(mapping)
-    if rules is not None:
-        stripped = tuple(part for part in stripped if part != rules.base_prefix)
     fits = [] if rules is None else _fits(rules, config, plain, shapes)
     if collisions and not fits:
         raise SourceError(
@@ -163,12 +161,23 @@ def find_encoder(
         notes.append(f"{heads} beside {fit.shown}: taken for transformers' own head; --encoder-only leaves it out")
     why = f"not of the encoder{f' under {fit.shown}' if others else ''}{' (--encoder-only)' if encoder_only else ''}"
     return FoundEncoder(
-        names,
-        (*stripped, *([base] if base else [])),
+        {_with_base_prefix(rules, name, key): key for name, key in names.items()},
+        (*(part for part in stripped if part != rules.base_prefix), *([base] if base else [])),
         base,
         grouped(dropped, names.values(), why),
         tuple(notes),
     )
+
+
+def _with_base_prefix(rules: Rules, name: str, key: str) -> str:
+    """Return the name as a class of transformers has it, if wrappers write that class's prefix too (`model.`).
+
+    The file's name has it before a tensor of the encoder, and it was taken off with the wrappers.
+    """
+    plain = ".".join(part for part in key.split(".") if part not in _ANYWHERE)
+    whole = rules.base_prefix + name
+    is_whole = plain == whole or plain.endswith(f".{whole}")
+    return whole if is_whole and rules.base_prefix.rstrip(".") in _LEADING and rules.in_encoder(name) else name
 
 
 def assumed_model_type(config: Mapping[str, Any], path: Path, shapes: Mapping[str, Shape]) -> str | None:

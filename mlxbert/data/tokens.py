@@ -24,11 +24,11 @@ import tokenizers
 from mlxbert.data.frames import DataError
 from mlxbert.errors import MLXBertWarning
 from mlxbert.files.output_file import WriteError, replacing
-from mlxbert.files.reading import read_bytes, read_json
+from mlxbert.files.reading import read_bytes
 from mlxbert.files.safetensors import read_array_file
 from mlxbert.tokenization.build import missing_tokenizer
 from mlxbert.tokenization.encoding import warn_of_truncation
-from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
+from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer, read_tokenizer_files
 from mlxbert.tokenization.tokenizer import Tokenizer, TokenizerError
 
 # Change it when the same texts and files give other arrays.
@@ -128,7 +128,7 @@ def token_rows(
 
 
 def tokenizer_sha256(directory: str | Path) -> str:
-    """Return a digest of the tokenizer's files with their names, and of the tokenizer class in config.json.
+    """Return a digest of the tokenizer's files with their names, and of the tokenizer's class.
 
     Raises:
         TokenizerError: there are no tokenizer files.
@@ -140,8 +140,7 @@ def tokenizer_sha256(directory: str | Path) -> str:
         raise TokenizerError(missing_tokenizer(directory))
     for name in names:
         _add(digest, name.encode(), read_bytes(directory / name, TokenizerError) or b"")
-    config = read_json(directory / "config.json", TokenizerError) or {}
-    _add(digest, str(config.get("tokenizer_class")).encode())
+    _add(digest, str(read_tokenizer_files(directory).class_name).encode())
     return digest.hexdigest()
 
 

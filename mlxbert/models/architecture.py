@@ -150,6 +150,7 @@ class Architecture:
         variants: `model_type`s that are like this one and are not computed -> what they are.
         written_config: from the content of a source's `config.json`, the content to write.
         kept: path of a matrix that is never packed -> the reason.
+        limits: sentences for users of it, about what to know before use.
         fields_of: from the names of a checkpoint's tensors, fields of `config.json` that they show, whatever it says.
         tiny: fields of a small configuration, for tests.
     """
@@ -173,6 +174,7 @@ class Architecture:
     variants: Mapping[str, str] = field(default_factory=dict)
     written_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
     kept: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
     fields_of: Callable[[Iterable[str]], Mapping[str, Any]] = lambda names: {}
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
@@ -253,15 +255,23 @@ def architecture(model_type: Any) -> Architecture:
     return _architectures()[model_type]
 
 
-def _unsupported(model_type: Any, *, own_code: bool = False) -> ConfigError:
-    """Return the error for a `model_type` that is not supported, with the nearest one: by `variants`, else by name."""
+def _unsupported(model_type: Any, config: Mapping[str, Any] | None = None) -> ConfigError:
+    """Return the error for a `model_type` that is not supported, with the nearest one.
+
+    It is told by `variants` and by the name; without a name, by the classes in the configuration.
+    """
+    config = config or {}
     spelled = model_type[:_MAX_NAME].lower().replace("_", "-") if isinstance(model_type, str) else ""
     contained = sorted((name for name in supported() if name in spelled), key=len, reverse=True)
     nearest, what = next(iter(contained or get_close_matches(spelled, supported(), n=1)), None), None
+    listed = config.get("architectures")
+    classes = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     for name, declared in _architectures().items():
         if isinstance(model_type, str) and model_type in declared.variants:
             nearest, what = name, declared.variants[model_type]
-    return unsupported(model_type, supported(), nearest, what, own_code)
+        elif not model_type and not {declared.encoder_class, *declared.heads}.isdisjoint(classes):
+            nearest = name
+    return unsupported(model_type, supported(), nearest, what, bool(config.get("auto_map")))
 
 
 def config_from_hf(config: Mapping[str, Any]) -> EncoderConfig:
@@ -271,5 +281,5 @@ def config_from_hf(config: Mapping[str, Any]) -> EncoderConfig:
         ConfigError: as `architecture` and `EncoderConfig.from_hf`.
     """
     if config.get("model_type") not in supported():
-        raise _unsupported(config.get("model_type"), own_code=bool(config.get("auto_map")))
+        raise _unsupported(config.get("model_type"), config)
     return architecture(config.get("model_type")).config.from_hf(config)

@@ -219,11 +219,11 @@ def unsupported(
     is_what = f" ({what})" if what else ""
     near = f"; nearest: {repr(nearest) if nearest else 'none of them'}" if model_type and names[1:] else ""
     code = "; its auto_map names code of its own, which is never run" if own_code else ""
-    fix = (
-        "convert a checkpoint of a supported one, or add the architecture (CONTRIBUTING.md)"
-        if model_type
-        else f'add "model_type": "{names[0]}", or the one of these that this encoder is'
-    )
+    guess = nearest or (None if names[1:] else names[0])
+    fix = "convert a checkpoint of a supported one, or add the architecture (CONTRIBUTING.md)"
+    if not model_type:
+        fix = f'add "model_type": "{guess}", or' if guess else 'add "model_type",'
+        fix += " the one of these that this encoder is"
     return ConfigError(
         f"config.json: model_type {shown(model_type)} is not supported{is_what}; "
         f"supported: {', '.join(map(repr, names))}{near}{code}; fix: {fix}"

@@ -60,12 +60,9 @@ def _parts(name: str, value: Any, computed: tuple[str, ...]) -> tuple[str, ...]:
 
 def _kernel(name: str, value: Any) -> int:
     """Return the width of the convolution, 0 for none."""
-    width = whole_number(name, value)
-    if width > 0 and width % 2 == 0:
-        raise ConfigError(
-            f"config.json: {name} {width} is even: its output is one position short, which transformers cannot run"
-        )
-    return max(width, 0)
+    if (width := max(whole_number(name, value), 0)) and width % 2 == 0:
+        raise ConfigError(f"config.json: {name} {width} is even, and transformers runs only odd ones")
+    return width
 
 
 @dataclass(frozen=True)
@@ -469,7 +466,12 @@ DEBERTA_V2 = Architecture(
     has_token_types=True,
     tolerances=bert.TOLERANCES,
     fields_of=_fields_of,
-    # Measured (benchmarks/distance_table.py): at 4 bits it costs a token's vector as much as the words at 4 bits do.
+    # Measured with benchmarks/distances.py: at 4 bits the table costs a token's vector as much as the words do, and
+    # scores of distances in float32 bring half precision no nearer to float32.
+    limits=(
+        "In float16 and bfloat16, scores of distances are scaled before their products, which then overflow no "
+        "earlier than the scores themselves; transformers divides after its products.",
+    ),
     kept={"encoder.rel_embeddings": "every layer reads this table, and it is small"},
     variants={"deberta": "DeBERTa v1, whose layers have one matrix for query, key and value"},
     tiny={

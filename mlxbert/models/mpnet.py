@@ -17,9 +17,9 @@ import mlx.nn as nn
 import numpy as np
 
 from heads.pretrained import Dropout, LayerNorm
-from mlxbert.activations import has_fast_softmax, softmax
 from mlxbert.model_arrays import embedded
 from mlxbert.models.architecture import MappingLimits
+from mlxbert.models.attention import attend, merge_heads, split_heads
 from mlxbert.models.base import Context, Encoder, Inputs
 from mlxbert.models.bert import (
     BERT,
@@ -153,29 +153,11 @@ class MPNetSelfAttention(nn.Module):
             mask: boolean, broadcasts to (B, H, L, L), True = attend.
             output_attentions: whether to return the weights.
         """
-        B, L, D = x.shape
-        q, k, v = (self._split(projection(x)) for projection in (self.q, self.k, self.v))
-        bias = bias.astype(q.dtype)
-        # Half of the smallest number: Metal multiplies what it adds to scores by log2(e), and the smallest one would
-        # become -inf, and a row of padding NaN.
-        lowest = mx.finfo(q.dtype).min / 2
-        if output_attentions or self.training or has_fast_softmax(x.dtype):
-            # As in `BertSelfAttention`; and in training, because the fused kernel gives its bias no gradient.
-            scores = (q * self.scale) @ k.swapaxes(-1, -2) + bias  # (B, H, L, L)
-            if mask is not None:
-                scores = mx.where(mask, scores, lowest)
-            weights = softmax(scores)
-            context = self.dropout(weights) @ v
-        else:
-            weights = None
-            added = bias if mask is None else mx.where(mask, bias, mx.array(lowest, q.dtype))
-            context = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=added)
-        context = context.swapaxes(1, 2).reshape(B, L, D)  # (B, H, L, Dh) -> (B, L, D)
-        return self.o(context), weights if output_attentions else None
-
-    def _split(self, x: mx.array) -> mx.array:
-        B, L, _ = x.shape
-        return x.reshape(B, L, self.num_heads, -1).swapaxes(1, 2)  # (B, H, L, Dh)
+        q, k, v = (split_heads(projection(x), self.num_heads) for projection in (self.q, self.k, self.v))
+        context, weights = attend(
+            q, k, v, self.scale, mask, self.dropout, output_attentions, bias=bias.astype(q.dtype)
+        )
+        return self.o(merge_heads(context)), weights
 
 
 class MPNetAttention(nn.Module):
@@ -304,9 +286,9 @@ TABLES = {
     "position": "embeddings.position_embeddings",
 }
 
-# Trained layers of MPNet enlarge rounding errors: a few random ids next to each other can move all-mpnet-base-v2 by
-# 100 times as much as others. PyTorch in float32 is up to 1.9e-4 away from PyTorch in float64, and 3.6e-6 in a layer
-# alone; both limits are three times that (benchmarks/parity_errors.py --model mpnet).
+# all-mpnet-base-v2 enlarges rounding errors of some random ids a hundredfold: there PyTorch in float32 is up to 1.9e-4
+# away from PyTorch in float64, and up to 3.6e-6 in a layer alone. Both limits are three times that
+# (python -m benchmarks.parity_errors --only mpnet --seeds 6). On sentences it is 2.3e-6.
 _TOLERANCES = replace(BERT.tolerances, mapping=MappingLimits(cumulative=6e-4, local=1.1e-5))
 
 MPNET = replace(

@@ -19,32 +19,46 @@ from converter.publish.push import push
 from converter.verify import verify
 from mlxbert.checkpoint import CheckpointError
 from mlxbert.factory import create_model
+from mlxbert.models.architecture import HeadKind, architecture, supported
 from mlxbert.with_head import BertWithHead
 from tests.support.swift_rules import swift_problems
-from tests.support.tiny import CLASSES, save_tiny, save_tokenizer
+from tests.support.tiny import declared_of, save_tiny, save_tokenizer
 
 torch = pytest.importorskip("torch", reason="the sources are built by transformers")
 
-CLASSES_WITH_HEAD = [name for name in CLASSES if name != "BertModel"]
+CLASSES_WITH_HEAD = [name for model_type in supported() for name in architecture(model_type).heads]
 TEXTS = ["a b c d e", "f g"]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of every class with a head a folder with its `source`, and that converted as `encoder` and as `full`."""
-    root = tmp_path_factory.mktemp("layouts")
-    for name in CLASSES_WITH_HEAD:
-        labels = {"num_labels": 1} if name == "BertForSequenceClassification" else {}
-        save_tiny(root / name / "source", name, **labels)
+class Models(dict[str, Path]):
+    """Class with a head -> folder with its `source`, and that converted as `encoder` and `full`; made when asked."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, name: str) -> Path:
+        folder = self[name] = self.root / name
+        labels = {"num_labels": 1} if kind_of(name) is HeadKind.SEQUENCE else {}
+        save_tiny(folder / "source", name, **labels)
         for layout in ("encoder", "full"):
-            convert(root / name / "source", root / name / layout, layout=layout, verify=False)
-    return {name: root / name for name in CLASSES_WITH_HEAD}
+            convert(folder / "source", folder / layout, layout=layout, verify=False)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("layouts"))
+
+
+def kind_of(name: str) -> HeadKind:
+    return declared_of(name).heads[name].kind
 
 
 def torch_logits(model: Any, directory: Path) -> dict[str, np.ndarray]:
     _, tokenizer = mlxbert.load(directory)
     inputs = {name: torch.tensor(np.array(value)).long() for name, value in tokenizer(TEXTS).items()}
-    if type(model).__name__ == "BertForMultipleChoice":
+    if kind_of(type(model).__name__) is HeadKind.CHOICE:
         inputs = {name: value[None] for name, value in inputs.items()}
     with torch.inference_mode():
         output = model.eval()(**inputs)
@@ -54,7 +68,7 @@ def torch_logits(model: Any, directory: Path) -> dict[str, np.ndarray]:
 def our_logits(directory: Path) -> dict[str, np.ndarray]:
     model, tokenizer = mlxbert.load_with_head(directory)
     inputs = tokenizer(TEXTS)
-    if model.architecture == "BertForMultipleChoice":
+    if model.kind is HeadKind.CHOICE:
         inputs = {name: value[None] for name, value in inputs.items()}
     output = model(**inputs)
     found = {name: getattr(output, name) for name in vars(output) if name.endswith("logits")}

@@ -128,12 +128,16 @@ def test_everything_that_the_ids_depend_on_is_in_the_key(
     assert files(["a b"], ["c"]) == 6
     (directory / "vocab.txt").write_text("\n".join([*WORDS, "e"]) + "\n")
     assert files() == 7
-    (directory / "config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (directory / "tokenizer_config.json").unlink()
     assert files() == 8
-    (directory / "config.json").write_text('{"tokenizer_class": "BertTokenizer", "hidden_size": 3}')
-    assert files() == 8
-    monkeypatch.setattr(module.tokenizers, "__version__", "0")
+    (directory / "config.json").write_text('{"model_type": "roberta"}')  # another class
     assert files() == 9
+    (directory / "config.json").write_text('{"model_type": "roberta", "hidden_size": 3}')
+    assert files() == 9
+    (directory / "config.json").write_text('{"model_type": "roberta", "tokenizer_class": "BertTokenizer"}')
+    assert files() == 10
+    monkeypatch.setattr(module.tokenizers, "__version__", "0")
+    assert files() == 11
 
 
 def test_a_damaged_cache_is_made_again(tokenizer: Tokenizer, directory: Path, tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ SIZES = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 80,
     "max_position_embeddings": 32,
 }  # fmt: skip
-FORMS = ("safetensors", "shards", "zip", "legacy", "lightning", "npz", "npz compressed", "sentence-transformers")
+FORMS = (
+    *("safetensors", "shards", "zip", "legacy", "lightning", "npz", "npz compressed"),
+    *("sentence-transformers", "sentencepiece"),
+)
 CONVERTED = ("float32", "4bit", "classifier", "sentences")
 TABLES = ("train.csv", "train.tsv", "train.jsonl", "train.json", "train.parquet", "train.csv.gz")
 
@@ -33,7 +36,7 @@ def _forms(root: Path) -> None:
 
     for form in FORMS:
         directory = root / form
-        model = save_tiny(directory, **SIZES)
+        model = save_tiny(directory, "XLMRobertaModel" if form == "sentencepiece" else "BertModel", **SIZES)
         state = model.state_dict()
         weights = directory / "model.safetensors"
         if form == "shards":
@@ -54,6 +57,8 @@ def _forms(root: Path) -> None:
             weights.unlink()
         elif form == "sentence-transformers":
             _sentence_files(directory)
+        elif form == "sentencepiece":
+            (directory / "tokenizer.json").unlink()
 
 
 def _sentence_files(directory: Path) -> None:

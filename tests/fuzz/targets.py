@@ -34,7 +34,7 @@ Target = Callable[[Path, Path, random.Random], Use]
 
 
 def checkpoint(samples: Path, place: Path, rng: random.Random) -> Use:
-    """A damaged source of one of eight forms is converted; what was converted without an error loads."""
+    """A damaged source of one of nine forms is converted; what was converted without an error loads."""
     source = copy_sample(samples / "forms" / rng.choice(FORMS), place)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         damage_directory(source, place / "outside", rng)

@@ -59,7 +59,16 @@ def test_of_other_model_types_the_nearest_one_is_that_of_a_similar_name(model_ty
 def test_without_a_model_type_the_fix_is_to_name_one() -> None:
     said = message({})
     assert "nearest" not in said
-    assert said.endswith('fix: add "model_type": "' + supported()[0] + '", or the one of these that this encoder is')
+    assert said.endswith('; fix: add "model_type", the one of these that this encoder is')
+    assert message({"architectures": "BertModel"}) == said
+
+
+@pytest.mark.parametrize("model_type", supported())
+def test_without_a_model_type_its_class_tells_the_one_to_name(model_type: str) -> None:
+    declared = architecture(model_type)
+    for name in (declared.encoder_class, *declared.heads):
+        said = message({"architectures": [7, name]})
+        assert said.endswith(f'; fix: add "model_type": "{model_type}", or the one of these that this encoder is')
 
 
 @pytest.mark.parametrize("model_type", supported())

@@ -174,13 +174,15 @@ def write_byte_level_json(directory: Path, size: int) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
-    vocabulary, merges = byte_level(special, size)
+    runs = ["   ", "  ", "|||IP|||"]  # runs of blanks and placeholders, behind the vocabulary
+    vocabulary, merges = byte_level(special, size - len(runs))
     backend = Tokenizer(models.BPE(vocabulary, merges))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     added = [AddedToken(token, special=True, lstrip=token == "[MASK]") for token in special]
     backend.add_special_tokens(added)
+    backend.add_tokens([AddedToken(token, normalized=not token.startswith("|")) for token in runs])
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:0 [SEP]:0",
@@ -192,15 +194,15 @@ def write_byte_level_json(directory: Path, size: int) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": True,
         "added_tokens_decoder": {
-            str(vocabulary[token.content]): {
+            str(index): {
                 "content": token.content,
                 "lstrip": token.lstrip,
-                "normalized": False,
-                "rstrip": False,
-                "single_word": False,
-                "special": True,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
             }
-            for token in added
+            for index, token in backend.get_added_tokens_decoder().items()
         },
         **{f"{token.lower()[1:-1]}_token": token for token in special},
     }
