@@ -119,10 +119,17 @@ def read_tokenizer_files(directory: Path, hf_config: Mapping[str, Any] | None = 
         hf_config: the content of its `config.json`, where that file is not written yet.
 
     Raises:
-        TokenizerError: a file is not valid JSON, not UTF-8, or has a field of the wrong type (named).
+        TokenizerError: a file is not valid JSON, not UTF-8, or has a field of the wrong type (named), or the tokenizer
+            is Python code of the checkpoint's own.
     """
     pipeline = read_json(directory / "tokenizer.json", TokenizerError)
     config = read_json(directory / "tokenizer_config.json", TokenizerError) or {}
+    code = config.get("auto_map")
+    if code := code.get("AutoTokenizer") if isinstance(code, dict) else code:
+        raise TokenizerError(
+            f"{directory / 'tokenizer_config.json'}: auto_map asks for a tokenizer of the checkpoint's own code, "
+            f"{shown(code)}, which is never run; fix: if its other files alone give the model's ids, take auto_map out"
+        )
     names = dict(config)
     by_id: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:

@@ -82,6 +82,13 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: change_config(d, model_type="new", auto_map={"AutoModel": "modeling_new.NewModel"}),
         "; its auto_map names code of its own, which is never run; fix: convert a checkpoint of a supported one, or",
     ),
+    "a tokenizer of its own code": (
+        lambda d: (d / "tokenizer_config.json").write_text(
+            '{"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", null]}}'
+        ),
+        "tokenizer_config.json: auto_map asks for a tokenizer of the checkpoint's own code, ['own.OwnTokenizer', "
+        "None], which is never run; fix: if its other files alone give the model's ids, take auto_map out; nothing",
+    ),
     "decoder class": (
         lambda d: change_config(d, architectures=["BertLMHeadModel"]),
         "config.json: BertLMHeadModel is a decoder, which predicts the next word; not computed here; "
