@@ -156,7 +156,7 @@ def _export_models(
             if not is_alone:
                 output.write_json(f"{folders[name]}config.json", member_config)
             config = config or member_config
-        limit = _limit(directory, member)
+        limit = _limit(directory, member, None if run is None else run.record.data.max_length)
         settings = inference_settings(run, [folder or "." for folder in folders.values()], member, limit)
         output.write_json(SETTINGS, settings)
         for name, text in code_files():
@@ -186,9 +186,10 @@ def _check_tokenizers(members: list[Path]) -> None:
         )
 
 
-def _limit(directory: Path, member: MemberExport) -> int:
-    """Return the number of tokens that the encoder and its tokenizer take."""
-    positions = member.model.core.config.max_length
+def _limit(directory: Path, member: MemberExport, wanted: int | None) -> int:
+    """Return the number of tokens that the encoder and its tokenizer take, at most as many as a run wants."""
+    config = member.model.core.config
+    positions = config.max_length if wanted is None else min(wanted, config.longest_input)
     return Tokenizer.from_directory(directory, max_length=positions).max_length or positions
 
 
@@ -225,12 +226,12 @@ def inference_settings(
         "token_types": member.model.core.architecture.has_token_types,
     }
     if run is not None:
-        settings |= _run_settings(run.record, limit)
+        settings |= _run_settings(run.record)
     _check_submission(settings["submission"], member)
     return {**settings, "members": members}
 
 
-def _run_settings(record: RunRecord, limit: int) -> dict[str, Any]:
+def _run_settings(record: RunRecord) -> dict[str, Any]:
     data, metric, ready = record.data, record.config.metric, record.settings.submission
     return {
         "target": list(record.task.target),
@@ -239,7 +240,6 @@ def _run_settings(record: RunRecord, limit: int) -> dict[str, Any]:
         "quoting": data.quoting,
         "id": data.id,
         "time": data.time,
-        "max_length": min(data.max_length, limit),
         "submission": asdict(record.submission),
         # These decide the format if a sample does not.
         "id_found": data.id_found,
