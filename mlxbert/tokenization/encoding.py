@@ -7,6 +7,9 @@ most as many words as it has characters, and a character normalizes to at most f
 too few tokens remain, twice as many characters are read. Some long runs give few tokens: blanks give none, and a word
 of more than 100 letters is one unknown word. Such runs are shortened in their middle first.
 
+The other pipelines of this project (byte-level BPE, Unigram) are local in the same way, but a word may have any
+length. Where a million characters do not have enough tokens, the whole text is tokenized.
+
 `Encoding`, one text as ids, and `padded`, a batch of them as arrays.
 
 Cut texts that are longer than the model, with a warning.
@@ -22,7 +25,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -88,15 +91,19 @@ class LongTexts:
         self._squeezes = not any(_ONLY.fullmatch(token) or len(token) > _KEPT for token in added)
         # Read from the end, a match must not be able to begin inside another one.
         overlaps = self._left and any(first[0] in second[1:] for first in added for second in added if first)
-        self._local = _is_local(backend) and not overlaps
+        is_bert = _is_wordpiece(backend)
+        self._local = (is_bert or _is_local(backend)) and not overlaps
+        self._squeezes, self._any_length = self._squeezes and is_bert, not is_bert
 
     def read(self, text: str, tokens: int) -> Tokens:
         """Return at least `tokens` tokens of `text`, or all that it has; fewer where `most` characters have fewer."""
         size, places, squeezed = min(max(self.whole, 8 * tokens), self.most), _Places(), not self._squeezes
         while self._local and size < len(text):
             tokens_read = self._part(text, size, places)
-            if len(tokens_read) >= tokens or (squeezed and size >= self.most):
+            if len(tokens_read) >= tokens or (squeezed and size >= self.most and not self._any_length):
                 return tokens_read
+            if squeezed and size >= self.most:
+                break
             if squeezed:
                 size = min(2 * size, self.most)
             else:
@@ -164,11 +171,36 @@ class _Places:
         return self._original[piece] + place - self._shorter[piece]
 
 
+def _steps(part: Any, name: str) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer or a pre-tokenizer; `name` is their field in a sequence."""
+    steps = [] if part is None else [json.loads(part.__getstate__())]
+    while any(step["type"] == "Sequence" for step in steps):
+        steps = [inner for step in steps for inner in (step[name] if step["type"] == "Sequence" else [step])]
+    return steps
+
+
+# Normalizers that look at neighbouring characters at most, and how words are split by the pipelines of this project.
+_LOCAL = {"NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase", "Precompiled", "Strip"}
+_LOCAL_PATTERNS = ({"String": "``"}, {"String": "''"}, {"Regex": r"\s{2,}|[\n\r\t]"})
+_SPLITS = (["WhitespaceSplit", "Metaspace"], ["Metaspace"], ["Punctuation", "Metaspace"], ["ByteLevel"])
+
+
 def _is_local(backend: tokenizers.Tokenizer) -> bool:
+    """Return whether the tokens of a word depend on that word and its neighbours alone."""
+    steps = _steps(backend.normalizer, "normalizers")
+    splits = _steps(backend.pre_tokenizer, "pretokenizers")
+    model = backend.model
+    return (
+        all(step["type"] in _LOCAL or step.get("pattern") in _LOCAL_PATTERNS for step in steps)
+        and [step["type"] for step in splits] in _SPLITS
+        and all(step.get("split", True) and step.get("use_regex", True) for step in splits)
+        and (isinstance(model, models.Unigram) or (isinstance(model, models.BPE) and not model.dropout))
+    )
+
+
+def _is_wordpiece(backend: tokenizers.Tokenizer) -> bool:
     """Return whether this is BERT's pipeline, which is local as the module's docstring says."""
-    steps = [] if backend.normalizer is None else [json.loads(backend.normalizer.__getstate__())]
-    if steps and steps[0]["type"] == "Sequence":  # of `Tokenizer.lowercased`
-        steps = steps[0]["normalizers"]
+    steps = _steps(backend.normalizer, "normalizers")  # several: of `Tokenizer.lowercased`
     others = [step for step in steps if step["type"] != "Lowercase"]
     return (
         len(others) == 1

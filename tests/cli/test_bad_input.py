@@ -87,7 +87,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
             '{"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", null]}}'
         ),
         "tokenizer_config.json: auto_map asks for a tokenizer of the checkpoint's own code, ['own.OwnTokenizer', "
-        "None], which is never run; fix: if its other files alone give the model's ids, take auto_map out; nothing was",
+        "None], which is never run; fix: if its other files alone give the model's ids, take auto_map out; nothing",
     ),
     "decoder class": (
         lambda d: change_config(d, architectures=["BertLMHeadModel"]),

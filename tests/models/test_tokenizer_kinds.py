@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from mlxbert.tokenization.encoding import LongTexts
 from mlxbert.tokenization.tokenizer import Tokenizer
 from tests.support.tokenizer_files import SENTENCEPIECE_KINDS, write_tokenizer
 
@@ -247,3 +249,71 @@ def test_a_stored_table_inside_a_sequence(files: Callable[[str], Path], samples:
     )
     assert stored["post_processor"]["type"] == "TemplateProcessing"
     agree(directory, limits=(None,))
+
+
+BITS = [
+    *(
+        "a",
+        "the",
+        "of",
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\r\n",
+        "\u00a0",
+        "\u3000",
+        "\u200b",
+        "\u200d",
+        ".",
+        ",",
+        "''",
+        "``",
+        "'s",
+    ),
+    *(
+        "東",
+        "é",
+        "e\u0301",
+        "\u0301",
+        "ﬁ",
+        "İ",
+        "½",
+        "각",
+        "🇫🇷",
+        "👩\u200d👧",
+        "▁",
+        "Ġ",
+        "\ufffd",
+        "\0",
+        "1",
+        "9,",
+        "Σ",
+    ),
+    *("<mask>", "[MASK]", "<s>", "[SEP", "Q", "Q x", "x", "x" * 40, " " * 40),
+]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("DistilBertTokenizer", "ElectraTokenizer")])
+def test_a_long_text_cut_by_characters_has_the_ids_and_offsets_of_the_whole_one(
+    files: Callable[[str], Path], name: str, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = files(name)
+    tokenizer = AutoTokenizer.from_pretrained(directory, truncation_side=side)
+    tokenizer.add_tokens(["Q x"])
+    tokenizer.save_pretrained(directory)
+    ours = Tokenizer.from_directory(directory)
+    assert ours._long_texts._local or (name, side) == ("PreTrainedTokenizerFast", "left")  # its runs of blanks
+    rng, read = np.random.default_rng(0), set()
+    for i in range(150):
+        bits = rng.choice(BITS, int(rng.integers(2, len(BITS))), replace=False)
+        text, pair = ("".join(rng.choice(bits, int(rng.integers(3, 400)))) for _ in range(2))
+        limit, pairs = int(rng.integers(6, 20)), [pair] if i % 2 else None
+        monkeypatch.setattr(LongTexts, "whole", 10**9)
+        (expected,) = ours.encode([text], pairs, max_length=limit)
+        monkeypatch.setattr(LongTexts, "whole", int(rng.choice([8, 40, 200])))
+        (got,) = ours.encode([text], pairs, max_length=limit)
+        assert (got.ids, got.type_ids, got.offsets) == (expected.ids, expected.type_ids, expected.offsets), text
+        read.add(got.uncounted)
+    assert True in read or not ours._long_texts._local
