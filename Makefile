@@ -15,10 +15,10 @@ RUNS := $(VENV)/.runs-$(BACKEND)
 TESTS := $(VENV)/.tests-$(BACKEND)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo family test test-fast fuzz lint format bench clean
+.PHONY: help demo family family-base test test-fast fuzz lint format bench clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
 
 $(RUNS): pyproject.toml constraints.txt
 	@echo "== Making $(VENV) (a few minutes the first time)"
@@ -60,6 +60,9 @@ test: $(TESTS)  ## All tests on all cores, with branch coverage (about 13 minute
 
 test-fast: $(TESTS)  ## The tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -q
+
+family-base: $(TESTS)  ## A random model of each published base size through convert, verify, 4bit, encode and train (an hour)
+	OMP_NUM_THREADS=2 $(BIN)/python -m tests.base_sized
 
 fuzz: $(TESTS)  ## 10,000 hostile inputs of each kind, seeded (up to an hour)
 	$(BIN)/python -m tests.fuzz --inputs 10000 --seconds 3600

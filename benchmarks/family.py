@@ -54,11 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{'':<12}{'PyTorch':<28}{'mlxbert':<28}{'ratio, pair by pair':<28}hidden state off by")
     for name in names:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
-            print(
-                conversion(name, Path(scratch), options.repeat)
-                if options.convert
-                else pairs(name, Path(scratch), options)
-            )
+            folder = Path(scratch)
+            line = conversion(name, folder, options.repeat) if options.convert else pairs(name, folder, options)
+            print(line, flush=True)
 
 
 def registered() -> tuple[str, ...]:

@@ -13,17 +13,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from converter.readers.source_files import SourceError
 from converter.source import Source
 from heads.command_line import install_fix
 from mlxbert.errors import reason
 from mlxbert.files.output_file import replace_file
-from mlxbert.files.reading import parse_json, read_bytes
+from mlxbert.files.reading import read_bytes
 from mlxbert.tokenization.build import kind_of
 from mlxbert.tokenization.encoding import refuse_stop
-from mlxbert.tokenization.files import SENTENCEPIECE_FILES, TOKENIZER_FILES, has_tokenizer, read_tokenizer_files
+from mlxbert.tokenization.files import SENTENCEPIECE_FILES, TOKENIZER_FILES, read_tokenizer_files
 
 _PACKAGES = ("transformers", "sentencepiece", "google.protobuf")
 _UNIGRAM = 1  # `TrainerSpec.ModelType` in sentencepiece_model.proto
@@ -38,7 +37,7 @@ def with_tokenizer_json(source: Source) -> Iterator[Source]:
             package that converts it is not installed.
     """
     models = [name for name in SENTENCEPIECE_FILES if name in source.side_files]
-    if not models or has_tokenizer(source.side_files):
+    if not models or "tokenizer.json" in source.side_files:
         yield source
         return
     directory = source.side_files[models[0]].parent
@@ -66,7 +65,7 @@ def with_tokenizer_json(source: Source) -> Iterator[Source]:
         replace_file(place / "config.json", json.dumps(fields).encode())
         for file in TOKENIZER_FILES:
             if file in source.side_files:
-                replace_file(place / file, _content(file, source.side_files[file]))
+                replace_file(place / file, read_bytes(source.side_files[file], SourceError) or b"")
         made = _converted(place, str(class_name), source.side_files[name])
         replace_file(place / "tokenizer.json", made.encode())
         note = f"tokenizer.json is made of {name} by transformers"
@@ -79,14 +78,6 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # `google`
         return False
-
-
-def _content(name: str, path: Path) -> bytes:
-    """Return the file's bytes; a configuration without the code that it names, which must not run."""
-    if name != "tokenizer_config.json":
-        return read_bytes(path, SourceError) or b""
-    values: Any = parse_json(path, SourceError)
-    return json.dumps({key: value for key, value in values.items() if key != "auto_map"}).encode()
 
 
 def _check_model(path: Path) -> None:

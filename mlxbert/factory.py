@@ -160,10 +160,12 @@ def default_checkpoint(competition: Competition) -> Path:
     for place in places:
         if place.is_dir():
             return place
+    better = competition.encoder if competition.encoder != competition.checkpoint else ""
     raise FactoryError(
         f"competition {competition.name!r}: its default checkpoint is not at {' or '.join(map(str, places))}; "
         f"run: mlxbert-convert {competition.checkpoint} -o {places[0]}, or name a converted directory: "
         "--model DIRECTORY (Python: model=, create_for_competition: checkpoint=)"
+        + (f"; {better} suits these data better, and trains longer" if better else "")
     )
 
 

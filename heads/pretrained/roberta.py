@@ -50,6 +50,10 @@ class RobertaMaskedLMHead(PretrainedHead):
         return {"logits": self.word_logits(hidden, decode)}
 
 
+def _tanh(x: mx.array) -> mx.array:
+    return mx.tanh(x)  # a model that holds `mx.tanh` itself cannot be copied
+
+
 class _Classifier(nn.Module):
     """out_proj(activation(dense(x))), with dropout before each."""
 
@@ -71,7 +75,7 @@ class RobertaClassificationHead(PretrainedHead):
     RoBERTa's activation is tanh.
     """
 
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0, activation: Activation = mx.tanh):
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0, activation: Activation = _tanh):
         super().__init__()
         self.classifier = _Classifier(hidden_size, num_labels, dropout, activation)
 

@@ -1,4 +1,4 @@
-"""`mlxbert predict`, `blend`, `report`: the commands for runs; and `mlxbert encode`, for sentence embeddings."""
+"""`mlxbert predict`, `blend`, `report`: the commands for runs; `competitions`; `encode`, for sentence embeddings."""
 
 from __future__ import annotations
 
@@ -86,6 +86,25 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
         written = write_submission(predictor, data, out=out, progress=progress, **options)
     if not is_standard_output(out):  # a submission has no such line
         show(f"{written.rows} rows written to {out}: {written}")
+
+
+@click.command()
+def competitions() -> None:
+    """List the ready competitions, each with an encoder for a quick try and one that suits its data.
+
+    \b
+    Examples:
+      mlxbert competitions
+      mlxbert convert microsoft/deberta-v3-small
+      mlxbert train --competition titanic train.csv --model mlx_models/deberta-v3-small -o runs/titanic
+    """
+    from mlxbert.data.competitions import registered_competitions
+    from mlxbert.terminal import show
+
+    for name, competition in registered_competitions().items():
+        show(f"{name}: {competition.title}")
+        show(f"  {competition.task}, {competition.metric}; data: {competition.url}")
+        show(f"  encoder: {competition.encoder or competition.checkpoint}; quick try: {competition.checkpoint}")
 
 
 @click.command()

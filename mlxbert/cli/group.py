@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from mlxbert.cli.commands import blend, encode, predict, report
+from mlxbert.cli.commands import blend, competitions, encode, predict, report
 from mlxbert.cli.train import train
 from mlxbert.errors import last_catch, readable
 from mlxbert.own_packages import use_own_package
@@ -112,5 +112,5 @@ def main() -> None:
     """
 
 
-for command in (encode, train, predict, report, blend):
+for command in (encode, competitions, train, predict, report, blend):
     main.add_command(click.version_option(package_name="mlxbert")(command))

@@ -64,7 +64,8 @@ class Competition:
         head: options of the head: classes, horizon, log_targets (the target's transform), ….
         pooling: of `mlxbert.pooling.CHOICES`.
         training: fields of `mlxbert.training.config.TrainingConfig` that differ from its defaults.
-        checkpoint: the default encoder's id on the Hub, to be converted once.
+        checkpoint: the default encoder's id on the Hub, to be converted once; a small one, for a quick try.
+        encoder: id on the Hub of an encoder that suits the data better and trains longer; "": none is named.
         url: of the data.
         license: of the data, as their page has it.
         note: other facts about the data.
@@ -90,6 +91,7 @@ class Competition:
     pooling: str = "mean"
     training: Mapping[str, Any] = field(default_factory=dict, hash=False)
     checkpoint: str = "sentence-transformers/all-MiniLM-L6-v2"
+    encoder: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -159,7 +161,11 @@ class Competition:
 
 # The default checkpoint, all-MiniLM-L6-v2, has 22 million parameters (Apache-2.0): a CPU can train it, and the
 # README's scores are of it. `mlxbert-convert sentence-transformers/all-MiniLM-L6-v2` converts it; `checkpoint=` names
-# a larger one, such as bert-base-uncased.
+# another one. `encoder` is what people fine-tune for such data: DeBERTa-v3 (He et al. 2021,
+# https://arxiv.org/abs/2111.09543), whose small model has 44 million parameters beside its word embeddings.
+_ENGLISH = "microsoft/deberta-v3-small"
+_ENGLISH_LARGER = "microsoft/deberta-v3-base"
+
 _READY = (
     Competition(
         name="titanic",
@@ -177,6 +183,7 @@ _READY = (
         head={"classes": (0, 1)},
         # 891 rows: three epochs are some sixty steps, after which the model still predicts the majority.
         training={"epochs": 8, "batch_size": 16},
+        encoder=_ENGLISH,
         url="https://www.kaggle.com/competitions/titanic",
         license="the competition's rules",
     ),
@@ -201,6 +208,7 @@ _READY = (
         id="Id",
         head={"log_targets": True},
         training={"epochs": 4, "batch_size": 16},
+        encoder=_ENGLISH,
         url="https://www.kaggle.com/competitions/house-prices-advanced-regression-techniques",
         license="the competition's rules; Ames data by Dean De Cock, 2011",
         note="Where the competition's test.csv is at hand, it has the same columns but the target.",
@@ -215,6 +223,7 @@ _READY = (
         submission=Submission("id", ("target",), "labels"),
         id="id",
         head={"classes": (0, 1)},
+        encoder=_ENGLISH,
         url="https://www.kaggle.com/competitions/nlp-getting-started",
         license="the competition's rules",
         note="69 texts come more than once, 18 of them with both labels: keep equal texts on one side of a fold.",
@@ -232,6 +241,7 @@ _READY = (
         test=None,
         id="id",
         training={"batch_size": 16},
+        encoder=_ENGLISH_LARGER,
         url="https://www.kaggle.com/competitions/jigsaw-toxic-comment-classification-challenge",
         license="CC0 (comments: CC BY-SA 3.0, Wikipedia)",
         note="In test_labels.csv −1 means not scored. A sample may have a label with fewer positives than folds.",
@@ -245,6 +255,7 @@ _READY = (
         metric="rmse",
         submission=Submission("id", ("target",), "values"),
         id="id",
+        encoder=_ENGLISH_LARGER,
         url="https://www.kaggle.com/competitions/commonlitreadabilityprize",
         license="the competition's rules; each excerpt has its own in column `license`",
         note="`standard_error` is of the raters and absent from test.csv; excerpts have some 170 words: length 256.",
@@ -260,6 +271,7 @@ _READY = (
         train="amazon_alexa.tsv",
         test=None,
         head={"classes": (1, 2, 3, 4, 5)},
+        encoder=_ENGLISH,
         url="https://www.kaggle.com/datasets/sid321axn/amazon-alexa-reviews",
         license="as on the data set's page",
         note="A TSV with a byte order mark and a padded header. `feedback` is the rating in another form, so never "
@@ -278,6 +290,8 @@ _READY = (
         id="Month",
         time="Month",
         folds=4,
+        # Its texts are months and numbers: a larger encoder knows nothing more about them.
+        encoder="sentence-transformers/all-MiniLM-L6-v2",
         # A hundred windows: a trained encoder, or a longer training, is worse out of fold. Some twenty overlapping
         # forecasts are too few to choose the best epoch, so the last one is kept.
         training={

@@ -10,9 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from heads.head_registry import COMPETITION_TYPES, best_head
 from heads.metrics import get_metric
+from mlxbert.cli import main
 from mlxbert.data.competitions import (
     FOLD_KINDS,
     Competition,
@@ -186,3 +188,19 @@ def test_registering_forgetting_and_a_name_that_is_taken() -> None:
     assert "my-ship" not in registered_competitions()
     with pytest.raises(CompetitionError, match="no competition named 'my-ship'"):
         unregister_competition("my-ship")
+
+
+@ALL
+def test_a_configuration_names_an_encoder_of_the_hub_and_one_for_a_quick_try(competition: Competition) -> None:
+    for name in (competition.encoder, competition.checkpoint):
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+
+
+def test_the_command_lists_the_ready_competitions_with_their_encoders() -> None:
+    listed = CliRunner().invoke(main, ["competitions"])
+    assert listed.exit_code == 0
+    lines = listed.stdout.splitlines()
+    for name, competition in COMPETITIONS.items():
+        at = lines.index(f"{name}: {competition.title}")
+        assert lines[at + 1] == f"  {competition.task}, {competition.metric}; data: {competition.url}"
+        assert lines[at + 2] == f"  encoder: {competition.encoder}; quick try: {competition.checkpoint}"

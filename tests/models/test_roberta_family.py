@@ -16,6 +16,7 @@ import mlxbert
 from converter.convert import convert
 from converter.parity.report import CUMULATIVE, LOCAL, MAPPING, PRECISION
 from converter.verify import verify
+from heads.pretrained.bert import Decoder
 from mlxbert.activations import gelu_tanh
 from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.model_arrays import InputError
@@ -226,7 +227,8 @@ def shift_bias(model: PretrainedBert) -> None:
 
 def untie(model: PretrainedBert) -> None:
     table = model.core.embeddings.word_embeddings
-    model.head.lm_head.decoder = nn.Module()
+    rows, width = table.weight.shape
+    model.head.lm_head.decoder = Decoder(width, rows, weight=True, bias=False)
     model.head.lm_head.decoder.weight = table.weight[::-1]
 
 

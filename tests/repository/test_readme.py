@@ -10,9 +10,11 @@ import click
 import pytest
 import yaml
 
+from benchmarks import supported
 from converter import cli
 from converter.convert import convert
 from mlxbert.cli import main
+from mlxbert.models.architecture import supported as model_types
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,6 +49,11 @@ def test_there_is_something_to_check() -> None:
 def test_commands_and_flags_exist(line: str) -> None:
     name = next(name for name in sorted(COMMANDS, key=len, reverse=True) if line.startswith(name))
     COMMANDS[name].make_context(name, shlex.split(line.removeprefix(name)))  # raises what a wrong call would
+
+
+def test_the_table_of_what_is_supported_is_the_registry_s() -> None:
+    assert supported.with_table(README) == README, "fix: python -m benchmarks.supported --write"
+    assert sum(line.startswith("| `") for line in supported.table().splitlines()[2:]) == len(model_types())
 
 
 def test_no_number_was_left_to_fill_in() -> None:
