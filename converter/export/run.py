@@ -156,8 +156,8 @@ def _export_models(
             if not is_alone:
                 output.write_json(f"{folders[name]}config.json", member_config)
             config = config or member_config
-        limit = _limit(directory, member)
-        settings = inference_settings(run, [folder or "." for folder in folders.values()], member, limit)
+        tokenizer = Tokenizer.from_directory(directory, max_length=member.model.core.config.max_length)
+        settings = inference_settings(run, [folder or "." for folder in folders.values()], member, tokenizer)
         output.write_json(SETTINGS, settings)
         for name, text in code_files():
             output.write_bytes(name, text.encode())
@@ -186,14 +186,8 @@ def _check_tokenizers(members: list[Path]) -> None:
         )
 
 
-def _limit(directory: Path, member: MemberExport) -> int:
-    """Return the number of tokens that the encoder and its tokenizer take."""
-    positions = member.model.core.config.max_length
-    return Tokenizer.from_directory(directory, max_length=positions).max_length or positions
-
-
 def inference_settings(
-    run: ExportedRun | None, members: list[str], member: MemberExport, limit: int
+    run: ExportedRun | None, members: list[str], member: MemberExport, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Return `inference.json`: how a row becomes a text, the format of the submission, which members are averaged.
 
@@ -201,12 +195,13 @@ def inference_settings(
         run: None for a single model, whose user names the text column.
         members: the directories of the models, relative to the export.
         member: one of them.
-        limit: tokens that the encoder and its tokenizer take.
+        tokenizer: of the member, with the encoder's length as its limit where it has none.
 
     Raises:
         ExportError: the submission's format does not fit the head.
     """
-    head = member.model.head
+    head, config = member.model.head, member.model.core.config
+    limit = tokenizer.max_length or config.max_length
     classes = getattr(head, "classes", None)
     settings: dict[str, Any] = {
         "format": FORMAT,
@@ -222,7 +217,8 @@ def inference_settings(
         "max_length": limit,
         "submission": _usual_submission(member),
         "known_columns": run is not None,
-        "token_types": member.model.core.architecture.has_token_types,
+        # The types that the model was trained with: the tokenizer may give none, the model may have none.
+        "token_types": tokenizer.type_limit != 0 and "token_type_ids" in config.table_rows,
     }
     if run is not None:
         settings |= _run_settings(run.record, limit)

@@ -309,6 +309,8 @@ MPNET = replace(
     assumed=lambda config: False,
     known_to=frozenset(),
     variants={},  # not BERT's
+    # 1.5 kB of all-mpnet-base-v2. At 4 bits it alone would cost its embeddings 0.0012 of mean cosine, because it
+    # reaches from -11 to 3.
     kept={"encoder.relative_attention_bias": "every layer adds what this table holds, and it is small"},
     tiny={**BERT.tiny, "max_position_embeddings": 66, "pad_token_id": 1},
 )

@@ -212,10 +212,21 @@ def test_a_process_that_multiplies_as_tf32_already_is_refused(monkeypatch: pytes
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_mapping_limits_are_those_of_the_design() -> None:
+# PyTorch's own noise, float32 against float64, where it is above a third of the design's limits; measured with
+# benchmarks.parity_errors. Such an architecture's limits are at most three times it, rounded up.
+NOISE = {"mpnet": (1.9e-4, 3.6e-6)}  # all-mpnet-base-v2, --seeds 6
+
+
+def test_the_mapping_limits_are_those_of_the_design_or_three_times_the_noise_of_pytorch() -> None:
     for model_type in supported():
         mapping = architecture(model_type).tolerances.mapping
-        assert (mapping.cumulative, mapping.local) == (2e-5, 5e-6)
+        if model_type not in NOISE:
+            assert (mapping.cumulative, mapping.local) == (2e-5, 5e-6)
+            continue
+        whole, alone = NOISE[model_type]
+        assert whole > 2e-5 / 3
+        assert 2e-5 < mapping.cumulative <= 3.2 * whole
+        assert 5e-6 < mapping.local <= 3.2 * alone
 
 
 def test_a_dtype_without_limits_is_refused(tmp_path: Path) -> None:

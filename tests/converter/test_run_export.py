@@ -26,6 +26,7 @@ from converter.export.inference_modules.predictor import Predictor
 from converter.export.member import EXPORTED_HEADS, stl_matrices
 from converter.export.run import code_files, export_directory
 from heads.time_series import decompose
+from mlxbert.checkpoint import load
 from mlxbert.data.text_columns import RowText
 from mlxbert.files.output_file import manifest_problems
 from mlxbert.models.architecture import HeadKind, architecture, supported
@@ -394,6 +395,22 @@ def test_every_architecture_predicts_what_mlxbert_predicts(model_type: str, pool
     config = json.loads((out / "config.json").read_text())
     assert config["model_type"] == model_type
     assert config["architectures"] == [written["class"]]
+
+
+@pytest.mark.parametrize("gives_types", [False, True])
+def test_an_export_gives_the_token_types_of_the_training(gives_types: bool, tmp_path: Path) -> None:
+    """The model has them either way; without a word in its files, transformers' tokenizer gives none."""
+    save_tiny(tmp_path / "source", "AlbertModel", vocab_size=320)
+    save_tokenizer(tmp_path / "source")
+    file = tmp_path / "source/tokenizer_config.json"
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if gives_types else [])]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": names}))
+    converted = convert(tmp_path / "source", tmp_path / "mlx", verify=False).path
+    member = trained(converted, tmp_path / "model", "multiclass", "mean")
+    out = export_directory(member, tmp_path / "out").path
+    assert json.loads((out / "inference.json").read_text())["token_types"] is gives_types
+    _, tokenizer = load(converted)
+    assert bool(tokenizer(["a"], ["b"])["token_type_ids"].any().item()) is gives_types
 
 
 def test_one_member_of_a_run_and_a_model_alone(converted: Path, tmp_path: Path) -> None:

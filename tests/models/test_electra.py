@@ -112,6 +112,22 @@ def test_a_summary_that_cannot_be_run_is_refused_by_name_and_other_heads_are_not
     with_head(theirs, "ElectraForTokenClassification")
 
 
+def test_the_encoder_of_a_head_that_cannot_be_run_is_converted_and_the_head_is_said_not_to_be_compared(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    save_tiny(source, CHOICE)
+    save_tokenizer(source)
+    config = json.loads((source / "config.json").read_text()) | {"summary_type": "attn"}
+    (source / "config.json").write_text(json.dumps(config))
+    report = convert(source, tmp_path / "out", verify=True).report
+    assert report is not None
+    assert report.passed
+    assert report.reference_class == "ElectraModel"
+    (part,) = [part for part in report.scope if not part.compared]
+    assert "summary_type 'attn' cannot be run by ElectraForMultipleChoice" in part.detail
+
+
 @pytest.mark.parametrize("field", ["summary_type", "summary_activation"])
 def test_what_transformers_refuses_for_every_class_is_refused_for_every_class(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field} must be a text, not None"):
@@ -229,19 +245,22 @@ def test_a_projection_is_there_if_and_only_if_the_widths_differ(tmp_path: Path) 
         convert(source, tmp_path / "other", verify=False)
 
 
-def test_embeddings_of_another_width_are_packed_trained_and_given_in_the_place_of_ids(tmp_path: Path) -> None:
-    out = converted(tmp_path, "ElectraModel", hidden_size=64, intermediate_size=128)
-    core, _ = mlxbert.load(out)
+def test_embeddings_of_another_width_are_packed_read_backwards_and_given_in_the_place_of_ids(tmp_path: Path) -> None:
+    out = converted(tmp_path, "ElectraForMaskedLM", hidden_size=64, intermediate_size=128)
+    model, _ = mlxbert.load_with_head(out)
+    core: Any = model.core
     assert core.config.embedding_size == 32
     ids = np.array([[5, 6, 7]])
     rows = core.embeddings.word_embeddings(mx.array(ids))
     assert rows.shape == (1, 3, 32)
     assert mx.array_equal(core(inputs_embeds=rows).last_hidden_state, core(ids).last_hidden_state)
-    packed = convert(tmp_path / "source", tmp_path / "packed", quantize="4bit", verify=False).path
-    quantized, _ = mlxbert.load(packed)
-    assert quantized.packed is not None
-    assert {"embeddings.word_embeddings", "embeddings_project"} <= set(quantized.packed.layers)
-    assert quantized(ids).last_hidden_state.shape == (1, 3, 64)
+    packed = convert(tmp_path / "source", tmp_path / "packed", quantize="8bit", verify=False).path
+    for dequantize in (True, False):
+        quantized, _ = mlxbert.load_with_head(packed, dequantize=dequantize)
+        assert quantized.core.packed is not None
+        assert {"embeddings.word_embeddings", "embeddings_project"} <= set(quantized.core.packed.layers)
+        a, b = (np.array(one(ids).logits) for one in (model, quantized))
+        assert np.abs(a - b).max() < 0.03 * np.abs(a).max()
 
 
 def test_the_config_of_the_hub_is_read() -> None:

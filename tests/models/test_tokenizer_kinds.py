@@ -130,6 +130,21 @@ def test_what_transformers_saves_of_it(files: Callable[[str], Path], name: str, 
     assert [list(row.ids) for row in ours.encode(texts)] == AutoTokenizer.from_pretrained(saved)(texts)["input_ids"]
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("name", ["BertTokenizer", "XLMRobertaTokenizer", "DebertaV2Tokenizer", "RobertaTokenizer"])
+def test_a_class_that_is_not_the_usual_one_of_the_architecture(
+    files: Callable[[str], Path], name: str, model_type: str
+) -> None:
+    """multilingual-e5-small is a BERT with XLM-RoBERTa's tokenizer; a ModernBERT keeps its tokenizer.json."""
+    directory = files(name)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    write_json(directory / "config.json", {"model_type": model_type})
+    settings = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
+    assert settings["tokenizer_class"] == name
+    agree(directory, limits=(9,))
+
+
 MASK = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "MPNetTokenizer": (

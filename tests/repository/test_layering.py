@@ -16,7 +16,7 @@ from benchmarks.way import dataframe_way
 ROOT = Path(__file__).parents[2]
 ALLOWED = {"converter": {"converter", "mlxbert", "heads"}, "mlxbert": {"mlxbert", "heads"}, "heads": {"heads"}}
 HEADS_KNOW = {"mlx", "numpy", "sklearn", "scipy", "statsmodels"}
-HEAVY = {"torch", "transformers"}
+HEAVY = {"google", "sentencepiece", "torch", "transformers"}
 # Copied beside exported weights and run there; the converter imports them where it computes a model in PyTorch.
 SCRIPT, STANDALONE = ROOT / "converter/export/inference.py", ROOT / "converter/export/inference_modules"
 
