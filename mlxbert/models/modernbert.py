@@ -431,13 +431,14 @@ def _classifier(kind: HeadKind, head: type[ModernBertClassifier]) -> HeadClass:
 # The facts about ModernBERT
 
 
-def _is_irregular(config: ModernBertConfig) -> str | None:
+def _order_problem(config: ModernBertConfig) -> str | None:
     return None if config.every_nth_global else "it cannot express this order of local and global layers"
 
 
-def _has_exact_gelu(config: ModernBertConfig) -> str | None:
-    is_tanh = ACTIVATIONS[config.hidden_act] is ACTIVATIONS["gelu_new"]
-    return None if is_tanh else "it computes GELU by tanh in its place, which moves hidden states by some 1e-3"
+def _gelu_problem(config: ModernBertConfig) -> str | None:
+    if ACTIVATIONS[config.hidden_act] is ACTIVATIONS["gelu_new"]:
+        return None
+    return "it always computes GELU by tanh; hidden states of a model with exact GELU are off by some 1e-3"
 
 
 _ACCEPTED = frozenset({"not exact GELU", "a head that encoders' loaders do not leave out"})
@@ -480,8 +481,8 @@ MODERNBERT = Architecture(
     written_config=in_both_spellings,
     known_to=frozenset({"mlx-embeddings", "mlx-vlm (load_embedding_model)", "mlx-vlm (load_reranker)"}),
     elsewhere={
-        "mlx-embeddings": Elsewhere(lambda config: _POOLED, _is_irregular, _ACCEPTED, {"quantized": _HALF}),
-        "mlx-vlm": Elsewhere(_has_exact_gelu, _is_irregular, _ACCEPTED),
+        "mlx-embeddings": Elsewhere(lambda config: _POOLED, _order_problem, _ACCEPTED, {"quantized": _HALF}),
+        "mlx-vlm": Elsewhere(_gelu_problem, _order_problem, _ACCEPTED),
     },
     variants={"modernbert-decoder": "ModernBERT's decoder, with causal attention"},
     tiny=_TINY,
