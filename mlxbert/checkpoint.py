@@ -91,6 +91,7 @@ def load_tokenizer(
     tokenizer = Tokenizer.from_directory(
         directory,
         max_length=max_length or config.max_length,
+        model_limit=max_length or config.longest_input,
         type_limit=config.table_rows.get("token_type_ids", 0),
         hf_config=hf_config,
     )

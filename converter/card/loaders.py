@@ -212,6 +212,7 @@ def _reading(
     own = declared.elsewhere.get(loader.name) or declared.elsewhere.get(loader.package) or Elsewhere()
     present = set(traits) - own.accepts
     rules = [(effect, why) for at, trait, effect, why in RULES if at is loader and trait in present]
+    rules += [(REFUSES, why) for trait, why in own.refused.items() if trait in traits]
     if config is not None:
         special = ((REFUSES, own.refuses(config)), (DIFFERS, own.differs(config)))
         rules += [(effect, why) for effect, why in special if why is not None]

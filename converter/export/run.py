@@ -156,8 +156,9 @@ def _export_models(
             if not is_alone:
                 output.write_json(f"{folders[name]}config.json", member_config)
             config = config or member_config
-        tokenizer = Tokenizer.from_directory(directory, max_length=member.model.core.config.max_length)
-        settings = inference_settings(run, [folder or "." for folder in folders.values()], member, tokenizer)
+        settings = inference_settings(
+            run, [folder or "." for folder in folders.values()], member, _tokenizer(directory, member, run)
+        )
         output.write_json(SETTINGS, settings)
         for name, text in code_files():
             output.write_bytes(name, text.encode())
@@ -184,6 +185,13 @@ def _check_tokenizers(members: list[Path]) -> None:
             f"{len(others)} members have another tokenizer than {members[0].name}; fix: train again\n"
             + first_ten(others)
         )
+
+
+def _tokenizer(directory: Path, member: MemberExport, run: ExportedRun | None) -> Tokenizer:
+    """Return the tokenizer, with the length of the model, or of a run, as the longest of a call."""
+    config = member.model.core.config
+    wanted = config.max_length if run is None else min(run.record.data.max_length, config.longest_input)
+    return Tokenizer.from_directory(directory, max_length=wanted)
 
 
 def inference_settings(
@@ -221,12 +229,12 @@ def inference_settings(
         "token_types": tokenizer.type_limit != 0 and "token_type_ids" in config.table_rows,
     }
     if run is not None:
-        settings |= _run_settings(run.record, limit)
+        settings |= _run_settings(run.record)
     _check_submission(settings["submission"], member)
     return {**settings, "members": members}
 
 
-def _run_settings(record: RunRecord, limit: int) -> dict[str, Any]:
+def _run_settings(record: RunRecord) -> dict[str, Any]:
     data, metric, ready = record.data, record.config.metric, record.settings.submission
     return {
         "target": list(record.task.target),
@@ -235,7 +243,6 @@ def _run_settings(record: RunRecord, limit: int) -> dict[str, Any]:
         "quoting": data.quoting,
         "id": data.id,
         "time": data.time,
-        "max_length": min(data.max_length, limit),
         "submission": asdict(record.submission),
         # These decide the format if a sample does not.
         "id_found": data.id_found,

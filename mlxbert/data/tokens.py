@@ -108,7 +108,7 @@ def token_rows(
         CacheWarning: the cache file is damaged, or cannot be written.
     """
     tokenizer.check_types(pair=pairs is not None)
-    limit = max_length if tokenizer.max_length is None else min(max_length, tokenizer.max_length)
+    limit = max_length if tokenizer.longest is None else min(max_length, tokenizer.longest)
     rows, file = None, None
     if cache is not None:
         if directory is None:

@@ -48,8 +48,7 @@ class SentenceEncoder:
         self.plan = plan
         # As in sentence-transformers, max_seq_length replaces the tokenizer's own limit.
         wanted = plan.max_length if plan.max_length is not None else tokenizer.max_length
-        limit = core.config.max_length
-        self.max_length = limit if wanted is None else min(wanted, limit)
+        self.max_length = core.config.max_length if wanted is None else min(wanted, core.config.longest_input)
         self.dimension = core.config.hidden_size * len(plan.pooling)
         for step in plan.steps:
             if step.in_features is not None and step.in_features != self.dimension:

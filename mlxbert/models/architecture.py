@@ -118,11 +118,13 @@ class Elsewhere:
         differs: from the configuration, why its numbers are not transformers'; None: they are.
         refuses: from the configuration, why it does not load; None: it loads.
         accepts: traits, as `converter/card/loaders.py` names them, that it copes with unlike its other models.
+        refused: trait -> why a directory with it does not load.
     """
 
     differs: Callable[[Any], str | None] = lambda config: None
     refuses: Callable[[Any], str | None] = lambda config: None
     accepts: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

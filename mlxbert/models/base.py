@@ -336,7 +336,7 @@ class Encoder(nn.Module, ABC):
         if embeds is not None and ids is not None and embeds.shape[:2] != ids.shape:
             raise InputError(f"inputs_embeds has shape {embeds.shape}; expected {(*ids.shape, 'width')}")
         B, L = embeds.shape[:2] if ids is None else ids.shape
-        limit = self.config.max_length
+        limit = self.config.longest_input
         if limit < L and positions is None:
             raise InputError(f"input_ids: {L} tokens, but this model has {limit} positions; truncate to {limit}")
         if types is not None:

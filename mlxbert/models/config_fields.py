@@ -71,6 +71,14 @@ class EncoderConfig:
         raise NotImplementedError
 
     @property
+    def longest_input(self) -> int:
+        """The number of tokens that an input may have if the caller asks for more than `max_length`.
+
+        More than that only for an encoder that has no table of positions: it was not trained on longer inputs.
+        """
+        return self.max_length
+
+    @property
     def table_rows(self) -> Mapping[str, int]:
         """The number of different ids that each argument of the encoder may hold: the rows of its table."""
         raise NotImplementedError

@@ -150,6 +150,12 @@ class DebertaV2Config(bert.BertConfig):
         return parsed
 
     @property
+    def longest_input(self) -> int:
+        """The number of tokens that an input may have; without absolute positions nothing limits it."""
+        has_bucket = not self.uses_buckets or self.longest_distance - 1 > self.position_buckets // 2
+        return self.max_length if self.position_biased_input or not has_bucket else 2**20
+
+    @property
     def head_dropout(self) -> float:
         """Dropout before the last layer of a classifier of tokens."""
         return self.hidden_dropout_prob
@@ -403,12 +409,9 @@ class DebertaV2Core(Encoder):
 
     def depth_of(self, name: str) -> int:
         """Return 0 for the embeddings and the table of distances, i + 1 for layer i, 1 for the convolution."""
-        if match := _LAYER.match(name):
+        if match := re.match(r"encoder\.layer\.(\d+)\.", name):
             return int(match[1]) + 1
         return 1 if name.startswith("encoder.conv.") else 0
-
-
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 
 
 # The checkpoint's own heads
@@ -469,8 +472,8 @@ DEBERTA_V2 = Architecture(
     # Measured with benchmarks/distances.py: at 4 bits the table costs a token's vector as much as the words do, and
     # scores of distances in float32 bring half precision no nearer to float32.
     limits=(
-        "In float16 and bfloat16, scores of distances are scaled before their products, which then overflow no "
-        "earlier than the scores themselves; transformers divides after its products.",
+        "In float16 and bfloat16, scores of distances are scaled before their products, which overflow no earlier "
+        "than the scores; transformers divides afterwards.",
     ),
     kept={"encoder.rel_embeddings": "every layer reads this table, and it is small"},
     variants={"deberta": "DeBERTa v1, whose layers have one matrix for query, key and value"},
@@ -482,7 +485,6 @@ DEBERTA_V2 = Architecture(
         "share_att_key": True,
         "pos_att_type": "p2c|c2p",
         "type_vocab_size": 2,
-        "layer_norm_eps": 1e-7,
     },
 )
 

@@ -71,10 +71,10 @@ def _theta(name: str, value: Any) -> float:
 
 @dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig):
-    """The fields of a ModernBERT configuration that change numbers, with transformers' own defaults.
+    """The fields of a ModernBERT configuration that change numbers, with transformers' own defaults; immutable.
 
-    Source: transformers `models/modernbert/configuration_modernbert.py`. Immutable; made with `from_hf`, which reads
-    `layer_types` and `rope_parameters` (transformers 5) and `global_attn_every_n_layers` and `…_rope_theta` (before).
+    Source: transformers `models/modernbert/configuration_modernbert.py`. `from_hf` reads `layer_types` and
+    `rope_parameters` (transformers 5), and `global_attn_every_n_layers` and `…_rope_theta` (before).
 
     Attributes:
         layer_types: "full_attention" or "sliding_attention" for each layer.
@@ -338,8 +338,7 @@ class ModernBertLayer(nn.Module):
         self, x: mx.array, table: mx.array, mask: mx.array | None, output_attentions: bool = False
     ) -> tuple[mx.array, mx.array | None]:
         """Map (B, L, D) to (B, L, D) and, on request, the attention weights (B, H, L, L)."""
-        normed = self.attn_norm(x) if "attn_norm" in self else x
-        y, weights = self.attn(normed, table, mask, output_attentions)
+        y, weights = self.attn(self.attn_norm(x) if "attn_norm" in self else x, table, mask, output_attentions)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), weights
 
@@ -364,7 +363,7 @@ class ModernBertCore(Encoder):
             for kind in dict.fromkeys(self.config.layer_types)
         }
         keep = inputs.keep
-        half = self.config.local_attention // 2
+        half = self.config.local_attention // 2  # on each side
         places = mx.arange(L)  # a window counts places in the text, whatever positions the caller gives
         near = mx.abs(places[:, None] - places) <= half if half < L - 1 else None  # (L, L)
         masks = {GLOBAL: keep, LOCAL: near if keep is None else keep if near is None else keep & near}
@@ -401,7 +400,6 @@ class ModernBertCore(Encoder):
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
-
 # The checkpoint's own heads
 
 
@@ -433,16 +431,18 @@ def _classifier(kind: HeadKind, head: type[ModernBertClassifier]) -> HeadClass:
 # The facts about ModernBERT
 
 
-def _is_irregular(config: ModernBertConfig) -> str | None:
+def _order_problem(config: ModernBertConfig) -> str | None:
     return None if config.every_nth_global else "it cannot express this order of local and global layers"
 
 
-def _has_exact_gelu(config: ModernBertConfig) -> str | None:
-    is_tanh = ACTIVATIONS[config.hidden_act] is ACTIVATIONS["gelu_new"]
-    return None if is_tanh else "it computes GELU by tanh in its place, which moves hidden states by some 1e-3"
+def _gelu_problem(config: ModernBertConfig) -> str | None:
+    if ACTIVATIONS[config.hidden_act] is ACTIVATIONS["gelu_new"]:
+        return None
+    return "it always computes GELU by tanh; hidden states of a model with exact GELU are off by some 1e-3"
 
 
 _ACCEPTED = frozenset({"not exact GELU", "a head that encoders' loaders do not leave out"})
+_HALF = "its attention takes no mask in half precision"
 _POOLED = "its `last_hidden_state` is a pooled vector (`classifier_pooling`), and it computes GELU by tanh"
 
 _TINY = {
@@ -481,8 +481,8 @@ MODERNBERT = Architecture(
     written_config=in_both_spellings,
     known_to=frozenset({"mlx-embeddings", "mlx-vlm (load_embedding_model)", "mlx-vlm (load_reranker)"}),
     elsewhere={
-        "mlx-embeddings": Elsewhere(lambda config: _POOLED, _is_irregular, _ACCEPTED),
-        "mlx-vlm": Elsewhere(_has_exact_gelu, _is_irregular, _ACCEPTED),
+        "mlx-embeddings": Elsewhere(lambda config: _POOLED, _order_problem, _ACCEPTED, {"quantized": _HALF}),
+        "mlx-vlm": Elsewhere(_gelu_problem, _order_problem, _ACCEPTED),
     },
     variants={"modernbert-decoder": "ModernBERT's decoder, with causal attention"},
     tiny=_TINY,

@@ -42,7 +42,8 @@ class Tokenizer:
 
     Attributes:
         max_length: the longest input in tokens, special ones included, that a call cuts to; None for no limit.
-        model_limit: the number of positions that the model has; None when it is not known.
+        model_limit: the most tokens that the model takes; None when it is not known.
+        longest: the most tokens that both the model and the files of the tokenizer allow; None for no limit.
         type_limit: the number of token types that the model has; None when it is not known. If it has none, or if the
             tokenizer gives none (in transformers 5 only those of BERT and of DeBERTa-v2 do, unless `model_input_names`
             in `tokenizer_config.json` says otherwise), it is 0, and all types are 0.
@@ -54,7 +55,7 @@ class Tokenizer:
     # Setting an unknown attribute, such as transformers' `padding_side`, is an error.
     __slots__ = (
         *("_backend", "_frames", "_joins_punctuation", "_long_texts", "_truncation_side"),
-        *("max_length", "model_limit", "type_limit"),
+        *("longest", "max_length", "model_limit", "type_limit"),
         *("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "unk_token_id"),
     )
 
@@ -65,6 +66,7 @@ class Tokenizer:
         *,
         max_length: int | None = None,
         model_limit: int | None = None,
+        longest: int | None = None,
         type_limit: int | None = None,
         truncation_side: str = "right",
         joins_punctuation: bool = False,
@@ -77,6 +79,7 @@ class Tokenizer:
         self.type_limit = type_limit
         self.max_length = max_length
         self.model_limit = model_limit
+        self.longest = longest
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         ids = {name: vocabulary.get(token) for name, token in special.items()}
@@ -92,6 +95,7 @@ class Tokenizer:
         path: str | Path,
         *,
         max_length: int | None = None,
+        model_limit: int | None = None,
         type_limit: int | None = None,
         hf_config: Mapping[str, Any] | None = None,
     ) -> Tokenizer:
@@ -99,7 +103,8 @@ class Tokenizer:
 
         Args:
             path: the directory.
-            max_length: positions of the model; no call may exceed it.
+            max_length: the longest input of a call that names none.
+            model_limit: no call may exceed it; None: `max_length`.
             type_limit: token types of the model; no call may exceed it.
             hf_config: the content of `config.json`, where that file is not written yet.
 
@@ -114,12 +119,17 @@ class Tokenizer:
                 f"{files.directory / 'tokenizer_config.json'}: truncation_side must be 'right' or 'left', not "
                 f"{shown(side)}"
             )
-        limits = [limit for limit in (files.model_max_length, max_length) if limit is not None]
+        model_limit = max_length if model_limit is None else model_limit
+        limits, all_limits = (
+            [limit for limit in (files.model_max_length, limit) if limit is not None]
+            for limit in (max_length, model_limit)
+        )
         tokenizer = cls(
             backend,
             {name: token.content for name, token in special.items()},
             max_length=min(limits, default=None),
-            model_limit=max_length,
+            model_limit=model_limit,
+            longest=min(all_limits, default=None),
             type_limit=type_limit if has_types(files) else 0,
             truncation_side=side,
             # transformers leaves BPE out, whose blanks are parts of its tokens.

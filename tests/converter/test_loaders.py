@@ -162,6 +162,7 @@ DIRECTORIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], None], dict[s
         nothing,
         {},
     ),
+    "ModernBERT, quantized": ("ModernBertModel", {}, pooling("mean"), {"quantize": "mixed", "calibration": "none"}),
     "ModernBERT, masked LM": ("ModernBertForMaskedLM", {}, nothing, {}),
     "ModernBERT, masked LM, full": ("ModernBertForMaskedLM", {}, nothing, {"layout": "full"}),
     "ModernBERT, reranker": ("ModernBertForSequenceClassification", ONES, nothing, {}),

@@ -12,9 +12,11 @@ import pytest
 
 from converter.convert import convert
 from converter.mapping import MappingError
-from mlxbert import load_with_head
+from mlxbert import load, load_with_head
+from mlxbert.data.tokens import token_rows
 from mlxbert.distances import log_buckets, skewed
-from mlxbert.model_arrays import named_parameters
+from mlxbert.encode import SentenceEncoder
+from mlxbert.model_arrays import InputError, named_parameters
 from mlxbert.models.architecture import config_from_hf
 from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import ConfigError
@@ -290,6 +292,33 @@ def test_the_convolution_keeps_torchs_layout_on_disk(tmp_path: Path) -> None:
     weight = theirs.encoder.conv.conv.weight.detach().numpy()
     assert weight.shape == (48, 12, 3)
     np.testing.assert_array_equal(np.array(written["encoder.conv.conv.weight"]), weight)
+
+
+def test_without_absolute_positions_a_text_may_be_longer_than_config_says() -> None:
+    sizes = {"position_biased_input": False, "max_position_embeddings": 16, "max_relative_positions": 12}
+    theirs, core = pair(MODEL, **sizes)
+    inputs = {"input_ids": np.random.default_rng(0).integers(1, 97, (2, 50))}
+    assert core.config.max_length == 16
+    assert_whole_forward_agrees(theirs, core, inputs, LIMIT)
+    with pytest.raises(InputError, match="17 tokens, but this model has 16 positions; truncate to 16"):
+        pair(MODEL, max_position_embeddings=16)[1](np.full((1, 17), 5))
+    # 8 buckets have rows for distances of at most 4 if the longest is 5.
+    assert parsed(**sizes | {"max_position_embeddings": 5, "max_relative_positions": 5}).longest_input == 5
+
+
+def test_a_call_may_ask_for_longer_texts(tmp_path: Path) -> None:
+    sizes = {"position_biased_input": False, "max_position_embeddings": 16, "type_vocab_size": 0}
+    save_tiny(tmp_path / "source", DEBERTA_V2.encoder_class, **sizes)
+    core, tokenizer = load(convert(tmp_path / "source", tmp_path / "out", verify=False).path)
+    text = "the water " * 18
+    assert len(tokenizer.encode([text])[0]) == 16
+    assert len(tokenizer.encode([text], max_length=40)[0]) == 38
+    assert token_rows(tokenizer, [text], max_length=40).limit == 40
+    encoder = SentenceEncoder.from_pretrained(tmp_path / "out", pooling="mean")
+    assert encoder.max_seq_length == 16
+    encoder.max_seq_length = 40
+    expected = core(**tokenizer([text], max_length=40)).pool("mean")
+    assert np.abs(encoder.encode([text]) - np.array(expected)).max() < 1e-6
 
 
 def test_depths_of_what_is_beside_the_layers() -> None:
