@@ -101,15 +101,22 @@ def models(seeds: range, names: Sequence[str]) -> Iterator[tuple[str, Any, int, 
             yield name, randomized(getattr(transformers, architecture(name).encoder_class)(config), seed), seed, None
 
 
-def randomized(model: Any, seed: int) -> Any:
-    """Every parameter random, at the scales of a trained BERT, so that no swapped tensor could hide."""
+def randomized(model: Any, seed: int, *, norm: float = 0.85, spread: float = 0.04) -> Any:
+    """Every parameter random, at the scales of a trained BERT, so that no swapped tensor could hide.
+
+    Args:
+        model: is changed.
+        seed: of the weights.
+        norm: mean of the norms' weights.
+        spread: deviation of the matrices.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     norms = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.LayerNorm)}
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        centre, scale = (0.85, 0.1) if id(parameter) in norms else (0, 0.04 if parameter.ndim > 1 else 0.1)
+        centre, scale = (norm, 0.1) if id(parameter) in norms else (0, spread if parameter.ndim > 1 else 0.1)
         parameter.data.copy_(centre + scale * noise)
     return model.eval()
 
