@@ -262,7 +262,8 @@ def test_microsofts_own_files(tmp_path: Path) -> None:
     assert dropped["mask_predictions.dense.weight"].startswith("the discriminator of pre-training")
     assert config["legacy"] is False
     assert (
-        "- In float16 and bfloat16, scores of distances are scaled before" in (tmp_path / "out/README.md").read_text()
+        "- In half precision, scores of distances are scaled before their products"
+        in (tmp_path / "out/README.md").read_text()
     )
     notes = " ".join(converted.notes)
     assert "legacy is false, whatever config.json says: its tensors show it" in notes
