@@ -144,9 +144,9 @@ def size(name: str, value: Any) -> int:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """Return a whole number, which may be negative."""
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**31:
-        raise ConfigError(f"config.json: {name} must be a whole number, not {shown(value)}")
+    """Return a whole number, which may be negative; twice its value is still a number of rows."""
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**30:
+        raise ConfigError(f"config.json: {name} must be a whole number below 2^30, not {shown(value)}")
     return value
 
 

@@ -471,10 +471,7 @@ DEBERTA_V2 = Architecture(
     fields_of=_fields_of,
     # Measured with benchmarks/distances.py: at 4 bits the table costs a token's vector as much as the words do, and
     # scores of distances in float32 bring half precision no nearer to float32.
-    limits=(
-        "In float16 and bfloat16, scores of distances are scaled before their products, which overflow no earlier "
-        "than the scores; transformers divides afterwards.",
-    ),
+    limits=("In half precision, scores of distances are scaled before their products; transformers divides after.",),
     kept={"encoder.rel_embeddings": "every layer reads this table, and it is small"},
     variants={"deberta": "DeBERTa v1, whose layers have one matrix for query, key and value"},
     tiny={

@@ -91,7 +91,8 @@ def test_scores_by_distance_become_scores_by_query_and_key(length: int) -> None:
             {"position_buckets": 30, "max_relative_positions": 16},
             "position_buckets 30 with the longest distance 16 has no bucket",
         ),
-        ({"position_buckets": 8.0}, "position_buckets must be a whole number, not 8.0"),
+        ({"position_buckets": 8.0}, r"position_buckets must be a whole number below 2\^30, not 8.0"),
+        ({"position_buckets": 2**30}, r"position_buckets must be a whole number below 2\^30, not 1073741824"),
         ({"share_att_key": "yes"}, "share_att_key must be true or false, not 'yes'"),
         ({"conv_act": "none"}, "conv_act 'none' is not an activation"),
         ({"cls_dropout": 2}, "cls_dropout must be a number between 0 and 1"),
@@ -261,7 +262,8 @@ def test_microsofts_own_files(tmp_path: Path) -> None:
     assert dropped["mask_predictions.dense.weight"].startswith("the discriminator of pre-training")
     assert config["legacy"] is False
     assert (
-        "- In float16 and bfloat16, scores of distances are scaled before" in (tmp_path / "out/README.md").read_text()
+        "- In half precision, scores of distances are scaled before their products"
+        in (tmp_path / "out/README.md").read_text()
     )
     notes = " ".join(converted.notes)
     assert "legacy is false, whatever config.json says: its tensors show it" in notes
