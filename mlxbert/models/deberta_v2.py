@@ -27,7 +27,6 @@ from heads.pretrained.deberta_v2 import (
     DebertaV2SequenceHead,
 )
 from mlxbert.activations import ACTIVATIONS
-from mlxbert.distances import log_buckets, skewed
 from mlxbert.errors import shown
 from mlxbert.model_arrays import embedded
 from mlxbert.models import bert
@@ -45,6 +44,7 @@ from mlxbert.models.config_fields import (
     size,
     whole_number,
 )
+from mlxbert.models.distances import log_buckets, skewed
 
 C2P, P2C = "c2p", "p2c"
 

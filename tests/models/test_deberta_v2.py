@@ -14,13 +14,13 @@ from converter.convert import convert
 from converter.mapping import MappingError
 from mlxbert import load, load_with_head
 from mlxbert.data.tokens import token_rows
-from mlxbert.distances import log_buckets, skewed
 from mlxbert.encode import SentenceEncoder
 from mlxbert.model_arrays import InputError, named_parameters
 from mlxbert.models.architecture import config_from_hf
 from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import ConfigError
 from mlxbert.models.deberta_v2 import DEBERTA_V2, DebertaV2Config
+from mlxbert.models.distances import log_buckets, skewed
 from tests.support.encoder_pairs import assert_whole_forward_agrees, batches, error, pair, reference
 from tests.support.tiny import save_tiny, tiny_model
 
