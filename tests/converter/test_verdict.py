@@ -312,7 +312,7 @@ def test_no_tokenizer_is_no_code_on_the_card(tmp_path: Path) -> None:
     assert result.usage.ran == ()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "mlxbert.load(" not in card
-    assert "copy `tokenizer.json` or `vocab.txt` into it" in card
+    assert "copy the model's `tokenizer.json` into it" in card
 
 
 # --- trained models -------------------------------------------------------------------------------------------------
