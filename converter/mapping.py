@@ -7,6 +7,7 @@ source tensor exactly once and fills every target exactly once, or raises an err
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,8 +167,8 @@ def plan(mapping: ArchitectureMapping, config: Any, shapes: Mapping[str, Shape])
         missing = [name for name in expected if name not in filled and not name.startswith(mapping.optional)]
         raise unmapped_error(mapping, inside or unmapped, inside=bool(inside), missing=missing)
     _check_duplicates(mapping, planned)
-    _check_shapes(mapping, config, planned, expected)
-    _check_missing(mapping, planned, expected, shapes)
+    _check_shapes(rules, config, planned, expected)
+    _check_missing(rules, config, planned, expected, shapes)
     encoder = {item.target: item for item in planned if item.target in expected}
     return Plan(
         encoder=tuple(encoder[name] for name in expected if name in encoder),
@@ -224,9 +225,23 @@ class Rules:
         rule = match.rule
         if rule is None or rule.when is None or not rule.otherwise:
             return None
-        indices = {placeholder: int(index) for placeholder, index in match.indices.items()}
-        exists = all(index < getattr(config, self.mapping.counts[held]) for held, index in indices.items())
-        return rule.otherwise if exists and not rule.when(config, *indices.values()) else None
+        indices = map(int, match.indices.values())
+        return rule.otherwise if self._is_counted(config, match) and not rule.when(config, *indices) else None
+
+    def asked_fields(self, config: Any, names: Iterable[str]) -> str:
+        """Return the config fields that decide whether tensors of these names exist, as "name=value, …"."""
+        asked = _Asked(config)
+        for name in names:
+            match = self.find(name)
+            if not isinstance(match, Match) or match.rule is None or match.rule.when is None:
+                continue
+            if self._is_counted(config, match):
+                match.rule.when(asked, *map(int, match.indices.values()))
+        return ", ".join(f"{name}={value!r}" for name, value in asked.fields.items())
+
+    def _is_counted(self, config: Any, match: Match) -> bool:
+        """Return whether each index of a name is below its count in the configuration."""
+        return all(int(index) < getattr(config, self.mapping.counts[held]) for held, index in match.indices.items())
 
     def encoder_targets(self, name: str) -> tuple[str, ...]:
         """Return the encoder's tensors that a source name without the base prefix fills."""
@@ -290,6 +305,22 @@ class Match:
     targets: tuple[str, ...]
     indices: Mapping[str, str]
     rule: Rename | None = None
+
+
+class _Asked:
+    """A configuration that notes which of its fields are read, also inside of its properties and methods."""
+
+    def __init__(self, config: Any):
+        self._config = config
+        self.fields: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = inspect.getattr_static(type(self._config), name, None)
+        if isinstance(found, property) and found.fget is not None:
+            return found.fget(self)
+        if inspect.isfunction(found):
+            return found.__get__(self)
+        return self.fields.setdefault(name, getattr(self._config, name))
 
 
 def _matched(rule: Rename | Split, indices: Mapping[str, str]) -> Match:
@@ -364,23 +395,27 @@ def _check_duplicates(mapping: ArchitectureMapping, planned: Sequence[Planned]) 
 
 
 def _check_shapes(
-    mapping: ArchitectureMapping,
+    rules: Rules,
     config: Any,
     planned: Sequence[Planned],
     expected: Mapping[str, tuple[Dimension, ...]],
 ) -> None:
+    mapping = rules.mapping
     heads = {rule.target: rule.shape for rule in mapping.heads}
     wrong = []
     for item in planned:
         shape = expected.get(item.target, heads.get(item.target))
         if shape is None:
-            counts = (f"{name}={getattr(config, name)}" for name in mapping.counts.values())
-            wrong.append(f"{item.source}: config.json, with {', '.join(counts)}, calls for no such tensor")
+            counts = ", ".join(f"{name}={getattr(config, name)}" for name in mapping.counts.values())
+            by = rules.asked_fields(config, [item.source]) or counts
+            wrong.append(f"{item.source}: config.json, with {by}, calls for no such tensor")
             continue
         if not shape_fits(config, shape, item.shape):
-            fields = ", ".join(
-                f"{size}={getattr(config, size)}" for size in dict.fromkeys(shape) if isinstance(size, str)
-            )
+            asked = _Asked(config)
+            for size in shape:
+                if isinstance(size, str):
+                    getattr(asked, size)
+            fields = ", ".join(f"{name}={value}" for name, value in asked.fields.items())
             wrong.append(f"{item.source} is {item.shape}; config.json says {fields}")
     if wrong:
         raise MappingError(
@@ -398,18 +433,22 @@ def shape_fits(config: Any, wanted: Sequence[Dimension], shape: Shape) -> bool:
 
 
 def _check_missing(
-    mapping: ArchitectureMapping,
+    rules: Rules,
+    config: Any,
     planned: Sequence[Planned],
     expected: Mapping[str, tuple[Dimension, ...]],
     shapes: Mapping[str, Shape],
 ) -> None:
+    mapping = rules.mapping
     filled = {item.target for item in planned}
     absent = {prefix for prefix in mapping.optional if not any(target.startswith(prefix) for target in filled)}
     missing = [target for target in expected if target not in filled and not any(map(target.startswith, absent))]
     if missing:
+        asked = rules.asked_fields(config, missing)
+        called = f"  config.json calls for them by {asked}\n" if asked else ""
         raise MappingError(
             f"{mapping.model_type}: {_count(missing, 'tensor is', 'tensors are')} missing from the checkpoint "
-            f"({len(shapes)} tensors read)\n{first_ten(missing)}\n"
+            f"({len(shapes)} tensors read)\n{first_ten(missing)}\n{called}"
             "  fix: pass a complete checkpoint, or the config.json that belongs to this one with --config"
         )
 

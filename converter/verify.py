@@ -153,6 +153,11 @@ def _check_sizes(hf_config: Mapping[str, Any], source: Source, converted: str | 
     """Refuse a reference whose tensors have other shapes."""
 
     ours, theirs = config_from_hf(hf_config), config_from_hf(source.config)
+    if theirs.model_type != ours.model_type:
+        raise VerifyError(
+            f"{reference}: is another model than {converted}: its model_type is {theirs.model_type!r}, not "
+            f"{ours.model_type!r}; fix: give --reference what it was converted from"
+        )
     dimensions = [size for rule in mapping_for(hf_config).encoder for size in rule.shape]
     fields = dict.fromkeys(
         ["hidden_size", "num_hidden_layers", *(size for size in dimensions if isinstance(size, str))]

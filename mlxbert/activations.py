@@ -1,16 +1,14 @@
-"""Element-wise arithmetic in one pass over memory, if there is a compiler.
+"""The activation functions that Hugging Face configurations name, and softmax, fast on a CPU too.
 
 MLX's CPU backend calls a scalar function for every element of erf, exp and softmax (12–25 ns each), and passes over
 memory once for every other operation. `mx.compile` turns a chain of plain arithmetic into one vectorized loop, with
 g++, when it is first run: about 0.4 s a loop, kept as a file in the temporary directory for later processes. Without
 g++ MLX runs such a chain operation by operation by itself: slower, and with the same result.
 
-exp and softmax in plain arithmetic, for MLX's CPU backend, where `mx.exp` is a scalar call for every element.
-
-The activation functions that Hugging Face configurations name.
+So exp, erf and tanh are computed here in plain arithmetic.
 
 Formulas: transformers `src/transformers/activations.py` (`ACT2FN`). Names that share a formula share a function;
-`prelu` and `xielu` have weights of their own, which no BERT checkpoint carries, and are not here.
+`prelu` and `xielu` have weights of their own, which no encoder here has, and are not here.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ def choose_head_class(
     if len(named) == 1:
         (class_name,) = named
         head = declared.heads[class_name]
-        if not set(head.prefixes) <= set(groups):
-            needed = " and ".join(map(_shown, head.prefixes))
+        if not head.is_whole(groups):
+            needed = " and ".join(map(_shown, head.prefixes)) or " or ".join(map(_shown, head.optional))
             raise HeadClassError(
                 f"{place}: its config names {class_name}, which needs {needed}, and there is {listed}; "
                 "fix: convert the complete checkpoint"
@@ -131,7 +131,8 @@ def _fitting(declared: Architecture, groups: tuple[str, ...]) -> list[str]:
         groups
     )
     wanted = tuned or set(groups)
-    return [name for name, head in declared.heads.items() if set(head.prefixes) <= wanted <= set(head.all_prefixes)]
+    heads = declared.heads.items()
+    return [name for name, head in heads if head.is_whole(wanted) and wanted <= set(head.all_prefixes)]
 
 
 def _shown(prefix: str) -> str:

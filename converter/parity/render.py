@@ -96,7 +96,7 @@ def _precision_table(report: ParityReport) -> Table:
 
 def _table(title: str, *extra: str) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1))
-    table.add_column("module", no_wrap=True)
+    table.add_column("module", overflow="fold")  # a long name takes two lines; numbers are never cut
     for column in ("max-abs", "max-rel", "cosine", "argmax", *extra, ""):
         table.add_column(column, justify="right", no_wrap=True)
     return table

@@ -1,4 +1,4 @@
-"""The heads that transformers' `BertFor*` classes put on the encoder; a converted checkpoint brings its own tensors.
+"""The heads that transformers puts on an encoder; a converted checkpoint brings its own tensors.
 
 Each module tree has the names of those classes (`cls.predictions.transform.dense.weight`, `classifier.weight`, …), so
 that a checkpoint's tensors load without a mapping.

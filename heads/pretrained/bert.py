@@ -21,7 +21,7 @@ Decode = Callable[[mx.array], mx.array]
 
 
 class PretrainedHead(nn.Module):
-    """A head of one of transformers' `BertFor*` classes.
+    """A head of one of transformers' `…For…` classes.
 
     Attributes:
         fields: the names of its outputs, the same as in transformers.

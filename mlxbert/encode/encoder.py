@@ -99,7 +99,8 @@ class SentenceEncoder:
             if pooling is None:
                 warnings.warn(
                     f"{path_or_hub_id} has no modules.json, so it is no sentence-transformers model: mean pooling is "
-                    "used, as sentence-transformers does; give pooling='mean' (or another) to say what you want",
+                    "used, as sentence-transformers does; fix: convert the sentence-transformers directory, or, in "
+                    "Python, SentenceEncoder.from_pretrained(…, pooling='mean')",
                     SentenceEncoderWarning,
                     stacklevel=2,
                 )

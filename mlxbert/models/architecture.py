@@ -54,6 +54,7 @@ class HeadClass:
         labels: path of the Linear whose rows are the labels; None: the head has no labels.
         tied_bias: names of the decoder's bias and of what transformers ties it to; None: there are none.
         optional: what the names of those of its tensors begin with that some configurations do not have.
+        one_of_optional: whether each configuration has a tensor for one of `optional`.
     """
 
     kind: HeadKind
@@ -63,6 +64,14 @@ class HeadClass:
     labels: str | None = None
     tied_bias: tuple[str, str] | None = None
     optional: tuple[str, ...] = ()
+    one_of_optional: bool = False
+
+    def is_whole(self, groups: Iterable[str]) -> bool:
+        """Return whether these beginnings of tensor names have all that every configuration has."""
+        present = set(groups)
+        return present.issuperset(self.prefixes) and (
+            not self.one_of_optional or not present.isdisjoint(self.optional)
+        )
 
     @property
     def all_prefixes(self) -> tuple[str, ...]:
@@ -265,7 +274,10 @@ def _unsupported(model_type: Any, config: Mapping[str, Any] | None = None) -> Co
     config = config or {}
     spelled = model_type[:_MAX_NAME].lower().replace("_", "-") if isinstance(model_type, str) else ""
     contained = sorted((name for name in supported() if name in spelled), key=len, reverse=True)
-    nearest, what = next(iter(contained or get_close_matches(spelled, supported(), n=1)), None), None
+    # "deberta-v3" contains "bert", and is nearer to "deberta-v2".
+    alike = get_close_matches(spelled, supported(), n=1, cutoff=0.85)
+    near, what = alike or contained or get_close_matches(spelled, supported(), n=1), None
+    nearest = next(iter(near), None)
     listed = config.get("architectures")
     classes = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     for name, declared in _architectures().items():

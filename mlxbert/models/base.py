@@ -345,7 +345,7 @@ class Encoder(nn.Module, ABC):
             if "token_type_ids" not in self.config.table_rows:
                 values = host_values(types)
                 if values is not None and not self.architecture.has_token_types:
-                    check_range("token_type_ids", values, 1)
+                    _refuse_types(values)
                 types = None
         mask = None if attention_mask is None else mask_of("attention_mask", attention_mask)
         if mask is not None and mask.ndim not in (3, 4):
@@ -392,6 +392,14 @@ def put_module(module: nn.Module, path: str, new: nn.Module) -> None:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.QuantizedLinear)
+
+
+def _refuse_types(types: Any) -> None:
+    """Refuse token types other than 0, for an encoder that has none."""
+    if types.any():
+        raise InputError(
+            "token_type_ids: this model has no token types; fix: leave token_type_ids out, as its own tokenizer does"
+        )
 
 
 def _check_shape(name: str, array: mx.array, shape: tuple[int, ...]) -> None:

@@ -456,7 +456,9 @@ DEBERTA_V2 = Architecture(
     prefix="deberta.",
     parts=("embeddings.", "encoder."),
     heads={
-        "DebertaV2ForMaskedLM": HeadClass(HeadKind.MASKED_LM, (), _masked_lm_head, tied_bias=_TIED_BIAS, optional=_LM),
+        "DebertaV2ForMaskedLM": HeadClass(
+            HeadKind.MASKED_LM, (), _masked_lm_head, tied_bias=_TIED_BIAS, optional=_LM, one_of_optional=True
+        ),
         "DebertaV2ForSequenceClassification": HeadClass(HeadKind.SEQUENCE, _POOLED, _sequence_head, labels=_LABELS),
         "DebertaV2ForTokenClassification": HeadClass(
             HeadKind.TOKEN, (f"{_LABELS}.",), bert.token_head, labels=_LABELS

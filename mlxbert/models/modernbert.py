@@ -69,6 +69,11 @@ def _theta(name: str, value: Any) -> float:
     return number(name, value, 1e-6, 1e30)
 
 
+def _is_plain(value: Any) -> bool:
+    """Return whether `rope_scaling` changes nothing; transformers 5 copies its other keys into `rope_parameters`."""
+    return rope_type(value) == "default" and (value is None or set(value) <= {"rope_type", "type"})
+
+
 @dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig):
     """The fields of a ModernBERT configuration that change numbers, with transformers' own defaults; immutable.
@@ -127,9 +132,9 @@ class ModernBertConfig(EncoderConfig):
         "layer_types": lambda name, value: value,  # from `_layer_types`
     }
     REFUSED: ClassVar[Refusals] = {
-        "rope_scaling": (lambda value: rope_type(value) == "default", "scaled rotary positions"),
+        "rope_scaling": (_is_plain, "scaled rotary positions, or bases that rope_parameters does not say"),
         "head_dim": (lambda value: value is None, "heads of another width than hidden_size / num_attention_heads"),
-        "sliding_window": (lambda value: False, "a window that `local_attention` does not say"),
+        "sliding_window": (lambda value: value is None, "a window that `local_attention` does not say"),
     }
 
     @property
@@ -198,7 +203,9 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     if not isinstance(given, list | tuple) or not all(kind in (GLOBAL, LOCAL) for kind in given):
         raise ConfigError(f"config.json: layer_types must list '{GLOBAL}' and '{LOCAL}', not {shown(given)}")
     if len(given) != layers:
-        raise ConfigError(f"config.json: layer_types has {len(given)} entries, and num_hidden_layers is {layers}")
+        raise ConfigError(
+            f"config.json: layer_types has {len(given)} entries, and num_hidden_layers is {layers}; fix: one a layer"
+        )
     if every is not None and _every_nth(size(_EVERY, every), layers) != tuple(given):
         raise _disagree("layer_types", _EVERY, every)
     return tuple(given)
@@ -217,7 +224,8 @@ def _rotary_thetas(config: Mapping[str, Any]) -> dict[str, float]:
             raise ConfigError(f"config.json: {place} must be an object, not {shown(parameters)}")
         if (scaling := rope_type(parameters)) != "default":
             raise ConfigError(
-                f"config.json: {place}.rope_type={shown(scaling)} asks for scaled positions; not computed here"
+                f"config.json: {place}.rope_type={shown(scaling)} asks for scaled positions; not computed here; "
+                "fix: convert a checkpoint with plain rotary positions"
             )
         if "rope_theta" in parameters:
             thetas[old] = _theta(f"{place}.rope_theta", parameters["rope_theta"])
@@ -241,7 +249,7 @@ def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     parsed = ModernBertConfig.from_hf(config)
     return {
-        **config,
+        **{name: value for name, value in config.items() if name not in ("rope_scaling", "sliding_window")},
         "layer_types": list(parsed.layer_types),
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": parsed.theta(kind)} for kind in _THETAS},
         "local_attention": parsed.local_attention,

@@ -220,12 +220,14 @@ def test_a_name_may_have_two_indices_and_a_tensor_a_condition() -> None:
 
 
 def test_a_tensor_that_the_configuration_does_not_call_for_is_refused() -> None:
-    for name in ("projection.weight", "groups.2.scale", "groups.0.inner.2.weight"):
-        with pytest.raises(
-            MappingError, match=rf"{name}: config\.json, with num_groups=2, inner=2, calls for no such"
-        ):
+    counts = "num_groups=2, inner=2"
+    cases = {"projection.weight": "projected=False", "groups.2.scale": counts, "groups.0.inner.2.weight": counts}
+    for name, fields in cases.items():
+        with pytest.raises(MappingError, match=rf"{name}: config\.json, with {fields}, calls for no such tensor"):
             plan(GROUPED, GROUPED_CONFIG, {**GROUPED_SHAPES, name: (4, 2)})
-    with pytest.raises(MappingError, match=r"missing .*\n.*projection\.weight"):
+    with pytest.raises(
+        MappingError, match=r"missing .*\n.*projection\.weight\n  config\.json calls .* projected=True"
+    ):
         plan(GROUPED, SimpleNamespace(num_groups=2, inner=2, projected=True), GROUPED_SHAPES)
 
 

@@ -21,6 +21,7 @@ from mlxbert.models.base import Encoder
 from mlxbert.models.config_fields import ConfigError
 from mlxbert.models.deberta_v2 import DEBERTA_V2, DebertaV2Config
 from mlxbert.models.distances import log_buckets, skewed
+from mlxbert.pretrained import HeadClassError, choose_head_class
 from tests.support.encoder_pairs import assert_whole_forward_agrees, batches, error, pair, reference
 from tests.support.tiny import save_tiny, tiny_model
 
@@ -329,3 +330,16 @@ def test_depths_of_what_is_beside_the_layers() -> None:
     assert {name: core.depth_of(name) for name in depths} == depths
     assert core.is_norm("encoder.LayerNorm.weight")
     assert core.is_norm("encoder.conv.LayerNorm.weight")
+
+
+@pytest.mark.parametrize("tensors", [[], ["pooler.dense.weight", "classifier.weight"]], ids=["none", "a classifier"])
+def test_a_masked_lm_without_its_tensors_is_refused(tensors: list[str]) -> None:
+    config = {"model_type": "deberta-v2", "architectures": ["DebertaV2ForMaskedLM"]}
+    with pytest.raises(HeadClassError, match=r"needs cls\.predictions\.\* or lm_predictions\.\*, and there is "):
+        choose_head_class(config, tensors, has_pooler=False, place="x")
+
+
+def test_an_encoder_alone_has_no_head() -> None:
+    config = {"model_type": "deberta-v2", "architectures": ["DebertaV2Model"]}
+    with pytest.raises(HeadClassError):
+        choose_head_class(config, [], has_pooler=False, place="x")

@@ -21,6 +21,7 @@ from mlxbert import BertConfig, BertCore, BertWithHead
 from mlxbert.data.tokens import token_rows
 from mlxbert.encode.encoder import SentenceEncoder
 from mlxbert.model_arrays import InputError
+from mlxbert.models.architecture import architecture, config_from_hf
 from mlxbert.pipelines.texts import classify
 from mlxbert.tokenization.tokenizer import TokenizerError
 from mlxbert.training.optimizer import Schedule, parameter_rules
@@ -217,3 +218,12 @@ def test_rows_of_a_two_type_model_in_the_cache_are_not_given_to_a_one_type_model
     one = mlxbert.tokenization.Tokenizer.from_directory(one_type, type_limit=1)
     with pytest.raises(TokenizerError, match="cannot take pairs"):
         token_rows(one, ["a"], ["b"], max_length=8, directory=one_type, cache=tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "mpnet", "modernbert"])
+def test_types_for_a_model_without_them_are_refused_by_name(model_type: str) -> None:
+    declared = architecture(model_type)
+    core = declared.encoder(config_from_hf({"model_type": model_type, **declared.tiny}))
+    core([[5, 6]], token_type_ids=[[0, 0]])
+    with pytest.raises(InputError, match="this model has no token types; fix: leave token_type_ids out"):
+        core([[5, 6]], token_type_ids=[[0, 1]])

@@ -358,3 +358,10 @@ def test_transformers_and_sentence_transformers_load_it(others: tuple[Path, floa
     sentences = pytest.importorskip("sentence_transformers").SentenceTransformer(str(directory), device="cpu")
     theirs = sentences.encode(["a b c", "d"])
     np.testing.assert_allclose(SentenceEncoder.from_pretrained(directory).encode(["a b c", "d"]), theirs, atol=1e-5)
+
+
+def test_a_base_in_rope_scaling_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"rope_scaling=.* asks for .* bases that rope_parameters does not say"):
+        config_from_hf({"model_type": "modernbert", "rope_scaling": {"rope_type": "default", "rope_theta": 5000.0}})
+    config = {"model_type": "modernbert", "rope_scaling": {"rope_type": "default"}, "sliding_window": None}
+    assert not {"rope_scaling", "sliding_window"} & set(architecture("modernbert").written_config(config))

@@ -40,6 +40,7 @@ def test_variants_are_model_types_of_transformers_that_are_not_supported() -> No
 @pytest.mark.parametrize(
     ("model_type", "nearest"),
     [
+        ("deberta-v3", "'deberta-v2'"),
         ("xlm_roberta", "'xlm-roberta'"),
         ("XLM-RoBERTa", "'xlm-roberta'"),
         ("roberta-large", "'roberta'"),
