@@ -235,8 +235,8 @@ class CardFacts:
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """Return what the architecture declares that users should know."""
-        return architecture(self.model_type).limits
+        """Return what the architecture declares of half precision; a float32 model has nothing of it."""
+        return () if self.dtype == "float32" and not self.quantized else architecture(self.model_type).limits
 
     @property
     def trained(self) -> str | None:

@@ -181,12 +181,11 @@ def _max_length(directory: Path, config: Mapping[str, Any]) -> int:
 
 
 def _original_class(config: dict[str, Any]) -> str:
-    """Return the source's class, if it has the form of a class name, because a card must not take over markup."""
+    """Return the source's class, if it is one of its architecture; else the encoder's."""
+    declared = architecture(config["model_type"])
     classes = config["mlxbert"]["original_architectures"]
     first = classes[0] if isinstance(classes, list) and classes else None
-    return (
-        first if isinstance(first, str) and first.isidentifier() else architecture(config["model_type"]).encoder_class
-    )
+    return first if isinstance(first, str) and first in declared.heads else declared.encoder_class
 
 
 def run_usage(directory: Path, config: Mapping[str, Any]) -> Usage:
