@@ -93,7 +93,7 @@ def show_result(result: ConvertResult) -> None:
         if call in result.usage.ran
     ]
     if result.usage.encodes:
-        lines.append(f'mlxbert encode {shlex.quote(path)} "A sentence."')
+        lines.append(f'mlxbert encode {shlex.quote(path)} "A sentence." "Another one."')
     rows += [("" if i else "Next", line) for i, line in enumerate(lines)]
     show("\n".join(f"{label:<10}{text}" for label, text in rows))
 

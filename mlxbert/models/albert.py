@@ -202,10 +202,11 @@ class AlbertCore(Encoder):
         return (self._layer(i),)
 
     def layer_name(self, i: int) -> str:
-        """Return the path of the layer, after the number of the run if there are several of this layer."""
+        """Return the path of the layer, or, if it runs several times, the run and the group."""
         group, inner = self.config.place(i)
-        path = f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
-        return path if len(self.config.runs_of(group, inner)) == 1 else f"layer {i}: {path}"
+        if len(self.config.runs_of(group, inner)) == 1:
+            return f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
+        return f"layer {i} (group {group}" + (f", inner {inner})" if self.config.inner_group_num > 1 else ")")
 
     def depth_of(self, name: str) -> int:
         """Return 0 for the embeddings, i + 1 for a layer whose first run is `i`, the number of runs for the pooler."""

@@ -150,7 +150,7 @@ def test_a_layer_is_stored_once_whatever_the_number_of_its_runs() -> None:
 
 def test_names_and_depths() -> None:
     core = model_of(num_hidden_layers=3, num_hidden_groups=2, inner_group_num=2).core
-    assert core.layer_name(2) == f"layer 2: {LAYER.format(0, 0)}"
+    assert core.layer_name(2) == "layer 2 (group 0, inner 0)"
     assert core.layer_name(4) == LAYER.format(1, 0)  # it runs once
     assert len({core.layer_name(i) for i in range(6)}) == 6
     depths = {core.depth_of(f"{LAYER.format(group, inner)}.ffn.weight") for group in (0, 1) for inner in (0, 1)}
