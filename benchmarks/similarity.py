@@ -4,8 +4,8 @@
 
 Spearman's correlation of cosines with the scores of the scored pairs, on four sets of SemEval 2016 task 1, for
 sentence-transformers and for mlxbert's conversion, in float32 and with weights in bfloat16 (both compute in float32,
-mlxbert on a CPU alone); and the largest difference of any number of any embedding in float32. Data: DIR/sts16, or where
-MLXBERT_DATA points.
+mlxbert on a CPU alone); and the largest difference of any number of any embedding in float32. Data: DIR/sts16, or
+where MLXBERT_DATA points.
 """
 
 from __future__ import annotations
