@@ -104,7 +104,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     rows = _MPNET if args.model == "mpnet" else EVERYTHING
     if args.only:
-        rows = {name: row for name, row in rows.items() if name in ONLY[args.only]}
+        chosen = {name for name in rows if name in ONLY[args.only]}
+        chosen |= {rows[name].equal for name in chosen}  # what it is compared with
+        rows = {name: row for name, row in rows.items() if name in chosen}
     table = Table(title=f"{PACKAGED[args.model]} against itself in float32: cosine mean / min, rank correlation")
     table.add_column("recipe")
     for column in ("MB", "seconds", *(texts.name for texts in lists), "limit"):
