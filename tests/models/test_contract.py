@@ -299,6 +299,7 @@ def test_every_file_beside_the_contract_is_registered_and_a_broken_one_is_not_hi
         "attention",
         "base",
         "config_fields",
+        "distances",
         "rotary",
     }
     assert names == {architecture(name).table for name in supported()}

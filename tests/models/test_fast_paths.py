@@ -144,7 +144,7 @@ class TestAttention:
         expected = core(ids, mask).last_hidden_state
         calls = []
         kernel = mx.fast.scaled_dot_product_attention
-        monkeypatch.setattr("mlxbert.models.bert.has_fast_softmax", lambda _dtype: False)
+        monkeypatch.setattr("mlxbert.models.attention.has_fast_softmax", lambda _dtype: False)
         monkeypatch.setattr(
             mx.fast, "scaled_dot_product_attention", lambda *args, **rest: calls.append(1) or kernel(*args, **rest)
         )
