@@ -287,13 +287,13 @@ TABLES = {
 }
 
 # all-mpnet-base-v2 enlarges rounding errors of some random ids a hundredfold: there PyTorch in float32 is up to 1.9e-4
-# away from PyTorch in float64, and up to 3.6e-6 in a layer alone. Both limits are three times that
+# away from PyTorch in float64, and up to 2.9e-6 in a layer alone. Both limits are three times that
 # (python -m benchmarks.parity_errors --only mpnet --seeds 6). On sentences it is 2.3e-6.
 # Half precision moves such ids as much more. Its limits are three to five times what it costs most random ids of
 # seeds 0 to 3: float16 3e-2 and 1 - 1.1e-3, with arithmetic in float16; bfloat16 1.2e-1 and 1 - 1.1e-2, with weights
 # alone. (With arithmetic in bfloat16 a few random ids of seed 0 change sign.) Sentences: 4e-2 and 1 - 6e-4 at most.
 _TOLERANCES = Tolerances(
-    mapping=MappingLimits(cumulative=6e-4, local=1.1e-5),
+    mapping=MappingLimits(cumulative=6e-4, local=9e-6),
     precision={
         **BERT.tolerances.precision,
         "float16": PrecisionLimits(max_rel=1.2e-1, cosine=0.995),
