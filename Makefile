@@ -54,9 +54,10 @@ family: $(RUNS)  ## The same with all-mpnet-base-v2, which is no BERT: fetches 4
 	$(BIN)/mlxbert-convert "$$source" -o $(MPNET) --overwrite --verify && \
 	$(BIN)/mlxbert encode $(MPNET) "A cat sits on the mat." "A kitten rests on a rug." "Stock markets fell sharply today."
 
-# A worker a core, each with one thread for matrix products: more threads than cores would wait for each other.
-test: $(TESTS)  ## All tests on all cores, with branch coverage (about 13 minutes on two)
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term --durations=10 -q
+# A worker a core, each with one thread for matrix products: more threads than cores would wait for each other. A worker that
+# crashes ends the run: with a new one in its place, the run would wait for the rest of its file for ever.
+test: $(TESTS)  ## All tests on all cores, with branch coverage (about 15 minutes on two)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 --cov --cov-report=term --durations=10 -q
 
 test-fast: $(TESTS)  ## The tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -q
