@@ -7,7 +7,15 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Dropout, LayerNorm, PretrainedHead, WordScores, require_pooled
+from heads.pretrained.bert import (
+    Activation,
+    Decode,
+    Dropout,
+    LanguageModelHead,
+    LayerNorm,
+    WordScores,
+    require_pooled,
+)
 
 
 class AlbertPredictions(WordScores):
@@ -38,7 +46,7 @@ class AlbertPredictions(WordScores):
         return self.scores(self.LayerNorm(self._activation(self.dense(hidden))), decode)
 
 
-class AlbertMaskedLMHead(PretrainedHead):
+class AlbertMaskedLMHead(LanguageModelHead):
     """`AlbertForMaskedLM`: `logits` (B, L, V)."""
 
     def __init__(self, predictions: AlbertPredictions):
@@ -49,10 +57,6 @@ class AlbertMaskedLMHead(PretrainedHead):
         """Map (…, D) to (…, V)."""
         logits: mx.array = self.predictions(hidden, decode)
         return logits
-
-    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """Map (B, L, D) to (B, L, V)."""
-        return {"logits": self.word_logits(hidden, decode)}
 
 
 class _SentenceOrder(nn.Module):

@@ -248,7 +248,15 @@ class Predictions(WordScores):
         return self.scores(self.transform(hidden), decode)
 
 
-class MaskedLMHead(PretrainedHead):
+class LanguageModelHead(PretrainedHead):
+    """A masked language model's head: `logits` (B, L, V); a subclass has `word_logits`."""
+
+    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
+        """Map (B, L, D) to (B, L, V)."""
+        return {"logits": self.word_logits(hidden, decode)}
+
+
+class MaskedLMHead(LanguageModelHead):
     """`BertForMaskedLM`: `logits` (B, L, V)."""
 
     def __init__(self, predictions: Predictions):
@@ -260,10 +268,6 @@ class MaskedLMHead(PretrainedHead):
         """Map (…, D) to (…, V)."""
         logits: mx.array = self.cls.predictions(hidden, decode)
         return logits
-
-    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """Map (B, L, D) to (B, L, V)."""
-        return {"logits": self.word_logits(hidden, decode)}
 
 
 class NextSentenceHead(PretrainedHead):

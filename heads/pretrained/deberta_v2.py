@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Dropout, LayerNorm, PretrainedHead, WordScores
+from heads.pretrained.bert import Activation, Decode, Dropout, LanguageModelHead, LayerNorm, PretrainedHead, WordScores
 
 
 class ContextPooler(nn.Module):
@@ -62,7 +62,7 @@ class DebertaV2Predictions(WordScores):
         return self.scores(self.LayerNorm(self._activation(self.dense(hidden))), decode)
 
 
-class DebertaV2MaskedLMHead(PretrainedHead):
+class DebertaV2MaskedLMHead(LanguageModelHead):
     """`DebertaV2ForMaskedLM` with `legacy` false, as Microsoft's checkpoints have it: `logits` (B, L, V)."""
 
     def __init__(self, hidden_size: int, vocab_size: int, activation: Activation, layer_norm_eps: float):
@@ -74,7 +74,3 @@ class DebertaV2MaskedLMHead(PretrainedHead):
         """Map (…, D) to (…, V)."""
         logits: mx.array = self.lm_predictions.lm_head(hidden, decode)
         return logits
-
-    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """Map (B, L, D) to (B, L, V)."""
-        return {"logits": self.word_logits(hidden, decode)}

@@ -5,10 +5,19 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, LayerNorm, PretrainedHead, SpanHead
+from heads.pretrained.bert import (
+    Activation,
+    Decode,
+    Decoder,
+    Dropout,
+    LanguageModelHead,
+    LayerNorm,
+    PretrainedHead,
+    SpanHead,
+)
 
 
-class DistilBertMaskedLMHead(PretrainedHead):
+class DistilBertMaskedLMHead(LanguageModelHead):
     """`DistilBertForMaskedLM`: `logits` (B, L, V).
 
     LayerNorm(activation(dense(x))), then scores for every word; the names of the three modules have no common prefix.
@@ -34,10 +43,6 @@ class DistilBertMaskedLMHead(PretrainedHead):
         """Map (…, D) to (…, V)."""
         words = self.vocab_layer_norm(self._activation(self.vocab_transform(hidden)))
         return self.vocab_projector(words, decode)
-
-    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """Map (B, L, D) to (B, L, V)."""
-        return {"logits": self.word_logits(hidden, decode)}
 
 
 class DistilBertClassificationHead(PretrainedHead):

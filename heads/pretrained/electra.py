@@ -8,7 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, LayerNorm, PretrainedHead
+from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, LanguageModelHead, LayerNorm, PretrainedHead
 
 SUMMARIES = ("first", "last", "mean", "cls_index")
 """The vectors of a text that `summary_type` names; without an index, "cls_index" is "last", as in transformers."""
@@ -54,7 +54,7 @@ class _Generator(nn.Module):
         return self.LayerNorm(self._activation(self.dense(hidden)))
 
 
-class ElectraMaskedLMHead(PretrainedHead):
+class ElectraMaskedLMHead(LanguageModelHead):
     """`ElectraForMaskedLM`, the generator: `logits` (B, L, V).
 
     `generator_lm_head` always has a bias of its own; its weight is tied to the word embeddings or its own.
@@ -78,10 +78,6 @@ class ElectraMaskedLMHead(PretrainedHead):
         """Map (…, D) to (…, V)."""
         logits: mx.array = self.generator_lm_head(self.generator_predictions(hidden), decode)
         return logits
-
-    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """Map (B, L, D) to (B, L, V)."""
-        return {"logits": self.word_logits(hidden, decode)}
 
 
 class _Summary(nn.Module):

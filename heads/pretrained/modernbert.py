@@ -8,7 +8,16 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Decoder, Dropout, LayerNorm, PretrainedHead, require_pooled
+from heads.pretrained.bert import (
+    Activation,
+    Decode,
+    Decoder,
+    Dropout,
+    LanguageModelHead,
+    LayerNorm,
+    PretrainedHead,
+    require_pooled,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class PredictionHead(nn.Module):
         return self.norm(self._activation(self.dense(x)))
 
 
-class ModernBertMaskedLMHead(PretrainedHead):
+class ModernBertMaskedLMHead(LanguageModelHead):
     """`ModernBertForMaskedLM`: `logits` (B, L, V).
 
     The decoder's weight is the word embeddings', if the checkpoint has none of its own.
@@ -65,10 +74,6 @@ class ModernBertMaskedLMHead(PretrainedHead):
         decoder = self.decoder if "decoder" in self else nn.Module()
         logits = x @ decoder.weight.T if "weight" in decoder else decode(x)
         return logits + decoder.bias if "bias" in decoder else logits
-
-    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """Map (B, L, D) to (B, L, V)."""
-        return {"logits": self.word_logits(hidden, decode)}
 
 
 class ModernBertClassifier(PretrainedHead):

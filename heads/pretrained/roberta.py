@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from heads.pretrained.bert import Activation, Decode, Dropout, LayerNorm, PretrainedHead, WordScores
+from heads.pretrained.bert import Activation, Decode, Dropout, LanguageModelHead, LayerNorm, PretrainedHead, WordScores
 
 
 class RobertaPredictions(WordScores):
@@ -33,7 +33,7 @@ class RobertaPredictions(WordScores):
         return self.scores(self.layer_norm(self._activation(self.dense(hidden))), decode)
 
 
-class RobertaMaskedLMHead(PretrainedHead):
+class RobertaMaskedLMHead(LanguageModelHead):
     """`RobertaForMaskedLM`: `logits` (B, L, V)."""
 
     def __init__(self, predictions: RobertaPredictions):
@@ -44,10 +44,6 @@ class RobertaMaskedLMHead(PretrainedHead):
         """Map (…, D) to (…, V)."""
         logits: mx.array = self.lm_head(hidden, decode)
         return logits
-
-    def __call__(self, hidden: mx.array, pooled: mx.array | None, decode: Decode) -> dict[str, mx.array]:
-        """Map (B, L, D) to (B, L, V)."""
-        return {"logits": self.word_logits(hidden, decode)}
 
 
 def _tanh(x: mx.array) -> mx.array:

@@ -6,11 +6,12 @@ facts that `mlxbert.models.architecture` registers. The rest of the project uses
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -53,6 +54,17 @@ class Inputs:
     types: mx.array | None = None
     positions: mx.array | None = None
     embeds: mx.array | None = None
+
+    def counted_positions(self, padding: int) -> mx.array:
+        """Return positions (B, L) from `padding` + 1 on, and `padding` at ids of padding; the mask is ignored.
+
+        transformers `create_position_ids_from_input_ids`. Without ids they are counted through, (1, L), as
+        `create_position_ids_from_inputs_embeds` does.
+        """
+        if self.ids is None:
+            return mx.arange(padding + 1, padding + 1 + self.shape[1])[None]
+        real = (self.ids != padding).astype(mx.int32)
+        return mx.cumsum(real, axis=1) * real + padding
 
     @property
     def keep(self) -> mx.array | None:
@@ -131,20 +143,28 @@ class Encoder(nn.Module, ABC):
     ) -> tuple[mx.array, mx.array | None]:
         """Run layer `i`: (B, L, D) to (B, L, D), and on request its attention weights (B, H, L, L)."""
 
+    layers_path: ClassVar[str]
+    """The path of the list of layers, if they share no parameters; else the next three are the architecture's own."""
+    above_layers: ClassVar[tuple[str, ...]] = (POOLER,)
+    """What the names of the tensors above the layers begin with."""
+
     def layer_modules(self, i: int) -> tuple[nn.Module, ...]:
         """Return the modules whose parameters layer `i` reads; layers may share them."""
-        raise NotImplementedError
+        return (module_at(self, f"{self.layers_path}.{i}"),)
 
     def layer_name(self, i: int) -> str:
         """Return the name of layer `i` in reports: the path of its module, if no other layer uses it."""
-        raise NotImplementedError
+        return f"{self.layers_path}.{i}"
 
     def depth_of(self, name: str) -> int:
         """Return how deep a tensor lies: 0 in the embeddings, i + 1 in layer i, `num_layers` above the layers.
 
         For a tensor that several layers share, it is the lowest of their depths.
         """
-        raise NotImplementedError
+        match = re.match(rf"{re.escape(self.layers_path)}\.(\d+)\.", name)
+        if match is not None:
+            return int(match[1]) + 1
+        return self.num_layers if name.startswith(self.above_layers) else 0
 
     def finish(self, x: mx.array) -> mx.array:
         """Turn the last layer's output into the last hidden state, (B, L, D): a final norm, if there is one."""

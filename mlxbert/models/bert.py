@@ -7,7 +7,6 @@ heads, and the facts about the architecture. Names of modules are those of the c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -278,6 +277,8 @@ class BertPooler(nn.Module):
 class BertCore(Encoder):
     """Embeddings, layers and, if the checkpoint has one, pooler."""
 
+    layers_path = "encoder.layer"
+
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)
@@ -301,23 +302,6 @@ class BertCore(Encoder):
         """Run layer `i`."""
         output: tuple[mx.array, mx.array | None] = self.encoder.layer[i](x, context.get("mask"), output_attentions)
         return output
-
-    def layer_modules(self, i: int) -> tuple[nn.Module, ...]:
-        """Return layer `i`."""
-        return (self.encoder.layer[i],)
-
-    def layer_name(self, i: int) -> str:
-        """Return the path of layer `i`."""
-        return f"encoder.layer.{i}"
-
-    def depth_of(self, name: str) -> int:
-        """Return 0 for the embeddings, i + 1 for layer i, the number of layers for the pooler."""
-        if match := _LAYER.match(name):
-            return int(match[1]) + 1
-        return 0 if name.startswith("embeddings.") else self.num_layers
-
-
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 
 
 # The checkpoint's own heads

@@ -9,7 +9,6 @@ transformers' classes is a part of their heads.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -358,6 +357,7 @@ class DebertaV2Core(Encoder):
     """Embeddings and layers."""
 
     config: DebertaV2Config
+    layers_path = "encoder.layer"
 
     def __init__(self, config: DebertaV2Config, add_pooling_layer: bool = False):
         """Build a random encoder; `add_pooling_layer` changes nothing, since this encoder has no pooler."""
@@ -403,15 +403,9 @@ class DebertaV2Core(Encoder):
         conv = (self.encoder.conv,) if i == 0 and "conv" in self.encoder else ()
         return (self.encoder.layer[i], *conv)
 
-    def layer_name(self, i: int) -> str:
-        """Return the path of layer `i`."""
-        return f"encoder.layer.{i}"
-
     def depth_of(self, name: str) -> int:
         """Return 0 for the embeddings and the table of distances, i + 1 for layer i, 1 for the convolution."""
-        if match := re.match(r"encoder\.layer\.(\d+)\.", name):
-            return int(match[1]) + 1
-        return 1 if name.startswith("encoder.conv.") else 0
+        return 1 if name.startswith("encoder.conv.") else super().depth_of(name)
 
 
 # The checkpoint's own heads

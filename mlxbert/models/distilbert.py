@@ -6,7 +6,6 @@ dropout after the attention's output layer, and the heads have dropouts of their
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -204,6 +203,8 @@ class Transformer(nn.Module):
 class DistilBertCore(Encoder):
     """Embeddings and layers."""
 
+    layers_path = "transformer.layer"
+
     def __init__(self, config: DistilBertConfig, add_pooling_layer: bool = False):
         """Make the encoder; `add_pooling_layer` changes nothing, because DistilBERT has no pooler."""
         super().__init__(config)
@@ -226,22 +227,6 @@ class DistilBertCore(Encoder):
         """Run layer `i`."""
         output: tuple[mx.array, mx.array | None] = self.transformer.layer[i](x, context.get("mask"), output_attentions)
         return output
-
-    def layer_modules(self, i: int) -> tuple[nn.Module, ...]:
-        """Return layer `i`."""
-        return (self.transformer.layer[i],)
-
-    def layer_name(self, i: int) -> str:
-        """Return the path of layer `i`."""
-        return f"transformer.layer.{i}"
-
-    def depth_of(self, name: str) -> int:
-        """Return 0 for the embeddings, i + 1 for layer i."""
-        match = _LAYER.match(name)
-        return int(match[1]) + 1 if match else 0
-
-
-_LAYER = re.compile(r"transformer\.layer\.(\d+)\.")
 
 
 # The checkpoint's own heads

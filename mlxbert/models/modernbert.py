@@ -9,7 +9,6 @@ token types nor a pooler, and by default no biases.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -356,6 +355,9 @@ class ModernBertCore(Encoder):
 
     config: ModernBertConfig
 
+    layers_path = "layers"
+    above_layers = ("final_norm.",)
+
     def __init__(self, config: ModernBertConfig, add_pooling_layer: bool = False):
         super().__init__(config)
         self.embeddings = ModernBertEmbeddings(config)
@@ -391,22 +393,6 @@ class ModernBertCore(Encoder):
         """Normalize the last layer's output."""
         return self.final_norm(x)
 
-    def layer_modules(self, i: int) -> tuple[nn.Module, ...]:
-        """Return layer `i`."""
-        return (self.layers[i],)
-
-    def layer_name(self, i: int) -> str:
-        """Return the path of layer `i`."""
-        return f"layers.{i}"
-
-    def depth_of(self, name: str) -> int:
-        """Return 0 for the embeddings, i + 1 for layer i, the number of layers for the final norm."""
-        if match := _LAYER.match(name):
-            return int(match[1]) + 1
-        return 0 if name.startswith("embeddings.") else self.num_layers
-
-
-_LAYER = re.compile(r"layers\.(\d+)\.")
 
 # The checkpoint's own heads
 

@@ -7,7 +7,6 @@ from the ids as in RoBERTa, but padding always has the id 1. There are no token 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -227,6 +226,8 @@ class MPNetCore(Encoder):
 
     config: MPNetConfig
 
+    layers_path = "encoder.layer"
+
     def __init__(self, config: MPNetConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = MPNetEmbeddings(config)
@@ -239,7 +240,7 @@ class MPNetCore(Encoder):
         context = {"bias": self.encoder.bias(inputs.shape[1])}
         if (keep := inputs.keep) is not None:
             context["mask"] = keep
-        return self.embeddings(inputs, self._positions(inputs)), context
+        return self.embeddings(inputs, inputs.counted_positions(_PADDING)), context
 
     def run_layer(
         self, i: int, x: mx.array, context: Context, output_attentions: bool = False
@@ -249,37 +250,11 @@ class MPNetCore(Encoder):
         output: tuple[mx.array, mx.array | None] = layer(x, context["bias"], context.get("mask"), output_attentions)
         return output
 
-    def layer_modules(self, i: int) -> tuple[nn.Module, ...]:
-        """Return layer `i`."""
-        return (self.encoder.layer[i],)
-
-    def layer_name(self, i: int) -> str:
-        """Return the path of layer `i`."""
-        return f"encoder.layer.{i}"
-
-    def depth_of(self, name: str) -> int:
-        """Return 0 for the embeddings and the relative positions, i + 1 for layer i, the number of layers above."""
-        if match := _LAYER.match(name):
-            return int(match[1]) + 1
-        return self.num_layers if name.startswith("pooler.") else 0
-
     @property
     def padding_rows(self) -> Mapping[str, int]:
         """Return the rows of padding, of words and of positions, which have no gradient."""
         return {f"{TABLES[name]}.weight": _PADDING for name in ("word", "position")}
 
-    def _positions(self, inputs: Inputs) -> mx.array:
-        """Return positions from 2 on, padding at 1; the mask is ignored.
-
-        transformers `create_position_ids_from_input_ids` and, without ids, `…_from_inputs_embeds`.
-        """
-        if inputs.ids is None:
-            return mx.arange(_PADDING + 1, _PADDING + 1 + inputs.shape[1])[None]
-        real = (inputs.ids != _PADDING).astype(mx.int32)
-        return mx.cumsum(real, axis=1) * real + _PADDING  # (B, L)
-
-
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 
 TABLES = {
     "word": "embeddings.word_embeddings",

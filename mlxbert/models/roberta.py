@@ -102,24 +102,14 @@ class RobertaCore(BertCore):
     def embed_inputs(self, inputs: Inputs) -> tuple[mx.array, Context]:
         """Return the embeddings, and the mask if there is one."""
         keep = inputs.keep
-        return self.embeddings(inputs, self._positions(inputs)), {} if keep is None else {"mask": keep}
+        positions = inputs.counted_positions(self.config.first_position - 1)
+        return self.embeddings(inputs, positions), {} if keep is None else {"mask": keep}
 
     @property
     def padding_rows(self) -> Mapping[str, int]:
         """Return the rows of padding, of words and of positions, which have no gradient."""
         pad = self.config.first_position - 1
         return {f"{TABLES[name]}.weight": pad for name in ("word", "position")}
-
-    def _positions(self, inputs: Inputs) -> mx.array:
-        """Return positions from `pad_token_id` + 1 on, padding at `pad_token_id`; the mask is ignored.
-
-        transformers `create_position_ids_from_input_ids` and, without ids, `…_from_inputs_embeds`.
-        """
-        first = self.config.first_position
-        if inputs.ids is None:
-            return mx.arange(first, first + inputs.shape[1])[None]
-        real = (inputs.ids != first - 1).astype(mx.int32)
-        return mx.cumsum(real, axis=1) * real + (first - 1)  # (B, L)
 
 
 def _masked_lm_head(config: RobertaConfig, labels: int, tensors: Iterable[str]) -> RobertaMaskedLMHead:

@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxbert.models.base import Encoder
+import mlx.core as mx
+
+from mlxbert.models.base import Context, Encoder, Inputs
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,18 @@ class Mutation:
     change: Callable[[Encoder], None] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     variant: str | None = None
+
+
+def with_positions(core: Encoder, positions: Callable[[Any, Inputs], mx.array]) -> None:
+    """Let an encoder that counts positions from the ids count them in another way, from (encoder, checked inputs)."""
+
+    def embed_inputs(self: Any, inputs: Inputs) -> tuple[mx.array, Context]:
+        counted = {"counted_positions": lambda inputs, padding: positions(self, inputs)}
+        mutant: Any = type("MutantInputs", (Inputs,), counted)
+        return right(self, mutant(**vars(inputs)))
+
+    right = type(core).embed_inputs
+    core.__class__ = type("Mutant", (type(core),), {"embed_inputs": embed_inputs})
 
 
 @dataclass(frozen=True)

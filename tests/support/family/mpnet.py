@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxbert.models import mpnet
 from mlxbert.models.base import Encoder, Inputs
-from tests.support.family import Mutation
+from tests.support.family import Mutation, with_positions
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "odd widths, tanh-GELU, more buckets, long texts": {
@@ -27,17 +27,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _with_positions(core: Encoder, positions: Any) -> None:
-    """Let the encoder count positions in another way, from (encoder, checked inputs)."""
-    core.__class__ = type("Mutant", (type(core),), {"_positions": positions})
-
-
 def _from_zero(core: Encoder) -> None:
-    _with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None])
+    with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None])
 
 
 def _over_padding(core: Encoder) -> None:
-    _with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None] + 2)
+    with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None] + 2)
 
 
 def _from_the_mask(core: Encoder) -> None:
@@ -45,7 +40,7 @@ def _from_the_mask(core: Encoder) -> None:
         real = mx.ones(inputs.shape, mx.int32) if inputs.mask is None else inputs.mask.astype(mx.int32)
         return mx.cumsum(real, axis=1) * real + 1
 
-    _with_positions(core, positions)
+    with_positions(core, positions)
 
 
 def _from_the_configured_padding(core: Encoder) -> None:
@@ -53,7 +48,7 @@ def _from_the_configured_padding(core: Encoder) -> None:
         real = (inputs.ids != self.config.pad_token_id).astype(mx.int32)
         return mx.cumsum(real, axis=1) * real + 1
 
-    _with_positions(core, positions)
+    with_positions(core, positions)
 
 
 def _with_bias(core: Encoder, change: Callable[[Any, int, mx.array], mx.array]) -> None:

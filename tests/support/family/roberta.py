@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxbert.models.base import Encoder, Inputs
-from tests.support.family import Mutation
+from tests.support.family import Mutation, with_positions
 
 TWO_TYPES = "odd widths, tanh-GELU, two types"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -26,13 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _with_positions(core: Encoder, positions: Any) -> None:
-    """Let the encoder count positions in another way, from (encoder, checked inputs)."""
-    core.__class__ = type("Mutant", (type(core),), {"_positions": positions})
-
-
 def _from_zero(core: Encoder) -> None:
-    _with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None])
+    with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None])
 
 
 def _from_the_mask(core: Encoder) -> None:
@@ -40,7 +35,7 @@ def _from_the_mask(core: Encoder) -> None:
         real = mx.ones(inputs.shape, mx.int32) if inputs.mask is None else inputs.mask.astype(mx.int32)
         return mx.cumsum(real, axis=1) * real + self.config.first_position - 1
 
-    _with_positions(core, positions)
+    with_positions(core, positions)
 
 
 def _one_too_low(core: Encoder) -> None:
@@ -48,7 +43,7 @@ def _one_too_low(core: Encoder) -> None:
         real = (inputs.ids != self.config.pad_token_id).astype(mx.int32)
         return mx.cumsum(real, axis=1) * real + self.config.pad_token_id - real
 
-    _with_positions(core, positions)
+    with_positions(core, positions)
 
 
 def _padding_counted_on(core: Encoder) -> None:
@@ -58,7 +53,7 @@ def _padding_counted_on(core: Encoder) -> None:
         real = (inputs.ids != self.config.pad_token_id).astype(mx.int32)
         return mx.cumsum(real, axis=1) + self.config.pad_token_id
 
-    _with_positions(core, positions)
+    with_positions(core, positions)
 
 
 def _types_exchanged(core: Encoder) -> None:
@@ -79,7 +74,7 @@ def _pooled_mean(core: Encoder) -> None:
 
 
 def _over_padding(core: Encoder) -> None:
-    _with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None] + self.config.first_position)
+    with_positions(core, lambda self, inputs: mx.arange(inputs.shape[1])[None] + self.config.first_position)
 
 
 MUTATIONS = (
