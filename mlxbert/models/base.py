@@ -127,6 +127,9 @@ class Encoder(nn.Module, ABC):
 
     def __init__(self, config: Any):
         super().__init__()
+        # Every module that draws its first weights adds to a chain of keys, and `mx.grad` follows a chain that nobody
+        # evaluated by recursion: some ten thousand modules, and the process ends by a stack overflow.
+        mx.eval(mx.random.state)
         self.config = config
         self.packed: PackedWeights | None = None
         self.layer_runner: LayerRunner | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -153,3 +156,21 @@ def test_a_dropout_of_one_infers_as_in_torch_and_is_refused_in_training(field: s
 def test_a_wrong_call_says_what_is_wrong(inputs: dict[str, list], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         core_of(tiny_model())(**inputs)
+
+
+def test_many_models_and_then_a_gradient_with_dropout() -> None:
+    """In a process of its own: a chain of random keys that is too long ends it by a segmentation fault."""
+    script = """
+import mlx.core as mx
+from mlxbert.models.architecture import architecture
+declared = architecture("bert")
+for _ in range(200_000):
+    mx.random.uniform()
+core = declared.encoder(declared.config.from_hf({**declared.tiny, "model_type": "bert", "hidden_dropout_prob": 0.1}))
+core.train()
+def loss(weight):
+    core.embeddings.word_embeddings.weight = weight
+    return core([[1, 2]]).last_hidden_state.sum()
+assert mx.isfinite(mx.grad(loss)(core.embeddings.word_embeddings.weight)).all()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
