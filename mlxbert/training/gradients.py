@@ -1,20 +1,18 @@
 """The gradients of one batch: adversarial training, gradient checkpointing, their sums, and the threads of a step.
 
-MLX runs the operations of one stream on one thread. So the shards of a batch are computed on several streams, and the
-weights are updated in parts on several streams. Norm and update treat every parameter by itself, so the parts change
-no bit. A shard's products and sums are of its own rows, so the number of shards changes bits: a run records its number
-of threads, and a resumed run needs the same.
+The shards of a batch are computed on several streams (`mlxbert.backend.threads`), and the weights are updated in parts
+on several streams. Norm and update treat every parameter by itself, so the parts change no bit. A shard's products and
+sums are of its own rows, so the number of shards changes bits: a run records its number of threads, and a resumed run
+needs the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial, reduce
+from functools import partial, reduce
 from operator import add
-from threading import get_ident
 from typing import Any, cast
 
 import mlx.core as mx
@@ -23,14 +21,12 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from heads.pretrained import Dropout
-from mlxbert.backend.device import one_blas_thread, use_fast_blas
+from mlxbert.backend.threads import streams
 from mlxbert.models.base import Context, Encoder
 from mlxbert.training.optimizer import CORE, Arrays, ConfigurationError, is_matrix, padding_rows
 
 # A smaller shard takes less time than its thread's overhead.
 _LEAST_TOKENS = 256
-# Every shard has its own gradients, as large as the weights.
-_MOST_STREAMS = 8
 # Norm and update wait for the memory, and more threads wait no less.
 _MOST_PARTS = 2
 
@@ -51,13 +47,6 @@ class Part:
 
     stream: mx.Stream
     names: tuple[str, ...]
-
-
-def streams() -> list[mx.Stream]:
-    """Return the default stream, and on a CPU with OpenBLAS one more for each further thread of it, up to 8 in all."""
-    device = mx.default_device()
-    threads = min(use_fast_blas().threads, _MOST_STREAMS) if device == mx.cpu else 1
-    return [mx.default_stream(device), *(_further_stream(number, get_ident()) for number in range(1, threads))]
 
 
 def split_batch(inputs: Arrays, targets: mx.array, rows: mx.array, streams: list[mx.Stream]) -> list[Shard]:
@@ -99,40 +88,6 @@ def take(names: Sequence[str], arrays: dict[str, mx.array]) -> dict[str, mx.arra
     place.
     """
     return {name: arrays.pop(name) for name in names if name in arrays}
-
-
-def evaluate(outputs: Sequence[Any]) -> None:
-    """Compute arrays, or trees of them, at the same time; each must be on its own stream.
-
-    Each is evaluated from its own Python thread. `mx.eval` hands out some hundred operations and then waits for one of
-    them (`MAX_ACTIVE_TASKS`, transforms.cpp), so from one thread the last stream would begin when the first is done.
-    """
-    first, *others = outputs
-    if not others:
-        mx.eval(first)
-        return
-    with one_blas_thread():
-        futures = [_pool().submit(mx.eval, output) for output in others]
-        try:
-            mx.eval(first)
-        finally:
-            wait(futures)
-    for future in futures:
-        future.result()
-
-
-@cache
-def _further_stream(number: int, owner: int) -> mx.Stream:
-    """Return the same stream for all steps of the thread `owner`, because MLX never ends a stream's thread.
-
-    On an "unsafe" stream any thread may evaluate, but only one at a time.
-    """
-    return mx.new_thread_unsafe_stream(mx.cpu)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_MOST_STREAMS - 1, thread_name_prefix="mlxbert-step")
 
 
 COMPUTE_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}

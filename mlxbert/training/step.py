@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from mlxbert.backend.device import reuse_memory
+from mlxbert.backend.threads import evaluate, streams
 from mlxbert.errors import MLXBertError
 from mlxbert.model_arrays import named_parameters
 from mlxbert.quantization import refuse_training
@@ -32,11 +33,9 @@ from mlxbert.training.gradients import (
     Shard,
     Sums,
     add_up,
-    evaluate,
     parts,
     split_batch,
     split_state,
-    streams,
     take,
 )
 from mlxbert.training.optimizer import (

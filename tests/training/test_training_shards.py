@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mlxbert.backend.device import BlasStatus, one_blas_thread, use_fast_blas
-from mlxbert.training.gradients import FGM, evaluate, seed_of, split_batch, split_state, streams
+from mlxbert.backend.threads import evaluate, streams
+from mlxbert.training.gradients import FGM, seed_of, split_batch, split_state
 from mlxbert.training.state import restore_step, step_state
 from mlxbert.training.step import NonFiniteLossError, TrainStep
 from tests.training.test_training_step import as_bytes, batch, largest_difference, make_step
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="a GPU com
 def sharded(monkeypatch: pytest.MonkeyPatch, threads: int, **settings: Any) -> TrainStep:
     """A step that splits even these small batches, among this many threads."""
     status = BlasStatus(True, use_fast_blas().library, "", threads)
-    monkeypatch.setattr("mlxbert.training.gradients.use_fast_blas", lambda: status)
+    monkeypatch.setattr("mlxbert.backend.threads.use_fast_blas", lambda: status)
     monkeypatch.setattr("mlxbert.training.gradients._LEAST_TOKENS", 1)
     return make_step(**settings)
 
@@ -141,7 +142,7 @@ def test_the_random_state_is_split_without_being_used() -> None:
 
 def test_a_process_that_computed_in_shards_ends_well() -> None:
     code = (
-        "import mlx.core as mx; from mlxbert.training.gradients import evaluate\n"
+        "import mlx.core as mx; from mlxbert.backend.threads import evaluate\n"
         "extra = mx.new_thread_unsafe_stream(mx.cpu)\n"
         "a = mx.ones((300, 300)); mx.eval(a); b = mx.matmul(a, a, stream=extra); evaluate([mx.exp(a) @ a, b])\n"
         "print(b.shape)"

@@ -354,7 +354,7 @@ def test_an_update_on_two_streams_has_the_bytes_of_one_on_one(monkeypatch: pytes
     results = []
     for threads in (1, 2):
         status = BlasStatus(True, None, "", threads)
-        monkeypatch.setattr("mlxbert.training.gradients.use_fast_blas", lambda status=status: status)
+        monkeypatch.setattr("mlxbert.backend.threads.use_fast_blas", lambda status=status: status)
         step = make_step(ema_decay=0.9, compiled=compiled)
         assert len(step._parts) == threads
         norms = [step([batch(seed)]).norm for seed in range(3)]

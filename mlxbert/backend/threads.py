@@ -1,0 +1,61 @@
+"""Compute several parts of a batch at the same time on a CPU.
+
+MLX runs the operations of one stream on one thread. So each part is built on a stream of its own, and evaluated from a
+Python thread of its own, with OpenBLAS on one thread meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from threading import get_ident
+from typing import Any
+
+import mlx.core as mx
+
+from mlxbert.backend.device import one_blas_thread, use_fast_blas
+
+# In training every shard has its own gradients, as large as the weights.
+_MOST_STREAMS = 8
+
+
+def streams() -> list[mx.Stream]:
+    """Return the default stream, and on a CPU with OpenBLAS one more for each further thread of it, up to 8 in all."""
+    device = mx.default_device()
+    threads = min(use_fast_blas().threads, _MOST_STREAMS) if device == mx.cpu else 1
+    return [mx.default_stream(device), *(_further_stream(number, get_ident()) for number in range(1, threads))]
+
+
+def evaluate(outputs: Sequence[Any]) -> None:
+    """Compute arrays, or trees of them, at the same time; each must be on its own stream.
+
+    Each is evaluated from its own Python thread. `mx.eval` hands out some hundred operations and then waits for one of
+    them (`MAX_ACTIVE_TASKS`, transforms.cpp), so from one thread the last stream would begin when the first is done.
+    """
+    first, *others = outputs
+    if not others:
+        mx.eval(first)
+        return
+    with one_blas_thread():
+        futures = [_pool().submit(mx.eval, output) for output in others]
+        try:
+            mx.eval(first)
+        finally:
+            wait(futures)
+    for future in futures:
+        future.result()
+
+
+@cache
+def _further_stream(number: int, owner: int) -> mx.Stream:
+    """Return the same stream for all calls of the thread `owner`, because MLX never ends a stream's thread.
+
+    On an "unsafe" stream any thread may evaluate, but only one at a time.
+    """
+    return mx.new_thread_unsafe_stream(mx.cpu)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST_STREAMS - 1, thread_name_prefix="mlxbert-step")
