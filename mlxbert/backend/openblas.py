@@ -39,7 +39,7 @@ from itertools import product
 from math import nan
 from pathlib import Path
 
-from mlxbert.backend.processor import cpu_limit, has_sme, is_amd_with_avx512
+from mlxbert.backend.processor import cpu_limit, has_sme
 
 # MLX's default cache on a CPU, and twice the memory of one layer of bert-base at 8 × 128 tokens.
 _CACHE_DEFAULT, _CACHE = 32 * 2**20, 128 * 2**20
@@ -236,8 +236,6 @@ def _mprotect(address: int, protection: int) -> None:
 _PACKAGE = "scipy_openblas32"
 # The aarch64 wheel of 0.3.34 was built without kernels for SME: on a processor that has it (Apple's M4 in a Linux
 # container) it calls empty stand-ins, whose products are wrong. Seen under qemu's `-cpu max`; plain Arm's are right.
-# It also knows no AMD processor's AVX-512, and takes kernels for Haswell there; the ones for Skylake-X multiply 1.9
-# times as fast on Zen 5 (240 GFLOP/s a thread instead of 127).
 _CORE_TYPE = "OPENBLAS_CORETYPE"
 # The first that is set counts.
 _THREAD_NUMBERS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
@@ -312,8 +310,6 @@ def _settings() -> Iterator[None]:
     wanted = {"OPENBLAS_THREAD_TIMEOUT": _THREAD_TIMEOUT}
     if has_sme():
         wanted[_CORE_TYPE] = "NEOVERSEN1"
-    elif is_amd_with_avx512():
-        wanted[_CORE_TYPE] = "SkylakeX"
     limit = cpu_limit()
     if limit is not None and limit < len(os.sched_getaffinity(0)) and not any(map(os.environ.get, _THREAD_NUMBERS)):
         wanted[_THREAD_NUMBERS[0]] = str(limit)

@@ -7,8 +7,7 @@ import math
 import platform
 from pathlib import Path
 
-_CPU_INFO, _CGROUPS, _CGROUP_FILES = Path("/proc/cpuinfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-_AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
+_CGROUPS, _CGROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def has_sme() -> bool:
@@ -18,16 +17,6 @@ def has_sme() -> bool:
     getauxval = ctypes.CDLL(None).getauxval
     getauxval.argtypes, getauxval.restype = (ctypes.c_ulong,), ctypes.c_ulong
     return bool(getauxval(26) & 1 << 23)  # AT_HWCAP2
-
-
-def is_amd_with_avx512(cpu_info: Path = _CPU_INFO) -> bool:
-    """Return whether this is an AMD processor with Skylake-X's parts of AVX-512 (Zen 4 and later)."""
-    try:
-        lines = cpu_info.read_text(errors="replace").partition("\n\n")[0].splitlines()  # the first core's
-    except OSError:
-        return False
-    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return facts.get("vendor_id") == "AuthenticAMD" and set(facts.get("flags", "").split()) >= _AVX512
 
 
 def cpu_limit(cgroups: Path = _CGROUPS, files: Path = _CGROUP_FILES) -> int | None:
