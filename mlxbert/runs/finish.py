@@ -69,8 +69,10 @@ def train_members(
     return before
 
 
-def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> None:
+def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> float:
     """Refuse a quantized encoder, and settings that do not fit it or a fold's targets, before anything is written.
+
+    Return the peak learning rate: the config's, or the default for the encoder.
 
     Raises:
         MLXBertError, HeadError: names it.
@@ -79,10 +81,11 @@ def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConf
     model = new_model(prepared, settings, config, first)
     refuse_training(model)
     reinitialize_top(model, config.reinitialize_layers, first.entropy())
-    training_rules(model, config)
+    rate = training_rules(model, config)[1]
     for member in others:
         if member.seed == first.seed:
             new_head(model.core.config.hidden_size, prepared, settings, config, member)
+    return rate
 
 
 def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member) -> BertWithHead:

@@ -161,6 +161,11 @@ def resume(
     check_known_settings(record, files.info)
     if not allow_changes:
         check_environment(record.environment)
+    if record.config.rate is None:
+        raise RunError(
+            f"{files.info}: config has no rate: an older mlxbert with another default began the run; "
+            "fix: train it again, or write its rate into config (after the warm-up, the largest in metrics.jsonl)"
+        )
     tables = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
     saved = {name: getattr(record.settings, name) for name in tables if name != "data"}
     saved["data"] = record.data.path or FRAME
@@ -246,6 +251,9 @@ def run_session(
     tables = _read_tables(inputs, settings, before)
     settings = tables.settings
     prepared = prepare(tables.frame, settings, config, tables.valid, tables.record["path"] or "the frame")
+    if before is None:
+        # run.json has the rate itself: the default of a later version may be another.
+        config = replace(config, rate=check_models(prepared, settings, config))
     record = new_record(
         settings,
         config,
@@ -272,7 +280,6 @@ def run_session(
     services = [tracker(name, files.root) for name in trackers]
     listeners = Callbacks([MetricsLog(files.log), *([bar] if bar else []), *services, *callbacks])
     if before is None:
-        check_models(prepared, settings, config)
         _begin(files, record, overwrite, (*vars(inputs).values(), settings.model))
     else:
         if record != before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -115,6 +116,18 @@ def test_data_that_are_gone_may_lie_elsewhere(stage: Path) -> None:
     (stage / "train.csv").rename(stage / "moved.csv")
     assert str(stage / "train.csv") in refused(stage)
     assert command("--resume", stage / "run", stage / "moved.csv").exit_code == 0
+
+
+def test_a_run_without_its_learning_rate_is_refused(stage: Path) -> None:
+    """Only an older mlxbert writes such a file; the default of this one may be another."""
+    values = json.loads((stage / "run/run.json").read_text())
+    values["config"]["rate"] = None
+    (stage / "run/run.json").write_text(json.dumps(values))
+    assert refused(stage, "--allow-changes") == (
+        f"mlxbert: error: {stage / 'run/run.json'}: config has no rate: an older mlxbert with another "
+        "default began the run; fix: train it again, or write its rate into config (after the warm-up, the largest in "
+        "metrics.jsonl)"
+    )
 
 
 def test_another_checkpoint_is_refused(stage: Path, tmp_path: Path) -> None:

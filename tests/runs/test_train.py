@@ -25,14 +25,18 @@ from mlxbert.data.frames import DataWarning
 from mlxbert.data.text_columns import RowText
 from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import manifest_problems
+from mlxbert.models.architecture import config_from_hf
 from mlxbert.runs import Run, RunError, progress, train
+from mlxbert.runs.files import read_log
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar
 from mlxbert.runs.record import RunRecord, check_same
 from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.tokenizer import TruncationWarning
+from mlxbert.training.callbacks import StepEvent
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.optimizer import default_learning_rate
 from mlxbert.with_head import BertWithHead
 from tests.support.run_samples import QUICK, TASKS, options, sample
 
@@ -168,6 +172,16 @@ def test_the_target_is_learned_from_the_text(tmp_path: Path, tiny_checkpoint: Pa
     run = train(sample("binary", 120), model=tiny_checkpoint, out=tmp_path / "run", **options("binary"), **settings)
     assert run.scores is not None
     assert run.scores["pooled"]["roc_auc"] > 0.8
+
+
+def test_the_default_rate_is_recorded_as_a_number(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    settings = {**QUICK, "rate": None, "epochs": 1}
+    run = train(sample("binary"), model=tiny_checkpoint, out=tmp_path / "run", **options("binary"), **settings)
+    rate = default_learning_rate(config_from_hf(read_config(tiny_checkpoint)))
+    assert run.record.config.rate == rate
+    log = read_log(run.path / "metrics.jsonl")
+    assert log is not None
+    assert max(line.event.rate for line in log.lines if isinstance(line.event, StepEvent)) <= rate
 
 
 def test_seeds_are_averaged(tmp_path: Path, tiny_checkpoint: Path) -> None:
