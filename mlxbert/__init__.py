@@ -7,6 +7,7 @@ multiplies through `mlx.core` has them too, whatever it imported first.
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from mlxbert.own_packages import use_own_package
@@ -19,18 +20,18 @@ require_backend()
 use_fast_blas()
 reuse_memory()
 
-from mlxbert.checkpoint import load  # noqa: E402
-from mlxbert.errors import MLXBertError  # noqa: E402
-from mlxbert.models.base import BertOutput  # noqa: E402
-from mlxbert.models.bert import BertConfig, BertCore  # noqa: E402
-from mlxbert.pretrained import load_with_head  # noqa: E402
-from mlxbert.with_head import BertWithHead  # noqa: E402
-
-# Fine-tuning is imported when it is asked for: whoever only loads a model waits for none of it.
+# Everything else is imported when it is first used: `import mlxbert` and a command's `--help` wait for none of it.
 _LATER = {
+    "BertConfig": "mlxbert.models.bert",
+    "BertCore": "mlxbert.models.bert",
+    "BertOutput": "mlxbert.models.base",
+    "BertWithHead": "mlxbert.with_head",
+    "MLXBertError": "mlxbert.errors",
     "Run": "mlxbert.runs",
     "Trainer": "mlxbert.training.trainer",
     "TrainingConfig": "mlxbert.training.config",
+    "load": "mlxbert.checkpoint",
+    "load_with_head": "mlxbert.pretrained",
     "resume": "mlxbert.runs",
     "train": "mlxbert.runs",
 }
@@ -52,13 +53,29 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Import a name of `__all__`, or a module of this package, at its first use."""
     if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    raise AttributeError(f"module 'mlxbert' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_LATER[name]), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"mlxbert.{name}") is not None:
+        return importlib.import_module(f"mlxbert.{name}")
+    else:
+        raise AttributeError(f"module 'mlxbert' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 if TYPE_CHECKING:
+    from mlxbert.checkpoint import load
+    from mlxbert.errors import MLXBertError
+    from mlxbert.models.base import BertOutput
+    from mlxbert.models.bert import BertConfig, BertCore
+    from mlxbert.pretrained import load_with_head
     from mlxbert.runs.run import Run
     from mlxbert.runs.session import resume, train
     from mlxbert.training.config import TrainingConfig
     from mlxbert.training.trainer import Trainer
+    from mlxbert.with_head import BertWithHead

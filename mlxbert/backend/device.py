@@ -22,7 +22,6 @@ import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from heads.command_line import install_fix, requirement
@@ -230,6 +229,8 @@ def reuse_memory(*, training: bool = False) -> None:
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return package -> version, or "not installed"."""
+    from importlib.metadata import PackageNotFoundError, version  # takes 15 ms
+
     facts = {}
     for package in packages:
         try:

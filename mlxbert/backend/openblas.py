@@ -16,12 +16,11 @@ The wheel is one shared library (32-bit integers, every symbol prefixed with ``s
 other BLAS) and a package whose import only serves people who compile against it; neither that import nor
 numpy is needed here.
 
-Threads: OpenBLAS starts as many as the processor affinity of this process allows (at most 64). It reads
-``OPENBLAS_NUM_THREADS``, or else ``OMP_NUM_THREADS``, once, when it is loaded, which is when mlxbert is
-imported: set it before. It does not know of cgroup CPU quotas: in a container that may use 4 CPUs' time on
-a machine of 64 (docker ``--cpus=4``), set ``OPENBLAS_NUM_THREADS=4``, or its threads wait for each other
-most of the time. A fork is safe: OpenBLAS ends its threads before one and starts them again when they are
-needed.
+Threads: OpenBLAS starts as many as the processor affinity of this process allows (at most 64), and no more than
+the CPUs' time that its control groups allow (docker ``--cpus=4``): else the threads would wait for each other most
+of the time. ``OPENBLAS_NUM_THREADS``, or else ``OMP_NUM_THREADS``, sets another number; it is read once, when
+OpenBLAS is loaded, which is when mlxbert is imported: set it before. A fork is safe: OpenBLAS ends its threads
+before one and starts them again when they are needed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ import ctypes
 import importlib.util
 import mmap
 import os
-import platform
 import struct
 from array import array
 from collections.abc import Callable, Iterator
@@ -40,6 +38,8 @@ from functools import cache, lru_cache
 from itertools import product
 from math import nan
 from pathlib import Path
+
+from mlxbert.backend.processor import cpu_limit, has_sme
 
 # MLX's default cache on a CPU, and twice the memory of one layer of bert-base at 8 × 128 tokens.
 _CACHE_DEFAULT, _CACHE = 32 * 2**20, 128 * 2**20
@@ -237,6 +237,8 @@ _PACKAGE = "scipy_openblas32"
 # The aarch64 wheel of 0.3.34 was built without kernels for SME: on a processor that has it (Apple's M4 in a Linux
 # container) it calls empty stand-ins, whose products are wrong. Seen under qemu's `-cpu max`; plain Arm's are right.
 _CORE_TYPE = "OPENBLAS_CORETYPE"
+# The first that is set counts.
+_THREAD_NUMBERS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 # Log2 of the cycles that an idle thread spins before it sleeps; 26 by default, 25 ms. A forward pass has work for
 # MLX's own thread between any two products: sleeping after 0.4 ms leaves it the core.
 _THREAD_TIMEOUT = "20"
@@ -306,8 +308,11 @@ def one_thread(blas_path: str, afterwards: int) -> Iterator[None]:
 def _settings() -> Iterator[None]:
     """Set OpenBLAS's environment variables while it loads and reads them; the user's settings stay."""
     wanted = {"OPENBLAS_THREAD_TIMEOUT": _THREAD_TIMEOUT}
-    if _has_sme():
+    if has_sme():
         wanted[_CORE_TYPE] = "NEOVERSEN1"
+    limit = cpu_limit()
+    if limit is not None and limit < len(os.sched_getaffinity(0)) and not any(map(os.environ.get, _THREAD_NUMBERS)):
+        wanted[_THREAD_NUMBERS[0]] = str(limit)
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(ours)
     try:
@@ -315,15 +320,6 @@ def _settings() -> Iterator[None]:
     finally:
         for name in ours:
             del os.environ[name]
-
-
-def _has_sme() -> bool:
-    """Return whether the kernel reports Arm's Scalable Matrix Extension (HWCAP2_SME of <asm/hwcap.h>)."""
-    if platform.machine() != "aarch64":
-        return False
-    getauxval = ctypes.CDLL(None).getauxval
-    getauxval.argtypes, getauxval.restype = (ctypes.c_ulong,), ctypes.c_ulong
-    return bool(getauxval(26) & 1 << 23)  # AT_HWCAP2
 
 
 # M, N, K: OpenBLAS's blocked kernel; its path for small products; a single row, column and inner index,

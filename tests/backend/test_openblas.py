@@ -75,6 +75,24 @@ def test_the_check_sees_one_wrong_element_in_the_last_block() -> None:
     assert len(calls) == 1
 
 
+def setting_while_loading(name: str, users: str | None, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """What OpenBLAS reads when it is loaded; afterwards the user's setting is as it was."""
+    monkeypatch.delenv(name, raising=False)
+    if users is not None:
+        monkeypatch.setenv(name, users)
+    seen = []
+
+    def stop(_path: str) -> None:
+        seen.append(os.environ.get(name))
+        raise OSError("stopped")
+
+    monkeypatch.setattr(ctypes, "CDLL", stop)
+    with pytest.raises(OSError, match="stopped"):
+        openblas.load(Path("libscipy_openblas.so"))
+    assert os.environ.get(name) == users
+    return seen[0]
+
+
 @pytest.mark.parametrize(
     ("has_sme", "users", "seen"),
     [(False, None, None), (True, None, "NEOVERSEN1"), (True, "ARMV8", "ARMV8")],
@@ -82,39 +100,35 @@ def test_the_check_sees_one_wrong_element_in_the_last_block() -> None:
 def test_the_kernels_for_sme_are_avoided_while_openblas_loads(
     has_sme: bool, users: str | None, seen: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    if users is not None:
-        monkeypatch.setenv("OPENBLAS_CORETYPE", users)
-    monkeypatch.setattr(openblas, "_has_sme", lambda: has_sme)
-    choices = []
+    monkeypatch.setattr(openblas, "has_sme", lambda: has_sme)
+    assert setting_while_loading("OPENBLAS_CORETYPE", users, monkeypatch) == seen
 
-    def stop(_path: str) -> None:
-        choices.append(os.environ.get("OPENBLAS_CORETYPE"))
-        raise OSError("stopped")
 
-    monkeypatch.setattr(ctypes, "CDLL", stop)
-    with pytest.raises(OSError, match="stopped"):
-        openblas.load(Path("libscipy_openblas.so"))
-    assert choices == [seen]
-    assert os.environ.get("OPENBLAS_CORETYPE") == users
+@pytest.mark.parametrize(
+    ("limit", "cores", "users", "seen"),
+    [
+        (None, 8, {}, None),
+        (2, 8, {}, "2"),
+        (8, 2, {}, None),
+        (2, 8, {"OMP_NUM_THREADS": "4"}, None),
+        (2, 8, {"OPENBLAS_NUM_THREADS": "4"}, "4"),
+    ],
+)
+def test_there_are_no_more_threads_than_a_container_may_use(
+    limit: int | None, cores: int, users: dict[str, str], seen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openblas, "cpu_limit", lambda: limit)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)), raising=False)
+    for name in ("OMP_NUM_THREADS", "GOTO_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    if "OMP_NUM_THREADS" in users:
+        monkeypatch.setenv("OMP_NUM_THREADS", users["OMP_NUM_THREADS"])
+    name = "OPENBLAS_NUM_THREADS"
+    assert setting_while_loading(name, users.get(name), monkeypatch) == seen
 
 
 @pytest.mark.parametrize(("users", "seen"), [(None, "20"), ("26", "26")])
 def test_idle_threads_sleep_soon_unless_the_user_has_said_when(
     users: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
-    if users is not None:
-        monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", users)
-    found = []
-
-    def stop(_path: str) -> None:
-        found.append(os.environ.get("OPENBLAS_THREAD_TIMEOUT"))
-        raise OSError("stopped")
-
-    monkeypatch.setattr(openblas, "_has_sme", lambda: False)
-    monkeypatch.setattr(ctypes, "CDLL", stop)
-    with pytest.raises(OSError, match="stopped"):
-        openblas.load(Path("libscipy_openblas.so"))
-    assert found == [seen]
-    assert os.environ.get("OPENBLAS_THREAD_TIMEOUT") == users
+    assert setting_while_loading("OPENBLAS_THREAD_TIMEOUT", users, monkeypatch) == seen

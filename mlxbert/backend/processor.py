@@ -1,0 +1,54 @@
+"""Read what the processor is, and how much of it this process may use, on Linux."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import platform
+from pathlib import Path
+
+_CGROUPS, _CGROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def has_sme() -> bool:
+    """Return whether the kernel reports Arm's Scalable Matrix Extension (HWCAP2_SME of <asm/hwcap.h>)."""
+    if platform.machine() != "aarch64":
+        return False
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.argtypes, getauxval.restype = (ctypes.c_ulong,), ctypes.c_ulong
+    return bool(getauxval(26) & 1 << 23)  # AT_HWCAP2
+
+
+def cpu_limit(cgroups: Path = _CGROUPS, files: Path = _CGROUP_FILES) -> int | None:
+    """Return how many CPUs' time the control groups of this process allow, rounded up; None without a limit.
+
+    Such a limit (docker `--cpus`, a CPU limit of Kubernetes) leaves the processor affinity as it is. A limit of any
+    parent counts too. Both versions: https://docs.kernel.org/admin-guide/cgroup-v2.html, `cpu.max`, and
+    https://docs.kernel.org/scheduler/sched-bwc.html, `cpu.cfs_quota_us`.
+    """
+    try:
+        lines = cgroups.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    shares = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = files / "cpu" if controllers else files
+        # A container sees its own group as the root, also where `cgroups` names it by its path outside.
+        places = [root / group.strip("/"), *(root / group.strip("/")).parents]
+        shares += [_share(place) for place in places if place.is_relative_to(root)]
+    return min((max(math.ceil(share), 1) for share in shares if share is not None), default=None)
+
+
+def _share(group: Path) -> float | None:
+    """Return the CPUs' time that one group allows; None if it sets no limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file
+        return None
