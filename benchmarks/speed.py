@@ -60,6 +60,7 @@ from mlxbert.report.reported_run import ReportError
 LIMIT = 1e-4
 # A side whose pass takes longer gets no further turn: MLX's own BLAS takes a minute, and others a second.
 _SLOW = 10.0
+PACKAGES = ("sentence-transformers", "onnxruntime", "openvino")
 _COPY = "cp + sync + sha256sum"
 # Environment variables by which libraries choose the number of their threads.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -378,7 +379,7 @@ def earlier(file: Path, threads: int) -> Results:
     Raises:
         SystemExit: they are from another machine, or with another number of threads.
     """
-    new = Results(machine(), threads)
+    new = Results(machine(*PACKAGES), threads)
     if not file.exists():
         return new
     old = Results.read(file)
