@@ -45,19 +45,30 @@ class Rule:
     frozen: bool = False
 
 
+SMALL, BASE = 384 * 6, 768 * 12
+"""Hidden size times layers of MiniLM-L6 and of BERT base, between which the default rate falls."""
+SMALL_RATE, BASE_RATE = 3e-4, 3e-5
+"""Default rates at these sizes."""
+
+
 def default_learning_rate(config: EncoderConfig) -> float:
-    """Return the default peak rate for an encoder of this size: one significant digit of
+    """Return the default peak rate for an encoder of this size, hidden size · layers, in one significant digit.
 
-        3e-5 · √((768 · 12) / (hidden size · layers))
+    - Up to 384 · 6: 3e-4. Measured for MiniLM-L6 in runs of 6 to 80 steps (docs/tuning.md). Smaller encoders were not
+      measured; they get the same rate, the largest that the authors of the small BERTs search (3e-5 … 3e-4: Turc et
+      al. 2019, https://github.com/google-research/bert).
+    - From 768 · 12 on: 3e-5 · √(768 · 12 / size). Published: Devlin et al. 2018 (A.3) search 2e-5 … 5e-5 for base.
+      Large fails to train for some seeds; small rates with bias correction and warm-up prevent that (Mosbach et al.
+      2020, https://arxiv.org/abs/2006.04884).
+    - Between them: the power of the size that meets both ends. It is not measured, and within the range of Turc et al.
 
-    The reason: Devlin et al. 2018 (A.3) search 2e-5 … 5e-5 for base (768 × 12), and the authors of the small BERTs
-    3e-5 … 3e-4 for all sizes down to tiny (Turc et al. 2019, https://github.com/google-research/bert): a smaller model
-    can take a larger rate. Large (1024 × 24) fails to train for some seeds; small rates with bias correction and
-    warm-up prevent that (Mosbach et al. 2020, https://arxiv.org/abs/2006.04884). The formula gives large 2e-5, base
-    3e-5, MiniLM-L12 (384) 4e-5, MiniLM-L6 6e-5, mini (256 × 4) 9e-5, tiny (128 × 2) 2e-4.
+    This gives large 2e-5, base 3e-5, MiniLM-L12 (384 wide) and DistilBERT 9e-5, MiniLM-L6 and smaller 3e-4.
     """
-    rate = 3e-5 * ((768 * 12) / (config.hidden_size * config.num_layers)) ** 0.5
-    return float(f"{rate:.0e}")
+    size = config.hidden_size * config.num_layers
+    if size <= SMALL:
+        return SMALL_RATE
+    power = 0.5 if size > BASE else math.log(SMALL_RATE / BASE_RATE) / math.log(BASE / SMALL)
+    return float(f"{BASE_RATE * (BASE / size) ** power:.0e}")
 
 
 def parameter_rules(

@@ -166,9 +166,14 @@ def test_wrong_adam_numbers_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("hidden", "layers", "rate"),
-    [(128, 2, 2e-4), (256, 4, 9e-5), (384, 6, 6e-5), (384, 12, 4e-5), (768, 12, 3e-5), (1024, 24, 2e-5)],
+    [
+        *((128, 2, 3e-4), (256, 4, 3e-4), (384, 6, 3e-4)),
+        *((512, 8, 1e-4), (384, 12, 9e-5), (768, 6, 9e-5)),
+        *((768, 12, 3e-5), (768, 22, 2e-5), (1024, 24, 2e-5)),
+    ],
 )
 def test_default_rates(hidden: int, layers: int, rate: float) -> None:
+    """Measured up to MiniLM-L6; published from base on; between them a power of the size that meets both."""
     config = BertConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2)
     assert default_learning_rate(config) == rate
 

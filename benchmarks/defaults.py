@@ -1,0 +1,406 @@
+"""Scores of short fine-tunings over learning rates, warm-up, head rates and layer decays: evidence for the defaults.
+
+    python -m benchmarks.defaults --table                    # print the tables of the recorded runs
+    python -m benchmarks.defaults --write                    # put them into docs/tuning.md
+    python -m benchmarks.defaults --runs runs.jsonl          # train what is missing there: two hours
+    python -m benchmarks.defaults --runs runs.jsonl --grid warmup --seeds 1 --sets tweets
+
+all-MiniLM-L6-v2 on four data sets, at most 2,000 rows each, with a head of the usual kind. Every run has batches of 32
+rows and the default settings of `mlxbert train`, except the one setting that its grid varies, texts of at most 32
+tokens, and the weights of the last epoch. A seed chooses the rows, the held-out part, the order of the rows, the
+head's first weights and dropout. All values of a setting get the same seeds, so their differences are paired.
+
+A finished run is one line of the file. A second start skips the runs that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import itertools
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.inputs import PACKAGED, MissingInputError, packaged_source
+from converter.convert import convert
+from heads.metrics import kendall
+from mlxbert.data.text_columns import RowText
+from mlxbert.runs.finish import new_model
+from mlxbert.runs.inputs import read_frame
+from mlxbert.runs.prepare import Prepared, prepare
+from mlxbert.runs.settings import RunSettings
+from mlxbert.training.callbacks import EvaluationEvent
+from mlxbert.training.config import TrainingConfig
+from mlxbert.training.optimizer import SMALL_RATE
+from mlxbert.training.trainer import Member, Trainer
+
+RECORDED = Path(__file__).parent / "results" / "defaults.jsonl"
+NOTES = Path(__file__).parent.parent / "docs" / "tuning.md"
+BATCH, LENGTH = 32, 32
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A sample of a data set.
+
+    Attributes:
+        file: below the folder of the data.
+        task: the competition type.
+        target: columns.
+        text: the column of the texts.
+        rows: rows to learn from and held-out rows together.
+        held_out: number of the latter; equal texts stay on one side, so it can be missed by some.
+        metric: of the tables. One without thresholds, which tells weak models apart, where there is one.
+        title: its name in the tables.
+    """
+
+    file: str
+    task: str
+    target: tuple[str, ...]
+    text: str
+    rows: int
+    held_out: int
+    metric: str
+    title: str
+
+
+SETS = {
+    "tweets": DataSet("disaster-tweets/train.csv", "binary", ("target",), "text", 880, 400, "roc_auc", "ROC AUC"),
+    "banking77": DataSet(
+        "banking77/train.csv", "multiclass", ("category",), "text", 1200, 400, "accuracy", "accuracy"
+    ),
+    "alexa": DataSet(
+        "alexa-reviews/amazon_alexa.tsv",
+        "ordinal",
+        ("rating",),
+        "verified_reviews",
+        1040,
+        400,
+        "mean_kendall",
+        "Kendall τ",
+    ),
+    # The other three labels of this small sample have fewer than ten positives.
+    "jigsaw": DataSet(
+        "jigsaw-toxic/train.csv",
+        "multilabel",
+        ("toxic", "obscene", "insult"),
+        "comment_text",
+        282,
+        112,
+        "roc_auc_macro",
+        "ROC AUC",
+    ),
+}
+
+RATES = (6e-5, 1.5e-4, 3e-4, 6e-4, 1e-3)
+PEAK = SMALL_RATE
+"""The default rate, which the grids of the other settings have."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is trained with.
+
+    Attributes:
+        rate: peak learning rate of the encoder.
+        warmup: share of the steps.
+        head: rate of the head, as a multiple of the encoder's.
+        decay: rate of a layer, as a multiple of that of the layer above it.
+    """
+
+    rate: float
+    warmup: float = 0.1
+    head: float = 1.0
+    decay: float = 1.0
+
+
+GRIDS: dict[str, tuple[Setting, ...]] = {
+    "rate": tuple(Setting(rate) for rate in RATES),
+    "warmup": tuple(Setting(PEAK, warmup=warmup) for warmup in (0.0, 0.1, 0.2)),
+    "head": tuple(Setting(PEAK, head=head) for head in (1.0, 3.0, 10.0)),
+    "decay": tuple(Setting(PEAK, decay=decay) for decay in (1.0, 0.9, 0.8)),
+}
+"""The settings of each table; all but "rate" vary one setting at `PEAK`."""
+
+TITLES = {"rate": "rate", "warmup": "warm-up", "head": "rate of the head / encoder", "decay": "layer decay"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run.
+
+    Attributes:
+        model: of `PACKAGED`.
+        data: of `SETS`.
+        epochs, seed, setting: its arguments.
+    """
+
+    model: str
+    data: str
+    epochs: int
+    seed: int
+    setting: Setting
+
+
+@functools.lru_cache(maxsize=8)
+def prepared_rows(name: str, seed: int, data: Path, model: Path) -> Prepared:
+    """Return tokens, targets and the one fold of a seed's sample."""
+    about = SETS[name]
+    file = data / about.file
+    if not file.is_file():
+        raise MissingInputError(f"{file} is not there")
+    settings = run_settings(name, model)
+    frame, _, _ = read_frame(file, text=settings.text, id_column=None, encoding=None, kinds=None)
+    frame = frame[[*about.target, about.text]].sample(min(about.rows, len(frame)), random_state=seed)
+    return prepare(frame.reset_index(drop=True), settings, configuration(name, 1, seed, GRIDS["rate"][0]))
+
+
+def run_settings(name: str, model: Path) -> RunSettings:
+    """Return the settings of a run that do not concern the training."""
+    about = SETS[name]
+    return RunSettings(model=str(model), target=about.target, text=RowText(about.text), task=about.task)
+
+
+def configuration(name: str, epochs: int, seed: int, setting: Setting) -> TrainingConfig:
+    """Return the training's configuration."""
+    return TrainingConfig(
+        epochs=epochs,
+        batch_size=BATCH,
+        max_length=LENGTH,
+        rate=setting.rate,
+        head_rate=setting.rate * setting.head,
+        warmup=setting.warmup,
+        layer_decay=setting.decay,
+        keep="last",
+        calibrate=False,
+        folds=1,
+        valid_size=SETS[name].held_out,
+        fold_seed=seed,
+        seeds=(seed,),
+    )
+
+
+class _LastEvaluation(Trainer):
+    """Evaluates at the end only: the weights of the last epoch are kept whatever the others' scores."""
+
+    def evaluate(self) -> EvaluationEvent:
+        event = {**self._member_and_epoch(), "step": self.step.step, "loss": math.nan}
+        return EvaluationEvent(**event, metrics={self.metric.name: math.nan}, best=True)
+
+
+def measure(plan: Plan, data: Path, model: Path) -> dict[str, Any]:
+    """Train once; return the record of the run."""
+    config = configuration(plan.data, plan.epochs, plan.seed, plan.setting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of texts that are cut to `LENGTH`, and of rare labels
+        prepared = prepared_rows(plan.data, plan.seed, data, model)
+        member = Member(plan.seed, 0)
+        trainer = _LastEvaluation(
+            new_model(prepared, run_settings(plan.data, model), config, member),
+            prepared.examples,
+            prepared.folds[0],
+            config,
+            task=prepared.task,
+            member=member,
+        )
+        begin = time.perf_counter()
+        outcome = trainer.fit()
+    metrics = dict(outcome.metrics)
+    if prepared.task == "ordinal":
+        # The usual metrics compare labels, and a weak model gives every row the commonest label.
+        truth = trainer.model.head.metric_targets(prepared.examples.targets[prepared.folds[0].valid])
+        values = outcome.predictions.values
+        metrics["mean_kendall"] = kendall(truth, values @ np.arange(values.shape[1]))
+    return {
+        "model": plan.model,
+        "data": plan.data,
+        "epochs": plan.epochs,
+        "seed": plan.seed,
+        **vars(plan.setting),
+        "metrics": {name: round(value, 5) for name, value in metrics.items() if value == value},
+        "loss": round(trainer.held_out.loss(outcome.logits), 5),
+        "steps": trainer.steps,
+        "train": len(prepared.folds[0].train),
+        "held_out": len(prepared.folds[0].valid),
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def plan_of(record: dict[str, Any]) -> Plan:
+    """Return the plan that a record is of."""
+    setting = Setting(*(record[name] for name in ("rate", "warmup", "head", "decay")))
+    return Plan(record["model"], record["data"], record["epochs"], record["seed"], setting)
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    """Return the records of the finished runs in a file; none if it is not there."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def plans(
+    model: str, grids: Sequence[str], sets: Sequence[str], epochs: Sequence[int], seeds: Sequence[int]
+) -> Iterator[Plan]:
+    """Yield every run, those of a seed together: one that is cut off leaves whole tables of fewer seeds."""
+    for seed, grid, number in itertools.product(seeds, grids, epochs):
+        for setting, data in itertools.product(GRIDS[grid], sets):
+            yield Plan(model, data, number, seed, setting)
+
+
+def train_missing(wanted: Iterable[Plan], file: Path, data: Path, models: Path) -> None:
+    """Train what the file lacks; add a line for each run when it is finished."""
+    for plan in wanted:
+        # Another process may write other runs into the same file.
+        if plan in {plan_of(record) for record in records(file)}:
+            continue
+        line = json.dumps(measure(plan, data, converted(plan.model, models)))
+        gc.collect()  # a trainer and its compiled step refer to each other
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+        print(line, flush=True)
+
+
+def converted(model: str, models: Path) -> Path:
+    """Return the directory of a packaged model, converted if it is not there.
+
+    Raises:
+        MissingInputError: its package is not installed.
+    """
+    out = models / model
+    return out if out.is_dir() else convert(packaged_source(model), out, verify=False).path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        setting: what the runs were trained with.
+        scores: by data set and seed.
+        differences: to the line of the default, by data set: the mean over the seeds that both have.
+    """
+
+    setting: Setting
+    scores: dict[str, dict[int, float]]
+    differences: dict[str, float]
+
+
+def rows(grid: str, model: str, epochs: int, found: Iterable[dict[str, Any]]) -> list[Row]:
+    """Return the lines of a grid's table, in the order of the setting that the grid varies."""
+    scores: dict[Setting, dict[str, dict[int, float]]] = {}
+    for record in found:
+        plan = plan_of(record)
+        if plan.setting in GRIDS[grid] and (plan.model, plan.epochs) == (model, epochs):
+            of_setting = scores.setdefault(plan.setting, {name: {} for name in SETS})
+            of_setting[plan.data][plan.seed] = record["metrics"][SETS[plan.data].metric]
+    default = scores.get(Setting(PEAK), {})
+    lines = []
+    for setting in sorted(scores, key=lambda setting: getattr(setting, grid)):
+        differences = {}
+        for name, of_seeds in scores[setting].items():
+            shared = sorted(set(of_seeds) & set(default.get(name, {})))
+            if shared:
+                differences[name] = statistics.mean(of_seeds[seed] - default[name][seed] for seed in shared)
+        lines.append(Row(setting, scores[setting], differences))
+    return lines
+
+
+def table(grid: str, model: str, found: Sequence[dict[str, Any]]) -> str:
+    """Return a grid's table in Markdown: a line for each value and number of epochs."""
+    lines = [("epochs", TITLES[grid], *(f"{name}: {about.title}" for name, about in SETS.items()), "to the default")]
+    lines.append(("---",) * len(lines[0]))
+    for epochs in sorted({record["epochs"] for record in found}):
+        for row in rows(grid, model, epochs, found):
+            value = getattr(row.setting, grid)
+            cells = (_cell(list(row.scores[name].values())) for name in SETS)
+            lines.append((str(epochs), f"{value:.1e}" if grid == "rate" else f"{value:g}", *cells, _difference(row)))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _difference(row: Row) -> str:
+    """Return the mean difference over the data sets, with their number if it is not all."""
+    if row.setting == Setting(PEAK):
+        return "default"
+    if not row.differences:
+        return "not compared"
+    count = f", {len(row.differences)} of {len(SETS)} sets" if len(row.differences) < len(SETS) else ""
+    return f"{statistics.mean(row.differences.values()):+.3f}{count}"
+
+
+def _cell(scores: list[float]) -> str:
+    """Return mean, deviation and number of scores."""
+    if not scores:
+        return "not run"
+    deviation = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.3f}{deviation} ({len(scores)})"
+
+
+def tables(found: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return every table that has runs, by the text of its marker in the notes."""
+    wanted = itertools.product(PACKAGED, GRIDS)
+    return {
+        f"{model} {grid}": table(grid, model, found)
+        for model, grid in wanted
+        if any(plan_of(record).setting in GRIDS[grid] and record["model"] == model for record in found)
+    }
+
+
+def with_tables(text: str, found: Sequence[dict[str, Any]]) -> str:
+    """Return the text of the notes with the tables of these runs between their markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    for name, content in tables(found).items():
+        begin = f"<!-- python -m benchmarks.defaults --write: {name} -->"
+        start = text.index(begin) + len(begin)
+        end = text.index("<!-- end -->", start)
+        text = f"{text[:start]}\n{content}\n{text[end:]}"
+    return text
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train what is missing, or print or write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the tables; train nothing")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {NOTES.name}; train nothing")
+    parser.add_argument("--runs", type=Path, default=RECORDED, help="JSON lines of finished runs (default: recorded)")
+    parser.add_argument("--model", choices=PACKAGED, default="minilm", help="the encoder (default: minilm)")
+    parser.add_argument("--grid", choices=GRIDS, nargs="+", default=list(GRIDS), help="settings to vary")
+    parser.add_argument("--sets", choices=SETS, nargs="+", default=list(SETS), help="data sets")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3], help="lengths of the runs (default: 1 3)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: MLXBERT_DATA)")
+    parser.add_argument("--models", type=Path, help="folder of converted encoders (default: convert for this call)")
+    options = parser.parse_args(argv)
+    if options.write:
+        NOTES.write_text(with_tables(NOTES.read_text(encoding="utf-8"), records(options.runs)), encoding="utf-8")
+    elif options.table:
+        for name, content in tables(records(options.runs)).items():
+            print(f"{name}\n\n{content}\n")
+    else:
+        wanted = plans(options.model, options.grid, options.sets, options.epochs, options.seeds)
+        data = options.data or os.environ.get("MLXBERT_DATA")
+        with tempfile.TemporaryDirectory() as temporary:
+            try:
+                if not data:
+                    raise MissingInputError("no data; fix: --data or MLXBERT_DATA, a folder with the data sets")
+                train_missing(wanted, options.runs, Path(data), options.models or Path(temporary))
+            except MissingInputError as error:
+                print(f"skipped: {error}")
+
+
+if __name__ == "__main__":
+    main()
