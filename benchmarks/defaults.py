@@ -5,10 +5,11 @@
     python -m benchmarks.defaults --runs runs.jsonl          # train what is missing there: two hours
     python -m benchmarks.defaults --runs runs.jsonl --grid warmup --seeds 1 --sets tweets
 
-all-MiniLM-L6-v2 on four data sets, at most 2,000 rows each, with a head of the usual kind. Every run has batches of 32
-rows and the default settings of `mlxbert train`, except the one setting that its grid varies, texts of at most 32
-tokens, and the weights of the last epoch. A seed chooses the rows, the held-out part, the order of the rows, the
-head's first weights and dropout. All values of a setting get the same seeds, so their differences are paired.
+all-MiniLM-L6-v2 (or all-mpnet-base-v2) on four data sets, at most 2,000 rows each, with a head of the usual kind.
+Every run has batches of 32 rows and the default settings of `mlxbert train`, except the one setting that its grid
+varies, texts of at most 32 tokens, and the weights of the last epoch. A seed chooses the rows, the held-out part, the
+order of the rows, the head's first weights and dropout. All values of a setting get the same seeds, so their
+differences are paired.
 
 A finished run is one line of the file. A second start skips the runs that are there.
 """
@@ -43,7 +44,7 @@ from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import EvaluationEvent
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.optimizer import SMALL_RATE
+from mlxbert.training.optimizer import BASE_RATE, SMALL_RATE
 from mlxbert.training.trainer import Member, Trainer
 
 RECORDED = Path(__file__).parent / "results" / "defaults.jsonl"
@@ -104,7 +105,7 @@ SETS = {
     ),
 }
 
-RATES = (6e-5, 1.5e-4, 3e-4, 6e-4, 1e-3)
+RATES = (3e-5, 6e-5, 1.5e-4, 3e-4, 6e-4, 1e-3)
 PEAK = SMALL_RATE
 """The default rate, which the grids of the other settings have."""
 
@@ -125,6 +126,9 @@ class Setting:
     head: float = 1.0
     decay: float = 1.0
 
+
+DEFAULTS = {"minilm": Setting(PEAK), "mpnet": Setting(BASE_RATE)}
+"""What the lines of a table are compared with."""
 
 GRIDS: dict[str, tuple[Setting, ...]] = {
     "rate": tuple(Setting(rate) for rate in RATES),
@@ -305,7 +309,7 @@ def rows(grid: str, model: str, epochs: int, found: Iterable[dict[str, Any]]) ->
         if plan.setting in GRIDS[grid] and (plan.model, plan.epochs) == (model, epochs):
             of_setting = scores.setdefault(plan.setting, {name: {} for name in SETS})
             of_setting[plan.data][plan.seed] = record["metrics"][SETS[plan.data].metric]
-    default = scores.get(Setting(PEAK), {})
+    default = scores.get(DEFAULTS[model], {})
     lines = []
     for setting in sorted(scores, key=lambda setting: getattr(setting, grid)):
         differences = {}
@@ -325,13 +329,20 @@ def table(grid: str, model: str, found: Sequence[dict[str, Any]]) -> str:
         for row in rows(grid, model, epochs, found):
             value = getattr(row.setting, grid)
             cells = (_cell(list(row.scores[name].values())) for name in SETS)
-            lines.append((str(epochs), f"{value:.1e}" if grid == "rate" else f"{value:g}", *cells, _difference(row)))
+            lines.append(
+                (
+                    str(epochs),
+                    f"{value:.1e}" if grid == "rate" else f"{value:g}",
+                    *cells,
+                    _difference(row, DEFAULTS[model]),
+                )
+            )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _difference(row: Row) -> str:
+def _difference(row: Row, default: Setting) -> str:
     """Return the mean difference over the data sets, with their number if it is not all."""
-    if row.setting == Setting(PEAK):
+    if row.setting == default:
         return "default"
     if not row.differences:
         return "not compared"
@@ -348,12 +359,13 @@ def _cell(scores: list[float]) -> str:
 
 
 def tables(found: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return every table that has runs, by the text of its marker in the notes."""
+    """Return every table that compares something, by the text of its marker in the notes."""
     wanted = itertools.product(PACKAGED, GRIDS)
+    lengths = {record["epochs"] for record in found}
     return {
         f"{model} {grid}": table(grid, model, found)
         for model, grid in wanted
-        if any(plan_of(record).setting in GRIDS[grid] and record["model"] == model for record in found)
+        if any({row.setting for row in rows(grid, model, epochs, found)} - {DEFAULTS[model]} for epochs in lengths)
     }
 
 
