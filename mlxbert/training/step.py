@@ -28,6 +28,7 @@ from mlxbert.training.gradients import (
     AWP,
     COMPUTE_DTYPES,
     FGM,
+    MOST_SHARDS,
     SCALARS,
     Gradients,
     Shard,
@@ -162,7 +163,7 @@ class TrainStep:
         self._apply = mx.compile(self._update) if compiled else self._update
         self._squared_norms = mx.compile(squared_norms) if compiled else squared_norms
         # An adversarial step needs the gradient of the whole batch before it goes on.
-        self._streams = streams()[: 1 if self.settings.adversarial else None]
+        self._streams = streams(1 if self.settings.adversarial else MOST_SHARDS)
         self._parts = parts({name: array.size for name, array in self.weights.items()})
         self.show()
         mx.eval(self.weights, self.frozen, self.means, self.squares, self.average)
