@@ -10,7 +10,10 @@ import pkgutil
 
 import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "baselines", "child", "family_sizes", "inputs", "machine", "way"}
+NOT_BENCHMARKS = {
+    *("__main__", "baselines", "child", "family_sizes", "inputs", "machine", "way"),
+    *("speed_encoding", "speed_inputs", "speed_sides", "speed_table", "speed_training"),
+}
 LONG = {"competitions", "family", "tweets"}
 
 

@@ -33,12 +33,12 @@ def peak_memory() -> float:
     return _megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def child(module: str, *arguments: Any) -> subprocess.Popen[str]:
-    """`python -m benchmarks.MODULE ARGUMENTS`, started, with pipes to talk to it."""
+def child(module: str, *arguments: Any, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """`python -m benchmarks.MODULE ARGUMENTS`, started, with pipes to talk to it, and further variables."""
     path = os.pathsep.join(entry for entry in (str(_ROOT), *sys.path) if entry)
     return subprocess.Popen(
         [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **(environment or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

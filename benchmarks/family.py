@@ -27,7 +27,7 @@ LIMIT, LIMITS = 1.2, {"deberta-v2": 1.0, "modernbert": 1.0}
 
 # In a process of its own: a child's peak memory begins at the size that its parent had when it was forked.
 _WRITE = (
-    "import sys; from pathlib import Path; from benchmarks.forward import write_checkpoint; "
+    "import sys; from pathlib import Path; from benchmarks.family_sizes import write_checkpoint; "
     "from mlxbert.models.architecture import HeadKind; "
     "write_checkpoint(Path(sys.argv[1]), sys.argv[2], HeadKind.MASKED_LM if sys.argv[3:] else None)"
 )

@@ -1,11 +1,16 @@
-"""Configurations as published: for each `model_type`, the fields of transformers' configuration of its base model.
+"""Configurations as published: for each `model_type`, the fields of transformers' configuration of its base model; and
+random checkpoints of these sizes.
 
 A field that is left out has transformers' default.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlxbert.models.architecture import HeadKind
 
 _BASE: dict[str, Any] = {
     "hidden_size": 768,
@@ -92,3 +97,24 @@ BASE_SIZES: dict[str, dict[str, Any]] = {
     # FacebookAI/xlm-roberta-base
     "xlm-roberta": {**_ROBERTA, "vocab_size": 250002},
 }
+
+
+def write_checkpoint(directory: Path, model_type: str = "bert", kind: HeadKind | None = None, **changes: Any) -> None:
+    """Save a base-sized model of random weights, as transformers initializes it, in Hugging Face's layout.
+
+    Args:
+        directory: where to.
+        model_type: one of `BASE_SIZES`.
+        kind: what the model's head does; None: the encoder alone.
+        changes: fields of the configuration with other values.
+    """
+    import torch
+    import transformers
+
+    from mlxbert.models.architecture import architecture
+
+    declared = architecture(model_type)
+    torch.manual_seed(0)
+    config = transformers.CONFIG_MAPPING[model_type](**{**BASE_SIZES[model_type], **changes})
+    name = declared.encoder_class if kind is None else declared.head_of(kind)
+    getattr(transformers, str(name))(config).save_pretrained(directory, max_shard_size="10GB")

@@ -25,15 +25,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.family_sizes import BASE_SIZES
+from benchmarks.family_sizes import write_checkpoint
 from benchmarks.machine import load, machine
-
-if TYPE_CHECKING:
-    from mlxbert.models.architecture import HeadKind
 
 _BATCH, _LENGTH = 8, 128
 _AT_MOST, _AT_LEAST = 1.5, 20.0
@@ -52,26 +48,6 @@ def token_ids(directory: Path) -> np.ndarray:
     config = json.loads((directory / "config.json").read_text())
     ids = np.random.default_rng(0).integers(0, config["vocab_size"], (_BATCH, _LENGTH))
     return np.where(ids == config.get("pad_token_id"), ids - 1, ids) % config["vocab_size"]
-
-
-def write_checkpoint(directory: Path, model_type: str = "bert", kind: HeadKind | None = None) -> None:
-    """Save a base-sized model of random weights, as transformers initializes it, in Hugging Face's layout.
-
-    Args:
-        directory: where to.
-        model_type: one of `benchmarks.family_sizes.BASE_SIZES`.
-        kind: what the model's head does; None: the encoder alone.
-    """
-    import torch
-    import transformers
-
-    from mlxbert.models.architecture import architecture
-
-    declared = architecture(model_type)
-    torch.manual_seed(0)
-    config = transformers.CONFIG_MAPPING[model_type](**BASE_SIZES[model_type])
-    name = declared.encoder_class if kind is None else declared.head_of(kind)
-    getattr(transformers, str(name))(config).save_pretrained(directory, max_shard_size="10GB")
 
 
 def torch_side(directory: Path) -> Callable[[], np.ndarray]:

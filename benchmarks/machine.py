@@ -10,11 +10,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
-def machine() -> str:
-    """Processor, cores, system, Python, and the versions of what is measured."""
-    packages = ("mlx", "torch", "transformers", "mlx-embeddings", "scipy-openblas32", "numpy")
+# By these, libraries choose their kernels.
+_KERNELS = (
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+)
+
+
+def machine(*more: str) -> str:
+    """Processor, cores, system, Python, the versions of what is measured (`more` packages too), and what is set.
+
+    An environment variable that chooses the kernels of a library is named: it changes the numbers.
+    """
+    packages = ("mlx", "torch", "transformers", "mlx-embeddings", "scipy-openblas32", "numpy", *more)
+    settings = [f"{name}={os.environ[name]}" for name in _KERNELS if name in os.environ]
     return f"{_processor()}, {cores()} cores, {platform.system()} {platform.machine()}, " + ", ".join(
-        [f"Python {platform.python_version()}", *filter(None, map(_version, packages))]
+        [f"Python {platform.python_version()}", *filter(None, map(_version, packages)), *settings]
     )
 
 

@@ -118,4 +118,5 @@ def test_how_to_install_is_what_the_product_says() -> None:
     installs = [line for line in lines if line.startswith("pip install")]
     assert installs == [install_command("cpu", "torch"), install_command("torch"), install_command("cpu", "kaggle")]
     named = re.findall(r'"(?:\./mlxbert|\.|mlxbert)\[([a-z0-9,]+)\]"', README)
-    assert {extra for one in named for extra in one.split(",")} == {"cpu", "cuda12", "cuda13", "torch", "kaggle"}
+    extras = {extra for one in named for extra in one.split(",")}
+    assert extras == {"cpu", "cuda12", "cuda13", "torch", "kaggle", "benchmark"}
