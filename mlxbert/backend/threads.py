@@ -7,12 +7,12 @@ Python thread of its own, with OpenBLAS on one thread meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cache, partial
 from itertools import pairwise
-from threading import get_ident
-from typing import Any
+from threading import get_ident, local
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -24,10 +24,20 @@ _MOST_THREADS = 64
 _LEAST_TOKENS = 256
 # The part of a forward pass on one thread that is not matrix products, which OpenBLAS's threads do not shorten.
 _NOT_PRODUCTS = 0.2
+T = TypeVar("T")
+# While one is computed, the next is built.
+_AHEAD = 2
+# `inside` is True while `side_by_side` builds.
+_state = local()
 
 
 def thread_count() -> int:
-    """Return how many parts are computed at the same time: OpenBLAS's threads on a CPU, else 1."""
+    """Return how many parts are computed at the same time: OpenBLAS's threads on a CPU, else 1.
+
+    Also 1 inside `side_by_side`, where the other threads are busy.
+    """
+    if getattr(_state, "inside", False):
+        return 1
     return use_fast_blas().threads if mx.default_device() == mx.cpu else 1
 
 
@@ -94,16 +104,97 @@ def compute(builds: Sequence[Callable[[], Any]]) -> None:
     with one_blas_thread():
         try:
             for build in others:
-                output = build()
-                try:
-                    futures.append(_pool().submit(mx.eval, output))
-                except RuntimeError:  # the interpreter ends, and there are no threads any more
-                    mx.eval(output)
+                futures.append(_submit(mx.eval, build()))
             mx.eval(first())
         finally:
             wait(futures)
     for future in futures:
         future.result()
+
+
+def side_by_side(items: Iterable[T], build: Callable[[T], Any], done: Callable[[T, Any], None]) -> None:
+    """Call `done(item, build(item))` for every item; what is built is computed before, on `thread_count` threads.
+
+    The parts do not wait for each other, as the shards of one batch do. Items are taken, built and done on the calling
+    thread, so `items` may be a generator with work of its own. MLX aborts the process if a thread that has built what
+    is compiled, such as an activation, ends just before it.
+
+    Args:
+        items: taken when a thread has at most one to compute.
+        build: returns an array, or a tree of them, of the current stream; inside, `thread_count` is 1.
+        done: called in the order in which the results are there.
+
+    Raises:
+        BaseException: the first that `items`, `build`, `done` or a computation raises; no further item is taken then.
+    """
+    count = thread_count()
+    if count == 1:
+        for item in items:
+            output = build(item)
+            mx.eval(output)
+            done(item, output)
+        return
+    # The default stream is the calling thread's alone, and that thread builds.
+    queues = [_Queue(_further_stream(number, get_ident())) for number in range(1, count + 1)]
+    running: dict[Future[None], tuple[T, Any]] = {}
+
+    def finish(futures: Iterable[Future[None]]) -> None:
+        for future in futures:
+            item, output = running.pop(future)
+            future.result()
+            done(item, output)
+
+    with one_blas_thread():
+        try:
+            for item in items:
+                queue = min(queues, key=_Queue.__len__)
+                while len(queue) == _AHEAD:
+                    finish(wait(running, return_when=FIRST_COMPLETED).done)
+                    queue = min(queues, key=_Queue.__len__)
+                _state.inside = True
+                try:
+                    with mx.stream(queue.stream):
+                        output = build(item)
+                finally:
+                    _state.inside = False
+                running[queue.submit(output)] = (item, output)
+            while running:
+                finish(wait(running, return_when=FIRST_COMPLETED).done)
+        finally:
+            wait(running)
+
+
+class _Queue:
+    """What one stream computes, one after the other."""
+
+    def __init__(self, stream: mx.Stream):
+        self.stream = stream
+        self.futures: list[Future[None]] = []
+
+    def __len__(self) -> int:
+        self.futures = [future for future in self.futures if not future.done()]
+        return len(self.futures)
+
+    def submit(self, output: Any) -> Future[None]:
+        """Compute an array, or a tree of them, after what is here."""
+        self.futures.append(_submit(_evaluate_after, tuple(self.futures), output))
+        return self.futures[-1]
+
+
+def _evaluate_after(futures: Sequence[Future[None]], output: Any) -> None:
+    wait(futures)
+    mx.eval(output)
+
+
+def _submit(function: Callable[..., None], *arguments: Any) -> Future[None]:
+    """Call a function on a thread of the pool; on this one when the interpreter ends and starts no thread any more."""
+    try:
+        return _pool().submit(function, *arguments)
+    except RuntimeError:
+        function(*arguments)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
 
 
 def _given(output: Any) -> Any:
