@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -50,6 +51,8 @@ from mlxbert.training.trainer import Member, Trainer
 RECORDED = Path(__file__).parent / "results" / "defaults.jsonl"
 NOTES = Path(__file__).parent.parent / "docs" / "tuning.md"
 BATCH, LENGTH = 32, 32
+_BEGIN, _END = "<!-- python -m benchmarks.defaults --write: {} -->", "<!-- end -->"
+_MARKED = re.compile(_BEGIN.format("(.*?)") + r"\n(.*?)" + _END, re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class DataSet:
         rows: rows to learn from and held-out rows together.
         held_out: number of the latter; equal texts stay on one side, so it can be missed by some.
         metric: of the tables. One without thresholds, which tells weak models apart, where there is one.
-        title: its name in the tables.
+        title: of its column.
     """
 
     file: str
@@ -78,36 +81,62 @@ class DataSet:
 
 
 SETS = {
-    "tweets": DataSet("disaster-tweets/train.csv", "binary", ("target",), "text", 880, 400, "roc_auc", "ROC AUC"),
+    "tweets": DataSet(
+        file="disaster-tweets/train.csv",
+        task="binary",
+        target=("target",),
+        text="text",
+        rows=880,
+        held_out=400,
+        metric="roc_auc",
+        title="tweets: ROC AUC",
+    ),
     "banking77": DataSet(
-        "banking77/train.csv", "multiclass", ("category",), "text", 1200, 400, "accuracy", "accuracy"
+        file="banking77/train.csv",
+        task="multiclass",
+        target=("category",),
+        text="text",
+        rows=1200,
+        held_out=400,
+        metric="accuracy",
+        title="banking77: accuracy",
     ),
     "alexa": DataSet(
-        "alexa-reviews/amazon_alexa.tsv",
-        "ordinal",
-        ("rating",),
-        "verified_reviews",
-        1040,
-        400,
-        "mean_kendall",
-        "Kendall τ",
+        file="alexa-reviews/amazon_alexa.tsv",
+        task="ordinal",
+        target=("rating",),
+        text="verified_reviews",
+        rows=1040,
+        held_out=400,
+        metric="mean_kendall",
+        title="alexa: Kendall τ",
     ),
     # The other three labels of this small sample have fewer than ten positives.
     "jigsaw": DataSet(
-        "jigsaw-toxic/train.csv",
-        "multilabel",
-        ("toxic", "obscene", "insult"),
-        "comment_text",
-        282,
-        112,
-        "roc_auc_macro",
-        "ROC AUC",
+        file="jigsaw-toxic/train.csv",
+        task="multilabel",
+        target=("toxic", "obscene", "insult"),
+        text="comment_text",
+        rows=282,
+        held_out=112,
+        metric="roc_auc_macro",
+        title="jigsaw: ROC AUC",
+    ),
+    "all-tweets": DataSet(
+        file="disaster-tweets/train.csv",
+        task="binary",
+        target=("target",),
+        text="text",
+        rows=7613,
+        held_out=1523,
+        metric="roc_auc",
+        title="all tweets: ROC AUC",
     ),
 }
+SHORT = ("tweets", "banking77", "alexa", "jigsaw")
+"""The samples for short runs; the other set is for a longer one."""
 
 RATES = (3e-5, 6e-5, 1.5e-4, 3e-4, 6e-4, 1e-3)
-PEAK = SMALL_RATE
-"""The default rate, which the grids of the other settings have."""
 
 
 @dataclass(frozen=True)
@@ -127,18 +156,37 @@ class Setting:
     decay: float = 1.0
 
 
-DEFAULTS = {"minilm": Setting(PEAK), "mpnet": Setting(BASE_RATE)}
-"""What the lines of a table are compared with."""
-
 GRIDS: dict[str, tuple[Setting, ...]] = {
     "rate": tuple(Setting(rate) for rate in RATES),
-    "warmup": tuple(Setting(PEAK, warmup=warmup) for warmup in (0.0, 0.1, 0.2)),
-    "head": tuple(Setting(PEAK, head=head) for head in (1.0, 3.0, 10.0)),
-    "decay": tuple(Setting(PEAK, decay=decay) for decay in (1.0, 0.9, 0.8)),
+    "warmup": tuple(Setting(SMALL_RATE, warmup=warmup) for warmup in (0.0, 0.1, 0.2)),
+    "head": tuple(Setting(SMALL_RATE, head=head) for head in (1.0, 3.0, 10.0)),
+    "decay": tuple(Setting(SMALL_RATE, decay=decay) for decay in (1.0, 0.9, 0.8)),
 }
-"""The settings of each table; all but "rate" vary one setting at `PEAK`."""
+"""The settings of each table; all but "rate" vary one setting at MiniLM's default rate."""
 
 TITLES = {"rate": "rate", "warmup": "warm-up", "head": "rate of the head / encoder", "decay": "layer decay"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The tables of an encoder.
+
+    Attributes:
+        model: of `PACKAGED`.
+        sets: of `SETS`: a column each.
+        default: the setting that the lines are compared with.
+    """
+
+    model: str
+    sets: tuple[str, ...]
+    default: Setting
+
+
+COMPARISONS = {
+    "minilm": Comparison("minilm", SHORT, Setting(SMALL_RATE)),
+    "longer": Comparison("minilm", ("all-tweets",), Setting(SMALL_RATE)),
+    "mpnet": Comparison("mpnet", ("tweets", "banking77"), Setting(BASE_RATE)),
+}
 
 
 @dataclass(frozen=True)
@@ -301,15 +349,16 @@ class Row:
     differences: dict[str, float]
 
 
-def rows(grid: str, model: str, epochs: int, found: Iterable[dict[str, Any]]) -> list[Row]:
+def rows(grid: str, comparison: Comparison, epochs: int, found: Iterable[dict[str, Any]]) -> list[Row]:
     """Return the lines of a grid's table, in the order of the setting that the grid varies."""
     scores: dict[Setting, dict[str, dict[int, float]]] = {}
     for record in found:
         plan = plan_of(record)
-        if plan.setting in GRIDS[grid] and (plan.model, plan.epochs) == (model, epochs):
-            of_setting = scores.setdefault(plan.setting, {name: {} for name in SETS})
+        fits = (plan.model, plan.epochs) == (comparison.model, epochs) and plan.data in comparison.sets
+        if fits and plan.setting in GRIDS[grid] + (comparison.default,):
+            of_setting = scores.setdefault(plan.setting, {name: {} for name in comparison.sets})
             of_setting[plan.data][plan.seed] = record["metrics"][SETS[plan.data].metric]
-    default = scores.get(DEFAULTS[model], {})
+    default = scores.get(comparison.default, {})
     lines = []
     for setting in sorted(scores, key=lambda setting: getattr(setting, grid)):
         differences = {}
@@ -321,32 +370,33 @@ def rows(grid: str, model: str, epochs: int, found: Iterable[dict[str, Any]]) ->
     return lines
 
 
-def table(grid: str, model: str, found: Sequence[dict[str, Any]]) -> str:
-    """Return a grid's table in Markdown: a line for each value and number of epochs."""
-    lines = [("epochs", TITLES[grid], *(f"{name}: {about.title}" for name, about in SETS.items()), "to the default")]
-    lines.append(("---",) * len(lines[0]))
+def table(grid: str, comparison: Comparison, found: Sequence[dict[str, Any]]) -> str:
+    """Return a grid's table in Markdown, a line for each value and number of epochs; "" if it compares nothing."""
+    lines: list[tuple[str, ...]] = []
     for epochs in sorted({record["epochs"] for record in found}):
-        for row in rows(grid, model, epochs, found):
+        block = rows(grid, comparison, epochs, found)
+        for row in block if len(block) > 1 else ():
             value = getattr(row.setting, grid)
-            cells = (_cell(list(row.scores[name].values())) for name in SETS)
             lines.append(
                 (
                     str(epochs),
                     f"{value:.1e}" if grid == "rate" else f"{value:g}",
-                    *cells,
-                    _difference(row, DEFAULTS[model]),
+                    *(_cell(list(row.scores[name].values())) for name in comparison.sets),
+                    "default" if row.setting == comparison.default else _difference(row),
                 )
             )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    if not lines:
+        return ""
+    head = ("epochs", TITLES[grid], *(SETS[name].title for name in comparison.sets), "to the default")
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *lines))
 
 
-def _difference(row: Row, default: Setting) -> str:
+def _difference(row: Row) -> str:
     """Return the mean difference over the data sets, with their number if it is not all."""
-    if row.setting == default:
-        return "default"
     if not row.differences:
         return "not compared"
-    count = f", {len(row.differences)} of {len(SETS)} sets" if len(row.differences) < len(SETS) else ""
+    few = len(row.differences) < len(row.scores)
+    count = f", {len(row.differences)} of {len(row.scores)} sets" if few else ""
     return f"{statistics.mean(row.differences.values()):+.3f}{count}"
 
 
@@ -360,27 +410,28 @@ def _cell(scores: list[float]) -> str:
 
 def tables(found: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Return every table that compares something, by the text of its marker in the notes."""
-    wanted = itertools.product(PACKAGED, GRIDS)
-    lengths = {record["epochs"] for record in found}
-    return {
-        f"{model} {grid}": table(grid, model, found)
-        for model, grid in wanted
-        if any({row.setting for row in rows(grid, model, epochs, found)} - {DEFAULTS[model]} for epochs in lengths)
+    made = {
+        f"{name} {grid}": table(grid, comparison, found)
+        for (name, comparison), grid in itertools.product(COMPARISONS.items(), GRIDS)
     }
+    return {name: content for name, content in made.items() if content}
 
 
 def with_tables(text: str, found: Sequence[dict[str, Any]]) -> str:
     """Return the text of the notes with the tables of these runs between their markers.
 
     Raises:
-        ValueError: a marker is missing.
+        ValueError: a table has no marker; it is named.
     """
-    for name, content in tables(found).items():
-        begin = f"<!-- python -m benchmarks.defaults --write: {name} -->"
-        start = text.index(begin) + len(begin)
-        end = text.index("<!-- end -->", start)
-        text = f"{text[:start]}\n{content}\n{text[end:]}"
-    return text
+    made = tables(found)
+    parts = _MARKED.split(text)  # text, name, old table, text, name, …
+    names = parts[1::3]
+    if missing := sorted(set(made) - set(names)):
+        raise ValueError(f"{NOTES.name} has no place for {', '.join(missing)}; fix: add {_BEGIN.format(missing[0])}")
+    for place, name in enumerate(names):
+        content = f"{made[name]}\n" if name in made else ""
+        parts[3 * place + 1 : 3 * place + 3] = [f"{_BEGIN.format(name)}\n{content}{_END}", ""]
+    return "".join(parts)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -391,7 +442,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=RECORDED, help="JSON lines of finished runs (default: recorded)")
     parser.add_argument("--model", choices=PACKAGED, default="minilm", help="the encoder (default: minilm)")
     parser.add_argument("--grid", choices=GRIDS, nargs="+", default=list(GRIDS), help="settings to vary")
-    parser.add_argument("--sets", choices=SETS, nargs="+", default=list(SETS), help="data sets")
+    parser.add_argument("--sets", choices=SETS, nargs="+", default=list(SHORT), help="data sets")
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3], help="lengths of the runs (default: 1 3)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: MLXBERT_DATA)")
