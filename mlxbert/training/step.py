@@ -28,6 +28,7 @@ from mlxbert.training.gradients import (
     AWP,
     COMPUTE_DTYPES,
     FGM,
+    MOST_SHARDS,
     SCALARS,
     Gradients,
     Shard,
@@ -168,7 +169,7 @@ class TrainStep:
         self._squared_rows = mx.compile(squared_rows) if compiled else squared_rows
         self._table = self._gradients.words if self._gradients.words in self.weights else None
         # An adversarial step needs the gradient of the whole batch before it goes on.
-        self._streams = streams()[: 1 if self.settings.adversarial else None]
+        self._streams = streams(1 if self.settings.adversarial else MOST_SHARDS)
         # Of the word embeddings, sums and norm take only the rows in use, and the update takes every row.
         sizes = {name: array.size for name, array in self.weights.items()}
         self._parts = parts(sizes)
