@@ -95,15 +95,30 @@ class BertWithHead(nn.Module):
         model.eval()
         return model
 
-    def features(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> mx.array:
+    def features(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        *,
+        inputs_embeds: mx.array | None = None,
+    ) -> mx.array:
         """Return the pooled (B, D) vectors, the input of the head; arguments as for the encoder."""
         mask = None if attention_mask is None else mask_of("attention_mask", attention_mask)
         every_layer = isinstance(self.pooling, WeightedLayerPooling)
-        output = self.core(input_ids, mask, token_type_ids, output_hidden_states=every_layer)
+        output = self.core(
+            input_ids, mask, token_type_ids, inputs_embeds=inputs_embeds, output_hidden_states=every_layer
+        )
         return self.pooling(output, mask)
 
     def __call__(
-        self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **extra: mx.array
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        *,
+        inputs_embeds: mx.array | None = None,
+        **extra: mx.array,
     ) -> mx.array:
         """Return the logits (B, outputs), float32.
 
@@ -111,6 +126,7 @@ class BertWithHead(nn.Module):
             input_ids: (B, L).
             attention_mask: (B, L), 1 for real tokens.
             token_type_ids: (B, L).
+            inputs_embeds: (B, L, E), instead of the rows of the word embeddings, as for the encoder.
             extra: what the head takes beside the text (`Head.extra_inputs`), such as a history; first axis B.
 
         Raises:
@@ -120,7 +136,8 @@ class BertWithHead(nn.Module):
         if unknown:
             takes = ", ".join(self.head.extra_inputs) or "none"
             raise HeadError(f"{self.head.title}: input {unknown[0]!r} is unknown; extra inputs of this head: {takes}")
-        return self.head(self.features(input_ids, attention_mask, token_type_ids), **extra)
+        features = self.features(input_ids, attention_mask, token_type_ids, inputs_embeds=inputs_embeds)
+        return self.head(features, **extra)
 
     def loss(self, logits: mx.array, targets: Any, *, rows: Any = None) -> mx.array:
         """Return the head's loss; `targets` come from `head.encode_targets`. See `heads.base.Head.loss`."""

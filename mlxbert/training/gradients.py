@@ -23,7 +23,9 @@ from mlx.utils import tree_unflatten
 from heads.pretrained import Dropout
 from mlxbert.backend.threads import streams
 from mlxbert.models.base import Context, Encoder
+from mlxbert.training.linear import linears_for_training
 from mlxbert.training.optimizer import CORE, Arrays, ConfigurationError, is_matrix, padding_rows
+from mlxbert.training.word_rows import INDEX, rows_of
 
 # A smaller shard takes less time than its thread's overhead.
 _LEAST_TOKENS = 256
@@ -114,8 +116,14 @@ class FGM:
     def __post_init__(self) -> None:
         _check("FGM", "epsilon", self.epsilon)
 
-    def perturb(self, weights: Arrays, gradients: Arrays, words: str) -> Arrays:
-        """Return the weights at which the adversarial gradient is taken; `words` is the word embeddings' name.
+    def perturb(self, weights: Arrays, gradients: Arrays, words: str, norms: Arrays | None = None) -> Arrays:
+        """Return the weights at which the adversarial gradient is taken.
+
+        Args:
+            weights: w; of the word embeddings, the rows in use are enough.
+            gradients: g.
+            words: the word embeddings' name.
+            norms: not used.
 
         Raises:
             ConfigurationError: the word embeddings are frozen.
@@ -139,13 +147,21 @@ class AWP:
     def __post_init__(self) -> None:
         _check("AWP", "gamma", self.gamma)
 
-    def perturb(self, weights: Arrays, gradients: Arrays, words: str) -> Arrays:
-        """Return the weights at which the adversarial gradient is taken; which table `words` names does not matter."""
+    def perturb(self, weights: Arrays, gradients: Arrays, words: str, norms: Arrays | None = None) -> Arrays:
+        """Return the weights at which the adversarial gradient is taken.
+
+        Args:
+            weights: w; of the word embeddings, the rows in use are enough.
+            gradients: g.
+            words: not used.
+            norms: ‖w‖ of parameters of which `weights` has only some rows.
+        """
         moved = {}
         for name, gradient in gradients.items():
             if is_matrix(name, gradient):
                 w = weights[name]
-                moved[name] = w + (self.gamma * _norm(w) / (_norm(gradient) + _TINY)) * gradient
+                norm = norms[name] if norms and name in norms else _norm(w)
+                moved[name] = w + (self.gamma * norm / (_norm(gradient) + _TINY)) * gradient
         return {**weights, **moved}
 
 
@@ -188,25 +204,39 @@ class Gradients:
         targets: mx.array,
         rows: mx.array,
         loss_scale: mx.array,
+        word_ids: mx.array | None = None,
     ) -> Sums:
-        """Return the sums of one batch; the arguments stay in the model, and the caller puts the weights back."""
+        """Return the sums of one batch; the arguments stay in the model, and the caller puts the weights back.
+
+        With `word_ids`, `WordRows.ids`, the gradient of the word embeddings is that of these rows, (n, D), and the
+        inputs have their `INDEX`.
+        """
+        inputs = dict(inputs)
+        index = inputs.pop(INDEX, None)
+        table = {} if word_ids is None else {self.words: weights[self.words]}
+        start = {**weights, **rows_of(table, word_ids)} if word_ids is not None else weights
 
         def objective(at: Arrays) -> tuple[mx.array, mx.array]:
-            self._set({**frozen, **at})
+            # The model reads the rows through `inputs_embeds`: the table itself gets no gradient.
+            self._set({**frozen, **at, **table})
             self.model.train()
-            layers = checkpointed_layers(self.model.core) if self.checkpoint_layers else nullcontext()
-            with layers:
-                loss = self.model.loss(self.model(**inputs), targets, rows=rows).astype(mx.float32)
+            embeds = {} if index is None else {"inputs_embeds": at[self.words].astype(self.dtype)[index]}
+            with layers(self.model.core):
+                loss = self.model.loss(self.model(**inputs, **embeds), targets, rows=rows).astype(mx.float32)
             return loss * weight * loss_scale, loss
 
+        layers = checkpointed_layers if self.checkpoint_layers else nullcontext
         weight = self.model.head.loss_weight(targets, rows=rows)
-        differentiate = mx.value_and_grad(objective)
-        (_, loss), gradients = cast(Any, differentiate)(weights)
-        gradients = self._without_padding(gradients)
+        differentiate: Any = mx.value_and_grad(objective)
+        with linears_for_training(self.model):
+            (_, loss), gradients = differentiate(start)
+        gradients = self._without_padding(gradients, word_ids)
         if self.adversarial is not None:
-            moved = self.adversarial.perturb(weights, gradients, self.words)
-            _, second = cast(Any, differentiate)(moved)
-            second = self._without_padding(second)
+            norms = {name: _norm(array) for name, array in table.items()}
+            moved = self.adversarial.perturb(start, gradients, self.words, norms)
+            with linears_for_training(self.model):
+                _, second = differentiate(moved)
+            second = self._without_padding(second, word_ids)
             gradients = {name: 0.5 * (first + second[name]) for name, first in gradients.items()}
         return {"gradients": gradients, "loss": loss * weight, "weight": weight, "rows": rows.sum()}
 
@@ -217,11 +247,13 @@ class Gradients:
         ]
         self.model.update(tree_unflatten(cast_arrays))
 
-    def _without_padding(self, gradients: Arrays) -> Arrays:
+    def _without_padding(self, gradients: Arrays, word_ids: mx.array | None) -> Arrays:
         """Return no gradient for the padding token's rows, as `torch.nn.Embedding(padding_idx=…)` has none."""
         masked = dict(gradients)
         for name, row in self.padding_rows.items():
-            is_real = (mx.arange(masked[name].shape[0]) != row)[:, None]
+            ids = word_ids if name == self.words else None
+            ids = mx.arange(masked[name].shape[0]) if ids is None else ids
+            is_real = mx.not_equal(ids, row)[:, None]
             masked[name] = mx.where(is_real, masked[name], 0)
         return masked
 

@@ -100,7 +100,7 @@ def step_state(step: TrainStep) -> Arrays:
     """
     state: Arrays = {f"{kind}.{name}": array for kind in _DICTS for name, array in getattr(step, kind).items()}
     if step.sums is not None:
-        state |= {f"sums.{name}": array for name, array in step.sums["gradients"].items()}
+        state |= {f"sums.{name}": array for name, array in step.whole_gradients().items()}
         state |= {f"sums_{name}": step.sums[name] for name in SCALARS}
     state |= {name: mx.array(getattr(step, name), mx.int32) for name in _COUNTERS}
     state["loss_scale"] = mx.array(step.loss_scale, mx.float32)  # a power of two: exact
@@ -143,7 +143,7 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
             )
     for kind in _DICTS:
         setattr(step, kind, {name: state[f"{kind}.{name}"] for name in getattr(step, kind)})
-    step.sums = None
+    step.sums = step.words = None
     if "sums_loss" in state:
         gradients = {name: state[f"sums.{name}"] for name in step.weights}
         step.sums = {"gradients": gradients, **{name: state[f"sums_{name}"] for name in SCALARS}}

@@ -51,6 +51,7 @@ from mlxbert.training.optimizer import (
     squared_norms,
     trainable,
 )
+from mlxbert.training.word_rows import INDEX, WordRows, squared_rows, word_rows
 
 # float16 gradients below 6e-8 are 0, so the loss is scaled up: half as much after an overflow, twice as much after
 # this many good steps (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2).
@@ -123,6 +124,8 @@ class TrainStep:
         step: finished steps, also skipped ones; the schedule's position.
         updates: steps that changed the weights; AdamW's t.
         batches: accumulated batches of the current step.
+        sums: of these batches; None: there are none.
+        words: the rows that `sums` has of the word embeddings' gradient; None: the whole table.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class TrainStep:
         keeps_average = self.settings.ema_decay is not None
         self.average: Arrays = {name: array + 0 for name, array in self.weights.items()} if keeps_average else {}
         self.sums: Sums | None = None
+        self.words: WordRows | None = None
         self.step, self.updates, self.batches, self.good_steps = 0, 0, 0, 0
         self.loss_scale = _FIRST_SCALE if self.settings.compute_dtype == "float16" else 1.0
         self._gradients = Gradients(
@@ -161,6 +165,8 @@ class TrainStep:
         self._add_up = mx.compile(add_up) if compiled else add_up
         self._apply = mx.compile(self._update) if compiled else self._update
         self._squared_norms = mx.compile(squared_norms) if compiled else squared_norms
+        self._squared_rows = mx.compile(squared_rows) if compiled else squared_rows
+        self._table = self._gradients.words if self._gradients.words in self.weights else None
         # An adversarial step needs the gradient of the whole batch before it goes on.
         self._streams = streams()[: 1 if self.settings.adversarial else None]
         self._parts = parts({name: array.size for name, array in self.weights.items()})
@@ -189,12 +195,15 @@ class TrainStep:
         self.model.core.check_ids(arrays)
         targets = mx.array(targets)
         real = mx.ones((len(targets),)) if rows is None else mx.array(rows).astype(mx.float32)
-        found = self._compute(split_batch(arrays, targets, real, self._streams))
+        words = None
+        if self._table is not None:
+            words, arrays[INDEX] = word_rows(arrays["input_ids"], len(self.weights[self._table]))
+        found = self._compute(split_batch(arrays, targets, real, self._streams), words)
         self.batches += 1
         loss, weight = (sum(_number(sums[name]) for sums in found) for name in ("loss", "weight"))
         value = loss / weight if weight else loss
         if math.isfinite(value):
-            self.sums = self._total([*([] if self.sums is None else [self.sums]), *found])
+            self._add(found, words)
         elif self.settings.on_nonfinite == "stop":
             raise NonFiniteLossError(
                 f"step {self.step + 1}, batch {self.batches} of it: the loss is {value}; the weights are "
@@ -215,13 +224,14 @@ class TrainStep:
         factor = self.schedule.factor(self.step)
         batches, self.batches = self.batches, 0
         sums, self.sums = self.sums, None
+        words, self.words = self.words, None
         self.step += 1
         weight = 0.0 if sums is None else _number(sums["weight"])
         # No real row, or none with a label, or every batch left out: then no weight decay either.
         if sums is None or weight == 0:
             return StepReport(self.step, math.nan, 0, factor, math.nan, skipped=True)
         loss, rows = _number(sums["loss"]) / weight, int(_number(sums["rows"]))
-        norm = _number(self._norm(sums["gradients"])) / (weight * self.loss_scale)
+        norm = _number(self._norm(sums["gradients"], words)) / (weight * self.loss_scale)
         if not math.isfinite(norm):
             self._overflowed(norm, batches)
             return StepReport(self.step, loss, rows, factor, norm, skipped=True)
@@ -231,9 +241,8 @@ class TrainStep:
         scalars["gradient"] = mx.array(scale, mx.float32)
         if self.settings.ema_decay is not None:
             scalars["average"] = mx.array(ema_decay(self.settings.ema_decay, self.updates), mx.float32)
-        self._change(sums.pop("gradients"), scalars)
+        self._change(sums.pop("gradients"), words, scalars)
         self.show()
-        mx.eval(self.weights, self.means, self.squares, self.average)
         self._grow_scale()
         return StepReport(self.step, loss, rows, factor, norm, skipped=False)
 
@@ -242,54 +251,101 @@ class TrainStep:
         shown = {**self.frozen, **self.weights, **(weights or {})}
         self.model.update(tree_unflatten(list(shown.items())))
 
-    def _compute(self, shards: list[Shard]) -> list[Sums]:
+    def whole_gradients(self) -> Arrays:
+        """Return the gradients of `sums`, that of the word embeddings with all rows."""
+        assert self.sums is not None
+        gradients: Arrays = dict(self.sums["gradients"])
+        if self.words is not None and self._table is not None:
+            gradients[self._table] = self.words.whole(gradients[self._table], len(self.weights[self._table]))
+        return gradients
+
+    def _compute(self, shards: list[Shard], words: WordRows | None = None) -> list[Sums]:
         """Return the sums of each shard; each draws its random numbers from its own state."""
         *seeds, after = split_state(len(shards) + 1)
         scale = mx.array(self.loss_scale, mx.float32)
+        ids = () if words is None else (words.ids,)
         found: list[Sums] = []
         try:
             for shard, seed in zip(shards, seeds, strict=True):
                 mx.random.seed(seed)
+                batch = (shard.inputs, shard.targets, shard.rows)
                 with mx.stream(shard.stream):
-                    found.append(self._sums(self.weights, self.frozen, shard.inputs, shard.targets, shard.rows, scale))
+                    found.append(self._sums(self.weights, self.frozen, *batch, scale, *ids))
         finally:
             self.show()  # tracing leaves placeholders in the model
             mx.random.seed(after)
         evaluate(found)
         return found
 
-    def _total(self, found: list[Sums]) -> Sums:
-        if len(found) == 1:
-            return found[0]
+    def _add(self, found: list[Sums], words: WordRows | None) -> None:
+        """Add the sums of a batch's shards to `sums`."""
+        if self.sums is None and len(found) == 1:
+            self.sums, self.words = found[0], words
+            return
         gradients = [sums.pop("gradients") for sums in found]
-        added: Arrays = {}
+        total: Arrays = {}
+        if self._table is not None and words is not None:
+            total |= self._add_up([take((self._table,), arrays) for arrays in gradients])
+        before = [] if self.sums is None else [self.sums]
+        if before:
+            gradients = [self.whole_gradients(), *gradients]
+            if self._table is not None and words is not None:
+                total[self._table] = words.add(gradients[0].pop(self._table), total[self._table])
+            self.sums = words = None
+        outputs = [total]
         for part in self._parts:
             with mx.stream(part.stream):
-                added.update(self._add_up([take(part.names, arrays) for arrays in gradients]))
-        total: Sums = {"gradients": {name: added[name] for name in self.weights}}
-        total |= add_up([{name: sums[name] for name in SCALARS} for sums in found])
+                outputs.append(self._add_up([take(part.names, arrays) for arrays in gradients]))
         mx.eval(total)
-        return total
+        evaluate(outputs[1:])
+        for output in outputs[1:]:
+            total.update(output)
+        scalars = add_up([{name: sums[name] for name in SCALARS} for sums in (*before, *found)])
+        mx.eval(scalars)
+        self.sums, self.words = {"gradients": {name: total[name] for name in self.weights}, **scalars}, words
 
-    def _norm(self, gradients: Arrays) -> mx.array:
+    def _norm(self, gradients: Arrays, words: WordRows | None = None) -> mx.array:
         squares: Arrays = {}
         for part in self._parts:
             with mx.stream(part.stream):
-                squares.update(self._squared_norms({name: gradients[name] for name in part.names}))
+                squares.update(self._squared_norms({n: gradients[n] for n in part.names if n != self._table}))
+                if self._table is not None and self._table in part.names:
+                    rows = self._squared_rows(gradients[self._table])
+                    rows = rows if words is None else words.whole(rows, len(self.weights[self._table]))
+                    squares[self._table] = rows.sum()
+        evaluate([[squares[name] for name in part.names] for part in self._parts])
         return global_norm({name: squares[name] for name in gradients})
 
-    def _change(self, gradients: Arrays, scalars: Arrays) -> None:
+    def _change(self, gradients: Arrays, words: WordRows | None, scalars: Arrays) -> None:
         """Update weights, means, squares and average, part by part."""
-        old = (self.weights, self.means, self.squares, self.average, gradients)
+        old = (self.weights, self.means, self.squares, self.average)
         names = list(self.weights)
-        changed: tuple[Arrays, ...] = ({}, {}, {}, {})
+        by_rows: list[Arrays] = []
+        if words is not None and self._table is not None:
+            by_rows = [{name: arrays[name][words.ids] for name in arrays if name == self._table} for arrays in old]
+            by_rows.append({self._table: gradients[self._table]})
+            mx.eval(by_rows)  # before the table changes in place
+            gradients[self._table] = mx.array(0.0)
+        changed = []
         for part in self._parts:
             with mx.stream(part.stream):
-                new = self._apply(*[*(take(part.names, arrays) for arrays in old), scalars])
-            for whole, some in zip(changed, new, strict=True):
-                whole.update(some)
+                w, m, v, average, g = (take(part.names, arrays) for arrays in (*old, gradients))
+                changed.append(self._apply(w, m, v, average, g, scalars))
+                del w, m, v, average  # MLX then updates in place
+        evaluate(changed)
+        merged: list[Arrays] = [{}, {}, {}, {}]
+        for new in changed:
+            for whole, arrays in zip(merged, new, strict=True):
+                whole.update(arrays)
+        del changed, new, arrays
+        if words is not None:
+            w, m, v, average, g = by_rows
+            for whole, rows in zip(merged, self._apply(w, m, v, average, g, scalars), strict=True):
+                for name, values in rows.items():
+                    whole[name] = words.replace(whole.pop(name), values)
+            mx.eval(merged)
         self.weights, self.means, self.squares, self.average = (
-            {name: arrays[name] for name in names if arrays} for arrays in changed
+            {name: arrays[name] for name in names if arrays} for arrays in merged
         )
 
     def _update(

@@ -213,10 +213,10 @@ def test_the_norm_does_not_depend_on_how_an_array_lies_in_memory() -> None:
 
 def test_parameters_are_dealt_to_two_streams_of_a_cpu_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"a": 5, "b": 40, "c": 20, "d": 20}
-    monkeypatch.setattr("mlxbert.training.gradients.use_fast_blas", lambda: BlasStatus(True, None, "", 2))
+    monkeypatch.setattr("mlxbert.backend.threads.use_fast_blas", lambda: BlasStatus(True, None, "", 2))
     made = parts(sizes)
     assert [part.names for part in made] == [("b", "a"), ("c", "d")]
     assert made[0].stream != made[1].stream == parts(sizes)[1].stream
     assert [part.names for part in parts({"a": 1})] == [("a",)]
-    monkeypatch.setattr("mlxbert.training.gradients.use_fast_blas", lambda: BlasStatus(True, None, "", 1))
+    monkeypatch.setattr("mlxbert.backend.threads.use_fast_blas", lambda: BlasStatus(True, None, "", 1))
     assert [part.names for part in parts(sizes)] == [("b", "c", "d", "a")]
