@@ -52,7 +52,7 @@ from benchmarks.speed_sides import (
     SENTENCES,
     absent,
 )
-from benchmarks.speed_table import Measurement, Results, plot, terminal, write_readme
+from benchmarks.speed_table import Measurement, Results, plot, progress, terminal, write_readme
 from mlxbert.report.reported_run import ReportError
 
 # The largest difference of a number from the baseline's with which a side's time counts. Hidden states are of size 1,
@@ -290,14 +290,6 @@ def _in_a_process(make: Callable[[Path], None]) -> Callable[[Path], None]:
         subprocess.run([sys.executable, "-c", code + "make(Path(sys.argv[1]))", str(out)], check=True)
 
     return run
-
-
-def progress(text: str, *, keep: bool = False) -> None:
-    """Show a line on standard error, in a terminal in place of the one before, unless that is kept."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[2K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
