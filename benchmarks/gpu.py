@@ -133,7 +133,8 @@ class Side:
         forward: starts a forward pass, and waits for it.
         hidden: the hidden states of the real tokens, (T, D), text by text.
         step: takes a training step.
-        memory: the most MB of the device's memory that were in use; None: it does not say.
+        reset: forgets the most memory that was in use.
+        memory: the most MB of the device's memory that were in use since; None: it does not say.
         facts: what else is to be said of a forward pass.
     """
 
@@ -141,6 +142,7 @@ class Side:
     forward: Callable[[Batch], Any]
     hidden: Callable[[Batch], np.ndarray]
     step: Callable[[Batch], Any]
+    reset: Callable[[], None]
     memory: Callable[[], float | None]
     facts: Callable[[Batch], dict[str, Any]]
 
@@ -188,6 +190,7 @@ def mlxbert(folder: Path, side: str, dtype: str, *, train: bool) -> Side:
         lambda batch: mx.eval(output(batch)),
         lambda batch: np.array(output(batch).astype(mx.float32))[batch.mask > 0],
         step,
+        mx.reset_peak_memory,
         lambda: mx.get_peak_memory() / 1e6,
         facts,
     )
@@ -301,10 +304,15 @@ def pytorch(folder: Path, side: str, dtype: str, *, train: bool, reference: bool
         optimizer.zero_grad()
         return float(loss.item())
 
+    def reset() -> None:
+        if kind == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     def memory() -> float | None:
         return torch.cuda.max_memory_allocated() / 1e6 if kind == "cuda" else None
 
-    return Side(torch.cuda.get_device_name() if kind == "cuda" else kind, forward, hidden, step, memory, lambda _: {})
+    device = torch.cuda.get_device_name() if kind == "cuda" else kind
+    return Side(device, forward, hidden, step, reset, memory, lambda _: {})
 
 
 def torch_device() -> str:
@@ -326,14 +334,17 @@ def measure_here(options: argparse.Namespace) -> dict[str, Any]:
     else:
         side = pytorch(*arguments, train=train, reference=options.section == "reference")
     config = json.loads((options.folder / inputs.MODEL / "config.json").read_text())
+    cases = batches(config["vocab_size"], tiny=options.tiny)
+    files = [options.folder / f"reference-{number}.npy" for number in range(len(cases))]
     found: dict[str, Any] = {}
-    for number, (name, batch) in enumerate(batches(config["vocab_size"], tiny=options.tiny).items()):
-        file = options.folder / f"reference-{number}.npy"
+    for file, (name, batch) in zip(files, cases.items(), strict=True):  # before a step changes the weights
         if options.section == "reference":
             np.save(file, side.hidden(batch))
             continue
-        one = {"error": difference(side.hidden(batch), np.load(file)), **({} if train else side.facts(batch))}
-        run = partial(side.step if train else side.forward, batch)
+        found[name] = {"error": difference(side.hidden(batch), np.load(file)), **({} if train else side.facts(batch))}
+    for name, one in found.items():
+        side.reset()
+        run = partial(side.step if train else side.forward, cases[name])
         for _ in range(3):  # compile, and fill the caches
             run()
         seconds: list[float] = []
@@ -341,8 +352,8 @@ def measure_here(options: argparse.Namespace) -> dict[str, Any]:
             begin = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - begin)
-        work = operations(batch.lengths, config) * (3 if train else 1)
-        found[name] = {**one, "seconds": statistics.median(seconds), "work": work, "memory": side.memory()}
+        work = operations(cases[name].lengths, config) * (3 if train else 1)
+        one |= {"seconds": statistics.median(seconds), "work": work, "memory": side.memory()}
     return {"device": side.device, "cases": found}
 
 
