@@ -5,23 +5,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from math import gcd
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from mlxbert.backend.threads import side_by_side, streams
 from mlxbert.checkpoint import load, resolve
 from mlxbert.encode.modules import Normalize, SentenceModuleError
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
 from mlxbert.errors import MLXBertWarning
 from mlxbert.models.base import BertOutput, Encoder
 from mlxbert.pooling import STRATEGIES, PoolingError, pool
-from mlxbert.tokenization.encoding import padded, warn_of_truncation
+from mlxbert.tokenization.encoding import Encoding, padded, warn_of_truncation
 from mlxbert.tokenization.tokenizer import Tokenizer, check_texts
 
 # Texts are tokenized and sorted in parts of this size, so that the token ids of millions of texts fit in memory.
 _BLOCK = 8192
+# Tokens that are computed at the same time, as many as those of 32 texts of 512: they bound the memory of long texts,
+# whatever the number of threads.
+_TOKENS = 16384
+# A batch of fewer tokens takes longer on a thread of its own than in another batch.
+_LEAST_TOKENS = 64
 
 
 class SentenceEncoderWarning(MLXBertWarning):
@@ -135,7 +143,7 @@ class SentenceEncoder:
 
         Args:
             texts: one text or several.
-            batch_size: texts that go through the encoder at once.
+            batch_size: the most texts of a batch; long texts make smaller ones.
             normalize: True: scale to length 1; False: skip the checkpoint's Normalize; None: as the checkpoint says.
             prompt_name: which of the checkpoint's prompts to put before each text; default: the checkpoint's.
             prompt: a prompt of your own, instead.
@@ -159,27 +167,46 @@ class SentenceEncoder:
         items = check_texts(texts)
         skip = self._prompt_tokens(prompt) if prompt and not self.plan.include_prompt else 0
         out = np.empty((len(items), self.dimension), np.float32)
-        n_cut = longest = 0
-        uncounted = False
+        cut = _Cut()
         with _progress(len(items), show_progress) as advance:
-            for start in range(0, len(items), _BLOCK):
-                block = [prompt + text for text in items[start : start + _BLOCK]]
-                encodings = self.tokenizer.encode(block, max_length=self.max_length)
-                n_cut += sum(e.n_truncated > 0 for e in encodings)
-                longest = max([longest, *(len(e) + e.n_truncated for e in encodings)])
-                uncounted = uncounted or any(e.uncounted for e in encodings)
-                for rows, length in batches([len(e) for e in encodings], batch_size, self.max_length):
-                    inputs = padded(
+
+            def compute(batch: _Batch) -> None:
+                out[batch.rows] = np.array(self._embed(batch.inputs, skip, normalize))
+                advance(len(batch.rows))
+
+            todo = self._batches(items, prompt, batch_size, cut)
+            first_two = [*islice(todo, 2)]
+            if len(first_two) == 1:  # alone it may have all threads
+                compute(first_two[0])
+            else:
+                side_by_side(chain(first_two, todo), compute)
+        if cut.texts:
+            warn_of_truncation(
+                cut.texts, len(items), cut.longest, self.max_length, stacklevel=2, at_least=cut.uncounted
+            )
+        return out[0] if isinstance(texts, str) else out
+
+    def _batches(self, items: list[str], prompt: str, batch_size: int, cut: _Cut) -> Iterator[_Batch]:
+        """Yield the batches of all texts, and count in `cut` those that are too long.
+
+        A block is tokenized when the first of its batches is taken, while other threads compute the last block's.
+        """
+        threads = len(streams())
+        for start in range(0, len(items), _BLOCK):
+            block = [prompt + text for text in items[start : start + _BLOCK]]
+            encodings = self.tokenizer.encode(block, max_length=self.max_length)
+            cut.add(encodings)
+            lengths = [len(encoding) for encoding in encodings]
+            for rows, length in batches(lengths, batch_size, self.max_length, threads=threads):
+                yield _Batch(
+                    start + rows,
+                    padded(
                         [encodings[i].ids for i in rows],
                         [encodings[i].type_ids for i in rows],
                         length=length,
                         pad_id=self.tokenizer.pad_token_id or 0,
-                    )
-                    out[start + rows] = np.array(self._embed(inputs, skip, normalize))
-                    advance(len(rows))
-        if n_cut:
-            warn_of_truncation(n_cut, len(items), longest, self.max_length, stacklevel=2, at_least=uncounted)
-        return out[0] if isinstance(texts, str) else out
+                    ),
+                )
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the similarity of each vector of `a` with each of `b`, by the checkpoint's measure: (N, M) float32.
@@ -241,21 +268,55 @@ def _pool(strategy: str, output: BertOutput, mask: mx.array, skip: int) -> mx.ar
     return pool(strategy, output.last_hidden_state, mask)
 
 
-def batches(lengths: Sequence[int], batch_size: int, limit: int) -> Iterator[tuple[np.ndarray, int]]:
+@dataclass(frozen=True)
+class _Batch:
+    """Texts that go through the encoder at once: their numbers, and the arguments of the encoder."""
+
+    rows: np.ndarray
+    inputs: dict[str, mx.array]
+
+
+@dataclass
+class _Cut:
+    """The texts that were cut: their number, the longest text's tokens, and whether it may have more."""
+
+    texts: int = 0
+    longest: int = 0
+    uncounted: bool = False
+
+    def add(self, encodings: Sequence[Encoding]) -> None:
+        self.texts += sum(e.n_truncated > 0 for e in encodings)
+        self.longest = max([self.longest, *(len(e) + e.n_truncated for e in encodings)])
+        self.uncounted = self.uncounted or any(e.uncounted for e in encodings)
+
+
+def batches(
+    lengths: Sequence[int], batch_size: int, limit: int, *, threads: int = 1
+) -> Iterator[tuple[np.ndarray, int]]:
     """Yield the indices of the texts of each batch and the length to pad it to, longest texts first.
 
-    Lengths are rounded up to multiples of 8, above 64 of 32, so that few shapes occur. A text no longer than half of
-    a batch's padded length waits for the next batch: less than half of a batch is padding.
+    Batches of short texts are limited by `batch_size`, those of long ones by their tokens. Lengths are rounded up, by
+    3 % at most where it is worth it, so that few shapes occur. A text no longer than half of a batch's padded length
+    waits for the next batch: less than half of a batch is padding.
+
+    Args:
+        lengths: tokens of each text.
+        batch_size: the most texts of a batch.
+        limit: the most tokens of a text.
+        threads: so many batches are computed at the same time; each gets its share of a small number of texts.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    share = -(-len(order) // max(1, min(threads, sum(lengths) // _LEAST_TOKENS)))
     start = 0
     while start < len(order):
         longest = lengths[order[start]]
-        step = 8 if longest <= 64 else 32
+        rows = max(1, min(batch_size, share, _TOKENS // threads // longest, len(order) - start))
+        # The fewer texts, the more it matters that OpenBLAS multiplies multiples of 8 tokens at once.
+        step = max(1 << max(longest.bit_length() - 6, 0), 8 // gcd(8, rows))
         padded_length = min(-(-longest // step) * step, limit)
         stop = start + 1
         while (
-            stop < min(start + batch_size, len(order))
+            stop < start + rows
             # At 16 tokens and below, another call costs more than the padding.
             and (padded_length <= 16 or 2 * lengths[order[stop]] > padded_length)
         ):

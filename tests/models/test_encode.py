@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel
 
+from mlxbert.backend.device import use_fast_blas
 from mlxbert.encode.encoder import SentenceEncoder, SentenceEncoderWarning, batches
 from mlxbert.encode.modules import ACTIVATIONS, Dense, SentenceModuleError
 from mlxbert.encode.sentence_modules import read_pooling
+from mlxbert.model_arrays import InputError
 from mlxbert.pooling import PoolingError
 from mlxbert.tokenization.tokenizer import TokenizerError, TruncationWarning
 
@@ -145,12 +149,49 @@ def test_batches_waste_less_than_half_on_padding() -> None:
     got = list(batches(lengths, 32, 250))
     assert sorted(i for rows, _ in got for i in rows) == list(range(500))
     assert [length for _, length in got] == sorted((length for _, length in got), reverse=True)
-    assert len({length for _, length in got}) <= 8 + 6
     for rows, length in got:
         assert 1 <= len(rows) <= 32
-        assert max(lengths[i] for i in rows) <= length <= 250
+        longest = max(lengths[i] for i in rows)
+        assert longest <= length <= 250
+        assert length - longest < max(longest / 32, 8 / math.gcd(8, len(rows)))
         assert length <= 16 or 2 * sum(lengths[i] for i in rows) > length * len(rows)
     assert list(batches([], 32, 250)) == []
+
+
+def test_long_texts_make_smaller_batches() -> None:
+    for threads in (1, 2, 8):
+        got = list(batches([512] * 100, 1000, 512, threads=threads))
+        assert [len(rows) for rows, _ in got][:-1] == [32 // threads] * (len(got) - 1)
+
+
+def test_each_thread_gets_a_share_of_few_texts() -> None:
+    got = {n: [len(rows) for rows, _ in batches([12] * n, 32, 512, threads=2)] for n in (1, 8, 11, 40, 100)}
+    assert got == {1: [1], 8: [8], 11: [6, 5], 40: [20, 20], 100: [32, 32, 32, 4]}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_batches_on_several_threads(plain: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    status = replace(use_fast_blas(), threads=threads)
+    monkeypatch.setattr("mlxbert.backend.threads.use_fast_blas", lambda: status)
+    monkeypatch.setattr("mlxbert.encode.encoder._BLOCK", 25)
+    encoder = SentenceEncoder.from_pretrained(plain, pooling="mean")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        got = encoder.encode(TEXTS, batch_size=4)
+        assert np.array_equal(got, encoder.encode(TEXTS, batch_size=4))
+        alone = np.stack([encoder.encode(text) for text in TEXTS])
+    assert np.abs(got - alone).max() <= TOLERANCE
+
+
+def test_an_id_beyond_the_table_is_refused_in_every_batch(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = replace(use_fast_blas(), threads=2)
+    monkeypatch.setattr("mlxbert.backend.threads.use_fast_blas", lambda: status)
+    encoder = SentenceEncoder.from_pretrained(plain, pooling="mean")
+    rows = encoder.core.embeddings.word_embeddings
+    rows.weight = rows.weight[:8]
+    for texts in (TEXTS, TEXTS[0]):
+        with pytest.raises(InputError, match=r"^input_ids: \d+ at \[\d+, \d+\] is outside the model's table"):
+            encoder.encode(texts, batch_size=4)
 
 
 @pytest.mark.parametrize("mode", Pooling.POOLING_MODES)
