@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -328,6 +329,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.prepare:
         prepare(options)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that no side stays behind
     console = Console()
     console.width = max(console.width, 110)  # a log file has the whole table, too
     with contextlib.ExitStack() as stack:

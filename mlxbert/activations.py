@@ -164,7 +164,7 @@ def gelu(x: mx.array) -> mx.array:
     arithmetic, as torch's is, so it suits every device. Half precision on a GPU: see `_half_gelu`.
     """
     if _is_half_on_a_gpu(x):
-        return cast(mx.array, _half_gelu(x))
+        return _half_gelu(x)
     return cast(mx.array, _gelu_float32(x.astype(mx.float32))).astype(x.dtype)
 
 
@@ -205,7 +205,7 @@ def gelu_tanh(x: mx.array) -> mx.array:
     Not `mlx.nn.gelu_approx`'s sigmoid form, which is off by 4e-4.
     """
     if _is_half_on_a_gpu(x):
-        return cast(mx.array, _half_gelu_tanh(x))
+        return _half_gelu_tanh(x)
     return cast(mx.array, _gelu_tanh_float32(x.astype(mx.float32))).astype(x.dtype)
 
 
