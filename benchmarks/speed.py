@@ -147,12 +147,12 @@ class FailedSideError(Exception):
 
 
 class Process:
-    """One side of a part, in a process of its own."""
+    """One side of a section, in a process of its own."""
 
-    def __init__(self, part: Part, side: str, folder: Path, threads: int):
+    def __init__(self, section: str, side: str, folder: Path, threads: int):
         self.side = side
         environment = {**dict.fromkeys(_THREADS, str(threads)), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-        arguments = (part.section, folder, "--side", side, "--threads", threads)
+        arguments = (section, folder, "--side", side, "--threads", threads)
         self._child = child("speed_sides", *arguments, environment=environment)
 
     def loaded(self) -> None:
@@ -215,7 +215,7 @@ class Measuring:
             processes: list[Process] = []
             for side in sides:
                 if side not in missing:
-                    process = Process(part, side, folder, self.options.threads)
+                    process = Process(part.section, side, folder, self.options.threads)
                     stack.callback(process.end)
                     processes.append(process)
             self._take_turns(part, processes)
