@@ -22,7 +22,7 @@ from mlxbert.backend.device import one_blas_thread, use_fast_blas
 # OpenBLAS has no more.
 _MOST_THREADS = 64
 # Each shard reads all weights: with fewer tokens, that takes longer than the threads save.
-_LEAST_TOKENS = 256
+_LEAST_TOKENS = 128
 # The part of a forward pass on one thread that is not matrix products, which OpenBLAS's threads do not shorten.
 _NOT_PRODUCTS = 0.2
 T = TypeVar("T")
