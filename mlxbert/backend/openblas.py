@@ -30,6 +30,7 @@ import importlib.util
 import mmap
 import os
 import struct
+import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -288,20 +289,40 @@ def load(path: Path) -> OpenBlas:
     return OpenBlas(str(path), sgemm, get_config().decode().strip(), library.scipy_openblas_get_num_threads())
 
 
+class _OneThread:
+    """How many callers are inside `one_thread` now."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.callers = 0
+
+
+_one_thread = _OneThread()
+if hasattr(os, "register_at_fork"):  # another thread may have been inside, and a fork leaves only this one
+    os.register_at_fork(after_in_child=_one_thread.__init__)  # type: ignore[misc]
+
+
 @contextmanager
 def one_thread(blas_path: str, afterwards: int) -> Iterator[None]:
     """Compute, inside, a product on the calling thread only, for callers with their own threads.
 
+    The number of threads is OpenBLAS's, not the calling thread's: it rises again when the last caller leaves.
+
     Args:
         blas_path: of the loaded library.
-        afterwards: the number of threads to set at the end; another caller may have lowered the number before.
+        afterwards: the number of threads to set at the end.
     """
     library = ctypes.CDLL(blas_path)
-    library.scipy_openblas_set_num_threads(1)
+    with _one_thread.lock:
+        _one_thread.callers += 1
+        library.scipy_openblas_set_num_threads(1)
     try:
         yield
     finally:
-        library.scipy_openblas_set_num_threads(afterwards)
+        with _one_thread.lock:
+            _one_thread.callers -= 1
+            if _one_thread.callers == 0:
+                library.scipy_openblas_set_num_threads(afterwards)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Compute several batches, or several parts of a batch, at the same time on a CPU.
+"""Compute several parts of a batch at the same time on a CPU.
 
 MLX runs the operations of one stream on one thread. So each part is built on a stream of its own, and evaluated from a
 Python thread of its own, with OpenBLAS on one thread meanwhile.
@@ -6,99 +6,199 @@ Python thread of its own, with OpenBLAS on one thread meanwhile.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
-from threading import Event, Lock, get_ident, local
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cache, partial
+from itertools import pairwise
+from threading import get_ident, local
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from mlxbert.backend.device import one_blas_thread, use_fast_blas
 
-# In training every shard has its own gradients, as large as the weights.
-_MOST_STREAMS = 8
+# OpenBLAS has no more.
+_MOST_THREADS = 64
+# Each shard reads all weights: with fewer tokens, that takes longer than the threads save.
+_LEAST_TOKENS = 256
+# The part of a forward pass on one thread that is not matrix products, which OpenBLAS's threads do not shorten.
+_NOT_PRODUCTS = 0.2
 T = TypeVar("T")
-_END: Any = object()
-# `inside` is True in a thread of `side_by_side`.
+# While one is computed, the next is built.
+_AHEAD = 2
+# `inside` is True while `side_by_side` builds.
 _state = local()
 
 
-def streams() -> list[mx.Stream]:
-    """Return the default stream, and on a CPU with OpenBLAS one more for each further thread of it, up to 8 in all.
+def thread_count() -> int:
+    """Return how many parts are computed at the same time: OpenBLAS's threads on a CPU, else 1.
 
-    Inside `side_by_side` it is the one stream of the calling thread: the others are busy.
+    Also 1 inside `side_by_side`, where the other threads are busy.
     """
-    device = mx.default_device()
     if getattr(_state, "inside", False):
-        return [mx.default_stream(device)]
-    threads = min(use_fast_blas().threads, _MOST_STREAMS) if device == mx.cpu else 1
-    return [mx.default_stream(device), *(_further_stream(number, get_ident()) for number in range(1, threads))]
+        return 1
+    return use_fast_blas().threads if mx.default_device() == mx.cpu else 1
+
+
+def streams(most: int) -> list[mx.Stream]:
+    """Return the default stream, and one more for each further thread of `thread_count`, up to `most` in all."""
+    default = mx.default_stream(mx.default_device())
+    return [default, *(_further_stream(number, get_ident()) for number in range(1, min(thread_count(), most)))]
+
+
+def shares(rows: int, tokens: int, threads: int) -> list[slice]:
+    """Return the rows of each shard of a forward pass, of equal size where possible.
+
+    A single one if the batch is small, or if OpenBLAS's threads are faster than so few shards.
+
+    Args:
+        rows: of the batch.
+        tokens: of all rows, with padding.
+        threads: at most so many shards.
+    """
+    count = min(threads, rows, tokens // _LEAST_TOKENS)
+    if count * (_NOT_PRODUCTS + (1 - _NOT_PRODUCTS) / threads) <= 1:
+        return [slice(0, rows)]
+    ends = [rows * number // count for number in range(count + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def is_traced() -> bool:
+    """Return whether a transformation of MLX (`mx.grad`, `mx.compile`, `mx.vmap`, …) runs on this thread.
+
+    Then nothing may be computed on another thread: there MLX does not know of the transformation and drops the graph,
+    so that gradients would be zero in silence.
+    """
+    try:
+        array = _traced_array()
+    except RuntimeError:  # the interpreter ends, and there are no threads any more
+        return True
+    return array is None or _counts_as_traced(array)
 
 
 def evaluate(outputs: Sequence[Any]) -> None:
-    """Compute arrays, or trees of them, at the same time; each must be on its own stream.
+    """Compute arrays, or trees of them, at the same time; each must be on its own stream, the first on this thread's.
 
-    Each is evaluated from its own Python thread. `mx.eval` hands out some hundred operations and then waits for one of
-    them (`MAX_ACTIVE_TASKS`, transforms.cpp), so from one thread the last stream would begin when the first is done.
+    As `compute`, for outputs that are built already.
     """
-    first, *others = outputs
+    compute([partial(_given, output) for output in outputs])
+
+
+def compute(builds: Sequence[Callable[[], Any]]) -> None:
+    """Build arrays, or trees of them, and compute them at the same time, with OpenBLAS on one thread.
+
+    Each is evaluated from its own Python thread, and begins while the next is built. `mx.eval` hands out some hundred
+    operations and then waits for one of them (`MAX_ACTIVE_TASKS`, transforms.cpp), so from one thread the last stream
+    would begin when the first is done.
+
+    Args:
+        builds: functions that return what to compute, each on its own stream of `streams`; the first is called last.
+            A single one keeps all threads of OpenBLAS.
+    """
+    first, *others = builds
     if not others:
-        mx.eval(first)
+        mx.eval(first())
         return
+    futures: list[Future[None]] = []
     with one_blas_thread():
-        futures = [_pool().submit(mx.eval, output) for output in others]
         try:
-            mx.eval(first)
+            for build in others:
+                futures.append(_submit(mx.eval, build()))
+            mx.eval(first())
         finally:
             wait(futures)
     for future in futures:
         future.result()
 
 
-def side_by_side(items: Iterable[T], compute: Callable[[T], None]) -> None:
-    """Call `compute(item)` for every item, on as many threads as there are `streams`, each with its own stream.
+def side_by_side(items: Iterable[T], build: Callable[[T], Any], done: Callable[[T, Any], None]) -> None:
+    """Call `done(item, build(item))` for every item; what is built is computed before, on `thread_count` threads.
 
-    An item is taken when a thread is free, and by one thread at a time, so `items` may be a generator with work of its
-    own. The threads do not wait for each other, as the shards of one batch do. `compute` has to evaluate what it
-    builds.
+    The parts do not wait for each other, as the shards of one batch do. Items are taken, built and done on the calling
+    thread, so `items` may be a generator with work of its own. MLX aborts the process if a thread that has built what
+    is compiled, such as an activation, ends just before it.
+
+    Args:
+        items: taken when a thread has at most one to compute.
+        build: returns an array, or a tree of them, of the current stream; inside, `thread_count` is 1.
+        done: called in the order in which the results are there.
 
     Raises:
-        BaseException: the first that `items` or `compute` raises; no further item is taken then.
+        BaseException: the first that `items`, `build`, `done` or a computation raises; no further item is taken then.
     """
-    chosen = streams()
-    if len(chosen) == 1:
+    count = thread_count()
+    if count == 1:
         for item in items:
-            compute(item)
+            output = build(item)
+            mx.eval(output)
+            done(item, output)
         return
-    iterator, lock, stop = iter(items), Lock(), Event()
+    # The default stream is the calling thread's alone, and that thread builds.
+    queues = [_Queue(_further_stream(number, get_ident())) for number in range(1, count + 1)]
+    running: dict[Future[None], tuple[T, Any]] = {}
 
-    def work(stream: mx.Stream) -> None:
-        _state.inside = True
-        try:
-            with mx.stream(stream):
-                while True:
-                    with lock:
-                        item = _END if stop.is_set() else next(iterator, _END)
-                    if item is _END:
-                        return
-                    compute(item)
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            _state.inside = False
+    def finish(futures: Iterable[Future[None]]) -> None:
+        for future in futures:
+            item, output = running.pop(future)
+            future.result()
+            done(item, output)
 
     with one_blas_thread():
-        futures = [_pool().submit(work, stream) for stream in chosen[1:]]
         try:
-            work(chosen[0])
+            for item in items:
+                queue = min(queues, key=_Queue.__len__)
+                while len(queue) == _AHEAD:
+                    finish(wait(running, return_when=FIRST_COMPLETED).done)
+                    queue = min(queues, key=_Queue.__len__)
+                _state.inside = True
+                try:
+                    with mx.stream(queue.stream):
+                        output = build(item)
+                finally:
+                    _state.inside = False
+                running[queue.submit(output)] = (item, output)
+            while running:
+                finish(wait(running, return_when=FIRST_COMPLETED).done)
         finally:
-            # Those that have not begun, because other callers have the threads, have nothing to do any more.
-            wait([future for future in futures if not future.cancel()])
-    for future in futures:
-        if not future.cancelled():
-            future.result()
+            wait(running)
+
+
+class _Queue:
+    """What one stream computes, one after the other."""
+
+    def __init__(self, stream: mx.Stream):
+        self.stream = stream
+        self.futures: list[Future[None]] = []
+
+    def __len__(self) -> int:
+        self.futures = [future for future in self.futures if not future.done()]
+        return len(self.futures)
+
+    def submit(self, output: Any) -> Future[None]:
+        """Compute an array, or a tree of them, after what is here."""
+        self.futures.append(_submit(_evaluate_after, tuple(self.futures), output))
+        return self.futures[-1]
+
+
+def _evaluate_after(futures: Sequence[Future[None]], output: Any) -> None:
+    wait(futures)
+    mx.eval(output)
+
+
+def _submit(function: Callable[..., None], *arguments: Any) -> Future[None]:
+    """Call a function on a thread of the pool; on this one when the interpreter ends and starts no thread any more."""
+    try:
+        return _pool().submit(function, *arguments)
+    except RuntimeError:
+        function(*arguments)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+
+def _given(output: Any) -> Any:
+    return output
 
 
 @cache
@@ -112,4 +212,50 @@ def _further_stream(number: int, owner: int) -> mx.Stream:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_MOST_STREAMS - 1, thread_name_prefix="mlxbert-step")
+    return ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="mlxbert")
+
+
+@cache
+def _traced_array() -> mx.array | None:
+    """Return an array that counts as traced inside every transformation, and as any other outside.
+
+    MLX has no function that tells whether a transformation runs. But what is made from the arguments of one keeps
+    MLX's mark if the result does not depend on it, and the mark counts inside any other. None if that has changed.
+    """
+    made: list[mx.array] = []
+
+    def make(x: mx.array) -> mx.array:
+        made.append(x + 1)
+        return x
+
+    def test(x: mx.array) -> mx.array:
+        works.append(_counts_as_traced(made[0]))
+        return x
+
+    def run() -> None:
+        mx.grad(make)(mx.array(0.0))
+        mx.eval(made)
+        works.append(not _counts_as_traced(made[0]))
+        mx.grad(test)(mx.array(0.0))
+
+    works: list[bool] = []
+    _pool().submit(run).result()  # on another thread, outside the caller's transformation
+    return made[0] if all(works) else None
+
+
+def _counts_as_traced(array: mx.array) -> bool:
+    try:
+        mx.async_eval(-array)  # refuses what is traced
+    except ValueError:
+        return True
+    return False
+
+
+def _forget_threads() -> None:
+    """Make pool and streams anew after a fork, which no thread survives."""
+    for made_once in (_further_stream, _pool, _traced_array):
+        made_once.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlxbert.backend.threads import side_by_side, streams
+from mlxbert.backend.threads import side_by_side, thread_count
 from mlxbert.checkpoint import load, resolve
 from mlxbert.encode.modules import Normalize, SentenceModuleError
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
@@ -170,16 +170,21 @@ class SentenceEncoder:
         cut = _Cut()
         with _progress(len(items), show_progress) as advance:
 
-            def compute(batch: _Batch) -> None:
-                out[batch.rows] = np.array(self._embed(batch.inputs, skip, normalize))
+            def build(batch: _Batch) -> mx.array:
+                return self._embed(batch.inputs, skip, normalize)
+
+            def done(batch: _Batch, vectors: mx.array) -> None:
+                out[batch.rows] = np.array(vectors)
                 advance(len(batch.rows))
 
             todo = self._batches(items, prompt, batch_size, cut)
             first_two = [*islice(todo, 2)]
             if len(first_two) == 1:  # alone it may have all threads
-                compute(first_two[0])
+                done(first_two[0], build(first_two[0]))
             else:
-                side_by_side(chain(first_two, todo), compute)
+                modules = [module for module in (self.plan.mix, *self.plan.steps) if module is not None]
+                mx.eval(self.core.parameters(), [vars(module) for module in modules])  # other threads only read them
+                side_by_side(chain(first_two, todo), build, done)
         if cut.texts:
             warn_of_truncation(
                 cut.texts, len(items), cut.longest, self.max_length, stacklevel=2, at_least=cut.uncounted
@@ -191,7 +196,7 @@ class SentenceEncoder:
 
         A block is tokenized when the first of its batches is taken, while other threads compute the last block's.
         """
-        threads = len(streams())
+        threads = thread_count()
         for start in range(0, len(items), _BLOCK):
             block = [prompt + text for text in items[start : start + _BLOCK]]
             encodings = self.tokenizer.encode(block, max_length=self.max_length)

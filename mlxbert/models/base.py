@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from heads.arrays import host_values
 from mlxbert.model_arrays import InputError, check_range, mask_of, whole_numbers
 from mlxbert.models.architecture import POOLER as POOLER
 from mlxbert.models.architecture import Architecture, architecture
+from mlxbert.models.shards import run_in_shards
 from mlxbert.pooling import pool
 
 if TYPE_CHECKING:
@@ -123,6 +125,7 @@ class Encoder(nn.Module, ABC):
         config: the configuration.
         packed: the packed weights of a quantized checkpoint, for `save`; None otherwise.
         layer_runner: computes layers instead of `run_layer`; None: `run_layer`.
+        splits_batches: whether a large batch may be computed in shards, each on its own thread.
     """
 
     def __init__(self, config: Any):
@@ -133,6 +136,7 @@ class Encoder(nn.Module, ABC):
         self.config = config
         self.packed: PackedWeights | None = None
         self.layer_runner: LayerRunner | None = None
+        self.splits_batches = True
 
     # An architecture implements these.
 
@@ -278,26 +282,31 @@ class Encoder(nn.Module, ABC):
             InputError: a shape that does not fit, a text that is too long, or an id outside its table. Inside
                 `mx.compile` and `mx.vmap`, where ids have no values yet, such an id gives a row of NaN.
         """
-        x, context = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs = self._checked(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        run = partial(self._run, output_hidden_states, output_attentions)
+        whole = self.training or not self.splits_batches or self.layer_runner is not None
+        states, attentions = run(inputs) if whole else run_in_shards(self, inputs, run)
+        return BertOutput(
+            last_hidden_state=states[-1],
+            pooler_output=self.pool(states[-1]),
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def _run(self, output_hidden_states: bool, output_attentions: bool, inputs: Inputs) -> list[list[mx.array]]:
+        """Return the requested hidden states, the last one at least, and the requested attention weights."""
+        x, context = self.embed_inputs(inputs)
         run_layer = self.layer_runner or self.run_layer
         # Keep only requested outputs, so that later layers can reuse the memory.
-        hidden_states = [x] if output_hidden_states else []
+        states = [x] if output_hidden_states else []
         attentions = []
         for i in range(self.num_layers):
             x, weights = run_layer(i, x, context, output_attentions)
             if output_hidden_states:
-                hidden_states.append(x)
+                states.append(x)
             if weights is not None:
                 attentions.append(weights)
-        x = self.finish(x)
-        if output_hidden_states:
-            hidden_states[-1] = x
-        return BertOutput(
-            last_hidden_state=x,
-            pooler_output=self.pool(x),
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
-        )
+        return [[*states[:-1], self.finish(x)], attentions]
 
     def check_ids(self, inputs: Mapping[str, mx.array]) -> None:
         """Check a batch on the host before a compiled function, which cannot check its ids.
@@ -314,11 +323,14 @@ class Encoder(nn.Module, ABC):
     def watched(self, call: Callable[[str, nn.Module, mx.array], mx.array]) -> Iterator[None]:
         """Compute, inside, every Linear of the encoder by `call(path, linear, x)`; restore them afterwards."""
         linears = [(path, module) for path, module in self.named_modules() if _is_linear(module)]
+        before = self.splits_batches
         try:
+            self.splits_batches = False  # `call` gets the whole batch
             for path, linear in linears:
                 put_module(self, path, _Watched(path, linear, call))
             yield
         finally:
+            self.splits_batches = before
             for path, linear in linears:
                 put_module(self, path, linear)
 

@@ -29,6 +29,8 @@ from mlxbert.training.word_rows import INDEX, rows_of
 
 # A smaller shard takes less time than its thread's overhead.
 _LEAST_TOKENS = 256
+# Every shard has its own gradients, as large as the weights.
+MOST_SHARDS = 8
 # Norm and update wait for the memory, and more threads wait no less.
 _MOST_PARTS = 2
 
@@ -75,7 +77,7 @@ def split_batch(inputs: Arrays, targets: mx.array, rows: mx.array, streams: list
 
 def parts(sizes: Mapping[str, int]) -> tuple[Part, ...]:
     """Deal parameters with these numbers of elements to two of `streams`, the largest first."""
-    chosen = streams()[:_MOST_PARTS]
+    chosen = streams(_MOST_PARTS)
     names: list[list[str]] = [[] for _ in chosen]
     load = [0] * len(chosen)
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):

@@ -28,6 +28,7 @@ from mlxbert.training.gradients import (
     AWP,
     COMPUTE_DTYPES,
     FGM,
+    MOST_SHARDS,
     SCALARS,
     Gradients,
     Shard,
@@ -168,8 +169,11 @@ class TrainStep:
         self._squared_rows = mx.compile(squared_rows) if compiled else squared_rows
         self._table = self._gradients.words if self._gradients.words in self.weights else None
         # An adversarial step needs the gradient of the whole batch before it goes on.
-        self._streams = streams()[: 1 if self.settings.adversarial else None]
-        self._parts = parts({name: array.size for name, array in self.weights.items()})
+        self._streams = streams(1 if self.settings.adversarial else MOST_SHARDS)
+        # Of the word embeddings, sums and norm take only the rows in use, and the update takes every row.
+        sizes = {name: array.size for name, array in self.weights.items()}
+        self._parts = parts(sizes)
+        self._sum_parts = parts({name: 0 if name == self._table else size for name, size in sizes.items()})
         self.show()
         mx.eval(self.weights, self.frozen, self.means, self.squares, self.average)
 
@@ -257,6 +261,7 @@ class TrainStep:
         gradients: Arrays = dict(self.sums["gradients"])
         if self.words is not None and self._table is not None:
             gradients[self._table] = self.words.whole(gradients[self._table], len(self.weights[self._table]))
+            mx.eval(gradients[self._table])  # on this stream, before others read it
         return gradients
 
     def _compute(self, shards: list[Shard], words: WordRows | None = None) -> list[Sums]:
@@ -293,7 +298,7 @@ class TrainStep:
                 total[self._table] = words.add(gradients[0].pop(self._table), total[self._table])
             self.sums = words = None
         outputs = [total]
-        for part in self._parts:
+        for part in self._sum_parts:
             with mx.stream(part.stream):
                 outputs.append(self._add_up([take(part.names, arrays) for arrays in gradients]))
         mx.eval(total)
@@ -306,14 +311,14 @@ class TrainStep:
 
     def _norm(self, gradients: Arrays, words: WordRows | None = None) -> mx.array:
         squares: Arrays = {}
-        for part in self._parts:
+        for part in self._sum_parts:
             with mx.stream(part.stream):
                 squares.update(self._squared_norms({n: gradients[n] for n in part.names if n != self._table}))
                 if self._table is not None and self._table in part.names:
                     rows = self._squared_rows(gradients[self._table])
                     rows = rows if words is None else words.whole(rows, len(self.weights[self._table]))
                     squares[self._table] = rows.sum()
-        evaluate([[squares[name] for name in part.names] for part in self._parts])
+        evaluate([[squares[name] for name in part.names] for part in self._sum_parts])
         return global_norm({name: squares[name] for name in gradients})
 
     def _change(self, gradients: Arrays, words: WordRows | None, scalars: Arrays) -> None:
