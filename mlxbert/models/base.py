@@ -390,6 +390,10 @@ class Encoder(nn.Module, ABC):
             full = (B, L, L) if mask.ndim == 3 else (B, heads, L, L)
             if mask.shape[-1] != L or any(have not in (1, want) for have, want in zip(mask.shape, full, strict=True)):
                 raise InputError(f"attention_mask has shape {mask.shape}; expected {full}, or 1 in the place of one")
+        if mask is not None:
+            values = host_values(mask)
+            if values is not None and values.all():
+                mask = None  # the same numbers without a pass over the scores
         if positions is not None:
             positions = whole_numbers("position_ids", positions)
             if positions.shape != (1, L):

@@ -53,6 +53,17 @@ def test_the_whole_forward_is_transformers(model_type: str, kind: str) -> None:
     assert_whole_forward_agrees(theirs, core, inputs_of(core, kind), LIMIT)
 
 
+def test_a_mask_that_hides_nothing_is_no_mask(model_type: str) -> None:
+    _, core = pair(model_type)
+    ids = mx.array(inputs_of(core, "ids alone")["input_ids"])
+    B, length = ids.shape
+    expected = core(ids).last_hidden_state
+    for shape in ((B, length), (B, length, length), (1, 1, length, length)):
+        assert mx.array_equal(core(ids, mx.ones(shape, mx.int32)).last_hidden_state, expected)
+    traced = mx.compile(lambda mask: core(ids, mask).last_hidden_state)
+    assert mx.allclose(traced(mx.ones((B, length), mx.int32)), expected, atol=LIMIT)
+
+
 def test_without_a_pooler_there_is_none(model_type: str) -> None:
     theirs, core = pair(model_type, pooler=False)
     assert not core.has_pooler
@@ -301,6 +312,7 @@ def test_every_file_beside_the_contract_is_registered_and_a_broken_one_is_not_hi
         "config_fields",
         "distances",
         "rotary",
+        "shards",
     }
     assert names == {architecture(name).table for name in supported()}
     real, table = importlib.import_module, architecture(model_type).table
