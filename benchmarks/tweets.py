@@ -45,7 +45,7 @@ from mlxbert.training.config import TrainingConfig
 from mlxbert.training.optimizer import Schedule
 
 _RATE, _MAX_NORM = 5e-5, 1.0
-_WORST_LOSS, _MOST_TIME = 0.01, 1.5
+_WORST_LOSS, _MOST_TIME = 0.01, 1.05
 # Steps that a side does before the other one goes on.
 TURN = 20
 

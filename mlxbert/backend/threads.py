@@ -42,6 +42,15 @@ def thread_count() -> int:
     return use_fast_blas().threads if mx.default_device() == mx.cpu else 1
 
 
+def begin(array: mx.array) -> None:
+    """Start to compute an array of the default stream, while this thread builds what follows.
+
+    It does nothing inside `side_by_side`, where another thread may be computing on that stream, and on a GPU.
+    """
+    if not getattr(_state, "inside", False) and mx.default_device() == mx.cpu:
+        mx.async_eval(array)
+
+
 def streams(most: int) -> list[mx.Stream]:
     """Return the default stream, and one more for each further thread of `thread_count`, up to `most` in all."""
     default = mx.default_stream(mx.default_device())

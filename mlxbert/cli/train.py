@@ -95,7 +95,8 @@ def _groups() -> dict[str, tuple[str, ...]]:
     "--log",
     "trackers",
     multiple=True,
-    help="Log to tensorboard or wandb, if it is installed.  [may be repeated]",
+    help="Log to tensorboard or wandb, if it is installed: loss, rate, norm, rows a second, share of padding.  "
+    "[may be repeated]",
 )
 @argument_options
 @click.pass_context

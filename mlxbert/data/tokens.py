@@ -334,16 +334,32 @@ class TrainingBatches:
         Raises:
             DataError: there is no such batch.
         """
-        if not 0 <= k < len(self) or epoch < 0:
-            raise DataError(f"there is no batch {k} of epoch {epoch}; an epoch has {len(self)}, from 0")
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = (epoch, self._epoch(epoch))
-        return _batch(self._tokens, self._plan[1][k], self.batch_size, self.lengths)
+        return _batch(self._tokens, self._row_numbers(epoch, k), self.batch_size, self.lengths)
+
+    def padding(self, epoch: int, batches: Iterable[int]) -> float:
+        """Return the share of padding among the tokens of these batches of `epoch`; fillers are padding.
+
+        Raises:
+            DataError: there is no such batch.
+        """
+        computed = real = 0
+        for k in batches:
+            lengths = self._tokens.lengths[self._row_numbers(epoch, k)]
+            computed += self.batch_size * _padded_length(int(lengths.max()), self.lengths)
+            real += int(lengths.sum())
+        return 1 - real / computed
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `start` on."""
         for k in range(start, len(self)):
             yield self.batch(epoch, k)
+
+    def _row_numbers(self, epoch: int, k: int) -> np.ndarray:
+        if not 0 <= k < len(self) or epoch < 0:
+            raise DataError(f"there is no batch {k} of epoch {epoch}; an epoch has {len(self)}, from 0")
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, self._epoch(epoch))
+        return self._plan[1][k]
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """Return the row numbers of each batch of an epoch."""
@@ -431,7 +447,7 @@ class PredictionBatches:
 
 def _batch(tokens: TokenRows, rows: np.ndarray, batch_size: int, lengths: Sequence[int]) -> Batch:
     real = len(rows)
-    L = lengths[int(np.searchsorted(lengths, tokens.lengths[rows].max()))]
+    L = _padded_length(int(tokens.lengths[rows].max()), lengths)
     rows = np.concatenate([rows, np.full(batch_size - len(rows), rows[0])])
     ids = np.full((batch_size, L), tokens.pad_id, np.int32)
     types, mask = np.zeros((batch_size, L), np.int32), np.zeros((batch_size, L), np.int32)
@@ -441,6 +457,10 @@ def _batch(tokens: TokenRows, rows: np.ndarray, batch_size: int, lengths: Sequen
         ids[i, :n], types[i, :n], mask[i, :n] = tokens.ids[start:stop], tokens.type_ids[start:stop], 1
     weights = (np.arange(batch_size) < real).astype(np.float32)
     return Batch(rows, weights, ids, types, mask)
+
+
+def _padded_length(longest: int, lengths: Sequence[int]) -> int:
+    return lengths[int(np.searchsorted(lengths, longest))]
 
 
 def _numbers(tokens: TokenRows, rows: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -24,6 +24,9 @@ from mlxbert.terminal import SafeConsole
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 from mlxbert.training.held_out import NUMBERS
 
+_OF_STEPS = ("loss", "rate", "norm", "rows_per_second", "padding")
+"""What the services show of every step."""
+
 # A terminal of this many columns has room for the learning rate beside the bar.
 WIDE = 100
 
@@ -159,7 +162,7 @@ class TensorBoard(Callback):
         self._writer = self._make(str(self._root / member), purge_step=done + 1 if done else None)
 
     def on_step(self, event: StepEvent) -> None:
-        for name in ("loss", "rate", "norm", "rows_per_second"):
+        for name in _OF_STEPS:
             self._writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
@@ -195,8 +198,7 @@ class WandB(Callback):
         )
 
     def on_step(self, event: StepEvent) -> None:
-        names = ("loss", "rate", "norm", "rows_per_second")
-        self._log({f"train/{name}": getattr(event, name) for name in names}, event.step)
+        self._log({f"train/{name}": getattr(event, name) for name in _OF_STEPS}, event.step)
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
         values = {"loss": event.loss, **event.metrics}

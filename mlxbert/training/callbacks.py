@@ -37,6 +37,7 @@ class StepEvent(Event):
         norm: of the gradient before clipping.
         rows_per_second: since the last event.
         skipped: whether loss or gradient were not finite and the weights stayed.
+        padding: share of padding among the tokens of the step; None: a log of an earlier version.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class StepEvent(Event):
     norm: float
     rows_per_second: float
     skipped: bool = False
+    padding: float | None = None
 
 
 @dataclass(frozen=True)

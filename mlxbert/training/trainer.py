@@ -258,6 +258,8 @@ class Trainer:
         except NonFiniteLossError as error:
             raise TrainingError(f"{where}: {error}; rows {_named_rows(batch, self.examples.names)}") from error
         steps_of_epoch = -(-position.batch // self.config.accumulation)
+        batches = range((steps_of_epoch - 1) * self.config.accumulation, position.batch)
+        padding = self.batches.padding(position.epoch, batches)
         if position.batch == len(self.batches):
             position.epoch, position.batch = position.epoch + 1, 0
         event = StepEvent(
@@ -269,6 +271,7 @@ class Trainer:
             norm=report.norm,
             rows_per_second=self._throughput(report.rows),
             skipped=report.skipped,
+            padding=padding,
         )
         self.callbacks.on_step(event)
         if steps_of_epoch not in self._evaluate_after:

@@ -296,6 +296,9 @@ def test_batches_have_little_padding_and_are_not_the_same_each_epoch() -> None:
     order = np.random.default_rng(0).permutation(997)
     at_random = sum(len(part) * LENGTHS[part].max() for part in np.array_split(order, 63)) - LENGTHS.sum()
     assert padding < 0.3 * at_random
+    assert batches.padding(0, range(len(batches))) == pytest.approx(1 - LENGTHS.sum() / (padding + LENGTHS.sum()))
+    one = made[3]
+    assert batches.padding(0, [3]) == pytest.approx(1 - one.attention_mask[: one.real].sum() / one.input_ids.size)
     together = Counter(
         frozenset(pair)
         for epoch in range(2)

@@ -187,6 +187,7 @@ def test_tensorboard_has_the_numbers_of_the_log(tmp_path: Path, tiny_checkpoint:
     train(sample("binary"), model=tiny_checkpoint, out=out, **settings)
     data = b"".join(file.read_bytes() for file in (out / "tensorboard" / "seed0-fold0").iterdir())
     assert b"train/loss" in data
+    assert b"train/padding" in data
     assert b"held_out/roc_auc" in data
 
 
