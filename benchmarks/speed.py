@@ -1,9 +1,10 @@
 """One table of speed: mlxbert and the packages that do the same, on the CPU in float32, all sides in one run.
 
-    python -m benchmarks.speed                                    # what is installed; some ten minutes
+    python -m benchmarks.speed                                    # what is installed; a quarter of an hour
     python -m benchmarks.speed --only forward --repeats 5
     python -m benchmarks.speed --only encode --out speeds         # parts that are measured one after the other …
     python -m benchmarks.speed --only train --out speeds          # … are one table
+    python -m benchmarks.speed --only forward --sides mlx-embeddings --repeats 1 --out speeds   # minutes on Linux
     python -m benchmarks.speed --out speeds --repeats 0 --write   # that table and its plot in the README, nothing run
 
 Sections: `forward`, a bert-base-sized model of random weights; `encode`, sentences through all-MiniLM-L6-v2 (STS 2016
