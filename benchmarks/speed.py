@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,7 @@ from benchmarks.speed_sides import (
     SENTENCES,
     absent,
 )
-from benchmarks.speed_table import Measurement, Results, plot, terminal, write_readme
+from benchmarks.speed_table import Measurement, Results, plot, progress, terminal, write_readme
 from mlxbert.report.reported_run import ReportError
 
 # The largest difference of a number from the baseline's with which a side's time counts. Hidden states are of size 1,
@@ -146,12 +147,12 @@ class FailedSideError(Exception):
 
 
 class Process:
-    """One side of a part, in a process of its own."""
+    """One side of a section, in a process of its own."""
 
-    def __init__(self, part: Part, side: str, folder: Path, threads: int):
+    def __init__(self, section: str, side: str, folder: Path, threads: int):
         self.side = side
         environment = {**dict.fromkeys(_THREADS, str(threads)), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-        arguments = (part.section, folder, "--side", side, "--threads", threads)
+        arguments = (section, folder, "--side", side, "--threads", threads)
         self._child = child("speed_sides", *arguments, environment=environment)
 
     def loaded(self) -> None:
@@ -214,7 +215,7 @@ class Measuring:
             processes: list[Process] = []
             for side in sides:
                 if side not in missing:
-                    process = Process(part, side, folder, self.options.threads)
+                    process = Process(part.section, side, folder, self.options.threads)
                     stack.callback(process.end)
                     processes.append(process)
             self._take_turns(part, processes)
@@ -292,14 +293,6 @@ def _in_a_process(make: Callable[[Path], None]) -> Callable[[Path], None]:
     return run
 
 
-def progress(text: str, *, keep: bool = False) -> None:
-    """Show a line on standard error, in a terminal in place of the one before, unless that is kept."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[2K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -336,6 +329,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.prepare:
         prepare(options)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that no side stays behind
     console = Console()
     console.width = max(console.width, 110)  # a log file has the whole table, too
     with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -162,6 +163,14 @@ def spread(ratios: Sequence[float], dash: str = " – ") -> str:
         return "?"
     middle = f"{statistics.median(ratios):.2f}×"
     return middle if len(ratios) == 1 else f"{middle} [{min(ratios):.2f}{dash}{max(ratios):.2f}]"
+
+
+def progress(text: str, *, keep: bool = False) -> None:
+    """Show a line on standard error, in a terminal in place of the one before, unless that is kept."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def sides(results: Results) -> list[str]:
