@@ -91,11 +91,12 @@ def main(argv: list[str] | None = None) -> None:
         except MissingInputError as error:
             print(f"skipped: {error}")
             return
-        found = {
-            name: np.array([curve(file, model, options.rows, seed, pool) for seed in range(options.seeds)])
-            for name, pool in POOLS.items()
-        }
-    near, shuffled = found.values()
+        found: dict[str, list[np.ndarray]] = {name: [] for name in POOLS}
+        for seed in range(options.seeds):
+            for name, pool in POOLS.items():
+                found[name].append(curve(file, model, options.rows, seed, pool))
+                print(f"seed {seed}, {name}: {' '.join(f'{number:.3f}' for number in found[name][-1])}", flush=True)
+    near, shuffled = (np.array(curves) for curves in found.values())
     lines = [f"steps {10 * i} to {10 * (i + 1)} %" for i in range(_TENTHS)] + ["held-out loss", "F1", "padding"]
     print(f"\n{options.rows} rows, {options.seeds} seeds: mean ± standard deviation over the seeds\n")
     print(f"{'':<22}{'near lengths':>20}{'shuffled':>20}{'difference':>14}{'its deviation':>15}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent
+_QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
 
 
 def timed(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[float, float]:
@@ -38,7 +39,7 @@ def child(module: str, *arguments: Any, environment: Mapping[str, str] | None = 
     path = os.pathsep.join(entry for entry in (str(_ROOT), *sys.path) if entry)
     return subprocess.Popen(
         [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **(environment or {})},
+        env={**os.environ, "PYTHONPATH": path, **_QUIET, **(environment or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

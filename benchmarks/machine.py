@@ -9,7 +9,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-
 # By these, libraries choose their kernels.
 _KERNELS = (
     "OPENBLAS_CORETYPE",

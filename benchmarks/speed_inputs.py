@@ -45,7 +45,7 @@ def made(path: Path, make: Callable[[Path], Any]) -> Path:
 
 
 def random_model(folder: Path, **changes: Any) -> None:
-    """Make a BERT of random weights, and its conversion."""
+    """Make a model of random weights, and its conversion; `changes` as for `write_checkpoint`."""
     from benchmarks.family_sizes import write_checkpoint
     from converter.convert import convert
 
@@ -98,16 +98,17 @@ def _sentences(count: int) -> tuple[str, list[str]]:
         return "generated", [" ".join(words[a : a + n]) for a, n in zip(starts, lengths, strict=True)]
 
 
-def ids(shape: tuple[int, int], vocabulary: int) -> np.ndarray:
-    """Return random ids of real tokens, (B, L) int64."""
-    return np.random.default_rng(0).integers(1, vocabulary, shape)
+def ids(shape: tuple[int, int], config: dict[str, Any]) -> np.ndarray:
+    """Return random ids of a vocabulary, (B, L) int64, none of them that of padding."""
+    found = np.random.default_rng(0).integers(1, config["vocab_size"], shape)
+    return np.where(found == config.get("pad_token_id"), found - 1, found)
 
 
-def ragged(shape: tuple[int, int], vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+def ragged(shape: tuple[int, int], config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return ids and mask, (B, L) int64, of texts of different lengths."""
     lengths = np.linspace(shape[1], shape[1] // 3, shape[0]).astype(int)
     mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-    return ids(shape, vocabulary) * mask, mask
+    return np.where(mask > 0, ids(shape, config), config.get("pad_token_id") or 0), mask
 
 
 def write_batches(folder: Path, shape: tuple[int, int] | None, vocabulary: int) -> None:

@@ -228,12 +228,12 @@ CHECK = "check"
 def forward(settings: Settings) -> dict[str, Run]:
     """Return the forward passes; the check has padding."""
     encode = ENCODERS[settings.side](settings)
-    vocabulary = json.loads((settings.folder / inputs.MODEL / "config.json").read_text())["vocab_size"]
+    config = json.loads((settings.folder / inputs.MODEL / "config.json").read_text())
     runs: dict[str, Run] = {}
     for name, shape in FORWARD.items():
-        ids = inputs.ids(shape, vocabulary)
+        ids = inputs.ids(shape, config)
         runs[name] = partial(encode, ids, np.ones_like(ids))
-    ids, mask = inputs.ragged((3, 24), vocabulary)
+    ids, mask = inputs.ragged((3, 24), config)
     runs[CHECK] = lambda: encode(ids, mask)[mask > 0]
     return runs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -164,6 +165,14 @@ def spread(ratios: Sequence[float], dash: str = " – ") -> str:
     return middle if len(ratios) == 1 else f"{middle} [{min(ratios):.2f}{dash}{max(ratios):.2f}]"
 
 
+def progress(text: str, *, keep: bool = False) -> None:
+    """Show a line on standard error, in a terminal in place of the one before, unless that is kept."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
 def sides(results: Results) -> list[str]:
     """Return who is compared with a baseline: ours first, then in the order of first sight."""
     found = dict.fromkeys(one.side for one in results.measurements if one.side != one.baseline)
@@ -266,19 +275,13 @@ def _draw_line(axis: Any, line: Line, theme: Any) -> None:
             axis.text(0.02, place, "wrong numbers: not counted" if cell.seconds is None else "", va="center")
             continue
         axis.barh(place, min(ratio, _END), height=0.66, color=color, alpha=1 if side == OURS else 0.55)
-        many = "→ " if ratio > _END else ""
-        axis.text(
-            min(ratio, _END) + 0.03,
-            place,
-            f"{many}{ratio:.2f}×  {_seconds(cell.seconds)}",
-            va="center",
-            fontsize=8,
-            color=theme.text if side == OURS else theme.muted,
-        )
-    axis.axvline(1, color=theme.text, linewidth=0.8)
+        far = "→ " if ratio > _END else ""
+        label = f"{far}{ratio:.2f}×  {_seconds(cell.seconds)}"
+        axis.text(_END * 1.5, place, label, ha="right", va="center", fontsize=8, color=theme.text)
+    axis.axvline(1, color=theme.text, linewidth=0.8, zorder=0.5)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set_xlim(0, _END * 1.38)
+    axis.set_xlim(0, _END * 1.5)
     axis.set_xticks([0, 0.5, 1, 1.5, 2], ["0", "0.5×", "1×", "1.5×", "2×"], fontsize=7.5)
     axis.grid(visible=False, axis="y")
     axis.tick_params(length=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import gcd
@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlxbert.backend.device import one_blas_thread
 from mlxbert.backend.threads import side_by_side, thread_count
 from mlxbert.checkpoint import load, resolve
 from mlxbert.encode.modules import Normalize, SentenceModuleError
@@ -30,6 +31,8 @@ _BLOCK = 8192
 _TOKENS = 16384
 # A batch of fewer tokens takes longer on a thread of its own than in another batch.
 _LEAST_TOKENS = 64
+# Of one of the square products. A smaller one takes longer on two threads of OpenBLAS than on one.
+_LEAST_MULTIPLICATIONS = 4_000_000
 
 
 class SentenceEncoderWarning(MLXBertWarning):
@@ -179,8 +182,9 @@ class SentenceEncoder:
 
             todo = self._batches(items, prompt, batch_size, cut)
             first_two = [*islice(todo, 2)]
-            if len(first_two) == 1:  # alone it may have all threads
-                done(first_two[0], build(first_two[0]))
+            if len(first_two) == 1:
+                with self._blas_threads(first_two[0]):
+                    done(first_two[0], build(first_two[0]))
             else:
                 modules = [module for module in (self.plan.mix, *self.plan.steps) if module is not None]
                 mx.eval(self.core.parameters(), [vars(module) for module in modules])  # other threads only read them
@@ -190,6 +194,11 @@ class SentenceEncoder:
                 cut.texts, len(items), cut.longest, self.max_length, stacklevel=2, at_least=cut.uncounted
             )
         return out[0] if isinstance(texts, str) else out
+
+    def _blas_threads(self, batch: _Batch) -> AbstractContextManager[None]:
+        """Let a lone batch have all threads of OpenBLAS, if its products are large enough."""
+        multiplications = batch.inputs["input_ids"].size * self.core.config.hidden_size**2
+        return one_blas_thread() if multiplications < _LEAST_MULTIPLICATIONS else nullcontext()
 
     def _batches(self, items: list[str], prompt: str, batch_size: int, cut: _Cut) -> Iterator[_Batch]:
         """Yield the batches of all texts, and count in `cut` those that are too long.
@@ -316,8 +325,8 @@ def batches(
     while start < len(order):
         longest = lengths[order[start]]
         rows = max(1, min(batch_size, share, _TOKENS // threads // longest, len(order) - start))
-        # The fewer texts, the more it matters that OpenBLAS multiplies multiples of 8 tokens at once.
-        step = max(1 << max(longest.bit_length() - 6, 0), 8 // gcd(8, rows))
+        # The fewer texts, the more it matters that OpenBLAS multiplies multiples of 4 tokens at once.
+        step = max(1 << max(longest.bit_length() - 6, 0), 4 // gcd(4, rows))
         padded_length = min(-(-longest // step) * step, limit)
         stop = start + 1
         while (

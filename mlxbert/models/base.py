@@ -293,8 +293,17 @@ class Encoder(nn.Module, ABC):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _run(self, output_hidden_states: bool, output_attentions: bool, inputs: Inputs) -> list[list[mx.array]]:
-        """Return the requested hidden states, the last one at least, and the requested attention weights."""
+    def _run(
+        self,
+        output_hidden_states: bool,
+        output_attentions: bool,
+        inputs: Inputs,
+        begin: Callable[[mx.array], None] | None = None,
+    ) -> list[list[mx.array]]:
+        """Return the requested hidden states, the last one at least, and the requested attention weights.
+
+        `begin` is called with the output of every second layer.
+        """
         x, context = self.embed_inputs(inputs)
         run_layer = self.layer_runner or self.run_layer
         # Keep only requested outputs, so that later layers can reuse the memory.
@@ -302,6 +311,8 @@ class Encoder(nn.Module, ABC):
         attentions = []
         for i in range(self.num_layers):
             x, weights = run_layer(i, x, context, output_attentions)
+            if begin is not None and i % 2 == 0:
+                begin(x)
             if output_hidden_states:
                 states.append(x)
             if weights is not None:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlxbert.backend.threads import compute, is_traced, shares, streams, thread_count
+from mlxbert.backend.threads import begin, compute, is_traced, shares, streams, thread_count
 
 if TYPE_CHECKING:
     from mlxbert.models.base import Encoder, Inputs
 
-Run = Callable[["Inputs"], list[list[mx.array]]]
+Run = Callable[..., list[list[mx.array]]]
 
 
 def run_in_shards(core: Encoder, inputs: Inputs, run: Run) -> list[list[mx.array]]:
-    """Return `run(inputs)`; of a large batch, computed in shards at the same time.
+    """Return `run(inputs)`; of a large batch, computed in shards at the same time, of another begun while it is built.
 
     The number of shards changes the last bits, and depends only on the batch's shape and the number of threads. While
     a transformation of MLX runs, the batch stays whole, because results that are computed have no gradient.
@@ -27,14 +27,17 @@ def run_in_shards(core: Encoder, inputs: Inputs, run: Run) -> list[list[mx.array
     Args:
         core: the encoder that runs; in evaluation mode.
         inputs: the checked batch.
-        run: lists of arrays of first axis B.
+        run: returns lists of arrays of first axis B; takes inputs, and on request `begin`, which it calls with arrays
+            on the way.
 
     Raises:
         InputError: an id outside its table.
     """
     rows = shares(inputs.shape[0], math.prod(inputs.shape), thread_count())
-    if len(rows) == 1 or is_traced():
+    if is_traced():
         return run(inputs)
+    if len(rows) == 1:
+        return run(inputs, begin=begin)
     # Of the whole batch, because a message names the place of an id.
     ids = {"token_type_ids": inputs.types, "position_ids": inputs.positions}
     if inputs.embeds is None:

@@ -204,17 +204,16 @@ def tag(
         parts = [_in_windows(row, tokenizer, stride) for row in without_limit(tokenizer).encode(items)]
         rows = [row for part in parts for row in part]
         owners = [i for i, part in enumerate(parts) for _ in part]
-    tagged: list[list[Entities]] = [[] for _ in items]
-    done = 0
-    for part_rows, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
+    found: list[Entities] = [[]] * len(rows)
+    for numbers, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
         scores = softmax(to_numpy(model(**batch).logits))  # (B, L, K)
-        for row, row_scores in zip(part_rows, scores, strict=True):
-            text = items[owners[done]]
-            pieces = _pieces(tokenizer, text, row, row_scores)
+        for number, row_scores in zip(numbers, scores, strict=True):
+            pieces = _pieces(tokenizer, items[owners[number]], rows[number], row_scores)
             entities = aggregate(pieces, aggregation_strategy, model.labels.id2label, tokenizer.join)
-            kept = [e for e in entities if e.get("entity", e.get("entity_group")) not in ignored]
-            tagged[owners[done]].append(kept)
-            done += 1
+            found[number] = [e for e in entities if e.get("entity", e.get("entity_group")) not in ignored]
+    tagged: list[list[Entities]] = [[] for _ in items]
+    for owner, entities in zip(owners, found, strict=True):
+        tagged[owner].append(entities)
     results = [
         parts[0] if len(parts) == 1 else without_overlaps([e for part in parts for e in part]) for parts in tagged
     ]
@@ -310,12 +309,11 @@ def answer(
     answers: dict[str, Answer] = {}
     null_score = 1.0
     rows = [cut_out(row, body, start, stop) for start, stop in ranges]
-    firsts = iter(ranges)
-    for part, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
+    for numbers, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
         output = model(**batch)
         start_logits, end_logits = to_numpy(output.start_logits), to_numpy(output.end_logits)  # (B, L)
-        for i in range(len(part)):
-            first, stop = next(firsts)
+        for i, number in enumerate(numbers):
+            first, stop = ranges[number]
             # Each window repeats the tokens before the context, so the context begins at the same place.
             columns = [0, *range(body[0], body[0] + stop - first)]
             starts, ends = (softmax(logits[i, columns].astype(np.float64)) for logits in (start_logits, end_logits))

@@ -40,13 +40,15 @@ def require_kind(model: PretrainedBert, pipeline: str, *kinds: HeadKind) -> None
 
 def padded_batches(
     rows: Sequence[Encoding], pad_id: int | None, batch_size: int
-) -> Iterator[tuple[Sequence[Encoding], dict[str, Any]]]:
-    """Yield batches of rows, each with the arrays for the model."""
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Yield batches of rows of similar lengths, the longest first: their numbers, and the arrays for the model."""
     check_positive("batch_size", batch_size)
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
     for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
+        numbers = order[start : start + batch_size]
+        part = [rows[number] for number in numbers]
         length = max(map(len, part))
-        yield part, padded([r.ids for r in part], [r.type_ids for r in part], length=length, pad_id=pad_id or 0)
+        yield numbers, padded([r.ids for r in part], [r.type_ids for r in part], length=length, pad_id=pad_id or 0)
 
 
 def warn_of_cut(rows: Sequence[Encoding], tokenizer: Tokenizer, *, stacklevel: int) -> None:
@@ -163,11 +165,12 @@ def classify(
     items = [texts] if isinstance(texts, str | Mapping) else list(texts)
     rows = [tokenizer.encode([text], pair)[0] for text, pair in map(_text_and_pair, items)]
     warn_of_cut(rows, tokenizer, stacklevel=2)
-    results: list[Any] = []
-    for part, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
+    results: list[Any] = [None] * len(rows)
+    for numbers, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
         logits = to_numpy(model(**batch).logits)  # (B, K)
         scores = softmax(logits) if function == "softmax" else sigmoid(logits) if function == "sigmoid" else logits
-        results += [_labelled(model.labels, scores[i], top_k) for i in range(len(part))]
+        for number, row_scores in zip(numbers, scores, strict=True):
+            results[number] = _labelled(model.labels, row_scores, top_k)
     if not alone:
         return results
     return results if isinstance(texts, str) and top_k is ... else results[0]
@@ -235,18 +238,19 @@ def fill_mask(
             cut = f" in its first {len(row)} tokens, the limit of the model" if row.n_truncated else ""
             mask = tokenizer.id_to_token(tokenizer.mask_token_id)
             raise PipelineError(f"fill_mask: text {i} has no {mask}{cut}; fix: write {mask} for the word to guess")
-    filled: list[Filled | list[Filled]] = []
-    for part, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
+    filled: list[Filled | list[Filled]] = [[]] * len(rows)
+    for numbers, batch in padded_batches(rows, tokenizer.pad_token_id, batch_size):
+        part = [rows[number] for number in numbers]
         places = [(i, j) for i, row in enumerate(part) for j, t in enumerate(row.ids) if t == tokenizer.mask_token_id]
         hidden = model.core(**batch).last_hidden_state  # (B, L, D)
         at = np.array(places)
         # The decoder is as wide as the vocabulary: it scores the masks alone.
         masked = hidden[mx.array(at[:, 0]), mx.array(at[:, 1])]  # (N, D)
         scores = softmax(to_numpy(model.head.word_logits(masked, model.core.decode)))  # (N, V)
-        for i, row in enumerate(part):
+        for i, number in enumerate(numbers):
             columns = [column for text, column in places if text == i]
             mask_scores = scores[at[:, 0] == i]
-            filled.append(_fill(tokenizer, row, columns, mask_scores, top_k))
+            filled[number] = _fill(tokenizer, rows[number], columns, mask_scores, top_k)
     return filled[0] if len(filled) == 1 else filled
 
 

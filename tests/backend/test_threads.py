@@ -45,7 +45,7 @@ def test_a_stream_for_each_thread_of_openblas(monkeypatch: pytest.MonkeyPatch) -
     [
         (8, 128, 2, [4, 4]),
         (9, 64, 2, [4, 5]),
-        (7, 64, 2, [7]),  # 448 tokens, and a shard has at least 256
+        (7, 32, 2, [7]),  # 224 tokens, and a shard has at least 128
         (1, 512, 2, [1]),
         (8, 512, 1, [8]),
         (7, 512, 3, [2, 2, 3]),

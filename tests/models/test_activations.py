@@ -11,6 +11,7 @@ import torch
 from scipy.special import ndtr
 from transformers.activations import ACT2FN
 
+from mlxbert import activations
 from mlxbert.activations import ACTIVATIONS, gelu, gelu_tanh
 
 
@@ -60,6 +61,26 @@ def test_gelu_rounds_once_in_half_precision(dtype: mx.Dtype, half_unit: float) -
     error = np.abs(np.array(y.astype(mx.float32)) - exact_gelu(wide))
     float32_error = 4e-7 * np.maximum(1, np.abs(wide))
     assert (error <= half_unit * np.abs(exact_gelu(wide)) + float32_error).all()
+
+
+@pytest.mark.parametrize(("dtype", "half_unit"), [(mx.float16, 2**-11), (mx.bfloat16, 2**-8)])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new"])
+def test_the_kernel_of_half_precision_on_a_gpu_is_as_exact(
+    name: str, dtype: mx.Dtype, half_unit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on a CPU, too; there the usual path is what it is compared with, and the slope's rounding is wider."""
+    function = ACTIVATIONS[name]
+    x = mx.array(grid()).astype(dtype)
+
+    def both() -> list[np.ndarray]:
+        values = (function(x), mx.grad(lambda x: function(x).sum())(x))
+        assert all(value.dtype == dtype for value in values)
+        return [np.array(value.astype(mx.float32)) for value in values]
+
+    expected = both()
+    monkeypatch.setattr(activations, "_is_half_on_a_gpu", lambda x: True)
+    for found, wanted in zip(both(), expected, strict=True):
+        assert (np.abs(found - wanted) <= 2.1 * half_unit * np.abs(wanted) + 1e-6).all()
 
 
 def test_gelu_takes_any_shape_and_layout() -> None:

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlxbert import BertConfig, BertCore
 from mlxbert.backend.device import BlasStatus, use_fast_blas
+from mlxbert.backend.threads import begin, side_by_side
 from mlxbert.model_arrays import InputError, named_parameters
 from mlxbert.models import shards
 from mlxbert.models.architecture import supported
@@ -174,6 +175,30 @@ def test_only_large_batches_in_evaluation_mode(monkeypatch: pytest.MonkeyPatch, 
     assert computed == []
     core(**make_batch(16))
     assert computed == [2]
+
+
+def test_a_lone_batch_is_begun_while_it_is_built(monkeypatch: pytest.MonkeyPatch, computed: list[int]) -> None:
+    core = make_core()
+    one = {name: array[:1] for name, array in make_batch().items()}
+    mx.eval(core.parameters(), one)
+    begun: list[mx.array] = []
+    monkeypatch.setattr(shards, "begin", lambda array: begun.append(array) or begin(array))
+    found = core(**one, output_hidden_states=True, output_attentions=True)
+    assert len(begun) == 2  # of three layers
+    core.splits_batches = False
+    whole = core(**one, output_hidden_states=True, output_attentions=True)
+    core.splits_batches = True
+    assert difference(found, whole) == 0
+    mx.grad(lambda x: core(**one, inputs_embeds=x).last_hidden_state.sum())(mx.ones((1, 11, 32)))
+    mx.eval(mx.compile(lambda ids: core(ids).last_hidden_state)(one["input_ids"]))
+    core.train()
+    core(**one)
+    assert (len(begun), computed) == (2, [])
+
+
+def test_nothing_is_begun_where_another_thread_may_use_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "async_eval", lambda _array: pytest.fail("this stream is another thread's"))
+    side_by_side(range(2), lambda _item: begin(mx.zeros(1)) or mx.zeros(1), lambda _item, _output: None)
 
 
 # Nothing may be computed while MLX follows a gradient or records a graph.
