@@ -45,7 +45,6 @@ from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import EvaluationEvent
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.optimizer import BASE_RATE, SMALL_RATE
 from mlxbert.training.trainer import Member, Trainer
 
 RECORDED = Path(__file__).parent / "results" / "defaults.jsonl"
@@ -122,21 +121,7 @@ SETS = {
         metric="roc_auc_macro",
         title="jigsaw: ROC AUC",
     ),
-    "all-tweets": DataSet(
-        file="disaster-tweets/train.csv",
-        task="binary",
-        target=("target",),
-        text="text",
-        rows=7613,
-        held_out=1523,
-        metric="roc_auc",
-        title="all tweets: ROC AUC",
-    ),
 }
-SHORT = ("tweets", "banking77", "alexa", "jigsaw")
-"""The samples for short runs; the other set is for a longer one."""
-
-RATES = (3e-5, 6e-5, 1.5e-4, 3e-4, 6e-4, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -156,37 +141,32 @@ class Setting:
     decay: float = 1.0
 
 
-GRIDS: dict[str, tuple[Setting, ...]] = {
-    "rate": tuple(Setting(rate) for rate in RATES),
-    "warmup": tuple(Setting(SMALL_RATE, warmup=warmup) for warmup in (0.0, 0.1, 0.2)),
-    "head": tuple(Setting(SMALL_RATE, head=head) for head in (1.0, 3.0, 10.0)),
-    "decay": tuple(Setting(SMALL_RATE, decay=decay) for decay in (1.0, 0.9, 0.8)),
-}
-"""The settings of each table; all but "rate" vary one setting at MiniLM's default rate."""
-
-TITLES = {"rate": "rate", "warmup": "warm-up", "head": "rate of the head / encoder", "decay": "layer decay"}
-
-
 @dataclass(frozen=True)
-class Comparison:
-    """The tables of an encoder.
+class Grid:
+    """A table.
 
     Attributes:
-        model: of `PACKAGED`.
-        sets: of `SETS`: a column each.
-        default: the setting that the lines are compared with.
+        varied: the field of `Setting` that tells its lines apart.
+        title: of that column.
+        settings: a line each; the first one is what the others are compared with.
     """
 
-    model: str
-    sets: tuple[str, ...]
-    default: Setting
+    varied: str
+    title: str
+    settings: tuple[Setting, ...]
 
 
-COMPARISONS = {
-    "minilm": Comparison("minilm", SHORT, Setting(SMALL_RATE)),
-    "longer": Comparison("minilm", ("all-tweets",), Setting(SMALL_RATE)),
-    "mpnet": Comparison("mpnet", ("tweets", "banking77"), Setting(BASE_RATE)),
+_HIGH, _CHOSEN = Setting(3e-4), Setting(1.5e-4, head=10.0)
+_HEAD = "rate of the head / encoder"
+GRIDS = {
+    "rate": Grid("rate", "rate", tuple(Setting(rate) for rate in (6e-5, 1.5e-4, 3e-4, 6e-4, 1e-3))),
+    "head": Grid("head", _HEAD, (_HIGH, Setting(3e-4, head=3.0), Setting(3e-4, head=10.0), Setting(3e-4, head=30.0))),
+    "head-lower": Grid("head", _HEAD, (Setting(1.5e-4), _CHOSEN)),
+    "rate-head": Grid("rate", "rate of the encoder", (_CHOSEN, Setting(3e-4, head=10.0))),
+    "warmup": Grid("warmup", "warm-up", (_HIGH, Setting(3e-4, warmup=0.0), Setting(3e-4, warmup=0.2))),
+    "decay": Grid("decay", "layer decay", (_HIGH, Setting(3e-4, decay=0.9), Setting(3e-4, decay=0.8))),
 }
+"""The tables."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +196,7 @@ def prepared_rows(name: str, seed: int, data: Path, model: Path) -> Prepared:
     settings = run_settings(name, model)
     frame, _, _ = read_frame(file, text=settings.text, id_column=None, encoding=None, kinds=None)
     frame = frame[[*about.target, about.text]].sample(min(about.rows, len(frame)), random_state=seed)
-    return prepare(frame.reset_index(drop=True), settings, configuration(name, 1, seed, GRIDS["rate"][0]))
+    return prepare(frame.reset_index(drop=True), settings, configuration(name, 1, seed, GRIDS["rate"].settings[0]))
 
 
 def run_settings(name: str, model: Path) -> RunSettings:
@@ -307,7 +287,7 @@ def plans(
 ) -> Iterator[Plan]:
     """Yield every run, those of a seed together: one that is cut off leaves whole tables of fewer seeds."""
     for seed, grid, number in itertools.product(seeds, grids, epochs):
-        for setting, data in itertools.product(GRIDS[grid], sets):
+        for setting, data in itertools.product(GRIDS[grid].settings, sets):
             yield Plan(model, data, number, seed, setting)
 
 
@@ -341,7 +321,7 @@ class Row:
     Attributes:
         setting: what the runs were trained with.
         scores: by data set and seed.
-        differences: to the line of the default, by data set: the mean over the seeds that both have.
+        differences: to the base line, by data set: the mean over the seeds that both have.
     """
 
     setting: Setting
@@ -349,45 +329,44 @@ class Row:
     differences: dict[str, float]
 
 
-def rows(grid: str, comparison: Comparison, epochs: int, found: Iterable[dict[str, Any]]) -> list[Row]:
-    """Return the lines of a grid's table, in the order of the setting that the grid varies."""
+def rows(grid: Grid, epochs: int, found: Iterable[dict[str, Any]]) -> list[Row]:
+    """Return the lines of MiniLM's table, in the order of the setting that the grid varies."""
     scores: dict[Setting, dict[str, dict[int, float]]] = {}
     for record in found:
         plan = plan_of(record)
-        fits = (plan.model, plan.epochs) == (comparison.model, epochs) and plan.data in comparison.sets
-        if fits and plan.setting in GRIDS[grid] + (comparison.default,):
-            of_setting = scores.setdefault(plan.setting, {name: {} for name in comparison.sets})
+        if plan.setting in grid.settings and (plan.model, plan.epochs) == ("minilm", epochs):
+            of_setting = scores.setdefault(plan.setting, {name: {} for name in SETS})
             of_setting[plan.data][plan.seed] = record["metrics"][SETS[plan.data].metric]
-    default = scores.get(comparison.default, {})
+    base = scores.get(grid.settings[0], {})
     lines = []
-    for setting in sorted(scores, key=lambda setting: getattr(setting, grid)):
+    for setting in sorted(scores, key=lambda setting: getattr(setting, grid.varied)):
         differences = {}
         for name, of_seeds in scores[setting].items():
-            shared = sorted(set(of_seeds) & set(default.get(name, {})))
+            shared = sorted(set(of_seeds) & set(base.get(name, {})))
             if shared:
-                differences[name] = statistics.mean(of_seeds[seed] - default[name][seed] for seed in shared)
+                differences[name] = statistics.mean(of_seeds[seed] - base[name][seed] for seed in shared)
         lines.append(Row(setting, scores[setting], differences))
     return lines
 
 
-def table(grid: str, comparison: Comparison, found: Sequence[dict[str, Any]]) -> str:
+def table(grid: Grid, found: Sequence[dict[str, Any]]) -> str:
     """Return a grid's table in Markdown, a line for each value and number of epochs; "" if it compares nothing."""
     lines: list[tuple[str, ...]] = []
     for epochs in sorted({record["epochs"] for record in found}):
-        block = rows(grid, comparison, epochs, found)
+        block = rows(grid, epochs, found)
         for row in block if len(block) > 1 else ():
-            value = getattr(row.setting, grid)
+            value = getattr(row.setting, grid.varied)
             lines.append(
                 (
                     str(epochs),
-                    f"{value:.1e}" if grid == "rate" else f"{value:g}",
-                    *(_cell(list(row.scores[name].values())) for name in comparison.sets),
-                    "default" if row.setting == comparison.default else _difference(row),
+                    f"{value:.1e}" if grid.varied == "rate" else f"{value:g}",
+                    *(_cell(list(row.scores[name].values())) for name in SETS),
+                    "(base)" if row.setting == grid.settings[0] else _difference(row),
                 )
             )
     if not lines:
         return ""
-    head = ("epochs", TITLES[grid], *(SETS[name].title for name in comparison.sets), "to the default")
+    head = ("epochs", grid.title, *(about.title for about in SETS.values()), "to the base")
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *lines))
 
 
@@ -409,11 +388,8 @@ def _cell(scores: list[float]) -> str:
 
 
 def tables(found: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return every table that compares something, by the text of its marker in the notes."""
-    made = {
-        f"{name} {grid}": table(grid, comparison, found)
-        for (name, comparison), grid in itertools.product(COMPARISONS.items(), GRIDS)
-    }
+    """Return every table that compares something, by the name of its grid."""
+    made = {name: table(grid, found) for name, grid in GRIDS.items()}
     return {name: content for name, content in made.items() if content}
 
 
@@ -442,7 +418,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=RECORDED, help="JSON lines of finished runs (default: recorded)")
     parser.add_argument("--model", choices=PACKAGED, default="minilm", help="the encoder (default: minilm)")
     parser.add_argument("--grid", choices=GRIDS, nargs="+", default=list(GRIDS), help="settings to vary")
-    parser.add_argument("--sets", choices=SETS, nargs="+", default=list(SHORT), help="data sets")
+    parser.add_argument("--sets", choices=SETS, nargs="+", default=list(SETS), help="data sets")
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3], help="lengths of the runs (default: 1 3)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: MLXBERT_DATA)")

@@ -36,7 +36,7 @@ from mlxbert.training.config import TrainingConfig
 from mlxbert.training.held_out import NUMBERS, Predictions, average, concatenate, row_losses
 from mlxbert.training.held_out import scores as score
 from mlxbert.training.optimizer import reinitialize_top
-from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted, training_rules
+from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted, peak_rates, training_rules
 from mlxbert.with_head import BertWithHead
 
 
@@ -69,10 +69,10 @@ def train_members(
     return before
 
 
-def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> float:
+def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> tuple[float, float]:
     """Refuse a quantized encoder, and settings that do not fit it or a fold's targets, before anything is written.
 
-    Return the peak learning rate: the config's, or the default for the encoder.
+    Return the peak learning rates of encoder and head: the config's, or the defaults for the encoder.
 
     Raises:
         MLXBertError, HeadError: names it.
@@ -81,11 +81,11 @@ def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConf
     model = new_model(prepared, settings, config, first)
     refuse_training(model)
     reinitialize_top(model, config.reinitialize_layers, first.entropy())
-    rate = training_rules(model, config)[1]
+    training_rules(model, config)
     for member in others:
         if member.seed == first.seed:
             new_head(model.core.config.hidden_size, prepared, settings, config, member)
-    return rate
+    return peak_rates(model.core.config, config)
 
 
 def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member) -> BertWithHead:

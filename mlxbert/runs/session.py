@@ -252,8 +252,9 @@ def run_session(
     settings = tables.settings
     prepared = prepare(tables.frame, settings, config, tables.valid, tables.record["path"] or "the frame")
     if before is None:
-        # run.json has the rate itself: the default of a later version may be another.
-        config = replace(config, rate=check_models(prepared, settings, config))
+        # run.json has the rates themselves: the defaults of a later version may be others.
+        rate, head_rate = check_models(prepared, settings, config)
+        config = replace(config, rate=rate, head_rate=head_rate)
     record = new_record(
         settings,
         config,

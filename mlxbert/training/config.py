@@ -144,7 +144,7 @@ class TrainingConfig:
     Each field's `metadata["help"]` says what it is. The defaults: three epochs of batches of 32, AdamW with a linear
     schedule after 10 % warm-up and gradients clipped at 1 are what BERT is fine-tuned with (Devlin et al. 2018, A.3;
     Mosbach et al. 2020, https://arxiv.org/abs/2006.04884, for warm-up and bias correction); the rate depends on the
-    encoder's size (`mlxbert.training.optimizer.default_learning_rate`; docs/tuning.md has the measurements).
+    encoder's size (`mlxbert.training.optimizer.default_rates`; docs/tuning.md has the measurements).
 
     Raises:
         ConfigurationError: on construction; names the setting, its value and what it may be.
@@ -162,11 +162,14 @@ class TrainingConfig:
     rate: float | None = argument(
         None,
         "Optimization",
-        "Peak learning rate.  [default by size: MiniLM-L6 and smaller 3e-4, base 3e-5, large 2e-5]",
+        "Peak learning rate.  [default by size: MiniLM-L6 and smaller 1.5e-4, base 3e-5, large 2e-5]",
         least=0,
     )
     head_rate: float | None = argument(
-        None, "Optimization", "Peak learning rate of head and pooling.  [default: that of the encoder]", least=0
+        None,
+        "Optimization",
+        "Peak learning rate of head and pooling.  [default: --rate if given, else by size: MiniLM-L6 1.5e-3]",
+        least=0,
     )
     weight_decay: float = argument(
         0.01, "Optimization", "Weight decay of matrices; biases and LayerNorms have none.", least=0

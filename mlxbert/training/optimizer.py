@@ -47,28 +47,39 @@ class Rule:
 
 SMALL, BASE = 384 * 6, 768 * 12
 """Hidden size times layers of MiniLM-L6 and of BERT base, between which the default rate falls."""
-SMALL_RATE, BASE_RATE = 3e-4, 3e-5
+SMALL_RATE, BASE_RATE = 1.5e-4, 3e-5
 """Default rates at these sizes."""
+SMALL_HEAD = 10
+"""Default rate of the head at the smaller size, as a multiple of the encoder's; 1 from base on."""
 
 
-def default_learning_rate(config: EncoderConfig) -> float:
-    """Return the default peak rate for an encoder of this size, hidden size · layers, in one significant digit.
+def default_rates(config: EncoderConfig) -> tuple[float, float]:
+    """Return the default peak rates of encoder and head for an encoder of this size, hidden size · layers.
 
-    - Up to 384 · 6: 3e-4. Measured for MiniLM-L6 in runs of 6 to 80 steps (docs/tuning.md). Smaller encoders were not
-      measured; they get the same rate, the largest that the authors of the small BERTs search (3e-5 … 3e-4: Turc et
-      al. 2019, https://github.com/google-research/bert).
-    - From 768 · 12 on: 3e-5 · √(768 · 12 / size). Published: Devlin et al. 2018 (A.3) search 2e-5 … 5e-5 for base.
-      Large fails to train for some seeds; small rates with bias correction and warm-up prevent that (Mosbach et al.
-      2020, https://arxiv.org/abs/2006.04884).
-    - Between them: the power of the size that meets both ends. It is not measured, and within the range of Turc et al.
+    - Up to 384 · 6: 1.5e-4, and ten times that for the head. Measured for MiniLM-L6 in runs of 6 to 78 steps
+      (docs/tuning.md). Smaller encoders were not measured; they get the same rates. The authors of the small BERTs
+      search 3e-5 … 3e-4 for all sizes (Turc et al. 2019, https://github.com/google-research/bert).
+    - From 768 · 12 on: 3e-5 · √(768 · 12 / size) for both. Published: Devlin et al. 2018 (A.3) search 2e-5 … 5e-5 for
+      base. Large fails to train for some seeds; small rates with bias correction and warm-up prevent that (Mosbach et
+      al. 2020, https://arxiv.org/abs/2006.04884).
+    - Between them: the powers of the size that meet both ends, in one significant digit. They are not measured.
 
-    This gives large 2e-5, base 3e-5, MiniLM-L12 (384 wide) and DistilBERT 9e-5, MiniLM-L6 and smaller 3e-4.
+    This gives large 2e-5, base 3e-5, MiniLM-L12 (384 wide) and DistilBERT 7e-5 and 2e-4 for the head, MiniLM-L6 and
+    smaller 1.5e-4 and 1.5e-3.
     """
     size = config.hidden_size * config.num_layers
     if size <= SMALL:
-        return SMALL_RATE
-    power = 0.5 if size > BASE else math.log(SMALL_RATE / BASE_RATE) / math.log(BASE / SMALL)
-    return float(f"{BASE_RATE * (BASE / size) ** power:.0e}")
+        return SMALL_RATE, SMALL_RATE * SMALL_HEAD
+    if size >= BASE:
+        rate = _one_digit(BASE_RATE * (BASE / size) ** 0.5)
+        return rate, rate
+    share = math.log(BASE / size) / math.log(BASE / SMALL)  # 0 at base, 1 at the smaller size
+    rate = BASE_RATE * (SMALL_RATE / BASE_RATE) ** share
+    return _one_digit(rate), _one_digit(rate * SMALL_HEAD**share)
+
+
+def _one_digit(rate: float) -> float:
+    return float(f"{rate:.0e}")
 
 
 def parameter_rules(

@@ -21,6 +21,7 @@ from heads.metrics import get_metric
 from mlxbert.data.folds import Fold
 from mlxbert.data.tokens import Batch, TrainingBatches
 from mlxbert.errors import Interrupted
+from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.training.callbacks import Callback, Callbacks, EvaluationEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.held_out import Examples, HeldOut, Predictions
@@ -29,7 +30,7 @@ from mlxbert.training.optimizer import (
     ConfigurationError,
     Rule,
     Schedule,
-    default_learning_rate,
+    default_rates,
     evaluation_steps,
     parameter_rules,
     reinitialize_top,
@@ -347,17 +348,26 @@ class Trainer:
         return rows / max(now - before, 1e-9)
 
 
+def peak_rates(encoder: EncoderConfig, config: TrainingConfig) -> tuple[float, float]:
+    """Return the peak rates of encoder and head: the config's, else the defaults for the encoder's size.
+
+    If only the encoder's rate is given, the head has the same.
+    """
+    rate, head_rate = default_rates(encoder) if config.rate is None else (config.rate, config.rate)
+    return rate, head_rate if config.head_rate is None else config.head_rate
+
+
 def training_rules(model: BertWithHead, config: TrainingConfig) -> tuple[dict[str, Rule], float]:
     """Return the rule of every parameter, and the peak rate.
 
     Raises:
         ConfigurationError: the settings do not fit this model, or would freeze layers at random weights.
     """
-    peak = default_learning_rate(model.core.config) if config.rate is None else config.rate
+    peak, head_peak = peak_rates(model.core.config, config)
     rules = parameter_rules(
         model,
         rate=peak,
-        head_rate=config.head_rate,
+        head_rate=head_peak,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
         freeze_embeddings=config.freeze_embeddings,

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from benchmarks.defaults import (
-    COMPARISONS,
     GRIDS,
     NOTES,
     RECORDED,
     SETS,
-    SHORT,
     Setting,
     plan_of,
     plans,
@@ -23,7 +21,7 @@ from benchmarks.defaults import (
     with_tables,
 )
 
-DEFAULT = COMPARISONS["minilm"].default
+DEFAULT = GRIDS["rate"].settings[0]
 
 
 def record(data: str, seed: int, score: float, setting: Setting, epochs: int = 1) -> dict[str, Any]:
@@ -43,39 +41,41 @@ def test_no_run_is_recorded_twice_and_the_file_is_small() -> None:
 
 
 def test_lines_are_compared_on_the_seeds_that_both_have() -> None:
-    low, default = Setting(6e-5), DEFAULT
+    default, high = DEFAULT, Setting(3e-4)
     found = [
-        *(record("tweets", seed, 0.7, low) for seed in (0, 1)),
+        *(record("tweets", seed, 0.7, high) for seed in (0, 1)),
         record("tweets", 0, 0.8, default),
-        record("jigsaw", 0, 0.9, low),
+        record("jigsaw", 0, 0.9, high),
         record("jigsaw", 0, 0.6, default),
-        record("alexa", 0, 0.5, low),  # no run of the other line: it does not count
-        record("tweets", 0, 0.1, low, epochs=3),  # a line without another one
+        record("alexa", 0, 0.5, high),  # no run of the other line: it does not count
+        record("tweets", 0, 0.1, high, epochs=3),  # a line without another one
     ]
-    first, second = rows("rate", COMPARISONS["minilm"], 1, found)
-    assert (first.setting, second.setting) == (low, default)
-    assert first.differences == pytest.approx({"tweets": -0.1, "jigsaw": 0.3})
-    assert table("rate", COMPARISONS["minilm"], found).splitlines()[2:] == [
-        "| 1 | 6.0e-05 | 0.700 ± 0.000 (2) | not run | 0.500 (1) | 0.900 (1) | +0.100, 2 of 4 sets |",
-        "| 1 | 3.0e-04 | 0.800 (1) | not run | not run | 0.600 (1) | default |",
+    first, second = rows(GRIDS["rate"], 1, found)
+    assert (first.setting, second.setting) == (default, high)
+    assert second.differences == pytest.approx({"tweets": -0.1, "jigsaw": 0.3})
+    assert table(GRIDS["rate"], found).splitlines()[2:] == [
+        "| 1 | 6.0e-05 | 0.800 (1) | not run | not run | 0.600 (1) | (base) |",
+        "| 1 | 3.0e-04 | 0.700 ± 0.000 (2) | not run | 0.500 (1) | 0.900 (1) | +0.100, 2 of 4 sets |",
     ]
 
 
 def test_a_table_takes_the_place_of_the_old_one() -> None:
     begin, end = "<!-- python -m benchmarks.defaults --write: {} -->", "<!-- end -->"
-    found = [record("tweets", 0, 0.7, setting) for setting in (Setting(6e-5), DEFAULT)]
-    text = f"# Tuning\n{begin.format('minilm rate')}\nold\n{end}\n\n{begin.format('minilm head')}\nold\n{end}\nlast\n"
-    rates = table("rate", COMPARISONS["minilm"], found)
+    found = [record("tweets", 0, 0.7, setting) for setting in (Setting(3e-4), DEFAULT)]
+    text = f"# Tuning\n{begin.format('rate')}\nold\n{end}\n\n{begin.format('head')}\nold\n{end}\nlast\n"
+    rates = table(GRIDS["rate"], found)
     assert with_tables(text, found) == (
-        f"# Tuning\n{begin.format('minilm rate')}\n{rates}\n{end}\n\n{begin.format('minilm head')}\n{end}\nlast\n"
+        f"# Tuning\n{begin.format('rate')}\n{rates}\n{end}\n\n{begin.format('head')}\n{end}\nlast\n"
     )
-    with pytest.raises(ValueError, match=r"^tuning\.md has no place for minilm rate; fix: add <!-- python"):
+    with pytest.raises(ValueError, match=r"^tuning\.md has no place for rate; fix: add <!-- python"):
         with_tables("# Tuning\n", found)
 
 
-def test_every_grid_has_the_defaults_at_its_rate() -> None:
+def test_the_lines_of_a_grid_differ_in_one_setting() -> None:
     for name, grid in GRIDS.items():
-        assert DEFAULT in grid, name
-        values = [getattr(setting, name) for setting in grid]
-        assert len(set(values)) == len(values)
-    assert len(list(plans("minilm", list(GRIDS), SHORT, [1, 3], [0]))) == 2 * 4 * sum(map(len, GRIDS.values()))
+        values = [getattr(setting, grid.varied) for setting in grid.settings]
+        assert len(set(values)) == len(values), name
+        base = asdict(grid.settings[0])
+        assert all({**asdict(setting), grid.varied: base[grid.varied]} == base for setting in grid.settings), name
+    runs = list(plans("minilm", list(GRIDS), list(SETS), [1, 3], [0]))
+    assert len(runs) == 2 * 4 * sum(len(grid.settings) for grid in GRIDS.values())

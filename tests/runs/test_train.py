@@ -36,7 +36,7 @@ from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.tokenizer import TruncationWarning
 from mlxbert.training.callbacks import StepEvent
 from mlxbert.training.config import TrainingConfig
-from mlxbert.training.optimizer import default_learning_rate
+from mlxbert.training.optimizer import default_rates
 from mlxbert.with_head import BertWithHead
 from tests.support.run_samples import QUICK, TASKS, options, sample
 
@@ -174,11 +174,11 @@ def test_the_target_is_learned_from_the_text(tmp_path: Path, tiny_checkpoint: Pa
     assert run.scores["pooled"]["roc_auc"] > 0.8
 
 
-def test_the_default_rate_is_recorded_as_a_number(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_the_default_rates_are_recorded_as_numbers(tmp_path: Path, tiny_checkpoint: Path) -> None:
     settings = {**QUICK, "rate": None, "epochs": 1}
     run = train(sample("binary"), model=tiny_checkpoint, out=tmp_path / "run", **options("binary"), **settings)
-    rate = default_learning_rate(config_from_hf(read_config(tiny_checkpoint)))
-    assert run.record.config.rate == rate
+    rate, head_rate = default_rates(config_from_hf(read_config(tiny_checkpoint)))
+    assert (run.record.config.rate, run.record.config.head_rate) == (rate, head_rate)
     log = read_log(run.path / "metrics.jsonl")
     assert log is not None
     assert max(line.event.rate for line in log.lines if isinstance(line.event, StepEvent)) <= rate

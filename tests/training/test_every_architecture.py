@@ -19,7 +19,7 @@ from mlxbert.models.base import POOLER
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.runs import resume, train
 from mlxbert.training.gradients import AWP, FGM
-from mlxbert.training.optimizer import CORE, SMALL_RATE, Schedule, default_learning_rate, parameter_rules
+from mlxbert.training.optimizer import CORE, SMALL_HEAD, SMALL_RATE, Schedule, default_rates, parameter_rules
 from mlxbert.training.state import restore_step, step_state
 from mlxbert.training.step import StepSettings, TrainStep
 from mlxbert.with_head import BertWithHead
@@ -93,11 +93,11 @@ def test_norms_and_biases_do_not_decay_and_all_else_does(model_type: str) -> Non
 
 def test_the_default_rate_follows_the_size(model_type: str) -> None:
     config = config_of(model_type)
-    assert default_learning_rate(config) == SMALL_RATE
+    assert default_rates(config) == pytest.approx((SMALL_RATE, SMALL_HEAD * SMALL_RATE))
     wide = {"model_type": model_type, **architecture(model_type).tiny}
     key = config.ALIASES.get("hidden_size", "hidden_size")
     wide[key if key in wide else "hidden_size"] = 4 * 768 * 12 // config.num_layers
-    assert default_learning_rate(config.from_hf(wide)) == 2e-5  # four times base: half its rate, in one digit
+    assert default_rates(config.from_hf(wide)) == (2e-5, 2e-5)  # four times base: half its rate, in one digit
 
 
 def test_frozen_layers_stay_and_have_no_state(model_type: str) -> None:

@@ -20,7 +20,7 @@ from mlxbert.training.optimizer import (
     ConfigurationError,
     Rule,
     Schedule,
-    default_learning_rate,
+    default_rates,
     parameter_rules,
     reinitialize_top,
     squared_norms,
@@ -165,17 +165,17 @@ def test_wrong_adam_numbers_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hidden", "layers", "rate"),
+    ("hidden", "layers", "rate", "head_rate"),
     [
-        *((128, 2, 3e-4), (256, 4, 3e-4), (384, 6, 3e-4)),
-        *((512, 8, 1e-4), (384, 12, 9e-5), (768, 6, 9e-5)),
-        *((768, 12, 3e-5), (768, 22, 2e-5), (1024, 24, 2e-5)),
+        *((128, 2, 1.5e-4, 1.5e-3), (256, 4, 1.5e-4, 1.5e-3), (384, 6, 1.5e-4, 1.5e-3)),
+        *((512, 8, 8e-5, 3e-4), (384, 12, 7e-5, 2e-4), (768, 6, 7e-5, 2e-4)),
+        *((768, 12, 3e-5, 3e-5), (768, 22, 2e-5, 2e-5), (1024, 24, 2e-5, 2e-5)),
     ],
 )
-def test_default_rates(hidden: int, layers: int, rate: float) -> None:
-    """Measured up to MiniLM-L6; published from base on; between them a power of the size that meets both."""
+def test_default_rates(hidden: int, layers: int, rate: float, head_rate: float) -> None:
+    """Measured up to MiniLM-L6; published from base on; between them powers of the size that meet both."""
     config = BertConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2)
-    assert default_learning_rate(config) == rate
+    assert default_rates(config) == pytest.approx((rate, head_rate))
 
 
 def test_reinitializing_changes_the_top_alone_and_goes_by_the_seed() -> None:
