@@ -65,8 +65,10 @@ def as_bytes(arrays: dict[str, mx.array]) -> dict[str, bytes]:
 def largest_difference(first: dict[str, mx.array], second: dict[str, mx.array]) -> float:
     """Of all elements, relative to the largest element of each tensor's `second`."""
     assert set(first) == set(second)
+    # A key's bias moves all scores of a query alike, which softmax does not see: its gradient is rounding errors.
+    names = [name for name in second if not name.endswith("key.bias")]
     return max(
-        float((mx.abs(first[n] - second[n]).max() / mx.maximum(mx.abs(second[n]).max(), 1e-6)).item()) for n in second
+        float((mx.abs(first[n] - second[n]).max() / mx.maximum(mx.abs(second[n]).max(), 1e-6)).item()) for n in names
     )
 
 
