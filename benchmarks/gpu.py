@@ -2,20 +2,22 @@
 
     python -m benchmarks.gpu                                    # a bert-base-sized model; some ten minutes
     python -m benchmarks.gpu --only forward --dtypes bfloat16
-    python -m benchmarks.gpu --tiny                             # a model of a few kilobytes, also without a GPU
+    python -m benchmarks.gpu --tiny                             # a model of a few kilobytes; some minutes on a CPU
 
 Texts of 128 and 512 tokens, and of mixed lengths (padded to the longest; PyTorch also packed without padding, where
-flash-attn is installed). Every measurement is a process of its own; the sides take turns, and the first one's hidden
-states are what the others are compared with before their time counts. In training, weights and optimizer are float32
-on both sides, and half precision is that of the encoder (PyTorch: autocast, in float16 with scaled gradients).
+flash-attn is installed). Every measurement is a process of its own, and the sides take turns. Before a time counts,
+the hidden states are compared with PyTorch's in float32, and in training the losses of three steps without dropout. In
+training, weights and optimizer are float32 on both sides, and half precision is that of the encoder (PyTorch:
+autocast, in float16 with scaled gradients).
 
 TFLOP/s counts the products of real tokens: 2 for a multiplication and an addition, three times as much for a training
 step; padding is no work done. The share is of what the card's maker says for dense matrices of this precision. In
 float32 both sides multiply as TF32 where the card can, which is MLX's default.
 
 What runs on the CPU: MLX has no silent fallback. An operation without a kernel for the GPU raises an error, and only
-what is put on a stream of the CPU is computed there; the script counts such streams while a pass is built and run. It
-also counts the fused attention kernels of a forward pass (MLX has one for float32 on Metal, and none on CUDA).
+what is put on a stream of the CPU is computed there. The script counts such streams that are made or entered while a
+pass is built and run; it does not see an operation's own argument `stream`, which mlxbert uses nowhere. It also
+counts the fused attention kernels of a forward pass (MLX has one for float32 on Metal, and none on CUDA).
 
 A benchmark shows, and asserts nothing: the exit code is 0 whatever the numbers are.
 """
@@ -46,14 +48,19 @@ from benchmarks.machine import load, machine
 from benchmarks.speed_sides import difference
 from benchmarks.speed_table import progress, spread
 from benchmarks.speed_training import head_weights
+from heads.command_line import install_fix
 
 PYTORCH, COMPILED, PACKED, OURS = "PyTorch", "PyTorch compiled", "PyTorch packed", "mlxbert"
 SIDES = (PYTORCH, COMPILED, PACKED, OURS)
 DTYPES = ("float32", "bfloat16", "float16")
+RATE = 5e-6
+LOSSES = "reference-losses.npy"
 # The largest difference from PyTorch in float32 (random weights, hidden states of size 1); TF32 has float16's digits.
 LIMITS = {"float32": 3e-2, "bfloat16": 2.5e-1, "float16": 3e-2}
+# The largest difference of a loss: that of hidden states, averaged over many of them.
+LOSS_LIMITS = {"float32": 3e-3, "bfloat16": 2.5e-2, "float16": 3e-3}
 # Dense TFLOP/s as published: (float32, with TF32 where there is one; bfloat16; float16, both with float32 sums). None:
-# not published. A name is part of the device's name; the first that fits counts.
+# not published. A name is some whole words of the device's name; the first that fits counts.
 # NVIDIA: data sheets of H200, H100, A100, L40S, L4, A10, T4 (numbers "with sparsity" are halved), and appendix A of
 # the Ada (RTX 4090) and Ampere GA102 (RTX 3090) architecture papers.
 # Apple: press releases of M1 (2020), M1 Pro and Max (2021), M1 Ultra (2022): float32 alone.
@@ -74,6 +81,10 @@ PEAKS: dict[str, tuple[float | None, float | None, float | None]] = {
     "M1 Pro": (5.2, None, None),
     "Apple M1": (2.6, None, None),
 }
+
+# These words make another card of the same name, with other peaks.
+_VARIANTS = ("Ti", "SUPER", "D", "NVL", "PCIe", "GH200", "Laptop", "Mobile", "Max", "Max-Q", "Ultra", "Pro")
+_NAMED = tuple(name for name in PEAKS if name.split()[-1] in _VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,10 @@ def operations(lengths: np.ndarray, config: dict[str, Any]) -> float:
 
 def peak(device: str, dtype: str) -> float | None:
     """Return the published TFLOP/s of a card; None if it is not in the table."""
-    found = next((values for name, values in PEAKS.items() if name in device), None)
+    words = f" {device.replace('-', ' ').replace('(', ' ').replace(')', ' ')} "
+    if any(f" {variant} " in words for variant in _VARIANTS) and not any(f" {name} " in words for name in _NAMED):
+        return None
+    found = next((values for name, values in PEAKS.items() if f" {name} " in words), None)
     return None if found is None else found[DTYPES.index(dtype)]
 
 
@@ -132,16 +146,18 @@ class Side:
         device: its name.
         forward: starts a forward pass, and waits for it.
         hidden: the hidden states of the real tokens, (T, D), text by text.
-        step: takes a training step.
-        reset: forgets the most memory that was in use.
-        memory: the most MB of the device's memory that were in use since; None: it does not say.
-        facts: what else is to be said of a forward pass.
+        step: takes a training step, and returns its loss.
+        losses: the losses of three steps without dropout; they change the weights.
+        reset: begins to measure the memory anew.
+        memory: the peak of the device's memory since then, in MB; None: the device does not tell.
+        facts: more columns about a forward pass.
     """
 
     device: str
     forward: Callable[[Batch], Any]
     hidden: Callable[[Batch], np.ndarray]
-    step: Callable[[Batch], Any]
+    step: Callable[[Batch], float]
+    losses: Callable[[Batch], np.ndarray]
     reset: Callable[[], None]
     memory: Callable[[], float | None]
     facts: Callable[[Batch], dict[str, Any]]
@@ -160,22 +176,25 @@ def mlxbert(folder: Path, side: str, dtype: str, *, train: bool) -> Side:
 
     mx.random.seed(0)
     core = load_core(folder / inputs.CONVERTED, dtype=mx.float32 if train else getattr(mx, dtype))
-    steps: list[Any] = []
+    steps: dict[float, TrainStep] = {}
 
     def output(batch: Batch) -> mx.array:
         return core(mx.array(batch.ids), attention_mask=mx.array(batch.mask)).last_hidden_state
 
-    def step(batch: Batch) -> float:
-        if not steps:
+    def step(batch: Batch, dropout: float = 0.1) -> float:
+        if dropout not in steps:
             width = core.config.hidden_size
-            model = BertWithHead(core, BinaryClassificationHead(width))
+            core.set_dropout(dropout)
+            model = BertWithHead(core, BinaryClassificationHead(width, dropout=dropout))
             model.head.output.weight = mx.array(head_weights(width))
-            rules = parameter_rules(model, rate=1e-5)
-            steps.append(TrainStep(model, rules, Schedule(1, "constant"), StepSettings(compute_dtype=dtype)))
+            rules = parameter_rules(model, rate=RATE)
+            steps[dropout] = TrainStep(model, rules, Schedule(1, "constant"), StepSettings(compute_dtype=dtype))
         targets = (np.arange(len(batch.ids)) % 2).astype(np.float32)
         arguments = {"input_ids": batch.ids.astype(np.int32), "attention_mask": batch.mask.astype(np.int32)}
-        report = steps[0]([(arguments, targets, None)])
-        return float(report.loss)
+        return float(steps[dropout]([(arguments, targets, None)]).loss)
+
+    def losses(batch: Batch) -> np.ndarray:
+        return np.array([step(batch, 0.0) for _ in range(3)])
 
     def facts(batch: Batch) -> dict[str, Any]:
         with cpu_streams() as found:
@@ -190,6 +209,7 @@ def mlxbert(folder: Path, side: str, dtype: str, *, train: bool) -> Side:
         lambda batch: mx.eval(output(batch)),
         lambda batch: np.array(output(batch).astype(mx.float32))[batch.mask > 0],
         step,
+        losses,
         mx.reset_peak_memory,
         lambda: mx.get_peak_memory() / 1e6,
         facts,
@@ -198,7 +218,7 @@ def mlxbert(folder: Path, side: str, dtype: str, *, train: bool) -> Side:
 
 @contextmanager
 def cpu_streams() -> Iterator[list[str]]:
-    """Record every stream of the CPU that is made or entered inside; on a CPU, all of them."""
+    """Record every stream of the CPU that is made by name or entered with `mx.stream` inside."""
     import mlx.core as mx
 
     found: list[str] = []
@@ -243,7 +263,7 @@ def pytorch(folder: Path, side: str, dtype: str, *, train: bool, reference: bool
         head.weight.copy_(torch.from_numpy(head_weights(encoder.config.hidden_size)))
         head.bias.zero_()
     call = torch.compile(encoder) if side == COMPILED else encoder
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-5, fused=kind == "cuda")
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=RATE, fused=kind == "cuda")
     scaler = torch.amp.GradScaler(kind, enabled=dtype == "float16" and kind == "cuda")
 
     def wait() -> None:
@@ -304,6 +324,17 @@ def pytorch(folder: Path, side: str, dtype: str, *, train: bool, reference: bool
         optimizer.zero_grad()
         return float(loss.item())
 
+    def losses(batch: Batch) -> np.ndarray:
+        modules = [module for module in (*encoder.modules(), drop) if isinstance(module, torch.nn.Dropout)]
+        before = [module.p for module in modules]
+        for module in modules:
+            module.p = 0.0
+        try:
+            return np.array([step(batch) for _ in range(3)])
+        finally:
+            for module, probability in zip(modules, before, strict=True):
+                module.p = probability
+
     def reset() -> None:
         if kind == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -312,7 +343,7 @@ def pytorch(folder: Path, side: str, dtype: str, *, train: bool, reference: bool
         return torch.cuda.max_memory_allocated() / 1e6 if kind == "cuda" else None
 
     device = torch.cuda.get_device_name() if kind == "cuda" else kind
-    return Side(device, forward, hidden, step, reset, memory, lambda _: {})
+    return Side(device, forward, hidden, step, losses, reset, memory, lambda _: {})
 
 
 def torch_device() -> str:
@@ -337,11 +368,18 @@ def measure_here(options: argparse.Namespace) -> dict[str, Any]:
     cases = batches(config["vocab_size"], tiny=options.tiny)
     files = [options.folder / f"reference-{number}.npy" for number in range(len(cases))]
     found: dict[str, Any] = {}
-    for file, (name, batch) in zip(files, cases.items(), strict=True):  # before a step changes the weights
-        if options.section == "reference":
+    first = next(iter(cases))
+    if options.section == "reference":
+        for file, batch in zip(files, cases.values(), strict=True):
             np.save(file, side.hidden(batch))
-            continue
-        found[name] = {"error": difference(side.hidden(batch), np.load(file)), **({} if train else side.facts(batch))}
+        np.save(options.folder / LOSSES, side.losses(cases[first]))
+        return {}
+    if train:
+        error = difference(side.losses(cases[first]), np.load(options.folder / LOSSES))
+        found = {name: {"error": error} for name in cases}
+    else:
+        for file, (name, batch) in zip(files, cases.items(), strict=True):
+            found[name] = {"error": difference(side.hidden(batch), np.load(file)), **side.facts(batch)}
     for name, one in found.items():
         side.reset()
         run = partial(side.step if train else side.forward, cases[name])
@@ -393,20 +431,23 @@ def table(section: str, dtype: str, sides: list[str], options: argparse.Namespac
             for name, case in one["cases"].items():
                 found.setdefault((name, side), Found(one["device"], [])).cases.append(case)
     progress("")
-    made = Table(title=f"{section}, {dtype}: medians of {options.repeats} processes")
+    made = Table(title=f"{section}, {dtype}; processes of each side: {options.repeats}; medians")
     facts = () if section == "train" else ("CPU streams", "fused attention")
     headings = ("", "", "ms", "over PyTorch's [min – max]", "TFLOP/s", "of the peak", "MB", *facts, "error")
     for heading in headings:
         made.add_column(heading, justify="right" if heading else "left")
-    for (name, side), ours in sorted(found.items(), key=lambda item: list(found).index(item[0])):
-        made.add_row(name, side, *cells(ours, found.get((name, PYTORCH)), dtype, facts))
+    limit = (LOSS_LIMITS if section == "train" else LIMITS)[dtype]
+    for name in dict.fromkeys(name for name, _ in found):
+        made.add_section()
+        for side in sides:
+            made.add_row(name, side, *cells(found[name, side], found.get((name, PYTORCH)), dtype, facts, limit))
     return made
 
 
-def cells(ours: Found, theirs: Found | None, dtype: str, facts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a row of the table; no time, if the numbers are wrong."""
-    error = max(case["error"] for case in ours.cases)
-    if error > LIMITS[dtype]:
+def cells(ours: Found, theirs: Found | None, dtype: str, facts: tuple[str, ...], limit: float) -> tuple[str, ...]:
+    """Return a row of the table; no time, if the error is above the limit."""
+    error = float(np.max([case["error"] for case in ours.cases]))  # NaN, if there is one
+    if not error <= limit:
         return ("WRONG: not counted", "", "", "", "", *("" for _ in facts), f"{error:.1e}")
     seconds = ours.median("seconds")
     ratios = (
@@ -429,10 +470,12 @@ def cells(ours: Found, theirs: Found | None, dtype: str, facts: tuple[str, ...])
 def main(argv: list[str] | None = None) -> None:
     """Measure every side, and print a table for each section and dtype."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("forward", "train"), help="one of the two")
-    parser.add_argument("--dtypes", default=",".join(DTYPES), help=f"of {', '.join(DTYPES)}, separated by commas")
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each side (default 3)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each case in a process (default 2)")
+    parser.add_argument("--only", choices=("forward", "train"), help="measure this alone (default: both)")
+    parser.add_argument(
+        "--dtypes", default=",".join(DTYPES), help=f"some of {', '.join(DTYPES)} (the default), with commas"
+    )
+    parser.add_argument("--repeats", type=int, help="processes of each side (default 3, with --tiny 1)")
+    parser.add_argument("--seconds", type=float, help="for each case in a process (default 2, with --tiny 0.1)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and short texts; without a GPU always")
     for name in ("--side", "--section", "--dtype"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -444,12 +487,14 @@ def main(argv: list[str] | None = None) -> None:
     dtypes = options.dtypes.split(",")
     if unknown := [name for name in dtypes if name not in DTYPES]:
         parser.error(f"--dtypes: {', '.join(unknown)} unknown; known: {', '.join(DTYPES)}")
-    if options.repeats < 1 or options.seconds <= 0:
+    if (options.repeats is not None and options.repeats < 1) or (options.seconds is not None and options.seconds <= 0):
         parser.error("--repeats must be at least 1, --seconds above 0")
     console = Console()
     console.width = max(console.width, 130)  # a log file has the whole table, too
     console.print(f"{machine()}; {load()}", soft_wrap=True)
     available = prepared(options, console)
+    options.repeats = options.repeats or (1 if options.tiny else 3)
+    options.seconds = options.seconds or (0.1 if options.tiny else 2.0)
     with tempfile.TemporaryDirectory() as scratch:
         options.folder = Path(scratch)
         progress("writing the model")
@@ -469,8 +514,7 @@ def prepared(options: argparse.Namespace, console: Console) -> list[str]:
         console.print("no GPU: MLX has none here. A tiny model is shown on the CPU; its numbers say nothing of a GPU.")
         options.tiny = True
     if find_spec("torch") is None:
-        console.print("PyTorch is not installed: ours is compared with nothing")
-        return [OURS]
+        raise SystemExit(f"benchmarks.gpu compares with PyTorch, which is not installed; fix: {install_fix('torch')}")
     if has_gpu and torch_device() == "cpu":
         console.print("PyTorch has no GPU here, and is measured on the CPU; fix: install a build of torch with CUDA")
     if torch_device() == "cuda" and find_spec("flash_attn") is not None:

@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mlxbert.backend.processor import cpu_limit
+
 # By these, libraries choose their kernels.
 _KERNELS = (
     "OPENBLAS_CORETYPE",
@@ -32,8 +34,9 @@ def machine(*more: str) -> str:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, by its affinity and the limit of its container."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, cpu_limit() or found)
 
 
 def load() -> str:

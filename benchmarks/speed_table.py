@@ -223,7 +223,7 @@ def write_readme(results: Results, order: Sequence[str]) -> Iterable[Path]:
     picture = README.parent / PICTURE
     picture.parent.mkdir(exist_ok=True)
     picture.write_bytes(plot(results, order))
-    part = f"![Time of each package over PyTorch's]({PICTURE})\n\n{markdown(results, order)}"
+    part = f"![Time of each package over the baseline's]({PICTURE})\n\n{markdown(results, order)}"
     README.write_text(with_table(README.read_text(encoding="utf-8"), part), encoding="utf-8")
     return README, picture
 

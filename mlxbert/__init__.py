@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
     """Import a name of `__all__`, or a module of this package, at its first use."""
     if name in _LATER:
         value = getattr(importlib.import_module(_LATER[name]), name)
-    elif not name.startswith("_") and importlib.util.find_spec(f"mlxbert.{name}") is not None:
+    elif name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(f"mlxbert.{name}") is not None:
         return importlib.import_module(f"mlxbert.{name}")
     else:
         raise AttributeError(f"module 'mlxbert' has no attribute {name!r}")

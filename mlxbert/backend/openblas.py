@@ -35,7 +35,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import product
 from math import nan
 from pathlib import Path
@@ -290,16 +290,38 @@ def load(path: Path) -> OpenBlas:
 
 
 class _OneThread:
-    """How many callers are inside `one_thread` now."""
+    """How many callers are inside `one_thread` now, and how to set the threads when the last one leaves."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.callers = 0
+        self.restore: Callable[[], object] | None = None
+
+    def enter(self, library: ctypes.CDLL, afterwards: int) -> None:
+        """Count a caller in."""
+        with self.lock:
+            self.callers += 1
+            self.restore = partial(library.scipy_openblas_set_num_threads, afterwards)
+            library.scipy_openblas_set_num_threads(1)
+
+    def leave(self) -> None:
+        """Count a caller out; one that was inside at a fork is not counted in the child."""
+        with self.lock:
+            self.callers = max(self.callers - 1, 0)
+            if self.callers == 0 and self.restore is not None:
+                self.restore()
+
+    def after_fork(self) -> None:
+        """Begin anew in the child: whoever was inside on another thread is not there any more."""
+        self.lock = threading.Lock()
+        if self.callers:
+            self.callers = 0
+            self.leave()
 
 
 _one_thread = _OneThread()
-if hasattr(os, "register_at_fork"):  # another thread may have been inside, and a fork leaves only this one
-    os.register_at_fork(after_in_child=_one_thread.__init__)  # type: ignore[misc]
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread.after_fork)
 
 
 @contextmanager
@@ -312,17 +334,11 @@ def one_thread(blas_path: str, afterwards: int) -> Iterator[None]:
         blas_path: of the loaded library.
         afterwards: the number of threads to set at the end.
     """
-    library = ctypes.CDLL(blas_path)
-    with _one_thread.lock:
-        _one_thread.callers += 1
-        library.scipy_openblas_set_num_threads(1)
+    _one_thread.enter(ctypes.CDLL(blas_path), afterwards)
     try:
         yield
     finally:
-        with _one_thread.lock:
-            _one_thread.callers -= 1
-            if _one_thread.callers == 0:
-                library.scipy_openblas_set_num_threads(afterwards)
+        _one_thread.leave()
 
 
 @contextmanager
@@ -332,15 +348,26 @@ def _settings() -> Iterator[None]:
     if has_sme():
         wanted[_CORE_TYPE] = "NEOVERSEN1"
     limit = cpu_limit()
-    if limit is not None and limit < len(os.sched_getaffinity(0)) and not any(map(os.environ.get, _THREAD_NUMBERS)):
+    if limit is not None and limit < len(os.sched_getaffinity(0)) and not any(map(_number_set, _THREAD_NUMBERS)):
         wanted[_THREAD_NUMBERS[0]] = str(limit)
-    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    # OpenBLAS takes no notice of a number of threads that is none, so that `wanted` has one only then.
+    ours = {name: value for name, value in wanted.items() if name == _THREAD_NUMBERS[0] or name not in os.environ}
+    before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
         yield
     finally:
-        for name in ours:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _number_set(name: str) -> bool:
+    """Return whether an environment variable is a number above 0."""
+    value = os.environ.get(name, "").strip()
+    return value.isascii() and value.isdigit() and int(value) > 0
 
 
 # M, N, K: OpenBLAS's blocked kernel; its path for small products; a single row, column and inner index,

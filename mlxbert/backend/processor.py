@@ -32,13 +32,15 @@ def cpu_limit(cgroups: Path = _CGROUPS, files: Path = _CGROUP_FILES) -> int | No
         return None
     shares = []
     for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        _, _, named = line.partition(":")
+        controllers, colon, group = named.partition(":")
+        if not colon or (controllers and "cpu" not in controllers.split(",")):
             continue
-        root = files / "cpu" if controllers else files
-        # A container sees its own group as the root, also where `cgroups` names it by its path outside.
-        places = [root / group.strip("/"), *(root / group.strip("/")).parents]
-        shares += [_share(place) for place in places if place.is_relative_to(root)]
+        # Version 1 may lie under the names of all controllers together, or under a link for each.
+        for root in (files / "cpu", files / controllers) if controllers else (files,):
+            # A container sees its own group as the root, also where `cgroups` names it by its path outside.
+            places = [root / group.strip("/"), *(root / group.strip("/")).parents]
+            shares += [_share(place) for place in places if place.is_relative_to(root)]
     return min((max(math.ceil(share), 1) for share in shares if share is not None), default=None)
 
 
@@ -49,6 +51,6 @@ def _share(group: Path) -> float | None:
             quota, period = (group / "cpu.max").read_text().split()
         else:
             quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return float(quota) / float(period) if float(quota) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
+    except (OSError, ValueError, OverflowError):  # "max", or no such file
         return None

@@ -135,8 +135,9 @@ def side_by_side(items: Iterable[T], build: Callable[[T], Any], done: Callable[[
     """Call `done(item, build(item))` for every item; what is built is computed before, on `thread_count` threads.
 
     The parts do not wait for each other, as the shards of one batch do. Items are taken, built and done on the calling
-    thread, so `items` may be a generator with work of its own. MLX aborts the process if a thread that has built what
-    is compiled, such as an activation, ends just before it.
+    thread, so `items` may be a generator with work of its own. Only this thread builds, because of a fault of MLX: it
+    aborts the process at its end if another thread called a compiled function, such as an activation, and has just
+    ended. Evaluate what `build` reads, such as weights, before: other threads cannot compute it.
 
     Args:
         items: taken when a thread has at most one to compute.

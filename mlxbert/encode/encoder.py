@@ -26,8 +26,8 @@ from mlxbert.tokenization.tokenizer import Tokenizer, check_texts
 
 # Texts are tokenized and sorted in parts of this size, so that the token ids of millions of texts fit in memory.
 _BLOCK = 8192
-# Tokens that are computed at the same time, as many as those of 32 texts of 512: they bound the memory of long texts,
-# whatever the number of threads.
+# Tokens that are computed at the same time, as many as those of 32 texts of 512: they bound the memory of long texts.
+# Every thread has one text at least, so with many threads of very long texts there are more.
 _TOKENS = 16384
 # A batch of fewer tokens takes longer on a thread of its own than in another batch.
 _LEAST_TOKENS = 64
@@ -309,9 +309,9 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield the indices of the texts of each batch and the length to pad it to, longest texts first.
 
-    Batches of short texts are limited by `batch_size`, those of long ones by their tokens. Lengths are rounded up, by
-    3 % at most where it is worth it, so that few shapes occur. A text no longer than half of a batch's padded length
-    waits for the next batch: less than half of a batch is padding.
+    Batches of short texts are limited by `batch_size`, those of long ones by their tokens. Lengths are rounded up so
+    that few shapes occur: by 3 % at most, or until the batch's tokens are a multiple of 4. A text no longer than half
+    of a batch's padded length waits for the next batch: less than half of a batch is padding.
 
     Args:
         lengths: tokens of each text.
@@ -324,7 +324,7 @@ def batches(
     start = 0
     while start < len(order):
         longest = lengths[order[start]]
-        rows = max(1, min(batch_size, share, _TOKENS // threads // longest, len(order) - start))
+        rows = max(1, min(batch_size, share, _TOKENS // threads // max(longest, 1), len(order) - start))
         # The fewer texts, the more it matters that OpenBLAS multiplies multiples of 4 tokens at once.
         step = max(1 << max(longest.bit_length() - 6, 0), 4 // gcd(4, rows))
         padded_length = min(-(-longest // step) * step, limit)

@@ -266,6 +266,9 @@ class Encoder(nn.Module, ABC):
     ) -> BertOutput:
         """Encode a batch of token ids.
 
+        In evaluation mode on a CPU, a large batch is computed in this call, in shards on several threads
+        (`splits_batches`). Otherwise MLX computes when a result is read.
+
         Args:
             input_ids: (B, L) whole numbers below `vocab_size`; an `mx.array`, a NumPy array or lists.
             attention_mask: 1 for real tokens and 0 for padding: (B, L), (B, L, L) or (B, H, L, L), where the

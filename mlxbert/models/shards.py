@@ -19,7 +19,9 @@ Run = Callable[..., list[list[mx.array]]]
 
 
 def run_in_shards(core: Encoder, inputs: Inputs, run: Run) -> list[list[mx.array]]:
-    """Return `run(inputs)`; of a large batch, computed in shards at the same time, of another begun while it is built.
+    """Return `run(inputs)`: a large batch is computed in shards on several threads.
+
+    Any other batch is begun to be computed while the rest of its graph is built.
 
     The number of shards changes the last bits, and depends only on the batch's shape and the number of threads. While
     a transformation of MLX runs, the batch stays whole, because results that are computed have no gradient.

@@ -112,6 +112,9 @@ def test_the_kernels_for_sme_are_avoided_while_openblas_loads(
         (8, 2, {}, None),
         (2, 8, {"OMP_NUM_THREADS": "4"}, None),
         (2, 8, {"OPENBLAS_NUM_THREADS": "4"}, "4"),
+        (2, 8, {"OPENBLAS_NUM_THREADS": ""}, "2"),
+        (2, 8, {"OMP_NUM_THREADS": "0"}, "2"),
+        (2, 8, {"OPENBLAS_NUM_THREADS": "many", "OMP_NUM_THREADS": ""}, "2"),
     ],
 )
 def test_there_are_no_more_threads_than_a_container_may_use(

@@ -23,6 +23,11 @@ from mlxbert.backend.processor import cpu_limit
         ("3:cpuset:/a\n1:cpu:/a\n0::/\n", {"cpu/a/cpu.cfs_quota_us": "4", "cpu/a/cpu.cfs_period_us": "1"}, 4),
         ("0::/\n", {"cpu.max": "garbage"}, None),
         ("0::/\n", {"cpu.max": "1 0"}, None),
+        ("0::/\n", {"cpu.max": "100000 -1"}, None),
+        ("0::/\n", {"cpu.max": "inf 100000"}, None),
+        ("0::/\n", {"cpu.max": "1e400 1"}, None),
+        ("garbage\n\n0::/\n", {"cpu.max": "100000 100000"}, 1),
+        ("2:cpu,cpuacct:/\n", {"cpu,cpuacct/cpu.cfs_quota_us": "7", "cpu,cpuacct/cpu.cfs_period_us": "2"}, 4),
         (None, {}, None),
     ],
 )

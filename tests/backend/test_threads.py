@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,6 +120,52 @@ def test_products_are_of_one_thread_while_parts_are_computed_and_of_all_after() 
     with pytest.raises(ZeroDivisionError):
         compute([lambda: mx.ones((2,)), lambda: 1 / 0])
     assert count() == status.threads
+
+
+def test_a_forked_child_has_all_threads_for_products_though_its_parent_was_inside() -> None:
+    """Inside on the thread that forks, and on another one, which the child does not have."""
+    code = """
+import ctypes, os, threading
+from mlxbert.backend.device import one_blas_thread, use_fast_blas
+status = use_fast_blas()
+count = ctypes.CDLL(status.library).scipy_openblas_get_num_threads
+def child(check):
+    if (pid := os.fork()) == 0:
+        try:
+            check()
+        except BaseException as error:
+            print(error, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+def all_threads():
+    assert count() == status.threads, count()
+def again():
+    with one_blas_thread():
+        assert count() == 1
+    all_threads()
+inside, leave = threading.Event(), threading.Event()
+def other():
+    with one_blas_thread():
+        inside.set()
+        leave.wait()
+thread = threading.Thread(target=other)
+thread.start()
+inside.wait()
+child(lambda: (all_threads(), again()))
+leave.set()
+thread.join()
+def leaving(block):
+    block.__exit__(None, None, None)
+    all_threads()
+    again()
+with (block := one_blas_thread()):
+    child(lambda: leaving(block))
+"""
+    if use_fast_blas().library is None:
+        pytest.skip("MLX keeps its own BLAS here")
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
 
 
 def test_a_process_that_computed_apart_ends_well() -> None:

@@ -153,7 +153,7 @@ def test_batches_waste_less_than_half_on_padding() -> None:
         assert 1 <= len(rows) <= 32
         longest = max(lengths[i] for i in rows)
         assert longest <= length <= 250
-        assert length - longest < max(longest / 32, 8 / math.gcd(8, len(rows)))
+        assert length - longest < max(longest / 32, 4 / math.gcd(4, len(rows)))
         assert length <= 16 or 2 * sum(lengths[i] for i in rows) > length * len(rows)
     assert list(batches([], 32, 250)) == []
 

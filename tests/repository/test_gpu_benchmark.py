@@ -32,6 +32,17 @@ def test_operations_are_those_of_real_tokens() -> None:
         ("Tesla T4", "bfloat16", None),
         ("gpu (Apple M1 Max)", "float32", 10.4),
         ("gpu (Apple M4)", "float32", None),
+        ("gpu (Apple M1)", "float32", 2.6),
+        ("NVIDIA H100 NVL", "float16", 835.5),
+        ("NVIDIA H200 NVL", "bfloat16", None),
+        ("NVIDIA L40", "bfloat16", None),
+        ("NVIDIA RTX A1000", "bfloat16", None),
+        ("NVIDIA A10G", "bfloat16", None),
+        ("NVIDIA GeForce RTX 3090 Ti", "bfloat16", None),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", None),
+        ("NVIDIA GeForce RTX 4090 D", "bfloat16", None),
+        ("NVIDIA T400", "float16", None),
         ("cpu", "float32", None),
     ],
 )
@@ -44,10 +55,11 @@ def test_wrong_numbers_have_no_time_and_an_unknown_card_no_share() -> None:
         return Found("cpu", [{"error": error, "seconds": 0.5, "work": 1e12, "memory": None, "CPU streams": 2}])
 
     theirs = found(0.0)
-    assert cells(found(1.0), theirs, "float32", ())[0] == "WRONG: not counted"
-    row = cells(found(1e-3), theirs, "float32", ("CPU streams",))
+    assert cells(found(1.0), theirs, "float32", (), 3e-2)[0] == "WRONG: not counted"
+    assert cells(found(float("nan")), theirs, "float32", (), 3e-2)[0] == "WRONG: not counted"
+    row = cells(found(1e-3), theirs, "float32", ("CPU streams",), 3e-2)
     assert row == ("500.00", "1.00×", "2", "unknown", "?", "2", "1.0e-03")
-    assert cells(theirs, theirs, "float32", ())[1] == "baseline"
+    assert cells(theirs, theirs, "float32", (), 3e-2)[1] == "baseline"
 
 
 def test_streams_of_the_cpu_are_counted() -> None:
@@ -61,12 +73,13 @@ def test_streams_of_the_cpu_are_counted() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_gpu_a_tiny_model_is_shown_on_the_cpu() -> None:
+@pytest.mark.parametrize(("section", "dtype"), [("forward", "float32"), ("train", "bfloat16")])
+def test_without_a_gpu_a_tiny_model_is_shown_on_the_cpu(section: str, dtype: str) -> None:
     if mx.default_device() != mx.Device(mx.cpu):
         pytest.skip("MLX has a GPU here")
-    command = [sys.executable, "-m", "benchmarks.gpu", "--dtypes", "float32", "--repeats", "1", "--seconds", "0.01"]
-    printed = subprocess.run([*command, "--only", "forward"], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", "0.01", "--dtypes", dtype, "--only", section]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "no GPU: MLX has none here." in printed
-    assert "forward, float32" in printed
+    assert f"{section}, {dtype}" in printed
     assert "mlxbert" in printed
     assert "WRONG" not in printed
