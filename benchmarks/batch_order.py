@@ -3,7 +3,7 @@
     python -m benchmarks.batch_order                 # some three minutes
     python -m benchmarks.batch_order --rows 7613     # all rows
 
-A training sorts the rows of some batches by length, and shuffles these batches. Here all-MiniLM-L6-v2 learns the
+Training sorts the rows of several batches by length, then shuffles these batches. Here all-MiniLM-L6-v2 learns the
 disaster tweets both ways, from the same weights of the head: the mean loss of each tenth of the steps, and loss and F1
 of the held-out rows, as the mean over the seeds and their standard deviation. A difference below about twice
 its own deviation, √(a² + b²) / √seeds, is noise.

@@ -7,7 +7,8 @@
 
 all-MiniLM-L6-v2 (or all-mpnet-base-v2) on four data sets, at most 2,000 rows each, with a head of the usual kind.
 Every run has batches of 32 rows and the default settings of `mlxbert train`, except the one setting that its grid
-varies, texts of at most 32 tokens, and the weights of the last epoch. A seed chooses the rows, the held-out part, the
+varies, and except these: texts have at most 32 tokens, the weights are those of the last epoch instead of the best
+evaluation's, and nothing is calibrated. A seed chooses the rows, the held-out part, the
 order of the rows, the head's first weights and dropout. All values of a setting get the same seeds, so their
 differences are paired.
 
@@ -65,7 +66,7 @@ class DataSet:
         text: the column of the texts.
         rows: rows to learn from and held-out rows together.
         held_out: number of the latter; equal texts stay on one side, so it can be missed by some.
-        metric: of the tables. One without thresholds, which tells weak models apart, where there is one.
+        metric: of the tables; if possible, one that needs no threshold.
         title: of its column.
     """
 
@@ -415,8 +416,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="print the tables; train nothing")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {NOTES.name}; train nothing")
-    parser.add_argument("--runs", type=Path, default=RECORDED, help="JSON lines of finished runs (default: recorded)")
-    parser.add_argument("--model", choices=PACKAGED, default="minilm", help="the encoder (default: minilm)")
+    parser.add_argument(
+        "--runs", type=Path, help="JSON lines of finished runs; needed to train (tables: default the recorded ones)"
+    )
+    parser.add_argument(
+        "--model", choices=PACKAGED, default="minilm", help="the encoder; the tables show minilm, the default"
+    )
     parser.add_argument("--grid", choices=GRIDS, nargs="+", default=list(GRIDS), help="settings to vary")
     parser.add_argument("--sets", choices=SETS, nargs="+", default=list(SETS), help="data sets")
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3], help="lengths of the runs (default: 1 3)")
@@ -424,6 +429,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: MLXBERT_DATA)")
     parser.add_argument("--models", type=Path, help="folder of converted encoders (default: convert for this call)")
     options = parser.parse_args(argv)
+    if options.runs is None:
+        if not (options.write or options.table):
+            parser.error("training needs --runs FILE; --table and --write show what is recorded")
+        options.runs = RECORDED
     if options.write:
         NOTES.write_text(with_tables(NOTES.read_text(encoding="utf-8"), records(options.runs)), encoding="utf-8")
     elif options.table:

@@ -126,7 +126,7 @@ class BertWithHead(nn.Module):
             input_ids: (B, L).
             attention_mask: (B, L), 1 for real tokens.
             token_type_ids: (B, L).
-            inputs_embeds: (B, L, E), instead of the rows of the word embeddings, as for the encoder.
+            inputs_embeds: (B, L, E), instead of the rows of the word embeddings; `input_ids` then only mark padding.
             extra: what the head takes beside the text (`Head.extra_inputs`), such as a history; first axis B.
 
         Raises:

@@ -159,13 +159,13 @@ def resume(
     if files.scores.is_file():
         return Run.open(files.root)
     check_known_settings(record, files.info)
-    if not allow_changes:
-        check_environment(record.environment)
     if record.config.rate is None:
         raise RunError(
-            f"{files.info}: config has no rate: an older mlxbert with another default began the run; "
-            "fix: train it again, or write its rate into config (after the warm-up, the largest in metrics.jsonl)"
+            f"{files.info}: config has no rate: an older mlxbert with another default began the run; fix: train it "
+            "again, or write its rate into config.rate: the largest in metrics.jsonl, if the warm-up is over"
         )
+    if not allow_changes:
+        check_environment(record.environment)
     tables = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
     saved = {name: getattr(record.settings, name) for name in tables if name != "data"}
     saved["data"] = record.data.path or FRAME

@@ -23,7 +23,7 @@ class _Linear(nn.Linear):
 
 @contextmanager
 def linears_for_training(model: nn.Module) -> Iterator[None]:
-    """Let every `nn.Linear` of `model` compute its gradients so inside."""
+    """Inside, let every `nn.Linear` of `model` compute its gradients in the order of its weights."""
     linears = [module for module in model.modules() if type(module) is nn.Linear]
     try:
         for linear in linears:

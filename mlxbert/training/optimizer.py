@@ -49,8 +49,8 @@ SMALL, BASE = 384 * 6, 768 * 12
 """Hidden size times layers of MiniLM-L6 and of BERT base, between which the default rate falls."""
 SMALL_RATE, BASE_RATE = 1.5e-4, 3e-5
 """Default rates at these sizes."""
-SMALL_HEAD = 10
-"""Default rate of the head at the smaller size, as a multiple of the encoder's; 1 from base on."""
+SMALL_HEAD_RATE = 1.5e-3
+"""Default rate of the head at the smaller size; from base on it is the encoder's."""
 
 
 def default_rates(config: EncoderConfig) -> tuple[float, float]:
@@ -69,13 +69,13 @@ def default_rates(config: EncoderConfig) -> tuple[float, float]:
     """
     size = config.hidden_size * config.num_layers
     if size <= SMALL:
-        return SMALL_RATE, SMALL_RATE * SMALL_HEAD
+        return SMALL_RATE, SMALL_HEAD_RATE
     if size >= BASE:
         rate = _one_digit(BASE_RATE * (BASE / size) ** 0.5)
         return rate, rate
     share = math.log(BASE / size) / math.log(BASE / SMALL)  # 0 at base, 1 at the smaller size
     rate = BASE_RATE * (SMALL_RATE / BASE_RATE) ** share
-    return _one_digit(rate), _one_digit(rate * SMALL_HEAD**share)
+    return _one_digit(rate), _one_digit(rate * (SMALL_HEAD_RATE / SMALL_RATE) ** share)
 
 
 def _one_digit(rate: float) -> float:
@@ -213,7 +213,7 @@ def padding_rows(model: BertWithHead, names: Iterable[str]) -> dict[str, int]:
     return {CORE + name: row for name, row in model.core.padding_rows.items() if CORE + name in trained}
 
 
-# Half of the exponent's offset, less what makes the guess's largest error, 3.5 %, the same to both sides.
+# Half of the exponent's offset, reduced so that the largest error of the guess is 3.5 % upwards and downwards.
 _ROOT_GUESS = 0x1FBB4F2E
 
 
@@ -288,16 +288,17 @@ class AdamW:
 def _unfused(x: mx.array) -> mx.array:
     """Return a float32 array that `mx.compile` computes in a loop of its own, and does not compute twice.
 
-    g++ vectorizes a loop only if it has to compare few of its arrays in memory: three outputs are too many.
+    g++ vectorizes a loop only if it has to check few of its arrays for overlap: three outputs are too many.
     """
     return x.view(mx.int32).view(mx.float32)
 
 
 def _root(x: mx.array) -> mx.array:
-    """Return √x of float32 x ≥ 0.
+    """Return √x of float32 x ≥ 0; of ∞ it is NaN on a CPU.
 
     On a CPU g++ calls a function for the root of every element, and then vectorizes nothing else in the loop. There it
-    is two of Heron's steps from a guess, half of the exponent: the error is below 3e-7.
+    is two of Heron's steps from a guess, half of the exponent. The relative error is below 3e-7 from 1e-37 on; the
+    root of 0 is 2e-20, which AdamW's ε hides.
     """
     if mx.default_device() != mx.cpu:
         return mx.sqrt(x)

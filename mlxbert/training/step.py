@@ -59,6 +59,8 @@ from mlxbert.training.word_rows import INDEX, WordRows, squared_rows, word_rows
 _FIRST_SCALE = 2.0**10
 _LARGEST_SCALE = 2.0**24
 _STEPS_TO_GROW = 1000
+# AdamW squares the gradient, and float32 ends at 3.4e38.
+_LARGEST_NORM = 1e19
 
 
 class TrainingError(MLXBertError):
@@ -126,7 +128,7 @@ class TrainStep:
         updates: steps that changed the weights; AdamW's t.
         batches: accumulated batches of the current step.
         sums: of these batches; None: there are none.
-        words: the rows that `sums` has of the word embeddings' gradient; None: the whole table.
+        words: the rows of the word embeddings whose gradients are in `sums`; None: all rows.
     """
 
     def __init__(
@@ -200,7 +202,7 @@ class TrainStep:
         targets = mx.array(targets)
         real = mx.ones((len(targets),)) if rows is None else mx.array(rows).astype(mx.float32)
         words = None
-        if self._table is not None:
+        if self._table is not None and arrays["input_ids"].size:  # the model refuses an empty batch
             words, arrays[INDEX] = word_rows(arrays["input_ids"], len(self.weights[self._table]))
         found = self._compute(split_batch(arrays, targets, real, self._streams), words)
         self.batches += 1
@@ -236,7 +238,8 @@ class TrainStep:
             return StepReport(self.step, math.nan, 0, factor, math.nan, skipped=True)
         loss, rows = _number(sums["loss"]) / weight, int(_number(sums["rows"]))
         norm = _number(self._norm(sums["gradients"], words)) / (weight * self.loss_scale)
-        if not math.isfinite(norm):
+        clipped = norm * clip_factor(norm, self.settings.max_norm)
+        if not clipped < _LARGEST_NORM:  # NaN, too
             self._overflowed(norm, batches)
             return StepReport(self.step, loss, rows, factor, norm, skipped=True)
         self.updates += 1

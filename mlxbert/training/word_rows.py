@@ -64,7 +64,10 @@ def word_rows(input_ids: mx.array, size: int) -> tuple[WordRows, mx.array]:
 
 
 def squared_rows(gradient: mx.array) -> mx.array:
-    """Return Σ g² of each row, (n, D) to (n,): their sum over a table has the same bits with and without zeros."""
+    """Return Σ g² of each row, (n, D) to (n,).
+
+    Added up in the order of the table's rows, they give the same bits as the whole table, whose other rows are 0.
+    """
     return mx.square(mx.contiguous(gradient.astype(mx.float32))).sum(axis=1)
 
 

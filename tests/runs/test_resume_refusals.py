@@ -124,10 +124,13 @@ def test_a_run_without_its_learning_rate_is_refused(stage: Path) -> None:
     values["config"]["rate"] = None
     (stage / "run/run.json").write_text(json.dumps(values))
     assert refused(stage, "--allow-changes") == (
-        f"mlxbert: error: {stage / 'run/run.json'}: config has no rate: an older mlxbert with another "
-        "default began the run; fix: train it again, or write its rate into config (after the warm-up, the largest in "
-        "metrics.jsonl)"
+        f"mlxbert: error: {stage / 'run/run.json'}: config has no rate: an older mlxbert with another default "
+        "began the run; fix: train it again, or write its rate into config.rate: the largest in metrics.jsonl, if the "
+        "warm-up is over"
     )
+    values["config"]["rate"] = 1e-4
+    (stage / "run/run.json").write_text(json.dumps(values))
+    assert command("--resume", stage / "run").exit_code == 0
 
 
 def test_another_checkpoint_is_refused(stage: Path, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_the_default_rates_are_recorded_as_numbers(tmp_path: Path, tiny_checkpoi
     assert (run.record.config.rate, run.record.config.head_rate) == (rate, head_rate)
     log = read_log(run.path / "metrics.jsonl")
     assert log is not None
-    assert max(line.event.rate for line in log.lines if isinstance(line.event, StepEvent)) <= rate
+    assert max(line.event.rate for line in log.lines if isinstance(line.event, StepEvent)) == pytest.approx(rate)
 
 
 def test_seeds_are_averaged(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -19,9 +19,10 @@ from mlxbert.models.base import POOLER
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.runs import resume, train
 from mlxbert.training.gradients import AWP, FGM
-from mlxbert.training.optimizer import CORE, SMALL_HEAD, SMALL_RATE, Schedule, default_rates, parameter_rules
+from mlxbert.training.optimizer import CORE, SMALL_HEAD_RATE, SMALL_RATE, Schedule, default_rates, parameter_rules
 from mlxbert.training.state import restore_step, step_state
 from mlxbert.training.step import StepSettings, TrainStep
+from mlxbert.training.word_rows import INDEX, word_rows
 from mlxbert.with_head import BertWithHead
 from tests.support.run_samples import QUICK, sample
 from tests.support.tiny import save_tiny
@@ -93,7 +94,7 @@ def test_norms_and_biases_do_not_decay_and_all_else_does(model_type: str) -> Non
 
 def test_the_default_rate_follows_the_size(model_type: str) -> None:
     config = config_of(model_type)
-    assert default_rates(config) == pytest.approx((SMALL_RATE, SMALL_HEAD * SMALL_RATE))
+    assert default_rates(config) == (SMALL_RATE, SMALL_HEAD_RATE)
     wide = {"model_type": model_type, **architecture(model_type).tiny}
     key = config.ALIASES.get("hidden_size", "hidden_size")
     wide[key if key in wide else "hidden_size"] = 4 * 768 * 12 // config.num_layers
@@ -112,6 +113,26 @@ def test_frozen_layers_stay_and_have_no_state(model_type: str) -> None:
     core = step.model.core
     assert all(core.depth_of(name.removeprefix(CORE)) > 1 for name in changed if name.startswith(CORE))
     assert any(name.startswith(CORE) for name in changed)
+
+
+@pytest.mark.parametrize("padding", ["at the end", "inside"])
+def test_gradients_by_rows_are_those_of_the_whole_table(model_type: str, padding: str) -> None:
+    """Where positions, masks or widths depend on the ids, too: to the bit."""
+    step = make_step(model_type, dropout=0)
+    inputs, targets, _ = batch(model_type)
+    if padding == "inside":
+        inputs["input_ids"][:, 1] = step.model.core.config.pad_token_id or 0
+    arrays = {name: mx.array(array) for name, array in inputs.items()}
+    rest = (mx.array(targets), mx.ones((ROWS,)), mx.array(1.0))
+    dense = step._gradients.of(step.weights, step.frozen, arrays, *rest)
+    table = step._gradients.words
+    rows, places = word_rows(arrays["input_ids"], len(step.weights[table]))
+    by_rows = step._gradients.of(step.weights, step.frozen, {**arrays, INDEX: places}, *rest, rows.ids)
+    step.show()
+    found = by_rows["gradients"]
+    found[table] = rows.whole(found[table], len(step.weights[table]))
+    assert by_rows["loss"].item() == dense["loss"].item()
+    assert as_bytes(found) == as_bytes(dense["gradients"])
 
 
 def test_accumulated_parts_are_one_batch(model_type: str) -> None:

@@ -17,7 +17,7 @@ from heads.multiclass import MulticlassClassificationHead
 from heads.multilabel import MultilabelClassificationHead
 from heads.ordinal import OrdinalRegressionHead
 from mlxbert.backend.device import BlasStatus
-from mlxbert.model_arrays import named_parameters
+from mlxbert.model_arrays import InputError, named_parameters
 from mlxbert.models.bert import BertConfig, BertCore
 from mlxbert.training.gradients import AWP, FGM
 from mlxbert.training.optimizer import ConfigurationError, Schedule, parameter_rules
@@ -67,6 +67,7 @@ def largest_difference(first: dict[str, mx.array], second: dict[str, mx.array]) 
     assert set(first) == set(second)
     # A key's bias moves all scores of a query alike, which softmax does not see: its gradient is rounding errors.
     names = [name for name in second if not name.endswith("key.bias")]
+    assert all(float(mx.abs(first[n] - second[n]).max().item()) < 1e-5 for n in second if n not in names)
     return max(
         float((mx.abs(first[n] - second[n]).max() / mx.maximum(mx.abs(second[n]).max(), 1e-6)).item()) for n in names
     )
@@ -91,6 +92,25 @@ def test_rows_that_fill_a_batch_up_count_nothing() -> None:
     assert got.rows == expected.rows == 3
     assert got.loss == pytest.approx(expected.loss, rel=1e-6)
     assert largest_difference(filled.means, whole.means) < 1e-5
+
+
+def test_a_gradient_whose_square_is_too_large_changes_nothing() -> None:
+    step = make_step(dropout=0, max_norm=None, on_nonfinite="skip")
+    before = as_bytes(step.weights)
+    step.accumulate(*batch())
+    assert step.sums is not None
+    gradients = step.sums["gradients"]
+    gradients["head.output.bias"] = mx.full(gradients["head.output.bias"].shape, 1.7e19)
+    step.sums["weight"] = mx.array(0.5)
+    assert step.update().skipped
+    assert as_bytes(step.weights) == before
+
+
+def test_an_empty_batch_is_refused() -> None:
+    inputs, targets, _ = batch()
+    empty = {name: array[:, :0] for name, array in inputs.items()}
+    with pytest.raises(InputError, match=r"input_ids has shape \(8, 0\)"):
+        make_step().accumulate(empty, targets)
 
 
 def test_the_compiled_step_is_the_plain_one_and_its_dropout_does_not_repeat() -> None:
