@@ -144,7 +144,7 @@ def begin(
         record = _create_or_join(files, record)
     else:
         _create(files, record, overwrite, (*vars(inputs).values(), settings.model))
-    if not share.is_part:
+    if before is not None and not share.is_part:
         shutil.rmtree(files.best_so_far, ignore_errors=True)
     return Session(files, tables, prepared, settings, config, record, members, share.is_part)
 
@@ -177,8 +177,8 @@ def _create_or_join(files: RunFiles, record: RunRecord) -> RunRecord:
     if create_json(files.info, record.values, fix="free some space and train again"):
         return record
     there = read_record(files.root)
-    check_environment(there.environment)
     check_joined(record, there, files.info)
+    check_environment(there.environment)
     return there
 
 

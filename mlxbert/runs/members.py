@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -56,32 +56,36 @@ class MemberTraining:
     keeps_best: bool = True
 
 
-def train_members(training: MemberTraining, members: Sequence[Member], *, pass_busy: bool = False) -> float:
+Busy = Literal["wait", "refuse", "pass"]
+
+
+def train_members(training: MemberTraining, members: Sequence[Member], busy: Busy) -> float:
     """Train the unfinished ones of these models; return the seconds that earlier sittings spent on them.
 
     Args:
         training: what all of them need.
         members: in the order of training.
-        pass_busy: leave out models that other processes train now. Else wait some seconds, in which a process that is
-            stopping ends.
+        busy: what to do with a model that another process trains now: refuse it; pass it by; or train the others, and
+            then wait some seconds, in which a process that is stopping ends.
 
     Raises:
-        MemberBusyError: another process trains one of them; the others are finished.
+        MemberBusyError: another process trains one of them.
         TrainingInterrupted: Ctrl-C; the best weights so far are in `files.best_so_far`.
         MLXBertError: as `Trainer` raises.
     """
-    before = 0.0
-    busy = []
+    before, passed = 0.0, []
     for member in members:
         try:
             before += _train_unfinished(training, member)
         except MemberBusyError:
-            busy.append(member)
+            if busy == "refuse":
+                raise
+            passed.append(member)
     began = time.monotonic()
-    while busy and not pass_busy:
+    while passed and busy == "wait":
         try:
-            before += _train_unfinished(training, busy[0])
-            del busy[0]
+            before += _train_unfinished(training, passed[0])
+            del passed[0]
         except MemberBusyError:
             if time.monotonic() - began > _STOPPING:
                 raise

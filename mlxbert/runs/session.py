@@ -31,7 +31,7 @@ from mlxbert.runs.files import (
 from mlxbert.runs.finish import finish
 from mlxbert.runs.inputs import FRAME, Inputs
 from mlxbert.runs.log import read_run_log
-from mlxbert.runs.members import train_members
+from mlxbert.runs.members import Busy, train_members
 from mlxbert.runs.progress import ProgressBar, WorkersProgress, show_inference, tracker
 from mlxbert.runs.record import (
     INFO,
@@ -200,7 +200,7 @@ def train_share(job: Job, callback: Callback) -> float:
         check_environment(job.environment)
         inputs = _recorded_inputs(record, job.tables)
         session = begin(files, inputs, record.settings, record.config, share, record, threads=threads)
-        return train_members(session.training([callback]), session.members, pass_busy=True)
+        return train_members(session.training([callback]), session.members, "pass")
 
 
 def _recorded_inputs(record: RunRecord, tables: Mapping[str, Any]) -> Inputs:
@@ -295,7 +295,8 @@ def run_session(
                 if workers > 1:
                     job = make_job(files, inputs, names, session.prepared, session.settings)
                     earlier += train_in_workers(job, workers, threads, listeners)
-                earlier += train_members(session.training(listeners.several), session.members)
+                busy: Busy = "refuse" if share.is_part else "wait"
+                earlier += train_members(session.training(listeners.several), session.members, busy)
                 if not share.is_part:
                     seconds = earlier + time.monotonic() - started
                     scores = finish(files, session.prepared, session.settings, session.config, inputs, seconds)
