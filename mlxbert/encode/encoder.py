@@ -17,6 +17,7 @@ from mlxbert.backend.device import one_blas_thread
 from mlxbert.backend.threads import side_by_side, thread_count
 from mlxbert.checkpoint import load, resolve
 from mlxbert.encode.modules import Normalize, SentenceModuleError
+from mlxbert.encode.precision import check_precision, quantize
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
 from mlxbert.errors import MLXBertWarning
 from mlxbert.models.base import BertOutput, Encoder
@@ -141,6 +142,9 @@ class SentenceEncoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         show_progress: bool = False,
+        precision: str = "float32",
+        ranges: np.ndarray | None = None,
+        calibration: np.ndarray | None = None,
     ) -> np.ndarray:
         """Embed texts, in their order; batches hold texts of similar lengths.
 
@@ -151,12 +155,16 @@ class SentenceEncoder:
             prompt_name: which of the checkpoint's prompts to put before each text; default: the checkpoint's.
             prompt: a prompt of your own, instead.
             show_progress: a progress bar on standard error.
+            precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary" (`mlxbert.encode.precision`).
+            ranges: for int8 and uint8, the smallest and the largest value of each dimension: (2, dimension).
+            calibration: for int8 and uint8 without `ranges`, embeddings that give them; None: those of `texts`.
 
         Returns:
-            float32, (N, dimension); for one string a vector (dimension,).
+            float32, (N, dimension), or what `mlxbert.encode.precision.quantize` returns; for one string a vector.
 
         Raises:
             TokenizerError: something that is not text (its index is named).
+            PrecisionError: an unknown precision, or one that cannot hold these embeddings.
             ValueError: an impossible batch size, or a prompt that the checkpoint does not have.
 
         Warns:
@@ -166,6 +174,7 @@ class SentenceEncoder:
             raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
         if normalize is not None and not isinstance(normalize, bool):
             raise ValueError(f"normalize must be True, False or None, not {normalize!r}")
+        check_precision(precision)
         prompt = self._prompt(prompt, prompt_name)
         items = check_texts(texts)
         skip = self._prompt_tokens(prompt) if prompt and not self.plan.include_prompt else 0
@@ -193,6 +202,8 @@ class SentenceEncoder:
             warn_of_truncation(
                 cut.texts, len(items), cut.longest, self.max_length, stacklevel=2, at_least=cut.uncounted
             )
+        if precision != "float32":
+            out = quantize(out, precision, ranges=ranges, calibration=calibration)
         return out[0] if isinstance(texts, str) else out
 
     def _blas_threads(self, batch: _Batch) -> AbstractContextManager[None]:
