@@ -13,11 +13,12 @@
     )
     rows.write_parquet("s3://bucket/embeddings/")
 
-Ray starts the actors, gives them batches, restarts an actor that dies and repeats its batch; nothing of that is here.
-Without Ray both are plain callables: ``Embed("mlx_models/minilm")({"text": np.array(["a cat"])})``. Batches are what
-`batch_format` of `map_batches` says: a dict of NumPy arrays, a pandas frame or a pyarrow table; the result is the same.
+Ray starts the actors, gives them batches, starts an actor that dies again, and repeats its batch; nothing of that is
+here. Without Ray both are plain callables: ``Embed("mlx_models/minilm")({"text": np.array(["a cat"])})``. A batch has
+the `batch_format` of `map_batches`: a dict of NumPy arrays, a pandas frame or a pyarrow table. The result has the same.
 
-Ray sets OMP_NUM_THREADS to the `num_cpus` of an actor, unless it is set already; mlxbert computes on so many threads.
+Ray sets OMP_NUM_THREADS to the `num_cpus` of an actor, unless the variable is set already. mlxbert computes on that
+many threads.
 """
 
 from __future__ import annotations
@@ -304,16 +305,12 @@ def _values(column: Any, name: str) -> list[Any]:
 
 def _refuse_other_than_text(columns: Mapping[str, list[Any]], name: str) -> None:
     """Refuse a column with values that are neither text nor missing."""
-    wrong = [
-        f"row {row}: {type(cell).__name__} {cell!r}"
-        for row, cell in enumerate(columns[name])
-        if cell is not None and not isinstance(cell, str)
-    ]
+    wrong = [(row, cell) for row, cell in enumerate(columns[name]) if cell is not None and not isinstance(cell, str)]
     if wrong:
-        raise DataError(
-            f"{_BATCH}: column {name!r} holds other values than text; fix: name a column of texts, or a template: "
-            f"text='{{{name}}}'\n{first_ten(wrong)}"
-        )
+        numbers = all(isinstance(cell, int | float) for _, cell in wrong)
+        fix = f"text='{{{name}}}' writes numbers out" if numbers else "name a column of texts"
+        rows = first_ten(f"row {row}: {type(cell).__name__} {cell!r}" for row, cell in wrong)
+        raise DataError(f"{_BATCH}: column {name!r} holds other values than text; fix: {fix}\n{rows}")
 
 
 def _with_columns(batch: Any, added: Mapping[str, np.ndarray]) -> Any:
