@@ -14,8 +14,8 @@
     rows.write_parquet("s3://bucket/embeddings/")
 
 Ray starts the actors, gives them batches, starts an actor that dies again, and repeats its batch; nothing of that is
-here. Without Ray both are plain callables: ``Embed("mlx_models/minilm")({"text": np.array(["a cat"])})``. A batch has
-the `batch_format` of `map_batches`: a dict of NumPy arrays, a pandas frame or a pyarrow table. The result has the same.
+here. Without Ray both are plain callables: ``Embed("mlx_models/minilm")({"text": np.array(["a cat"])})``. A batch is
+a dict of NumPy arrays, a pandas frame or a pyarrow table, as `batch_format` of `map_batches` says; so is the result.
 
 Ray sets OMP_NUM_THREADS to the `num_cpus` of an actor, unless the variable is set already. mlxbert computes on that
 many threads.
