@@ -36,7 +36,7 @@ import numpy as np
 from mlxbert.data.frames import DataError, DataWarning, Table, plain
 from mlxbert.data.text_columns import RowText
 from mlxbert.encode.encoder import SentenceEncoder
-from mlxbert.encode.precision import PrecisionError, check_precision, needs_ranges, quantize
+from mlxbert.encode.precision import PrecisionError, check_precision, needs_ranges
 from mlxbert.errors import RunError, first_ten
 
 _BATCH = "the batch"
@@ -156,8 +156,7 @@ class Embed(_BatchColumns):
         """
         super().__init__()
         self.text, self.column = RowText.make(text), column
-        self.precision, self.ranges = check_precision(precision), ranges
-        if needs_ranges(precision) and ranges is None:
+        if needs_ranges(check_precision(precision)) and ranges is None:
             raise PrecisionError(
                 f"{precision} needs ranges that are the same for every batch; fix: ranges=calibration_ranges(encoder."
                 "encode(texts)) of mlxbert.encode.precision, with some thousand of your texts"
@@ -167,9 +166,11 @@ class Embed(_BatchColumns):
             "normalize": normalize,
             "prompt_name": prompt_name,
             "prompt": prompt,
+            "precision": precision,
+            "ranges": ranges,
         }
         self.encoder = SentenceEncoder.from_pretrained(model, revision=revision, pooling=pooling)
-        self.empty()  # wrong options and ranges are refused before the first batch
+        self.empty()  # refuses wrong options before the first batch
 
     _other_name = "column='another name'"
 
@@ -207,7 +208,8 @@ class Embed(_BatchColumns):
         return [self._embeddings([])]
 
     def _embeddings(self, texts: list[str]) -> np.ndarray:
-        return quantize(self.encoder.encode(texts, **self._options), self.precision, ranges=self.ranges)
+        vectors: np.ndarray = self.encoder.encode(texts, **self._options)
+        return vectors
 
 
 class Predict(_BatchColumns):

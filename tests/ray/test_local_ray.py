@@ -24,11 +24,9 @@ import pytest
 from mlxbert.data.frames import DataWarning
 from mlxbert.encode import SentenceEncoder
 from mlxbert.runs import Run
-from tests.support.ray_driver import ROWS, texts
+from tests.support.ray_driver import LIMIT, ROWS, texts
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-# Seconds. On an idle machine everything takes 20.
-_LIMIT = 150
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, run
         text=True,
     )
     try:
-        printed, _ = driver.communicate(timeout=_LIMIT)
+        printed, _ = driver.communicate(timeout=LIMIT)
         assert driver.returncode == 0, printed[-5000:]
         yield out
     finally:

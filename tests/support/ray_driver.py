@@ -19,6 +19,8 @@ import pandas as pd
 
 from mlxbert.ray import Embed, Predict
 
+LIMIT = 150
+"""Seconds. On an idle machine everything takes 20."""
 ROWS = 160
 """Rows of the texts."""
 
@@ -60,6 +62,7 @@ class Dying(Embed):
 def main() -> None:
     """Run all parts on one Ray."""
     job = json.loads(Path(sys.argv[1]).read_text())
+    signal.alarm(LIMIT)  # ends this process, and Ray's end with it, also if whoever started it is dead
     import ray
     from ray.data import ActorPoolStrategy, DataContext, from_pandas
 
