@@ -3,9 +3,10 @@
     python -m benchmarks.workers
     python -m benchmarks.workers --workers 4 --rows 2000 --folds 4 --repeats 1
 
-all-MiniLM-L6-v2 on disaster tweets. Both sides are the real command, from its start to its scores, in turns; in sequence each model is trained
-on N threads, in parallel N models are trained on one thread each. Without `--compiled`, MLX's compiler is off on both sides: it takes
-some seconds once in every process, which a run of minutes does not notice, and a benchmark of seconds does.
+all-MiniLM-L6-v2 on disaster tweets. Both sides are the real command, from its start to its scores, in turns. In
+sequence each model is trained on N threads; in parallel N models are trained on one thread each. Without `--compiled`,
+MLX's compiler is off on both sides: it takes some seconds once in every process, which a run of minutes does not
+notice, and a benchmark of seconds does.
 
 A benchmark shows, and asserts nothing: the exit code is 0 whatever the numbers are.
 """
