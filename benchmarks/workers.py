@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{options.workers} workers, 1 thread each": ["--threads", 1, "--workers", options.workers],
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
-        print(machine("mlx", "scipy-openblas32"), load(), sep="\n", flush=True)
+        print(machine(), load(), sep="\n", flush=True)
         for turn in range(options.repeats):
             for name, more in sides.items():
                 out = root / f"run-{turn}-{len(more)}"
