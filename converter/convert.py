@@ -383,6 +383,8 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
         reason = "a head that mlxbert trained has no PyTorch reference"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
         reason = f"torch and transformers are not installed; {install_fix('torch')}"
+    elif source.unmerged and importlib.util.find_spec("peft") is None:
+        reason = f"peft, whose own merge is the reference, is not installed; {install_fix('peft')}"
     if reason and verify:
         raise MLXBertError(f"--verify: cannot compare with PyTorch: {reason}")
     return reason

@@ -58,11 +58,12 @@ def with_adapter(base: Source, adapter: PeftAdapter) -> Source:
         item = by_target.get(name.removeprefix(declared.prefix))
         key = name if item is None else item.source
         entries[key] = replace(entry, key=key)
+    unmerged: dict[str, TensorEntry] = {}
     for path, layer in adapter.layers.items():
         key = weights[path].source
         if f"{path}.weight" in adapter.whole or key not in entries:
             raise SourceError(f"{adapter.directory}: {printable(path)} is adapted twice; fix: get the adapter again")
-        weight = entries[key]
+        weight = unmerged[key] = entries[key]
         entries[key] = TensorEntry(key, weight.shape, "F32", partial(merged, weight.read, layer))
     return replace(
         base,
@@ -74,6 +75,7 @@ def with_adapter(base: Source, adapter: PeftAdapter) -> Source:
         dropped=dropped,
         notes=(*base.notes, f"{_count(adapter)}, merged into {base.name}"),
         choices={**base.choices, "adapter": {"base": base.name, "base_revision": base.revision}},
+        unmerged=unmerged,
     )
 
 

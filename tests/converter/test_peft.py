@@ -146,6 +146,7 @@ def test_other_heads_come_with_the_adapter(kind: HeadKind, tmp_path: Path) -> No
     assert logits_error(result.path, model, batch(model.config)) < LIMIT
     assert result.report is not None
     assert result.report.passed
+    assert "the adapter was put on the base, and merged into it, by PEFT" in result.report.provenance.notes
     assert "which was adapted, does not have it" in result.dropped["cls.seq_relationship.weight"]
 
 
