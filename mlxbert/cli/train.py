@@ -119,6 +119,7 @@ def train(
     """
     from mlxbert.runs import session
     from mlxbert.runs.command import head_options, labels
+    from mlxbert.training.parallel import current_world
 
     was_finished = False
     if resume is not None:
@@ -137,7 +138,8 @@ def train(
         given["head"] = head_options(given.get("head", ()))
         given["classes"] = labels(given.get("classes", ()))
         run = session.train(data, out=out, **given)
-    show_run(run, was_finished=was_finished)
+    if current_world().writes:
+        show_run(run, was_finished=was_finished)
 
 
 def _refuse_settings(context: click.Context) -> None:

@@ -36,6 +36,7 @@ from mlxbert.training.config import TrainingConfig
 from mlxbert.training.held_out import NUMBERS, Predictions, average, concatenate, row_losses
 from mlxbert.training.held_out import scores as score
 from mlxbert.training.optimizer import reinitialize_top
+from mlxbert.training.parallel import World
 from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted, peak_rates, training_rules
 from mlxbert.with_head import BertWithHead
 
@@ -51,6 +52,7 @@ def train_members(
     settings: RunSettings,
     config: TrainingConfig,
     callbacks: Sequence[Callback],
+    world: World | None = None,
 ) -> float:
     """Train the unfinished models; return the seconds that earlier sittings spent on them.
 
@@ -58,14 +60,15 @@ def train_members(
         TrainingInterrupted: Ctrl-C; the best weights so far are in `files.best_so_far`.
         MLXBertError: as `Trainer` raises.
     """
-    before = 0.0
+    before, world = 0.0, world or World()
     for member in members_of(config, len(prepared.folds)):
         state = files.resume / member.name
-        if not files.is_done(member.name):
-            before += _train(files, member, state, prepared, settings, config, callbacks)
+        if not world.first(member.name, world.writes and files.is_done(member.name)):
+            before += _train(files, member, state, prepared, settings, config, callbacks, world)
             # A trainer and its compiled step refer to each other: free them before the next model is loaded.
             gc.collect()
-        shutil.rmtree(state, ignore_errors=True)
+        if world.writes:
+            shutil.rmtree(state, ignore_errors=True)
     return before
 
 
@@ -123,6 +126,7 @@ def _train(
     settings: RunSettings,
     config: TrainingConfig,
     callbacks: Sequence[Callback],
+    world: World,
 ) -> float:
     """Train one model; return the seconds that earlier sittings spent on it."""
     model = new_model(prepared, settings, config, member)
@@ -136,14 +140,18 @@ def _train(
         member=member,
         directory=state,
         callbacks=callbacks,
+        world=world,
     )
     before = trainer.position.seconds
     try:
         outcome = trainer.fit()
     except TrainingInterrupted:
-        if trainer.show_kept():
+        if world.writes and trainer.show_kept():
             model.save(files.best_so_far, overwrite=True)
         raise
+    if not world.writes:
+        return before
+    world.at("saving")
     coverage = {}
     if config.calibrate:
         coverage = calibrate_intervals(model, trainer.held_out, outcome.logits, member.entropy())

@@ -9,7 +9,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ from mlxbert.runs.record import (
     check_environment,
     check_known_settings,
     check_same,
+    compared,
     going_on,
     new_record,
     read_record,
@@ -65,7 +66,10 @@ from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings, competition_numbers, takes_arguments
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import ConfigurationError, TrainingConfig, unknown_setting
+from mlxbert.training.parallel import World, current_world
 from mlxbert.training.trainer import TrainingInterrupted
+
+_ONE_SOURCE = "give all ranks the same files and options, and install the same versions"
 
 
 @takes_arguments
@@ -97,6 +101,9 @@ def train(
         progress: show it on standard error.
         (settings)
 
+    Under `mlx.launch` the processes train together. Only rank 0 writes; the others return the run when it is finished,
+    or leave with exit code 0 if they do not see its directory.
+
     Returns:
         The finished run.
 
@@ -113,20 +120,25 @@ def train(
         raise RunError("pair is given without text; fix: give both sentences")
     inputs = Inputs(data, *(settings.get(name) for name in ("valid", "test", "sample_submission")))
     run_settings, numbers = _settings(inputs, settings, config)
-    files = RunFiles(new_directory(out, overwrite))
-    training = TrainingConfig.make(numbers)
-    with run_lock(files.root):
-        new_directory(files.root, overwrite)  # again: another run may have ended since the first look
-        return run_session(
-            files=files,
-            inputs=inputs,
-            settings=run_settings,
-            config=training,
-            overwrite=overwrite,
-            trackers=trackers,
-            callbacks=callbacks,
-            progress=progress,
-        )
+    world = current_world()
+    with world.running():
+        files = RunFiles(new_directory(out, overwrite) if world.writes else expand_home(out))
+        training = TrainingConfig.make(numbers)
+        with run_lock(files.root) if world.writes else nullcontext():
+            if world.writes:
+                new_directory(files.root, overwrite)  # again: another run may have ended since the first look
+            run_session(
+                files=files,
+                inputs=inputs,
+                settings=run_settings,
+                config=training,
+                overwrite=overwrite,
+                trackers=trackers,
+                callbacks=callbacks,
+                progress=progress,
+                world=world,
+            )
+    return _finished(files, world)
 
 
 def resume(
@@ -154,10 +166,35 @@ def resume(
         RunError: there is no run, or the data, the checkpoint or the environment have changed.
         MLXBertError: as `train` raises.
     """
-    files = RunFiles(expand_home(out))
-    record = read_record(files.root)
-    if files.scores.is_file():
-        return Run.open(files.root)
+    files, world = RunFiles(expand_home(out)), current_world()
+    with world.running():
+        _resume(
+            files,
+            {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission},
+            allow_changes=allow_changes,
+            trackers=trackers,
+            callbacks=callbacks,
+            progress=progress,
+            world=world,
+        )
+    return _finished(files, world)
+
+
+def _resume(
+    files: RunFiles,
+    tables: Mapping[str, Any],
+    *,
+    allow_changes: bool,
+    trackers: Sequence[str],
+    callbacks: Sequence[Callback],
+    progress: bool,
+    world: World,
+) -> None:
+    values = dict(read_record(files.root).values) if world.writes else {}
+    values, is_finished = world.first("run.json", [values, world.writes and files.scores.is_file()])
+    if is_finished:
+        return
+    record = RunRecord.of(values, files.info)
     check_known_settings(record, files.info)
     if record.config.rate is None:
         raise RunError(
@@ -166,7 +203,6 @@ def resume(
         )
     if not allow_changes:
         check_environment(record.environment)
-    tables = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
     saved = {name: getattr(record.settings, name) for name in tables if name != "data"}
     saved["data"] = record.data.path or FRAME
     inputs = Inputs(**{name: saved[name] if table is None else table for name, table in tables.items()})
@@ -174,9 +210,10 @@ def resume(
     if frames:
         needed = ", ".join("frame" if name == "data" else f"{name}=frame" for name in frames)
         raise RunError(f"{files.root} was trained on a frame; fix: resume(path, {needed})")
-    check_paths(files)
-    with run_lock(files.root):
-        return run_session(
+    if world.writes:
+        check_paths(files)
+    with run_lock(files.root) if world.writes else nullcontext():
+        run_session(
             files=files,
             inputs=inputs,
             settings=record.settings,
@@ -185,7 +222,15 @@ def resume(
             trackers=trackers,
             callbacks=callbacks,
             progress=progress,
+            world=world,
         )
+
+
+def _finished(files: RunFiles, world: World) -> Run:
+    """Return the finished run; a rank that does not see it leaves with exit code 0."""
+    if not world.writes and not files.scores.is_file():
+        raise SystemExit(0)
+    return Run.open(files.root)
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:
@@ -237,7 +282,8 @@ def run_session(
     trackers: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
-) -> Run:
+    world: World | None = None,
+) -> None:
     """Train the unfinished models, and finish; `before` is the record of a resumed run.
 
     All checks come before anything is written or deleted.
@@ -247,7 +293,7 @@ def run_session(
         WriteError: a full disk, likewise.
         MLXBertError: as `train` raises.
     """
-    started = time.monotonic()
+    started, world = time.monotonic(), world or World()
     tables = _read_tables(inputs, settings, before)
     settings = tables.settings
     prepared = prepare(tables.frame, settings, config, tables.valid, tables.record["path"] or "the frame")
@@ -277,6 +323,11 @@ def run_session(
     if before is not None:
         check_same(record, before)
         record = going_on(before, record.environment)
+    world.same("data, checkpoint, settings or versions", compared(record), _ONE_SOURCE)
+    world.advise(f"go on with the same number of ranks and: {resuming_call(files, record)}")
+    if not world.writes:
+        train_members(files, prepared, settings, config, (), world)
+        return
     bar = ProgressBar(len(record.members)) if progress else None
     services = [tracker(name, files.root) for name in trackers]
     listeners = Callbacks([MetricsLog(files.log), *([bar] if bar else []), *services, *callbacks])
@@ -294,11 +345,11 @@ def run_session(
     try:
         with _advice(files, record):
             earlier = _seconds_of_finished(files, record)
-            earlier += train_members(files, prepared, settings, config, listeners.several)
+            earlier += train_members(files, prepared, settings, config, listeners.several, world)
+            world.at("finishing")
             scores = finish(files, prepared, settings, config, inputs, earlier + time.monotonic() - started)
     finally:
         listeners.on_run_end(scores)
-    return Run.open(files.root)
 
 
 @contextmanager
