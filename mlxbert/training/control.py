@@ -34,6 +34,7 @@ _HEADER = struct.Struct(">BQ")
 # No message of these kinds is longer; a longer one is not of this project.
 _MOST_BYTES = 1 << 20
 _BEAT_SECONDS = 1.0
+_MISSING = 5
 # For a rank that raises: rank 0 may be about to raise the same.
 _GRACE_SECONDS = 2.0
 # For the others to end by themselves, before those on this machine are killed.
@@ -97,6 +98,11 @@ class Peer:
         step, phase, _ = self.beat
         return f"step {step}, {printable(phase, 40)}"
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether several heartbeats are missing."""
+        return time.monotonic() - self.heard > _MISSING * _BEAT_SECONDS
+
     def send(self, kind: int, content: bytes) -> None:
         """Send one frame; a connection that has ended is noticed by its reader."""
         with self.lock, suppress(OSError):
@@ -131,6 +137,7 @@ class Control:
         self._beat: tuple[int, str, int] = (0, "start", 0)
         self._moved = time.monotonic()
         self._ending = threading.Lock()
+        self._code: int | None = None
         self.peers: dict[int, Peer] = self._accept(address) if rank == 0 else self._connect(address)
         for number, peer in self.peers.items():
             self._thread(self._read, peer, name=f"rank {number}")
@@ -189,15 +196,20 @@ class Control:
             self._sleep_until_end(_GRACE_SECONDS + 2 * _END_SECONDS)
             return
         self._ending.acquire(blocking=False)  # the main thread shows its error
-        self._send_to_all(END, bytes([code]))
+        self._code = code
+        # The launcher ends rank 0 as soon as another rank has ended: first let it show its error.
+        self._thread(self._end_later, name="end")
 
     def wait_for_verdict(self) -> None:
         """Wait for the watchdog's line after a collective failed: another rank has ended, and it says which."""
         self._sleep_until_end(self.times.silence + 2 * _END_SECONDS)
 
     def leave(self) -> None:
-        """Say that this rank ends without a fault."""
-        self._send_to_all(BYE, b"")
+        """Say that this process ends, and whether all ranks end because of an error of rank 0."""
+        if self._code is None:
+            self._send_to_all(BYE, b"")
+        else:
+            self._send_to_all(END, bytes([self._code]))
 
     # Connecting
 
@@ -329,7 +341,7 @@ class Control:
                 peer.closed = True
                 self._changed.notify_all()
         if not peer.left and peer.failure is None:
-            self._end(f"{peer.name} has ended without a word at {peer.place}", order=True)
+            self._end(f"{peer.name} has ended without a word; it was last heard of at {peer.place}", order=True)
 
     def _send_beats(self) -> None:
         while True:
@@ -360,8 +372,9 @@ class Control:
 
     def _check_progress(self, now: float) -> None:
         limit = self.times.progress
-        stuck = [peer for peer in self.peers.values() if peer.beat[1] in WATCHED and now - peer.moved > limit]
-        names = [f"{peer.name} at {peer.place}" for peer in stuck if not (peer.left or peer.closed)]
+        there = [peer for peer in self.peers.values() if not (peer.left or peer.closed or peer.is_silent)]
+        stuck = [peer for peer in there if peer.beat[1] in WATCHED and now - peer.moved > limit]
+        names = [f"{peer.name} at {peer.place}" for peer in stuck]
         if self._beat[1] in WATCHED and now - self._moved > limit:
             names.insert(0, f"rank 0 on {self.host} (process {os.getpid()}) at step {self._beat[0]}, {self._beat[1]}")
         if names:
@@ -380,6 +393,9 @@ class Control:
             time.sleep(2.0 * (self.rank - 1))
         if not self._ending.acquire(blocking=False):
             return  # another thread does it
+        for peer in self.peers.values():
+            if peer.is_silent:
+                self._kill(peer)  # the launcher would wait for ever for a stopped one
         advice = f"; {self.advice}" if self.advice else ""
         with suppress(OSError):
             os.write(2, f"mlxbert: error: {readable(reason)}; all ranks end{advice}\n".encode())
@@ -389,16 +405,24 @@ class Control:
         while time.monotonic() < deadline and not all(peer.closed for peer in self.peers.values()):
             time.sleep(0.05)
         for peer in self.peers.values():
-            if not peer.closed and peer.machine == self.machine and (self.rank == 0 or peer.rank == 0):
-                with suppress(OSError):
-                    os.kill(peer.pid, signal.SIGKILL)  # it is stopped, or hangs: no other signal ends it
+            self._kill(peer)
         self._exit(1)
+
+    def _kill(self, peer: Peer) -> None:
+        """Kill a rank on this machine; one on another machine ends when it notices the end of its connection."""
+        if not peer.closed and peer.machine == self.machine:
+            with suppress(OSError):
+                os.kill(peer.pid, signal.SIGKILL)  # it is stopped, or hangs: no other signal ends it
 
     def _exit(self, code: int) -> NoReturn:
         """End this process now; the main thread may be inside MLX and never return."""
         for stream in (sys.stdout, sys.stderr):
             self._thread(_flush, stream, name="flush").join(0.5)
         os._exit(code)
+
+    def _end_later(self) -> None:
+        time.sleep(_GRACE_SECONDS)
+        self.leave()
 
     def _sleep_until_end(self, seconds: float) -> None:
         """Sleep, and let a thread end this process."""
