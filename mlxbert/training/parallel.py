@@ -141,9 +141,11 @@ class World:
     Attributes:
         rank: number of this process.
         size: how many there are.
+        local_size: how many of them are on rank 0's machine.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, control: Control | None = None, group: Any = None):
+        self.local_size = 1
         self.rank, self.size, self._control, self._group = rank, size, control, group
         self._running = False
 
@@ -339,7 +341,10 @@ def current_world() -> World:
         control.at("start of the collectives")
         group = _init(launch, times)
     atexit.register(control.leave)
-    return World(launch.rank, launch.size, control, group)
+    world = World(launch.rank, launch.size, control, group)
+    machines = world.gather("machine", control.machine)
+    world.local_size = machines.count(machines[0])
+    return world
 
 
 def _init(launch: Launch, times: Times) -> Any:
