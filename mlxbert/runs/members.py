@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -90,9 +91,14 @@ def train_members(training: MemberTraining, members: Sequence[Member], busy: Bus
         try:
             before += _train_unfinished(training, passed[0])
             del passed[0]
-        except MemberBusyError:
+        except MemberBusyError as error:
             if time.monotonic() - began > _STOPPING:
-                raise
+                root = training.files.root
+                names = ", ".join(member.name for member in passed)
+                raise MemberBusyError(
+                    f"{root}: the other models are finished, and other processes train {names}; fix: when they have "
+                    f"ended, mlxbert train --resume {shlex.quote(str(root))}"
+                ) from error
             time.sleep(0.2)
     return before
 

@@ -362,7 +362,7 @@ def run_session(
                 earlier = _seconds_of_finished(files, record)
                 if workers > 1:
                     job = make_job(files, inputs, names, session.prepared, session.settings)
-                    earlier += train_in_workers(job, workers, threads, listeners)
+                    earlier += train_in_workers(job, workers, listeners)
                 busy: Busy = "refuse" if share.is_part or world.size > 1 else "wait"
                 earlier += train_members(session.training(listeners.several), session.members, busy)
                 if not share.is_part:
