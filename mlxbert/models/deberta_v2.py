@@ -464,6 +464,7 @@ DEBERTA_V2 = Architecture(
     tokenizer_class="DebertaV2Tokenizer",
     has_token_types=True,
     tolerances=bert.TOLERANCES,
+    projections={name: f"{name}_proj" for name in ("query", "key", "value")},
     fields_of=_fields_of,
     # Measured with benchmarks/distances.py: at 4 bits the table costs a token's vector as much as the words do, and
     # scores of distances in float32 bring half precision no nearer to float32.
