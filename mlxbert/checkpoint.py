@@ -50,6 +50,7 @@ def load(
     *,
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
+    base: str | Path | None = None,
 ) -> tuple[Encoder, Tokenizer]:
     """Load a converted encoder and its tokenizer, in evaluation mode.
 
@@ -60,12 +61,13 @@ def load(
             half precision 40 times slower.
         dequantize: compute with the unpacked weights of a quantized checkpoint (`save` still writes them packed);
             None: only on a CPU, where MLX multiplies packed weights 40 times slower.
+        base: the base of an adapter, a directory or an id on the Hub; None: where it was when the adapter was saved.
 
     Raises:
         CheckpointError: never converted (the message has the command to run), or damaged.
     """
     directory = resolve(path_or_hub_id, revision)
-    core = load_core(directory, dtype=dtype, dequantize=dequantize)
+    core = load_core(directory, dtype=dtype, dequantize=dequantize, base=base)
     return core, load_tokenizer(directory, core.config)
 
 
@@ -209,14 +211,23 @@ def load_core(
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
     lazy: bool = False,
+    base: str | Path | None = None,
 ) -> Encoder:
     """Return the encoder of a converted directory, in evaluation mode; `config` replaces its `config.json`.
 
-    With `lazy`, a tensor is read from its file when it is first used, as in mlx-lm.
+    With `lazy`, a tensor is read from its file when it is first used, as in mlx-lm. Of a directory with adapters it is
+    their base, at its recorded place or at `base`, with the adapters on it.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
+        AdapterError: the base of adapters is not there, or is another one.
     """
+    if (directory / "adapter.json").is_file():
+        from mlxbert.adapters.files import load_adapted  # it loads the base by this function
+
+        return load_adapted(directory, base=base, dtype=dtype, dequantize=dequantize, lazy=lazy)
+    if base is not None:
+        raise CheckpointError(f"{directory} is a whole model, no adapter; fix: leave out base={str(base)!r}")
     config = read_config(directory, other_tools=True) if config is None else config
     tensors, _ = read_weights(directory, config)
     try:
@@ -273,7 +284,8 @@ def is_license_file(name: str) -> bool:
 
 def _needed(names: Sequence[str]) -> list[str]:
     """Return those files of a converted repository that loading reads."""
-    wanted = {"config.json", "manifest.json", INDEX, "heads.safetensors", *side_files(names)}
+    wanted = {"config.json", "manifest.json", INDEX, "heads.safetensors", "adapter.json", "adapter.safetensors"}
+    wanted |= {*side_files(names)}
     return [
         name
         for name in names
@@ -301,8 +313,17 @@ def read_weights(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, 
     return {name.removeprefix(prefix): tensors[name] for name in tensors if name in encoder}, heads
 
 
-def _read_tensors(directory: Path) -> dict[str, mx.array]:
-    """Return every tensor of `model*.safetensors`, by the index."""
+def weight_files(directory: Path) -> list[Path]:
+    """Return the files of the weights that the index names, in the order of their names.
+
+    Raises:
+        CheckpointError: there is no index, or it names something else.
+    """
+    return [directory / shard for shard in sorted(set(_weight_map(directory).values()))]
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    """Return the index: name of a tensor -> name of its file, which is a safetensors file beside it."""
     index = directory / INDEX
     parsed = read_json(index, CheckpointError)
     if parsed is None:
@@ -310,7 +331,6 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
     weight_map = parsed.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no usable weight_map; fix: convert again")
-    tensors: dict[str, mx.array] = {}
     for shard in sorted(set(weight_map.values())):
         # MLX chooses the format by the suffix, and other formats have other rules.
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
@@ -318,11 +338,20 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
                 f"{index} names {printable(shard)!r}, which is no safetensors file beside it; "
                 "fix: do not trust this checkpoint, or convert again"
             )
+    return weight_map
+
+
+def _read_tensors(directory: Path) -> dict[str, mx.array]:
+    """Return every tensor of `model*.safetensors`, by the index."""
+    weight_map = _weight_map(directory)
+    tensors: dict[str, mx.array] = {}
+    for shard in sorted(set(weight_map.values())):
         contents = read_safetensors(directory / shard, CheckpointError)
         if contents is None:
             raise CheckpointError(f"{directory}: {printable(shard)} is missing; fix: convert or download again")
         tensors.update(contents[0])
     if set(tensors) != set(weight_map):
+        index = directory / INDEX
         difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
         raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")
     return tensors

@@ -110,8 +110,17 @@ def is_adapter(name: str) -> bool:
 
 
 def linear_paths(core: Encoder) -> tuple[str, ...]:
-    """Return the path of every linear layer of an encoder without adapters, once each, in order of computation."""
-    return tuple(dict.fromkeys(path for group in core.linears() for path in group.paths))
+    """Return the path of every linear layer of an encoder, with an adapter or without: those of `Encoder.linears`."""
+    inside = {f"{path}.{BASE}": path for path in adapted(core)}
+    linears = [path for path, layer in core.named_modules() if isinstance(layer, nn.Linear | nn.QuantizedLinear)]
+    return tuple(inside.get(path, path) for path in reversed(linears))
+
+
+def notes_on(core: Encoder) -> tuple[str, ...]:
+    """Return what to tell the user about the layers that have adapters, such as that one is fused."""
+    if core.lora is None:
+        return ()
+    return chosen_layers(core.lora.layers, linear_paths(core), core.architecture.projections)[1]
 
 
 def add_adapters(core: Encoder, settings: LoRA) -> tuple[str, ...]:
