@@ -269,7 +269,7 @@ class DisentangledSelfAttention(nn.Module):
             self.pos_query_proj = nn.Linear(D, D)
         self._terms = config.pos_att_type
         self.dropout = Dropout(config.attention_probs_dropout_prob)
-        self.pos_dropout = Dropout(config.hidden_dropout_prob)
+        self.pos_dropout = Dropout(config.hidden_dropout_prob, per_row=False)
 
     def __call__(
         self, x: mx.array, context: Context, output_attentions: bool = False
