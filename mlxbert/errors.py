@@ -21,6 +21,7 @@ __all__ = [
     "MLXBertError",
     "MLXBertWarning",
     "RunError",
+    "RunWarning",
     "escaped",
     "escaped_value",
     "first_ten",
@@ -39,6 +40,10 @@ class HubError(MLXBertError):
 
 class RunError(MLXBertError):
     """A directory that is not a run, an unfinished or changed run, or invalid settings of a run."""
+
+
+class RunWarning(MLXBertWarning):
+    """Something about a training that the user should know: threads, workers, memory."""
 
 
 def shown(value: object) -> str:

@@ -19,9 +19,9 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heads.command_line import install_fix, requirement
@@ -155,8 +155,33 @@ def _decide() -> BlasStatus:
     except _OwnBlasStaysError as reason:
         _warn(f"MLX keeps its own slow BLAS: {reason} ({_SWITCH}=off silences this line)")
         return BlasStatus(False, None, str(reason))
-    threads = "1 thread" if blas.threads == 1 else f"{blas.threads} threads"
-    return BlasStatus(True, blas.path, f"{blas.config}, {threads}", blas.threads)
+    return BlasStatus(True, blas.path, _described(blas.config, blas.threads), blas.threads)
+
+
+def _described(config: str, threads: int) -> str:
+    return f"{config}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let models compute, inside, on `count` threads; do nothing where MLX does not multiply with OpenBLAS.
+
+    The number is the process's, not the calling thread's. It may be larger than the number of cores: the results are
+    those of a machine with so many, and the threads wait for each other.
+    """
+    global _status
+    before = use_fast_blas()
+    if before.library is None or count == before.threads:
+        yield
+        return
+    config = before.reason.rpartition(", ")[0]
+    openblas.set_threads(before.library, count)
+    _status = replace(before, threads=count, reason=_described(config, count))
+    try:
+        yield
+    finally:
+        _status = before
+        openblas.set_threads(before.library, before.threads)
 
 
 def _bind_openblas() -> openblas.OpenBlas:

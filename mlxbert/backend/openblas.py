@@ -289,6 +289,11 @@ def load(path: Path) -> OpenBlas:
     return OpenBlas(str(path), sgemm, get_config().decode().strip(), library.scipy_openblas_get_num_threads())
 
 
+def set_threads(blas_path: str, count: int) -> None:
+    """Let the loaded library multiply on `count` threads, at most 64."""
+    ctypes.CDLL(blas_path).scipy_openblas_set_num_threads(count)
+
+
 class _OneThread:
     """How many callers are inside `one_thread` now, and how to set the threads when the last one leaves."""
 

@@ -44,6 +44,27 @@ def cpu_limit(cgroups: Path = _CGROUPS, files: Path = _CGROUP_FILES) -> int | No
     return min((max(math.ceil(share), 1) for share in shares if share is not None), default=None)
 
 
+def free_memory(meminfo: Path = Path("/proc/meminfo"), files: Path = _CGROUP_FILES) -> int | None:
+    """Return the bytes that a new process may use without swapping; None where the system does not say.
+
+    A limit of this process's control group counts, where it is mounted as the root (a container).
+    """
+    try:
+        (line,) = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
+        free = [int(line.split()[1]) * 1024]
+    except (OSError, ValueError, IndexError):
+        return None
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free.append(int((files / limit).read_text()) - int((files / used).read_text()))
+        except (OSError, ValueError):  # "max", or no such file
+            continue
+    return max(min(free), 0)
+
+
 def _share(group: Path) -> float | None:
     """Return the CPUs' time that one group allows; None if it sets no limit."""
     try:

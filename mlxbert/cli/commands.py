@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxbert.cli.rows import refuse_table_options, shard_options, shard_progress, show_parts
 from mlxbert.cli.train import GroupedCommand, argument_option
 from mlxbert.files.reading import expand_home
 
@@ -200,36 +201,114 @@ if TYPE_CHECKING:
 MATRIX = 6
 
 
-@click.command()
+@click.command(
+    cls=GroupedCommand,
+    groups={
+        "Model": ("given_model", "revision", "normalize", "prompt_name", "prompt", "batch_size"),
+        "A table of texts": ("text", "id", "encoding", "quoting"),
+        "Output": ("out", "precision", "calibrate", "shard", "resume", "rows_per_file"),
+    },
+)
 @click.argument("model")
-@click.argument("texts", nargs=-1, required=True)
+@click.argument("texts", nargs=-1)
+@click.option("--model", "given_model", metavar="MODEL", help="The model, where DATA is the first argument.")
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="File (.npy) for the embeddings, an array (texts, width)."
+    "-o", "--out", help="File (.npy) for the embeddings of TEXTS, an array (texts, width); for DATA a directory."
 )
-def encode(model: str, texts: tuple[str, ...], revision: str | None, out: Path | None) -> None:
-    """Embed TEXTS with MODEL, a converted directory or Hub id, and show how similar they are.
+@click.option(
+    "--text",
+    multiple=True,
+    help='Column of DATA with the text, or a template: "{title}: {body}".  [may be repeated]',
+)
+@click.option("--id", help="Column of DATA that names a row.  [default: rows are numbered from 0]")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    help="float32, float16, int8, uint8, binary or ubinary, as in sentence-transformers.",
+)
+@click.option(
+    "--calibrate",
+    type=int,
+    metavar="ROWS",
+    help="Rows from the start of DATA that give the ranges of int8 and uint8, for all shards.  [default: 4096]",
+)
+@click.option("--normalize/--no-normalize", default=None, help="Scale to length 1.  [default: as the model says]")
+@click.option("--prompt-name", help="Prompt of the model that is put before each text, such as query.")
+@click.option("--prompt", help="A prompt of your own.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="The most texts of a batch.")
+@shard_options
+@argument_option("encoding")
+@argument_option("quoting")
+@click.pass_context
+def encode(
+    context: click.Context, model: str, texts: tuple[str, ...], out: str | None, text: tuple[str, ...], **options: Any
+) -> None:
+    """Embed TEXTS, or the rows of a table, with MODEL, a converted directory or Hub id.
+
+    Several TEXTS are compared with each other. With --text, the rows of DATA (Parquet, CSV, TSV, JSON, a directory of
+    Parquet files) are embedded in little memory, and written as Parquet files.
 
     \b
-    Example:
+    Examples:
       mlxbert encode mlx_models/minilm "A cat sits." "A kitten rests." "Stocks fell."
+      mlxbert encode mlx_models/minilm data.parquet --text text -o out/
+      mlxbert encode data.parquet --model mlx_models/minilm --text text -o out/ --shard 3/16 --resume
     """
+    given_model = options.pop("given_model")
+    if text:
+        if (given_model is None) != (len(texts) == 1) or len(texts) > 1:
+            raise click.UsageError("with --text give MODEL and DATA, or DATA and --model MODEL")
+        if out is None:
+            raise click.UsageError("with --text give -o DIRECTORY")
+        name, data = (given_model, model) if given_model is not None else (model, texts[0])
+        _encode_table(name, data, out, text, options)
+        return
+    refuse_table_options(
+        context, ("text", "id", "calibrate", "shard", "resume", "rows_per_file", "encoding", "quoting")
+    )
+    if given_model is not None:
+        model, texts = given_model, (model, *texts)
+    if not texts:
+        raise click.MissingParameter(ctx=context, param=context.command.params[1])
+    _encode_texts(model, texts, out, options)
+
+
+def _encode_table(model: str, data: str, out: str, text: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Embed the rows of a table into a directory of Parquet files."""
+    from mlxbert.encode.rows import encode_table
+
+    if Path(data).is_dir() and (Path(data) / "config.json").is_file() and Path(model).is_file():
+        raise click.UsageError(f"the model comes first, then the data: mlxbert encode {data} {model} --text {text[0]}")
+    given = {name: value for name, value in options.items() if value is not None}
+    with shard_progress("Encoding") as progress:
+        written = encode_table(model, data, out, text=text[0] if len(text) == 1 else text, progress=progress, **given)
+    show_parts(written, given.get("shard", "0/1"))
+
+
+def _encode_texts(model: str, texts: Sequence[str], out: str | None, options: dict[str, Any]) -> None:
+    """Embed texts; show how similar they are, and write the embeddings if `out` is given."""
     import numpy as np
 
     from mlxbert.encode.encoder import SentenceEncoder
+    from mlxbert.encode.precision import quantize
     from mlxbert.files.output_file import replace_file
     from mlxbert.terminal import show
 
-    embeddings = SentenceEncoder.from_pretrained(model, revision=revision).encode(list(texts))
+    encoder = SentenceEncoder.from_pretrained(model, revision=options["revision"])
+    how = {name: options[name] for name in ("batch_size", "normalize", "prompt_name", "prompt")}
+    embeddings = encoder.encode(list(texts), **how)
+    stored = quantize(embeddings, options["precision"])
     if out is not None:
-        out = expand_home(out)
+        path = expand_home(out)
         array = io.BytesIO()  # where writing fails, numpy hides the reason of the system
-        np.save(array, embeddings)
-        replace_file(out, array.getbuffer())
+        np.save(array, stored)
+        replace_file(path, array.getbuffer())
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     show(_similarities(texts, unit @ unit.T, embeddings.shape[1]))
     if out is not None:
-        show(f"Embeddings {embeddings.shape} written to {out}")
+        show(f"Embeddings {stored.shape} written to {path}")
 
 
 def _similarities(texts: Sequence[str], cosines: np.ndarray, width: int) -> Table:

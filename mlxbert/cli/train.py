@@ -69,7 +69,7 @@ def _groups() -> dict[str, tuple[str, ...]]:
     """Heading of `--help` -> names of the options, as the arguments' fields have them."""
     groups = {"Options that most runs need": FIRST, "Data": ("pair",)}
     groups |= dict.fromkeys(("Folds", "Model", "Optimization", "Memory", "Output"), ())
-    groups["Run"] = ("resume", "allow_changes", "overwrite", "trackers")
+    groups["Run"] = ("resume", "allow_changes", "overwrite", "trackers", "workers", "members")
     for argument in arguments():
         if argument.name not in FIRST:
             groups[argument.metadata["group"]] += (argument.name,)
@@ -88,7 +88,7 @@ def _groups() -> dict[str, tuple[str, ...]]:
 @click.option(
     "--allow-changes",
     is_flag=True,
-    help="With --resume: go on although device, versions or threads have changed.",
+    help="With --resume: go on although device or versions have changed.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 @click.option(
@@ -96,6 +96,20 @@ def _groups() -> dict[str, tuple[str, ...]]:
     "trackers",
     multiple=True,
     help="Log to tensorboard or wandb, if it is installed: loss, rate, norm, rows a second, share of padding.  "
+    "[may be repeated]",
+)
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    help="Processes that train folds and seeds at the same time, with the threads divided among them.  [default: 1]",
+)
+@click.option(
+    "--member",
+    "members",
+    multiple=True,
+    metavar="fold=N,seed=N",
+    help="Train only this model; other machines with the same directory train others, and --resume ends the run.  "
     "[may be repeated]",
 )
 @argument_options
@@ -115,6 +129,7 @@ def train(
       mlxbert train data/train.csv --model mlx_models/minilm --text text --target target -o runs/tweets
       mlxbert train --competition titanic data/train.csv --test data/test.csv -o runs/titanic
       mlxbert train data/train.csv --model mlx_models/minilm --text "{Sex}, age {Age}" --target Survived -o runs/t
+      mlxbert train data/train.csv --model mlx_models/minilm --text text --target target -o runs/t --workers 2
       mlxbert train --resume runs/tweets
     """
     from mlxbert.runs import session
@@ -124,7 +139,8 @@ def train(
     if resume is not None:
         _refuse_settings(context)
         was_finished = (resume / "scores.json").is_file()
-        run = session.resume(resume, data, allow_changes=allow_changes, trackers=options["trackers"])
+        beside = {name: options[name] for name in ("trackers", "workers", "members")}
+        run = session.resume(resume, data, allow_changes=allow_changes, **beside)
     elif data is None or out is None:
         raise click.UsageError("give DATA and -o DIRECTORY, or --resume RUN")
     elif allow_changes:
@@ -137,16 +153,36 @@ def train(
         given["head"] = head_options(given.get("head", ()))
         given["classes"] = labels(given.get("classes", ()))
         run = session.train(data, out=out, **given)
-    show_run(run, was_finished=was_finished)
+    if options["members"] and not was_finished:
+        show_members(run)
+    else:
+        show_run(run, was_finished=was_finished)
 
 
 def _refuse_settings(context: click.Context) -> None:
     """Refuse every other option beside --resume: a run that goes on has its settings already."""
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
-        fits = parameter.name in ("data", "resume", "allow_changes", "trackers")
+        fits = parameter.name in ("data", "resume", "allow_changes", "trackers", "workers", "members")
         if source is click.core.ParameterSource.COMMANDLINE and not fits:
             raise click.UsageError(f"--resume takes the run's own settings, not {parameter.opts[-1]}")
+
+
+def show_members(run: Any) -> None:
+    """Show which models of a run are finished and which are missing, and what to do next."""
+    from mlxbert.errors import first_ten
+    from mlxbert.terminal import show
+
+    finished = {path.name for path in run.members}
+    missing = [name for name in run.record.members if name not in finished]
+    lines = [f"Run         {run.path}", f"Finished    {len(finished)} of {len(run.record.members)} models"]
+    if missing:
+        lines += ["Missing", first_ten(missing)]
+        lines.append("Next        train the missing ones (--member), on any machine with this directory; at last")
+        lines.append(f"            {run.go_on}   (trains what is missing, and writes the results of all)")
+    else:
+        lines.append(f"Next        {run.go_on}   (writes the results of all models)")
+    show("\n".join(lines))
 
 
 def show_run(run: Any, was_finished: bool = False) -> None:

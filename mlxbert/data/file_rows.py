@@ -330,7 +330,7 @@ def _parquet_frames(file: DataFile, rows: int | None) -> Iterator[Any]:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise DataError(f"Parquet needs pyarrow; fix: {install_fix('kaggle')}") from error
-    with _foreign_errors(file), parquet.ParquetFile(file.path) as reader:
+    with foreign_errors(file), parquet.ParquetFile(file.path) as reader:
         if reader.metadata.num_rows > 1000 * file.size:
             raise DataError(
                 f"{file.path} claims {reader.metadata.num_rows} rows in {file.size} bytes; fix: write it again"
@@ -372,7 +372,7 @@ def _excel_frame(pandas: Any, file: DataFile) -> Any:
         if ods:
             _refuse_repeats(file, archive.read("content.xml"))
     try:
-        with _foreign_errors(file), pandas.ExcelFile(file.path, engine="odf" if ods else "openpyxl") as book:
+        with foreign_errors(file), pandas.ExcelFile(file.path, engine="odf" if ods else "openpyxl") as book:
             names, cells, chosen = book.sheet_names, None, None
             for chosen in names:
                 options: dict[str, Any] = {
@@ -407,7 +407,7 @@ def _refuse_repeats(file: DataFile, content: bytes) -> None:
 
 
 @contextmanager
-def _foreign_errors(file: DataFile) -> Iterator[None]:
+def foreign_errors(file: DataFile) -> Iterator[None]:
     """Turn any error of another package into one line: for a damaged file they raise errors of all kinds."""
     try:
         yield

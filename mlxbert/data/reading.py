@@ -87,7 +87,7 @@ def read_data(
             all_kinds[name] = infer_kind(frame[name]) if is_csv else "native"
     if is_csv:
         _warn_of_missing_words(frame, all_kinds, labels or {}, file)
-    return Data(_typed(frame, all_kinds, file, labels or {}), {name: all_kinds[name] for name in frame.columns}, file)
+    return Data(typed(frame, all_kinds, file, labels or {}), {name: all_kinds[name] for name in frame.columns}, file)
 
 
 def read_chunks(
@@ -117,7 +117,7 @@ def read_chunks(
             _check_columns(frame, file, required)
         frame.index = range(start, start + len(frame))
         start += len(frame)
-        yield _typed(frame, {name: kinds.get(name, default) for name in frame.columns}, file, {})
+        yield typed(frame, {name: kinds.get(name, default) for name in frame.columns}, file, {})
 
 
 def without_blank_columns(frame: Any) -> Any:
@@ -197,7 +197,7 @@ def _warn_of_missing_words(
             )
 
 
-def _typed(frame: Any, kinds: Mapping[str, Kind], file: DataFile, labels: Mapping[str, Collection[str]]) -> Any:
+def typed(frame: Any, kinds: Mapping[str, Kind], file: DataFile, labels: Mapping[str, Collection[str]]) -> Any:
     import pandas
 
     columns: dict[str, Any] = {}

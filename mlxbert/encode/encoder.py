@@ -17,6 +17,7 @@ from mlxbert.backend.device import one_blas_thread
 from mlxbert.backend.threads import side_by_side, thread_count
 from mlxbert.checkpoint import load, resolve
 from mlxbert.encode.modules import Normalize, SentenceModuleError
+from mlxbert.encode.precision import check_precision, quantize
 from mlxbert.encode.sentence_modules import SentencePlan, read_sentence_plan
 from mlxbert.errors import MLXBertWarning
 from mlxbert.models.base import BertOutput, Encoder
@@ -141,6 +142,9 @@ class SentenceEncoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         show_progress: bool = False,
+        precision: str = "float32",
+        ranges: np.ndarray | None = None,
+        calibration: np.ndarray | None = None,
     ) -> np.ndarray:
         """Embed texts, in their order; batches hold texts of similar lengths.
 
@@ -151,56 +155,83 @@ class SentenceEncoder:
             prompt_name: which of the checkpoint's prompts to put before each text; default: the checkpoint's.
             prompt: a prompt of your own, instead.
             show_progress: a progress bar on standard error.
+            precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary" (`mlxbert.encode.precision`).
+            ranges: for int8 and uint8, the smallest and the largest value of each dimension: (2, dimension).
+            calibration: for int8 and uint8 without `ranges`, embeddings that give them; None: those of `texts`.
 
         Returns:
-            float32, (N, dimension); for one string a vector (dimension,).
+            float32, (N, dimension), or what `mlxbert.encode.precision.quantize` returns; for one string a vector.
 
         Raises:
             TokenizerError: something that is not text (its index is named).
+            PrecisionError: an unknown precision, or one that cannot hold these embeddings.
             ValueError: an impossible batch size, or a prompt that the checkpoint does not have.
 
         Warns:
             TruncationWarning: once, if texts were longer than `max_length`: how many, and the longest.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
-        if normalize is not None and not isinstance(normalize, bool):
-            raise ValueError(f"normalize must be True, False or None, not {normalize!r}")
-        prompt = self._prompt(prompt, prompt_name)
+        check_batches(batch_size, normalize)
+        check_precision(precision)
+        prompt = self.prompt_text(prompt, prompt_name)
         items = check_texts(texts)
-        skip = self._prompt_tokens(prompt) if prompt and not self.plan.include_prompt else 0
-        out = np.empty((len(items), self.dimension), np.float32)
-        cut = _Cut()
+        cut = CutTexts()
         with _progress(len(items), show_progress) as advance:
-
-            def build(batch: _Batch) -> mx.array:
-                return self._embed(batch.inputs, skip, normalize)
-
-            def done(batch: _Batch, vectors: mx.array) -> None:
-                out[batch.rows] = np.array(vectors)
-                advance(len(batch.rows))
-
-            todo = self._batches(items, prompt, batch_size, cut)
-            first_two = [*islice(todo, 2)]
-            if len(first_two) == 1:
-                with self._blas_threads(first_two[0]):
-                    done(first_two[0], build(first_two[0]))
-            else:
-                modules = [module for module in (self.plan.mix, *self.plan.steps) if module is not None]
-                mx.eval(self.core.parameters(), [vars(module) for module in modules])  # other threads only read them
-                side_by_side(chain(first_two, todo), build, done)
+            out = self.embed(items, prompt, batch_size=batch_size, normalize=normalize, advance=advance, cut=cut)
         if cut.texts:
-            warn_of_truncation(
-                cut.texts, len(items), cut.longest, self.max_length, stacklevel=2, at_least=cut.uncounted
-            )
+            cut.warn(len(items), self.max_length, stacklevel=2)
+        if precision != "float32":
+            out = quantize(out, precision, ranges=ranges, calibration=calibration)
         return out[0] if isinstance(texts, str) else out
+
+    def embed(
+        self,
+        texts: list[str],
+        prompt: str = "",
+        *,
+        batch_size: int,
+        normalize: bool | None,
+        advance: Callable[[int], None],
+        cut: CutTexts,
+    ) -> np.ndarray:
+        """Embed checked texts as `encode` does, and count the texts that are cut instead of warning.
+
+        Args:
+            texts: N texts.
+            prompt: put before each.
+            batch_size, normalize: as for `encode`.
+            advance: called with the number of texts of each batch that is done.
+            cut: counts the texts that are too long.
+
+        Returns:
+            float32, (N, dimension).
+        """
+        skip = self._prompt_tokens(prompt) if prompt and not self.plan.include_prompt else 0
+        out = np.empty((len(texts), self.dimension), np.float32)
+
+        def build(batch: _Batch) -> mx.array:
+            return self._embed(batch.inputs, skip, normalize)
+
+        def done(batch: _Batch, vectors: mx.array) -> None:
+            out[batch.rows] = np.array(vectors)
+            advance(len(batch.rows))
+
+        todo = self._batches(texts, prompt, batch_size, cut)
+        first_two = [*islice(todo, 2)]
+        if len(first_two) == 1:
+            with self._blas_threads(first_two[0]):
+                done(first_two[0], build(first_two[0]))
+        else:
+            modules = [module for module in (self.plan.mix, *self.plan.steps) if module is not None]
+            mx.eval(self.core.parameters(), [vars(module) for module in modules])  # other threads only read them
+            side_by_side(chain(first_two, todo), build, done)
+        return out
 
     def _blas_threads(self, batch: _Batch) -> AbstractContextManager[None]:
         """Let a lone batch have all threads of OpenBLAS, if its products are large enough."""
         multiplications = batch.inputs["input_ids"].size * self.core.config.hidden_size**2
         return one_blas_thread() if multiplications < _LEAST_MULTIPLICATIONS else nullcontext()
 
-    def _batches(self, items: list[str], prompt: str, batch_size: int, cut: _Cut) -> Iterator[_Batch]:
+    def _batches(self, items: list[str], prompt: str, batch_size: int, cut: CutTexts) -> Iterator[_Batch]:
         """Yield the batches of all texts, and count in `cut` those that are too long.
 
         A block is tokenized when the first of its batches is taken, while other threads compute the last block's.
@@ -237,7 +268,12 @@ class SentenceEncoder:
         rows = [-np.linalg.norm(row - y, ord=order, axis=1) for row in x]
         return np.stack(rows) if rows else np.empty((0, len(y)), np.float32)
 
-    def _prompt(self, prompt: str | None, name: str | None) -> str:
+    def prompt_text(self, prompt: str | None, name: str | None) -> str:
+        """Return the prompt that is put before each text: `prompt`, or the checkpoint's of that name.
+
+        Raises:
+            ValueError: both are given, or the checkpoint has no prompt of that name.
+        """
         if prompt is not None and name is not None:
             raise ValueError("give prompt or prompt_name, not both")
         if prompt is not None and not isinstance(prompt, str):
@@ -291,7 +327,7 @@ class _Batch:
 
 
 @dataclass
-class _Cut:
+class CutTexts:
     """The texts that were cut: their number, the longest text's tokens, and whether it may have more."""
 
     texts: int = 0
@@ -299,9 +335,26 @@ class _Cut:
     uncounted: bool = False
 
     def add(self, encodings: Sequence[Encoding]) -> None:
+        """Count those of some texts."""
         self.texts += sum(e.n_truncated > 0 for e in encodings)
         self.longest = max([self.longest, *(len(e) + e.n_truncated for e in encodings)])
         self.uncounted = self.uncounted or any(e.uncounted for e in encodings)
+
+    def warn(self, texts: int, limit: int, *, stacklevel: int) -> None:
+        """Warn of them; `texts` is the number of all texts, `limit` that of the tokens that fit."""
+        warn_of_truncation(self.texts, texts, self.longest, limit, stacklevel=stacklevel + 1, at_least=self.uncounted)
+
+
+def check_batches(batch_size: int, normalize: bool | None) -> None:
+    """Refuse an impossible batch size, or a `normalize` that is none.
+
+    Raises:
+        ValueError: the message has the value.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
+    if normalize is not None and not isinstance(normalize, bool):
+        raise ValueError(f"normalize must be True, False or None, not {normalize!r}")
 
 
 def batches(

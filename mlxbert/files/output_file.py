@@ -352,13 +352,18 @@ def _delete_abandoned(path: Path) -> None:
     with os.scandir(path.parent) as entries:
         names = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
     for name in names:
-        with suppress(OSError):  # its writer lives, or another process deletes it: no concern of this output
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                Path(name).unlink()
-            finally:
-                os.close(descriptor)
+        delete_if_abandoned(Path(name))
+
+
+def delete_if_abandoned(temporary: Path) -> None:
+    """Delete a temporary file whose writer is dead."""
+    with suppress(OSError):  # its writer lives, or another process deletes it: no concern of the caller
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _stem(path: Path) -> str:

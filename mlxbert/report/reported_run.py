@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from heads.metrics import ece
 from mlxbert.data.frames import shown
 from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import expand_home, read_text
-from mlxbert.runs.files import RunFiles, escaped_formula, read_log, truth_columns
+from mlxbert.runs.files import RunFiles, escaped_formula, truth_columns
+from mlxbert.runs.log import read_run_log
 from mlxbert.runs.record import RunRecord, Scores, read_record, read_scores
 from mlxbert.training.callbacks import EvaluationEvent, MemberEvent, StepEvent
 
@@ -243,7 +244,7 @@ def read_reported_run(run_directory: str | Path) -> ReportedRun:
     path = expand_home(run_directory)
     files = RunFiles(path)
     record, scores = read_record(path), read_scores(path)
-    histories, notes = _histories(files.log)
+    histories, notes = _histories(files, record.members)
     oof, worst = read_table(files.oof), read_table(files.worst)
     if scores is not None:
         tables = ((files.oof, oof), (files.worst, worst))
@@ -251,11 +252,11 @@ def read_reported_run(run_directory: str | Path) -> ReportedRun:
     return ReportedRun(path, record, histories, scores, oof, worst, tuple(notes))
 
 
-def _histories(path: Path) -> tuple[list[History], list[str]]:
+def _histories(files: RunFiles, members: Sequence[str]) -> tuple[list[History], list[str]]:
     """Return the members' histories, by seed and fold, and notes on the file."""
-    log = read_log(path)
+    name, log = files.log.name, read_run_log(files, members)
     if log is None:
-        return [], [f"{path.name} is not there: no curves."]
+        return [], [f"{name} is not there: no curves."]
     histories: dict[str, History] = {}
     for event in (line.event for line in log.lines):
         if event is None:  # of a later version
@@ -267,7 +268,7 @@ def _histories(path: Path) -> tuple[list[History], list[str]]:
             history.evaluations[event.step] = event
         elif isinstance(event, MemberEvent):
             history.finished = event
-    notes = [f"The last line of {path.name} is cut off, and left out."] if log.cut_off else []
+    notes = [f"The last line of {name} is cut off, and left out."] if log.cut_off else []
     return sorted(histories.values(), key=lambda history: (history.seed, history.fold, history.member)), notes
 
 

@@ -1,16 +1,16 @@
-"""The files of a run: its directory and lock, its JSON and CSV files, and its log of events."""
+"""The files of a run: its directory and lock, the locks of its models, its JSON and CSV files."""
 
 from __future__ import annotations
 
-import json
+import fcntl
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,16 @@ import numpy as np
 
 from mlxbert.errors import RunError
 from mlxbert.files.output_directory import target_lock
-from mlxbert.files.output_file import TEMPORARY, WriteError, json_text, replace_file, write_errors
-from mlxbert.files.reading import from_json, open_regular, read_text
-from mlxbert.training.callbacks import KINDS, Callback, EvaluationEvent, Event, MemberEvent, StepEvent, event_record
+from mlxbert.files.output_file import (
+    TEMPORARY,
+    WriteError,
+    delete_if_abandoned,
+    fsync_directory,
+    json_text,
+    replace_file,
+    write_errors,
+)
+from mlxbert.files.reading import open_regular
 
 # Names of the trackers, and of the folders that they keep in a run.
 TRACKERS = ("tensorboard", "wandb")
@@ -44,6 +51,14 @@ class RunFiles:
         self.best_so_far = root / "best-so-far"  # best weights of the model in training, as a model, after Ctrl-C
         self.members = root / "members"  # the finished models
         self.all_logits = root / "logits"  # those of the held-out rows of each model
+
+    def lock(self, name: str) -> Path:
+        """Return the lock of a model in training; it has no content, and stays until the run is finished."""
+        return self.resume / f"{name}.lock"
+
+    def member_log(self, name: str) -> Path:
+        """Return the log of a model that another process trains beside others, until the end of the run."""
+        return self.resume / f"{name}.jsonl"
 
     def member(self, name: str) -> Path:
         """Return the directory of a finished model."""
@@ -89,6 +104,61 @@ def run_lock(root: Path) -> Iterator[None]:
         yield
 
 
+class MemberBusyError(RunError):
+    """Another process trains this model of the run now."""
+
+
+@contextmanager
+def member_lock(files: RunFiles, name: str) -> Iterator[None]:
+    """Lock a model of a run for this process, on this machine or another one with the same directory.
+
+    The kernel releases the lock when the process ends, however it ends. On NFS it is the server's, for all machines.
+    The file stays: deleting it could, on NFS, leave two processes with a lock on two files of one name.
+
+    Raises:
+        MemberBusyError: another process has it.
+        RunError: the file system has no locks.
+        WriteError: the file cannot be written.
+    """
+    path = files.lock(name)
+    check_own(path)
+    with write_errors(path, 0, fix=GO_ON):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MemberBusyError(
+                f"{files.root}: another process trains {name} now; fix: wait for its end, or train another --member"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be locked ({error.strerror or error}), so two processes could train one model; fix: "
+                "a directory on a file system with locks (NFS with its lock service, a local disk)"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def refuse_busy(files: RunFiles) -> None:
+    """Refuse to overwrite a run while another process trains a model of it.
+
+    Raises:
+        RunError: names the model.
+    """
+    for path in sorted(files.resume.glob("*.lock")):
+        try:
+            with member_lock(files, path.stem):
+                pass
+        except MemberBusyError as error:
+            raise RunError(
+                f"{files.root}: another process trains {path.stem} of the run that is there; fix: stop it, or give "
+                "another directory with -o"
+            ) from error
+
+
 def check_paths(files: RunFiles) -> None:
     """Refuse links, pipes, sockets and devices in a run; the run's directory may be a link.
 
@@ -109,11 +179,13 @@ def check_own(path: Path, *, inside: bool = True) -> None:
         WriteError: it cannot be read.
     """
     with write_errors(path, 0, fix="make it readable (chmod -R u+rwX)"):
-        if not os.path.lexists(path):
+        try:
+            mode = path.lstat().st_mode
+            paths = sorted(path.iterdir()) if inside and stat.S_ISDIR(mode) else ()
+        except FileNotFoundError:  # also where another process, which trains a model, has just replaced it
             return
-        mode = path.lstat().st_mode
         if stat.S_ISDIR(mode):
-            for inner in sorted(path.iterdir()) if inside else ():
+            for inner in paths:
                 check_own(inner)
         elif not stat.S_ISREG(mode):
             what = "a link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
@@ -124,10 +196,10 @@ def check_own(path: Path, *, inside: bool = True) -> None:
 
 
 def delete_leftovers(root: Path) -> None:
-    """Delete files that a killed process left half written."""
+    """Delete files that a killed process left half written; those of a process that lives stay."""
     for folder in (root, *(path for part in ("members", "resume", "logits") for path in root.glob(f"{part}/**/"))):
         for path in [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)] if folder.is_dir() else ():
-            path.unlink(missing_ok=True)
+            delete_if_abandoned(path)
 
 
 def empty(files: RunFiles) -> None:
@@ -151,6 +223,33 @@ def write_json(file: Path, value: Any, *, fix: str = GO_ON) -> None:
     # A lone surrogate, which JSON can hold and UTF-8 cannot, is written as JSON's own escape.
     data = json_text(without_nan(value), ensure_ascii=False).encode("utf-8", "backslashreplace")
     replace_file(file, data, fix=fix, follow_links=False)
+
+
+def create_json(file: Path, value: Any, *, fix: str = GO_ON) -> bool:
+    """Write indented JSON in one step if no such file is there; return whether this process wrote it.
+
+    Of several processes that do this at the same time, also on machines that share a directory, one does.
+
+    Raises:
+        WriteError: as `write_json`.
+    """
+    # `os.link` fails where the name is taken; a rename would replace the file of another process.
+    new = file.with_name(f".{file.name}-new.{secrets.token_hex(8)}.tmp")
+    write_json(new, value, fix=fix)
+    try:
+        with write_errors(file, 0, fix=fix):
+            try:
+                os.link(new, file)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                if os.path.lexists(file):
+                    return False
+                os.replace(new, file)  # noqa: PTH105 - the call that tests count
+            fsync_directory(file.parent)
+            return True
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def without_nan(value: Any) -> Any:
@@ -255,102 +354,3 @@ def truth_columns(names: Iterable[str], what: str = "target") -> list[str]:
 def id_name(column: str) -> str:
     """Return the name of the id column in oof.csv: its own name, or "id:NAME" if oof.csv has a column of that name."""
     return f"id:{column}" if _TAKEN.fullmatch(column) else column
-
-
-_CLASSES = {name: kind for kind, name in KINDS.items()}
-_LOG_FIX = "fix: restore the file, or remove the line"
-
-
-@dataclass(frozen=True)
-class LoggedEvent:
-    """A line of the log: the JSON object and its event; None for a kind of event of a later version."""
-
-    values: dict[str, Any]
-    event: Event | None
-
-
-@dataclass(frozen=True)
-class EventLog:
-    """The lines of a log; `cut_off`: its last line is incomplete, as a kill leaves it, and is left out."""
-
-    lines: tuple[LoggedEvent, ...]
-    cut_off: bool
-
-
-def read_log(file: Path) -> EventLog | None:
-    """Read the events of a metrics.jsonl; None if there is no such file.
-
-    Raises:
-        RunError: the file is not a regular one or too large, or a line is not an event; its number is named.
-    """
-    text = read_text(file, RunError)
-    if text is None:
-        return None
-    *lines, last = text.split("\n")
-    read = [_event(line, f"{file}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    cut_off = bool(last.strip())
-    if cut_off:
-        # A JSON object that is cut anywhere does not parse. If it parses, only the newline is missing.
-        try:
-            read.append(_event(last, f"{file}: line {len(lines) + 1}"))
-            cut_off = False
-        except _NotJSONError:
-            pass
-    return EventLog(tuple(read), cut_off)
-
-
-class _NotJSONError(RunError):
-    """A line that does not parse."""
-
-
-def _event(line: str, place: str) -> LoggedEvent:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
-        raise _NotJSONError(f"{place} is not JSON ({reason}); {_LOG_FIX}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{place} is a {type(values).__name__}, not an object; {_LOG_FIX}")
-    name = values.get("event")
-    kind = _CLASSES.get(name) if isinstance(name, str) else None
-    if kind is None:
-        return LoggedEvent(values, None)
-    return LoggedEvent(values, from_json(kind, values, place=place, fix=_LOG_FIX, error=RunError, null_is_nan=True))
-
-
-class MetricsLog(Callback):
-    """Writes the log. When a model is resumed, the events after its saved state are removed first."""
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def on_member_start(self, member: str, seed: int, fold: int, steps: int, done: int) -> None:
-        log = read_log(self.file)
-        if log is None:
-            return
-
-        def stays(event: Event | None) -> bool:
-            if event is None or event.member != member:
-                return True
-            return not isinstance(event, MemberEvent) and event.step <= done
-
-        data = "".join(_line(line.values) for line in log.lines if stays(line.event)).encode("utf-8")
-        replace_file(self.file, data, fix=GO_ON, follow_links=False)
-
-    def on_step(self, event: StepEvent) -> None:
-        self._append(event)
-
-    def on_evaluation(self, event: EvaluationEvent) -> None:
-        self._append(event)
-
-    def on_member_end(self, event: MemberEvent) -> None:
-        self._append(event)
-
-    def _append(self, event: Event) -> None:
-        line = _line(event_record(event))
-        with write_errors(self.file, len(line), fix=GO_ON), self.file.open("a", encoding="utf-8") as log:
-            log.write(line)
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(without_nan(record), ensure_ascii=False) + "\n"

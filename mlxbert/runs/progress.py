@@ -101,6 +101,57 @@ class ProgressBar(Callback):
         self.bars.stop()
 
 
+class WorkersProgress(ProgressBar):
+    """A line for each model that a worker trains now, and one for all models; on standard error."""
+
+    def __init__(self, members: int):
+        super().__init__(members)
+        self._lines: dict[str, TaskID] = {}
+        self._losses: dict[str, float] = {}
+        self._speeds: dict[str, float] = {}
+
+    def on_member_start(self, member: str, seed: int, fold: int, steps: int, done: int) -> None:
+        if self._task is None:
+            self.bars.start()
+            self._task = self.bars.add_task("", total=self.members, numbers="")
+            self._show_all()
+        self._lines[member] = self.bars.add_task(member, total=steps, completed=done, numbers="")
+        if done:
+            self._say(f"{member}: goes on after step {done} of {steps}")
+
+    def on_step(self, event: StepEvent) -> None:
+        member, loss = event.member, event.loss
+        if loss == loss:
+            self._losses[member] = 0.9 * self._losses.get(member, loss) + 0.1 * loss
+        self._speeds[member] = event.rows_per_second
+        if member in self._lines:
+            shown = f"loss {self._losses[member]:.4f}  " if member in self._losses else ""
+            numbers = f"epoch {event.epoch:.2f}  step {event.step}/{event.steps}  {shown}"
+            self.bars.update(
+                self._lines[member],
+                completed=event.step,
+                numbers=f"{numbers}{event.rows_per_second:.0f} rows/s",
+            )
+            self._show_all()
+
+    def on_member_end(self, event: MemberEvent) -> None:
+        super().on_member_end(event)
+        self._speeds.pop(event.member, None)
+        line = self._lines.pop(event.member, None)
+        if line is not None:
+            self.bars.remove_task(line)
+        self._show_all()
+
+    def _show_all(self) -> None:
+        if self._task is not None:
+            self.bars.update(
+                self._task,
+                completed=self._done_members,
+                description=f"models ({self._done_members}/{self.members})",
+                numbers=f"{sum(self._speeds.values()):.0f} rows/s",
+            )
+
+
 def shows_bars(console: Console) -> bool:
     """Return whether the console shows bars: a terminal, or a notebook with the widgets that rich needs."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
@@ -156,25 +207,25 @@ class TensorBoard(Callback):
         except ModuleNotFoundError as error:
             raise RunError("logging to TensorBoard needs tensorboardX; fix: pip install tensorboardX") from error
         self._make, self._root = SummaryWriter, root / "tensorboard"
-        self._writer: Any = None
+        self._writers: dict[str, Any] = {}  # of the models in training: workers train several at the same time
 
     def on_member_start(self, member: str, seed: int, fold: int, steps: int, done: int) -> None:
-        self._writer = self._make(str(self._root / member), purge_step=done + 1 if done else None)
+        self._writers[member] = self._make(str(self._root / member), purge_step=done + 1 if done else None)
 
     def on_step(self, event: StepEvent) -> None:
         for name in _OF_STEPS:
-            self._writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
+            self._writers[event.member].add_scalar(f"train/{name}", getattr(event, name), event.step)
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
         for name, value in {"loss": event.loss, **event.metrics}.items():
-            self._writer.add_scalar(f"held_out/{name}", value, event.step)
+            self._writers[event.member].add_scalar(f"held_out/{name}", value, event.step)
 
     def on_member_end(self, event: MemberEvent) -> None:
-        self._writer.close()
+        self._writers.pop(event.member).close()
 
     def on_run_end(self, scores: dict[str, Any] | None) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        while self._writers:
+            self._writers.popitem()[1].close()
 
 
 class WandB(Callback):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -237,10 +238,9 @@ def check_environment(then: Mapping[str, Any]) -> None:
     both = {name: (_get(then, name), _get(now, name)) for name in _BINDING}
     changed = [f"{name} was {was}, is {value}" for name, (was, value) in both.items() if was != value]
     if changed:
-        threads = f"OPENBLAS_NUM_THREADS={then.get('threads')}, or " if _get(then, "threads") != now["threads"] else ""
         raise RunError(
             f"the run was begun elsewhere ({'; '.join(changed)}), and would not end in the same bytes; "
-            f"fix: {threads}--allow-changes to go on all the same"
+            "fix: --allow-changes to go on all the same"
         )
 
 
@@ -432,6 +432,53 @@ def check_same(now: RunRecord, before: RunRecord) -> None:
     ):
         if is_now != was_then:
             raise RunError(f"{what} changed since the run began; fix: {fix}, or train anew")
+
+
+# What may differ between machines that train models of one run: when, and under which paths they see its files.
+_OF_MACHINE = re.compile(
+    r"created|resumed(\..*)?|environment\..*|data\.((valid|test)\.)?path|model\.checkpoint|"
+    r"settings\.(model|valid|test|sample_submission)"
+)
+
+
+def check_joined(now: RunRecord, there: RunRecord, file: Path) -> None:
+    """Refuse to train a model of a run that another process began with other data, settings or encoder.
+
+    Args:
+        now: what this process would have written.
+        there: what is in `file`.
+        file: for the message.
+
+    Raises:
+        RunError: names the first differences.
+    """
+    here, begun = _flat(now.values), _flat(there.values)
+    different = [
+        f"{name} is {printable(_shown(begun, name), 60)} there and {printable(_shown(here, name), 60)} here"
+        for name in dict.fromkeys((*begun, *here))
+        if not _OF_MACHINE.fullmatch(name) and begun.get(name, _ABSENT) != here.get(name, _ABSENT)
+    ]
+    if different:
+        more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+        raise RunError(
+            f"{file}: another process began another run ({'; '.join(different[:3])}{more}); fix: the data and options "
+            "of that run, or another -o DIRECTORY"
+        )
+
+
+_ABSENT = "absent"
+
+
+def _flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Return the values of nested objects by their dotted names."""
+    if not isinstance(value, Mapping) or not value:
+        return {place: value}
+    inner = (_flat(value[name], f"{place}.{name}" if place else name) for name in value)
+    return {name: leaf for leaves in inner for name, leaf in leaves.items()}
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name], ensure_ascii=False) if name in values else _ABSENT
 
 
 def going_on(before: RunRecord, environment: Mapping[str, Any]) -> RunRecord:

@@ -1,68 +1,50 @@
-"""`train` and `resume`: from data to a cross-validated model, in one or several sittings."""
+"""`train` and `resume`: from data to a cross-validated model, in one or several sittings and processes."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import shlex
-import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from mlxbert.backend.device import using_threads
 from mlxbert.data.competitions import get_competition
 from mlxbert.data.file_format import looking_once
-from mlxbert.data.folds import folds_sha256
-from mlxbert.data.frames import DataWarning, plain
-from mlxbert.data.reading import Kind
-from mlxbert.data.submission import Submission
-from mlxbert.data.text_columns import RowText, names_rows
+from mlxbert.data.text_columns import RowText
 from mlxbert.factory import default_checkpoint
-from mlxbert.files.output_file import TEMPORARY, WriteError, write_errors
+from mlxbert.files.output_file import TEMPORARY, WriteError
 from mlxbert.files.reading import expand_home
+from mlxbert.runs.begin import begin
 from mlxbert.runs.files import (
-    MetricsLog,
     RunError,
     RunFiles,
     check_own,
     check_paths,
-    empty,
-    read_log,
+    refuse_busy,
     run_lock,
-    write_json,
 )
-from mlxbert.runs.finish import check_models, finish, members_of, train_members
-from mlxbert.runs.inputs import (
-    FRAME,
-    Inputs,
-    TableFormat,
-    read_frame,
-    rows_to_predict,
-    source_name,
-    submission_rules,
-    table_record,
-    training_id,
-)
-from mlxbert.runs.prepare import Prepared, prepare
-from mlxbert.runs.progress import ProgressBar, show_inference, tracker
+from mlxbert.runs.finish import finish
+from mlxbert.runs.inputs import FRAME, Inputs
+from mlxbert.runs.log import read_run_log
+from mlxbert.runs.members import Busy, train_members
+from mlxbert.runs.progress import ProgressBar, WorkersProgress, show_inference, tracker
 from mlxbert.runs.record import (
     INFO,
-    FoldsRecord,
     RunRecord,
     check_environment,
     check_known_settings,
-    check_same,
-    going_on,
-    new_record,
     read_record,
     read_values,
 )
 from mlxbert.runs.run import Run
 from mlxbert.runs.settings import RunSettings, competition_numbers, takes_arguments
+from mlxbert.runs.share import Share, threads_of
+from mlxbert.runs.workers import Job, WorkerError, make_job, note_memory, train_in_workers
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import ConfigurationError, TrainingConfig, unknown_setting
 from mlxbert.training.trainer import TrainingInterrupted
@@ -79,6 +61,8 @@ def train(
     trackers: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    workers: int = 1,
+    members: Sequence[str] = (),
     **settings: Any,
 ) -> Run:
     """Cross-validate a model on the data of a competition; all files are written to `out`.
@@ -95,10 +79,13 @@ def train(
         trackers: "tensorboard", "wandb".
         callbacks: called for each event (`mlxbert.training.callbacks`).
         progress: show it on standard error.
+        workers: processes on this machine, each of which trains one model after the other.
+        members: models to train, such as "fold=3,seed=1"; the others are trained elsewhere, or later by `resume`,
+            which also ends the run. () for all.
         (settings)
 
     Returns:
-        The finished run.
+        The run; finished, unless only some `members` are trained.
 
     Raises:
         TrainingInterrupted: Ctrl-C; the run can be resumed.
@@ -111,17 +98,26 @@ def train(
         settings["text"] = RowText.make(settings["text"], pair)
     elif pair is not None:
         raise RunError("pair is given without text; fix: give both sentences")
+    share = Share(workers, tuple(members))
     inputs = Inputs(data, *(settings.get(name) for name in ("valid", "test", "sample_submission")))
     run_settings, numbers = _settings(inputs, settings, config)
-    files = RunFiles(new_directory(out, overwrite))
+    if share.is_part and overwrite:
+        raise RunError("--overwrite deletes what other processes train; fix: leave it out beside --member")
+    joins = share.is_part and os.path.lexists(expand_home(out) / INFO)
+    files = RunFiles(expand_home(out) if joins else new_directory(out, overwrite))
     training = TrainingConfig.make(numbers)
-    with run_lock(files.root):
-        new_directory(files.root, overwrite)  # again: another run may have ended since the first look
+    if joins and training.threads is None:
+        training = replace(training, threads=read_record(files.root).config.threads)
+    with nullcontext() if share.is_part else run_lock(files.root):
+        if not share.is_part:
+            new_directory(files.root, overwrite)  # again: another run may have ended since the first look
+            refuse_busy(files)
         return run_session(
             files=files,
             inputs=inputs,
             settings=run_settings,
             config=training,
+            share=share,
             overwrite=overwrite,
             trackers=trackers,
             callbacks=callbacks,
@@ -140,6 +136,8 @@ def resume(
     trackers: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    workers: int = 1,
+    members: Sequence[str] = (),
 ) -> Run:
     """Resume an interrupted run; it ends in the same bytes as without the interruption.
 
@@ -147,14 +145,14 @@ def resume(
         out: directory of the run.
         data: the new place of the data; None: the recorded one. A run on a frame needs the frame again.
         valid: likewise; and so `test` and `sample_submission`.
-        allow_changes: go on although device, versions or threads have changed; the bytes then differ.
-        trackers: as for `train`; likewise `callbacks` and `progress`.
+        allow_changes: go on although device or versions have changed; the bytes then differ.
+        trackers: as for `train`; likewise `callbacks`, `progress`, `workers` and `members`.
 
     Raises:
         RunError: there is no run, or the data, the checkpoint or the environment have changed.
         MLXBertError: as `train` raises.
     """
-    files = RunFiles(expand_home(out))
+    files, share = RunFiles(expand_home(out)), Share(workers, tuple(members))
     record = read_record(files.root)
     if files.scores.is_file():
         return Run.open(files.root)
@@ -165,27 +163,51 @@ def resume(
             "again, or write its rate into config.rate: the largest in metrics.jsonl, if the warm-up is over"
         )
     if not allow_changes:
-        check_environment(record.environment)
+        with using_threads(threads_of(record.config, share, record)):
+            check_environment(record.environment)
     tables = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
-    saved = {name: getattr(record.settings, name) for name in tables if name != "data"}
-    saved["data"] = record.data.path or FRAME
-    inputs = Inputs(**{name: saved[name] if table is None else table for name, table in tables.items()})
+    inputs = _recorded_inputs(record, tables)
     frames = [name for name, table in vars(inputs).items() if isinstance(table, str) and table == FRAME]
     if frames:
         needed = ", ".join("frame" if name == "data" else f"{name}=frame" for name in frames)
         raise RunError(f"{files.root} was trained on a frame; fix: resume(path, {needed})")
     check_paths(files)
-    with run_lock(files.root):
+    with nullcontext() if share.is_part else run_lock(files.root):
         return run_session(
             files=files,
             inputs=inputs,
             settings=record.settings,
             config=record.config,
             before=record,
+            share=share,
             trackers=trackers,
             callbacks=callbacks,
             progress=progress,
         )
+
+
+@looking_once()
+def train_share(job: Job, callback: Callback) -> float:
+    """Train free models of a run in a worker process; return the seconds that earlier sittings spent on them.
+
+    Raises:
+        MLXBertError: as `train` raises.
+    """
+    files = RunFiles(Path(job.root))
+    record, share = read_record(files.root), Share(names=job.members)
+    threads = threads_of(record.config, share, record)
+    with using_threads(threads):
+        check_environment(job.environment)
+        inputs = _recorded_inputs(record, job.tables)
+        session = begin(files, inputs, record.settings, record.config, share, record, threads=threads)
+        return train_members(session.training([callback]), session.members, "pass")
+
+
+def _recorded_inputs(record: RunRecord, tables: Mapping[str, Any]) -> Inputs:
+    """Return the tables of a run: those that are given, and for others the recorded path."""
+    recorded = {name: getattr(record.settings, name) for name in ("valid", "test", "sample_submission")}
+    recorded["data"] = record.data.path or FRAME
+    return Inputs(**{name: path if tables.get(name) is None else tables[name] for name, path in recorded.items()})
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:
@@ -232,15 +254,16 @@ def run_session(
     inputs: Inputs,
     settings: RunSettings,
     config: TrainingConfig,
+    share: Share,
     before: RunRecord | None = None,
     overwrite: bool = False,
     trackers: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Run:
-    """Train the unfinished models, and finish; `before` is the record of a resumed run.
+    """Train the unfinished models of this process's share, and finish the run if that is all of it.
 
-    All checks come before anything is written or deleted.
+    All checks come before anything is written or deleted; `before` is the record of a resumed run.
 
     Raises:
         TrainingInterrupted: Ctrl-C; the message says what is saved, and how to go on.
@@ -248,61 +271,42 @@ def run_session(
         MLXBertError: as `train` raises.
     """
     started = time.monotonic()
-    tables = _read_tables(inputs, settings, before)
-    settings = tables.settings
-    prepared = prepare(tables.frame, settings, config, tables.valid, tables.record["path"] or "the frame")
-    if before is None:
-        # run.json has the rates themselves: the defaults of a later version may be others.
-        rate, head_rate = check_models(prepared, settings, config)
-        config = replace(config, rate=rate, head_rate=head_rate)
-    record = new_record(
-        settings,
-        config,
-        prepared.problem,
-        metric=prepared.metric.name,
-        members=[member.name for member in members_of(config, len(prepared.folds))],
-        data={
-            **tables.record,
-            "valid": tables.valid_record,
-            "test": None if inputs.test is None else table_record(inputs.test, "the test frame"),
-            "kinds": tables.kinds,
-            "id_found": tables.id_found,
-            "max_length": prepared.limit,
-            "examples_sha256": prepared.examples.sha256(),
-        },
-        folds=FoldsRecord(prepared.fold_kind, len(prepared.folds), folds_sha256(prepared.folds)),
-        directory=prepared.directory,
-        form=_submission_form(inputs, prepared, config, tables),
-    )
-    if before is not None:
-        check_same(record, before)
-        record = going_on(before, record.environment)
-    bar = ProgressBar(len(record.members)) if progress else None
+    if "wandb" in trackers and share.workers > 1:
+        raise RunError("--log wandb follows one model at a time; fix: --workers 1, or --log tensorboard")
     services = [tracker(name, files.root) for name in trackers]
-    listeners = Callbacks([MetricsLog(files.log), *([bar] if bar else []), *services, *callbacks])
-    if before is None:
-        _begin(files, record, overwrite, (*vars(inputs).values(), settings.model))
-    else:
-        if record != before:
-            write_json(files.info, record.values)
-        shutil.rmtree(files.best_so_far, ignore_errors=True)
-    if bar:
-        bar.skip(sum(files.is_done(name) for name in record.members))
-        show_inference(prepared, settings, tables.record, tables.frame.columns)
-    listeners.on_run_start(dict(record.values))
-    scores = None
-    try:
-        with _advice(files, record):
-            earlier = _seconds_of_finished(files, record)
-            earlier += train_members(files, prepared, settings, config, listeners.several)
-            scores = finish(files, prepared, settings, config, inputs, earlier + time.monotonic() - started)
-    finally:
-        listeners.on_run_end(scores)
+    threads = threads_of(config, share, before)
+    with using_threads(threads):
+        session = begin(files, inputs, settings, config, share, before, threads=threads, overwrite=overwrite)
+        record, names = session.record, [member.name for member in session.members]
+        unfinished = [name for name in names if not files.is_done(name)]
+        workers = min(share.workers, len(unfinished))
+        bar = (WorkersProgress if workers > 1 else ProgressBar)(len(names)) if progress else None
+        listeners = Callbacks([*([bar] if bar else []), *services, *callbacks])
+        if bar:
+            bar.skip(len(names) - len(unfinished))
+            show_inference(session.prepared, session.settings, session.tables.record, session.tables.frame.columns)
+        if workers > 1:
+            note_memory(session.prepared.directory, workers)
+        listeners.on_run_start(dict(record.values))
+        scores = None
+        try:
+            with _advice(files, record, share):
+                earlier = _seconds_of_finished(files, record)
+                if workers > 1:
+                    job = make_job(files, inputs, names, session.prepared, session.settings)
+                    earlier += train_in_workers(job, workers, threads, listeners)
+                busy: Busy = "refuse" if share.is_part else "wait"
+                earlier += train_members(session.training(listeners.several), session.members, busy)
+                if not share.is_part:
+                    seconds = earlier + time.monotonic() - started
+                    scores = finish(files, session.prepared, session.settings, session.config, inputs, seconds)
+        finally:
+            listeners.on_run_end(scores)
     return Run.open(files.root)
 
 
 @contextmanager
-def _advice(files: RunFiles, record: RunRecord) -> Iterator[None]:
+def _advice(files: RunFiles, record: RunRecord, share: Share) -> Iterator[None]:
     """Add to the error of an interrupted training what is saved, and how to resume."""
     try:
         yield
@@ -310,118 +314,35 @@ def _advice(files: RunFiles, record: RunRecord) -> Iterator[None]:
         parts = [str(error) or "interrupted", f"what is trained so far is saved in {files.root}"]
         if files.best_so_far.is_dir():
             parts.append(f"its best weights in {files.best_so_far}")
-        raise TrainingInterrupted(f"{', '.join(parts)}; go on with: {resuming_call(files, record)}") from error
+        raise TrainingInterrupted(f"{', '.join(parts)}; go on with: {resuming_call(files, record, share)}") from error
     except WriteError as error:
-        raise WriteError(f"{error}; go on with: {resuming_call(files, record)}") from error
+        raise WriteError(f"{error}; go on with: {resuming_call(files, record, share)}") from error
+    except WorkerError as error:
+        raise WorkerError(f"{error}; the rest is saved, go on with: {resuming_call(files, record, share)}") from error
 
 
-def resuming_call(files: RunFiles, record: RunRecord) -> str:
-    """Return how to resume a run: a command, or a call in Python if frames are needed again."""
+def resuming_call(files: RunFiles, record: RunRecord, share: Share | None = None) -> str:
+    """Return how to resume a run, or a share of it: a command, or a call in Python if frames are needed again."""
+    share = share or Share()
     tables = {name: getattr(record.settings, name) for name in ("valid", "test", "sample_submission")}
     frames = [f"{name}=frame" for name, table in tables.items() if table == FRAME]
     if record.data.path is None:
         frames.insert(0, "frame")
     if frames:
-        return f"mlxbert.resume({', '.join([repr(str(files.root)), *frames])})"
-    return f"mlxbert train --resume {shlex.quote(str(files.root))}"
+        more = [f"workers={share.workers}"] if share.workers > 1 else []
+        more += [f"members={list(share.words)}"] if share.words else []
+        return f"mlxbert.resume({', '.join([repr(str(files.root)), *frames, *more])})"
+    options = ["--workers", str(share.workers)] if share.workers > 1 else []
+    options += [word for member in share.words for word in ("--member", member)]
+    return shlex.join(["mlxbert", "train", "--resume", str(files.root), *options])
 
 
 def _seconds_of_finished(files: RunFiles, record: RunRecord) -> float:
     """Return the seconds that earlier sittings spent on the finished models."""
-    log = read_log(files.log)
+    log = read_run_log(files, record.members)
     events = () if log is None else (line.event for line in log.lines)
     seconds = {event.member: event.seconds for event in events if isinstance(event, MemberEvent)}
     return sum(seconds.get(name, 0.0) for name in record.members if files.is_done(name))
-
-
-@dataclass(frozen=True, eq=False)
-class _Tables:
-    """The training and validation data as they were read.
-
-    Attributes:
-        settings: of the run, with the id column if it was found.
-        id_found: whether it was found by its name.
-        frame: the training data; `valid`: the validation data.
-        kinds: what their columns hold.
-        record: the entry of the training data in run.json; `valid_record`: of the validation data.
-    """
-
-    settings: RunSettings
-    id_found: bool
-    frame: Any
-    kinds: dict[str, Kind]
-    record: dict[str, Any]
-    valid: Any = None
-    valid_record: dict[str, Any] | None = None
-
-
-def _read_tables(inputs: Inputs, settings: RunSettings, before: RunRecord | None) -> _Tables:
-    """Read the training and validation data, and find the column that names the rows if none is named."""
-    options: dict[str, Any] = {
-        "text": settings.text,
-        "id_column": settings.id,
-        "encoding": settings.encoding,
-        "quoting": settings.quoting,
-        "labels": settings.labels,
-        "words": settings.target if settings.decimal == "," else (),
-    }
-    kinds = None if before is None else before.data.kinds
-    frame, found_kinds, record = read_frame(inputs.data, **options, kinds=kinds)
-    id_found = before is not None and before.data.id_found
-    if before is None:
-        column = training_id(frame, settings, inputs.sample_submission, record["path"] or "the frame")
-        if column is not None:
-            settings, id_found, options["id_column"] = replace(settings, id=column), True, column
-            if found_kinds[column] != "text":  # 1.0 and 0012 must keep their zeros
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DataWarning)  # the first reading warned
-                    frame, found_kinds, record = read_frame(inputs.data, **options, kinds=None)
-    tables = _Tables(settings, id_found, frame, found_kinds, record)
-    if inputs.valid is None:
-        return tables
-    valid, _, valid_record = read_frame(inputs.valid, **options, kinds=found_kinds, what="the validation frame")
-    if before is None and id_found and _repeats(frame, valid, settings.id):
-        warnings.warn(
-            f"{source_name(inputs.valid, 'the validation frame')} has ids of the training data again in column "
-            f"{settings.id!r}: rows are numbered instead",
-            DataWarning,
-            stacklevel=2,
-        )
-        tables = replace(tables, settings=replace(settings, id=None), id_found=False)
-    return replace(tables, valid=valid, valid_record=valid_record)
-
-
-def _repeats(frame: Any, valid: Any, column: str | None) -> bool:
-    """Return whether a column of two tables together has repeated values."""
-    if column not in valid.columns:
-        return False
-    return not names_rows([plain(value) for table in (frame, valid) for value in table[column]])
-
-
-def _submission_form(inputs: Inputs, prepared: Prepared, config: TrainingConfig, tables: _Tables) -> Submission:
-    """Return the format of the submissions, after checking the table to predict and its sample.
-
-    Raises:
-        MLXBertError: the table cannot be predicted; this is checked before hours of training.
-    """
-    settings, task = tables.settings, prepared.problem.task
-    rules = submission_rules(settings, task, prepared.metric.name, config.metric)
-    if inputs.test is None:
-        return rules.usual
-    table = TableFormat(
-        kinds=tables.kinds,
-        columns=prepared.problem.text.columns,
-        id=settings.id,
-        id_found=tables.id_found,
-        target=task.target,
-        time=settings.time,
-        horizon=settings.horizon if task.task == "time_series" else 0,
-        like=tables.record.get("quoting"),
-        encoding=settings.encoding,
-        quoting=settings.quoting,
-    )
-    sample = inputs.sample_submission
-    return rows_to_predict(inputs.test, table, rules, sample_submission=sample, values=settings.values).form
 
 
 def new_directory(out: str | Path, overwrite: bool) -> Path:
@@ -442,18 +363,3 @@ def new_directory(out: str | Path, overwrite: bool) -> Path:
     if not overwrite:
         raise RunError(f"{root} has a run in it; fix: --resume {root}, --overwrite, or another directory with -o")
     return root
-
-
-def _begin(files: RunFiles, record: RunRecord, overwrite: bool, sources: Sequence[Any]) -> None:
-    """Make the directory, or empty it, and write run.json."""
-    with write_errors(files.root, 0):
-        files.root.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        root = files.root.resolve()
-        for source in sources:
-            if isinstance(source, str | Path) and Path(source).resolve().is_relative_to(root):
-                raise RunError(f"{source} lies in {files.root}, which is to be overwritten; fix: another -o DIRECTORY")
-        with write_errors(files.root, 0):
-            empty(files)
-    # Nothing to resume yet: run.json is the first file of a run.
-    write_json(files.info, record.values, fix="free some space and train again")

@@ -53,6 +53,8 @@ _USUAL: dict[str, str] = {
     "fold_kind": "cv_strategy fold_type splitter split_strategy",
     "valid_size": "test_size val_size validation_split validation_size valid_fraction val_split",
     "seeds": "seed random_state random_seed rng",
+    "threads": "num_threads n_threads n_jobs nthread cpus num_cores",
+    "workers": "num_workers n_workers processes num_processes nproc",
     "save_every": "save_steps save_interval checkpoint_every",
     "model": (
         "model_name model_name_or_path model_path checkpoint pretrained pretrained_model backbone encoder "
@@ -241,6 +243,14 @@ class TrainingConfig:
         flag="seed",
     )
     evaluation_batch_size: int = argument(64, "Memory", "Rows in a batch of evaluation or prediction.", least=1)
+    threads: int | None = argument(
+        None,
+        "Run",
+        "Threads of each model's training, on a CPU; with the same number, a run has the same bytes.  [default: all "
+        "that the process may use, divided among --workers]",
+        least=1,
+        most=64,
+    )
     save_every: int | None = argument(
         None, "Run", "Save the state of the training after this many batches.  [default: every few minutes]", least=1
     )

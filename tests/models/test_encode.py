@@ -23,11 +23,13 @@ from sentence_transformers.base.modules import Dense as ReferenceDense
 from sentence_transformers.base.modules import Normalize as ReferenceNormalize
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util.quantization import quantize_embeddings
 from transformers import BertConfig, BertModel
 
 from mlxbert.backend.device import use_fast_blas
 from mlxbert.encode.encoder import SentenceEncoder, SentenceEncoderWarning, batches
 from mlxbert.encode.modules import ACTIVATIONS, Dense, SentenceModuleError
+from mlxbert.encode.precision import PrecisionError
 from mlxbert.encode.sentence_modules import read_pooling
 from mlxbert.model_arrays import InputError
 from mlxbert.pooling import PoolingError
@@ -554,3 +556,23 @@ def test_dense_without_an_activation_is_tanh(dense: Path) -> None:
     del config["activation_function"]
     file.write_text(json.dumps(config))
     assert_same(dense)
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_precision(base: Path, tmp_path: Path, precision: Any) -> None:
+    """`encode(precision=…)` is `quantize_embeddings` of the float32 embeddings, also of one text."""
+    directory = legacy(shutil.copytree(base, tmp_path / "model"))
+    encoder = SentenceEncoder.from_pretrained(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        full = encoder.encode(TEXTS)
+        ranges = np.stack([full.min(axis=0), full.max(axis=0)])
+        got = encoder.encode(TEXTS, precision=precision, ranges=ranges)
+        np.testing.assert_array_equal(got, quantize_embeddings(full, precision, ranges=ranges))
+        np.testing.assert_array_equal(got, encoder.encode(TEXTS, precision=precision, calibration=full))
+    single = encoder.encode("the fox", precision=precision, ranges=ranges)
+    np.testing.assert_array_equal(
+        single, quantize_embeddings(encoder.encode(["the fox"]), precision, ranges=ranges)[0]
+    )
+    with pytest.raises(PrecisionError, match="there is no precision named 'int4': did you mean 'int8'"):
+        encoder.encode(TEXTS, precision="int4")

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from converter.convert import convert
+from mlxbert.backend.device import using_threads
 from mlxbert.cli import main
 from mlxbert.runs import Run, resume, train
 from mlxbert.runs import record as environment_module
@@ -73,19 +74,29 @@ def refused(stage: Path, *arguments: object) -> str:
     return line
 
 
-def test_other_threads_are_refused_and_allowed(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_threads_that_cannot_be_set_are_refused_and_allowed(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where MLX keeps its own BLAS: else the run goes on with its own number of threads."""
     now = environment_module.blas_threads()
     monkeypatch.setattr(environment_module, "blas_threads", lambda: now + 1)
     assert refused(stage) == (
         f"mlxbert: error: the run was begun elsewhere (threads was {now}, is {now + 1}), "
-        "and would not end in the same bytes; "
-        f"fix: OPENBLAS_NUM_THREADS={now}, or --allow-changes to go on all the same"
+        "and would not end in the same bytes; fix: --allow-changes to go on all the same"
     )
     assert command("--resume", stage / "run", "--allow-changes").exit_code == 0
     assert (stage / "run/scores.json").is_file()
     run = Run.open(stage / "run")
     assert run.info["environment"]["threads"] == now
     assert [one["environment"]["threads"] for one in run.info["resumed"]] == [now + 1]
+
+
+def test_a_run_goes_on_with_its_own_threads(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = Run.open(stage / "run").record.config.threads
+    assert began is not None
+    with using_threads(began + 1):
+        assert command("--resume", stage / "run").exit_code == 0
+    assert "resumed" not in Run.open(stage / "run").info
 
 
 @pytest.mark.parametrize("package", ["mlx", "mlxbert", "numpy", "scipy", "tokenizers", "pandas"])

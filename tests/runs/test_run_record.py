@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlxbert.runs.files import MetricsLog, RunError, read_log
+from mlxbert.runs.files import RunError, RunFiles
+from mlxbert.runs.log import RunLog, read_log
 from mlxbert.runs.record import RunRecord, check_known_settings, going_on, read_record, read_scores
 from mlxbert.training.callbacks import MemberEvent, StepEvent
 from tests.support.report_samples import write_run
@@ -95,7 +96,7 @@ def test_a_model_that_starts_again_takes_back_what_it_had_logged_beyond_that(run
     file = run / "metrics.jsonl"
     with file.open("a") as log:
         log.write('{"event": "later", "member": "seed0-fold1"}\n{"event": "step", "mem')
-    MetricsLog(file).on_member_start("seed0-fold1", 0, 1, 4, 2)
+    RunLog(RunFiles(run)).on_member_start("seed0-fold1", 0, 1, 4, 2)
     log = read_log(file)
     assert log is not None
     events = [line.event for line in log.lines]

@@ -27,7 +27,7 @@ from mlxbert.errors import MLXBertError
 from mlxbert.files.output_file import manifest_problems
 from mlxbert.models.architecture import config_from_hf
 from mlxbert.runs import Run, RunError, progress, train
-from mlxbert.runs.files import read_log
+from mlxbert.runs.log import read_log
 from mlxbert.runs.predict import write_submission
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import ProgressBar

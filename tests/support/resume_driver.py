@@ -23,7 +23,7 @@ import scipy.optimize  # noqa: F401
 import sklearn.model_selection  # noqa: F401
 
 import mlxbert.runs.finish as finish
-import mlxbert.runs.finish as members
+import mlxbert.runs.members as members
 import mlxbert.runs.session as session
 import mlxbert.training.trainer as trainer
 from mlxbert.cli import main as command
