@@ -37,8 +37,8 @@ from benchmarks.machine import machine
 from mlxbert.data.competitions import get_competition
 from mlxbert.data.tokens import token_rows
 from mlxbert.models.base import BertOutput
-from mlxbert.runs.finish import new_model
 from mlxbert.runs.inputs import read_frame
+from mlxbert.runs.members import new_model
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig

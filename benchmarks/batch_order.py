@@ -60,7 +60,7 @@ def curve(data: Path, model: Path, rows: int, seed: int, pool: int) -> np.ndarra
     """Train once; return the numbers of `Curve`."""
     import mlx.core as mx
 
-    from mlxbert.runs.finish import new_model
+    from mlxbert.runs.members import new_model
     from mlxbert.training.trainer import Member, Trainer
 
     mx.set_default_device(mx.cpu)

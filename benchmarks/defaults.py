@@ -40,8 +40,8 @@ from benchmarks.inputs import PACKAGED, MissingInputError, packaged_source
 from converter.convert import convert
 from heads.metrics import kendall
 from mlxbert.data.text_columns import RowText
-from mlxbert.runs.finish import new_model
 from mlxbert.runs.inputs import read_frame
+from mlxbert.runs.members import new_model
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import EvaluationEvent

@@ -115,7 +115,7 @@ def mlxbert_side(prepared: Prepared, model: Path, config: TrainingConfig) -> tup
     """P(disaster) of the held-out rows, (n,), seconds of training, and steps."""
     import mlx.core as mx
 
-    from mlxbert.runs.finish import new_model
+    from mlxbert.runs.members import new_model
     from mlxbert.training.trainer import Member, Trainer
 
     mx.set_default_device(mx.cpu)

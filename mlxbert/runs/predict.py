@@ -235,6 +235,7 @@ class Predictor(ABC):
         intervals: float | None = None,
         what: str = "the data",
         progress: Progress | None = None,
+        load: Callable[[Path], BertWithHead] = BertWithHead.load,
     ) -> Parts:
         """Predict the rows of several frames; only one frame is in memory at a time.
 
@@ -243,6 +244,7 @@ class Predictor(ABC):
             average: as for `predict`; likewise `intervals`.
             what: name of the data in messages.
             progress: called with the number of rows that are done, and None.
+            load: returns the model in a member's directory.
         """
 
     @abstractmethod

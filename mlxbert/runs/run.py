@@ -180,6 +180,7 @@ class Run(Predictor):
         intervals: float | None = None,
         what: str = "the data",
         progress: Progress | None = None,
+        load: Callable[[Path], BertWithHead] = BertWithHead.load,
     ) -> Parts:
         """Predict with each model in turn, and average: probabilities, numbers, or each model's ranks among all rows.
 
@@ -198,7 +199,7 @@ class Run(Predictor):
         for frame in frames():
             tokens = texts.tokens(self.text.render(frame, what, start=texts.rows))
             # Only one model is in memory: reading it again takes less time than a batch.
-            parts = [self._model_parts(BertWithHead.load(member), tokens, level, batch_size) for member in members]
+            parts = [self._model_parts(load(member), tokens, level, batch_size) for member in members]
             if average == "ranks":
                 for several, part in zip(of_members, parts, strict=True):
                     several.append(part[0])

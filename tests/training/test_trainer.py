@@ -16,8 +16,8 @@ import pytest
 
 from mlxbert.model_arrays import named_parameters
 from mlxbert.runs import RunError, train
-from mlxbert.runs.finish import new_model
 from mlxbert.runs.inputs import read_frame
+from mlxbert.runs.members import new_model
 from mlxbert.runs.prepare import Prepared, prepare
 from mlxbert.runs.progress import tracker
 from mlxbert.runs.settings import RunSettings
