@@ -32,27 +32,28 @@ class RowKeys:
         key: (2,) uint32, a random key of the batch.
         numbers: (B,) uint32, the numbers of these rows in the whole batch.
         place: of the next dropout.
+        per_row: whether every row gets its own mask; else one mask is that of all rows, in all shards.
     """
 
     def __init__(self, key: mx.array, numbers: mx.array, place: int = 0):
         self.key, self.numbers, self.place = key, numbers, place
+        self.per_row = True
 
-    def mask(self, keep: float, shape: tuple[int, ...], *, per_row: bool = True) -> mx.array:
+    def mask(self, keep: float, shape: tuple[int, ...]) -> mx.array:
         """Return the boolean mask of the next dropout, True with probability `keep`.
 
         Args:
             keep: from 0 to 1.
-            shape: of the mask; the first axis is B, or B times the number of texts of a row.
-            per_row: whether every row has its own mask; else all shards get the same one.
+            shape: of the mask; with `per_row` the first axis is B, or B times the number of texts of a row.
 
         Raises:
             HeadError: the first axis is not that of the batch.
         """
-        rows = len(self.numbers)
+        rows, per_row = len(self.numbers), self.per_row
         if per_row and (not shape or shape[0] % rows):
             raise HeadError(
                 f"dropout of an array {tuple(shape)} in a batch of {rows} rows: its first axis is not that of the "
-                "batch; fix: drop where it is, or Dropout(p, per_row=False) if all rows share the array"
+                "batch; fix: drop where it is, or inside heads.dropout.shared_by_rows() if all rows share the array"
             )
         numbers = self.numbers if per_row else mx.array([_NO_ROW], mx.uint32)
         of_one = (shape[0] // rows, *shape[1:]) if per_row else shape
@@ -81,6 +82,20 @@ def by_rows(keys: RowKeys) -> Iterator[None]:
         _current.reset(token)
 
 
+@contextmanager
+def shared_by_rows() -> Iterator[None]:
+    """Inside, arrays that all rows of a batch share are dropped: they get the same mask in all shards."""
+    keys = current_keys()
+    if keys is None:
+        yield
+        return
+    before, keys.per_row = keys.per_row, False
+    try:
+        yield
+    finally:
+        keys.per_row = before
+
+
 class Dropout(nn.Dropout):
     """`mlx.nn.Dropout` with a mask for each row inside `by_rows`; it changes nothing at inference.
 
@@ -88,18 +103,11 @@ class Dropout(nn.Dropout):
     training with it raises HeadError.
     """
 
-    def __init__(self, p: float = 0.5, *, per_row: bool = True):
-        """Make the module.
-
-        Args:
-            p: the probability that a value is dropped.
-            per_row: whether the first axis of its inputs is the batch; False for an array that all rows share.
-        """
+    def __init__(self, p: float = 0.5):
         super().__init__(0.0)
         if not 0 <= p <= 1:
             raise HeadError(f"dropout must be a number from 0 to 1, not {p!r}")
         self._p_1 = 1 - p
-        self._per_row = per_row
 
     @property
     def drops(self) -> bool:
@@ -118,4 +126,4 @@ class Dropout(nn.Dropout):
         keys = current_keys()
         if keys is None:
             return super().__call__(x)
-        return (keys.mask(self._p_1, x.shape, per_row=self._per_row) * x) * (1 / self._p_1)
+        return (keys.mask(self._p_1, x.shape) * x) * (1 / self._p_1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxbert.cli.rows import refuse_table_options, shard_options, shard_progress, show_parts
+from mlxbert.cli.rows import is_directory_output, refuse_table_options, shard_options, shard_progress, show_parts
 from mlxbert.cli.train import GroupedCommand, argument_option
 from mlxbert.files.reading import expand_home
 
@@ -30,12 +30,13 @@ _WIDTH, _RUN = 80, 24
     groups={
         "Submission": ("out", "sample_submission", "values", "id", "intervals", "escape_formulas"),
         "Prediction": ("average",),
+        "Many rows, into a directory of Parquet files": ("shard", "resume", "rows_per_file"),
         "Reading DATA": ("encoding", "quoting"),
     },
 )
 @click.argument("run", type=PATH)
 @click.argument("data")
-@click.option("-o", "--out", type=PATH, required=True, help="CSV file to write.")
+@click.option("-o", "--out", required=True, help="CSV file to write, or a directory (out/) for Parquet files.")
 @argument_option("sample_submission")
 @argument_option("values")
 @click.option(
@@ -61,8 +62,11 @@ _WIDTH, _RUN = 80, 24
 @argument_option("encoding")
 @argument_option("escape_formulas")
 @argument_option("quoting")
-def predict(run: Path, data: str, out: Path, **options: Any) -> None:
-    """Predict DATA with RUN, a finished run or a blend, and write a submission.
+@shard_options
+def predict(
+    run: Path, data: str, out: str, shard: str | None, resume: bool, rows_per_file: int | None, **options: Any
+) -> None:
+    """Predict DATA with RUN, a finished run or a blend, and write a submission, or Parquet files of many rows.
 
     \b
     Examples:
@@ -70,8 +74,10 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
       mlxbert predict runs/tweets data/test.csv --sample-submission sample_submission.csv -o submission.csv
       mlxbert predict runs/jigsaw data/test.csv --average ranks -o submission.csv
       mlxbert predict runs/houses data/test.csv --intervals 0.9 -o submission.csv
+      mlxbert predict runs/tweets data.parquet -o out/ --shard 3/16 --resume
     """
     from mlxbert.files.output_file import is_standard_output
+    from mlxbert.rows.parts import ROWS_PER_FILE
     from mlxbert.runs.blend import open_predictor
     from mlxbert.runs.predict import write_submission
     from mlxbert.runs.progress import row_progress
@@ -82,11 +88,33 @@ def predict(run: Path, data: str, out: Path, **options: Any) -> None:
             f"the run comes first, then the data: mlxbert predict {shlex.quote(data)} {shlex.quote(str(run))}"
         )
     predictor = open_predictor(run)
+    if shard is not None or resume or rows_per_file is not None or is_directory_output(out):
+        layout = {
+            "shard": shard or "0/1",
+            "resume": resume,
+            "rows_per_file": ROWS_PER_FILE if rows_per_file is None else rows_per_file,
+        }
+        _predict_parts(predictor, data, out, layout, options)
+        return
     options["escape_formulas"] = bool(options["escape_formulas"])
     with row_progress() as progress:
         written = write_submission(predictor, data, out=out, progress=progress, **options)
-    if not is_standard_output(out):  # a submission has no such line
+    if not is_standard_output(Path(out)):  # a submission has no such line
         show(f"{written.rows} rows written to {out}: {written}")
+
+
+def _predict_parts(predictor: Any, data: str, out: str, layout: dict[str, Any], options: dict[str, Any]) -> None:
+    """Predict a table into a directory of Parquet files."""
+    from mlxbert.runs.predict_rows import predict_parts
+
+    for name in ("sample_submission", "escape_formulas"):
+        if options.pop(name):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for a CSV file; fix: leave it out, or name a CSV file with -o"
+            )
+    with shard_progress("Predicting") as progress:
+        written = predict_parts(predictor, data, out, progress=progress, **layout, **options)
+    show_parts(written, layout["shard"])
 
 
 @click.command()

@@ -23,6 +23,16 @@ from mlxbert.errors import first_ten
 Part = str | tuple[str, ...]
 
 
+class EmptyTextWarning(DataWarning):
+    """Rows have no text.
+
+    Attributes:
+        empty: how many, for a sum over many pieces of a table.
+    """
+
+    empty: int = 0
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A frame's texts.
@@ -168,11 +178,9 @@ def render_texts(frame: Any, text: RowText, what: str = "the data") -> Rendered:
 def warn_of_empty(empty: int, rows: int, what: str, *, stacklevel: int) -> None:
     """Warn if some rows have no text; `stacklevel` 1 is the function that calls this one."""
     if empty:
-        warnings.warn(
-            f"{what}: {empty} of {rows} rows have no text; they are encoded as an empty one",
-            DataWarning,
-            stacklevel=stacklevel + 1,
-        )
+        warning = EmptyTextWarning(f"{what}: {empty} of {rows} rows have no text; they are encoded as an empty one")
+        warning.empty = empty
+        warnings.warn(warning, stacklevel=stacklevel + 1)
 
 
 def _part(text: str | int | Sequence[str | int]) -> Part:

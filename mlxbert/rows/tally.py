@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlxbert.data.frames import DataWarning
+from mlxbert.data.text_columns import EmptyTextWarning, warn_of_empty
 from mlxbert.errors import MLXBertError, printable
 from mlxbert.files.reading import sha256_hex
+from mlxbert.tokenization.encoding import TruncationWarning, warn_of_truncation
 
 # Reports and cards beside a model, which change no number.
 _OTHERS = ("parity.json", "manifest.json", "metrics.json")
@@ -57,18 +62,83 @@ class IdTally:
             )
 
 
-def files_sha256(root: Path) -> str:
-    """Return one digest of the files of a model or a run: weights, configuration, tokenizer, pooling.
+class WarningTally:
+    """Collects the warnings of all pieces of a table: each once, and one for all texts that are empty or were cut."""
 
-    It covers the contents and the names below `root`, so that a copy elsewhere has the same. Folders whose names begin
-    with a dot are left out.
+    def __init__(self) -> None:
+        self._others: dict[str, Warning] = {}
+        self._rows = self._empty = 0
+        self._cut = CutCount()
+
+    @contextmanager
+    def piece(self, rows: int) -> Iterator[None]:
+        """Collect the warnings inside, those of a piece with so many rows."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        empty, cut = 0, CutCount()
+        for message in (warning.message for warning in caught):
+            # Several runs of a blend count the same rows.
+            if isinstance(message, EmptyTextWarning):
+                empty = max(empty, message.empty)
+            elif isinstance(message, TruncationWarning) and message.cut is not None:
+                cut = max(
+                    cut,
+                    CutCount(message.cut, message.longest, message.limit, message.uncounted),
+                    key=attrgetter("texts"),
+                )
+            elif isinstance(message, Warning):
+                self._others[str(message)] = message
+        self._rows += rows
+        self._empty += empty
+        self._cut = CutCount(
+            self._cut.texts + cut.texts,
+            max(self._cut.longest, cut.longest),
+            cut.limit if cut.texts else self._cut.limit,
+            self._cut.uncounted or cut.uncounted,
+        )
+
+    def warn(self, what: str, *, stacklevel: int) -> None:
+        """Warn of them; `what` is the table's name, and `stacklevel` 1 the function that calls this one."""
+        for message in self._others.values():
+            warnings.warn(message, stacklevel=stacklevel + 1)
+        warn_of_empty(self._empty, self._rows, what, stacklevel=stacklevel + 1)
+        if self._cut.texts:
+            warn_of_truncation(
+                self._cut.texts,
+                self._rows,
+                self._cut.longest,
+                self._cut.limit,
+                stacklevel=stacklevel + 1,
+                at_least=self._cut.uncounted,
+            )
+
+
+class CutCount(NamedTuple):
+    """How many texts were cut, the tokens of the longest, the limit, and whether the longest may have more."""
+
+    texts: int = 0
+    longest: int = 0
+    limit: int | None = None
+    uncounted: bool = False
+
+
+def files_sha256(*roots: Path) -> str:
+    """Return one digest of files and of models' directories: weights, configuration, tokenizer, pooling.
+
+    It covers the contents, and the names below each directory, so that a copy elsewhere has the same. Folders whose
+    names begin with a dot are left out.
 
     Raises:
         MLXBertError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _MODEL_FILES for path in root.rglob(pattern)}):
-        relative = path.relative_to(root)
-        if path.is_file() and path.name not in _OTHERS and not any(part.startswith(".") for part in relative.parts):
-            digest.update(f"{relative.as_posix()} {sha256_hex(path, MLXBertError)}\n".encode())
+    for root in roots:
+        paths = [root]
+        if root.is_dir():
+            paths = sorted({path for pattern in _MODEL_FILES for path in root.rglob(pattern)})
+        for path in paths:
+            relative = path.relative_to(root).parts or (path.name,)
+            if path.is_file() and path.name not in _OTHERS and not any(part.startswith(".") for part in relative):
+                digest.update(f"{'/'.join(relative)} {sha256_hex(path, MLXBertError)}\n".encode())
     return digest.hexdigest()

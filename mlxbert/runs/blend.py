@@ -241,6 +241,16 @@ class Blend(Predictor):
         super().check_average(average, form)
         super().check_average(self.record.average, form)
 
+    @property
+    def averages_ranks(self) -> bool:
+        """Whether the blend weighs ranks among all rows."""
+        return self.record.average == "ranks"
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files and models that the predictions depend on; see `Predictor`."""
+        return (self.path / BLEND, *(path for run in self.runs for path in run.sources))
+
     def predict_pieces(self, frames: Callable[[], Iterator[Any]], **options: Any) -> Parts:
         """Predict with each run in turn, and combine; see `Predictor`."""
         runs = [run.predict_pieces(frames, **options) for run in self.runs]

@@ -226,6 +226,16 @@ class Predictor(ABC):
     def rules(self) -> SubmissionRules:
         """The rules that give the format of the submissions."""
 
+    @property
+    def averages_ranks(self) -> bool:
+        """Whether predicting needs the ranks among all rows."""
+        return False
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[Path, ...]:
+        """The files and the directories of models that the predictions depend on."""
+
     @abstractmethod
     def predict_pieces(
         self,
@@ -339,7 +349,7 @@ def predict_table(
     """
     import pandas
 
-    _check_intervals(predictor.task, intervals, sample_submission)
+    check_intervals(predictor.task, intervals, sample_submission)
     table, rules = replace(predictor.table_format, encoding=encoding, quoting=quoting), predictor.rules
     if sample_submission is None:
         predictor.check_average(average, rules.form(values))
@@ -366,7 +376,7 @@ def predict_table(
             progress=_with_total(rows, progress),
         )
         columns = [columns_of(form, predictor.task, part) for part in parts]
-    submission = pandas.DataFrame({form.id_column: rows.names, **_beside(columns)})
+    submission = pandas.DataFrame({form.id_column: rows.names, **beside(columns)})
     if rows.sample is not None:
         submission = in_sample_order(submission, rows.sample, form.id_column, rows.ids)
     return submission, Written(len(submission), form, rows.id_column)
@@ -404,7 +414,7 @@ def write_submission(
     return written
 
 
-def _check_intervals(task: InferredTask, level: float | None, sample_submission: Any) -> None:
+def check_intervals(task: InferredTask, level: float | None, sample_submission: Any) -> None:
     """Refuse intervals of labels, with the fixed columns of a sample, or of an invalid level."""
     if level is None:
         return
@@ -420,7 +430,7 @@ def _check_intervals(task: InferredTask, level: float | None, sample_submission:
     normal_quantile(level, "intervals")
 
 
-def _beside(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def beside(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the prediction columns; with intervals, lower and upper end follow each column."""
     endings = ("", "_lower", "_upper")
     return {

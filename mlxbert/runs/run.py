@@ -172,6 +172,11 @@ class Run(Predictor):
         pieces = (frame.iloc[start : start + ROWS] for start in range(0, len(frame), ROWS))
         return self.predict_pieces(lambda: pieces)[0]
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files and models that the predictions depend on; raises as `prediction_members`."""
+        return (self.files.info, *self.prediction_members)
+
     def predict_pieces(
         self,
         frames: Callable[[], Iterator[Any]],

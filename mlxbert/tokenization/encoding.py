@@ -329,7 +329,17 @@ STRATEGIES = ("longest_first", "only_first", "only_second", "do_not_truncate")
 
 
 class TruncationWarning(MLXBertWarning):
-    """Texts were cut to the longest input that the model takes, or are longer than that and were not cut."""
+    """Texts were cut to the longest input that the model takes, or are longer than that and were not cut.
+
+    Attributes:
+        cut: how many, where `warn_of_truncation` made it; likewise the tokens of the longest, the limit, and whether
+            the longest may have more; for a sum over many pieces of a table.
+    """
+
+    cut: int | None = None
+    longest: int = 0
+    limit: int | None = None
+    uncounted: bool = False
 
 
 def strategy_of(truncation: object) -> str | None:
@@ -359,12 +369,12 @@ def warn_of_truncation(
 
     `at_least`: the longest may have more tokens than were counted. `outcome`: what happened to the texts.
     """
-    warnings.warn(
+    warning = TruncationWarning(
         f"{over} of {total} texts {'is' if over == 1 else 'are'} longer than {limit} tokens "
-        f"(the longest has {'at least ' if at_least else ''}{longest}) and {'was' if over == 1 else 'were'} {outcome}",
-        TruncationWarning,
-        stacklevel=stacklevel + 1,
+        f"(the longest has {'at least ' if at_least else ''}{longest}) and {'was' if over == 1 else 'were'} {outcome}"
     )
+    warning.cut, warning.longest, warning.limit, warning.uncounted = over, longest, limit, at_least
+    warnings.warn(warning, stacklevel=stacklevel + 1)
 
 
 def kept_tokens(first: int, second: int | None, room: int, strategy: str) -> tuple[int, int]:

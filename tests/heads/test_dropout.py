@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from heads.dropout import Dropout, RowKeys, by_rows, current_keys
+from heads.dropout import Dropout, RowKeys, by_rows, current_keys, shared_by_rows
 from heads.errors import HeadError
 
 KEEP, UNITS = 0.9, 4096
@@ -54,7 +54,14 @@ def test_a_row_keeps_its_mask_however_the_batch_is_split() -> None:
 
 
 def test_what_all_rows_share_has_one_mask_in_all_shards() -> None:
-    found = [keys(rows=n, first=start).mask(KEEP, (1, 99), per_row=False) for n, start in ((8, 0), (1, 0), (1, 5))]
+    found = []
+    for n, start in ((8, 0), (1, 0), (1, 5)):
+        row_keys = keys(rows=n, first=start)
+        with by_rows(row_keys), shared_by_rows():
+            found.append(Dropout(1 - KEEP)(mx.ones((1, 99))) > 0)
+        assert row_keys.per_row
+    with shared_by_rows():  # without keys: the global stream
+        assert Dropout(0.1)(mx.ones((1, 99))).shape == (1, 99)
     assert all(np.array_equal(found[0], other) for other in found)
     assert not np.array_equal(found[0], keys(rows=1).mask(KEEP, (1, 99)))
 
@@ -87,9 +94,7 @@ def test_the_module_takes_its_masks_from_the_keys_and_else_from_the_global_strea
 def test_an_array_without_the_axis_of_the_batch_is_refused() -> None:
     message = (
         r"^dropout of an array \(3, 50\) in a batch of 4 rows: its first axis is not that of the batch; fix: drop "
-        r"where it is, or Dropout\(p, per_row=False\) if all rows share the array$"
+        r"where it is, or inside heads.dropout.shared_by_rows\(\) if all rows share the array$"
     )
     with by_rows(keys(rows=4)), pytest.raises(HeadError, match=message):
         Dropout(0.1)(mx.ones((3, 50)))
-    with by_rows(keys(rows=4)):
-        assert Dropout(0.1, per_row=False)(mx.ones((3, 50))).shape == (3, 50)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -34,7 +33,6 @@ from mlxbert.encode.rows import encode_table
 from mlxbert.errors import MLXBertError, MLXBertWarning
 from mlxbert.files.output_file import WriteError
 from mlxbert.rows.parts import RowsError, Shard
-from mlxbert.tokenization.tokenizer import TruncationWarning
 
 ROOT = Path(__file__).parents[2]
 RECORD = "_mlxbert.json"
@@ -330,16 +328,19 @@ def test_rows_that_are_odd_are_counted(tiny_checkpoint: Path, tmp_path: Path) ->
         encode_table(
             tiny_checkpoint, tmp_path / "odd.parquet", tmp_path / "out", text="text", id="key", rows_per_file=20
         )
-    told: dict[Any, list[str]] = {}
-    for warning in caught:
-        told.setdefault(warning.category, []).append(str(warning.message).removeprefix(f"{tmp_path}/"))
-    assert told[DataWarning] == [
-        "odd.parquet: 2 of 50 rows have no text; they are encoded as an empty one",
-        "odd.parquet: 1 rows have no id in column 'key'",
+    told = [
+        str(warning.message).removeprefix(f"{tmp_path}/")
+        for warning in caught
+        if warning.category is not SentenceEncoderWarning
+    ]
+    cut = [line for line in told if line.startswith("1 of 50 texts is longer than ")]
+    assert len(cut) == 1
+    assert sorted(set(told) - {*cut}) == [
         "odd.parquet: 1 rows have an id of column 'key' that an earlier row of the same file of results has, "
         "such as k1",
+        "odd.parquet: 1 rows have no id in column 'key'",
+        "odd.parquet: 2 of 50 rows have no text; they are encoded as an empty one",
     ]
-    assert re.match(r"1 of 50 texts is longer than \d+ tokens", told[TruncationWarning][0])
     assert read(tmp_path / "out").column("key")[6].as_py() is None
 
 

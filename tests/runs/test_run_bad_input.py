@@ -416,7 +416,7 @@ def test_test_files_and_flags_that_cannot_be(trained: Path) -> None:
         "mlxbert: error: ranks are averaged, and the submission holds labels; fix: --values probabilities"
     ]
     result = command("predict", trained / "run", trained / "test.csv", "-o", trained)
-    assert told(result) == [f"mlxbert: error: {trained} is a directory; fix: give the name of a file with -o"]
+    assert told(result)[0].startswith(f"mlxbert: error: {trained} has other files, such as ")
 
 
 def test_a_run_that_cannot_be_deleted_is_told_in_a_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
