@@ -35,6 +35,7 @@ from mlxbert.training.gradients import (
     Shard,
     Sums,
     add_up,
+    in_dtype,
     parts,
     split_batch,
     split_state,
@@ -147,9 +148,10 @@ class TrainStep:
 
         Raises:
             ConfigurationError: everything is frozen, or the settings do not go with several ranks.
-            QuantizationError: the model is quantized (the message says what to train instead).
+            QuantizationError: the model is quantized, and has no adapters (the message says what to train instead).
         """
-        refuse_training(model)
+        if model.core.lora is None:
+            refuse_training(model)
         reuse_memory(training=True)
         self.model, self.schedule = model, schedule
         self.settings = settings or StepSettings()
@@ -161,7 +163,7 @@ class TrainStep:
             )
         self.rules = dict(rules)
         names = trainable(self.rules)
-        masters = {name: array.astype(mx.float32) for name, array in named_parameters(model).items()}
+        masters = {name: in_dtype(array, mx.float32) for name, array in named_parameters(model).items()}
         self.weights: Arrays = {name: masters[name] for name in names}
         self.frozen: Arrays = {name: array for name, array in masters.items() if name not in self.weights}
         self.means: Arrays = {name: mx.zeros_like(array) for name, array in self.weights.items()}
