@@ -7,7 +7,8 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.optimizer import reinitialize_top
+from mlxbert.training.parallel import World
 from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted, peak_rates, training_rules
 from mlxbert.with_head import BertWithHead
 
@@ -47,6 +49,7 @@ class MemberTraining:
         settings: of the run; `config`: of the training.
         callbacks: for steps and evaluations.
         keeps_best: after Ctrl-C, save the best weights so far as a model; only where one process trains the run.
+        world: the processes that train each model together; only rank 0 writes.
     """
 
     files: RunFiles
@@ -55,6 +58,7 @@ class MemberTraining:
     config: TrainingConfig
     callbacks: Sequence[Callback] = ()
     keeps_best: bool = True
+    world: World = field(default_factory=World)
 
 
 Busy = Literal["wait", "refuse", "pass"]
@@ -101,14 +105,19 @@ def train_members(training: MemberTraining, members: Sequence[Member], busy: Bus
 
 def _train_unfinished(training: MemberTraining, member: Member) -> float:
     """Train a model under its lock, if it is not finished; return the seconds that earlier sittings spent on it."""
-    files, before = training.files, 0.0
-    if not files.is_done(member.name):
-        with member_lock(files, member.name):
-            if not files.is_done(member.name):  # another process may have finished it since
+    files, world, before = training.files, training.world, 0.0
+
+    def is_done() -> bool:
+        return bool(world.first(f"whether {member.name} is finished", world.writes and files.is_done(member.name)))
+
+    if not is_done():
+        with member_lock(files, member.name) if world.writes else nullcontext():
+            if not is_done():  # another process may have finished it since
                 before = _train(training, member)
                 # A trainer and its compiled step refer to each other: free them before the next model is loaded.
                 gc.collect()
-    shutil.rmtree(files.resume / member.name, ignore_errors=True)
+    if world.writes:
+        shutil.rmtree(files.resume / member.name, ignore_errors=True)
     return before
 
 
@@ -172,6 +181,7 @@ def _train(training: MemberTraining, member: Member) -> float:
         member=member,
         directory=files.resume / member.name,
         callbacks=training.callbacks,
+        world=training.world,
     )
     before = trainer.position.seconds
     try:
@@ -180,6 +190,9 @@ def _train(training: MemberTraining, member: Member) -> float:
         if training.keeps_best and trainer.show_kept():
             model.save(files.best_so_far, overwrite=True)
         raise
+    if not training.world.writes:
+        return before
+    training.world.at("saving")
     coverage = {}
     if config.calibrate:
         coverage = calibrate_intervals(model, trainer.held_out, outcome.logits, member.entropy())
