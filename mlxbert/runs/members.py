@@ -6,6 +6,7 @@ import gc
 import shlex
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from heads.base import Head
+from mlxbert.adapters import AdapterWarning, add_adapters, merge_adapters, notes_on
+from mlxbert.adapters.linear import refuse_packed
 from mlxbert.checkpoint import load_core
 from mlxbert.files.output_file import replacing
 from mlxbert.quantization import refuse_training
@@ -122,7 +125,9 @@ def _train_unfinished(training: MemberTraining, member: Member) -> float:
 
 
 def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> tuple[float, float]:
-    """Refuse a quantized encoder, and settings that do not fit it or a fold's targets, before anything is written.
+    """Refuse settings that do not fit the encoder or a fold's targets, and a quantized encoder without adapters.
+
+    Nothing is written yet.
 
     Return the peak learning rates of encoder and head: the config's, or the defaults for the encoder.
 
@@ -131,7 +136,12 @@ def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConf
     """
     first, *others = members_of(config, len(prepared.folds))
     model = new_model(prepared, settings, config, first)
-    refuse_training(model)
+    if config.lora is None:
+        refuse_training(model)
+    elif config.lora.merge:
+        refuse_packed(model.core)
+    for note in notes_on(model.core):
+        warnings.warn(note, AdapterWarning, stacklevel=2)
     reinitialize_top(model, config.reinitialize_layers, first.entropy())
     training_rules(model, config)
     for member in others:
@@ -143,10 +153,14 @@ def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConf
 def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member) -> BertWithHead:
     """Return a model before its first step: the encoder, and a head fitted to the training targets of the fold."""
     mx.random.seed(member.entropy())
-    core = load_core(prepared.directory, dtype=mx.float32)
+    # Below adapters, a quantized encoder stays packed.
+    packed = None if config.lora is None else False
+    core = load_core(prepared.directory, dtype=mx.float32, dequantize=packed)
     if config.dropout is not None:
         core.set_dropout(config.dropout)
     head = new_head(core.config.hidden_size, prepared, settings, config, member)
+    if config.lora is not None:
+        add_adapters(core, config.lora)
     return BertWithHead(core, head, config.pooling, source=prepared.directory)
 
 
@@ -193,6 +207,8 @@ def _train(training: MemberTraining, member: Member) -> float:
     if not training.world.writes:
         return before
     training.world.at("saving")
+    if model.merges:
+        merge_adapters(model.core)  # intervals are calibrated on the model as it will predict
     coverage = {}
     if config.calibrate:
         coverage = calibrate_intervals(model, trainer.held_out, outcome.logits, member.entropy())

@@ -56,6 +56,11 @@ from mlxbert.with_head import BertWithHead
 _SAVE_SECONDS, _SAVE_SECONDS_AFTER_EVALUATION = 300.0, 60.0
 
 
+# Hu et al. 2021 (tables 9 to 11) train RoBERTa base with 4e-4 to 5e-4 and large with 2e-4 to 4e-4, some ten times what
+# whole encoders of these sizes get. docs/scale.md has what was measured here.
+ADAPTER_RATES = 10
+
+
 class TrainingInterrupted(TrainingError, Interrupted):  # noqa: N818 - an answer to Ctrl-C, not a fault
     """Ctrl-C: the state is saved, and the training can go on from there."""
 
@@ -369,9 +374,13 @@ class Trainer:
 def peak_rates(encoder: EncoderConfig, config: TrainingConfig) -> tuple[float, float]:
     """Return the peak rates of encoder and head: the config's, else the defaults for the encoder's size.
 
-    If only the encoder's rate is given, the head has the same.
+    If only the encoder's rate is given, the head has the same. Adapters have by default `ADAPTER_RATES` times the rate
+    of the whole encoder, and the head at least as much.
     """
     rate, head_rate = default_rates(encoder) if config.rate is None else (config.rate, config.rate)
+    if config.lora is not None and config.rate is None:
+        rate = float(f"{rate * ADAPTER_RATES:.3g}")
+        head_rate = max(head_rate, rate)
     return rate, head_rate if config.head_rate is None else config.head_rate
 
 
