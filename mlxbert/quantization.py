@@ -411,7 +411,8 @@ def refuse_training(model: nn.Module) -> None:
             source = getattr(model, "source", None) or "DIRECTORY"
             raise QuantizationError(
                 f"this model is quantized{place}: its weights are rounded, and steps of training would be lost; "
-                f"fix: mlxbert-convert {source} --dequantize -o OUT, train that, and quantize the result"
+                "fix: train adapters on it with --lora rank=8 (Python: lora={'rank': 8}); or mlxbert-convert "
+                f"{source} --dequantize -o OUT, train that, and quantize the result"
             )
 
 

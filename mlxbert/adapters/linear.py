@@ -20,6 +20,7 @@ from mlxbert.quantization import unpacked
 LEAVES = ("lora_a", "lora_b", "magnitude")
 """The names of an adapter's own tensors in its layer."""
 BASE = "base"
+_TINY = 1e-30
 
 
 class AdaptedLinear(nn.Module):
@@ -74,7 +75,8 @@ class AdaptedLinear(nn.Module):
     def _factor(self) -> mx.array:
         """Return magnitude / ‖row of W + scale · B A‖, (out,); the norm has no gradient."""
         updated = base_weight(self.base) + self.scale * (self.lora_b @ self.lora_a).astype(mx.float32)
-        return self.magnitude.astype(mx.float32) / mx.stop_gradient(row_norms(updated))
+        norms = mx.maximum(row_norms(updated), _TINY)  # a row of zeros stays one
+        return self.magnitude.astype(mx.float32) / mx.stop_gradient(norms)
 
     def merged_weight(self) -> mx.array:
         """Return the weight (out, in), float32, of the one linear layer that computes the same."""
@@ -110,8 +112,17 @@ def is_adapter(name: str) -> bool:
 
 
 def linear_paths(core: Encoder) -> tuple[str, ...]:
-    """Return the path of every linear layer of an encoder without adapters, once each, in order of computation."""
-    return tuple(dict.fromkeys(path for group in core.linears() for path in group.paths))
+    """Return the path of every linear layer of an encoder, with an adapter or without: those of `Encoder.linears`."""
+    inside = {f"{path}.{BASE}": path for path in adapted(core)}
+    linears = [path for path, layer in core.named_modules() if isinstance(layer, nn.Linear | nn.QuantizedLinear)]
+    return tuple(inside.get(path, path) for path in reversed(linears))
+
+
+def notes_on(core: Encoder) -> tuple[str, ...]:
+    """Return what to tell the user about the layers that have adapters, such as that one is fused."""
+    if core.lora is None:
+        return ()
+    return chosen_layers(core.lora.layers, linear_paths(core), core.architecture.projections)[1]
 
 
 def add_adapters(core: Encoder, settings: LoRA) -> tuple[str, ...]:

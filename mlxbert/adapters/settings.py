@@ -12,12 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from mlxbert.errors import MLXBertError, shown
+from mlxbert.errors import MLXBertError, MLXBertWarning, shown
 
 QUERY, KEY, VALUE = "query", "key", "value"
 ALL = ("all", "all-linear")
 _DEFAULT_LAYERS = (QUERY, VALUE)
 _LARGEST_RANK = 2**16
+
+
+class AdapterWarning(MLXBertWarning):
+    """Adapters are trained, or used, in another way than the settings' words suggest."""
 
 
 class AdapterError(MLXBertError):
@@ -109,8 +113,8 @@ class LoRA:
 
     def __str__(self) -> str:
         """Return the settings as `make` reads them: "rank=8,alpha=16,layers=query+value"."""
-        words = [f"rank={self.rank}", f"alpha={self.alpha:.17g}"]
-        words += [f"dropout={self.dropout:.17g}"] if self.dropout else []
+        words = [f"rank={self.rank}", f"alpha={_written(self.alpha)}"]
+        words += [f"dropout={_written(self.dropout)}"] if self.dropout else []
         words.append(f"layers={'+'.join(self.layers)}")
         words += ["dora=yes"] if self.dora else []
         words += [] if self.merge is None else [f"merge={'yes' if self.merge else 'no'}"]
@@ -142,6 +146,11 @@ class LoRA:
                 raise AdapterError(f"lora: {ours} is given twice; fix: leave one out")
             given[ours] = _layers(setting) if ours == "layers" else setting
         return cls(**given)
+
+
+def _written(number: float | None) -> str:
+    """Return a number's shortest text that reads back as it: 16, 0.1."""
+    return repr(number).removesuffix(".0")
 
 
 def _is_number(value: Any, kind: type) -> bool:

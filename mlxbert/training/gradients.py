@@ -94,6 +94,11 @@ def take(names: Sequence[str], arrays: dict[str, mx.array]) -> dict[str, mx.arra
     return {name: arrays.pop(name) for name in names if name in arrays}
 
 
+def in_dtype(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Return a parameter in this dtype; packed weights and their exponents, whole numbers, stay as they are."""
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
 COMPUTE_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 Sums = dict[str, Any]
 """{"gradients": by name, Σ w_i ∇l_i times the loss scale; "loss": Σ w_i l_i; "weight": Σ w_i; "rows"}, float32."""
@@ -245,7 +250,7 @@ class Gradients:
     def _set(self, arrays: Arrays) -> None:
         # Only the encoder computes in the narrow dtype; its float32 weights get float32 gradients through the cast.
         cast_arrays = [
-            (name, array.astype(self.dtype) if name.startswith("core.") else array) for name, array in arrays.items()
+            (name, in_dtype(array, self.dtype) if name.startswith(CORE) else array) for name, array in arrays.items()
         ]
         self.model.update(tree_unflatten(cast_arrays))
 
