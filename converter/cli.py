@@ -210,11 +210,13 @@ def verify(converted: Path, reference: str | None, junit: Path | None, html: Pat
 
 
 @click.version_option(package_name="mlxbert")
-@_command(groups={"Output": ("out", "overwrite")})
+@_command(groups={"Input": ("base",), "Output": ("out", "peft", "overwrite")})
 @click.argument("converted", type=_PATH)
+@click.option("--base", metavar="MODEL", help="The base of CONVERTED's adapters.  [default: where it was in training]")
 @click.option("-o", "--out", type=_PATH, required=True, help="Directory to write.")
+@click.option("--peft", is_flag=True, help="Write the adapters of CONVERTED alone, in PEFT's format.")
 @click.option("--overwrite", is_flag=True, help="Replace an exported model in the directory.")
-def export(converted: Path, **options: Any) -> None:
+def export(converted: Path, peft: bool, **options: Any) -> None:
     """Export CONVERTED to PyTorch, for places without MLX such as a Kaggle notebook.
 
     CONVERTED is a run of `mlxbert train`, one trained model of it, or a directory that mlxbert-convert wrote. A
@@ -227,11 +229,15 @@ def export(converted: Path, **options: Any) -> None:
       mlxbert-export runs/tweets -o kaggle/tweets
       mlxbert-export runs/tweets/members/seed0-fold0 -o hf_models/tweets
       mlxbert-export mlx_models/bert-base-uncased -o hf_models/bert-base-uncased
+      mlxbert-export runs/lora/members/seed0-fold0 --peft -o peft/tweets
     """
-    from converter.export.run import export_directory
     from mlxbert.terminal import show
 
-    exported = export_directory(converted, **options)
+    if peft:
+        from converter.peft.export import export_adapter as run
+    else:
+        from converter.export.run import export_directory as run
+    exported = run(converted, **options)
     show(f"Exported to {exported.path}: {exported.what}", *(f"Next: {line}" for line in exported.use))
 
 
