@@ -8,16 +8,28 @@ neither an "mlxbert" block nor a manifest.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlxbert.errors import MLXBertError, first_ten, printable
-from mlxbert.files.reading import expand_home, read_json
+from mlxbert.adapters.files import (
+    ADAPTER_FILE,
+    SETTINGS_FILE,
+    Base,
+    add_saved,
+    is_adapter_directory,
+    read_adapter,
+)
+from mlxbert.adapters.settings import AdapterError
+from mlxbert.errors import MLXBertError, first_ten, printable, shown
+from mlxbert.files.reading import expand_home, read_json, sha256_hex
 from mlxbert.files.safetensors import read_safetensors
 from mlxbert.model_arrays import named_parameters, tensor_problems
 from mlxbert.models.architecture import architecture, config_from_hf, supported
@@ -222,10 +234,12 @@ def load_core(
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
         AdapterError: the base of adapters is not there, or is another one.
     """
-    if (directory / "adapter.json").is_file():
-        from mlxbert.adapters.files import load_adapted  # it loads the base by this function
-
-        return load_adapted(directory, base=base, dtype=dtype, dequantize=dequantize, lazy=lazy)
+    if is_adapter_directory(directory):
+        saved = read_adapter(directory)
+        below = _base_directory(directory, saved.base, base)
+        core = load_core(below, dtype=dtype, dequantize=dequantize, lazy=lazy)
+        add_saved(core, saved, place=str(directory))
+        return core
     if base is not None:
         raise CheckpointError(f"{directory} is a whole model, no adapter; fix: leave out base={str(base)!r}")
     config = read_config(directory, other_tools=True) if config is None else config
@@ -258,6 +272,73 @@ def load_core(
     return core
 
 
+def base_of(directory: Path) -> Base:
+    """Return how adapters on the encoder of a directory name it; a directory of adapters has its own base.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    if is_adapter_directory(directory):
+        return read_adapter(directory).base
+    return Base(str(directory), weights_sha256(directory))
+
+
+def _base_directory(directory: Path, recorded: Base, given: str | Path | None) -> Path:
+    """Return the directory of the base, after comparing its digest with the recorded one."""
+    if given is not None:
+        place = resolve(given)
+    elif recorded.path is not None and os.path.isdir(recorded.path):  # noqa: PTH112 - any text, also a hostile one
+        place = Path(recorded.path)
+    else:
+        where = "of a model without a directory" if recorded.path is None else f"at {printable(recorded.path)}"
+        raise AdapterError(
+            f"{directory}: the base of this adapter was {where} (sha256 {shown(recorded.sha256)}), and is not there; "
+            "fix: name it: --base DIRECTORY (Python: base=)"
+        )
+    if is_adapter_directory(place):
+        raise AdapterError(f"{place} is an adapter itself, not the base of {directory}; fix: base= its own base")
+    if recorded.sha256 is None:
+        return place
+    found = weights_sha256(place)
+    if found != recorded.sha256:
+        raise AdapterError(
+            f"{directory}: the adapter belongs to a base whose weights have the sha256 {printable(recorded.sha256)}, "
+            f"and those of {place} have {found}; fix: name its own base: --base DIRECTORY (Python: base=)"
+        )
+    return place
+
+
+def weights_sha256(directory: Path) -> str:
+    """Return the SHA-256, in hex, of a checkpoint's weights, config.json not included.
+
+    Of one file it is that file's, as `sha256sum model.safetensors` prints it. Of several files it is the digest of
+    those lines: `sha256sum model-*.safetensors | sha256sum`.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    files = weight_files(directory)
+    if missing := [file for file in files if not file.is_file()]:
+        raise CheckpointError(f"{missing[0]} is missing; fix: convert or download again")
+    stats = [file.stat() for file in files]
+    digests = [
+        _sha256(file, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)
+    ]
+    if len(files) == 1:
+        return digests[0]
+    lines = (f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@cache
+def _sha256(file: Path, *_state: int) -> str:
+    """Return the digest of a file; the same file in the same state is read once."""
+    digest = sha256_hex(file, CheckpointError)
+    if digest is None:
+        raise CheckpointError(f"{file} is gone; fix: convert or download the checkpoint again")
+    return digest
+
+
 def new_encoder(config: EncoderConfig, tensors: Iterable[str]) -> Encoder:
     """Return an encoder with random weights; it has a pooler if `tensors`, names of a checkpoint's, have one."""
     declared = architecture(config.model_type)
@@ -284,7 +365,7 @@ def is_license_file(name: str) -> bool:
 
 def _needed(names: Sequence[str]) -> list[str]:
     """Return those files of a converted repository that loading reads."""
-    wanted = {"config.json", "manifest.json", INDEX, "heads.safetensors", "adapter.json", "adapter.safetensors"}
+    wanted = {"config.json", "manifest.json", INDEX, "heads.safetensors", SETTINGS_FILE, ADAPTER_FILE}
     wanted |= {*side_files(names)}
     return [
         name

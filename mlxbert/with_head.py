@@ -18,14 +18,23 @@ from heads.head_registry import head_from_settings
 from mlxbert.adapters.files import (
     ADAPTER_FILE,
     SETTINGS_FILE,
+    Base,
     adapter_json,
     adapter_tensors,
     merged_tensors,
 )
-from mlxbert.checkpoint import CheckpointError, encoder_layout, is_license_file, load_core, read_config, resolve
+from mlxbert.checkpoint import (
+    CheckpointError,
+    base_of,
+    encoder_layout,
+    is_license_file,
+    load_core,
+    read_config,
+    resolve,
+)
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
-from mlxbert.files.safetensors import read_safetensors
+from mlxbert.files.safetensors import PlannedTensor, read_safetensors
 from mlxbert.model_arrays import (
     encoder_tensors,
     mask_of,
@@ -196,9 +205,11 @@ class BertWithHead(nn.Module):
             CheckpointError: `source` is gone.
             ChangedWeightsError: a quantized encoder has other weights than it was loaded with.
         """
-        lora = self.core.lora
-        adapter = None if lora is None or self.merges else adapter_json(lora, self.source)
-        if adapter is None:
+        lora, adapter = self.core.lora, None
+        encoder: list[PlannedTensor] = []
+        if lora is not None and not self.merges:
+            adapter = adapter_json(lora, Base(None, None) if self.source is None else base_of(self.source))
+        else:
             encoder = encoder_tensors(self.core) if lora is None else merged_tensors(self.core)
         rest = planned_tensors(self.head, "head.") + planned_tensors(self.pooling, "pooling.")
         config = self._config()

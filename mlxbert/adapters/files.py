@@ -7,10 +7,8 @@ adapter.json          {"format": "mlxbert-adapter", "version": 1, "settings": as
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,8 @@ from mlxbert.adapters.linear import (
     shape_of,
 )
 from mlxbert.adapters.settings import AdapterError, LoRA
-from mlxbert.checkpoint import load_core, resolve, weight_files
-from mlxbert.errors import first_ten, printable, shown
-from mlxbert.files.reading import from_json, read_json, sha256_hex
+from mlxbert.errors import first_ten, shown
+from mlxbert.files.reading import from_json, read_json
 from mlxbert.files.safetensors import PlannedTensor, read_safetensors
 from mlxbert.model_arrays import DTYPE_CODES, named_parameters, read_array
 from mlxbert.models.base import Encoder, module_at
@@ -41,7 +38,7 @@ _FIX = "fix: save or download the adapter again"
 
 @dataclass(frozen=True)
 class Base:
-    """The encoder below adapters: the directory that it came from (None: none), and `weights_sha256` of it."""
+    """The encoder below adapters: the directory that it came from (None: none), and the digest of its weights."""
 
     path: str | None
     sha256: str | None
@@ -70,47 +67,9 @@ class SavedAdapter:
     base: Base
 
 
-def weights_sha256(directory: Path) -> str:
-    """Return the SHA-256, in hex, of a checkpoint's weights, config.json not included.
-
-    Of one file it is that file's, as `sha256sum model.safetensors` prints it. Of several files it is the digest of
-    those lines: `sha256sum model-*.safetensors | sha256sum`.
-
-    Raises:
-        CheckpointError: a file is missing or cannot be read.
-    """
-    files = weight_files(directory)
-    stats = [file.stat() for file in files]
-    digests = [
-        _sha256(file, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)
-    ]
-    if len(files) == 1:
-        return digests[0]
-    lines = (f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-@cache
-def _sha256(file: Path, *_state: int) -> str:
-    """Return the digest of a file; the same file in the same state is read once."""
-    digest = sha256_hex(file, AdapterError)
-    if digest is None:
-        raise AdapterError(f"{file} is gone; fix: convert or download the checkpoint again")
-    return digest
-
-
-def adapter_json(settings: LoRA, base: Path | None) -> dict[str, Any]:
-    """Return the content of adapter.json for adapters on the encoder of the directory `base`.
-
-    If that is a directory of adapters itself, they belong to its own base.
-    """
-    if base is None:
-        found = Base(None, None)
-    elif is_adapter_directory(base):
-        found = read_adapter(base).base
-    else:
-        found = Base(str(base), weights_sha256(base))
-    return {"format": _FORMAT, "version": _VERSION, "settings": settings.to_dict(), "base": vars(found)}
+def adapter_json(settings: LoRA, base: Base) -> dict[str, Any]:
+    """Return the content of adapter.json for adapters on an encoder."""
+    return {"format": _FORMAT, "version": _VERSION, "settings": settings.to_dict(), "base": vars(base)}
 
 
 def adapter_tensors(core: Encoder) -> list[PlannedTensor]:
@@ -178,7 +137,10 @@ def read_adapter(directory: Path) -> SavedAdapter:
             f"reads {_FORMAT!r}, version {_VERSION}; fix: update mlxbert"
         )
     fields = {name: content.get(name) for name in ("settings", "base")}
-    parsed = from_json(_Content, fields, place=str(place), fix=_FIX, error=AdapterError)
+    try:
+        parsed = from_json(_Content, fields, place=str(place), fix=_FIX, error=AdapterError)
+    except AdapterError as error:
+        raise AdapterError(f"{place}: {error}" if str(place) not in str(error) else str(error)) from error
     file = directory / ADAPTER_FILE
     tensors, _ = read_safetensors(file, AdapterError, fix=_FIX) or ({}, {})
     layers: dict[str, dict[str, mx.array]] = {}
@@ -196,40 +158,14 @@ def read_adapter(directory: Path) -> SavedAdapter:
     for path, arrays in layers.items():
         problems += [f"missing: {path}.{leaf}" for leaf in leaves if leaf not in arrays]
         if set(arrays) == set(leaves):
-            (a, b), rows = (arrays[leaf].shape for leaf in LEAVES[:2]), arrays["lora_b"].shape[0]
+            a, b = (arrays[leaf].shape for leaf in LEAVES[:2])
             fits = len(a) == len(b) == 2 and a[0] == b[1] == rank
-            fits = fits and ("magnitude" not in arrays or arrays["magnitude"].shape == (rows,))
+            fits = fits and ("magnitude" not in arrays or arrays["magnitude"].shape == b[:1])
             problems += [] if fits else [f"{path}: {a} and {b} are no adapter of rank {rank}"]
     if not layers or problems:
         listed = first_ten(problems or ["it has no adapter"])
         raise AdapterError(f"{file}: not the tensors that {SETTINGS_FILE} calls for; {_FIX}\n{listed}")
     return SavedAdapter(parsed.settings, layers, parsed.base)
-
-
-def load_adapted(
-    directory: Path,
-    *,
-    base: str | Path | None = None,
-    dtype: mx.Dtype | None = None,
-    dequantize: bool | None = None,
-    lazy: bool = False,
-) -> Encoder:
-    """Return the encoder of a directory of adapters, in evaluation mode: its base with the adapters on it.
-
-    Args:
-        directory: with adapter.json and adapter.safetensors.
-        base: the base's directory, or its id on the Hub; None: the recorded place.
-        dtype: of the base's computation, as for `mlxbert.load`; likewise `dequantize` and `lazy`.
-
-    Raises:
-        AdapterError: the base is not there, or is another one (both digests are named), or the files are damaged.
-    """
-    saved = read_adapter(directory)
-    place = _base_directory(directory, saved.base, base)
-    core = load_core(place, dtype=dtype, dequantize=dequantize, lazy=lazy)
-    add_saved(core, saved, place=str(directory))
-    core.eval()
-    return core
 
 
 def add_saved(core: Encoder, saved: SavedAdapter, *, place: str) -> None:
@@ -250,33 +186,8 @@ def add_saved(core: Encoder, saved: SavedAdapter, *, place: str) -> None:
     put_adapters(core, saved.settings, list(saved.layers))
     for path, arrays in saved.layers.items():
         module_at(core, path).update(dict(arrays))
-    mx.eval([layer.parameters() for layer in adapted(core).values()])
+    core.eval()
     for path, layer in adapted(core).items():
         finite = [mx.isfinite(layer[leaf]).all() for leaf in LEAVES if leaf in layer]
         if not all(bool(each.item()) for each in finite):
             raise AdapterError(f"{place}: the adapter of {path} has numbers that are not finite; {_FIX}")
-
-
-def _base_directory(directory: Path, recorded: Base, given: str | Path | None) -> Path:
-    """Return the directory of the base, after comparing its digest with the recorded one."""
-    if given is not None:
-        place = resolve(given)
-    elif recorded.path is not None and "\0" not in recorded.path and Path(recorded.path).is_dir():
-        place = Path(recorded.path)
-    else:
-        where = "of a model without a directory" if recorded.path is None else f"at {printable(recorded.path)}"
-        raise AdapterError(
-            f"{directory}: the base of this adapter was {where} (sha256 {shown(recorded.sha256)}), and is not there; "
-            "fix: name it: --base DIRECTORY (Python: base=)"
-        )
-    if is_adapter_directory(place):
-        raise AdapterError(f"{place} is an adapter itself, not the base of {directory}; fix: base= its own base")
-    if recorded.sha256 is None:
-        return place
-    found = weights_sha256(place)
-    if found != recorded.sha256:
-        raise AdapterError(
-            f"{directory}: the adapter belongs to a base whose weights have the sha256 {printable(recorded.sha256)}, "
-            f"and those of {place} have {found}; fix: name its own base: --base DIRECTORY (Python: base=)"
-        )
-    return place

@@ -20,6 +20,7 @@ from mlxbert.quantization import unpacked
 LEAVES = ("lora_a", "lora_b", "magnitude")
 """The names of an adapter's own tensors in its layer."""
 BASE = "base"
+_TINY = 1e-30
 
 
 class AdaptedLinear(nn.Module):
@@ -74,7 +75,8 @@ class AdaptedLinear(nn.Module):
     def _factor(self) -> mx.array:
         """Return magnitude / ‖row of W + scale · B A‖, (out,); the norm has no gradient."""
         updated = base_weight(self.base) + self.scale * (self.lora_b @ self.lora_a).astype(mx.float32)
-        return self.magnitude.astype(mx.float32) / mx.stop_gradient(row_norms(updated))
+        norms = mx.maximum(row_norms(updated), _TINY)  # a row of zeros stays one
+        return self.magnitude.astype(mx.float32) / mx.stop_gradient(norms)
 
     def merged_weight(self) -> mx.array:
         """Return the weight (out, in), float32, of the one linear layer that computes the same."""
