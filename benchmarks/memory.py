@@ -217,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 record = measure(cell, options.steps, options.models or Path(scratch))
                 print(f"{cell:<28}{_shown(record)}", flush=True)
     found = recorded()
-    text = f"{table(found)}\n\n{verdict(found)}"
+    machines = "; ".join(dict.fromkeys(record["machine"] for record in found.values()))
+    text = f"{table(found)}\n\n{verdict(found)}.\n\nMeasured on: {machines}."
     if options.write:
         before, rest = NOTES.read_text(encoding="utf-8").split(_BEGIN)
         NOTES.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{rest.partition(_END)[2]}", encoding="utf-8")

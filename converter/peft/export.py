@@ -48,6 +48,8 @@ def export_adapter(
     """
     source, out = expand_home(source), expand_home(out)
     directory = _only_member(source)
+    if not directory.is_dir():
+        raise ExportError(f"{directory}: no such directory; fix: give a trained model, such as RUN/members/NAME")
     require_own_files(directory, ExportError)
     if not is_adapter_directory(directory):
         raise ExportError(

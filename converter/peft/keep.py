@@ -13,8 +13,8 @@ from converter.peft.adapter import AdaptedLayer, PeftAdapter, open_peft
 from converter.readers.safetensors import TensorEntry
 from converter.readers.source_files import SourceError
 from mlxbert.adapters import LoRA
-from mlxbert.adapters.files import ADAPTER_FILE, SETTINGS_FILE, adapter_json, load_adapted
-from mlxbert.checkpoint import is_license_file, read_config
+from mlxbert.adapters.files import ADAPTER_FILE, SETTINGS_FILE, adapter_json, add_saved, read_adapter
+from mlxbert.checkpoint import base_of, is_license_file, load_core, read_config
 from mlxbert.errors import first_ten, printable
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, require_own_files
@@ -57,11 +57,11 @@ def keep_adapter(
             tensor for path, layer in adapter.layers.items() for tensor in _tensors(path.removeprefix(prefix), layer)
         )
         output.write_safetensors(ADAPTER_FILE, tensors)
-        output.write_json(SETTINGS_FILE, adapter_json(settings, directory))
+        output.write_json(SETTINGS_FILE, adapter_json(settings, base_of(directory)))
         for file in sorted(directory.iterdir()):
             if file.is_file() and (file.name in TOKENIZER_FILES or is_license_file(file.name)):
                 output.copy(file.name, file)
-        load_adapted(output.path, base=directory, lazy=True)  # whether it fits
+        add_saved(load_core(directory, lazy=True), read_adapter(output.path), place=str(adapter.directory))
         return output.commit(config)
 
 
