@@ -98,9 +98,8 @@ def test_workers_end_after_a_killed_parent_and_the_run_goes_on(stage: Path) -> N
         process.kill()
         ended(process)
     assert len(workers) == 2
-    # At once: what the workers still have is waited for.
-    resumed(stage, "parent")
     wait_for(lambda: not any(map(lives, workers)))
+    resumed(stage, "parent")
 
 
 def test_ctrl_c_saves_all_and_says_how_to_go_on(stage: Path) -> None:
