@@ -1,21 +1,29 @@
-"""Peak memory of one training step, with and without each of the things that save some.
+"""Peak memory and time of a training step: everything that saves some, for three sizes of an encoder.
 
-    python -m benchmarks.memory            # MiniLM's size
-    python -m benchmarks.memory --base     # bert-base's size
-    python -m benchmarks.memory --half --steps 1
+    python -m benchmarks.memory                        # measure what is not recorded yet
+    python -m benchmarks.memory --only large/lora      # one cell, again
+    python -m benchmarks.memory --table                # print the tables of what is recorded
+    python -m benchmarks.memory --write                # put them into docs/scale.md
 
-A random encoder of that size and a binary head, 32 rows of 128 tokens a step, dropout 0.1, AdamW; each case is a
-process of its own. "Process" is the peak resident memory of the process, libraries included (some 150 MB); "MLX" is
-the peak of MLX's own allocations, which on a GPU is the number that counts. Seconds are the last step's, and are of
-this machine: on a CPU MLX multiplies half precision in scalar loops, tens of times slower than float32, and there it
-saves memory alone.
+Random encoders of the sizes of MiniLM, bert-base and bert-large, with a binary head, dropout 0.1 and AdamW; 8 rows of
+128 tokens a step. A cell is a process of its own, which loads the encoder from a file, as `mlxbert train` does, and
+takes a step to warm up and then two more. "Process" is the peak resident memory of this process, libraries included
+(some 200 MB); "MLX" is the peak of MLX's own allocations, which on a GPU is the number that counts. A step's time
+is of this machine: on a CPU, MLX multiplies half precision in scalar loops, tens of times slower than float32.
+
+A measured cell is one line of `benchmarks/results/memory.jsonl`; the last line of a cell counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,74 +31,197 @@ import numpy as np
 from benchmarks.child import answer, peak_memory
 from benchmarks.machine import machine
 
-_ROWS, _LENGTH = 32, 128
+RECORDED = Path(__file__).parent / "results" / "memory.jsonl"
+NOTES = Path(__file__).parent.parent / "docs" / "scale.md"
+_BEGIN, _END = "<!-- python -m benchmarks.memory --write -->", "<!-- end of memory -->"
+ROWS, LENGTH = 8, 128
+LORA = {"rank": 8, "alpha": 16}
 SIZES: dict[str, dict[str, int]] = {
     "MiniLM": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
-    "bert-base": {},
+    "base": {},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
-# Settings of the step, and into how many batches its rows are cut.
-CASES: dict[str, tuple[dict[str, Any], int]] = {
-    "float32, 32 rows": ({}, 1),
-    "checkpointed layers": ({"checkpoint_layers": True}, 1),
-    "4 batches of 8 accumulated": ({}, 4),
-    "4 of 8, checkpointed layers": ({"checkpoint_layers": True}, 4),
-    "bfloat16": ({"compute_dtype": "bfloat16"}, 1),
-    "float16": ({"compute_dtype": "float16"}, 1),
+LIMIT = 0.45
+"""Of the memory of full training, both with checkpointed layers: LoRA of rank 8 on a large encoder."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+        title: of the line.
+        settings: of the step.
+        batches: into how many batches the rows are cut.
+        lora: whether adapters are trained instead of the encoder.
+        packed: whether the encoder is quantized to 4 bits.
+    """
+
+    title: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    batches: int = 1
+    lora: bool = False
+    packed: bool = False
+
+
+CHECKPOINTED = {"checkpoint_layers": True}
+CASES = {
+    "full": Case("float32"),
+    "bfloat16": Case("bfloat16 compute", {"compute_dtype": "bfloat16"}),
+    "checkpointed": Case("checkpointed layers", CHECKPOINTED),
+    "accumulated": Case("4 batches of 2 accumulated", batches=4),
+    "lora": Case("LoRA", lora=True),
+    "lora-checkpointed": Case("LoRA, checkpointed layers", CHECKPOINTED, lora=True),
+    "qlora": Case("QLoRA, 4 bits", lora=True, packed=True),
+    "qlora-checkpointed": Case("QLoRA, 4 bits, checkpointed layers", CHECKPOINTED, lora=True, packed=True),
 }
 
 
-def measure_here(case: str, size: str, steps: int) -> None:
+def write_encoder(directory: Path, size: str, packed: bool) -> None:
+    """Write a random encoder of a size, as a conversion does."""
+    import mlx.core as mx
+
+    from converter.convert import convert
+    from heads.binary import BinaryClassificationHead
+    from mlxbert.models.bert import BertConfig, BertCore
+    from mlxbert.with_head import BertWithHead
+
+    mx.random.seed(0)
+    config = BertConfig(**SIZES[size])
+    target = directory.with_name(f"{directory.name}-whole") if packed else directory
+    BertWithHead(BertCore(config), BinaryClassificationHead(config.hidden_size)).save(target)
+    if packed:
+        convert(target, directory, quantize="4bit", verify=False, encoder_only=True)
+
+
+def measure_here(name: str, size: str, directory: Path, steps: int) -> None:
     """The child's part: train, and print the peaks."""
     import mlx.core as mx
 
     from heads.binary import BinaryClassificationHead
-    from mlxbert.models.bert import BertConfig, BertCore
+    from mlxbert.checkpoint import load_core
     from mlxbert.training.optimizer import Schedule, parameter_rules
     from mlxbert.training.step import StepSettings, TrainStep
     from mlxbert.with_head import BertWithHead
 
-    settings, batches = CASES[case]
+    case = CASES[name]
     mx.random.seed(0)
-    config = BertConfig(**SIZES[size])
-    model = BertWithHead(BertCore(config), BinaryClassificationHead(config.hidden_size))
-    step = TrainStep(model, parameter_rules(model, rate=1e-5), Schedule(steps), StepSettings(**settings))
-    rng = np.random.default_rng(0)
-    ids = rng.integers(1000, config.vocab_size, (_ROWS, _LENGTH)).astype(np.int32)
-    targets = model.head.encode_targets(np.arange(_ROWS) % 2)
-    seconds = 0.0
+    core = load_core(directory, dequantize=False)
+    model = BertWithHead(core, BinaryClassificationHead(core.config.hidden_size))
+    if case.lora:
+        raise NotImplementedError
+    step = TrainStep(model, parameter_rules(model, rate=1e-5), Schedule(steps), StepSettings(**case.settings))
+    loaded = peak_memory()
+    mx.reset_peak_memory()
+    ids = np.random.default_rng(0).integers(1000, core.config.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    targets = model.head.encode_targets(np.arange(ROWS) % 2)
+    parts = np.split(np.arange(ROWS), case.batches)
+    mask = np.ones((len(parts[0]), LENGTH), np.int32)
+    seconds = []
     for _ in range(steps):
         begin = time.perf_counter()
-        parts = np.split(np.arange(_ROWS), batches)
-        mask = np.ones((_ROWS // batches, _LENGTH), np.int32)
         step([({"input_ids": ids[rows], "attention_mask": mask}, targets[mx.array(rows)], None) for rows in parts])
-        seconds = time.perf_counter() - begin
-    print(json.dumps({"process": peak_memory(), "mlx": mx.get_peak_memory() / 1e6, "seconds": seconds}))
+        seconds.append(time.perf_counter() - begin)
+    trained = sum(array.size for array in step.weights.values())
+    peaks = {"process": peak_memory(), "mlx": mx.get_peak_memory() / 1e6, "loaded": loaded}
+    print(json.dumps({**peaks, "seconds": seconds[1:] or seconds, "trained": trained}))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure every case, and print the table."""
+def measure(cell: str, steps: int, models: Path) -> dict[str, Any]:
+    """Measure one cell, "SIZE/CASE", and record it; `models` keeps the encoders."""
+    size, name = cell.split("/")
+    packed = CASES[name].packed
+    directory = models / (f"{size}-4bit" if packed else size)
+    if not (directory / "config.json").is_file():
+        # In a process of its own: the child's peak begins at the size of its parent.
+        answer("memory", "--make", size, "--models", models, *(["--packed"] if packed else []))
+    found = answer("memory", "--child", cell, "--steps", steps, "--models", models)
+    record = {"cell": cell, **found, "machine": machine()}
+    with RECORDED.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+    return record
+
+
+def recorded() -> dict[str, dict[str, Any]]:
+    """Every recorded cell, its last measurement."""
+    lines = RECORDED.read_text(encoding="utf-8").splitlines() if RECORDED.is_file() else []
+    return {record["cell"]: record for record in map(json.loads, lines)}
+
+
+def table(cells: dict[str, dict[str, Any]]) -> str:
+    """The table: for each size, the peak of the process, that of MLX, and the seconds of a step."""
+    head = [f"{size}: process, MLX, seconds" for size in SIZES]
+    lines = [f"| | {' | '.join(head)} |", f"|---|{'---|' * len(SIZES)}"]
+    for name, case in CASES.items():
+        found = [cells.get(f"{size}/{name}") for size in SIZES]
+        if any(found):
+            lines.append(f"| {case.title} | {' | '.join(map(_shown, found))} |")
+    return "\n".join(lines)
+
+
+def _shown(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "not measured"
+    seconds = statistics.median(record["seconds"])
+    return f"{record['process'] / 1000:.2f} GB, {record['mlx'] / 1000:.2f} GB, {seconds:.2f} s"
+
+
+def verdict(cells: dict[str, dict[str, Any]]) -> str:
+    """The number of the issue: LoRA's memory of full training's, large encoder, checkpointed layers on both sides."""
+    full, lora = (cells.get(f"large/{name}") for name in ("checkpointed", "lora-checkpointed"))
+    if full is None or lora is None:
+        return "large, checkpointed layers: LoRA against full training is not measured"
+    shares = ", ".join(f"{lora[peak] / full[peak]:.0%} of {what}" for peak, what in _PEAKS.items())
+    met = all(lora[peak] <= LIMIT * full[peak] for peak in _PEAKS)
+    return (
+        f"LoRA of rank {LORA['rank']} on the large encoder, checkpointed layers on both sides: {shares} of full "
+        f"training (limit {LIMIT:.0%}: {'met' if met else 'MISSED'})"
+    )
+
+
+_PEAKS = {"process": "the process's memory", "mlx": "MLX's memory"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print or write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", action="store_true", help="bert-base's size instead of MiniLM's; 4 GB, and minutes")
-    parser.add_argument("--steps", type=int, default=2, help="steps of each case (default 2)")
-    parser.add_argument("--half", action="store_true", help="bfloat16 and float16 too; minutes a step on a CPU")
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", metavar="SIZE/CASE", default=[], help="these cells, again if recorded")
+    parser.add_argument("--steps", type=int, default=3, help="steps of a cell; the first is not timed (default 3)")
+    parser.add_argument("--models", type=Path, help="keep the random encoders there; 2 GB")
+    parser.add_argument("--table", action="store_true", help="print the table; measure nothing")
+    parser.add_argument("--write", action="store_true", help=f"put it into {NOTES.name}; measure nothing")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--make", help=argparse.SUPPRESS)
+    parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    cells = [f"{size}/{name}" for size in SIZES for name in CASES]
+    if unknown := sorted(set(options.only) - set(cells)):
+        parser.error(f"{unknown[0]} is no cell; there are {', '.join(cells)}")
     if options.steps < 1:
         parser.error("--steps must be at least 1")
-    size = "bert-base" if options.base else "MiniLM"
-    if options.case:
-        measure_here(options.case, size, options.steps)
+    if options.make:
+        name = f"{options.make}-4bit" if options.packed else options.make
+        write_encoder(options.models / name, options.make, options.packed)
+        print("{}")
         return
-    print(f"machine   {machine()}\n\none step of {_ROWS} × {_LENGTH} tokens, an encoder of {size}'s size\n")
-    print(f"{'':<30}{'process, MB':>12}{'MLX, MB':>10}{'of float32':>12}{'seconds':>10}")
-    first = 0.0
-    for case, (settings, _) in CASES.items():
-        if "compute_dtype" in settings and not options.half:
-            continue
-        one = answer("memory", "--case", case, "--steps", options.steps, *(["--base"] if options.base else []))
-        first = first or one["mlx"]
-        numbers = f"{one['process']:>12.0f}{one['mlx']:>10.0f}{one['mlx'] / first:>12.0%}{one['seconds']:>10.1f}"
-        print(f"{case:<30}{numbers}", flush=True)
+    if options.child:
+        size, name = options.child.split("/")
+        directory = options.models / (f"{size}-4bit" if CASES[name].packed else size)
+        measure_here(name, size, directory, options.steps)
+        return
+    if not (options.table or options.write):
+        with tempfile.TemporaryDirectory() as scratch:
+            known = recorded()
+            for cell in options.only or [cell for cell in cells if cell not in known]:
+                record = measure(cell, options.steps, options.models or Path(scratch))
+                print(f"{cell:<28}{_shown(record)}", flush=True)
+    found = recorded()
+    text = f"{table(found)}\n\n{verdict(found)}"
+    if options.write:
+        before, rest = NOTES.read_text(encoding="utf-8").split(_BEGIN)
+        NOTES.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{rest.partition(_END)[2]}", encoding="utf-8")
+    else:
+        print(f"\n{text}")
 
 
 if __name__ == "__main__":

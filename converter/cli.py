@@ -56,7 +56,7 @@ _command = partial(
 @click.version_option(package_name="mlxbert")
 @_command(
     groups={
-        "Input": ("config", "revision", "prefix", "encoder_only", "dequantize"),
+        "Input": ("base", "config", "revision", "prefix", "encoder_only", "dequantize"),
         "Output": ("out", "dtype", "layout", "overwrite"),
         "Quantization": ("quantize", "calibration", "target_size", "target_bits", "target_cosine"),
         "Proof": ("verify",),
@@ -66,6 +66,7 @@ _command = partial(
     "but a part of it was not compared (the line Parity names it). Documentation and examples: README.md",
 )
 @click.argument("src")
+@click.option("--base", metavar="MODEL", help="The model that SRC, a LoRA or DoRA adapter of PEFT, is merged into.")
 @click.option("--config", type=_PATH, help="A config.json for SRC.  [default: the one beside its weights]")
 @click.option("--revision", help="Branch, tag or commit, if SRC is a Hub id.  [default: its main branch]")
 @click.option(
@@ -111,7 +112,8 @@ _command = partial(
 def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
     """Convert SRC, a PyTorch or Hugging Face BERT checkpoint, to MLX, and prove that it is the same model.
 
-    SRC is a Hub id, a directory, or one file (.safetensors, .bin, .pt, .pth, .ckpt, .npz).
+    SRC is a Hub id, a directory, or one file (.safetensors, .bin, .pt, .pth, .ckpt, .npz). With --base it is an
+    adapter in PEFT's format.
 
     \b
     Examples:
@@ -119,6 +121,7 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
       mlxbert-convert sentence-transformers/all-MiniLM-L6-v2 -o mlx_models/minilm --dtype float16
       mlxbert-convert checkpoints/epoch=3.ckpt --config config.json -o mlx_models/mine
       mlxbert-convert mlx_models/minilm --quantize auto --target-size 14MB -o mlx_models/minilm-14MB
+      mlxbert-convert my_lora --base mlx_models/bert-base-uncased -o mlx_models/my_lora
     """
     if push_to is not None:
         from converter.publish.push import require_pushable

@@ -28,6 +28,8 @@ from converter.parity.files import cost_json
 from converter.parity.reference import head_choice
 from converter.parity.report import NAME as PARITY
 from converter.parity.report import ParityReport
+from converter.peft.adapter import open_peft
+from converter.peft.merge import with_adapter
 from converter.publish.leaks import refuse_secrets
 from converter.quantize.allotment import Allotment
 from converter.quantize.cost import QuantizationReport
@@ -110,12 +112,13 @@ def convert(
     layout: str = "encoder",
     prefix: str | None = None,
     encoder_only: bool = False,
+    base: str | Path | None = None,
     progress: Progress | None = None,
 ) -> ConvertResult:
     """Convert a PyTorch or Hugging Face checkpoint to a directory that MLX loads.
 
     Args:
-        src: a Hub id, a directory, or one file.
+        src: a Hub id, a directory, or one file; with `base`, an adapter in PEFT's format.
         out: the directory to write; None: `default_output`.
         dtype: "float32", "float16" or "bfloat16"; None: the source's dtype (float64 becomes float32), or float16 with
             `quantize`, for the scales and the unpacked tensors.
@@ -130,6 +133,8 @@ def convert(
         layout: "encoder", the head in a file of its own, or "full", in `model.safetensors`: see `converter.output`.
         prefix: beginning of the encoder's tensor names, if the source has several encoders.
         encoder_only: leave out every head, known or unknown.
+        base: the model that the adapter `src` is merged into: a converted directory, or any source of a conversion.
+            `config`, `prefix`, `dequantize` and `encoder_only` then concern the base.
         progress: called while the steps go on.
 
     Raises:
@@ -152,14 +157,17 @@ def convert(
         target_cosine=target_cosine,
         dequantize=dequantize,
     )
+    adapter = None if base is None else open_peft(src, revision)
     source = open_source(
-        str(src),
-        revision=revision,
+        str(src if base is None else base),
+        revision=revision if adapter is None else None,
         config=None if config is None else expand_home(config),
         dequantize=dequantize,
         prefix=prefix,
         encoder_only=encoder_only,
     )
+    if adapter is not None:
+        source = with_adapter(source, adapter)
     with with_tokenizer_json(with_true_labels(source)) as source:
         conversion = _Conversion(
             source,
@@ -375,6 +383,8 @@ def why_not_verified(source: Source, verify: bool | None, *, dequantize: bool = 
         reason = "a head that mlxbert trained has no PyTorch reference"
     elif any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
         reason = f"torch and transformers are not installed; {install_fix('torch')}"
+    elif source.unmerged and importlib.util.find_spec("peft") is None:
+        reason = f"peft, whose own merge is the reference, is not installed; {install_fix('peft')}"
     if reason and verify:
         raise MLXBertError(f"--verify: cannot compare with PyTorch: {reason}")
     return reason

@@ -86,6 +86,7 @@ class Source:
         prefix: the beginning of the encoder's names, without torch's wrappers.
         dropped: tensors that `entries` leaves out, with the reason.
         choices: options of the user that a comparison needs, too.
+        unmerged: tensors of the base as they are without the adapter that was merged into them, by name.
     """
 
     location: str
@@ -103,6 +104,7 @@ class Source:
     prefix: str = ""
     dropped: Mapping[str, str] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
+    unmerged: Mapping[str, TensorEntry] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -8,16 +8,28 @@ neither an "mlxbert" block nor a manifest.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlxbert.errors import MLXBertError, first_ten, printable
-from mlxbert.files.reading import expand_home, read_json
+from mlxbert.adapters.files import (
+    ADAPTER_FILE,
+    SETTINGS_FILE,
+    Base,
+    add_saved,
+    is_adapter_directory,
+    read_adapter,
+)
+from mlxbert.adapters.settings import AdapterError
+from mlxbert.errors import MLXBertError, first_ten, printable, shown
+from mlxbert.files.reading import expand_home, read_json, sha256_hex
 from mlxbert.files.safetensors import read_safetensors
 from mlxbert.model_arrays import named_parameters, tensor_problems
 from mlxbert.models.architecture import architecture, config_from_hf, supported
@@ -50,6 +62,7 @@ def load(
     *,
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
+    base: str | Path | None = None,
 ) -> tuple[Encoder, Tokenizer]:
     """Load a converted encoder and its tokenizer, in evaluation mode.
 
@@ -60,12 +73,13 @@ def load(
             half precision 40 times slower.
         dequantize: compute with the unpacked weights of a quantized checkpoint (`save` still writes them packed);
             None: only on a CPU, where MLX multiplies packed weights 40 times slower.
+        base: the base of an adapter, a directory or an id on the Hub; None: where it was when the adapter was saved.
 
     Raises:
         CheckpointError: never converted (the message has the command to run), or damaged.
     """
     directory = resolve(path_or_hub_id, revision)
-    core = load_core(directory, dtype=dtype, dequantize=dequantize)
+    core = load_core(directory, dtype=dtype, dequantize=dequantize, base=base)
     return core, load_tokenizer(directory, core.config)
 
 
@@ -209,14 +223,25 @@ def load_core(
     dtype: mx.Dtype | None = None,
     dequantize: bool | None = None,
     lazy: bool = False,
+    base: str | Path | None = None,
 ) -> Encoder:
     """Return the encoder of a converted directory, in evaluation mode; `config` replaces its `config.json`.
 
-    With `lazy`, a tensor is read from its file when it is first used, as in mlx-lm.
+    With `lazy`, a tensor is read from its file when it is first used, as in mlx-lm. Of a directory with adapters it is
+    their base, at its recorded place or at `base`, with the adapters on it.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names or shapes are not what the configuration calls for.
+        AdapterError: the base of adapters is not there, or is another one.
     """
+    if is_adapter_directory(directory):
+        saved = read_adapter(directory)
+        below = _base_directory(directory, saved.base, base)
+        core = load_core(below, dtype=dtype, dequantize=dequantize, lazy=lazy)
+        add_saved(core, saved, place=str(directory))
+        return core
+    if base is not None:
+        raise CheckpointError(f"{directory} is a whole model, no adapter; fix: leave out base={str(base)!r}")
     config = read_config(directory, other_tools=True) if config is None else config
     tensors, _ = read_weights(directory, config)
     try:
@@ -247,6 +272,73 @@ def load_core(
     return core
 
 
+def base_of(directory: Path) -> Base:
+    """Return how adapters on the encoder of a directory name it; a directory of adapters has its own base.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    if is_adapter_directory(directory):
+        return read_adapter(directory).base
+    return Base(str(directory), weights_sha256(directory))
+
+
+def _base_directory(directory: Path, recorded: Base, given: str | Path | None) -> Path:
+    """Return the directory of the base, after comparing its digest with the recorded one."""
+    if given is not None:
+        place = resolve(given)
+    elif recorded.path is not None and os.path.isdir(recorded.path):  # noqa: PTH112 - any text, also a hostile one
+        place = Path(recorded.path)
+    else:
+        where = "of a model without a directory" if recorded.path is None else f"at {printable(recorded.path)}"
+        raise AdapterError(
+            f"{directory}: the base of this adapter was {where} (sha256 {shown(recorded.sha256)}), and is not there; "
+            "fix: name it: --base DIRECTORY (Python: base=)"
+        )
+    if is_adapter_directory(place):
+        raise AdapterError(f"{place} is an adapter itself, not the base of {directory}; fix: base= its own base")
+    if recorded.sha256 is None:
+        return place
+    found = weights_sha256(place)
+    if found != recorded.sha256:
+        raise AdapterError(
+            f"{directory}: the adapter belongs to a base whose weights have the sha256 {printable(recorded.sha256)}, "
+            f"and those of {place} have {found}; fix: name its own base: --base DIRECTORY (Python: base=)"
+        )
+    return place
+
+
+def weights_sha256(directory: Path) -> str:
+    """Return the SHA-256, in hex, of a checkpoint's weights, config.json not included.
+
+    Of one file it is that file's, as `sha256sum model.safetensors` prints it. Of several files it is the digest of
+    those lines: `sha256sum model-*.safetensors | sha256sum`.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    files = weight_files(directory)
+    if missing := [file for file in files if not file.is_file()]:
+        raise CheckpointError(f"{missing[0]} is missing; fix: convert or download again")
+    stats = [file.stat() for file in files]
+    digests = [
+        _sha256(file, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)
+    ]
+    if len(files) == 1:
+        return digests[0]
+    lines = (f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@cache
+def _sha256(file: Path, *_state: int) -> str:
+    """Return the digest of a file; the same file in the same state is read once."""
+    digest = sha256_hex(file, CheckpointError)
+    if digest is None:
+        raise CheckpointError(f"{file} is gone; fix: convert or download the checkpoint again")
+    return digest
+
+
 def new_encoder(config: EncoderConfig, tensors: Iterable[str]) -> Encoder:
     """Return an encoder with random weights; it has a pooler if `tensors`, names of a checkpoint's, have one."""
     declared = architecture(config.model_type)
@@ -273,7 +365,8 @@ def is_license_file(name: str) -> bool:
 
 def _needed(names: Sequence[str]) -> list[str]:
     """Return those files of a converted repository that loading reads."""
-    wanted = {"config.json", "manifest.json", INDEX, "heads.safetensors", *side_files(names)}
+    wanted = {"config.json", "manifest.json", INDEX, "heads.safetensors", SETTINGS_FILE, ADAPTER_FILE}
+    wanted |= {*side_files(names)}
     return [
         name
         for name in names
@@ -301,8 +394,17 @@ def read_weights(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, 
     return {name.removeprefix(prefix): tensors[name] for name in tensors if name in encoder}, heads
 
 
-def _read_tensors(directory: Path) -> dict[str, mx.array]:
-    """Return every tensor of `model*.safetensors`, by the index."""
+def weight_files(directory: Path) -> list[Path]:
+    """Return the files of the weights that the index names, in the order of their names.
+
+    Raises:
+        CheckpointError: there is no index, or it names something else.
+    """
+    return [directory / shard for shard in sorted(set(_weight_map(directory).values()))]
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    """Return the index: name of a tensor -> name of its file, which is a safetensors file beside it."""
     index = directory / INDEX
     parsed = read_json(index, CheckpointError)
     if parsed is None:
@@ -310,7 +412,6 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
     weight_map = parsed.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no usable weight_map; fix: convert again")
-    tensors: dict[str, mx.array] = {}
     for shard in sorted(set(weight_map.values())):
         # MLX chooses the format by the suffix, and other formats have other rules.
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
@@ -318,11 +419,20 @@ def _read_tensors(directory: Path) -> dict[str, mx.array]:
                 f"{index} names {printable(shard)!r}, which is no safetensors file beside it; "
                 "fix: do not trust this checkpoint, or convert again"
             )
+    return weight_map
+
+
+def _read_tensors(directory: Path) -> dict[str, mx.array]:
+    """Return every tensor of `model*.safetensors`, by the index."""
+    weight_map = _weight_map(directory)
+    tensors: dict[str, mx.array] = {}
+    for shard in sorted(set(weight_map.values())):
         contents = read_safetensors(directory / shard, CheckpointError)
         if contents is None:
             raise CheckpointError(f"{directory}: {printable(shard)} is missing; fix: convert or download again")
         tensors.update(contents[0])
     if set(tensors) != set(weight_map):
+        index = directory / INDEX
         difference = first_ten(sorted(set(tensors) ^ set(weight_map)))
         raise CheckpointError(f"{index} and the files it names disagree; fix: convert again\n{difference}")
     return tensors

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -336,6 +336,46 @@ def unpack(weight: Any, scales: Any, biases: Any, layer: LayerQuantization) -> I
         yield part
 
 
+class PackedLinear(nn.QuantizedLinear):
+    """`nn.QuantizedLinear` that a CPU computes with unpacked weights, for as long as it needs them.
+
+    MLX's product with packed weights is a scalar loop on a CPU. So each call unpacks the weight, the backward pass
+    once more, and neither keeps the numbers. A GPU multiplies the packed weights themselves.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (…, in) to (…, out)."""
+        if mx.default_device() != mx.cpu:
+            return cast(mx.array, super().__call__(x))
+
+        @mx.custom_function
+        def product(x: mx.array) -> mx.array:
+            return x @ unpacked(self, after=x).astype(x.dtype).T
+
+        @product.vjp
+        def _gradient(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
+            return cotangent @ unpacked(self, after=cotangent).astype(x.dtype)
+
+        y = cast(mx.array, product(x))
+        return y + self.bias if "bias" in self else y
+
+
+def unpacked(layer: nn.QuantizedLinear, after: mx.array | None = None) -> mx.array:
+    """Return the weight (out, in) of a packed layer as float32 numbers.
+
+    With `after`, it is computed only after that array: MLX cannot share one copy between forward and backward pass.
+    """
+    weight = layer.weight
+    if after is not None:
+        weight = mx.depends([weight], [mx.stop_gradient(after)])[0]
+    scales, biases = layer.scales, layer.get("biases")
+    if biases is not None:  # in float32: s · q + b in float16 would round a second time
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    return mx.stop_gradient(
+        mx.dequantize(weight, scales, biases, layer.group_size, layer.bits, layer.mode, dtype=mx.float32)
+    )
+
+
 def split_quantized(config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> PackedWeights | None:
     """Return the packed weights of a checkpoint; None if neither `config.json` nor a tensor says that it is quantized.
 
@@ -371,7 +411,8 @@ def refuse_training(model: nn.Module) -> None:
             source = getattr(model, "source", None) or "DIRECTORY"
             raise QuantizationError(
                 f"this model is quantized{place}: its weights are rounded, and steps of training would be lost; "
-                f"fix: mlxbert-convert {source} --dequantize -o OUT, train that, and quantize the result"
+                "fix: train adapters on it with --lora rank=8 (Python: lora={'rank': 8}); or mlxbert-convert "
+                f"{source} --dequantize -o OUT, train that, and quantize the result"
             )
 
 
@@ -380,7 +421,7 @@ def _empty(old: nn.Module, layer: LayerQuantization) -> nn.Module:
     shape = (layer.group_size, layer.bits, layer.mode)
     if isinstance(old, nn.Embedding):
         return nn.QuantizedEmbedding(rows, width, *shape)
-    return nn.QuantizedLinear(width, rows, "bias" in old, *shape)
+    return PackedLinear(width, rows, "bias" in old, *shape)
 
 
 def _is_float(array: mx.array) -> bool:

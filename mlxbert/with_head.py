@@ -15,10 +15,26 @@ import numpy as np
 from heads.base import Head
 from heads.errors import HeadError
 from heads.head_registry import head_from_settings
-from mlxbert.checkpoint import CheckpointError, encoder_layout, is_license_file, load_core, read_config, resolve
+from mlxbert.adapters.files import (
+    ADAPTER_FILE,
+    SETTINGS_FILE,
+    Base,
+    adapter_json,
+    adapter_tensors,
+    merged_tensors,
+)
+from mlxbert.checkpoint import (
+    CheckpointError,
+    base_of,
+    encoder_layout,
+    is_license_file,
+    load_core,
+    read_config,
+    resolve,
+)
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_directory import OutputDirectory
-from mlxbert.files.safetensors import read_safetensors
+from mlxbert.files.safetensors import PlannedTensor, read_safetensors
 from mlxbert.model_arrays import (
     encoder_tensors,
     mask_of,
@@ -168,6 +184,12 @@ class BertWithHead(nn.Module):
                 mx.eval(passes[-1])  # one pass after the other: not the activations of all at once
             return mx.stack(passes)
 
+    @property
+    def merges(self) -> bool:
+        """Whether it has adapters that saving merges into the weights."""
+        lora = self.core.lora
+        return lora is not None and (self.core.packed is None if lora.merge is None else lora.merge)
+
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Write this model as a converted directory, complete or not at all, and return its real path.
 
@@ -175,16 +197,28 @@ class BertWithHead(nn.Module):
         `heads.safetensors`, their settings in `config.json` under "mlxbert", "head". Each tensor keeps its dtype, a
         quantized encoder its packed bytes. The tokenizer files are copied from `source`.
 
+        Adapters are merged into the weights; those of a quantized encoder, or with `merge=no` in their settings, are
+        saved as `adapter.safetensors` and `adapter.json` in place of the encoder, which is named by its digest.
+
         Raises:
             WriteError: the directory exists and `overwrite` is not given, or cannot be written.
             CheckpointError: `source` is gone.
             ChangedWeightsError: a quantized encoder has other weights than it was loaded with.
         """
-        encoder = encoder_tensors(self.core)
+        lora, adapter = self.core.lora, None
+        encoder: list[PlannedTensor] = []
+        if lora is not None and not self.merges:
+            adapter = adapter_json(lora, Base(None, None) if self.source is None else base_of(self.source))
+        else:
+            encoder = encoder_tensors(self.core) if lora is None else merged_tensors(self.core)
         rest = planned_tensors(self.head, "head.") + planned_tensors(self.pooling, "pooling.")
         config = self._config()
         with OutputDirectory(Path(directory), overwrite=overwrite) as output:
-            output.write_model(encoder, parameters=parameter_count(self.core))
+            if adapter is not None:
+                output.write_safetensors(ADAPTER_FILE, adapter_tensors(self.core))
+                output.write_json(SETTINGS_FILE, adapter)
+            else:
+                output.write_model(encoder, parameters=parameter_count(self.core))
             if rest:
                 output.write_safetensors(HEADS_FILE, rest)
             beside = [] if self.source is None else [file for file in self.source.iterdir() if file.is_file()]
@@ -201,6 +235,7 @@ class BertWithHead(nn.Module):
         *,
         dtype: mx.Dtype | None = None,
         dequantize: bool | None = None,
+        base: str | Path | None = None,
     ) -> Self:
         """Load a model that `save` wrote, in evaluation mode; its tokenizer is `mlxbert.load(path)[1]`.
 
@@ -209,9 +244,11 @@ class BertWithHead(nn.Module):
             revision: a branch, tag or commit of that repository.
             dtype: dtype of the encoder's computation, as for `mlxbert.load`; head and pooling keep their stored dtype.
             dequantize: of a quantized encoder, as for `mlxbert.load`.
+            base: the base of saved adapters, as for `mlxbert.load`.
 
         Raises:
             CheckpointError: it has no head of this kind, or is damaged.
+            AdapterError: the base of saved adapters is not there, or is another one.
         """
         directory = resolve(path_or_hub_id, revision)
         config = read_config(directory)
@@ -222,7 +259,7 @@ class BertWithHead(nn.Module):
             )
         try:
             head = head_from_settings(settings)
-            core = load_core(directory, config=config, dtype=dtype, dequantize=dequantize)
+            core = load_core(directory, config=config, dtype=dtype, dequantize=dequantize, base=base)
             model = cls(core, head, settings.get("pooling") or {}, source=directory)
         except (HeadError, PoolingError) as error:
             raise CheckpointError(f"{directory}: config.json, mlxbert.head: {error}") from error

@@ -271,14 +271,18 @@ def write_member(output: OutputDirectory, member: MemberExport, folder: str) -> 
     for file in model.source.iterdir():
         if file.is_file() and (file.name in TOKENIZER_FILES or is_license_file(file.name)):
             output.copy(folder + file.name, file)
-    return _config(member, {tensor.dtype for tensor in tensors})
+    return exported_config(member, {tensor.dtype for tensor in tensors})
 
 
 def _classifier_tensors(member: MemberExport) -> Iterator[PlannedTensor]:
     """Yield the encoder's tensors below its prefix, and the linear layer."""
-    architecture = member.model.core.architecture
-    layer = architecture.heads[member.class_name].labels
-    yield from planned_tensors(member.model.core, architecture.prefix)
+    yield from planned_tensors(member.model.core, member.model.core.architecture.prefix)
+    yield from classifier_layer(member)
+
+
+def classifier_layer(member: MemberExport) -> Iterator[PlannedTensor]:
+    """Yield the tensors of the linear layer of a class of transformers, under the names that it gives them."""
+    layer = member.model.core.architecture.heads[member.class_name].labels
     if member.exported.is_folded:
         for name, array in folded_linear(member.model.head).items():
             yield planned_array(f"{layer}.{name}", array)
@@ -287,7 +291,7 @@ def _classifier_tensors(member: MemberExport) -> Iterator[PlannedTensor]:
         yield PlannedTensor(tensor.name.replace("output", str(layer), 1), tensor.shape, tensor.dtype, tensor.read)
 
 
-def _config(member: MemberExport, dtypes: set[str]) -> dict[str, Any]:
+def exported_config(member: MemberExport, dtypes: set[str]) -> dict[str, Any]:
     """Return `config.json`: the encoder's, with the class and dtype that the files have, and its labels."""
     model = member.model
     head: Any = model.head

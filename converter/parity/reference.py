@@ -140,7 +140,7 @@ def build_reference(source: Source) -> Reference:
 
     A directory in a standard layout is opened by `from_pretrained(directory)`. For the forms that transformers does
     not open itself (a wrapped state dict, a bare `.pt` file), it gets the tensors by name. A head that transformers
-    cannot build whole is left out, and a note says why.
+    cannot build whole is left out, and a note says why. An adapter is put on its base, and merged, by PEFT.
 
     Raises:
         ReferenceModelError: torch is not installed, transformers does not read this form, or a parameter would keep
@@ -152,6 +152,8 @@ def build_reference(source: Source) -> Reference:
             "fix: verify against the PyTorch checkpoint that it was made from (--reference)"
         )
     require_torch()
+    if source.unmerged:
+        return _with_adapter(source)
     notes = []
     if _opens_itself(source):
         directory: dict[str, Any] = {
@@ -167,6 +169,20 @@ def build_reference(source: Source) -> Reference:
             notes.append("transformers does not open these files itself")
     by_name = {"pretrained_model_name_or_path": None, "state_dict": _state_dict(source)}
     return _with_head(source, by_name, notes=(*notes, "PyTorch reference: from_pretrained(None, state_dict=…)"))
+
+
+def _with_adapter(source: Source) -> Reference:
+    """Build the base, and let PEFT put the adapter on it and merge the two: nothing here is our own merge."""
+    import peft
+
+    reference = build_reference(replace(source, entries={**source.entries, **source.unmerged}, unmerged={}))
+    try:
+        model = peft.PeftModel.from_pretrained(reference.model, source.location).merge_and_unload()
+    except Exception as error:  # PEFT raises anything; the cause stays attached
+        summary = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ReferenceModelError(f"{source.location}: PEFT cannot read it ({summary})") from error
+    note = "the adapter was put on the base, and merged into it, by PEFT"
+    return replace(reference, model=model.eval(), notes=(*reference.notes, note))
 
 
 def require_torch() -> None:

@@ -287,8 +287,7 @@ def _no_weights(where: str, root: set[str], names: Collection[str]) -> SourceErr
     """Return the error that says what is there instead of weights."""
     if any(name.startswith("adapter_model.") for name in root):
         return SourceError(
-            f"{where}: has a PEFT adapter only, not a whole model; "
-            "fix: merge_and_unload() it into its base model, save_pretrained() that, and convert the result"
+            f"{where}: has a PEFT adapter only, not a whole model; fix: --base with the model that it was trained on"
         )
     below = sorted(name for name in names if name.count("/") == 1 and name.endswith(WEIGHT_SUFFIXES))
     folders = sorted(

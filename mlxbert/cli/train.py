@@ -134,6 +134,7 @@ def train(
     """
     from mlxbert.runs import session
     from mlxbert.runs.command import head_options, labels
+    from mlxbert.training.parallel import current_world
 
     was_finished = False
     if resume is not None:
@@ -153,6 +154,8 @@ def train(
         given["head"] = head_options(given.get("head", ()))
         given["classes"] = labels(given.get("classes", ()))
         run = session.train(data, out=out, **given)
+    if not current_world().writes:
+        return
     if options["members"] and not was_finished:
         show_members(run)
     else:

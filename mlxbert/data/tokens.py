@@ -423,7 +423,11 @@ class PredictionBatches:
         return -(-len(self._rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self._rows), self.batch_size):
+        return self.every(1)
+
+    def every(self, step: int, first: int = 0) -> Iterator[Batch]:
+        """Yield each `step`-th batch, from batch `first` on."""
+        for start in range(first * self.batch_size, len(self._rows), step * self.batch_size):
             rows = self._rows[self._order[start : start + self.batch_size]]
             yield _batch(self._tokens, rows, self.batch_size, self.lengths)
 

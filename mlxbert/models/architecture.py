@@ -162,6 +162,8 @@ class Architecture:
         written_config: from the content of a source's `config.json`, the content to write.
         kept: path of a matrix that is never packed -> the reason.
         limits: sentences for users of it, about what to know before use.
+        projections: "query", "key" and "value" -> end of the path of the linear layer that computes it; one layer may
+            compute several.
         fields_of: from the names of a checkpoint's tensors, fields of `config.json` that they show, whatever it says.
         tiny: fields of a small configuration, for tests.
     """
@@ -186,6 +188,7 @@ class Architecture:
     written_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
     kept: Mapping[str, str] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
+    projections: Mapping[str, str] = field(default_factory=lambda: {name: name for name in ("query", "key", "value")})
     fields_of: Callable[[Iterable[str]], Mapping[str, Any]] = lambda names: {}
     tiny: Mapping[str, Any] = field(default_factory=dict)
 

@@ -25,6 +25,7 @@ from mlxbert.models.shards import run_in_shards
 from mlxbert.pooling import pool
 
 if TYPE_CHECKING:
+    from mlxbert.adapters.settings import LoRA
     from mlxbert.quantization import PackedWeights
 
 Context = dict[str, mx.array]
@@ -124,6 +125,7 @@ class Encoder(nn.Module, ABC):
     Attributes:
         config: the configuration.
         packed: the packed weights of a quantized checkpoint, for `save`; None otherwise.
+        lora: the settings of its adapters; None: it has none.
         layer_runner: computes layers instead of `run_layer`; None: `run_layer`.
         splits_batches: whether a large batch may be computed in shards, each on its own thread.
     """
@@ -135,6 +137,7 @@ class Encoder(nn.Module, ABC):
         mx.eval(mx.random.state)
         self.config = config
         self.packed: PackedWeights | None = None
+        self.lora: LoRA | None = None
         self.layer_runner: LayerRunner | None = None
         self.splits_batches = True
 

@@ -287,6 +287,7 @@ DISTILBERT = Architecture(
     tokenizer_class="DistilBertTokenizer",
     has_token_types=False,
     tolerances=TOLERANCES,
+    projections={"query": "q_lin", "key": "k_lin", "value": "v_lin"},
     tiny={
         "vocab_size": 97,
         "dim": 48,

@@ -472,6 +472,7 @@ MODERNBERT = Architecture(
     tokenizer_class="PreTrainedTokenizerFast",
     has_token_types=False,
     tolerances=BERT.tolerances,
+    projections=dict.fromkeys(("query", "key", "value"), "Wqkv"),
     written_config=in_both_spellings,
     known_to=frozenset({"mlx-embeddings", "mlx-vlm (load_embedding_model)", "mlx-vlm (load_reranker)"}),
     elsewhere={

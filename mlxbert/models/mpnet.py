@@ -301,6 +301,7 @@ MPNET = replace(
         "Rounding errors of some inputs that are no text (random ids) grow a hundredfold in the trained layers of "
         "MPNet, in PyTorch too; those of sentences do not.",
     ),
+    projections={"query": "q", "key": "k", "value": "v"},
     tiny={**BERT.tiny, "max_position_embeddings": 66, "pad_token_id": 1},
 )
 

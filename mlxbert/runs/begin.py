@@ -35,6 +35,7 @@ from mlxbert.runs.record import (
     check_environment,
     check_joined,
     check_same,
+    compared,
     going_on,
     new_record,
     read_record,
@@ -43,7 +44,10 @@ from mlxbert.runs.settings import RunSettings
 from mlxbert.runs.share import Share
 from mlxbert.training.callbacks import Callback
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.parallel import World
 from mlxbert.training.trainer import Member
+
+_ONE_SOURCE = "give all ranks the same files and options, and install the same versions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,7 @@ class Session:
         record: the content of run.json.
         members: the models of this process's share.
         is_part: whether other processes train models of the run at the same time.
+        world: the processes that train each model together.
     """
 
     files: RunFiles
@@ -68,6 +73,7 @@ class Session:
     record: RunRecord
     members: tuple[Member, ...]
     is_part: bool
+    world: World
 
     def training(self, callbacks: Sequence[Callback]) -> MemberTraining:
         """Return what the training of the models needs; the log is the first callback."""
@@ -76,8 +82,9 @@ class Session:
             prepared=self.prepared,
             settings=self.settings,
             config=self.config,
-            callbacks=(RunLog(self.files, shared=self.is_part), *callbacks),
-            keeps_best=not self.is_part,
+            callbacks=(RunLog(self.files, shared=self.is_part), *callbacks) if self.world.writes else (),
+            keeps_best=not self.is_part and self.world.writes,
+            world=self.world,
         )
 
 
@@ -91,6 +98,7 @@ def begin(
     *,
     threads: int,
     overwrite: bool = False,
+    world: World | None = None,
 ) -> Session:
     """Read and check everything, then write run.json, or compare it.
 
@@ -102,10 +110,12 @@ def begin(
         before: the record of a resumed run.
         threads: of each model's training.
         overwrite: delete the run that is there.
+        world: the processes that train together; they are compared, and rank 0 writes.
 
     Raises:
         MLXBertError: as `mlxbert.train` raises; nothing was written or deleted.
     """
+    world = world or World()
     tables = read_tables(inputs, settings, before)
     settings = tables.settings
     prepared = prepare(tables.frame, settings, config, tables.valid, tables.record["path"] or "the frame")
@@ -137,6 +147,10 @@ def begin(
     if before is not None:
         check_same(record, before)
         record = going_on(before, record.environment)
+    world.same("data, checkpoint, settings or versions", compared(record), _ONE_SOURCE)
+    if not world.writes:
+        pass
+    elif before is not None:
         # A worker's environment is its parent's, which has written it.
         if record != before and not share.names:
             write_json(files.info, record.values)
@@ -144,9 +158,9 @@ def begin(
         record = _create_or_join(files, record)
     else:
         _create(files, record, overwrite, (*vars(inputs).values(), settings.model))
-    if before is not None and not share.is_part:
+    if before is not None and not share.is_part and world.writes:
         shutil.rmtree(files.best_so_far, ignore_errors=True)
-    return Session(files, tables, prepared, settings, config, record, members, share.is_part)
+    return Session(files, tables, prepared, settings, config, record, members, share.is_part, world)
 
 
 def _create(files: RunFiles, record: RunRecord, overwrite: bool, sources: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from heads.labels import Label
+from mlxbert.adapters.settings import LoRA
 from mlxbert.data.competitions import CompetitionError, get_competition
 from mlxbert.data.text_columns import RowText
 from mlxbert.runs.files import RunError
@@ -182,7 +183,7 @@ def _call(record: RunRecord, out: str) -> str:
     defaults = {argument.name: default_of(argument) for argument in arguments()}
     data = "frame" if record.data.path is None else repr(record.data.path)
     words = [
-        f"{name}={'frame' if value == FRAME else repr(value)}"
+        f"{name}={'frame' if value == FRAME else repr(str(value) if isinstance(value, LoRA) else value)}"
         for name, value in values.items()
         if name != "competition" and value not in (defaults.get(name), {}, ())
     ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from heads.base import Head
+from mlxbert.adapters import AdapterWarning, add_adapters, merge_adapters, notes_on
+from mlxbert.adapters.linear import refuse_packed
 from mlxbert.checkpoint import load_core
 from mlxbert.files.output_file import replacing
 from mlxbert.quantization import refuse_training
@@ -24,6 +29,7 @@ from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
 from mlxbert.training.optimizer import reinitialize_top
+from mlxbert.training.parallel import World
 from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupted, peak_rates, training_rules
 from mlxbert.with_head import BertWithHead
 
@@ -46,6 +52,7 @@ class MemberTraining:
         settings: of the run; `config`: of the training.
         callbacks: for steps and evaluations.
         keeps_best: after Ctrl-C, save the best weights so far as a model; only where one process trains the run.
+        world: the processes that train each model together; only rank 0 writes.
     """
 
     files: RunFiles
@@ -54,6 +61,7 @@ class MemberTraining:
     config: TrainingConfig
     callbacks: Sequence[Callback] = ()
     keeps_best: bool = True
+    world: World = field(default_factory=World)
 
 
 Busy = Literal["wait", "refuse", "pass"]
@@ -86,28 +94,40 @@ def train_members(training: MemberTraining, members: Sequence[Member], busy: Bus
         try:
             before += _train_unfinished(training, passed[0])
             del passed[0]
-        except MemberBusyError:
+        except MemberBusyError as error:
             if time.monotonic() - began > _STOPPING:
-                raise
+                root = training.files.root
+                names = ", ".join(member.name for member in passed)
+                raise MemberBusyError(
+                    f"{root}: the other models are finished, and other processes train {names}; fix: when they have "
+                    f"ended, mlxbert train --resume {shlex.quote(str(root))}"
+                ) from error
             time.sleep(0.2)
     return before
 
 
 def _train_unfinished(training: MemberTraining, member: Member) -> float:
     """Train a model under its lock, if it is not finished; return the seconds that earlier sittings spent on it."""
-    files, before = training.files, 0.0
-    if not files.is_done(member.name):
-        with member_lock(files, member.name):
-            if not files.is_done(member.name):  # another process may have finished it since
+    files, world, before = training.files, training.world, 0.0
+
+    def is_done() -> bool:
+        return bool(world.first(f"whether {member.name} is finished", world.writes and files.is_done(member.name)))
+
+    if not is_done():
+        with member_lock(files, member.name) if world.writes else nullcontext():
+            if not is_done():  # another process may have finished it since
                 before = _train(training, member)
                 # A trainer and its compiled step refer to each other: free them before the next model is loaded.
                 gc.collect()
-    shutil.rmtree(files.resume / member.name, ignore_errors=True)
+    if world.writes:
+        shutil.rmtree(files.resume / member.name, ignore_errors=True)
     return before
 
 
 def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConfig) -> tuple[float, float]:
-    """Refuse a quantized encoder, and settings that do not fit it or a fold's targets, before anything is written.
+    """Refuse settings that do not fit the encoder or a fold's targets, and a quantized encoder without adapters.
+
+    Nothing is written yet.
 
     Return the peak learning rates of encoder and head: the config's, or the defaults for the encoder.
 
@@ -116,7 +136,12 @@ def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConf
     """
     first, *others = members_of(config, len(prepared.folds))
     model = new_model(prepared, settings, config, first)
-    refuse_training(model)
+    if config.lora is None:
+        refuse_training(model)
+    elif config.lora.merge:
+        refuse_packed(model.core)
+    for note in notes_on(model.core):
+        warnings.warn(note, AdapterWarning, stacklevel=2)
     reinitialize_top(model, config.reinitialize_layers, first.entropy())
     training_rules(model, config)
     for member in others:
@@ -128,10 +153,14 @@ def check_models(prepared: Prepared, settings: RunSettings, config: TrainingConf
 def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig, member: Member) -> BertWithHead:
     """Return a model before its first step: the encoder, and a head fitted to the training targets of the fold."""
     mx.random.seed(member.entropy())
-    core = load_core(prepared.directory, dtype=mx.float32)
+    # Below adapters, a quantized encoder stays packed.
+    packed = None if config.lora is None else False
+    core = load_core(prepared.directory, dtype=mx.float32, dequantize=packed)
     if config.dropout is not None:
         core.set_dropout(config.dropout)
     head = new_head(core.config.hidden_size, prepared, settings, config, member)
+    if config.lora is not None:
+        add_adapters(core, config.lora)
     return BertWithHead(core, head, config.pooling, source=prepared.directory)
 
 
@@ -166,6 +195,7 @@ def _train(training: MemberTraining, member: Member) -> float:
         member=member,
         directory=files.resume / member.name,
         callbacks=training.callbacks,
+        world=training.world,
     )
     before = trainer.position.seconds
     try:
@@ -174,6 +204,11 @@ def _train(training: MemberTraining, member: Member) -> float:
         if training.keeps_best and trainer.show_kept():
             model.save(files.best_so_far, overwrite=True)
         raise
+    if not training.world.writes:
+        return before
+    training.world.at("saving")
+    if model.merges:
+        merge_adapters(model.core)  # intervals are calibrated on the model as it will predict
     coverage = {}
     if config.calibrate:
         coverage = calibrate_intervals(model, trainer.held_out, outcome.logits, member.entropy())

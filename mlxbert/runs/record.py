@@ -28,6 +28,7 @@ from mlxbert.files.reading import from_json, read_json, sha256_hex
 from mlxbert.runs.files import FIX, RunError
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.parallel import current_world
 
 FORMAT, VERSION = "mlxbert-run", 1
 INFO, SCORES, BLEND = "run.json", "scores.json", "blend.json"
@@ -211,11 +212,15 @@ def read_record(root: Path) -> RunRecord:
 
 _PACKAGES = ("mlx", "numpy", "pandas", "scikit-learn", "scipy", "tokenizers", "scipy-openblas32")
 # If one of these changes, sums, texts, folds, thresholds or digits may change. The others are information.
-_BINDING = ("mlxbert", "device", "blas", "threads", "machine", *(f"packages.{name}" for name in _PACKAGES))
+_BINDING = ("mlxbert", "device", "blas", "threads", "ranks", "machine", *(f"packages.{name}" for name in _PACKAGES))
 
 
 def environment() -> dict[str, Any]:
-    """Return the environment for run.json; it holds no host, user or path."""
+    """Return the environment for run.json; it holds no host, user or path.
+
+    "ranks" is the number of processes that train together, if there are several.
+    """
+    ranks = current_world().size
     return {
         "mlxbert": package_versions(["mlxbert"])["mlxbert"],
         "python": platform.python_version(),
@@ -225,6 +230,7 @@ def environment() -> dict[str, Any]:
         "blas": blas_name(),
         "threads": blas_threads(),
         "packages": package_versions(_PACKAGES),
+        **({"ranks": ranks} if ranks > 1 else {}),
     }
 
 
@@ -238,9 +244,17 @@ def check_environment(then: Mapping[str, Any]) -> None:
     both = {name: (_get(then, name), _get(now, name)) for name in _BINDING}
     changed = [f"{name} was {was}, is {value}" for name, (was, value) in both.items() if was != value]
     if changed:
+        ranks = then.get("ranks", 1)
+        start = (
+            ""
+            if ranks == now.get("ranks", 1)
+            else f"mlx.launch -n {ranks}, or "
+            if ranks != 1
+            else "no mlx.launch, or "
+        )
         raise RunError(
             f"the run was begun elsewhere ({'; '.join(changed)}), and would not end in the same bytes; "
-            "fix: --allow-changes to go on all the same"
+            f"fix: {start}--allow-changes to go on all the same"
         )
 
 
@@ -432,6 +446,27 @@ def check_same(now: RunRecord, before: RunRecord) -> None:
     ):
         if is_now != was_then:
             raise RunError(f"{what} changed since the run began; fix: {fix}, or train anew")
+
+
+def compared(record: RunRecord) -> dict[str, Any]:
+    """Return the facts of a run in which processes that train it together must not differ, by name.
+
+    No paths: a machine may have the same files at another place.
+    """
+    values = record.values
+    paths = ("model", "valid", "test", "sample_submission")
+    settings = {name: value for name, value in values["settings"].items() if name not in paths}
+    facts: dict[str, Any] = {
+        "the data's digest": record.data.examples_sha256,
+        "the checkpoint's digest": record.model.manifest_sha256,
+        "the checkpoint's config digest": record.model.config_sha256,
+        "the folds' digest": record.folds.sha256,
+        "members": list(record.members),
+    }
+    now = environment()
+    facts |= {name: _get(now, name) for name in ("python", *_BINDING)}
+    facts |= {f"config.{name}": value for name, value in values["config"].items()}
+    return facts | {f"settings.{name}": value for name, value in settings.items()}
 
 
 # What may differ between machines that train models of one run: when, and under which paths they see its files.

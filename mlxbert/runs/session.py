@@ -47,6 +47,7 @@ from mlxbert.runs.share import Share, threads_of
 from mlxbert.runs.workers import Job, WorkerError, make_job, note_memory, train_in_workers
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import ConfigurationError, TrainingConfig, unknown_setting
+from mlxbert.training.parallel import World, current_world
 from mlxbert.training.trainer import TrainingInterrupted
 
 
@@ -84,6 +85,9 @@ def train(
             which also ends the run. () for all.
         (settings)
 
+    Under `mlx.launch` the processes train each model together, and only rank 0 writes. The others return the run when
+    it is finished, or leave with exit code 0 if they do not see its directory.
+
     Returns:
         The run; finished, unless only some `members` are trained.
 
@@ -98,31 +102,36 @@ def train(
         settings["text"] = RowText.make(settings["text"], pair)
     elif pair is not None:
         raise RunError("pair is given without text; fix: give both sentences")
-    share = Share(workers, tuple(members))
-    inputs = Inputs(data, *(settings.get(name) for name in ("valid", "test", "sample_submission")))
-    run_settings, numbers = _settings(inputs, settings, config)
-    if share.is_part and overwrite:
-        raise RunError("--overwrite deletes what other processes train; fix: leave it out beside --member")
-    joins = share.is_part and os.path.lexists(expand_home(out) / INFO)
-    files = RunFiles(expand_home(out) if joins else new_directory(out, overwrite))
-    training = TrainingConfig.make(numbers)
-    if joins and training.threads is None:
-        training = replace(training, threads=read_record(files.root).config.threads)
-    with nullcontext() if share.is_part else run_lock(files.root):
-        if not share.is_part:
-            new_directory(files.root, overwrite)  # again: another run may have ended since the first look
-            refuse_busy(files)
-        return run_session(
-            files=files,
-            inputs=inputs,
-            settings=run_settings,
-            config=training,
-            share=share,
-            overwrite=overwrite,
-            trackers=trackers,
-            callbacks=callbacks,
-            progress=progress,
-        )
+    share, files, world = Share(workers, tuple(members)), RunFiles(expand_home(out)), current_world()
+    with world.running():
+        _refuse_shares(share, world)
+        inputs = Inputs(data, *(settings.get(name) for name in ("valid", "test", "sample_submission")))
+        run_settings, numbers = _settings(inputs, settings, config)
+        if share.is_part and overwrite:
+            raise RunError("--overwrite deletes what other processes train; fix: leave it out beside --member")
+        joins = share.is_part and os.path.lexists(files.info)
+        if not joins and world.writes:
+            new_directory(files.root, overwrite)
+        training = TrainingConfig.make(numbers)
+        if joins and training.threads is None:
+            training = replace(training, threads=read_record(files.root).config.threads)
+        with run_lock(files.root) if world.writes and not share.is_part else nullcontext():
+            if world.writes and not share.is_part:
+                new_directory(files.root, overwrite)  # again: another run may have ended since the first look
+                refuse_busy(files)
+            run_session(
+                files=files,
+                inputs=inputs,
+                settings=run_settings,
+                config=training,
+                share=share,
+                world=world,
+                overwrite=overwrite,
+                trackers=trackers,
+                callbacks=callbacks,
+                progress=progress,
+            )
+    return _finished(files, world)
 
 
 def resume(
@@ -152,10 +161,45 @@ def resume(
         RunError: there is no run, or the data, the checkpoint or the environment have changed.
         MLXBertError: as `train` raises.
     """
-    files, share = RunFiles(expand_home(out)), Share(workers, tuple(members))
-    record = read_record(files.root)
-    if files.scores.is_file():
-        return Run.open(files.root)
+    share, files, world = Share(workers, tuple(members)), RunFiles(expand_home(out)), current_world()
+    with world.running():
+        _refuse_shares(share, world)
+        record = _record_of_first(files, world)
+        if record is not None:
+            _resume(
+                files,
+                record,
+                {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission},
+                share=share,
+                allow_changes=allow_changes,
+                trackers=trackers,
+                callbacks=callbacks,
+                progress=progress,
+                world=world,
+            )
+    return _finished(files, world)
+
+
+def _record_of_first(files: RunFiles, world: World) -> RunRecord | None:
+    """Return the record of the run, as rank 0 reads it; None: the run is finished."""
+    record = read_record(files.root) if world.writes else None
+    values = None if record is None or files.scores.is_file() else dict(record.values)
+    values = world.first("run.json", values)
+    return None if values is None else RunRecord.of(values, files.info)
+
+
+def _resume(
+    files: RunFiles,
+    record: RunRecord,
+    tables: Mapping[str, Any],
+    *,
+    share: Share,
+    allow_changes: bool,
+    trackers: Sequence[str],
+    callbacks: Sequence[Callback],
+    progress: bool,
+    world: World,
+) -> None:
     check_known_settings(record, files.info)
     if record.config.rate is None:
         raise RunError(
@@ -163,26 +207,43 @@ def resume(
             "again, or write its rate into config.rate: the largest in metrics.jsonl, if the warm-up is over"
         )
     if not allow_changes:
-        with using_threads(threads_of(record.config, share, record)):
+        with using_threads(threads_of(record.config, share, record, world)):
             check_environment(record.environment)
-    tables = {"data": data, "valid": valid, "test": test, "sample_submission": sample_submission}
     inputs = _recorded_inputs(record, tables)
     frames = [name for name, table in vars(inputs).items() if isinstance(table, str) and table == FRAME]
     if frames:
         needed = ", ".join("frame" if name == "data" else f"{name}=frame" for name in frames)
         raise RunError(f"{files.root} was trained on a frame; fix: resume(path, {needed})")
-    check_paths(files)
-    with nullcontext() if share.is_part else run_lock(files.root):
-        return run_session(
+    if world.writes:
+        check_paths(files)
+    with run_lock(files.root) if world.writes and not share.is_part else nullcontext():
+        run_session(
             files=files,
             inputs=inputs,
             settings=record.settings,
             config=record.config,
             before=record,
             share=share,
+            world=world,
             trackers=trackers,
             callbacks=callbacks,
             progress=progress,
+        )
+
+
+def _finished(files: RunFiles, world: World) -> Run:
+    """Return the run; a rank that does not see it leaves with exit code 0."""
+    if not world.writes and not files.scores.is_file():
+        raise SystemExit(0)
+    return Run.open(files.root)
+
+
+def _refuse_shares(share: Share, world: World) -> None:
+    if world.size > 1 and (share.workers > 1 or share.is_part):
+        what = "--workers" if share.workers > 1 else "--member"
+        raise RunError(
+            f"{world.size} processes of mlx.launch train each model together, and {what} trains models apart; fix: "
+            f"leave {what} or mlx.launch out"
         )
 
 
@@ -255,12 +316,13 @@ def run_session(
     settings: RunSettings,
     config: TrainingConfig,
     share: Share,
+    world: World,
     before: RunRecord | None = None,
     overwrite: bool = False,
     trackers: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
-) -> Run:
+) -> None:
     """Train the unfinished models of this process's share, and finish the run if that is all of it.
 
     All checks come before anything is written or deleted; `before` is the record of a resumed run.
@@ -273,10 +335,16 @@ def run_session(
     started = time.monotonic()
     if "wandb" in trackers and share.workers > 1:
         raise RunError("--log wandb follows one model at a time; fix: --workers 1, or --log tensorboard")
-    services = [tracker(name, files.root) for name in trackers]
-    threads = threads_of(config, share, before)
+    services = [tracker(name, files.root) for name in trackers if world.writes]
+    threads = threads_of(config, share, before, world)
     with using_threads(threads):
-        session = begin(files, inputs, settings, config, share, before, threads=threads, overwrite=overwrite)
+        session = begin(
+            files, inputs, settings, config, share, before, threads=threads, overwrite=overwrite, world=world
+        )
+        world.advise(f"go on with the same number of ranks and: {resuming_call(files, session.record, share)}")
+        if not world.writes:
+            train_members(session.training(()), session.members, "refuse")
+            return
         record, names = session.record, [member.name for member in session.members]
         unfinished = [name for name in names if not files.is_done(name)]
         workers = min(share.workers, len(unfinished))
@@ -294,15 +362,15 @@ def run_session(
                 earlier = _seconds_of_finished(files, record)
                 if workers > 1:
                     job = make_job(files, inputs, names, session.prepared, session.settings)
-                    earlier += train_in_workers(job, workers, threads, listeners)
-                busy: Busy = "refuse" if share.is_part else "wait"
+                    earlier += train_in_workers(job, workers, listeners)
+                busy: Busy = "refuse" if share.is_part or world.size > 1 else "wait"
                 earlier += train_members(session.training(listeners.several), session.members, busy)
                 if not share.is_part:
+                    world.at("finishing")
                     seconds = earlier + time.monotonic() - started
                     scores = finish(files, session.prepared, session.settings, session.config, inputs, seconds)
         finally:
             listeners.on_run_end(scores)
-    return Run.open(files.root)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from mlxbert.backend.device import device_name, use_fast_blas
 from mlxbert.errors import RunError, RunWarning
 from mlxbert.runs.record import RunRecord
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.parallel import World
 from mlxbert.training.trainer import Member
 
 _PART = re.compile(r"(fold|seed)=(0|[1-9][0-9]{0,9})", re.ASCII)
@@ -82,16 +84,17 @@ def _numbers(what: str, numbers: Sequence[int]) -> str:
     return f"{what}s {', '.join(map(str, numbers[:10]))}{more}"
 
 
-def threads_of(config: TrainingConfig, share: Share, before: RunRecord | None) -> int:
+def threads_of(config: TrainingConfig, share: Share, before: RunRecord | None, world: World | None = None) -> int:
     """Return the threads of each model's training.
 
     They are those of a run that goes on, or of the configuration, or all that this process may use, divided among the
-    workers.
+    workers, or the ranks on this machine.
 
     Warns:
         RunWarning: more threads than the process may use, or threads where they change nothing.
     """
-    status, workers = use_fast_blas(), min(share.workers, len(config.seeds) * config.folds)
+    world = world or World()
+    status, workers = use_fast_blas(), min(share.workers, len(config.seeds) * config.folds) * world.local_size
     threads = config.threads
     if threads is None and before is not None:  # an older version began it
         recorded = before.environment.get("threads")
@@ -105,11 +108,15 @@ def threads_of(config: TrainingConfig, share: Share, before: RunRecord | None) -
             )
         return 1
     if threads is None:
-        threads = max(status.threads // workers, 1)
-    if threads * workers > status.threads:
-        who = f"{workers} workers with {_counted(threads)} each" if workers > 1 else _counted(threads)
+        threads = int(world.first("threads", max(status.threads // workers, 1)))
+    # Ranks are processes of their own, and each may be allowed a part of the cores only.
+    kind, limit = (
+        ("workers", status.threads) if world.size == 1 else ("ranks", max(status.threads, os.cpu_count() or 1))
+    )
+    if threads * workers > limit:
+        who = f"{workers} {kind} with {_counted(threads)} each" if workers > 1 else _counted(threads)
         warnings.warn(
-            f"{who}, and this process may use {status.threads}: they wait for each other, and the bytes stay the same",
+            f"{who}, and this process may use {limit}: they wait for each other, and the bytes stay the same",
             RunWarning,
             stacklevel=2,
         )

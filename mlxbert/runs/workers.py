@@ -173,17 +173,13 @@ class Workers:
     is_stopping: bool = False
     running: set[_Worker] = field(default_factory=set)
 
-    def start(self, job: Job, count: int, threads: int) -> None:
+    def start(self, job: Job, count: int) -> None:
         """Start `count` processes, and send them the job."""
         if not sys.executable:
             raise RunError("this Python does not name its interpreter, so workers cannot be started; fix: workers=1")
         # The same modules as here. Without the safe path, files of the current directory could hide them.
         paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109 - as Python has it
-        variables = os.environ | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONSAFEPATH": "1",
-            "OPENBLAS_NUM_THREADS": str(threads),
-        }
+        variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         data = pickle.dumps(job)
         for _ in range(count):
             stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
@@ -264,15 +260,14 @@ class Workers:
                 self.callbacks.on_member_end(event)
 
 
-def train_in_workers(job: Job, count: int, threads: int, callbacks: Callback) -> float:
-    """Train the unfinished models of a run in `count` processes with so many threads each.
+def train_in_workers(job: Job, count: int, callbacks: Callback) -> float:
+    """Train the unfinished models of a run in several processes.
 
     Return the seconds that earlier sittings spent on them. A model that another process trains is left out.
 
     Args:
         job: for all workers.
         count: of the processes.
-        threads: of each.
         callbacks: called in this process with the events of all models, as they come.
 
     Raises:
@@ -282,7 +277,7 @@ def train_in_workers(job: Job, count: int, threads: int, callbacks: Callback) ->
     workers = Workers(callbacks)
     try:
         try:
-            workers.start(job, count, threads)
+            workers.start(job, count)
             workers.follow()
         except BaseException:  # Ctrl-C, or a callback that raises
             workers.stop()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from heads.errors import HeadError, unknown_name
+from mlxbert.adapters.settings import LoRA
 from mlxbert.training.gradients import AWP, FGM
 from mlxbert.training.optimizer import SHAPES, ConfigurationError, Schedule
 from mlxbert.training.step import StepSettings
@@ -39,6 +40,7 @@ _USUAL: dict[str, str] = {
     "max_norm": "max_grad_norm gradient_clip_val clip_norm clipnorm grad_clip clip gradient_clipping",
     "dropout": "hidden_dropout_prob dropout_rate classifier_dropout hidden_dropout drop_rate",
     "ema": "ema_decay use_ema",
+    "lora": "peft peft_config lora_config adapter adapters qlora dora use_dora lora_r lora_rank lora_alpha",
     "freeze_layers": "freeze n_freeze frozen_layers freeze_n_layers",
     "freeze_embeddings": "freeze_embedding freeze_emb",
     "reinitialize_layers": "reinit_layers reinit_n_layers reinit reinitialize",
@@ -164,7 +166,8 @@ class TrainingConfig:
     rate: float | None = argument(
         None,
         "Optimization",
-        "Peak learning rate.  [default by size: MiniLM-L6 and smaller 1.5e-4, base 3e-5, large 2e-5]",
+        "Peak learning rate.  [default by size: MiniLM-L6 and smaller 1.5e-4, base 3e-5, large 2e-5; with --lora ten "
+        "times as much]",
         least=0,
     )
     head_rate: float | None = argument(
@@ -199,6 +202,13 @@ class TrainingConfig:
     freeze_embeddings: bool = argument(False, "Model", "Do not train the embeddings.")
     freeze_layers: int = argument(0, "Model", "Do not train the embeddings and this many lowest layers.", least=0)
     reinitialize_layers: int = argument(0, "Model", "Train this many top layers from random weights.", least=0)
+    lora: LoRA | None = argument(  # noqa: RUF009 - a field
+        None,
+        "Model",
+        "Train adapters and head instead of the encoder: rank=8,alpha=16,layers=query+value; further dropout=0.1, "
+        "dora=yes, merge=no (docs/scale.md).",
+        metavar="NAME=VALUE,…",
+    )
     adversarial: str | None = argument(
         None, "Optimization", "Adversarial training: fgm changes embeddings, awp changes weights."
     )
@@ -258,6 +268,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be: see `ConfigurationError`."""
         object.__setattr__(self, "seeds", _seeds(self.seeds))
+        if self.lora is not None:
+            object.__setattr__(self, "lora", LoRA.make(self.lora))
         for setting in dataclasses.fields(self):
             _check(setting, getattr(self, setting.name))
         choices = {
@@ -275,6 +287,14 @@ class TrainingConfig:
         if self.adversarial == "fgm" and (self.freeze_embeddings or self.freeze_layers):
             raise ConfigurationError(
                 "adversarial 'fgm' moves the word embeddings, which are frozen; fix: train them, or adversarial='awp'"
+            )
+        if self.lora is not None and self.adversarial == "fgm":
+            raise ConfigurationError(
+                "adversarial 'fgm' moves the word embeddings, which are frozen below adapters; fix: adversarial='awp'"
+            )
+        if self.lora is not None and self.reinitialize_layers:
+            raise ConfigurationError(
+                "reinitialize_layers would freeze random weights below adapters; fix: leave it out, or lora"
             )
         if self.valid_size is not None and self.folds != 1:
             raise ConfigurationError(f"valid_size goes with folds=1, not with {self.folds} folds; fix: leave one out")
@@ -327,7 +347,7 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
 def _check(setting: dataclasses.Field[Any], value: Any) -> None:
     """Refuse a value that has not the type of the setting's annotation, or lies outside its limits."""
     kind, _, optional = str(setting.type).partition(" | ")
-    if kind == "tuple[int, ...]" or (value is None and optional):
+    if kind in ("tuple[int, ...]", "LoRA") or (value is None and optional):
         return
     wanted = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}[kind]
     fits = {

@@ -30,6 +30,7 @@ from heads.metrics import METRICS
 from heads.multilabel import ThresholdWarning
 from mlxbert.data.tokens import PredictionBatches, TokenRows
 from mlxbert.errors import MLXBertError
+from mlxbert.training.parallel import World
 from mlxbert.with_head import BertWithHead
 
 NUMBERS = ("regression", "time_series")
@@ -93,6 +94,7 @@ def predict_logits(
     batch_size: int,
     lengths: Sequence[int] | None = None,
     extra: Mapping[str, mx.array] | None = None,
+    world: World | None = None,
 ) -> np.ndarray:
     """Return the logits of rows, (n, outputs), float32, in evaluation mode; the model's mode does not change.
 
@@ -103,19 +105,22 @@ def predict_logits(
         batch_size: rows a batch.
         lengths: to which batches are padded, if they are known already.
         extra: N rows of each of the head's inputs beside the text.
+        world: the ranks that compute the batches in turn; each returns all logits.
 
     Raises:
         DataError: there are no rows.
     """
+    world = world or World()
     batches = PredictionBatches(tokens, rows, batch_size=batch_size, lengths=lengths)
     training = model.training
     model.eval()
     try:
         outputs = []
-        for batch in batches:
+        for batch in batches.every(world.size, world.rank):
+            world.at("evaluation")
             batch_extra = {name: array[mx.array(batch.rows)] for name, array in (extra or {}).items()}
             outputs.append(np.array(model(**batch.inputs(), **batch_extra)))
-        return batches.restore(outputs)
+        return batches.restore(world.in_turn("logits", outputs, len(batches)))
     finally:
         model.train(training)
 
@@ -234,6 +239,7 @@ class HeldOut:
         batch_size: int,
         lengths: Sequence[int],
         extra: Mapping[str, mx.array],
+        world: World | None = None,
     ):
         """Encode the targets of the held-out rows.
 
@@ -248,10 +254,12 @@ class HeldOut:
             batch_size: rows a batch.
             lengths: to which batches are padded.
             extra: the head's inputs beside the text, of all examples.
+            world: the ranks that evaluate together.
         """
         self.model, self.examples, self.rows = model, examples, rows
         self.task, self.metric, self.metrics, self.calibrated = task, metric, tuple(metrics), calibrated
         self.batch_size, self.lengths, self.extra = batch_size, tuple(lengths), extra
+        self.world = world
         self._targets = examples.targets[rows]
         self._encoded = model.head.encode_targets(self._targets)
         self._truth = model.head.metric_targets(self._targets)
@@ -265,6 +273,7 @@ class HeldOut:
             batch_size=self.batch_size,
             lengths=self.lengths,
             extra=self.extra,
+            world=self.world,
         )
 
     def loss(self, logits: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
+from mlxbert.adapters.linear import is_adapter
 from mlxbert.errors import MLXBertError
 from mlxbert.model_arrays import named_parameters
 from mlxbert.models.architecture import POOLER
@@ -106,6 +107,9 @@ def parameter_rules(
         freeze_layers: leave the embeddings and this many of the lowest layers as they are, and so every layer that
             shares its parameters with one of these.
 
+    An encoder with adapters keeps its own weights. The adapters have the rates of their layers, and A and B decay as
+    matrices do.
+
     Raises:
         ConfigurationError: a rate, decay or number of layers is out of its range.
     """
@@ -129,6 +133,9 @@ def parameter_rules(
             rules[name] = Rule(rate if head_rate is None else head_rate, decay)
             continue
         inner = name.removeprefix(CORE)
+        if core.lora is not None and not is_adapter(name):
+            rules[name] = Rule(rate, 0.0, frozen=True)
+            continue
         decay = weight_decay if is_matrix(name, array) and not core.is_norm(inner) else 0.0
         depth = core.depth_of(inner)
         # Depth 0 is the embeddings, i + 1 layer i. A pooler that the pooling does not read has no gradient and must

@@ -20,12 +20,13 @@ from typing import Any, Self, cast
 import mlx.core as mx
 import numpy as np
 
+from mlxbert.adapters.linear import is_adapter
 from mlxbert.errors import MLXBertError, first_ten
 from mlxbert.files.output_file import replacing
 from mlxbert.files.reading import from_json
 from mlxbert.files.safetensors import PlannedTensor, read_safetensors, write_safetensors
 from mlxbert.training.gradients import SCALARS, seed_of
-from mlxbert.training.optimizer import Arrays
+from mlxbert.training.optimizer import CORE, Arrays
 from mlxbert.training.step import TrainStep
 
 STATE = "state.safetensors"
@@ -94,11 +95,13 @@ class Position:
 def step_state(step: TrainStep) -> Arrays:
     """Return everything that `step` depends on, also between two batches of a step, and MLX's random state.
 
+    The frozen weights of an encoder with adapters are left out.
+
     Keys: "weights.<name>", "frozen.", "means.", "squares.", "average." likewise; "sums.<name>", "sums_loss",
     "sums_weight" and "sums_rows" of accumulated batches; "step", "updates", "batches", "good_steps", "loss_scale";
     "random", the key.
     """
-    state: Arrays = {f"{kind}.{name}": array for kind in _DICTS for name, array in getattr(step, kind).items()}
+    state: Arrays = {f"{kind}.{name}": array for kind in _DICTS for name, array in _saved(step, kind).items()}
     if step.sums is not None:
         state |= {f"sums.{name}": array for name, array in step.whole_gradients().items()}
         state |= {f"sums_{name}": step.sums[name] for name in SCALARS}
@@ -108,6 +111,14 @@ def step_state(step: TrainStep) -> Arrays:
     state[_RANDOM] = mx.array(random[0])
     mx.eval(state)
     return state
+
+
+def _saved(step: TrainStep, kind: str) -> Arrays:
+    """Return one of the step's dicts, without the weights below adapters: the checkpoint has them."""
+    arrays: Arrays = getattr(step, kind)
+    if kind != "frozen" or step.model.core.lora is None:
+        return arrays
+    return {name: array for name, array in arrays.items() if not name.startswith(CORE) or is_adapter(name)}
 
 
 def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
@@ -142,7 +153,7 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
                 f"{name} is {number}, which no training has; fix: delete the saved state, and this model starts anew"
             )
     for kind in _DICTS:
-        setattr(step, kind, {name: state[f"{kind}.{name}"] for name in getattr(step, kind)})
+        setattr(step, kind, getattr(step, kind) | {name: state[f"{kind}.{name}"] for name in _saved(step, kind)})
     step.sums = step.words = None
     if "sums_loss" in state:
         gradients = {name: state[f"sums.{name}"] for name in step.weights}

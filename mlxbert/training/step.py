@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from mlxbert.backend.device import reuse_memory
@@ -34,7 +35,9 @@ from mlxbert.training.gradients import (
     Shard,
     Sums,
     add_up,
+    in_dtype,
     parts,
+    seed_of,
     split_batch,
     split_state,
     take,
@@ -52,6 +55,7 @@ from mlxbert.training.optimizer import (
     squared_norms,
     trainable,
 )
+from mlxbert.training.parallel import World
 from mlxbert.training.word_rows import INDEX, WordRows, squared_rows, word_rows
 
 # float16 gradients below 6e-8 are 0, so the loss is scaled up: half as much after an overflow, twice as much after
@@ -123,30 +127,44 @@ class StepReport:
 class TrainStep:
     """Trains `model`, which always has the current weights, in float32.
 
+    In a world of several ranks each one is given the whole batches, and computes its part of their rows.
+
     Attributes:
         step: finished steps, also skipped ones; the schedule's position.
         updates: steps that changed the weights; AdamW's t.
         batches: accumulated batches of the current step.
-        sums: of these batches; None: there are none.
+        sums: of these batches, of this rank's rows; None: there are none.
         words: the rows of the word embeddings whose gradients are in `sums`; None: all rows.
     """
 
     def __init__(
-        self, model: Any, rules: Mapping[str, Rule], schedule: Schedule, settings: StepSettings | None = None
+        self,
+        model: Any,
+        rules: Mapping[str, Rule],
+        schedule: Schedule,
+        settings: StepSettings | None = None,
+        world: World | None = None,
     ):
         """Take over `model`, with the rules of `parameter_rules`.
 
         Raises:
-            ConfigurationError: everything is frozen.
-            QuantizationError: the model is quantized (the message says what to train instead).
+            ConfigurationError: everything is frozen, or the settings do not go with several ranks.
+            QuantizationError: the model is quantized, and has no adapters (the message says what to train instead).
         """
-        refuse_training(model)
+        if model.core.lora is None:
+            refuse_training(model)
         reuse_memory(training=True)
         self.model, self.schedule = model, schedule
         self.settings = settings or StepSettings()
+        self.world = world or World()
+        if self.world.size > 1 and self.settings.adversarial is not None:
+            raise ConfigurationError(
+                "adversarial training needs the gradient of the whole batch, and each of several processes has only "
+                "its rows; fix: train in one process (--workers trains folds side by side), or without adversarial"
+            )
         self.rules = dict(rules)
         names = trainable(self.rules)
-        masters = {name: array.astype(mx.float32) for name, array in named_parameters(model).items()}
+        masters = {name: in_dtype(array, mx.float32) for name, array in named_parameters(model).items()}
         self.weights: Arrays = {name: masters[name] for name in names}
         self.frozen: Arrays = {name: array for name, array in masters.items() if name not in self.weights}
         self.means: Arrays = {name: mx.zeros_like(array) for name, array in self.weights.items()}
@@ -156,12 +174,14 @@ class TrainStep:
         self.average: Arrays = {name: array + 0 for name, array in self.weights.items()} if keeps_average else {}
         self.sums: Sums | None = None
         self.words: WordRows | None = None
+        # The different ids of the step's batches: with several ranks, only their rows are sent.
+        self._used: np.ndarray = np.zeros(0, np.int32)
         self.step, self.updates, self.batches, self.good_steps = 0, 0, 0, 0
         self.loss_scale = _FIRST_SCALE if self.settings.compute_dtype == "float16" else 1.0
         self._gradients = Gradients(
             model, names, self.settings.compute_dtype, self.settings.checkpoint_layers, self.settings.adversarial
         )
-        # The random state is an input and an output: a constant one would drop the same units at every step.
+        # The random state is an input and an output, for heads that draw from it: a constant one would repeat.
         compiled = self.settings.compiled
         random: Any = {"inputs": mx.random.state, "outputs": mx.random.state}
         self._sums = mx.compile(self._gradients.of, **random) if compiled else self._gradients.of
@@ -204,12 +224,15 @@ class TrainStep:
         words = None
         if self._table is not None and arrays["input_ids"].size:  # the model refuses an empty batch
             words, arrays[INDEX] = word_rows(arrays["input_ids"], len(self.weights[self._table]))
-        found = self._compute(split_batch(arrays, targets, real, self._streams), words)
+        found = self._compute(self._shards(arrays, targets, real), words)
         self.batches += 1
-        loss, weight = (sum(_number(sums[name]) for sums in found) for name in ("loss", "weight"))
+        own = [sum(_number(sums[name]) for sums in found) for name in ("loss", "weight")]
+        loss, weight = self.world.add(f"batch {self.batches} of step {self.step + 1}", own)
         value = loss / weight if weight else loss
         if math.isfinite(value):
-            self._add(found, words)
+            self._add(found or [self._nothing(words)], words)
+            if self.world.size > 1 and words is not None:
+                self._used = np.union1d(self._used, np.array(words.used))
         elif self.settings.on_nonfinite == "stop":
             raise NonFiniteLossError(
                 f"step {self.step + 1}, batch {self.batches} of it: the loss is {value}; the weights are "
@@ -231,6 +254,9 @@ class TrainStep:
         batches, self.batches = self.batches, 0
         sums, self.sums = self.sums, None
         words, self.words = self.words, None
+        used, self._used = self._used, np.zeros(0, np.int32)
+        if sums is not None:
+            sums = self._over_ranks(sums, words, used)
         self.step += 1
         weight = 0.0 if sums is None else _number(sums["weight"])
         # No real row, or none with a label, or every batch left out: then no weight decay either.
@@ -267,22 +293,64 @@ class TrainStep:
             mx.eval(gradients[self._table])  # on this stream, before others read it
         return gradients
 
+    def _shards(self, inputs: Arrays, targets: mx.array, rows: mx.array) -> list[Shard]:
+        """Return the shards of this rank's rows; none if the batch has fewer rows than there are ranks."""
+        own = self.world.part(len(rows))
+        if own.start == own.stop:
+            return []
+        if self.world.size > 1:
+            inputs = {name: array[own] for name, array in inputs.items()}
+            targets, rows = targets[own], rows[own]
+            mx.eval(inputs, targets, rows)  # on this stream, before others read them
+        return split_batch(inputs, targets, rows, self._streams, first=own.start)
+
+    def _nothing(self, words: WordRows | None) -> Sums:
+        """Return the sums of no rows."""
+        shapes = {name: array.shape for name, array in self.weights.items()}
+        if words is not None and self._table is not None:
+            shapes[self._table] = (len(words.ids), *shapes[self._table][1:])
+        return {
+            "gradients": {name: mx.zeros(shape) for name, shape in shapes.items()},
+            **{name: mx.array(0.0) for name in SCALARS},
+        }
+
+    def _over_ranks(self, sums: Sums, words: WordRows | None, used: np.ndarray) -> Sums:
+        """Return the sums of all ranks, the same bits on each; of the word embeddings only `used` rows are sent."""
+        if self.world.size == 1:
+            return sums
+        scalars = self.world.add(f"step {self.step + 1}", [_number(sums[name]) for name in SCALARS])
+        gradients: Arrays = sums.pop("gradients")
+        rows = mx.array(used.astype(np.int32)) if words is None and self._table is not None and len(used) else None
+        if rows is not None and self._table is not None:
+            shape, gradients[self._table] = gradients[self._table].shape, gradients[self._table][rows]
+        gradients = self.world.sum(gradients)
+        if rows is not None and self._table is not None:
+            table = mx.zeros(shape)
+            table[rows] = gradients[self._table]
+            gradients[self._table] = table
+            mx.eval(table)
+        return {"gradients": gradients, **{n: mx.array(v, mx.float32) for n, v in zip(SCALARS, scalars, strict=True)}}
+
     def _compute(self, shards: list[Shard], words: WordRows | None = None) -> list[Sums]:
-        """Return the sums of each shard; each draws its random numbers from its own state."""
-        *seeds, after = split_state(len(shards) + 1)
+        """Return the sums of each shard; take a key for the batch from the random state, whatever the shards are."""
+        key, own, after = split_state(3)
+        batch_key = mx.array(key, mx.uint32)
         scale = mx.array(self.loss_scale, mx.float32)
         ids = () if words is None else (words.ids,)
         found: list[Sums] = []
         try:
-            for shard, seed in zip(shards, seeds, strict=True):
-                mx.random.seed(seed)
+            for shard in shards:
+                # What does not draw by rows draws from a stream of the shard.
+                mx.random.seed(seed_of((own[0], (own[1] + shard.first) % 2**32)))
                 batch = (shard.inputs, shard.targets, shard.rows)
+                first = mx.array(shard.first, mx.uint32)
                 with mx.stream(shard.stream):
-                    found.append(self._sums(self.weights, self.frozen, *batch, scale, *ids))
+                    found.append(self._sums(self.weights, self.frozen, *batch, scale, batch_key, first, *ids))
         finally:
             self.show()  # tracing leaves placeholders in the model
-            mx.random.seed(after)
-        evaluate(found)
+            mx.random.seed(seed_of(after))
+        if found:
+            evaluate(found)
         return found
 
     def _add(self, found: list[Sums], words: WordRows | None) -> None:

@@ -35,6 +35,7 @@ from mlxbert.training.optimizer import (
     parameter_rules,
     reinitialize_top,
 )
+from mlxbert.training.parallel import World
 from mlxbert.training.state import (
     STATE,
     Kept,
@@ -53,6 +54,11 @@ from mlxbert.with_head import BertWithHead
 
 # A state has some four times the size of the weights: saving every few seconds would take longer than the training.
 _SAVE_SECONDS, _SAVE_SECONDS_AFTER_EVALUATION = 300.0, 60.0
+
+
+# Hu et al. 2021 (tables 9 to 11) train RoBERTa base with 4e-4 to 5e-4 and large with 2e-4 to 4e-4, some ten times what
+# whole encoders of these sizes get. docs/scale.md has what was measured here.
+ADAPTER_RATES = 10
 
 
 class TrainingInterrupted(TrainingError, Interrupted):  # noqa: N818 - an answer to Ctrl-C, not a fault
@@ -120,6 +126,7 @@ class Trainer:
         member: Member | None = None,
         directory: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
+        world: World | None = None,
     ):
         """Take over `model`.
 
@@ -133,14 +140,17 @@ class Trainer:
             member: for names, logs and random streams.
             directory: for the saved state, which is restored if there is one; None: nothing is saved.
             callbacks: for steps and evaluations.
+            world: the processes that train this model together; `directory` and `callbacks` are rank 0's alone.
 
         Raises:
-            MLXBertError: the settings do not fit this model, or the saved state is of another training.
+            MLXBertError: the settings do not fit this model, the saved state is of another training, or the ranks
+                begin with different weights.
         """
         self.model, self.examples, self.fold, self.task = model, examples, fold, task
         self.config = config or TrainingConfig()
         self.member = member or Member()
-        self.directory = None if directory is None else Path(directory)
+        self.world = world or World()
+        self.directory = None if directory is None or not self.world.writes else Path(directory)
         self.metric = get_metric(metric or self.config.metric or model.head.default_metric)
         self.callbacks = Callbacks(callbacks)
         entropy = self.member.entropy()
@@ -161,6 +171,7 @@ class Trainer:
             batch_size=self.config.evaluation_batch_size,
             lengths=self.batches.lengths,
             extra=self._extra,
+            world=self.world,
         )
         reinitialize_top(model, self.config.reinitialize_layers, entropy)
         rules, self._peak = training_rules(model, self.config)
@@ -171,12 +182,14 @@ class Trainer:
             end=self.config.schedule_end,
             power=self.config.schedule_power,
         )
-        self.step = TrainStep(model, rules, schedule, self.config.step_settings())
+        self.step = TrainStep(model, rules, schedule, self.config.step_settings(), self.world)
         self.position = Position()
         self._kept: Arrays = {}
         self._began = time.monotonic()
-        if self.directory is not None:
-            self._restore(self.directory)
+        with self.world.files_of_first(self.directory) as saved_files:
+            if saved_files is not None:
+                self._restore(saved_files)
+        self.world.same_arrays(f"the weights of {self.member.name}", {**self.step.weights, **self.step.frozen})
 
     def fit(self) -> Outcome:
         """Train to the end, from the saved state if there is one.
@@ -189,17 +202,21 @@ class Trainer:
         """
         member = self.member
         self.callbacks.on_member_start(member.name, member.seed, member.fold, self.steps, self.step.step)
-        saved = self._clock = time.monotonic()
+        saved, due = time.monotonic(), False
+        self._clock = saved
         with _interruptible() as interrupts:
             while not self._over():
                 evaluated = self._train_batch()
-                due = self.config.save_every and self.position.batches_done % self.config.save_every == 0
+                due |= bool(self.config.save_every) and self.position.batches_done % (self.config.save_every or 1) == 0
+                if self.world.size > 1 and self.step.batches:
+                    continue  # each rank has its own sums, and rank 0 saves only what all have together
+                stop = self.world.any("interrupted", bool(interrupts))
                 waited = time.monotonic() - saved
                 late = waited > (_SAVE_SECONDS_AFTER_EVALUATION if evaluated else _SAVE_SECONDS)
-                if due or late or interrupts:
+                if due or late or stop:
                     self.save()
-                    saved = time.monotonic()
-                if interrupts:  # also after the last batch: the next model must not begin
+                    saved, due = time.monotonic(), False
+                if stop:  # also after the last batch: the next model must not begin
                     raise TrainingInterrupted(f"{member.name}: interrupted at step {self.step.step} of {self.steps}")
         return self._finish()
 
@@ -207,6 +224,7 @@ class Trainer:
         """Write the state to `directory`, whole or not at all; without a directory do nothing."""
         if self.directory is None:
             return
+        self.world.at("saving")
         kept = self.position.kept
         if kept is not None and not (file := kept_file(self.directory, kept.step)).is_file():
             write_arrays(file, self._kept)
@@ -231,7 +249,10 @@ class Trainer:
         """Evaluate the current weights (their moving average, if there is one) on the held-out rows."""
         self.step.show(self.step.average or None)
         logits = self.held_out.logits()
+        self.world.at("scores")
         loss, metrics = self.held_out.loss(logits), self.held_out.scores(self.held_out.predictions(logits))
+        loss, metrics = self.world.first("scores", [loss, metrics])
+        self.world.same_arrays(f"the weights after step {self.step.step}", self.step.weights)
         self.step.show()
         top = self.position.top
         is_better = self.metric.is_better(metrics[self.metric.name], math.nan if top is None else top)
@@ -246,6 +267,7 @@ class Trainer:
     def _train_batch(self) -> bool:
         """Train on one batch, update after the last one of a step; return whether the model was evaluated."""
         position = self.position
+        self.world.at("step", self.step.step + 1)
         batch = self.batches.batch(position.epoch, position.batch)
         where = f"{self.member.name}, epoch {position.epoch + 1}, batch {position.batch + 1}"
         extra = {name: array[mx.array(batch.rows)] for name, array in self._extra.items()}
@@ -274,6 +296,7 @@ class Trainer:
             skipped=report.skipped,
             padding=padding,
         )
+        self.world.at("callbacks")
         self.callbacks.on_step(event)
         if steps_of_epoch not in self._evaluate_after:
             return False
@@ -351,9 +374,13 @@ class Trainer:
 def peak_rates(encoder: EncoderConfig, config: TrainingConfig) -> tuple[float, float]:
     """Return the peak rates of encoder and head: the config's, else the defaults for the encoder's size.
 
-    If only the encoder's rate is given, the head has the same.
+    If only the encoder's rate is given, the head has the same. Adapters have by default `ADAPTER_RATES` times the rate
+    of the whole encoder, and the head at least as much.
     """
     rate, head_rate = default_rates(encoder) if config.rate is None else (config.rate, config.rate)
+    if config.lora is not None and config.rate is None:
+        rate = float(f"{rate * ADAPTER_RATES:.3g}")
+        head_rate = max(head_rate, rate)
     return rate, head_rate if config.head_rate is None else config.head_rate
 
 

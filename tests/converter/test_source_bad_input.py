@@ -283,7 +283,9 @@ def test_several_other_frameworks(tmp_path: Path) -> None:
 def test_an_adapter_alone(tmp_path: Path) -> None:
     write_config(tmp_path)
     save_file(ONE, tmp_path / "adapter_model.safetensors")
-    assert "has a PEFT adapter only, not a whole model; fix: merge_and_unload() it" in refusal(tmp_path)
+    assert "has a PEFT adapter only, not a whole model; fix: --base with the model that it was trained on" in refusal(
+        tmp_path
+    )
 
 
 def test_weights_in_a_folder(tmp_path: Path) -> None:

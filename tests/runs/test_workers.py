@@ -11,9 +11,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from mlxbert.backend.device import using_threads
+from mlxbert.cli import main
 from mlxbert.errors import RunWarning
+from mlxbert.report.reported_run import read_reported_run
 from mlxbert.runs import Run, RunError, resume, train
 from mlxbert.runs.progress import WorkersProgress
 from mlxbert.runs.share import Share, threads_of
@@ -59,22 +62,14 @@ def resumed(stage: Path, name: str, *more: str) -> None:
     assert_same(stage / name, stage / "straight")
 
 
-def test_two_workers_end_in_the_bytes_of_a_sequence(stage: Path) -> None:
-    code, out, error = ran(*command(stage), "--workers", "2", "-o", "two", cwd=stage)
-    assert code == 0, error
-    assert "warning" not in error
-    assert "all out of fold" in out
-    assert Run.open(stage / "two").record.config.threads == 1, "two threads, divided"
-    assert_same(stage / "two", stage / "straight")
-
-
-def test_more_workers_than_cores_are_a_note(stage: Path) -> None:
+def test_workers_end_in_the_bytes_of_a_sequence_and_more_of_them_than_cores_are_a_note(stage: Path) -> None:
     code, _, error = ran(*command(stage), "--workers", "8", "-o", "eight", cwd=stage)
     assert code == 0, error
     assert [line for line in error.splitlines() if "warning" in line] == [
         "mlxbert: warning: 4 workers with 1 thread each, and this process may use 2: they wait for each other, and "
         "the bytes stay the same"
     ]
+    assert Run.open(stage / "eight").record.config.threads == 1, "two threads, divided"
     assert_same(stage / "eight", stage / "straight")
 
 
@@ -120,10 +115,12 @@ def test_ctrl_c_saves_all_and_says_how_to_go_on(stage: Path) -> None:
         "--workers 2"
     )
     assert not (stage / "stopped/best-so-far").exists()
-    resumed(stage, "stopped", "--workers", "2")
+    resumed(stage, "stopped")
 
 
-def test_processes_with_a_member_each_end_in_the_bytes_of_a_sequence(stage: Path) -> None:
+def test_processes_with_a_member_each_end_in_the_bytes_of_a_sequence(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two at the same time, of which one begins the run; another one; and what is left, by the one that ends it."""
     words = [*command(stage), "-o", "shared"]
     with (
@@ -132,17 +129,22 @@ def test_processes_with_a_member_each_end_in_the_bytes_of_a_sequence(stage: Path
     ):
         outcomes = [ended(one), ended(other)]
     assert [code for code, *_ in outcomes] == [0, 0], outcomes
-    for name, value in (("--epochs", "9"), ("--threads", "2")):
-        code, _, error = ran(*words, name, value, "--member", "fold=0", cwd=stage)
-        was = EPOCHS if name == "--epochs" else 1
-        assert code == 2
-        assert f"config.{name[2:]} is {was} there and {value} here" in error
+    for name, value in (("epochs", "9"), ("threads", "2")):
+        monkeypatch.chdir(stage)
+        refused = CliRunner().invoke(main, [*words, f"--{name}", value, "--member", "fold=0"])
+        was = EPOCHS if name == "epochs" else 1
+        assert refused.exit_code == 2
+        assert f"config.{name} is {was} there and {value} here" in refused.output
     code, out, error = ran(*words, "--member", "fold=0,seed=3", cwd=stage)
     assert code == 0, error
     assert "Finished    3 of 4 models" in out
     assert "  seed0-fold0\n" in out
     assert "mlxbert train --resume shared   (trains what is missing" in out
     assert not (stage / "shared/metrics.jsonl").exists()
+    finished = [path.name for path in Run.open(stage / "shared").members]
+    assert finished == ["seed0-fold1", "seed3-fold0", "seed3-fold1"]
+    histories = read_reported_run(stage / "shared").histories
+    assert [history.member for history in histories] == finished
     resumed(stage, "shared")
 
 
@@ -168,7 +170,7 @@ def test_a_member_is_trained_by_one_process_alone(stage: Path) -> None:
     code, out, error = ran(*words, cwd=stage)
     assert code == 0, error
     assert "Finished    1 of 4 models" in out
-    resumed(stage, "twice", "--workers", "2")
+    resumed(stage, "twice")
 
 
 @pytest.fixture(scope="module")

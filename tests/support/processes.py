@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TIMEOUT = 120.0
+TIMEOUT = 400.0
 
 
 @contextmanager
