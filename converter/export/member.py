@@ -17,6 +17,7 @@ import numpy as np
 from converter.export.checkpoint import PYTORCH_METADATA, ExportError
 from heads.regression import TargetScaler
 from heads.time_series import decompose
+from mlxbert.adapters import merge_adapters
 from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index
@@ -223,10 +224,13 @@ def read_member(directory: Path) -> MemberExport:
 
     Raises:
         CheckpointError: it is damaged, or quantized.
+        AdapterError: it is adapters on a quantized encoder, or their base is not there.
         ExportError: inference.py does not know its head.
     """
     stored = str(read_config(directory).get("dtype"))
     model = BertWithHead.load(directory, dtype=DTYPES.get(stored))  # in its own dtype, not the one that a CPU computes
+    if model.core.lora is not None:
+        merge_adapters(model.core)
     exported = exported_head(model.head, directory)
     pooling = pooling_settings(model.pooling)
     class_name = linear_classifier(model) if exported.is_sequence_classifier(model.head) else None
