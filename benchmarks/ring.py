@@ -46,7 +46,7 @@ LAYOUTS = {
 }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure every layout, or one as a rank of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=4, help="processes on this machine")
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20, help="sums of all gradients for each layout")
     parser.add_argument("--timeout", type=float, default=90.0, help="seconds after which a layout is ended")
     parser.add_argument("--layout", choices=LAYOUTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.layout is not None:
         _rank(options.layout, options.megabytes, options.times)
         return

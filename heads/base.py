@@ -17,6 +17,7 @@ import numpy as np
 
 from heads.arrays import Float, as_int32, to_host
 from heads.checks import check_count, check_options
+from heads.dropout import Dropout
 from heads.errors import HeadError
 from heads.labels import as_array
 from heads.loss_functions import reduce
@@ -75,7 +76,7 @@ class Head(nn.Module):
         self.num_outputs = num_outputs
         self.dropout = dropout
         self.dropout_samples = dropout_samples
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.output = linear(hidden_size, num_outputs)
 
     def __call__(self, features: mx.array) -> mx.array:

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from heads.arrays import row_sum
+from heads.dropout import Dropout
 from heads.errors import HeadError
 
 Activation = Callable[[mx.array], mx.array]
@@ -63,38 +64,6 @@ def require_pooled(pooled: mx.array | None, head: PretrainedHead) -> mx.array:
     if pooled is None:
         raise HeadError(f"{type(head).__name__} reads the pooler's output: the encoder has none; fix: add a pooler")
     return pooled
-
-
-class Dropout(nn.Dropout):
-    """`mlx.nn.Dropout` that also accepts a probability of 1, as PyTorch does; it changes nothing at inference.
-
-    A probability of 1 sets every value to 0, so that nothing can be learned: training with it raises HeadError.
-    """
-
-    def __init__(self, p: float):
-        super().__init__(0.0)
-        if not 0 <= p <= 1:
-            raise HeadError(f"dropout must be a number from 0 to 1, not {p!r}")
-        self._p_1 = 1 - p
-
-    @property
-    def drops(self) -> bool:
-        """Whether it changes anything in training mode."""
-        return bool(self._p_1 < 1)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Return `x` in evaluation mode; in training mode set a share p of its values to 0 and scale the others."""
-        if self.training:
-            self.check_trainable()
-        return super().__call__(x)
-
-    def check_trainable(self) -> None:
-        """Raise HeadError if every value would be dropped."""
-        if self._p_1 <= 0:
-            raise HeadError(
-                "the model's config.json asks for a dropout of 1, which drops every value, so that nothing can be "
-                "learned; fix: mlxbert train --dropout 0.1, or a *dropout* below 1 in its config.json"
-            )
 
 
 class LayerNorm(nn.LayerNorm):

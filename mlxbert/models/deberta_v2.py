@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from heads.dropout import shared_by_rows
 from heads.pretrained import Dropout, LayerNorm, MaskedLMHead, PretrainedHead
 from heads.pretrained.deberta_v2 import (
     ContextPooler,
@@ -284,15 +285,18 @@ class DisentangledSelfAttention(nn.Module):
 
     def position_scores(self, q: mx.array, k: mx.array, context: Context) -> mx.array:
         """Return c2p + p2c, (B, H, L, L); `q` is scaled."""
-        distances = self.pos_dropout(context["distances"])  # (1, n, D)
+        with shared_by_rows():  # the distances are those of all texts
+            distances = self.pos_dropout(context["distances"])  # (1, n, D)
+            if C2P in self._terms:
+                projection = self.pos_key_proj if "pos_key_proj" in self else self.key_proj
+                keys = self._of_distances(projection(distances), context)
+            if P2C in self._terms:
+                projection = self.pos_query_proj if "pos_query_proj" in self else self.query_proj
+                queries = self._of_distances(projection(distances), context) * self.scale
         terms = []
         if C2P in self._terms:
-            projection = self.pos_key_proj if "pos_key_proj" in self else self.key_proj
-            keys = self._of_distances(projection(distances), context)
             terms.append(skewed(q @ keys[:, :, ::-1].swapaxes(-1, -2)))
         if P2C in self._terms:
-            projection = self.pos_query_proj if "pos_query_proj" in self else self.query_proj
-            queries = self._of_distances(projection(distances), context) * self.scale
             terms.append(skewed(k @ queries.swapaxes(-1, -2)).swapaxes(-1, -2))
         return sum(terms[1:], terms[0])
 

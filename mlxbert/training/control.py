@@ -241,7 +241,7 @@ class Control:
             peer.connection.settimeout(1)
             peer.send(END, bytes([1]))
         raise WorldError(
-            f"{names} did not answer within {self.times.start:.0f} s; fix: see that mlxbert starts there by the same "
+            f"{names} did not answer within {self.times.start:g} s; fix: see that mlxbert starts there by the same "
             "command, and that its network reaches this machine"
         )
 
@@ -261,7 +261,7 @@ class Control:
                 if time.monotonic() > deadline:
                     place = f"rank 0 on {address[0]}, port {address[1]},"
                     raise WorldError(
-                        f"rank {self.rank}: {place} did not answer within {self.times.start:.0f} s; fix: see that "
+                        f"rank {self.rank}: {place} did not answer within {self.times.start:g} s; fix: see that "
                         "mlxbert starts there, and that this machine reaches it"
                     ) from None
                 time.sleep(0.1)
@@ -365,7 +365,7 @@ class Control:
                 if peer.failure is not None and now - peer.failure[1] > _GRACE_SECONDS:
                     self._end(f"{peer.name}, step {peer.beat[0]}: {peer.failure[0]}")
                 if now - peer.heard > self.times.silence and not (peer.left or peer.closed):
-                    silent = f"gives no sign of life for {self.times.silence:.0f} s"
+                    silent = f"gives no sign of life for {self.times.silence:g} s"
                     self._end(f"{peer.name} {silent}; its last was at {peer.place}", order=True)
             if self.rank == 0:
                 self._check_progress(now)
@@ -378,7 +378,7 @@ class Control:
         if self._beat[1] in WATCHED and now - self._moved > limit:
             names.insert(0, f"rank 0 on {self.host} (process {os.getpid()}) at step {self._beat[0]}, {self._beat[1]}")
         if names:
-            self._end(f"no progress for {limit:.0f} s: {', '.join(names[:10])}")
+            self._end(f"no progress for {limit:g} s: {', '.join(names[:10])}")
 
     # The end
 

@@ -2,8 +2,8 @@
 
 The shards of a batch are computed on several streams (`mlxbert.backend.threads`), and the weights are updated in parts
 on several streams. Norm and update treat every parameter by itself, so the parts change no bit. A shard's products and
-sums are of its own rows, so the number of shards changes bits: a run records its number of threads, and a resumed run
-needs the same.
+sums are of its own rows, so the number of shards changes the last bits: a run records its number of threads, and a
+resumed run needs the same. Dropout belongs to the rows (`heads.dropout`), so the shards are to rounding the batch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from operator import add
 from typing import Any, cast
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from heads.pretrained import Dropout
+from heads.dropout import RowKeys, by_rows, current_keys
 from mlxbert.backend.threads import streams
 from mlxbert.models.base import Context, Encoder
 from mlxbert.training.linear import linears_for_training
@@ -37,12 +36,13 @@ _MOST_PARTS = 2
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows of a batch, as arguments of `Gradients.of`, and their stream."""
+    """Some rows of a batch, as arguments of `Gradients.of`, their stream, and the number of the first of them."""
 
     stream: mx.Stream
     inputs: Arrays
     targets: mx.array
     rows: mx.array
+    first: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Part:
     names: tuple[str, ...]
 
 
-def split_batch(inputs: Arrays, targets: mx.array, rows: mx.array, streams: list[mx.Stream]) -> list[Shard]:
+def split_batch(
+    inputs: Arrays, targets: mx.array, rows: mx.array, streams: list[mx.Stream], first: int = 0
+) -> list[Shard]:
     """Return one shard for each stream, of equal size where possible; fewer if a shard would have under 256 tokens.
 
     Args:
@@ -61,17 +63,24 @@ def split_batch(inputs: Arrays, targets: mx.array, rows: mx.array, streams: list
         targets: first axis B.
         rows: (B,).
         streams: at least one; the first is used first.
+        first: the number of the first row in the whole batch, if these are a part of it.
     """
     count = min(len(streams), max(inputs["input_ids"].size // _LEAST_TOKENS, 1), len(rows))
     if count == 1:
-        return [Shard(streams[0], inputs, targets, rows)]
+        return [Shard(streams[0], inputs, targets, rows, first)]
     ends = np.cumsum([len(part) for part in np.array_split(np.arange(len(rows)), count)])[:-1].tolist()
     split_inputs = {name: mx.split(array, ends) for name, array in inputs.items()}
     split_targets, split_rows = mx.split(targets, ends), mx.split(rows, ends)
     mx.eval(split_inputs, split_targets, split_rows)  # on this stream, before others read them
     return [
-        Shard(stream, {name: parts[i] for name, parts in split_inputs.items()}, split_targets[i], split_rows[i])
-        for i, stream in enumerate(streams[:count])
+        Shard(
+            stream,
+            {name: parts[i] for name, parts in split_inputs.items()},
+            split_targets[i],
+            split_rows[i],
+            first + start,
+        )
+        for i, (stream, start) in enumerate(zip(streams[:count], [0, *ends], strict=True))
     ]
 
 
@@ -187,7 +196,10 @@ def add_up(arrays: Sequence[Arrays]) -> Arrays:
 
 
 class Gradients:
-    """Gradients of a fixed model with fixed settings; `of` is a pure function of its arrays and the random state."""
+    """Gradients of a fixed model with fixed settings.
+
+    `of` is a pure function of its arrays, and of the random state where a head draws without `heads.dropout.Dropout`.
+    """
 
     def __init__(
         self,
@@ -211,9 +223,14 @@ class Gradients:
         targets: mx.array,
         rows: mx.array,
         loss_scale: mx.array,
+        key: mx.array,
+        first: mx.array,
         word_ids: mx.array | None = None,
     ) -> Sums:
         """Return the sums of one batch; the arguments stay in the model, and the caller puts the weights back.
+
+        The dropout of each row follows from `key` (2,), that of the whole batch, and the row's number in it; the first
+        row here has the number `first`. The two passes of an adversarial step drop different units.
 
         With `word_ids`, `WordRows.ids`, the gradient of the word embeddings is that of these rows, (n, D), and the
         inputs have their `INDEX`.
@@ -222,13 +239,14 @@ class Gradients:
         index = inputs.pop(INDEX, None)
         table = {} if word_ids is None else {self.words: weights[self.words]}
         start = {**weights, **rows_of(table, word_ids)} if word_ids is not None else weights
+        keys = RowKeys(key, first + mx.arange(len(rows), dtype=mx.uint32))
 
         def objective(at: Arrays) -> tuple[mx.array, mx.array]:
             # The model reads the rows through `inputs_embeds`: the table itself gets no gradient.
             self._set({**frozen, **at, **table})
             self.model.train()
             embeds = {} if index is None else {"inputs_embeds": at[self.words].astype(self.dtype)[index]}
-            with layers(self.model.core):
+            with by_rows(keys), layers(self.model.core):
                 loss = self.model.loss(self.model(**inputs, **embeds), targets, rows=rows).astype(mx.float32)
             return loss * weight * loss_scale, loss
 
@@ -270,8 +288,8 @@ def checkpointed_layers(core: Encoder) -> Iterator[None]:
     """Let every layer of `core` recompute its activations in the backward pass instead of keeping them.
 
     Chen et al. 2016, https://arxiv.org/abs/1604.06174. MLX's `checkpoint` runs the layer's Python code again. Dropout
-    that draws from the global stream would then drop other units, and the gradients would be wrong. So each layer's
-    dropouts draw from their own keys, which are an input of the layer.
+    that draws from the global stream would then drop other units, and the gradients would be wrong. So both times the
+    masks follow from the same keys, which are an input of the layer.
 
     A layer's parameters are read when it is called: set the parameters to differentiate by before.
     """
@@ -282,23 +300,6 @@ def checkpointed_layers(core: Encoder) -> Iterator[None]:
         core.layer_runner = None
 
 
-class _KeyedDropout(nn.Module):
-    """`nn.Dropout` whose mask is a function of a key."""
-
-    def __init__(self, dropout: nn.Dropout, key: mx.array):
-        super().__init__()
-        if isinstance(dropout, Dropout):
-            dropout.check_trainable()
-        # A tuple under a private name: neither a parameter nor a child.
-        self._keep_and_key = (dropout._p_1, key)
-
-    drops = True  # as `Dropout.drops`
-
-    def __call__(self, x: mx.array) -> mx.array:
-        keep, key = self._keep_and_key
-        return (mx.random.bernoulli(keep, x.shape, key=key) * x) * (1 / keep)
-
-
 def _recomputed(
     core: Encoder, i: int, x: mx.array, context: Context, output_attentions: bool = False
 ) -> tuple[mx.array, None]:
@@ -306,45 +307,39 @@ def _recomputed(
     if output_attentions:
         raise ValueError("a checkpointed layer keeps no attention weights")
     modules = core.layer_modules(i)
-    dropouts = [
-        (module, name, child)
-        for layer in modules
-        for module in layer.modules()
-        for name, child in module.items()
-        if isinstance(child, nn.Dropout) and child._p_1 < 1
-    ]
-    keys = [_keys(len(dropouts))] if dropouts and core.training else []
+    keys = current_keys() or RowKeys(_new_key(), mx.arange(len(x), dtype=mx.uint32))
+    first = keys.place
 
     def run(parameters: list[Any], x: mx.array, *arrays: mx.array) -> mx.array:
         for module, values in zip(modules, parameters, strict=True):
             module.update(values)
-        if keys:
-            # MLX's checkpoint differentiates by every input, and random bits have no gradient.
-            for (module, name, dropout), key in zip(dropouts, mx.stop_gradient(arrays[-1]), strict=True):
-                setattr(module, name, _KeyedDropout(dropout, key))
-        try:
-            # Masks and indices have no gradient either, and some fused kernels raise where they are asked for one.
-            given = (a if mx.issubdtype(a.dtype, mx.floating) else mx.stop_gradient(a) for a in arrays)
-            return core.run_layer(i, x, dict(zip(context, given, strict=False)))[0]
-        finally:
-            for module, name, dropout in dropouts:
-                setattr(module, name, dropout)
+        # MLX's checkpoint differentiates by every input. Keys, masks and indices have no gradient, and some fused
+        # kernels raise where they are asked for one.
+        *given, key, numbers = (a if mx.issubdtype(a.dtype, mx.floating) else mx.stop_gradient(a) for a in arrays)
+        again = RowKeys(key, numbers, first)
+        with by_rows(again):
+            y = core.run_layer(i, x, dict(zip(context, given, strict=True)))[0]
+        keys.place = max(
+            keys.place, again.place
+        )  # the backward pass runs the layers again, from the last to the first
+        return y
 
     # Every array is an input: a captured one would get a zero gradient in silence.
     recomputed: Any = mx.checkpoint(run)
-    return recomputed([module.trainable_parameters() for module in modules], x, *context.values(), *keys), None
+    parameters = [module.trainable_parameters() for module in modules]
+    return recomputed(parameters, x, *context.values(), keys.key, keys.numbers), None
 
 
-def _keys(count: int) -> mx.array:
-    """Return (count, 2) keys from the global random stream."""
-    seed = mx.random.randint(-(2**31), 2**31 - 1, (2,), mx.int32).view(mx.uint32)
-    return mx.stop_gradient(mx.random.split(seed, count))
+def _new_key() -> mx.array:
+    """Return a key (2,) from the global random stream."""
+    return mx.random.randint(-(2**31), 2**31 - 1, (2,), mx.int32).view(mx.uint32)
 
 
-def split_state(count: int) -> list[int]:
-    """Return `count` independent numbers for `mx.random.seed`, a function of MLX's global random state alone."""
+def split_state(count: int) -> list[list[int]]:
+    """Return `count` independent keys, two words of 32 bits each, a function of MLX's global random state alone."""
     state: Any = mx.random.state
-    return [seed_of(key) for key in cast(Any, mx.random.split(state[0], count).tolist())]
+    keys: list[list[int]] = cast(Any, mx.random.split(state[0], count).tolist())
+    return keys
 
 
 def seed_of(key: Sequence[int]) -> int:

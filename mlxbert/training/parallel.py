@@ -72,7 +72,7 @@ def launched(environment: Mapping[str, str] | None = None) -> Launch | None:
             return None
         rank = int(given["MLX_RANK"])
         if given.get("MLX_HOSTFILE"):
-            nodes = json.loads(Path(given["MLX_HOSTFILE"]).read_text(encoding="utf-8") or "[]")
+            nodes = json.loads(Path(given["MLX_HOSTFILE"]).read_text(encoding="utf-8").strip() or "[]")
             places = [[_place(place) for place in node] for node in nodes]
             if len(places) < 2:
                 return None

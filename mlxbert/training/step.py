@@ -37,6 +37,7 @@ from mlxbert.training.gradients import (
     add_up,
     in_dtype,
     parts,
+    seed_of,
     split_batch,
     split_state,
     take,
@@ -180,7 +181,7 @@ class TrainStep:
         self._gradients = Gradients(
             model, names, self.settings.compute_dtype, self.settings.checkpoint_layers, self.settings.adversarial
         )
-        # The random state is an input and an output: a constant one would drop the same units at every step.
+        # The random state is an input and an output, for heads that draw from it: a constant one would repeat.
         compiled = self.settings.compiled
         random: Any = {"inputs": mx.random.state, "outputs": mx.random.state}
         self._sums = mx.compile(self._gradients.of, **random) if compiled else self._gradients.of
@@ -301,7 +302,7 @@ class TrainStep:
             inputs = {name: array[own] for name, array in inputs.items()}
             targets, rows = targets[own], rows[own]
             mx.eval(inputs, targets, rows)  # on this stream, before others read them
-        return split_batch(inputs, targets, rows, self._streams)
+        return split_batch(inputs, targets, rows, self._streams, first=own.start)
 
     def _nothing(self, words: WordRows | None) -> Sums:
         """Return the sums of no rows."""
@@ -331,20 +332,23 @@ class TrainStep:
         return {"gradients": gradients, **{n: mx.array(v, mx.float32) for n, v in zip(SCALARS, scalars, strict=True)}}
 
     def _compute(self, shards: list[Shard], words: WordRows | None = None) -> list[Sums]:
-        """Return the sums of each shard; each draws its random numbers from its own state."""
-        *seeds, after = split_state(len(shards) + 1)
+        """Return the sums of each shard; take a key for the batch from the random state, whatever the shards are."""
+        key, own, after = split_state(3)
+        batch_key = mx.array(key, mx.uint32)
         scale = mx.array(self.loss_scale, mx.float32)
         ids = () if words is None else (words.ids,)
         found: list[Sums] = []
         try:
-            for shard, seed in zip(shards, seeds, strict=True):
-                mx.random.seed(seed)
+            for shard in shards:
+                # What does not draw by rows draws from a stream of the shard.
+                mx.random.seed(seed_of((own[0], (own[1] + shard.first) % 2**32)))
                 batch = (shard.inputs, shard.targets, shard.rows)
+                first = mx.array(shard.first, mx.uint32)
                 with mx.stream(shard.stream):
-                    found.append(self._sums(self.weights, self.frozen, *batch, scale, *ids))
+                    found.append(self._sums(self.weights, self.frozen, *batch, scale, batch_key, first, *ids))
         finally:
             self.show()  # tracing leaves placeholders in the model
-            mx.random.seed(after)
+            mx.random.seed(seed_of(after))
         if found:
             evaluate(found)
         return found

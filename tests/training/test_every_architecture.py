@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from converter.convert import convert
 from heads.binary import BinaryClassificationHead
+from heads.dropout import Dropout
+from mlxbert.backend.device import BlasStatus, use_fast_blas
 from mlxbert.model_arrays import named_parameters
 from mlxbert.models.architecture import architecture, supported
 from mlxbert.models.base import POOLER
@@ -123,7 +126,7 @@ def test_gradients_by_rows_are_those_of_the_whole_table(model_type: str, padding
     if padding == "inside":
         inputs["input_ids"][:, 1] = step.model.core.config.pad_token_id or 0
     arrays = {name: mx.array(array) for name, array in inputs.items()}
-    rest = (mx.array(targets), mx.ones((ROWS,)), mx.array(1.0))
+    rest = (mx.array(targets), mx.ones((ROWS,)), mx.array(1.0), mx.random.key(0), mx.array(0, mx.uint32))
     dense = step._gradients.of(step.weights, step.frozen, arrays, *rest)
     table = step._gradients.words
     rows, places = word_rows(arrays["input_ids"], len(step.weights[table]))
@@ -143,6 +146,28 @@ def test_accumulated_parts_are_one_batch(model_type: str) -> None:
     assert got.loss == pytest.approx(expected.loss, rel=1e-6)
     assert got.norm == pytest.approx(expected.norm, rel=1e-5)
     assert largest_difference(parts.means, whole.means) < 1e-5
+
+
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="a GPU computes a batch whole")
+@pytest.mark.parametrize("checkpoint_layers", [False, True])
+def test_shards_drop_the_same_as_the_batch(
+    model_type: str, checkpoint_layers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxbert.training.gradients._LEAST_TOKENS", 1)
+    reports, means = [], []
+    for threads in (1, ROWS):  # as many shards as rows: nothing may be mistaken for a batch of one
+        status = BlasStatus(True, use_fast_blas().library, "", threads)
+        monkeypatch.setattr("mlxbert.backend.threads.use_fast_blas", lambda status=status: status)
+        step = make_step(model_type, dropout=0.3, checkpoint_layers=checkpoint_layers)
+        reports.append(step([batch(model_type)]))
+        means.append(step.means)
+    assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-6)
+    assert largest_difference(*means) < 1e-5
+
+
+def test_every_dropout_is_one_that_belongs_to_the_rows(model_type: str) -> None:
+    model = make_step(model_type).model
+    assert all(type(module) is Dropout for module in model.modules() if isinstance(module, nn.Dropout))
 
 
 def test_a_checkpointed_layer_drops_the_same_twice(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:

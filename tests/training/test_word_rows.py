@@ -76,7 +76,8 @@ def test_the_gradients_by_rows_are_those_of_the_whole_table(adversarial: Any, ch
     step = make_step(dropout=0, adversarial=adversarial, checkpoint_layers=checkpoint_layers)
     inputs, targets, _ = batch()
     arrays = {name: mx.array(array) for name, array in inputs.items()}
-    rest = (mx.array(targets), mx.ones((len(targets),)), mx.array(1.0))
+    key, first = mx.random.key(0), mx.array(0, mx.uint32)
+    rest = (mx.array(targets), mx.ones((len(targets),)), mx.array(1.0), key, first)
     dense = step._gradients.of(step.weights, step.frozen, arrays, *rest)
     rows, places = word_rows(arrays["input_ids"], WORDS)
     by_rows = step._gradients.of(step.weights, step.frozen, {**arrays, INDEX: places}, *rest, rows.ids)
