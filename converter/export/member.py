@@ -219,17 +219,23 @@ class MemberExport:
         )
 
 
-def read_member(directory: Path) -> MemberExport:
+def read_member(directory: Path, *, base: str | Path | None = None, merge: bool = True) -> MemberExport:
     """Return the model in a directory that `BertWithHead.save` wrote.
+
+    Args:
+        directory: of the model.
+        base: the base of its adapters, if it has some; None: the recorded place.
+        merge: merge its adapters into its weights.
 
     Raises:
         CheckpointError: it is damaged, or quantized.
-        AdapterError: it is adapters on a quantized encoder, or their base is not there.
+        AdapterError: the base of its adapters is not there, or is another one.
         ExportError: inference.py does not know its head.
     """
     stored = str(read_config(directory).get("dtype"))
-    model = BertWithHead.load(directory, dtype=DTYPES.get(stored))  # in its own dtype, not the one that a CPU computes
-    if model.core.lora is not None:
+    # In its own dtype, not the one that a CPU computes.
+    model = BertWithHead.load(directory, dtype=DTYPES.get(stored), base=base)
+    if merge and model.core.lora is not None:
         merge_adapters(model.core)
     exported = exported_head(model.head, directory)
     pooling = pooling_settings(model.pooling)
