@@ -300,6 +300,10 @@ def encode(
         model, texts = given_model, (model, *texts)
     if not texts:
         raise click.MissingParameter(ctx=context, param=context.command.params[1])
+    if out is not None and is_directory_output(out):
+        raise click.UsageError(f"{out} is a directory; fix: -o FILE.npy for TEXTS, or --text COLUMN for a table")
+    if len(texts) == 1 and Path(texts[0]).suffix and expand_home(texts[0]).exists():
+        raise click.UsageError(f"{texts[0]} is a file, not a text; fix: --text COLUMN -o DIRECTORY embeds its rows")
     _encode_texts(model, texts, out, options)
 
 

@@ -243,6 +243,13 @@ class PartFiles:
         # The first call's path of the model: all files say the same.
         self.record = dict(found)
 
+    def _check_record(self) -> None:
+        """Refuse to go on if another call has replaced the record, as it may while no file of this call is there."""
+        found = read_json(self.out / RECORD, RowsError)
+        if found is None:
+            raise RowsError(f"{self.out / RECORD} is gone; fix: the same command again, into an empty directory")
+        self._compare(found, self.out)
+
     def write(
         self,
         schema: Any,
@@ -257,7 +264,7 @@ class PartFiles:
             progress: called with the rows that are done, all rows of the shard, and those of the kept files.
 
         Raises:
-            RowsError: a file of another call.
+            RowsError: a file of another call, or another call has begun in the directory since `agree`.
             WriteError: a file cannot be written.
             Interrupted: Ctrl-C; finished files stay.
         """
@@ -276,7 +283,9 @@ class PartFiles:
         written = 0
         try:
             for part, piece in zip(todo, pieces, strict=True):
-                self._write_part(part, compute(piece, advance), schema)
+                table = compute(piece, advance)
+                self._check_record()
+                self._write_part(part, table, schema)
                 written += len(piece)
         except KeyboardInterrupt:
             raise Interrupted(

@@ -339,7 +339,10 @@ def _value_type(kind: Any) -> Any:
 
 def _found(names: Sequence[str], name: str, role: str, what: str) -> str:
     """Return a file's own name for a column."""
-    return str(Table(dict.fromkeys(names, (None,)), what).find(name, role))
+    found = str(Table(dict.fromkeys(names, (None,)), what).find(name, role))
+    if names.count(found) > 1:  # Parquet allows that
+        raise DataError(f"{what} has {names.count(found)} columns named {found!r}; fix: rename them")
+    return found
 
 
 def _find_all(names: Sequence[str], columns: Sequence[str], id: str | None, what: str) -> None:

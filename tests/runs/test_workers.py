@@ -344,3 +344,27 @@ def test_a_line_for_each_worker() -> None:
     progress.on_member_end(MemberEvent("seed0-fold0", 0, 0, 1.0, 4, {}, 1.0))
     assert [task.description for task in progress.bars.tasks] == ["models (1/3)", "seed0-fold1"]
     progress.on_run_end(None)
+
+
+def test_a_run_that_is_overwritten_meanwhile_gets_no_model_of_the_old_one(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """One process has checked everything and has no lock yet; another one overwrites the run with other settings."""
+
+    class Overwrite(Callback):
+        def on_run_start(self, info: dict[str, Any]) -> None:
+            values = json.loads((tmp_path / "run/run.json").read_text())
+            (tmp_path / "run/run.json").write_text(json.dumps({**values, "created": "2020-01-01T00:00:00+00:00"}))
+
+    given = {"model": tiny_checkpoint, "out": tmp_path / "run", **options("binary"), **QUICK}
+    with pytest.raises(RunError, match="run: another process has begun another run there; fix: -o DIRECTORY"):
+        train(sample("binary"), members=["fold=0"], callbacks=[Overwrite()], **given)
+    assert not (tmp_path / "run/members").exists()
+
+
+def test_a_note_of_a_resumed_run_comes_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    given = {"model": tiny_checkpoint, "out": tmp_path / "run", **options("binary"), **QUICK, "threads": 1}
+    train(sample("binary"), members=["fold=0"], **given)
+    with using_threads(1), pytest.warns(RunWarning) as caught:
+        resume(tmp_path / "run", sample("binary"), members=["fold=0"], workers=2, progress=False)
+    assert [str(warning.message)[:28] for warning in caught] == ["2 workers with 1 thread each"]
