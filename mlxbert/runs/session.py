@@ -357,7 +357,8 @@ def run_session(
         listeners = Callbacks([*([bar] if bar else []), *services, *callbacks])
         if bar:
             bar.skip(len(names) - len(unfinished))
-            show_inference(session.prepared, session.settings, session.tables.record, session.tables.frame.columns)
+            columns = session.tables.frame.columns
+            show_inference(session.prepared, session.settings, session.tables.record, columns, world.text)
         if workers > 1:
             note_memory(session.prepared.directory, workers)
         listeners.on_run_start(dict(record.values))

@@ -73,13 +73,13 @@ def test_the_launcher_says_rank_size_and_where_rank_0_is(tmp_path: Path) -> None
     hosts = tmp_path / "hosts"
     hosts.write_text(json.dumps([["10.0.0.1:5000", "10.0.0.1:5001"], ["10.0.0.2:5002", "10.0.0.2:5003"]]))
     ring = {"MLX_RANK": "1", "MLX_HOSTFILE": str(hosts)}
-    assert launched(ring) == Launch(1, 2, ("10.0.0.1", 5004), ("10.0.0.1", "10.0.0.2"))
+    assert launched(ring) == Launch(1, 2, ("10.0.0.1", 5004), ("10.0.0.1", "10.0.0.2"), "ring")
     nccl = {"MLX_RANK": "3", "MLX_WORLD_SIZE": "4", "NCCL_HOST_IP": "10.0.0.1", "NCCL_PORT": "12345"}
-    assert launched(nccl) == Launch(3, 4, ("10.0.0.1", 12346))
+    assert launched(nccl) == Launch(3, 4, ("10.0.0.1", 12346), backend="nccl")
     devices = tmp_path / "devices"
     devices.write_text(json.dumps([[None, "rdma_en5"], ["rdma_en5", None]]))
     jaccl = {"MLX_RANK": "0", "MLX_IBV_DEVICES": str(devices), "MLX_JACCL_COORDINATOR": "10.0.0.1:32323"}
-    assert launched(jaccl) == Launch(0, 2, ("10.0.0.1", 32324))
+    assert launched(jaccl) == Launch(0, 2, ("10.0.0.1", 32324), backend="jaccl")
     assert launched({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}) == Launch(2, 3, None)
     hosts.write_text("\n")  # mlx.launch -n 1
     assert launched(ring) is None
