@@ -35,7 +35,7 @@ from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupt
 from mlxbert.with_head import BertWithHead
 
 # Seconds to wait for a model that another process has: one that is stopping saves its state before it ends.
-_STOPPING = 15.0
+_STOPPING = 60.0
 
 
 def members_of(config: TrainingConfig, folds: int) -> tuple[Member, ...]:

@@ -17,12 +17,13 @@ from mlxbert.backend.device import using_threads
 from mlxbert.cli import main
 from mlxbert.errors import RunWarning
 from mlxbert.report.reported_run import read_reported_run
-from mlxbert.runs import Run, RunError, resume, train
+from mlxbert.runs import Run, RunError, resume, session, train
 from mlxbert.runs.progress import WorkersProgress
 from mlxbert.runs.share import Share, threads_of
 from mlxbert.runs.workers import WorkerError, note_memory
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.parallel import World
 from mlxbert.training.trainer import TrainingInterrupted
 from tests.runs.test_resume import assert_same
 from tests.support.processes import children_of, ended, lives, ran, started, wait_for
@@ -97,9 +98,8 @@ def test_workers_end_after_a_killed_parent_and_the_run_goes_on(stage: Path) -> N
         process.kill()
         ended(process)
     assert len(workers) == 2
-    # At once: what the workers still have is waited for.
-    resumed(stage, "parent")
     wait_for(lambda: not any(map(lives, workers)))
+    resumed(stage, "parent")
 
 
 def test_ctrl_c_saves_all_and_says_how_to_go_on(stage: Path) -> None:
@@ -308,6 +308,18 @@ def test_bad_values_are_one_line(
     assert str(raised.value).startswith(text)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("share", "what"),
+    [(Share(workers=2), "--workers"), (Share(words=("fold=1",)), "--member")],
+    ids=["workers", "member"],
+)
+def test_processes_that_train_each_model_together_train_no_models_apart(share: Share, what: str) -> None:
+    with pytest.raises(
+        RunError, match=f"^4 processes of mlx.launch train each model together, and {what} trains models"
+    ):
+        session._refuse_shares(share, World(0, 4))
 
 
 def test_threads_are_those_of_the_run_or_divided() -> None:
