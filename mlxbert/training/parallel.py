@@ -30,7 +30,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxbert.errors import Interrupted, MLXBertError, printable
-from mlxbert.training.control import Control, Times, WorldError
+from mlxbert.training.connection import WorldError
+from mlxbert.training.control import Control, Times
 from mlxbert.training.optimizer import Arrays
 
 TIMEOUT = "MLXBERT_RANK_TIMEOUT"

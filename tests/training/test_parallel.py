@@ -15,8 +15,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxbert.training import control, parallel
-from mlxbert.training.control import Control, Times, WorldError
+from mlxbert.training import parallel
+from mlxbert.training.connection import WorldError, listen
+from mlxbert.training.control import Control, Times
 from mlxbert.training.gradients import FGM
 from mlxbert.training.optimizer import ConfigurationError
 from mlxbert.training.parallel import Launch, World, current_world, differences, launched, part
@@ -187,7 +188,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
         WorldError, match=rf"^rank 1: rank 0 on 127\.0\.0\.1, port {port}, did not answer within 0.3 s"
     ):
         Control(1, 2, ("127.0.0.1", port), quick)
-    with control._listen(("127.0.0.1", port)), pytest.raises(WorldError, match="another training uses it"):
+    with listen(("127.0.0.1", port)), pytest.raises(WorldError, match="another training uses it"):
         Control(0, 2, ("127.0.0.1", port), quick)
 
 
