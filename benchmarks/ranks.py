@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps-timed", type=int, default=14, help="of each side in each turn; three do not count")
     parser.add_argument("--turns", type=int, default=3, help="of `time`")
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no rank is left behind
     parts: dict[str, Callable[[Path, argparse.Namespace], None]] = {"curve": _curve, "kill": _kill, "time": _time}
     for part in [options.only] if options.only else PARTS:
         with tempfile.TemporaryDirectory() as folder:
@@ -272,7 +273,7 @@ def _wait_for(moment: str, run: Path, launched: Launched, share: float, usual: f
         launched.wait(share * usual)
         return
     if moment == "save":
-        launched.wait(share * usual)
+        launched.wait(0.8 * share * usual)
     while launched.process.poll() is None and time.monotonic() - begun < 3 * usual:
         if moment == "save" and any(TEMPORARY.fullmatch(file.name) for file in run.rglob(".*.tmp")):
             return
