@@ -7,9 +7,10 @@
 
 Random encoders of the sizes of MiniLM, bert-base and bert-large, with a binary head, dropout 0.1 and AdamW; 8 rows of
 128 tokens a step. A cell is a process of its own, which loads the encoder from a file, as `mlxbert train` does, and
-takes a step to warm up and then two more. "Process" is the peak resident memory of this process, libraries included
-(some 200 MB); "MLX" is the peak of MLX's own allocations, which on a GPU is the number that counts. A step's time
-is of this machine: on a CPU, MLX multiplies half precision in scalar loops, tens of times slower than float32.
+takes a step to warm up and then two more, of which the faster one counts. "Process" is the peak resident memory of
+this process, libraries included (some 70 MB); "MLX" is the peak of MLX's own allocations, which on a GPU is the number
+that counts. A step's time is of this machine: on a CPU, MLX multiplies half precision in scalar loops, tens of times
+slower than float32.
 
 A measured cell is one line of `benchmarks/results/memory.jsonl`; the last line of a cell counts.
 """
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ RECORDED = Path(__file__).parent / "results" / "memory.jsonl"
 NOTES = Path(__file__).parent.parent / "docs" / "scale.md"
 _BEGIN, _END = "<!-- python -m benchmarks.memory --write -->", "<!-- end of memory -->"
 ROWS, LENGTH = 8, 128
-LORA = {"rank": 8, "alpha": 16}
+ADAPTERS: dict[str, Any] = {"rank": 8, "alpha": 16}
 SIZES: dict[str, dict[str, int]] = {
     "MiniLM": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "base": {},
@@ -77,8 +77,14 @@ CASES = {
 }
 
 
-def write_encoder(directory: Path, size: str, packed: bool) -> None:
-    """Write a random encoder of a size, as a conversion does."""
+def directory_of(cell: str, models: Path) -> Path:
+    """The encoder of a cell."""
+    size, name = cell.split("/")
+    return models / (f"{size}-4bit" if CASES[name].packed else size)
+
+
+def write_encoder(cell: str, models: Path) -> None:
+    """Write the random encoder of a cell, as a conversion does."""
     import mlx.core as mx
 
     from converter.convert import convert
@@ -86,30 +92,32 @@ def write_encoder(directory: Path, size: str, packed: bool) -> None:
     from mlxbert.models.bert import BertConfig, BertCore
     from mlxbert.with_head import BertWithHead
 
-    mx.random.seed(0)
-    config = BertConfig(**SIZES[size])
-    target = directory.with_name(f"{directory.name}-whole") if packed else directory
-    BertWithHead(BertCore(config), BinaryClassificationHead(config.hidden_size)).save(target)
-    if packed:
-        convert(target, directory, quantize="4bit", verify=False, encoder_only=True)
+    size, name = cell.split("/")
+    if not (models / size).is_dir():
+        mx.random.seed(0)
+        config = BertConfig(**SIZES[size])
+        BertWithHead(BertCore(config), BinaryClassificationHead(config.hidden_size)).save(models / size)
+    if CASES[name].packed:
+        convert(models / size, directory_of(cell, models), quantize="4bit", verify=False, encoder_only=True)
 
 
-def measure_here(name: str, size: str, directory: Path, steps: int) -> None:
+def measure_here(cell: str, models: Path, steps: int) -> None:
     """The child's part: train, and print the peaks."""
     import mlx.core as mx
 
     from heads.binary import BinaryClassificationHead
+    from mlxbert.adapters import LoRA, add_adapters
     from mlxbert.checkpoint import load_core
     from mlxbert.training.optimizer import Schedule, parameter_rules
     from mlxbert.training.step import StepSettings, TrainStep
     from mlxbert.with_head import BertWithHead
 
-    case = CASES[name]
+    case = CASES[cell.partition("/")[2]]
     mx.random.seed(0)
-    core = load_core(directory, dequantize=False)
+    core = load_core(directory_of(cell, models), dequantize=False)
     model = BertWithHead(core, BinaryClassificationHead(core.config.hidden_size))
     if case.lora:
-        raise NotImplementedError
+        add_adapters(core, LoRA(**ADAPTERS))
     step = TrainStep(model, parameter_rules(model, rate=1e-5), Schedule(steps), StepSettings(**case.settings))
     loaded = peak_memory()
     mx.reset_peak_memory()
@@ -129,12 +137,9 @@ def measure_here(name: str, size: str, directory: Path, steps: int) -> None:
 
 def measure(cell: str, steps: int, models: Path) -> dict[str, Any]:
     """Measure one cell, "SIZE/CASE", and record it; `models` keeps the encoders."""
-    size, name = cell.split("/")
-    packed = CASES[name].packed
-    directory = models / (f"{size}-4bit" if packed else size)
-    if not (directory / "config.json").is_file():
-        # In a process of its own: the child's peak begins at the size of its parent.
-        answer("memory", "--make", size, "--models", models, *(["--packed"] if packed else []))
+    if not directory_of(cell, models).is_dir():
+        # In a process of its own: a child's peak begins at the size of its parent.
+        answer("memory", "--make", cell, "--models", models)
     found = answer("memory", "--child", cell, "--steps", steps, "--models", models)
     record = {"cell": cell, **found, "machine": machine()}
     with RECORDED.open("a", encoding="utf-8") as stream:
@@ -162,7 +167,7 @@ def table(cells: dict[str, dict[str, Any]]) -> str:
 def _shown(record: dict[str, Any] | None) -> str:
     if record is None:
         return "not measured"
-    seconds = statistics.median(record["seconds"])
+    seconds = min(record["seconds"])  # the other one may have been disturbed
     return f"{record['process'] / 1000:.2f} GB, {record['mlx'] / 1000:.2f} GB, {seconds:.2f} s"
 
 
@@ -174,7 +179,7 @@ def verdict(cells: dict[str, dict[str, Any]]) -> str:
     shares = ", ".join(f"{lora[peak] / full[peak]:.0%} of {what}" for peak, what in _PEAKS.items())
     met = all(lora[peak] <= LIMIT * full[peak] for peak in _PEAKS)
     return (
-        f"LoRA of rank {LORA['rank']} on the large encoder, checkpointed layers on both sides: {shares} of full "
+        f"LoRA of rank {ADAPTERS['rank']} on the large encoder, checkpointed layers on both sides: {shares} of full "
         f"training (limit {LIMIT:.0%}: {'met' if met else 'MISSED'})"
     )
 
@@ -192,7 +197,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help=f"put it into {NOTES.name}; measure nothing")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--make", help=argparse.SUPPRESS)
-    parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     cells = [f"{size}/{name}" for size in SIZES for name in CASES]
     if unknown := sorted(set(options.only) - set(cells)):
@@ -200,14 +204,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.steps < 1:
         parser.error("--steps must be at least 1")
     if options.make:
-        name = f"{options.make}-4bit" if options.packed else options.make
-        write_encoder(options.models / name, options.make, options.packed)
+        write_encoder(options.make, options.models)
         print("{}")
         return
     if options.child:
-        size, name = options.child.split("/")
-        directory = options.models / (f"{size}-4bit" if CASES[name].packed else size)
-        measure_here(name, size, directory, options.steps)
+        measure_here(options.child, options.models, options.steps)
         return
     if not (options.table or options.write):
         with tempfile.TemporaryDirectory() as scratch:
@@ -216,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 record = measure(cell, options.steps, options.models or Path(scratch))
                 print(f"{cell:<28}{_shown(record)}", flush=True)
     found = recorded()
-    text = f"{table(found)}\n\n{verdict(found)}"
+    machines = "; ".join(dict.fromkeys(record["machine"] for record in found.values()))
+    text = f"{table(found)}\n\n{verdict(found)}.\n\nMeasured on: {machines}."
     if options.write:
         before, rest = NOTES.read_text(encoding="utf-8").split(_BEGIN)
         NOTES.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{rest.partition(_END)[2]}", encoding="utf-8")

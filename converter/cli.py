@@ -57,7 +57,7 @@ _command = partial(
 @_command(
     groups={
         "Input": ("base", "config", "revision", "prefix", "encoder_only", "dequantize"),
-        "Output": ("out", "dtype", "layout", "overwrite"),
+        "Output": ("out", "keep_adapter", "dtype", "layout", "overwrite"),
         "Quantization": ("quantize", "calibration", "target_size", "target_bits", "target_cosine"),
         "Proof": ("verify",),
         "Publishing": ("push_to", "yes"),
@@ -77,6 +77,7 @@ _command = partial(
 @click.option("--encoder-only", is_flag=True, help="Leave out every head, known or unknown.")
 @click.option("--dequantize", is_flag=True, help="Unpack SRC, a quantized MLX checkpoint.")
 @click.option("-o", "--out", type=_PATH, help="Directory to write.  [default: mlx_models/NAME-RECIPE]")
+@click.option("--keep-adapter", is_flag=True, help="Do not merge SRC into --base: a small file that needs the base.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -109,7 +110,7 @@ _command = partial(
 @click.option("--verify/--no-verify", default=None, help="Compare with PyTorch.  [default: if torch is installed]")
 @click.option("--push-to", metavar="OWNER/NAME", help="Publish on the Hub after verification, in this repository.")
 @click.option("--yes", is_flag=True, help="Publish without asking.")
-def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
+def convert(src: str, push_to: str | None, yes: bool, keep_adapter: bool, **options: Any) -> None:
     """Convert SRC, a PyTorch or Hugging Face BERT checkpoint, to MLX, and prove that it is the same model.
 
     SRC is a Hub id, a directory, or one file (.safetensors, .bin, .pt, .pth, .ckpt, .npz). With --base it is an
@@ -123,6 +124,9 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
       mlxbert-convert mlx_models/minilm --quantize auto --target-size 14MB -o mlx_models/minilm-14MB
       mlxbert-convert my_lora --base mlx_models/bert-base-uncased -o mlx_models/my_lora
     """
+    if keep_adapter:
+        _keep(src, push_to=push_to, **options)
+        return
     if push_to is not None:
         from converter.publish.push import require_pushable
 
@@ -143,6 +147,22 @@ def convert(src: str, push_to: str | None, yes: bool, **options: Any) -> None:
         _push(result.path, push_to, yes=yes)
     elif options["verify"] and result.report is not None and not result.report.verified:
         raise SystemExit(EXIT_PARTLY_COMPARED)  # --verify asks for a proof of the whole
+
+
+def _keep(src: str, base: str | None, out: Path | None, revision: str | None, overwrite: bool, **others: Any) -> None:
+    from mlxbert.errors import MLXBertError
+
+    others["layout"] = others["layout"] != "encoder"  # the default
+    given = [name.replace("_", "-") for name, value in others.items() if value not in (None, False)]
+    if base is None:
+        raise MLXBertError("--keep-adapter keeps an adapter beside its base; fix: --base with the converted base")
+    if given:
+        raise MLXBertError(f"--keep-adapter changes no weights; fix: leave out --{given[0]}, or --keep-adapter")
+    from converter.peft.keep import keep_adapter as run
+    from mlxbert.terminal import show
+
+    path = run(src, base, out, revision=revision, overwrite=overwrite)
+    show(f"Wrote {path}: an adapter that needs {base}", f"Next: mlxbert.load({str(path)!r})")
 
 
 @click.version_option(package_name="mlxbert")
@@ -210,11 +230,13 @@ def verify(converted: Path, reference: str | None, junit: Path | None, html: Pat
 
 
 @click.version_option(package_name="mlxbert")
-@_command(groups={"Output": ("out", "overwrite")})
+@_command(groups={"Input": ("base",), "Output": ("out", "peft", "overwrite")})
 @click.argument("converted", type=_PATH)
+@click.option("--base", metavar="MODEL", help="The base of CONVERTED's adapters.  [default: where it was in training]")
 @click.option("-o", "--out", type=_PATH, required=True, help="Directory to write.")
+@click.option("--peft", is_flag=True, help="Write the adapters of CONVERTED alone, in PEFT's format.")
 @click.option("--overwrite", is_flag=True, help="Replace an exported model in the directory.")
-def export(converted: Path, **options: Any) -> None:
+def export(converted: Path, peft: bool, **options: Any) -> None:
     """Export CONVERTED to PyTorch, for places without MLX such as a Kaggle notebook.
 
     CONVERTED is a run of `mlxbert train`, one trained model of it, or a directory that mlxbert-convert wrote. A
@@ -227,11 +249,15 @@ def export(converted: Path, **options: Any) -> None:
       mlxbert-export runs/tweets -o kaggle/tweets
       mlxbert-export runs/tweets/members/seed0-fold0 -o hf_models/tweets
       mlxbert-export mlx_models/bert-base-uncased -o hf_models/bert-base-uncased
+      mlxbert-export runs/lora/members/seed0-fold0 --peft -o peft/tweets
     """
-    from converter.export.run import export_directory
     from mlxbert.terminal import show
 
-    exported = export_directory(converted, **options)
+    if peft:
+        from converter.peft.export import export_adapter as run
+    else:
+        from converter.export.run import export_directory as run
+    exported = run(converted, **options)
     show(f"Exported to {exported.path}: {exported.what}", *(f"Next: {line}" for line in exported.use))
 
 

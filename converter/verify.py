@@ -23,6 +23,7 @@ from converter.quantize.cost import recipe_of
 from converter.quantize.report import describe_quantization
 from converter.readers.encoder_fit import SeveralEncodersError
 from converter.source import Source, open_source
+from mlxbert.adapters.files import ADAPTER_FILE, is_adapter_directory
 from mlxbert.checkpoint import load_core, read_config
 from mlxbert.errors import MLXBertError, printable, reason
 from mlxbert.files.output_file import manifest_problems
@@ -247,6 +248,13 @@ def _verify_trained(
     if hf_config.get("quantization") is not None:
         raise VerifyError(f"{directory}: is quantized, which has no PyTorch form; fix: verify the unquantized model")
     weights = sorted(directory.glob("model*.safetensors"))
+    if is_adapter_directory(directory):
+        if hf_config.get("dtype") != "float32":
+            raise VerifyError(
+                f"{directory}: has adapters on a base in {hf_config.get('dtype')}, and its export rounds their sum; "
+                "fix: verify its base, or train on one in float32"
+            )
+        weights = [directory / ADAPTER_FILE]
     dtype = _written_dtype(directory, weights)
     if (directory / HEADS_FILE).is_file():
         weights.append(directory / HEADS_FILE)

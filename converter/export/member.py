@@ -17,6 +17,7 @@ import numpy as np
 from converter.export.checkpoint import PYTORCH_METADATA, ExportError
 from heads.regression import TargetScaler
 from heads.time_series import decompose
+from mlxbert.adapters import merge_adapters
 from mlxbert.checkpoint import is_license_file, read_config
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.safetensors import PlannedTensor, plan_shards, shard_index
@@ -218,15 +219,24 @@ class MemberExport:
         )
 
 
-def read_member(directory: Path) -> MemberExport:
+def read_member(directory: Path, *, base: str | Path | None = None, merge: bool = True) -> MemberExport:
     """Return the model in a directory that `BertWithHead.save` wrote.
+
+    Args:
+        directory: of the model.
+        base: the base of its adapters, if it has some; None: the recorded place.
+        merge: merge its adapters into its weights.
 
     Raises:
         CheckpointError: it is damaged, or quantized.
+        AdapterError: the base of its adapters is not there, or is another one.
         ExportError: inference.py does not know its head.
     """
     stored = str(read_config(directory).get("dtype"))
-    model = BertWithHead.load(directory, dtype=DTYPES.get(stored))  # in its own dtype, not the one that a CPU computes
+    # In its own dtype, not the one that a CPU computes.
+    model = BertWithHead.load(directory, dtype=DTYPES.get(stored), base=base)
+    if merge and model.core.lora is not None:
+        merge_adapters(model.core)
     exported = exported_head(model.head, directory)
     pooling = pooling_settings(model.pooling)
     class_name = linear_classifier(model) if exported.is_sequence_classifier(model.head) else None

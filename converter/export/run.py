@@ -13,6 +13,7 @@ from typing import Any
 
 from converter.export.checkpoint import ExportError, export
 from converter.export.member import MemberExport, read_member, write_member
+from mlxbert.adapters.files import is_adapter_directory
 from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, read_bytes, read_json, require_inside, require_own_files
@@ -64,7 +65,9 @@ class Exported:
     use: tuple[str, ...]
 
 
-def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = False) -> Exported:
+def export_directory(
+    source: str | Path, out: str | Path, *, base: str | Path | None = None, overwrite: bool = False
+) -> Exported:
     """Write `source` for a place without MLX.
 
     A converted checkpoint becomes the Hugging Face directory that it came from. A trained model, or each member of a
@@ -73,6 +76,7 @@ def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = F
     Args:
         source: a converted directory, one of `BertWithHead.save`, or a finished run.
         out: the directory to write.
+        base: the base of a model's adapters, which are merged; None: the recorded place.
         overwrite: replace an exported one that is there already.
 
     Raises:
@@ -82,11 +86,11 @@ def export_directory(source: str | Path, out: str | Path, *, overwrite: bool = F
     source, out = expand_home(source), expand_home(out)
     if (source / INFO).exists():
         run = read_run(source)
-        return _export_models(source, out, run, run.members, overwrite=overwrite)
+        return _export_models(source, out, run, run.members, base, overwrite=overwrite)
     if source.is_dir():
         require_own_files(source, ExportError)
     if _is_trained(source):
-        return _export_models(source, out, run_of(source), {source.name: source}, overwrite=overwrite)
+        return _export_models(source, out, run_of(source), {source.name: source}, base, overwrite=overwrite)
     path = export(source, out, overwrite=overwrite)
     return Exported(
         path,
@@ -134,12 +138,21 @@ def _is_trained(directory: Path) -> bool:
     if not isinstance(ours, dict) or not isinstance(ours.get("head"), dict):
         return False
     if config and ("quantization" in config or "quantization_config" in config):
-        raise ExportError(f"{directory}: is quantized, which has no PyTorch form; fix: export the unquantized model")
+        fix = (
+            "--peft exports its adapters alone" if is_adapter_directory(directory) else "export the unquantized model"
+        )
+        raise ExportError(f"{directory}: is quantized, which has no PyTorch form; fix: {fix}")
     return True
 
 
 def _export_models(
-    source: Path, out: Path, run: ExportedRun | None, members: Mapping[str, Path], *, overwrite: bool
+    source: Path,
+    out: Path,
+    run: ExportedRun | None,
+    members: Mapping[str, Path],
+    base: str | Path | None,
+    *,
+    overwrite: bool,
 ) -> Exported:
     is_alone = len(members) == 1
     folders = {name: "" if is_alone else f"members/{name}/" for name in members}
@@ -151,7 +164,7 @@ def _export_models(
     with OutputDirectory(out, overwrite=overwrite, source=source) as output:
         config: dict[str, Any] = {}
         for name, directory in members.items():  # one model in memory at a time
-            member = read_member(directory)
+            member = read_member(directory, base=base)
             member_config = write_member(output, member, folders[name])
             if not is_alone:
                 output.write_json(f"{folders[name]}config.json", member_config)

@@ -156,7 +156,7 @@ def read_peft(directory: Path) -> PeftAdapter:
     parts, whole = _split(weights, read_weights(weights).entries)
     is_dora = config.get("use_dora") is True
     layers = {path: _layer(weights, path, entries, config, is_dora) for path, entries in parts.items()}
-    mapped = config.get("auto_mapping")
+    mapped, base = config.get("auto_mapping"), config.get("base_model_name_or_path")
     name = mapped.get("base_model_class") if isinstance(mapped, dict) else None
     dropout, task = config.get("lora_dropout") or 0.0, config.get("task_type")
     if not _is_number(dropout) or not 0 <= dropout < 1:
@@ -169,7 +169,7 @@ def read_peft(directory: Path) -> PeftAdapter:
         alpha=float(config["lora_alpha"]),
         dropout=float(dropout),
         is_dora=is_dora,
-        base=printable(config.get("base_model_name_or_path") or "", 200),
+        base=printable(base, 200) if isinstance(base, str) else "",
         class_name=name if isinstance(name, str) else None,
         task=task if isinstance(task, str) else None,
         files=(file, weights),

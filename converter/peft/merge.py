@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from converter.canonical import plan_source
 from converter.mapping import Planned
 from converter.peft.adapter import AdaptedLayer, PeftAdapter
 from converter.readers.safetensors import TensorEntry
-from converter.readers.source_files import SourceError, read_json_object
+from converter.readers.source_files import SourceError, check_file, read_json_object
 from converter.source import Source, local_name
 from mlxbert.errors import first_ten, printable
 from mlxbert.models.architecture import HeadKind, architecture
@@ -144,7 +145,8 @@ def _config(base: Source, adapter: PeftAdapter, class_name: str | None) -> dict[
     """Return the base's `config.json` with the adapted class, and the labels of a configuration beside the adapter."""
     config = dict(base.config)
     file = adapter.directory / "config.json"
-    if file.is_file():
+    if os.path.lexists(file):
+        check_file(file, adapter.directory)
         beside = read_json_object(file)
         config |= {name: beside[name] for name in _HEAD_FIELDS if name in beside}
     if class_name is not None:

@@ -137,10 +137,7 @@ def read_adapter(directory: Path) -> SavedAdapter:
             f"reads {_FORMAT!r}, version {_VERSION}; fix: update mlxbert"
         )
     fields = {name: content.get(name) for name in ("settings", "base")}
-    try:
-        parsed = from_json(_Content, fields, place=str(place), fix=_FIX, error=AdapterError)
-    except AdapterError as error:
-        raise AdapterError(f"{place}: {error}" if str(place) not in str(error) else str(error)) from error
+    parsed = from_json(_Content, fields, place=str(place), fix=_FIX, error=AdapterError)
     file = directory / ADAPTER_FILE
     tensors, _ = read_safetensors(file, AdapterError, fix=_FIX) or ({}, {})
     layers: dict[str, dict[str, mx.array]] = {}

@@ -29,7 +29,7 @@ _WIDTH, _RUN = 80, 24
     cls=GroupedCommand,
     groups={
         "Submission": ("out", "sample_submission", "values", "id", "intervals", "escape_formulas"),
-        "Prediction": ("average",),
+        "Prediction": ("average", "base"),
         "Many rows, into a directory of Parquet files": ("shard", "resume", "rows_per_file"),
         "Reading DATA": ("encoding", "quoting"),
     },
@@ -59,12 +59,24 @@ _WIDTH, _RUN = 80, 24
     show_default=True,
     help="What is averaged over the models of the run.",
 )
+@click.option(
+    "--base",
+    metavar="DIRECTORY",
+    help="Encoder below adapters that were saved without it.  [default: where it was in training]",
+)
 @argument_option("encoding")
 @argument_option("escape_formulas")
 @argument_option("quoting")
 @shard_options
 def predict(
-    run: Path, data: str, out: str, shard: str | None, resume: bool, rows_per_file: int | None, **options: Any
+    run: Path,
+    data: str,
+    out: str,
+    base: str | None,
+    shard: str | None,
+    resume: bool,
+    rows_per_file: int | None,
+    **options: Any,
 ) -> None:
     """Predict DATA with RUN, a finished run or a blend, and write a submission, or Parquet files of many rows.
 
@@ -81,13 +93,14 @@ def predict(
     from mlxbert.runs.blend import open_predictor
     from mlxbert.runs.predict import write_submission
     from mlxbert.runs.progress import row_progress
+    from mlxbert.runs.run import Run
     from mlxbert.terminal import show
 
     if run.is_file() and Path(data).is_dir():
         raise click.UsageError(
             f"the run comes first, then the data: mlxbert predict {shlex.quote(data)} {shlex.quote(str(run))}"
         )
-    predictor = open_predictor(run)
+    predictor = open_predictor(run) if base is None else Run.open(run, base=base)
     if shard is not None or resume or rows_per_file is not None or is_directory_output(out):
         layout = {
             "shard": shard or "0/1",
@@ -300,6 +313,10 @@ def encode(
         model, texts = given_model, (model, *texts)
     if not texts:
         raise click.MissingParameter(ctx=context, param=context.command.params[1])
+    if out is not None and is_directory_output(out):
+        raise click.UsageError(f"{out} is a directory; fix: -o FILE.npy for TEXTS, or --text COLUMN for a table")
+    if len(texts) == 1 and Path(texts[0]).suffix and expand_home(texts[0]).exists():
+        raise click.UsageError(f"{texts[0]} is a file, not a text; fix: --text COLUMN -o DIRECTORY embeds its rows")
     _encode_texts(model, texts, out, options)
 
 

@@ -28,7 +28,7 @@ def shard_options(command: _COMMAND) -> _COMMAND:
             "--rows-per-file",
             type=int,
             metavar="ROWS",
-            help="Rows of a Parquet file; a kill loses no more.  [default: 16384]",
+            help="Rows of a Parquet file; a kill loses no more.  [default: 8192]",
         ),
     )
     for option in reversed(options):

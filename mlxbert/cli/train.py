@@ -156,7 +156,7 @@ def train(
         run = session.train(data, out=out, **given)
     if not current_world().writes:
         return
-    if options["members"] and not was_finished:
+    if options["members"] and not run.files.scores.is_file():
         show_members(run)
     else:
         show_run(run, was_finished=was_finished)

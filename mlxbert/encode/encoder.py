@@ -239,7 +239,7 @@ class SentenceEncoder:
         threads = thread_count()
         for start in range(0, len(items), _BLOCK):
             block = [prompt + text for text in items[start : start + _BLOCK]]
-            encodings = self.tokenizer.encode(block, max_length=self.max_length)
+            encodings = self.tokenizer.encode(block, max_length=self.max_length, offsets=False)
             cut.add(encodings)
             lengths = [len(encoding) for encoding in encodings]
             for rows, length in batches(lengths, batch_size, self.max_length, threads=threads):
@@ -252,6 +252,7 @@ class SentenceEncoder:
                         pad_id=self.tokenizer.pad_token_id or 0,
                     ),
                 )
+            del encodings, block  # before the next block is tokenized: else both are in memory
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the similarity of each vector of `a` with each of `b`, by the checkpoint's measure: (N, M) float32.

@@ -34,8 +34,8 @@ from mlxbert.rows.source import Piece, RowSource
 RECORD = "_mlxbert.json"
 FORMAT, VERSION = "mlxbert-rows", 1
 METADATA, DIGEST = b"mlxbert", b"mlxbert.sha256"
-ROWS_PER_FILE = 16384
-"""Rows of a file. A kill loses at most so many; a file of 384 float32 numbers a row has 25 MB."""
+ROWS_PER_FILE = 8192
+"""Rows of a file. A kill loses at most so many; a file of 384 float32 numbers a row has 13 MB."""
 
 _PART = re.compile(r"part-(\d{5,})-of-(\d{5,})-(\d{5,})\.parquet")
 _MOST_SHARDS = 99_999
@@ -243,6 +243,13 @@ class PartFiles:
         # The first call's path of the model: all files say the same.
         self.record = dict(found)
 
+    def _check_record(self) -> None:
+        """Refuse to go on if another call has replaced the record, as it may while no file of this call is there."""
+        found = read_json(self.out / RECORD, RowsError)
+        if found is None:
+            raise RowsError(f"{self.out / RECORD} is gone; fix: the same command again, into an empty directory")
+        self._compare(found, self.out)
+
     def write(
         self,
         schema: Any,
@@ -257,7 +264,7 @@ class PartFiles:
             progress: called with the rows that are done, all rows of the shard, and those of the kept files.
 
         Raises:
-            RowsError: a file of another call.
+            RowsError: a file of another call, or another call has begun in the directory since `agree`.
             WriteError: a file cannot be written.
             Interrupted: Ctrl-C; finished files stay.
         """
@@ -275,9 +282,14 @@ class PartFiles:
         pieces = self._source.pieces((part.start, part.stop) for part in todo)
         written = 0
         try:
-            for part, piece in zip(todo, pieces, strict=True):
-                self._write_part(part, compute(piece, advance), schema)
-                written += len(piece)
+            for part in todo:
+                piece = next(pieces)
+                table = compute(piece, advance)
+                del piece
+                self._check_record()
+                self._write_part(part, table, schema)
+                written += part.stop - part.start
+                del table  # before the next rows are read: else both are in memory
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted; {kept + written} rows of shard {self.shard} are in {self.out}; "

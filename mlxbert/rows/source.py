@@ -173,19 +173,20 @@ class RowSource:
                     raise DataError(f"{self.name} has fewer rows than when it was opened; fix: leave it as it is")
                 held.append((frame, ids))
                 count += len(frame)
-            frame = pandas.concat([frame for frame, _ in held], ignore_index=True)
+            joined = pandas.concat([frame for frame, _ in held], ignore_index=True)
             size = stop - start
-            rest: Any = None
-            if self.id is None:
-                ids = pyarrow.array(range(start, stop), pyarrow.int64())
-            else:
-                joined = pyarrow.concat_arrays([ids for _, ids in held])
-                ids, rest = joined.slice(0, size), joined.slice(size)
-            held = [(frame.iloc[size:], rest)] if count > size else []
+            ids = None if self.id is None else pyarrow.concat_arrays([ids for _, ids in held])
             count -= size
-            frame = frame.iloc[:size]
+            # Copies of the rest: a slice would keep the whole in memory.
+            held = [(joined.iloc[size:].copy(), None if ids is None else pyarrow.concat_arrays([ids.slice(size)]))]
+            held = held if count else []
+            frame = joined.iloc[:size]
             frame.index = range(start, stop)
-            yield Piece(start, frame, ids)
+            names = pyarrow.array(range(start, stop), pyarrow.int64()) if ids is None else ids.slice(0, size)
+            del joined, ids
+            piece = [Piece(start, frame, names)]
+            del frame, names
+            yield piece.pop()  # this frame of the call keeps no reference while the caller works
 
     def _chunks(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
         """Yield (frame of the columns, ids) of the rows from `start` to `stop`, some thousand at a time."""
@@ -339,7 +340,10 @@ def _value_type(kind: Any) -> Any:
 
 def _found(names: Sequence[str], name: str, role: str, what: str) -> str:
     """Return a file's own name for a column."""
-    return str(Table(dict.fromkeys(names, (None,)), what).find(name, role))
+    found = str(Table(dict.fromkeys(names, (None,)), what).find(name, role))
+    if names.count(found) > 1:  # Parquet allows that
+        raise DataError(f"{what} has {names.count(found)} columns named {found!r}; fix: rename them")
+    return found
 
 
 def _find_all(names: Sequence[str], columns: Sequence[str], id: str | None, what: str) -> None:

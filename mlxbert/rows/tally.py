@@ -39,11 +39,11 @@ class IdTally:
         if self.column is None:
             return
         self._missing += ids.null_count
-        counts = ids.drop_null().value_counts()
-        repeated = len(ids) - ids.null_count - len(counts)
-        if repeated and self._first is None:
-            self._first = next(printable(count["values"], 60) for count in counts if count["counts"].as_py() > 1)
+        values, counts = _counted(ids.drop_null())
+        repeated = sum(counts) - len(counts)
         self._repeated += repeated
+        if repeated and self._first is None:
+            self._first = next(printable(value, 60) for value, count in zip(values, counts, strict=True) if count > 1)
 
     def warn(self, *, stacklevel: int) -> None:
         """Warn of them; `stacklevel` 1 is the function that calls this one."""
@@ -60,6 +60,23 @@ class IdTally:
                 DataWarning,
                 stacklevel=stacklevel + 1,
             )
+
+
+def _counted(values: Any) -> tuple[Any, list[int]]:
+    """Return the different values of a pyarrow array, and how often each is there."""
+    import pyarrow
+
+    extended = isinstance(values, pyarrow.ExtensionArray)  # such as UUIDs
+    stored = values.storage if extended else values
+    try:
+        found = stored.value_counts()
+    except pyarrow.ArrowNotImplementedError:  # narrow decimals
+        found = stored.cast(pyarrow.string()).value_counts()
+    different = found.field("values")
+    return (
+        pyarrow.ExtensionArray.from_storage(values.type, different) if extended else different,
+        found.field("counts").to_pylist(),
+    )
 
 
 class WarningTally:

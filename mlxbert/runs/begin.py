@@ -85,6 +85,7 @@ class Session:
             callbacks=(RunLog(self.files, shared=self.is_part), *callbacks) if self.world.writes else (),
             keeps_best=not self.is_part and self.world.writes,
             world=self.world,
+            created=self.record.created,
         )
 
 

@@ -235,7 +235,10 @@ def create_json(file: Path, value: Any, *, fix: str = GO_ON) -> bool:
     """
     # `os.link` fails where the name is taken; a rename would replace the file of another process.
     new = file.with_name(f".{file.name}-new.{secrets.token_hex(8)}.tmp")
-    write_json(new, value, fix=fix)
+    try:
+        write_json(new, value, fix=fix)
+    except WriteError as error:
+        raise WriteError(str(error).replace(new.name, file.name)) from error
     try:
         with write_errors(file, 0, fix=fix):
             try:

@@ -22,9 +22,10 @@ from mlxbert.adapters.linear import refuse_packed
 from mlxbert.checkpoint import load_core
 from mlxbert.files.output_file import replacing
 from mlxbert.quantization import refuse_training
-from mlxbert.runs.files import GO_ON, MemberBusyError, RunFiles, member_lock
+from mlxbert.runs.files import GO_ON, MemberBusyError, RunError, RunFiles, member_lock
 from mlxbert.runs.predict import calibrate_intervals
 from mlxbert.runs.prepare import Prepared
+from mlxbert.runs.record import read_record
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, Callbacks, MemberEvent
 from mlxbert.training.config import TrainingConfig
@@ -34,7 +35,7 @@ from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingInterrupt
 from mlxbert.with_head import BertWithHead
 
 # Seconds to wait for a model that another process has: one that is stopping saves its state before it ends.
-_STOPPING = 15.0
+_STOPPING = 60.0
 
 
 def members_of(config: TrainingConfig, folds: int) -> tuple[Member, ...]:
@@ -53,6 +54,7 @@ class MemberTraining:
         callbacks: for steps and evaluations.
         keeps_best: after Ctrl-C, save the best weights so far as a model; only where one process trains the run.
         world: the processes that train each model together; only rank 0 writes.
+        created: when the run began; None: it does not say.
     """
 
     files: RunFiles
@@ -62,6 +64,16 @@ class MemberTraining:
     callbacks: Sequence[Callback] = ()
     keeps_best: bool = True
     world: World = field(default_factory=World)
+    created: str | None = None
+
+    def check_run(self) -> None:
+        """Refuse to go on if another process has overwritten the run since this one read it.
+
+        Raises:
+            RunError: it has.
+        """
+        if read_record(self.files.root).created != self.created:
+            raise RunError(f"{self.files.root}: another process has begun another run there; fix: -o DIRECTORY")
 
 
 Busy = Literal["wait", "refuse", "pass"]
@@ -115,6 +127,8 @@ def _train_unfinished(training: MemberTraining, member: Member) -> float:
 
     if not is_done():
         with member_lock(files, member.name) if world.writes else nullcontext():
+            if world.writes:
+                training.check_run()
             if not is_done():  # another process may have finished it since
                 before = _train(training, member)
                 # A trainer and its compiled step refer to each other: free them before the next model is loaded.

@@ -275,12 +275,14 @@ _QUOTES = {"none": ", quotes read as characters", "escaped": ", quotes escaped b
 
 
 def show_inference(
-    prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str]
+    prepared: Prepared, settings: RunSettings, record: Mapping[str, Any], columns: Iterable[str], ranks: str = ""
 ) -> None:
-    """Show on standard error, before the training, what is inferred from the data."""
+    """Show on standard error, before the training, what is inferred from the data, and the `ranks` that train."""
     console = Console(stderr=True, highlight=False, markup=False)
     for name, what in inference_lines(prepared, settings, record, columns):
         console.print(f"{name:<10}{what}", soft_wrap=True)
+    if ranks:
+        console.print(f"{'Ranks':<10}{ranks}", soft_wrap=True)
 
 
 def inference_lines(

@@ -7,6 +7,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,20 +41,22 @@ class Run(Predictor):
     Attributes:
         path: its directory.
         record: the content of run.json, checked.
+        base: the encoder below adapters that were saved without it, if it is no longer where it was.
     """
 
     path: Path
     record: RunRecord
+    base: str | Path | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open a run, finished or not.
+    def open(cls, path: str | Path, *, base: str | Path | None = None) -> Self:
+        """Open a run, finished or not; `base` is for adapters that were saved without their encoder.
 
         Raises:
             RunError: there is no run, or its run.json is damaged.
         """
         root = expand_home(path)
-        return cls(root, read_record(root))
+        return cls(root, read_record(root), base)
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -196,6 +199,8 @@ class Run(Predictor):
         Warns:
             DataWarning, TruncationWarning: texts are empty or were cut; once for all pieces.
         """
+        if self.base is not None:
+            load = partial(BertWithHead.load, base=self.base)
         data, members, level = self.record.data, self.prediction_members, self._nominal(intervals)
         batch_size = self.record.config.evaluation_batch_size
         of_members: list[list[Predictions]] = [[] for _ in members]
@@ -242,7 +247,7 @@ class Run(Predictor):
         parts = []
         level = self._nominal(intervals)
         for member in self.prediction_members:
-            model = BertWithHead.load(member)
+            model = BertWithHead.load(member, base=self.base)
             head: Any = model.head
             if len(series) < head.window:
                 raise RunError(

@@ -6,6 +6,7 @@ import inspect
 import os
 import shlex
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
@@ -16,6 +17,7 @@ from mlxbert.backend.device import using_threads
 from mlxbert.data.competitions import get_competition
 from mlxbert.data.file_format import looking_once
 from mlxbert.data.text_columns import RowText
+from mlxbert.errors import RunWarning
 from mlxbert.factory import default_checkpoint
 from mlxbert.files.output_file import TEMPORARY, WriteError
 from mlxbert.files.reading import expand_home
@@ -207,7 +209,10 @@ def _resume(
             "again, or write its rate into config.rate: the largest in metrics.jsonl, if the warm-up is over"
         )
     if not allow_changes:
-        with using_threads(threads_of(record.config, share, record, world)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RunWarning)  # `run_session` warns of the same
+            threads = threads_of(record.config, share, record, world)
+        with using_threads(threads):
             check_environment(record.environment)
     inputs = _recorded_inputs(record, tables)
     frames = [name for name, table in vars(inputs).items() if isinstance(table, str) and table == FRAME]
@@ -352,7 +357,8 @@ def run_session(
         listeners = Callbacks([*([bar] if bar else []), *services, *callbacks])
         if bar:
             bar.skip(len(names) - len(unfinished))
-            show_inference(session.prepared, session.settings, session.tables.record, session.tables.frame.columns)
+            columns = session.tables.frame.columns
+            show_inference(session.prepared, session.settings, session.tables.record, columns, world.text)
         if workers > 1:
             note_memory(session.prepared.directory, workers)
         listeners.on_run_start(dict(record.values))

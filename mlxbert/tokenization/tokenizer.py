@@ -34,7 +34,7 @@ __all__ = ["Encoding", "Tokenizer", "TokenizerError", "TokenizerWarning", "Trunc
 # What `clean_up_tokenization_spaces` takes the blank away from, in transformers' order; from "' " on both sides.
 _PUNCTUATION = (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re")
 # Characters that are tokenized at once.
-_PART = 2**20
+_PART = 2**17
 
 
 class Tokenizer:
@@ -211,14 +211,17 @@ class Tokenizer:
         pairs: str | Iterable[str] | None = None,
         *,
         max_length: int | None = None,
+        offsets: bool = True,
     ) -> list[Encoding]:
         """Encode without padding, one `Encoding` a text, which counts the tokens cut off; there is no warning.
+
+        Without `offsets`, a fifth faster, the places of tokens and the mask of special tokens may be empty.
 
         Raises:
             TokenizerError: something that is not text (its index is named), an impossible length, or pairs for a model
                 with one token type.
         """
-        return self._rows(texts, pairs, max_length, "longest_first", offsets=True)[0]
+        return self._rows(texts, pairs, max_length, "longest_first", offsets=offsets)[0]
 
     def check_types(self, *, pair: bool) -> None:
         """Refuse texts (or pairs) if the model lacks one of their token types.

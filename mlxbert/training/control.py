@@ -257,7 +257,12 @@ class Control:
                 connection.sendall(_frame(HELLO, about))
                 connection.settimeout(max(deadline - time.monotonic(), 0.01) + 2 * _END_SECONDS)
                 kind, content = _read_frame(connection, _MOST_BYTES)
-            except (OSError, EOFError):
+                if kind == END:
+                    os._exit(1)  # rank 0 has said which rank is missing
+                there = json.loads(content)
+                connection.settimeout(None)
+                return {0: Peer(0, str(there["host"]), str(there["machine"]), int(there["pid"]), connection)}
+            except (OSError, EOFError, ValueError, KeyError, TypeError):  # nobody, or another program
                 if time.monotonic() > deadline:
                     place = f"rank 0 on {address[0]}, port {address[1]},"
                     raise WorldError(
@@ -265,12 +270,6 @@ class Control:
                         "mlxbert starts there, and that this machine reaches it"
                     ) from None
                 time.sleep(0.1)
-                continue
-            if kind == END:
-                os._exit(1)  # rank 0 has said which rank is missing
-            there = json.loads(content)
-            connection.settimeout(None)
-            return {0: Peer(0, str(there["host"]), str(there["machine"]), int(there["pid"]), connection)}
 
     # Messages
 

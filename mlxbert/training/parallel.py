@@ -49,12 +49,14 @@ class Launch:
         rank: of this process; `size`: number of ranks.
         address: host and port on which rank 0 waits for the others; None: the collectives tell it.
         hosts: of each rank, if they are known.
+        backend: the name of MLX's collectives.
     """
 
     rank: int
     size: int
     address: tuple[str, int] | None
     hosts: tuple[str, ...] = ()
+    backend: str = "mpi"
 
 
 def launched(environment: Mapping[str, str] | None = None) -> Launch | None:
@@ -79,14 +81,14 @@ def launched(environment: Mapping[str, str] | None = None) -> Launch | None:
             # The ring listens on the ports of the file; the next one is free.
             port = 1 + max(port for node in places for _, port in node)
             hosts = tuple(node[0][0] for node in places)
-            return _checked(Launch(rank, len(places), (hosts[0], port), hosts))
+            return _checked(Launch(rank, len(places), (hosts[0], port), hosts, "ring"))
         if "NCCL_HOST_IP" in given:
             address = (given["NCCL_HOST_IP"], int(given["NCCL_PORT"]) + 1)
-            return _checked(Launch(rank, int(given["MLX_WORLD_SIZE"]), address))
+            return _checked(Launch(rank, int(given["MLX_WORLD_SIZE"]), address, backend="nccl"))
         if "MLX_IBV_DEVICES" in given:
             size = len(json.loads(Path(given["MLX_IBV_DEVICES"]).read_text(encoding="utf-8")))
             host, port = _place(given["MLX_JACCL_COORDINATOR"])
-            return _checked(Launch(rank, size, (host, port + 1)))
+            return _checked(Launch(rank, size, (host, port + 1), backend="jaccl"))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise WorldError(
             f"the launcher's environment variables are damaged ({printable(str(error), 200)}); "
@@ -142,10 +144,11 @@ class World:
         rank: number of this process.
         size: how many there are.
         local_size: how many of them are on rank 0's machine.
+        text: how many there are, where, and how they add up, for people; "" for a single one.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, control: Control | None = None, group: Any = None):
-        self.local_size = 1
+        self.local_size, self.text = 1, ""
         self.rank, self.size, self._control, self._group = rank, size, control, group
         self._running = False
 
@@ -333,6 +336,7 @@ def current_world() -> World:
     if launch is None:
         return World()
     times = _times()
+    _use_own_kernels(launch.rank)
     if launch.address is None:  # MPI knows where the processes are
         group = _init(launch, times)
         control = Control(launch.rank, launch.size, _address_by(group, launch), times)
@@ -343,8 +347,23 @@ def current_world() -> World:
     atexit.register(control.leave)
     world = World(launch.rank, launch.size, control, group)
     machines = world.gather("machine", control.machine)
-    world.local_size = machines.count(machines[0])
+    world.local_size, different = machines.count(machines[0]), len(set(machines))
+    world.text = f"{launch.size} on {different} {'machine' if different == 1 else 'machines'}, {launch.backend}"
     return world
+
+
+def _use_own_kernels(rank: int) -> None:
+    """Let MLX keep the kernels that it compiles on a CPU in a folder of this rank.
+
+    MLX writes them in place, into a folder that all processes share, and loads what it finds there. Ranks compile the
+    same kernels at the same time, and would load files that another one has half written.
+    """
+    if rank:
+        place = Path(tempfile.gettempdir()) / f"mlxbert-{os.getuid()}-rank{rank}"
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.is_symlink() or place.stat().st_uid != os.getuid():  # what lies there is loaded and run
+            place = Path(tempfile.mkdtemp(prefix="mlxbert-"))
+        os.environ["TMPDIR"] = str(place)
 
 
 def _init(launch: Launch, times: Times) -> Any:

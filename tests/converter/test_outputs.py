@@ -243,7 +243,7 @@ class TestReplacing:
 # Where a file is opened for writing otherwise, and why.
 _OTHERWISE = {
     "mlxbert/files/output_file.py": "the one way itself",
-    "mlxbert/runs/files.py": "a log grows by lines",
+    "mlxbert/runs/log.py": "a log grows by lines",
     "converter/export/inference_modules/submission_file.py": "runs without this package",
     "converter/card/facts.py": "a folder of its own that is gone afterwards",
 }

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import mlxbert
+from converter import cli
 from converter.convert import convert
+from converter.peft.keep import keep_adapter
 from converter.readers.source_files import SourceError
+from mlxbert.checkpoint import CheckpointError
 from mlxbert.models.architecture import HeadKind, architecture, supported
 from mlxbert.pretrained import load_with_head
 from tests.support.encoder_pairs import reference
@@ -175,6 +179,37 @@ def test_a_half_precision_base_keeps_the_adapter(tmp_path: Path) -> None:
     assert states_error(mlxbert.load(tmp_path / "out")[0], model, batch(base.config)) < LIMIT
     half = convert(tmp_path / "adapter", tmp_path / "half", base=tmp_path / "base", verify=False, dtype="bfloat16")
     assert half.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_an_adapter_is_kept_beside_its_base(model_type: str, dora: bool, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", architecture(model_type).encoder_class)
+    convert(tmp_path / "base", tmp_path / "mlx", verify=False)
+    model = adapted(base, tmp_path / "adapter", use_dora=dora, use_rslora=True)
+    words = [str(tmp_path / "adapter"), "--base", str(tmp_path / "mlx"), "--keep-adapter", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.convert, words)
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out/model.safetensors").exists()
+    assert states_error(mlxbert.load(tmp_path / "out")[0], model, batch(base.config)) < LIMIT
+    result = CliRunner().invoke(cli.convert, [*words, "--dtype", "float16"])
+    assert "--keep-adapter changes no weights; fix: leave out --dtype, or --keep-adapter" in result.output
+    result = CliRunner().invoke(cli.convert, [words[0], "--keep-adapter"])
+    assert "--keep-adapter keeps an adapter beside its base; fix: --base with the converted base" in result.output
+
+
+def test_what_a_kept_adapter_has_no_place_for(saved: Path, tmp_path: Path) -> None:
+    mlx = convert(saved / "base", tmp_path / "mlx", verify=False).path
+    whole = edited(saved, tmp_path / "whole", {"base_model.model.pooler.dense.bias": torch.ones(48)})
+    for source, text in (
+        (whole, "has 1 tensors of modules that were trained whole, "),
+        (edited(saved, tmp_path / "scales", alpha_pattern={"layer.0.attention.self.query": 3}), "differ by layer"),
+    ):
+        with pytest.raises(SourceError, match=rf"{text}.*; fix: without --keep-adapter it is merged"):
+            keep_adapter(source, mlx, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="was never converted"):
+        keep_adapter(saved / "adapter", saved / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # What is refused

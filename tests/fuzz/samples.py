@@ -22,8 +22,9 @@ TABLES = ("train.csv", "train.tsv", "train.jsonl", "train.json", "train.parquet"
 
 
 def build(root: Path) -> None:
-    """Write every sample below `root`: `forms/`, `converted/`, `runs/a`, `tables/`."""
+    """Write every sample below `root`: `forms/`, `adapter`, `converted/`, `runs/a`, `tables/`."""
     _forms(root / "forms")
+    _adapter(root / "adapter")
     _converted(root)
     _runs(root)
     _tables(root / "tables")
@@ -79,6 +80,31 @@ def _sentence_files(directory: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {"linear.weight": rng.normal(size=(8, 32)), "linear.bias": rng.normal(size=8)}
     save_file({name: one.astype("f4") for name, one in arrays.items()}, directory / "2_Dense" / "model.safetensors")
+
+
+def _adapter(directory: Path) -> None:
+    """Write an adapter in PEFT's format, with a classifier, of the encoder in `forms/safetensors`."""
+    from safetensors.numpy import save_file
+
+    directory.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "r": 2,
+        "lora_alpha": 4,
+        "lora_dropout": 0.1,
+        "bias": "none",
+    }
+    config |= {"use_dora": True, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {"value": 3}}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(0)
+    shapes = {"classifier.weight": (3, 32), "classifier.bias": (3,)}
+    for name in ("query", "value"):
+        path = f"bert.encoder.layer.0.attention.self.{name}"
+        shapes |= {f"{path}.lora_A.weight": (2, 32), f"{path}.lora_B.weight": (32, 2)}
+        shapes[f"{path}.lora_magnitude_vector"] = (32,)
+    arrays = {f"base_model.model.{name}": rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+    save_file(arrays, directory / "adapter_model.safetensors")
 
 
 def _converted(root: Path) -> None:

@@ -41,13 +41,13 @@ def checkpoint(samples: Path, place: Path, rng: random.Random) -> Use:
     return lambda: _convert_and_load(source, place / "out" / "model")
 
 
-def _convert_and_load(source: Path, out: Path) -> None:
+def _convert_and_load(source: Path, out: Path, base: Path | None = None) -> None:
     import mlxbert
     from converter.convert import convert
     from mlxbert.checkpoint import load_core
     from mlxbert.errors import MLXBertError
 
-    convert(source, out, verify=False)
+    convert(source, out, verify=False, base=base)
     try:
         if not any((out / name).is_file() for name in ("tokenizer.json", "vocab.txt")):  # which a conversion says
             load_core(out)
@@ -56,6 +56,24 @@ def _convert_and_load(source: Path, out: Path) -> None:
         use_of(model(**tokenizer(["word1 abc", "b"])).last_hidden_state)
     except MLXBertError as error:
         raise WrongResultError(f"converted, and does not load: {error}") from error
+
+
+def adapter(samples: Path, place: Path, rng: random.Random) -> Use:
+    """A damaged adapter in PEFT's format is merged into its base, or kept beside it; the result loads."""
+    from converter.peft.keep import keep_adapter
+
+    source = copy_sample(samples / "adapter", place)
+    config, weights = source / "adapter_config.json", source / "adapter_model.safetensors"
+    chance = rng.random()
+    if chance < 0.4:
+        config.write_text(json.dumps(damaged_json(json.loads(config.read_text()), rng)))
+    elif chance < 0.7:
+        weights.write_bytes(damaged_safetensors(weights.read_bytes(), rng))
+    else:
+        damage_directory(source, place / "outside", rng)
+    base, out = samples / "converted" / "float32", place / "out" / "model"
+    uses: list[Use] = [lambda: _convert_and_load(source, out, base=base), lambda: keep_adapter(source, base, out)]
+    return rng.choice(uses)
 
 
 def converted(samples: Path, place: Path, rng: random.Random) -> Use:
@@ -236,6 +254,7 @@ def header(samples: Path, place: Path, rng: random.Random) -> Use:
 TARGETS: dict[str, Target] = {
     "checkpoint": checkpoint,
     "header": header,
+    "adapter": adapter,
     "converted": converted,
     "run": run,
     "table": table,

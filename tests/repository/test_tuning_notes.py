@@ -1,4 +1,4 @@
-"""docs/tuning.md has the tables of the recorded runs, and the benchmark makes them as it says."""
+"""docs/tuning.md and docs/scale.md have the tables of the recorded runs, and the benchmarks make them as they say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import memory
 from benchmarks.defaults import (
     GRIDS,
     NOTES,
@@ -79,3 +80,11 @@ def test_the_lines_of_a_grid_differ_in_one_setting() -> None:
         assert all({**asdict(setting), grid.varied: base[grid.varied]} == base for setting in grid.settings), name
     runs = list(plans("minilm", list(GRIDS), list(SETS), [1, 3], [0]))
     assert len(runs) == 2 * 4 * sum(len(grid.settings) for grid in GRIDS.values())
+
+
+def test_the_table_of_memory_is_that_of_the_recorded_cells() -> None:
+    cells = memory.recorded()
+    text = memory.NOTES.read_text(encoding="utf-8")
+    assert memory.table(cells) in text, "fix: python -m benchmarks.memory --write"
+    assert memory.verdict(cells) in text
+    assert "met" in memory.verdict(cells)

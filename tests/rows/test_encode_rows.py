@@ -318,6 +318,48 @@ def test_bad_tables(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
     refused(CheckpointError, "no such directory", tmp_path / "nothing", data, tmp_path / "out2")
 
 
+def test_a_parquet_file_with_two_columns_of_one_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    columns = [pa.array(["k1", "k2"]), pa.array(["a", "b"]), pa.array(["c", "d"])]
+    parquet.write_table(pa.Table.from_arrays(columns, names=["key", "text", "text"]), tmp_path / "two.parquet")
+    message = "two.parquet has 2 columns named 'text'; fix: rename them"
+    refused(DataError, message, tiny_checkpoint, tmp_path / "two.parquet", tmp_path / "out")
+    encode_table(tiny_checkpoint, tmp_path / "two.parquet", tmp_path / "out", text="key")
+
+
+_UUIDS = pa.array([bytes(15) + bytes([i]) for i in (1, 2, 1)], pa.binary(16))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.ExtensionArray.from_storage(pa.uuid(), _UUIDS),
+        pa.array(["1.00", "2.00", "1.00"]).cast(pa.decimal32(5, 2)),
+        pa.array([1, 2, 1], pa.timestamp("ns", "UTC")),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_ids_keep_their_type(tiny_checkpoint: Path, tmp_path: Path, ids: pa.Array) -> None:
+    """Also where pyarrow itself cannot count values: UUIDs, narrow decimals."""
+    parquet.write_table(pa.table({"key": ids, "text": ["a", "b", "c"]}), tmp_path / "ids.parquet")
+    given: dict[str, Any] = {"text": "text", "id": "key"}
+    with pytest.warns(DataWarning, match="1 rows have an id of column 'key' that an earlier row"):
+        encode_table(tiny_checkpoint, tmp_path / "ids.parquet", tmp_path / "out", **given)
+    assert read(tmp_path / "out").column("key").combine_chunks().equals(ids)
+    assert encode_table(tiny_checkpoint, tmp_path / "ids.parquet", tmp_path / "out", resume=True, **given).kept == 3
+
+
+def test_another_call_that_begins_before_the_first_file(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """Both see an empty directory; the one whose record is replaced stops before it writes a file."""
+
+    def other(*_: int) -> None:
+        if not list((tmp_path / "out").glob("part-*")):
+            encode_table(tiny_checkpoint, data, tmp_path / "out", text="text", shard="1/2", precision="float16")
+
+    message = "out has results of another call: precision 'float16', now 'float32'; fix: "
+    refused(RowsError, message, tiny_checkpoint, data, tmp_path / "out", shard="0/2", progress=other)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [RECORD, "part-00001-of-00002-00000.parquet"]
+
+
 def test_rows_that_are_odd_are_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
     frame = table(50)
     frame.loc[[3, 30], "text"] = [None, " "]
@@ -375,6 +417,17 @@ def test_wrong_arguments(tiny_checkpoint: Path, data: Path) -> None:
         assert result.exit_code == 2
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_table_without_text_is_no_text(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    for words, message in (
+        ([str(data)], "data.parquet is a file, not a text; fix: --text COLUMN -o DIRECTORY embeds its rows"),
+        (["a", "-o", f"{tmp_path}/out/"], "out/ is a directory; fix: -o FILE.npy for TEXTS, or --text COLUMN for a"),
+    ):
+        result = CliRunner().invoke(main, ["encode", str(tiny_checkpoint), *words])
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_of_a_table_need_a_table(tiny_checkpoint: Path) -> None:

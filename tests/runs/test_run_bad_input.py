@@ -425,7 +425,7 @@ def test_a_run_that_cannot_be_deleted_is_told_in_a_line(place: Place, monkeypatc
 
     place.run.mkdir()
     (place.run / "run.json").write_text('{"format": "mlxbert-run", "version": 1}')
-    monkeypatch.setattr("mlxbert.runs.session.empty", denied)
+    monkeypatch.setattr("mlxbert.runs.begin.empty", denied)
     result = place.train(sample("binary"), "--overwrite")
     assert result.exit_code == 2
     assert told(result) == [

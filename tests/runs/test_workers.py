@@ -17,12 +17,13 @@ from mlxbert.backend.device import using_threads
 from mlxbert.cli import main
 from mlxbert.errors import RunWarning
 from mlxbert.report.reported_run import read_reported_run
-from mlxbert.runs import Run, RunError, resume, train
+from mlxbert.runs import Run, RunError, resume, session, train
 from mlxbert.runs.progress import WorkersProgress
 from mlxbert.runs.share import Share, threads_of
 from mlxbert.runs.workers import WorkerError, note_memory
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
+from mlxbert.training.parallel import World
 from mlxbert.training.trainer import TrainingInterrupted
 from tests.runs.test_resume import assert_same
 from tests.support.processes import children_of, ended, lives, ran, started, wait_for
@@ -97,9 +98,8 @@ def test_workers_end_after_a_killed_parent_and_the_run_goes_on(stage: Path) -> N
         process.kill()
         ended(process)
     assert len(workers) == 2
-    # At once: what the workers still have is waited for.
-    resumed(stage, "parent")
     wait_for(lambda: not any(map(lives, workers)))
+    resumed(stage, "parent")
 
 
 def test_ctrl_c_saves_all_and_says_how_to_go_on(stage: Path) -> None:
@@ -310,6 +310,18 @@ def test_bad_values_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("share", "what"),
+    [(Share(workers=2), "--workers"), (Share(words=("fold=1",)), "--member")],
+    ids=["workers", "member"],
+)
+def test_processes_that_train_each_model_together_train_no_models_apart(share: Share, what: str) -> None:
+    with pytest.raises(
+        RunError, match=f"^4 processes of mlx.launch train each model together, and {what} trains models"
+    ):
+        session._refuse_shares(share, World(0, 4))
+
+
 def test_threads_are_those_of_the_run_or_divided() -> None:
     config = TrainingConfig(folds=5)
     with using_threads(8):
@@ -344,3 +356,27 @@ def test_a_line_for_each_worker() -> None:
     progress.on_member_end(MemberEvent("seed0-fold0", 0, 0, 1.0, 4, {}, 1.0))
     assert [task.description for task in progress.bars.tasks] == ["models (1/3)", "seed0-fold1"]
     progress.on_run_end(None)
+
+
+def test_a_run_that_is_overwritten_meanwhile_gets_no_model_of_the_old_one(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """One process has checked everything and has no lock yet; another one overwrites the run with other settings."""
+
+    class Overwrite(Callback):
+        def on_run_start(self, info: dict[str, Any]) -> None:
+            values = json.loads((tmp_path / "run/run.json").read_text())
+            (tmp_path / "run/run.json").write_text(json.dumps({**values, "created": "2020-01-01T00:00:00+00:00"}))
+
+    given = {"model": tiny_checkpoint, "out": tmp_path / "run", **options("binary"), **QUICK}
+    with pytest.raises(RunError, match="run: another process has begun another run there; fix: -o DIRECTORY"):
+        train(sample("binary"), members=["fold=0"], callbacks=[Overwrite()], **given)
+    assert not (tmp_path / "run/members").exists()
+
+
+def test_a_note_of_a_resumed_run_comes_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    given = {"model": tiny_checkpoint, "out": tmp_path / "run", **options("binary"), **QUICK, "threads": 1}
+    train(sample("binary"), members=["fold=0"], **given)
+    with using_threads(1), pytest.warns(RunWarning) as caught:
+        resume(tmp_path / "run", sample("binary"), members=["fold=0"], workers=2, progress=False)
+    assert [str(warning.message)[:28] for warning in caught] == ["2 workers with 1 thread each"]

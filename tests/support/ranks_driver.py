@@ -21,7 +21,7 @@ from tests.training.test_training_step import as_bytes, batch, make_step
 
 def steps(accumulated: int) -> list[dict[str, Any]]:
     """Take steps on batches of eight, two and eight rows, alone or in the launcher's world."""
-    step = make_step(dropout=0.0)
+    step = make_step(dropout=0.1)
     step.world = current_world()
     given = [batch(seed, rows) for seed, rows in ((0, 8), (1, 2), (2, 8), (3, 2))]
     reports = [asdict(step(given[i : i + accumulated])) for i in range(0, len(given), accumulated)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -73,13 +75,13 @@ def test_the_launcher_says_rank_size_and_where_rank_0_is(tmp_path: Path) -> None
     hosts = tmp_path / "hosts"
     hosts.write_text(json.dumps([["10.0.0.1:5000", "10.0.0.1:5001"], ["10.0.0.2:5002", "10.0.0.2:5003"]]))
     ring = {"MLX_RANK": "1", "MLX_HOSTFILE": str(hosts)}
-    assert launched(ring) == Launch(1, 2, ("10.0.0.1", 5004), ("10.0.0.1", "10.0.0.2"))
+    assert launched(ring) == Launch(1, 2, ("10.0.0.1", 5004), ("10.0.0.1", "10.0.0.2"), "ring")
     nccl = {"MLX_RANK": "3", "MLX_WORLD_SIZE": "4", "NCCL_HOST_IP": "10.0.0.1", "NCCL_PORT": "12345"}
-    assert launched(nccl) == Launch(3, 4, ("10.0.0.1", 12346))
+    assert launched(nccl) == Launch(3, 4, ("10.0.0.1", 12346), backend="nccl")
     devices = tmp_path / "devices"
     devices.write_text(json.dumps([[None, "rdma_en5"], ["rdma_en5", None]]))
     jaccl = {"MLX_RANK": "0", "MLX_IBV_DEVICES": str(devices), "MLX_JACCL_COORDINATOR": "10.0.0.1:32323"}
-    assert launched(jaccl) == Launch(0, 2, ("10.0.0.1", 32324))
+    assert launched(jaccl) == Launch(0, 2, ("10.0.0.1", 32324), backend="jaccl")
     assert launched({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}) == Launch(2, 3, None)
     hosts.write_text("\n")  # mlx.launch -n 1
     assert launched(ring) is None
@@ -187,6 +189,21 @@ def test_a_rank_that_does_not_come_is_named() -> None:
         Control(1, 2, ("127.0.0.1", port), quick)
     with control._listen(("127.0.0.1", port)), pytest.raises(WorldError, match="another training uses it"):
         Control(0, 2, ("127.0.0.1", port), quick)
+
+
+def test_each_rank_compiles_its_kernels_in_a_private_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    parallel._use_own_kernels(0)
+    assert os.environ["TMPDIR"] == str(tmp_path)
+    for _ in range(2):  # it is kept for the next training
+        parallel._use_own_kernels(2)
+        assert Path(os.environ["TMPDIR"]) == tmp_path / f"mlxbert-{os.getuid()}-rank2"
+        assert Path(os.environ["TMPDIR"]).stat().st_mode & 0o777 == 0o700
+    foreign = tmp_path / f"mlxbert-{os.getuid()}-rank1"
+    foreign.symlink_to(tmp_path)
+    parallel._use_own_kernels(1)
+    assert Path(os.environ["TMPDIR"]) != foreign
 
 
 def test_adversarial_training_needs_one_process() -> None:

@@ -29,7 +29,7 @@ class Place:
         self.root = root
         for rank in (0, 1):
             sample("binary", 64, seed=rank).to_csv(root / f"data{rank}.csv", index=False)
-        self.arguments = f"--model {checkpoint} --text text --target y --id id --dropout 0 --rate 3e-3 --no-compiled"
+        self.arguments = f"--model {checkpoint} --text text --target y --id id --dropout 0.1 --rate 3e-3 --no-compiled"
 
     def train(self, out: str, *more: str, data: str = "data0.csv") -> list[str]:
         """Return the arguments of a training of two folds, which saves its state after each step."""
@@ -76,7 +76,7 @@ def test_ranks_without_rows_and_accumulated_batches_give_the_steps_of_one_proces
 
 
 def test_four_ranks_train_like_one_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty steps; the last rank's rows of the last batch are fillers."""
+    """Fifty steps with dropout; the last rank's rows of the last batch are fillers."""
     more = ["--folds", "1", "--valid-size", "12", "--epochs", "8"]  # 52 rows, 7 batches an epoch
     output = ran(4, *MLXBERT, *place.train("four", *more), cwd=place.root)
     assert not errors(output), output
@@ -89,6 +89,7 @@ def test_four_ranks_train_like_one_process(place: Place, monkeypatch: pytest.Mon
     for name, array in weights[1].items():  # type: ignore[union-attr]
         assert mx.allclose(array, weights[0][name], rtol=1e-4, atol=1e-5), name  # type: ignore[index, call-overload]
     assert output.count("Out of fold") == 1  # only rank 0 prints
+    assert "Ranks     4 on 1 machine, ring\n" in output
 
 
 def test_a_killed_rank_ends_all_and_the_run_goes_on_to_the_same_bytes(place: Place, uninterrupted: Path) -> None:
