@@ -29,8 +29,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxbert.backend.kernels import kernel_folder
 from mlxbert.errors import Interrupted, MLXBertError, printable
-from mlxbert.training.control import Control, Times, WorldError
+from mlxbert.training.connection import WorldError
+from mlxbert.training.control import Control, Times
 from mlxbert.training.optimizer import Arrays
 
 TIMEOUT = "MLXBERT_RANK_TIMEOUT"
@@ -336,7 +338,7 @@ def current_world() -> World:
     if launch is None:
         return World()
     times = _times()
-    _use_own_kernels(launch.rank)
+    os.environ["TMPDIR"] = str(kernel_folder(launch.rank))
     if launch.address is None:  # MPI knows where the processes are
         group = _init(launch, times)
         control = Control(launch.rank, launch.size, _address_by(group, launch), times)
@@ -350,20 +352,6 @@ def current_world() -> World:
     world.local_size, different = machines.count(machines[0]), len(set(machines))
     world.text = f"{launch.size} on {different} {'machine' if different == 1 else 'machines'}, {launch.backend}"
     return world
-
-
-def _use_own_kernels(rank: int) -> None:
-    """Let MLX keep the kernels that it compiles on a CPU in a folder of this rank.
-
-    MLX writes them in place, into a folder that all processes share, and loads what it finds there. Ranks compile the
-    same kernels at the same time, and would load files that another one has half written.
-    """
-    if rank:
-        place = Path(tempfile.gettempdir()) / f"mlxbert-{os.getuid()}-rank{rank}"
-        place.mkdir(mode=0o700, exist_ok=True)
-        if place.is_symlink() or place.stat().st_uid != os.getuid():  # what lies there is loaded and run
-            place = Path(tempfile.mkdtemp(prefix="mlxbert-"))
-        os.environ["TMPDIR"] = str(place)
 
 
 def _init(launch: Launch, times: Times) -> Any:

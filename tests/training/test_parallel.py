@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxbert.training import control, parallel
-from mlxbert.training.control import Control, Times, WorldError
+from mlxbert.training import parallel
+from mlxbert.training.connection import WorldError, listen
+from mlxbert.training.control import Control, Times
 from mlxbert.training.gradients import FGM
 from mlxbert.training.optimizer import ConfigurationError
 from mlxbert.training.parallel import Launch, World, current_world, differences, launched, part
@@ -254,23 +253,8 @@ def test_a_rank_that_does_not_come_is_named() -> None:
         WorldError, match=rf"^rank 1: rank 0 on 127\.0\.0\.1, port {port}, did not answer within 0.3 s"
     ):
         Control(1, 2, ("127.0.0.1", port), quick)
-    with control._listen(("127.0.0.1", port)), pytest.raises(WorldError, match="another training uses it"):
+    with listen(("127.0.0.1", port)), pytest.raises(WorldError, match="another training uses it"):
         Control(0, 2, ("127.0.0.1", port), quick)
-
-
-def test_each_rank_compiles_its_kernels_in_a_private_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    parallel._use_own_kernels(0)
-    assert os.environ["TMPDIR"] == str(tmp_path)
-    for _ in range(2):  # it is kept for the next training
-        parallel._use_own_kernels(2)
-        assert Path(os.environ["TMPDIR"]) == tmp_path / f"mlxbert-{os.getuid()}-rank2"
-        assert Path(os.environ["TMPDIR"]).stat().st_mode & 0o777 == 0o700
-    foreign = tmp_path / f"mlxbert-{os.getuid()}-rank1"
-    foreign.symlink_to(tmp_path)
-    parallel._use_own_kernels(1)
-    assert Path(os.environ["TMPDIR"]) != foreign
 
 
 def test_adversarial_training_needs_one_process() -> None:
