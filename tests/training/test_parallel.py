@@ -210,7 +210,7 @@ def test_ranks_that_differ_or_are_elsewhere_are_named(monkeypatch: pytest.Monkey
 def test_ranks_that_wait_for_each_other_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons: list[str] = []
     monkeypatch.setattr(Control, "_end", lambda self, reason: reasons.append(reason))
-    monkeypatch.setattr(control, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("mlxbert.training.control.BEAT_SECONDS", 0.05)
 
     def wait(world: World) -> None:
         control = world._control
