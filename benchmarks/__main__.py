@@ -14,7 +14,7 @@ NOT_BENCHMARKS = {
     *("__main__", "baselines", "child", "family_sizes", "inputs", "machine", "way"),
     *("speed_encoding", "speed_inputs", "speed_sides", "speed_table", "speed_training"),
 }
-LONG = {"competitions", "defaults", "family", "memory", "tweets"}
+LONG = {"competitions", "defaults", "family", "memory", "ranks", "tweets"}
 
 
 def main() -> None:

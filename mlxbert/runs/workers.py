@@ -26,6 +26,7 @@ from typing import IO, Any
 import mlx.core as mx
 
 from heads.losses import registered_losses
+from mlxbert.backend.kernels import kernel_folder
 from mlxbert.backend.processor import free_memory
 from mlxbert.errors import RunWarning, printable
 from mlxbert.files.output_file import format_bytes
@@ -181,14 +182,14 @@ class Workers:
         paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109 - as Python has it
         variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         data = pickle.dumps(job)
-        for _ in range(count):
+        for number in range(count):
             stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
             process = subprocess.Popen(
                 [sys.executable, "-m", _MODULE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=variables,
+                env=variables | {"TMPDIR": str(kernel_folder(number))},
                 start_new_session=True,  # Ctrl-C in a terminal goes to the parent alone, which stops the workers
             )
             self.several.append(_Worker(process, stderr))

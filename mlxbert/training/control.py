@@ -5,8 +5,6 @@ ever, and MLX's ring sometimes does so without a fault of any process (https://g
 So each rank has a plain TCP connection to rank 0. It carries small messages, of which each side waits without using
 the processor, and a heartbeat with step and phase. Two threads of each process read and watch it, also while the main
 thread is inside MLX. If a rank ends, is silent or makes no progress, all ranks end with one line that names it.
-
-A frame is a byte for its kind, eight for its length, and its content: JSON or plain bytes. Nothing in it is run.
 """
 
 from __future__ import annotations
@@ -19,32 +17,38 @@ import struct
 import sys
 import threading
 import time
-import uuid
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from mlxbert.errors import MLXBertError, printable, readable
+from mlxbert.errors import printable, readable
+from mlxbert.training.connection import (
+    BEAT,
+    BEAT_SECONDS,
+    BYE,
+    DATA,
+    END,
+    FAIL,
+    HELLO,
+    MOST_BYTES,
+    WELCOME,
+    Peer,
+    WorldError,
+    frame,
+    hello,
+    listen,
+    machine_name,
+    no_delay,
+    read_frame,
+)
 
-HELLO, WELCOME, BEAT, DATA, FAIL, END, BYE = range(1, 8)
-_HEADER = struct.Struct(">BQ")
-# No message of these kinds is longer; a longer one is not of this project.
-_MOST_BYTES = 1 << 20
-_BEAT_SECONDS = 1.0
-_MISSING = 5
 # For a rank that raises: rank 0 may be about to raise the same.
 _GRACE_SECONDS = 2.0
 # For the others to end by themselves, before those on this machine are killed.
 _END_SECONDS = 2.0
 # In these phases others wait for this rank's progress. In any other a rank only has to be alive.
 WATCHED = ("step", "sum of gradients", "evaluation")
-
-
-class WorldError(MLXBertError):
-    """Several training processes that cannot work together; the message names the rank."""
 
 
 @dataclass(frozen=True)
@@ -54,60 +58,6 @@ class Times:
     start: float
     silence: float
     progress: float
-
-
-@dataclass(eq=False)
-class Peer:
-    """Another rank, at the other end of a connection.
-
-    Attributes:
-        rank: its number.
-        host: its name for messages.
-        machine: differs between machines; processes of one machine can be killed.
-        pid: of its process.
-        connection: to it.
-        inbox: labels and contents of messages that nobody has taken yet.
-        heard: when its last bytes came; `moved`: when its count last changed.
-        beat: its last heartbeat: [step, phase, count].
-        left: whether it said that it ends; `closed`: whether the connection has ended.
-        failure: its error and when it came; None: it has none.
-    """
-
-    rank: int
-    host: str
-    machine: str
-    pid: int
-    connection: socket.socket
-    inbox: deque[tuple[str, bytes]] = field(default_factory=deque)
-    heard: float = field(default_factory=time.monotonic)
-    moved: float = field(default_factory=time.monotonic)
-    beat: tuple[int, str, int] = (0, "start", 0)
-    left: bool = False
-    closed: bool = False
-    failure: tuple[str, float] | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def name(self) -> str:
-        """Rank, host and process, for messages."""
-        return f"rank {self.rank} on {printable(self.host, 80)} (process {self.pid})"
-
-    @property
-    def place(self) -> str:
-        """Step and phase of the last heartbeat."""
-        step, phase, _ = self.beat
-        return f"step {step}, {printable(phase, 40)}"
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether several heartbeats are missing."""
-        return time.monotonic() - self.heard > _MISSING * _BEAT_SECONDS
-
-    def send(self, kind: int, content: bytes) -> None:
-        """Send one frame; a connection that has ended is noticed by its reader."""
-        with self.lock, suppress(OSError):
-            self.connection.sendall(_HEADER.pack(kind, len(content)))
-            self.connection.sendall(content)
 
 
 class Control:
@@ -131,7 +81,7 @@ class Control:
             WorldError: a rank does not come, or the port is in use; it is named.
         """
         self.rank, self.size, self.times, self.advice = rank, size, times, ""
-        self.host, self.machine = socket.gethostname(), _machine()
+        self.host, self.machine = socket.gethostname(), machine_name()
         self._hosts = tuple(hosts)
         self._changed = threading.Condition()
         self._beat: tuple[int, str, int] = (0, "start", 0)
@@ -216,14 +166,14 @@ class Control:
     def _accept(self, address: tuple[str, int]) -> dict[int, Peer]:
         deadline = time.monotonic() + self.times.start
         peers: dict[int, Peer] = {}
-        with _listen(address) as waiting:
+        with listen(address) as waiting:
             while len(peers) < self.size - 1:
                 waiting.settimeout(max(deadline - time.monotonic(), 0.01))
                 try:
                     connection, _ = waiting.accept()
                 except TimeoutError:
                     self._nobody(peers)
-                peer = _hello(connection, self.size)
+                peer = hello(connection, self.size)
                 if peer is None or peer.rank in peers:
                     connection.close()
                 else:
@@ -253,11 +203,16 @@ class Control:
             try:
                 left = max(deadline - time.monotonic(), 0.01)
                 connection = socket.create_connection(address, timeout=min(left, 5))
-                _no_delay(connection)
-                connection.sendall(_frame(HELLO, about))
+                no_delay(connection)
+                connection.sendall(frame(HELLO, about))
                 connection.settimeout(max(deadline - time.monotonic(), 0.01) + 2 * _END_SECONDS)
-                kind, content = _read_frame(connection, _MOST_BYTES)
-            except (OSError, EOFError):
+                kind, content = read_frame(connection, MOST_BYTES)
+                if kind == END:
+                    os._exit(1)  # rank 0 has said which rank is missing
+                there = json.loads(content)
+                connection.settimeout(None)
+                return {0: Peer(0, str(there["host"]), str(there["machine"]), int(there["pid"]), connection)}
+            except (OSError, EOFError, ValueError, KeyError, TypeError):  # nobody, or another program
                 if time.monotonic() > deadline:
                     place = f"rank 0 on {address[0]}, port {address[1]},"
                     raise WorldError(
@@ -265,12 +220,6 @@ class Control:
                         "mlxbert starts there, and that this machine reaches it"
                     ) from None
                 time.sleep(0.1)
-                continue
-            if kind == END:
-                os._exit(1)  # rank 0 has said which rank is missing
-            there = json.loads(content)
-            connection.settimeout(None)
-            return {0: Peer(0, str(there["host"]), str(there["machine"]), int(there["pid"]), connection)}
 
     # Messages
 
@@ -317,7 +266,7 @@ class Control:
         """Read what a rank sends, until the connection ends."""
         try:
             while True:
-                kind, content = _read_frame(peer.connection, None, peer)
+                kind, content = read_frame(peer.connection, None, peer)
                 if kind == BEAT:
                     step, phase, count = json.loads(content)
                     if count != peer.beat[2]:
@@ -349,14 +298,14 @@ class Control:
             for peer in self.peers.values():
                 if not peer.lock.locked():  # what is being sent is a sign of life
                     peer.send(BEAT, content)
-            time.sleep(_BEAT_SECONDS)
+            time.sleep(BEAT_SECONDS)
 
     def _watch(self) -> None:
         last = time.monotonic()
         while True:
-            time.sleep(_BEAT_SECONDS / 2)
+            time.sleep(BEAT_SECONDS / 2)
             now = time.monotonic()
-            if now - last > 3 * _BEAT_SECONDS:  # this process was stopped, or its machine: what it has read is old
+            if now - last > 3 * BEAT_SECONDS:  # this process was stopped, or its machine: what it has read is old
                 self._moved = now
                 for peer in self.peers.values():
                     peer.heard = peer.moved = now
@@ -434,76 +383,3 @@ class Control:
 def _flush(stream: Any) -> None:
     with suppress(OSError, ValueError, AttributeError):
         stream.flush()
-
-
-def _machine() -> str:
-    """Return a name that is the same for two processes only if one can send signals to the other."""
-    with suppress(OSError):
-        return f"{socket.gethostname()} {uuid.getnode():x} {Path('/proc/self/ns/pid').readlink()}"
-    return f"{socket.gethostname()} {uuid.getnode():x}"
-
-
-def _listen(address: tuple[str, int]) -> socket.socket:
-    host, port = address
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        waiting = socket.socket(family, socket.SOCK_STREAM)
-        waiting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        waiting.bind((host, port))
-        waiting.listen(128)
-    except OSError as error:
-        raise WorldError(
-            f"rank 0 cannot listen on {host}, port {port} ({error.strerror}); fix: another port with mlx.launch "
-            "--starting-port, if another training uses it"
-        ) from None
-    return waiting
-
-
-def _hello(connection: socket.socket, size: int) -> Peer | None:
-    """Return the rank at the other end; None if it is not a rank of this training."""
-    try:
-        connection.settimeout(5)
-        _no_delay(connection)
-        kind, content = _read_frame(connection, 4096)
-        about = json.loads(content)
-        rank = int(about["rank"])
-        if kind != HELLO or about["size"] != size or not 0 < rank < size:
-            return None
-        return Peer(rank, str(about["host"]), str(about["machine"]), int(about["pid"]), connection)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _no_delay(connection: socket.socket) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _frame(kind: int, value: Any) -> bytes:
-    content = json.dumps(value).encode()
-    return _HEADER.pack(kind, len(content)) + content
-
-
-def _read_frame(connection: socket.socket, most: int | None, peer: Peer | None = None) -> tuple[int, bytes]:
-    """Return kind and content of the next frame.
-
-    Raises:
-        EOFError: the connection has ended.
-        ValueError: the frame is longer than `most`, or than any of its kind.
-    """
-    kind, length = _HEADER.unpack(_read(connection, _HEADER.size, peer))
-    limit = most if most is not None else None if kind == DATA else _MOST_BYTES
-    if limit is not None and length > limit:
-        raise ValueError(f"a frame of {length} bytes")
-    return kind, bytes(_read(connection, length, peer))
-
-
-def _read(connection: socket.socket, length: int, peer: Peer | None) -> bytearray:
-    content = bytearray()
-    while len(content) < length:
-        part = connection.recv(min(length - len(content), 1 << 20))
-        if not part:
-            raise EOFError
-        content += part
-        if peer is not None:
-            peer.heard = time.monotonic()
-    return content

@@ -29,8 +29,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxbert.backend.kernels import kernel_folder
 from mlxbert.errors import Interrupted, MLXBertError, printable
-from mlxbert.training.control import Control, Times, WorldError
+from mlxbert.training.connection import WorldError
+from mlxbert.training.control import Control, Times
 from mlxbert.training.optimizer import Arrays
 
 TIMEOUT = "MLXBERT_RANK_TIMEOUT"
@@ -336,6 +338,7 @@ def current_world() -> World:
     if launch is None:
         return World()
     times = _times()
+    os.environ["TMPDIR"] = str(kernel_folder(launch.rank))
     if launch.address is None:  # MPI knows where the processes are
         group = _init(launch, times)
         control = Control(launch.rank, launch.size, _address_by(group, launch), times)

@@ -154,10 +154,11 @@ def restore_step(step: TrainStep, state: Mapping[str, mx.array]) -> None:
             )
     for kind in _DICTS:
         setattr(step, kind, getattr(step, kind) | {name: state[f"{kind}.{name}"] for name in _saved(step, kind)})
-    step.sums = step.words = None
+    sums = None
     if "sums_loss" in state:
         gradients = {name: state[f"sums.{name}"] for name in step.weights}
-        step.sums = {"gradients": gradients, **{name: state[f"sums_{name}"] for name in SCALARS}}
+        sums = {"gradients": gradients, **{name: state[f"sums_{name}"] for name in SCALARS}}
+    step.restore_sums(sums)
     for name in _COUNTERS:
         setattr(step, name, int(numbers[name]))
     step.loss_scale = float(numbers["loss_scale"])

@@ -293,6 +293,20 @@ class TrainStep:
             mx.eval(gradients[self._table])  # on this stream, before others read it
         return gradients
 
+    def restore_sums(self, sums: Sums | None) -> None:
+        """Put back saved sums, with the gradients of all rows of the word embeddings; every rank gives the same.
+
+        They are of whole batches: a single process has saved them. So rank 0 has them, and the others have nothing.
+        """
+        self.sums, self.words = sums, None
+        if sums is None or self.world.size == 1:
+            return
+        if self._table is not None:
+            table = np.array(sums["gradients"][self._table])
+            self._used = np.flatnonzero((table != 0).any(axis=1)).astype(np.int32)
+        if self.world.rank:
+            self.sums = self._nothing(None)
+
     def _shards(self, inputs: Arrays, targets: mx.array, rows: mx.array) -> list[Shard]:
         """Return the shards of this rank's rows; none if the batch has fewer rows than there are ranks."""
         own = self.world.part(len(rows))

@@ -18,9 +18,10 @@ import mlx.core as mx
 import numpy as np
 
 from heads.metrics import get_metric
+from mlxbert.checkpoint import base_of
 from mlxbert.data.folds import Fold
 from mlxbert.data.tokens import Batch, TrainingBatches
-from mlxbert.errors import Interrupted
+from mlxbert.errors import Interrupted, shown
 from mlxbert.models.config_fields import EncoderConfig
 from mlxbert.training.callbacks import Callback, Callbacks, EvaluationEvent, StepEvent
 from mlxbert.training.config import TrainingConfig
@@ -184,6 +185,9 @@ class Trainer:
         )
         self.step = TrainStep(model, rules, schedule, self.config.step_settings(), self.world)
         self.position = Position()
+        # The saved state has no weights below adapters, so it names them.
+        below = None if model.core.lora is None or model.source is None else base_of(model.source)
+        self._base = None if below is None else below.sha256
         self._kept: Arrays = {}
         self._began = time.monotonic()
         with self.world.files_of_first(self.directory) as saved_files:
@@ -229,6 +233,7 @@ class Trainer:
         if kept is not None and not (file := kept_file(self.directory, kept.step)).is_file():
             write_arrays(file, self._kept)
         about = {"member": self.member.name, **self.position.to_dict(), "seconds": self.seconds}
+        about |= {} if self._base is None else {"base": self._base}
         write_arrays(self.directory / STATE, step_state(self.step), about)
         delete_other_kept(self.directory, kept.step if kept else None)
 
@@ -349,6 +354,12 @@ class Trainer:
             arrays, about = read_arrays(state)
             if about.pop("member", None) != self.member.name:
                 raise TrainingError(f"{state} is not of {self.member.name}; fix: resume the run that it is of")
+            base = about.pop("base", None)
+            if base != self._base:
+                raise SaveError(
+                    f"{state}: its adapters belong to a base with the sha256 {shown(base)}, and this one has "
+                    f"{self._base}; fix: put back the checkpoint that the run began with, or train anew"
+                )
             self.position = Position.from_dict(about, state, batches=len(self.batches))
             try:
                 restore_step(self.step, arrays)

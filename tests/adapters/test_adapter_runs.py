@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 import mlxbert
 from converter.convert import convert
@@ -25,6 +26,7 @@ from mlxbert.cli import main as cli
 from mlxbert.quantization import QuantizationError
 from mlxbert.runs import Run, resume, train
 from mlxbert.runs.command import repeating_command
+from mlxbert.training.state import SaveError
 from mlxbert.training.step import TrainStep
 from mlxbert.with_head import BertWithHead
 from tests.support.run_samples import QUICK, sample
@@ -84,6 +86,30 @@ def _command(run: Run, tmp_path: Path) -> str:
     values = json.loads(json.dumps(run.record.values))
     values["data"]["path"] = "data.csv"
     return repeating_command(type(run.record).of(values), "out")
+
+
+def test_a_state_on_another_base_is_refused(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no manifest names the checkpoint's files."""
+    shutil.copytree(bases / "float", tmp_path / "base")
+    (tmp_path / "base" / "manifest.json").unlink()
+    given = GIVEN | {"model": tmp_path / "base", "lora": "rank=4", "save_every": 1}
+    frame = sample("binary", 24)
+    real, calls = TrainStep.update, [0]
+
+    def stopped(self: TrainStep) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise Stopped
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "update", stopped)
+        with pytest.raises(Stopped):
+            train(frame, out=tmp_path / "run", **given)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    save_file({name: array + np.float32(1e-3) for name, array in weights.items()}, tmp_path / "base/model.safetensors")
+    with pytest.raises(SaveError, match=r"belong to a base with the sha256 '.*', and this one has .*; fix"):
+        resume(tmp_path / "run", frame, progress=False)
 
 
 def test_merged_models_are_ordinary_and_kept_ones_are_small(bases: Path, tmp_path: Path) -> None:
@@ -223,8 +249,6 @@ def test_damaged_settings_of_an_adapter(damage: Any, message: str, kept: Path, t
     ],
 )
 def test_damaged_tensors_of_an_adapter(change: Any, message: str, kept: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
     member = tmp_path / "member"
     shutil.copytree(Run.open(kept / "run").members[0], member)
     file = member / ADAPTER_FILE

@@ -15,6 +15,7 @@ import pytest
 from converter.convert import convert
 from heads.binary import BinaryClassificationHead
 from heads.dropout import Dropout
+from mlxbert.adapters import LoRA, add_adapters
 from mlxbert.backend.device import BlasStatus, use_fast_blas
 from mlxbert.model_arrays import named_parameters
 from mlxbert.models.architecture import architecture, supported
@@ -163,6 +164,25 @@ def test_shards_drop_the_same_as_the_batch(
         means.append(step.means)
     assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-6)
     assert largest_difference(*means) < 1e-5
+
+
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="a GPU computes a batch whole")
+def test_adapters_drop_the_same_in_shards(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a layer runs on an array that all rows share."""
+    monkeypatch.setattr("mlxbert.training.gradients._LEAST_TOKENS", 1)
+    losses = []
+    for threads in (1, ROWS):
+        status = BlasStatus(True, use_fast_blas().library, "", threads)
+        monkeypatch.setattr("mlxbert.backend.threads.use_fast_blas", lambda status=status: status)
+        core = architecture(model_type).encoder(config_of(model_type))
+        core.set_dropout(0)
+        mx.random.seed(5)
+        core.load_weights([(name, 0.3 * mx.random.normal(a.shape)) for name, a in named_parameters(core).items()])
+        add_adapters(core, LoRA(rank=2, dropout=0.3, layers=("all",)))
+        model = BertWithHead(core, BinaryClassificationHead(core.config.hidden_size, dropout=0), "mean")
+        step = TrainStep(model, parameter_rules(model, rate=1e-2), Schedule(20), StepSettings(compiled=False))
+        losses.append([step([batch(model_type)]).loss for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_every_dropout_is_one_that_belongs_to_the_rows(model_type: str) -> None:

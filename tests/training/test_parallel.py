@@ -13,13 +13,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxbert.training import control, parallel
-from mlxbert.training.control import Control, Times, WorldError
+from mlxbert.training import parallel
+from mlxbert.training.connection import WorldError, listen
+from mlxbert.training.control import Control, Times
 from mlxbert.training.gradients import FGM
 from mlxbert.training.optimizer import ConfigurationError
 from mlxbert.training.parallel import Launch, World, current_world, differences, launched, part
+from mlxbert.training.state import restore_step, step_state
+from mlxbert.training.step import StepReport
 from tests.support.launched import free_ports
-from tests.training.test_training_step import make_step
+from tests.training.test_training_step import batch, largest_difference, make_step
 
 NEVER = Times(start=20, silence=1e6, progress=1e6)
 
@@ -158,6 +161,35 @@ def test_ranks_exchange_numbers_files_and_arrays(monkeypatch: pytest.MonkeyPatch
     assert found[0][4:] == ({"a": [[6.0, 6.0], [6.0, 6.0]], "b": [3.0]}, [[0, 0], [1, 1], [2, 2], [3, 3]])
 
 
+@pytest.mark.parametrize("freeze_layers", [0, 1])
+def test_batches_that_one_process_has_accumulated_count_once_in_several(
+    monkeypatch: pytest.MonkeyPatch, freeze_layers: int
+) -> None:
+    """One process saves between the batches of a step, and several go on, with --allow-changes."""
+    one = make_step(dropout=0.0, freeze_layers=freeze_layers)
+    one.accumulate(*batch(0))
+    state = {name: mx.array(np.array(array)) for name, array in step_state(one).items()}
+    one.accumulate(*batch(1))
+    expected = one.update()
+    means = {}
+
+    def work(world: World) -> StepReport:
+        step = make_step(dropout=0.0, freeze_layers=freeze_layers)
+        step.world = world
+        restore_step(step, state)
+        step.accumulate(*batch(1))
+        report = step.update()
+        means[world.rank] = {name: np.array(array) for name, array in step.means.items()}
+        return report
+
+    found = together(2, work, monkeypatch)
+    assert found[0] == found[1]
+    assert found[0].rows == expected.rows == 16
+    assert found[0].loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found[0].norm == pytest.approx(expected.norm, rel=1e-5)
+    assert largest_difference({name: mx.array(array) for name, array in means[1].items()}, one.means) < 1e-4
+
+
 def test_ranks_that_differ_or_are_elsewhere_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def differ(world: World) -> None:
         world.same_arrays("the weights", {"w": mx.array([1.0 + world.rank])})
@@ -185,7 +217,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
         WorldError, match=rf"^rank 1: rank 0 on 127\.0\.0\.1, port {port}, did not answer within 0.3 s"
     ):
         Control(1, 2, ("127.0.0.1", port), quick)
-    with control._listen(("127.0.0.1", port)), pytest.raises(WorldError, match="another training uses it"):
+    with listen(("127.0.0.1", port)), pytest.raises(WorldError, match="another training uses it"):
         Control(0, 2, ("127.0.0.1", port), quick)
 
 
