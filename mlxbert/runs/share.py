@@ -99,6 +99,9 @@ def threads_of(config: TrainingConfig, share: Share, before: RunRecord | None, w
     if threads is None and before is not None:  # an older version began it
         recorded = before.environment.get("threads")
         threads = recorded if isinstance(recorded, int) and 1 <= recorded <= 64 else None
+    # On every path: a rank that left it out would let the others wait for a message that nobody sends.
+    usual = 1 if status.library is None else max(status.threads // workers, 1)
+    of_first = int(world.first("threads", usual if threads is None else threads))
     if status.library is None:
         if threads not in (None, 1) and before is None:
             warnings.warn(
@@ -107,8 +110,7 @@ def threads_of(config: TrainingConfig, share: Share, before: RunRecord | None, w
                 stacklevel=2,
             )
         return 1
-    if threads is None:
-        threads = int(world.first("threads", max(status.threads // workers, 1)))
+    threads = of_first if threads is None else threads
     # Ranks are processes of their own, and each may be allowed a part of the cores only.
     kind, limit = (
         ("workers", status.threads) if world.size == 1 else ("ranks", max(status.threads, os.cpu_count() or 1))

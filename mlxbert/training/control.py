@@ -86,6 +86,7 @@ class Control:
         self._changed = threading.Condition()
         self._beat: tuple[int, str, int] = (0, "start", 0)
         self._moved = time.monotonic()
+        self._awaited: Peer | None = None
         self._ending = threading.Lock()
         self._code: int | None = None
         self.peers: dict[int, Peer] = self._accept(address) if rank == 0 else self._connect(address)
@@ -229,6 +230,7 @@ class Control:
 
     def _receive(self, peer: Peer, label: str) -> bytes:
         before = self.phase
+        self._awaited = peer
         self.at("wait")
         with self._changed:
             # The time-out lets Python answer signals; the watchdog ends a wait that takes too long.
@@ -237,6 +239,7 @@ class Control:
                     break
                 self._changed.wait(0.5)
             found = peer.inbox.popleft() if peer.inbox else None
+        self._awaited = None
         if found is None:
             self._sleep_until_end(0 if peer.left else self.times.silence)
             raise WorldError(f"{peer.name} has ended, and rank {self.rank} waits for it: {label}")
@@ -328,6 +331,12 @@ class Control:
             names.insert(0, f"rank 0 on {self.host} (process {os.getpid()}) at step {self._beat[0]}, {self._beat[1]}")
         if names:
             self._end(f"no progress for {limit:g} s: {', '.join(names[:10])}")
+        awaited = self._awaited
+        if awaited in there and awaited.beat[1] == "wait" and now - max(self._moved, awaited.moved) > limit:
+            self._end(
+                f"rank 0 and {awaited.name} have waited for each other for {limit:g} s, at different places of the "
+                "program; fix: run the same command and versions on all ranks"
+            )
 
     # The end
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,41 @@ def test_ranks_that_differ_or_are_elsewhere_are_named(monkeypatch: pytest.Monkey
 
     _, error = together(2, elsewhere, monkeypatch)
     assert "is at another place of the program (a) than rank 1 (b); fix: run the same program" in str(error)
+
+
+def test_ranks_that_wait_for_each_other_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: list[str] = []
+    monkeypatch.setattr(Control, "_end", lambda self, reason: reasons.append(reason))
+    monkeypatch.setattr("mlxbert.training.control.BEAT_SECONDS", 0.05)
+
+    def wait(world: World) -> None:
+        control = world._control
+        assert control is not None
+        if not world.writes:
+            world.first("b", None)
+            return
+        rescue = threading.Thread(target=look, args=(control,))
+        rescue.start()
+        world.gather("a", 1)
+
+    def look(control: Control) -> None:
+        limit = time.monotonic() + 10
+        while control.peers[1].beat[1] != "wait" and time.monotonic() < limit:
+            time.sleep(0.01)
+        control._check_progress(time.monotonic() + 0.9 * NEVER.progress)
+        assert not reasons
+        control._check_progress(time.monotonic() + 1.1 * NEVER.progress)
+        with control._changed:  # let both go on
+            control.peers[1].inbox.append(("a", b"1"))
+            control._changed.notify_all()
+
+    first, _ = together(2, wait, monkeypatch)
+    assert first is None
+    (reason,) = reasons
+    expected = (
+        r"^rank 0 and rank 1 on .* \(process \d+\) have waited for each other for 1e\+06 s, at different places of "
+    )
+    assert re.match(expected + "the program; fix: run the same command and versions on all ranks$", reason)
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:
