@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from converter.mappings import mapping_for, supported
 from converter.readers.encoder_fit import assumed_model_type, find_encoder, refuse_adapters
 from converter.readers.safetensors import TensorEntry, Weights, dequantized
-from converter.readers.source_files import SourceError, check_file
+from converter.readers.source_files import SourceError, check_file, read_json_object
 from converter.readers.weight_files import (
     CARD,
     WEIGHT_SUFFIXES,
@@ -37,6 +37,7 @@ from converter.readers.weight_files import (
     source_modules,
     transformer_folder,
 )
+from mlxbert.adapters.files import is_adapter_directory, unmerged
 from mlxbert.checkpoint import has_trained_head, is_license_file
 from mlxbert.encode.sentence_modules import MODULES
 from mlxbert.errors import MLXBertError, first_ten, printable
@@ -222,6 +223,8 @@ def _open_local(location: str, path: Path, revision: str | None, options: _Optio
     folder = transformer_folder(modules) if path.is_dir() else ""
     directory = root / folder
     if path.is_dir():
+        if is_adapter_directory(path):
+            raise SourceError(unmerged(path, read_json_object(path / "config.json")))
         choice = choose_weights(str(directory), _names(directory))
         check_file(directory / choice.name, root)
     else:

@@ -14,7 +14,7 @@ from converter.readers.safetensors import TensorEntry
 from converter.readers.source_files import SourceError
 from mlxbert.adapters import LoRA
 from mlxbert.adapters.files import ADAPTER_FILE, SETTINGS_FILE, adapter_json, add_saved, read_adapter
-from mlxbert.checkpoint import base_of, is_license_file, load_core, read_config
+from mlxbert.checkpoint import base_of, is_license_file, load_core, read_config, side_files
 from mlxbert.errors import first_ten, printable
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, require_own_files
@@ -58,9 +58,11 @@ def keep_adapter(
         )
         output.write_safetensors(ADAPTER_FILE, tensors)
         output.write_json(SETTINGS_FILE, adapter_json(settings, base_of(directory)))
-        for file in sorted(directory.iterdir()):
-            if file.is_file() and (file.name in TOKENIZER_FILES or is_license_file(file.name)):
-                output.copy(file.name, file)
+        files = sorted(file for file in (*directory.glob("*"), *directory.glob("*/*")) if file.is_file())
+        names = [file.relative_to(directory).as_posix() for file in files]
+        vocabularies = [name for name in names if name in TOKENIZER_FILES]
+        for name in dict.fromkeys((*side_files(names), *vocabularies, *filter(is_license_file, names))):
+            output.copy(name, directory / name)  # with the modules of sentence-transformers: they pool and normalize
         add_saved(load_core(directory, lazy=True), read_adapter(output.path), place=str(adapter.directory))
         return output.commit(config)
 

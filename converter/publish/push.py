@@ -20,6 +20,7 @@ from converter.parity.report import OWN_HEAD, PIPELINE, TRAINED_HEAD, NotCompare
 from converter.publish.leaks import PublishError, lint_card, refuse_leaks
 from converter.publish.remote import CheckedFile, check_repo_id, default_repo_id
 from converter.publish.sending import PushPlan, PushResult, Sending, size_of, who_writes
+from mlxbert.adapters.files import is_adapter_directory, unmerged
 from mlxbert.checkpoint import CheckpointError, is_full_layout, read_config
 from mlxbert.errors import first_ten, reason
 from mlxbert.files.output_file import NAME, FileRecord, manifest_bytes, manifest_problems, read_manifest
@@ -211,6 +212,8 @@ def gather_evidence(directory: str | Path, *, allow_unverified: bool = False, to
     """
     path = existing_directory(directory)
     config = read_config(path)
+    if is_adapter_directory(path):
+        raise PublishError(unmerged(path, config))
     records = read_manifest(path)
     if records is None:
         raise PublishError(f"{directory}: {NAME} is missing or not mlxbert's own; fix: convert the model again")

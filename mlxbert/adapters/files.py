@@ -7,6 +7,7 @@ adapter.json          {"format": "mlxbert-adapter", "version": 1, "settings": as
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,25 @@ def merged_tensors(core: Encoder) -> list[PlannedTensor]:
 def is_adapter_directory(directory: Path) -> bool:
     """Return whether a directory holds adapters whose base is elsewhere."""
     return (directory / SETTINGS_FILE).is_file()
+
+
+def unmerged(directory: Path, config: Mapping[str, Any]) -> str:
+    """Return why a directory of adapters is no whole model, with the commands that make one.
+
+    Args:
+        directory: it has adapters whose base is elsewhere.
+        config: the content of its `config.json`.
+    """
+    block = config.get("mlxbert")
+    if config.get("quantization") is not None:
+        fix = f"use its base, which {directory / SETTINGS_FILE} names, with new adapters (--lora)"
+    elif isinstance(block, Mapping) and "head" in block:
+        lines = "from mlxbert.adapters import merge_adapters; from mlxbert.with_head import BertWithHead"
+        lines += f"; model = BertWithHead.load({str(directory)!r}); merge_adapters(model.core); model.save('OUT')"
+        fix = f"python -c {shlex.quote(lines)}, and take OUT"
+    else:
+        fix = "convert the adapter of PEFT that it was made from with --base, without --keep-adapter"
+    return f"{directory} has adapters that are not merged into their base; fix: {fix}"
 
 
 def read_adapter(directory: Path) -> SavedAdapter:

@@ -17,9 +17,10 @@ import mlx.core as mx
 import numpy as np
 
 from heads.base import Head
-from mlxbert.adapters import AdapterWarning, add_adapters, merge_adapters, notes_on
+from mlxbert.adapters import AdapterError, AdapterWarning, add_adapters, merge_adapters, notes_on
+from mlxbert.adapters.files import unmerged
 from mlxbert.adapters.linear import refuse_packed
-from mlxbert.checkpoint import load_core
+from mlxbert.checkpoint import load_core, read_config
 from mlxbert.files.output_file import replacing
 from mlxbert.quantization import refuse_training
 from mlxbert.runs.files import GO_ON, MemberBusyError, RunError, RunFiles, member_lock
@@ -170,6 +171,8 @@ def new_model(prepared: Prepared, settings: RunSettings, config: TrainingConfig,
     # Below adapters, a quantized encoder stays packed.
     packed = None if config.lora is None else False
     core = load_core(prepared.directory, dtype=mx.float32, dequantize=packed)
+    if core.lora is not None:  # the encoder below is frozen, and new adapters would have another base
+        raise AdapterError(unmerged(prepared.directory, read_config(prepared.directory)))
     if config.dropout is not None:
         core.set_dropout(config.dropout)
     head = new_head(core.config.hidden_size, prepared, settings, config, member)

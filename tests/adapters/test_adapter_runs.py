@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import mlxbert
+from converter.convert import convert
 from converter.export.member import read_member
+from converter.publish.leaks import PublishError
+from converter.publish.push import gather_evidence
+from converter.readers.source_files import SourceError
 from mlxbert.adapters import AdapterError, LoRA, adapted
 from mlxbert.adapters.files import ADAPTER_FILE, SETTINGS_FILE
 from mlxbert.checkpoint import base_of, load_core, weights_sha256
@@ -34,7 +39,6 @@ GIVEN: dict[str, Any] = {"text": "text", "target": "y", "id": "id", **QUICK}
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a converted tiny BERT, "float", and the same in 8 bits, "packed"."""
     pytest.importorskip("torch", reason="transformers makes the checkpoint")
-    from converter.convert import convert
     from tests.support.tiny import save_tiny
 
     root = tmp_path_factory.mktemp("bases")
@@ -149,6 +153,26 @@ def kept(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(bases / "float", root / "base")
     train(sample("binary"), out=root / "run", lora="rank=4,merge=no", **GIVEN | {"model": root / "base"})
     return root
+
+
+def test_kept_adapters_are_no_checkpoint_to_start_from(kept: Path, tmp_path: Path) -> None:
+    """Without the refusal the adapters alone would be trained, or new ones would be saved for the old base."""
+    member, frame = next((kept / "run/members").iterdir()), sample("binary")
+    given, message = GIVEN | {"model": member}, "are not merged into their base; fix: python -c"
+    for lora in ({}, {"lora": "rank=2,merge=no"}):
+        with pytest.raises(AdapterError, match=message):
+            train(frame, out=tmp_path / "run", **given, **lora)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(PublishError, match=message):
+        gather_evidence(member)
+    with pytest.raises(SourceError, match=message) as error:
+        convert(member, tmp_path / "out", quantize="8bit")
+    code = shlex.split(str(error.value).partition("fix: ")[2].removesuffix(", and take OUT"))[2]
+    exec(code.replace("OUT", str(tmp_path / "OUT")), {})
+    ids = np.array([[2, 5, 6, 3]])
+    merged, unmerged = (BertWithHead.load(path)(ids) for path in (tmp_path / "OUT", member))
+    np.testing.assert_allclose(np.array(merged), np.array(unmerged), atol=1e-5)
+    train(frame, out=tmp_path / "run", **given | {"model": tmp_path / "OUT"})
 
 
 def test_the_base_is_found_at_its_place_or_is_named(kept: Path, bases: Path, tmp_path: Path) -> None:

@@ -186,11 +186,17 @@ def test_a_half_precision_base_keeps_the_adapter(tmp_path: Path) -> None:
 def test_an_adapter_is_kept_beside_its_base(model_type: str, dora: bool, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", architecture(model_type).encoder_class)
     convert(tmp_path / "base", tmp_path / "mlx", verify=False)
+    (tmp_path / "mlx/1_Pooling").mkdir()
+    pipeline = {"modules.json": "[]", "1_Pooling/config.json": "{}", "2_notes.txt": "not read"}
+    for name, text in pipeline.items():
+        (tmp_path / "mlx" / name).write_text(text)
     model = adapted(base, tmp_path / "adapter", use_dora=dora, use_rslora=True)
     words = [str(tmp_path / "adapter"), "--base", str(tmp_path / "mlx"), "--keep-adapter", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(cli.convert, words)
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out/model.safetensors").exists()
+    # Without the modules of sentence-transformers the embeddings would be others than those of the merged model.
+    assert [name for name in pipeline if (tmp_path / "out" / name).exists()] == [*pipeline][:2]
     assert states_error(mlxbert.load(tmp_path / "out")[0], model, batch(base.config)) < LIMIT
     result = CliRunner().invoke(cli.convert, [*words, "--dtype", "float16"])
     assert "--keep-adapter changes no weights; fix: leave out --dtype, or --keep-adapter" in result.output
