@@ -18,7 +18,8 @@ from mlxbert.errors import first_ten
 from mlxbert.files.output_directory import OutputDirectory
 from mlxbert.files.reading import expand_home, read_bytes, read_json, require_inside, require_own_files
 from mlxbert.runs.inputs import compared_values
-from mlxbert.runs.record import INFO, SCORES, RunRecord, is_run, read_record
+from mlxbert.runs.record import INFO, RunRecord, is_run, read_record
+from mlxbert.runs.scores import SCORES
 from mlxbert.tokenization.build import missing_tokenizer
 from mlxbert.tokenization.files import TOKENIZER_FILES, has_tokenizer
 from mlxbert.tokenization.tokenizer import Tokenizer

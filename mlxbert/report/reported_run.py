@@ -23,7 +23,8 @@ from mlxbert.errors import MLXBertError
 from mlxbert.files.reading import expand_home, read_text
 from mlxbert.runs.files import RunFiles, escaped_formula, truth_columns
 from mlxbert.runs.log import read_run_log
-from mlxbert.runs.record import RunRecord, Scores, read_record, read_scores
+from mlxbert.runs.record import RunRecord, read_record
+from mlxbert.runs.scores import Scores, read_scores
 from mlxbert.training.callbacks import EvaluationEvent, MemberEvent, StepEvent
 
 T = TypeVar("T")

@@ -49,17 +49,21 @@ class IdTally:
         """Warn of them; `stacklevel` 1 is the function that calls this one."""
         if self._missing:
             warnings.warn(
-                f"{self.what}: {self._missing} rows have no id in column {self.column!r}",
+                f"{self.what}: {_rows(self._missing)} no id in column {self.column!r}",
                 DataWarning,
                 stacklevel=stacklevel + 1,
             )
         if self._repeated:
             warnings.warn(
-                f"{self.what}: {self._repeated} rows have an id of column {self.column!r} that an earlier row of the "
+                f"{self.what}: {_rows(self._repeated)} an id of column {self.column!r} that an earlier row of the "
                 f"same file of results has, such as {self._first}",
                 DataWarning,
                 stacklevel=stacklevel + 1,
             )
+
+
+def _rows(count: int) -> str:
+    return "1 row has" if count == 1 else f"{count} rows have"
 
 
 def _counted(values: Any) -> tuple[Any, list[int]]:

@@ -17,8 +17,9 @@ from heads.calibration import threshold_metric
 from mlxbert.errors import printable
 from mlxbert.runs.files import TRACKERS, RunError
 from mlxbert.runs.prepare import Prepared
-from mlxbert.runs.record import SCORES, RunRecord, read_scores
+from mlxbert.runs.record import RunRecord
 from mlxbert.runs.run import Run
+from mlxbert.runs.scores import SCORES, read_scores
 from mlxbert.runs.settings import RunSettings
 from mlxbert.terminal import SafeConsole
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent

@@ -1,4 +1,4 @@
-"""run.json and scores.json as checked records: the only reader of these files, and the rules that follow from them.
+"""run.json as a checked record: its only reader, and the rules that follow from it.
 
 Fields that this version does not know are kept in `values`, and written back when a run goes on.
 """
@@ -31,7 +31,7 @@ from mlxbert.training.config import TrainingConfig
 from mlxbert.training.parallel import current_world
 
 FORMAT, VERSION = "mlxbert-run", 1
-INFO, SCORES, BLEND = "run.json", "scores.json", "blend.json"
+INFO, BLEND = "run.json", "blend.json"
 
 
 @dataclass(frozen=True)
@@ -275,75 +275,6 @@ def check_known_settings(record: RunRecord, file: Path) -> None:
         if unknown:
             names = ", ".join(printable(name, 60) for name in unknown[:10])
             raise RunError(f"{file}: {part} has {names}, which this mlxbert does not know; fix: update mlxbert")
-
-
-@dataclass(frozen=True)
-class MemberScores:
-    """A finished model on the rows that its fold held out; `step` and `epoch` are those of the kept weights."""
-
-    member: str
-    seed: int
-    fold: int
-    rows: int
-    step: int
-    epoch: float
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A metric over the models."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class HoldOutScores:
-    """The scores of the rows that no model saw."""
-
-    rows: int
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The content of scores.json.
-
-    Attributes:
-        metric: the metric that was optimized.
-        members: each model on its own held-out rows.
-        spread: each metric over the models.
-        pooled: metrics of all out-of-fold rows together; NaN: undefined.
-        seconds: duration of the run, all sittings together.
-        hold_out: scores of the rows held out of everything; None: there are none.
-        values: the whole JSON object as it was read.
-    """
-
-    metric: str
-    greater_is_better: bool
-    members: tuple[MemberScores, ...]
-    spread: Mapping[str, Spread]
-    pooled: Mapping[str, float]
-    seconds: float
-    hold_out: HoldOutScores | None = None
-    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-def read_scores(root: Path) -> Scores | None:
-    """Return the scores.json of a run; None: the run is not finished.
-
-    Raises:
-        RunError: it is damaged; the field is named.
-    """
-    file = root / SCORES
-    values = read_json(file, RunError)
-    if values is None:
-        return None
-    scores = from_json(Scores, {**values, "values": {}}, place=str(file), fix=FIX, error=RunError, null_is_nan=True)
-    return replace(scores, values=values)
 
 
 def new_record(

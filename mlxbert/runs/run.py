@@ -26,7 +26,8 @@ from mlxbert.models.architecture import config_from_hf
 from mlxbert.runs.files import RunError, RunFiles, id_name, plain_cell, read_csv, truth_columns
 from mlxbert.runs.inputs import ROWS, TableFormat, submission_rules
 from mlxbert.runs.predict import Parts, Predictor, Progress, interval_ends, nominal_level
-from mlxbert.runs.record import RunRecord, read_record, read_scores
+from mlxbert.runs.record import RunRecord, read_record
+from mlxbert.runs.scores import read_scores
 from mlxbert.runs.settings import RunSettings
 from mlxbert.tokenization.encoding import TruncationWarning, warn_of_truncation
 from mlxbert.tokenization.tokenizer import Tokenizer

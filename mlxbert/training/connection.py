@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,9 +129,21 @@ def hello(connection: socket.socket, size: int) -> Peer | None:
         rank = int(about["rank"])
         if kind != HELLO or about["size"] != size or not 0 < rank < size:
             return None
-        return Peer(rank, str(about["host"]), str(about["machine"]), int(about["pid"]), connection)
+        return Peer(rank, str(about["host"]), str(about["machine"]), process_of(about), connection)
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
+
+
+def process_of(about: Mapping[str, Any]) -> int:
+    """Return the number of the process that introduces itself.
+
+    Raises:
+        ValueError: it is not that of one process. To the system, 0 and −1 mean many, and such a rank may be killed.
+    """
+    pid = int(about["pid"])
+    if pid < 2:
+        raise ValueError(f"process {pid}")
+    return pid
 
 
 def no_delay(connection: socket.socket) -> None:

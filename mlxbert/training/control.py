@@ -40,6 +40,7 @@ from mlxbert.training.connection import (
     listen,
     machine_name,
     no_delay,
+    process_of,
     read_frame,
 )
 
@@ -212,7 +213,7 @@ class Control:
                     os._exit(1)  # rank 0 has said which rank is missing
                 there = json.loads(content)
                 connection.settimeout(None)
-                return {0: Peer(0, str(there["host"]), str(there["machine"]), int(there["pid"]), connection)}
+                return {0: Peer(0, str(there["host"]), str(there["machine"]), process_of(there), connection)}
             except (OSError, EOFError, ValueError, KeyError, TypeError):  # nobody, or another program
                 if time.monotonic() > deadline:
                     place = f"rank 0 on {address[0]}, port {address[1]},"

@@ -337,6 +337,7 @@ class Trainer:
         kept = self.show_kept()
         assert kept is not None, "the last step of an epoch is always evaluated"
         logits = self.held_out.logits()
+        self.world.at("scores")  # thresholds of many rows may take long: the watchdog must not count their time
         if not np.isfinite(logits).all():
             raise TrainingError(
                 f"{self.member.name}: the logits after step {kept.step} are not finite; fix: a lower rate"

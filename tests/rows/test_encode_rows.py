@@ -342,7 +342,7 @@ def test_ids_keep_their_type(tiny_checkpoint: Path, tmp_path: Path, ids: pa.Arra
     """Also where pyarrow itself cannot count values: UUIDs, narrow decimals."""
     parquet.write_table(pa.table({"key": ids, "text": ["a", "b", "c"]}), tmp_path / "ids.parquet")
     given: dict[str, Any] = {"text": "text", "id": "key"}
-    with pytest.warns(DataWarning, match="1 rows have an id of column 'key' that an earlier row"):
+    with pytest.warns(DataWarning, match="1 row has an id of column 'key' that an earlier row"):
         encode_table(tiny_checkpoint, tmp_path / "ids.parquet", tmp_path / "out", **given)
     assert read(tmp_path / "out").column("key").combine_chunks().equals(ids)
     assert encode_table(tiny_checkpoint, tmp_path / "ids.parquet", tmp_path / "out", resume=True, **given).kept == 3
@@ -378,9 +378,8 @@ def test_rows_that_are_odd_are_counted(tiny_checkpoint: Path, tmp_path: Path) ->
     cut = [line for line in told if line.startswith("1 of 50 texts is longer than ")]
     assert len(cut) == 1
     assert sorted(set(told) - {*cut}) == [
-        "odd.parquet: 1 rows have an id of column 'key' that an earlier row of the same file of results has, "
-        "such as k1",
-        "odd.parquet: 1 rows have no id in column 'key'",
+        "odd.parquet: 1 row has an id of column 'key' that an earlier row of the same file of results has, such as k1",
+        "odd.parquet: 1 row has no id in column 'key'",
         "odd.parquet: 2 of 50 rows have no text; they are encoded as an empty one",
     ]
     assert read(tmp_path / "out").column("key")[6].as_py() is None

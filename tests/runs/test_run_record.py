@@ -10,7 +10,8 @@ import pytest
 
 from mlxbert.runs.files import RunError, RunFiles
 from mlxbert.runs.log import RunLog, read_log
-from mlxbert.runs.record import RunRecord, check_known_settings, going_on, read_record, read_scores
+from mlxbert.runs.record import RunRecord, check_known_settings, going_on, read_record
+from mlxbert.runs.scores import read_scores
 from mlxbert.training.callbacks import MemberEvent, StepEvent
 from tests.support.report_samples import write_run
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from mlxbert.training import parallel
-from mlxbert.training.connection import WorldError, listen
+from mlxbert.training.connection import HELLO, WorldError, frame, hello, listen
 from mlxbert.training.control import Control, Times
 from mlxbert.training.gradients import FGM
 from mlxbert.training.optimizer import ConfigurationError
@@ -240,6 +242,18 @@ def test_ranks_that_wait_for_each_other_are_named(monkeypatch: pytest.MonkeyPatc
         r"^rank 0 and rank 1 on .* \(process \d+\) have waited for each other for 1e\+06 s, at different places of "
     )
     assert re.match(expected + "the program; fix: run the same command and versions on all ranks$", reason)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1, "x", None])
+def test_who_names_no_process_of_its_own_is_no_rank(pid: Any) -> None:
+    """A rank that hangs is killed by its number; -1 and 0 would be all processes of this user."""
+    about = {"rank": 1, "size": 2, "host": "here", "machine": "this"}
+    for number, is_rank in ((os.getpid(), True), (pid, False)):
+        with listen(("127.0.0.1", 0)) as waiting, socket.create_connection(waiting.getsockname()) as theirs:
+            theirs.sendall(frame(HELLO, {**about, "pid": number}))
+            ours, _ = waiting.accept()
+            with ours:
+                assert (hello(ours, 2) is not None) == is_rank
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:

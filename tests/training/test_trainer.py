@@ -23,6 +23,9 @@ from mlxbert.runs.progress import tracker
 from mlxbert.runs.settings import RunSettings
 from mlxbert.training.callbacks import Callback, EvaluationEvent, MemberEvent, StepEvent
 from mlxbert.training.config import ConfigurationError, TrainingConfig
+from mlxbert.training.control import WATCHED
+from mlxbert.training.held_out import HeldOut
+from mlxbert.training.parallel import World
 from mlxbert.training.trainer import Member, Outcome, Trainer, TrainingError
 from tests.support.run_samples import QUICK, options, sample
 
@@ -64,6 +67,26 @@ def fitted(checkpoint: Path, directory: Path | None = None, **changes: Any) -> t
         callbacks=[recorder],
     )
     return trainer, trainer.fit(), recorder
+
+
+def test_the_watchdog_does_not_count_the_time_of_scores(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thresholds of many labels and rows may take minutes, in which no rank makes a step."""
+    phases = ["start"]
+    monkeypatch.setattr(World, "at", lambda self, phase, step=None: phases.append(phase))
+    during = []
+    for name in ("scores", "predictions", "calibrate"):
+        method = getattr(HeldOut, name)
+
+        def noted(self: HeldOut, *arguments: Any, method: Any = method) -> Any:
+            during.append(phases[-1])
+            return method(self, *arguments)
+
+        monkeypatch.setattr(HeldOut, name, noted)
+    fitted(tiny_checkpoint, epochs=1)
+    assert len(during) == 5  # of the evaluation, and of the end
+    assert not set(during) & set(WATCHED)
 
 
 def test_the_best_weights_are_kept_and_the_last_on_request(tiny_checkpoint: Path) -> None:
