@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -238,6 +239,7 @@ def load_core(
         saved = read_adapter(directory)
         below = _base_directory(directory, saved.base, base)
         core = load_core(below, dtype=dtype, dequantize=dequantize, lazy=lazy)
+        _check_same_config(directory, read_config(directory) if config is None else config, below, core.config)
         add_saved(core, saved, place=str(directory))
         return core
     if base is not None:
@@ -291,9 +293,10 @@ def _base_directory(directory: Path, recorded: Base, given: str | Path | None) -
         place = Path(recorded.path)
     else:
         where = "of a model without a directory" if recorded.path is None else f"at {printable(recorded.path)}"
+        link = "" if recorded.path is None else "put it, or a link to it, there, or "
         raise AdapterError(
             f"{directory}: the base of this adapter was {where} (sha256 {shown(recorded.sha256)}), and is not there; "
-            "fix: name it: --base DIRECTORY (Python: base=)"
+            f"fix: {link}name it: --base DIRECTORY (Python: base=)"
         )
     if is_adapter_directory(place):
         raise AdapterError(f"{place} is an adapter itself, not the base of {directory}; fix: base= its own base")
@@ -306,6 +309,27 @@ def _base_directory(directory: Path, recorded: Base, given: str | Path | None) -
             f"and those of {place} have {found}; fix: name its own base: --base DIRECTORY (Python: base=)"
         )
     return place
+
+
+def _check_same_config(directory: Path, config: Mapping[str, Any], below: Path, found: Any) -> None:
+    """Compare the configuration beside adapters with their base's, which the digest of the weights does not cover.
+
+    Raises:
+        AdapterError: they differ, so that the base computes other numbers than in training.
+        CheckpointError: the configuration beside the adapters is damaged.
+    """
+    try:
+        recorded: Any = config_from_hf(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+    saved, now = asdict(recorded), asdict(found)
+    names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    lines = [f"{name}: {shown(saved.get(name))} there, {shown(now.get(name))} in the base" for name in names]
+    if lines:
+        raise AdapterError(
+            f"{directory}: its config.json differs from that of its base {below}; fix: restore the one that was "
+            f"changed\n{first_ten(lines)}"
+        )
 
 
 def weights_sha256(directory: Path) -> str:

@@ -189,6 +189,9 @@ def test_the_base_is_found_at_its_place_or_is_named(kept: Path, bases: Path, tmp
         (each / SETTINGS_FILE).write_text(json.dumps(settings))
     with pytest.raises(AdapterError, match=rf"the base of this adapter was at .*gone \(sha256 '{digest}'\), and is"):
         Run.open(root / "run").predict_frame(rows)
+    (root / "gone").symlink_to(root / "base")  # what the message says, for commands without --base
+    np.testing.assert_array_equal(Run.open(root / "run").predict_frame(rows).values, expected)
+    (root / "gone").unlink()
     run = Run.open(root / "run", base=root / "base")
     np.testing.assert_array_equal(run.predict_frame(rows).values, expected)
     other = weights_sha256(bases / "packed")
@@ -198,6 +201,11 @@ def test_the_base_is_found_at_its_place_or_is_named(kept: Path, bases: Path, tmp
         BertWithHead.load(member, base=member)
     with pytest.raises(mlxbert.MLXBertError, match=r"is a whole model, no adapter; fix: leave out base="):
         mlxbert.load(bases / "float", base=bases / "float")
+    config = json.loads((root / "base/config.json").read_text())
+    shutil.copytree(root / "base", tmp_path / "changed")
+    (tmp_path / "changed/config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(AdapterError, match=r"differs from that of its base .*changed; fix: restore .*\n  hidden_"):
+        Run.open(root / "run", base=tmp_path / "changed").predict_frame(rows)
     rows.to_csv(tmp_path / "test.csv", index=False)
     words = ["predict", str(root / "run"), str(tmp_path / "test.csv"), "-o", str(tmp_path / "s.csv")]
     refused = CliRunner().invoke(cli, words)
