@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -215,3 +216,14 @@ def test_whole_paths_and_ends_of_paths() -> None:
     assert chosen_layers(("a.1.query",), paths, words) == (("a.1.query",), ())
     assert chosen_layers(("output.dense", "query"), paths, words)[0] == ("a.0.query", "a.1.query", "a.1.output.dense")
     assert chosen_layers(("all-linear",), paths, words)[0] == paths
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_precision_keeps_the_small_changes_of_magnitudes(dtype: mx.Dtype) -> None:
+    """A factor of 1.001 is 1 in bfloat16; the output's rounding is no bias, so a mean over rows shows the factor."""
+    mx.random.seed(0)
+    layer = AdaptedLinear(nn.Linear(64, 64, bias=False), 4, 2.0, dora=True)
+    layer.magnitude = layer.magnitude * 1.001
+    x = mx.random.normal((512, 64)).astype(dtype).astype(mx.float32)
+    plain, y = x @ layer.base.weight.T, layer(x.astype(dtype)).astype(mx.float32)
+    np.testing.assert_allclose(float((y * plain).sum() / (plain * plain).sum()), 1.001, atol=2e-4)
