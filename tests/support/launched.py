@@ -108,8 +108,9 @@ def _is_free(port: int) -> bool:
 
 
 def errors(output: str) -> list[str]:
-    """Return the lines with which mlxbert ended."""
-    return [line for line in output.splitlines() if line.startswith("mlxbert: error:")]
+    """Return the lines with which mlxbert ended; one may stand within a warning that the launcher writes in parts."""
+    start = "mlxbert: error:"
+    return [line[line.index(start) :] for line in output.splitlines() if start in line]
 
 
 def loss_curve(run: Path) -> Sequence[float]:
