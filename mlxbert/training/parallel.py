@@ -110,12 +110,6 @@ def _checked(launch: Launch) -> Launch | None:
     return launch if launch.size > 1 else None
 
 
-def launched_size() -> int:
-    """Return how many processes train together; 1: this process was started alone."""
-    launch = launched()
-    return 1 if launch is None else launch.size
-
-
 def part(rows: int, rank: int, size: int) -> slice:
     """Return the rows of a batch that a rank computes, as `np.array_split` deals them; none if there are few."""
     least, more = divmod(rows, size)
@@ -296,8 +290,12 @@ class World:
             self.first("end", True)
         except BaseException as error:
             interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-            kind = "" if isinstance(error, MLXBertError) else f"{type(error).__name__}: "
-            control.failed(f"{kind}{' '.join(str(error).split())}", 130 if interrupted else 2)
+            text = " ".join(str(error).split())
+            if isinstance(error, KeyboardInterrupt):
+                text = "interrupted"
+            elif not isinstance(error, MLXBertError):
+                text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            control.failed(text, 130 if interrupted else 2)
             raise
         finally:
             self._running = False

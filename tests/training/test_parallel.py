@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxbert.errors import Interrupted
 from mlxbert.training import parallel
 from mlxbert.training.connection import HELLO, WorldError, frame, hello, listen
 from mlxbert.training.control import Control, Times
@@ -242,6 +244,24 @@ def test_ranks_that_wait_for_each_other_are_named(monkeypatch: pytest.MonkeyPatc
         r"^rank 0 and rank 1 on .* \(process \d+\) have waited for each other for 1e\+06 s, at different places of "
     )
     assert re.match(expected + "the program; fix: run the same command and versions on all ranks$", reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyboardInterrupt(), ("interrupted", 130)),
+        (Interrupted("at step 3"), ("at step 3", 130)),
+        (ConfigurationError("no such layer"), ("no such layer", 2)),
+        (ValueError("two\nlines"), ("ValueError: two lines", 2)),
+        (AssertionError(), ("AssertionError", 2)),
+    ],
+)
+def test_the_error_of_a_rank_is_sent_as_one_line(error: BaseException, line: tuple[str, int]) -> None:
+    sent: list[tuple[str, int]] = []
+    world = World(1, 2, types.SimpleNamespace(failed=lambda *given: sent.append(given)))  # type: ignore[arg-type]
+    with pytest.raises(type(error)), world.running():
+        raise error
+    assert sent == [line]
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 1, "x", None])
