@@ -88,6 +88,7 @@ def predict(
       mlxbert predict runs/houses data/test.csv --intervals 0.9 -o submission.csv
       mlxbert predict runs/tweets data.parquet -o out/ --shard 3/16 --resume
     """
+    from mlxbert.errors import MLXBertError
     from mlxbert.files.output_file import is_standard_output
     from mlxbert.rows.parts import ROWS_PER_FILE
     from mlxbert.runs.blend import open_predictor
@@ -100,7 +101,13 @@ def predict(
         raise click.UsageError(
             f"the run comes first, then the data: mlxbert predict {shlex.quote(data)} {shlex.quote(str(run))}"
         )
-    predictor = open_predictor(run) if base is None else Run.open(run, base=base)
+    predictor = open_predictor(run)
+    if base is not None:
+        if not isinstance(predictor, Run):
+            raise MLXBertError(
+                f"--base is for one run, {run} is a blend; fix: put the base, or a link to it, at its recorded place"
+            )
+        predictor = Run.open(run, base=base)
     if shard is not None or resume or rows_per_file is not None or is_directory_output(out):
         layout = {
             "shard": shard or "0/1",

@@ -25,6 +25,7 @@ from mlxbert.checkpoint import base_of, load_core, weights_sha256
 from mlxbert.cli import main as cli
 from mlxbert.quantization import QuantizationError
 from mlxbert.runs import Run, resume, train
+from mlxbert.runs.blend import blend
 from mlxbert.runs.command import repeating_command
 from mlxbert.training.state import SaveError
 from mlxbert.training.step import TrainStep
@@ -211,6 +212,13 @@ def test_the_base_is_found_at_its_place_or_is_named(kept: Path, bases: Path, tmp
     refused = CliRunner().invoke(cli, words)
     assert refused.exit_code != 0
     done = CliRunner().invoke(cli, [*words, "--base", str(root / "base")])
+    assert done.exit_code == 0, done.output
+    blended = blend([root / "run", kept / "run"], out=tmp_path / "blend").path
+    words[1] = str(blended)
+    refused = CliRunner().invoke(cli, [*words, "--base", str(root / "base")])
+    assert "blend is a blend; fix: put the base, or a link to it, at its recorded place" in refused.output
+    (root / "gone").symlink_to(root / "base")
+    done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
 
 
