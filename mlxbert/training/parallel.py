@@ -16,11 +16,12 @@ import io
 import json
 import os
 import socket
+import stat
 import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -337,6 +338,8 @@ def current_world() -> World:
         return World()
     times = _times()
     os.environ["TMPDIR"] = str(kernel_folder(launch.rank))
+    if launch.backend != "mpi":
+        calm_launcher()
     if launch.address is None:  # MPI knows where the processes are
         group = _init(launch, times)
         control = Control(launch.rank, launch.size, _address_by(group, launch), times)
@@ -350,6 +353,24 @@ def current_world() -> World:
     world.local_size, different = machines.count(machines[0]), len(set(machines))
     world.text = f"{launch.size} on {different} {'machine' if different == 1 else 'machines'}, {launch.backend}"
     return world
+
+
+def calm_launcher(stdin: int = 0) -> None:
+    """Fill the pipe by which `mlx.launch` passes its standard input on, if `stdin` is one; ranks read nothing from it.
+
+    As long as the pipe takes bytes, the launcher asks for each rank whether it does, without a pause (`select` in
+    mlx/_distributed_utils/launch.py, MLX 0.32.4): on two cores, two ranks then have only one. Linux can open the other
+    end of a pipe; elsewhere nothing is done.
+    """
+    with suppress(OSError):
+        if not stat.S_ISFIFO(os.fstat(stdin).st_mode):
+            return
+        end = os.open(f"/proc/self/fd/{stdin}", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            while True:
+                os.write(end, b"\n" * 4096)  # until BlockingIOError, an OSError
+        finally:
+            os.close(end)
 
 
 def _init(launch: Launch, times: Times) -> Any:

@@ -374,13 +374,17 @@ def test_encode_shows_texts_as_they_are_and_says_what_it_assumed(source: Path) -
 
 @pytest.mark.parametrize(
     ("out", "reason"),
-    [("out/config.json/x.npy", "cannot be written: Not a directory"), ("source", "is a directory, ")],
+    [
+        ("out/config.json/x.npy", "cannot be written: Not a directory"),
+        ("source", "fix: -o FILE.npy for TEXTS, or --text COLUMN for a table"),
+    ],
 )
 def test_encode_into_what_cannot_be_written(out: str, reason: str, source: Path) -> None:
     run(convert, source, "-o", "out", "--no-verify")
     result = run(main, "encode", "out", "w1", "-o", out)
     assert result.exit_code == 2
-    assert f"error: {out}: {reason}" in result.stderr
+    assert f"error: {out}" in result.stderr
+    assert reason in result.stderr
 
 
 TITLE = "\x1b]0;owned\x07\u202e\x9b2J"

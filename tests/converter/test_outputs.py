@@ -245,6 +245,7 @@ _OTHERWISE = {
     "mlxbert/files/output_file.py": "the one way itself",
     "mlxbert/runs/log.py": "a log grows by lines",
     "converter/export/inference_modules/submission_file.py": "runs without this package",
+    "mlxbert/training/parallel.py": "a rank's copy of the saved state, in a folder of its own that is gone afterwards",
     "converter/card/facts.py": "a folder of its own that is gone afterwards",
 }
 

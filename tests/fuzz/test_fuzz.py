@@ -24,6 +24,7 @@ INPUTS = {
     "cells": 60,
     "output": 24,
     "hub": 40,
+    "adapter": 40,
 }
 SECONDS = 20
 

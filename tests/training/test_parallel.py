@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import socket
+import sys
+import tempfile
 import threading
 import time
 import types
@@ -295,3 +298,18 @@ def test_adversarial_training_needs_one_process() -> None:
     step = make_step(adversarial=FGM(0.5))
     with pytest.raises(ConfigurationError, match="each of several processes has only its rows; fix: train in one"):
         type(step)(step.model, step.rules, step.schedule, step.settings, World(0, 2))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux opens the other end of a pipe")
+def test_the_pipe_of_the_launcher_is_full_so_that_it_does_not_spin() -> None:
+    read, write = os.pipe()
+    try:
+        assert select.select([], [write], [], 0)[1] == [write]
+        parallel.calm_launcher(read)
+        assert select.select([], [write], [], 0)[1] == []
+    finally:
+        os.close(read)
+        os.close(write)
+    with tempfile.TemporaryFile() as file:
+        parallel.calm_launcher(file.fileno())  # a file is left alone
+        assert file.read() == b""
