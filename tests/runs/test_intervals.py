@@ -23,7 +23,7 @@ from tests.support.run_samples import QUICK, options, sample
 def houses(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A regression of two folds."""
     out = tmp_path_factory.mktemp("intervals") / "houses"
-    return train(sample("regression", 200), model=tiny_checkpoint, out=out, **options("regression"), **QUICK)
+    return train(sample("regression", 400), model=tiny_checkpoint, out=out, **options("regression"), **QUICK)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
@@ -103,7 +103,7 @@ def test_a_run_of_an_older_version_is_refused_by_name(houses: Run, tmp_path: Pat
     older = Run(shutil.copytree(houses.path, tmp_path / "older"), houses.record)
     for name in older.record.members:
         arrays = dict(np.load(older.files.logits(name)))
-        assert arrays.pop("coverage")[-1] == 1
+        assert arrays.pop("coverage")[-1] > 0.99
         np.savez(older.files.logits(name), **arrays)
     new = sample("regression", 6)
     with pytest.raises(RunError, match=r"seed0-fold0 has no calibrated intervals .* fix: train the run again"):
