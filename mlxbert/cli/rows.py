@@ -73,9 +73,10 @@ def show_parts(written: WrittenParts, shard: str) -> None:
 
     path = str(written.out)
     kept = f", {written.kept:,} of them kept" if written.kept else ""
-    lines = [f"{written.rows + written.kept:,} rows{kept}, {written.files} files of shard {shard} in {path}"]
+    files = "1 file" if written.files == 1 else f"{written.files} files"
+    lines = [f"{written.rows + written.kept:,} rows{kept}, {files} of shard {shard} in {path}"]
     if written.present < written.expected:
-        lines.append(f"{written.present} of the {written.expected} files of all shards are there")
+        lines.append(f"All shards together have {written.expected} files; {written.present} of them are written")
     lines.append(f"Next   pandas.read_parquet({path!r})   polars.scan_parquet({path + '/*.parquet'!r})")
     show("\n".join(lines))
 

@@ -71,6 +71,8 @@ class Shard:
         index, count = int(match[1]), int(match[2])
         if not 1 <= count <= _MOST_SHARDS:
             raise RowsError(f"the shard {text!r}: N must be from 1 to {_MOST_SHARDS}; fix: --shard 0/16")
+        if index >= count == 1:
+            raise RowsError(f"the shard {text!r} does not exist: the only one of 1 is 0/1; fix: leave --shard out")
         if index >= count:
             raise RowsError(
                 f"the shard {text!r} does not exist: {count} shards are counted from 0 to {count - 1}; "

@@ -35,7 +35,7 @@ class Share:
     def __post_init__(self) -> None:
         """Refuse a number of workers that is none, and words that are no texts."""
         if not isinstance(self.workers, int) or isinstance(self.workers, bool) or self.workers < 1:
-            raise RunError(f"workers must be a whole number from 1, not {self.workers!r}")
+            raise RunError(f"workers must be a whole number from 1, not {self.workers!r}; fix: --workers 2")
         if not all(isinstance(word, str) for word in self.words):
             raise RunError('members must be texts; fix: members=["fold=3,seed=1"]')
         for word in self.words:

@@ -141,7 +141,7 @@ def test_the_files_read_elsewhere(tiny_checkpoint: Path, data: Path, tmp_path: P
     )
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.splitlines() == [
-        f"300 rows, 1 files of shard 0/1 in {out}",
+        f"300 rows, 1 file of shard 0/1 in {out}",
         f"Next   pandas.read_parquet({str(out)!r})   polars.scan_parquet({str(out / '*.parquet')!r})",
     ]
     frame = pd.read_parquet(out)
@@ -252,6 +252,7 @@ def test_results_of_another_call_are_refused_by_name(tiny_checkpoint: Path, data
             "16/16",
             "the shard '16/16' does not exist: 16 shards are counted from 0 to 15; fix: --shard 15/16 is the last",
         ),
+        ("1/1", "the shard '1/1' does not exist: the only one of 1 is 0/1; fix: leave --shard out"),
         ("-1/4", "the shard '-1/4' is not K/N; fix: --shard 0/16 is the first of 16, --shard 15/16 the last"),
         ("3", "the shard '3' is not K/N"),
         ("0/0", "the shard '0/0': N must be from 1 to 99999"),

@@ -287,8 +287,8 @@ def test_a_loss_of_a_module_reaches_the_workers_and_one_of_a_script_is_refused(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"workers": 0}, "workers must be a whole number from 1, not 0"),
-        ({"workers": 2.0}, "workers must be a whole number from 1, not 2.0"),
+        ({"workers": 0}, "workers must be a whole number from 1, not 0; fix: --workers 2"),
+        ({"workers": 2.0}, "workers must be a whole number from 1, not 2.0; fix: --workers 2"),
         ({"threads": 0}, "threads must be a whole number from 1 to 64, not 0"),
         ({"members": ["fold=9"]}, "there is no member 'fold=9'; the run has folds 0 to 1 and seed 0"),
         ({"members": ["fold=0,seed=4"]}, "there is no member 'fold=0,seed=4'; the run has folds 0 to 1 and seed 0"),
