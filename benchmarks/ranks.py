@@ -22,9 +22,7 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +34,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from benchmarks.launched import Launched
 from benchmarks.machine import machine
 from mlxbert.files.output_file import TEMPORARY
 from mlxbert.terminal import show
@@ -68,60 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             parts[part](Path(folder), options)
 
 
-class Launched:
-    """A command of mlxbert in several ranks, or alone; `end` ends all of its processes."""
-
-    def __init__(self, folder: Path, ranks: int, threads: int, arguments: Sequence[str]):
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "COLUMNS": "200"}
-        environment.setdefault("MLXBERT_RANK_TIMEOUT", str(_WATCHDOG))
-        command = [sys.executable, "-m", "mlxbert", *arguments]
-        if ranks > 1:
-            launch = "from mlx._distributed_utils.launch import main; main()"
-            port = str(_free_port(ranks + 1))
-            words = ["-n", str(ranks), "--starting-port", port, "--python", sys.executable, "--", *command[1:]]
-            command = [sys.executable, "-c", launch, *words]
-        self.output = folder / "output.txt"
-        with self.output.open("wb") as file:
-            # MLX's launcher reads its input, and spins when it ends.
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self, seconds: float) -> bool:
-        """Return whether all ended in this time."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def rank(self, rank: int) -> int | None:
-        """Return the process of a rank; None: it is not there."""
-        wanted = f"MLX_RANK={rank}".encode()
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                in_group = os.getpgid(int(folder.name)) == self.process.pid
-                if in_group and wanted in (folder / "environ").read_bytes().split(b"\0"):
-                    return int(folder.name)
-        return None
-
-    def end(self) -> None:
-        """Kill what is left."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def _ran(folder: Path, ranks: int, threads: int, arguments: Sequence[str], seconds: float) -> bool:
-    """Run a command to its end; return whether it came within this time."""
-    launched = Launched(folder, ranks, threads, arguments)
+def _ran(
+    folder: Path, ranks: int, threads: int, arguments: Sequence[str], seconds: float, watchdog: float = _WATCHDOG
+) -> bool:
+    """Run a command of mlxbert to its end; return whether it came within this time."""
+    launched = Launched(folder, ranks, threads, ["-m", "mlxbert", *arguments], watchdog)
     try:
         return launched.wait(seconds)
     finally:
@@ -156,7 +106,6 @@ def _time(folder: Path, options: argparse.Namespace) -> None:
     words += ["--max-length", "32", "--batch-size", "32", "--folds", "1", "--epochs", "1"]
     pd.read_csv(options.data).head(32 * options.steps_timed + 32).to_csv(folder / "data.csv", index=False)
     words += ["--valid-size", "32", "--threads"]
-    os.environ.setdefault("MLXBERT_RANK_TIMEOUT", "300")  # the first step is compiled
     sides = {"2 ranks, 1 thread each": (2, 1), "1 process, 2 threads": (1, 2), "1 process, 1 thread": (1, 1)}
     found: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(options.turns):
@@ -164,7 +113,7 @@ def _time(folder: Path, options: argparse.Namespace) -> None:
             run = folder / "run"
             shutil.rmtree(run, ignore_errors=True)
             arguments = ["train", "data.csv", *words, str(threads), "-o", "run"]
-            if not _ran(folder, ranks, threads, arguments, 600):
+            if not _ran(folder, ranks, threads, arguments, 600, watchdog=300):  # the first step is compiled
                 raise SystemExit((folder / "output.txt").read_text())
             # Rows of different length take different times, and every side has the same: the mean, after a few steps.
             rates = [event["rows_per_second"] for event in _steps(run)][3:]
@@ -230,7 +179,7 @@ def _one(
 ) -> dict[str, Any]:
     """Train once, with a SIGKILL at a moment of this kind, and resume until it ends."""
     rank, share = chooses.randrange(options.ranks), chooses.random()
-    launched = Launched(folder, options.ranks, 1, arguments)
+    launched = Launched(folder, options.ranks, 1, ["-m", "mlxbert", *arguments], _WATCHDOG)
     killed, hung, after = False, False, None
     begun = time.monotonic()
     try:
@@ -320,19 +269,6 @@ def _write_tiny(folder: Path, rows: int) -> None:
     BertModel(config).save_pretrained(source)
     (source / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     convert(source, folder / "model", verify=False)
-
-
-def _free_port(count: int) -> int:
-    """Return the first of some ports that nobody uses now."""
-    for first in range(20000 + os.getpid() % 20000, 60000, count):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as place:
-                    place.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise SystemExit("no free ports")
 
 
 if __name__ == "__main__":

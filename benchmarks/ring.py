@@ -14,14 +14,8 @@ A benchmark shows, and asserts nothing: the exit code is 0 whatever the numbers 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,8 +25,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from rich.table import Table
 
+from benchmarks.launched import Launched
 from benchmarks.machine import machine
 from mlxbert.terminal import show
+from mlxbert.training.parallel import calm_launcher
 
 # As many arrays as the adapters of the issue have.
 ARRAYS = 504
@@ -70,40 +66,23 @@ def main(argv: list[str] | None = None) -> None:
 
 def _launched(layout: str, options: argparse.Namespace) -> tuple[list[float], bool]:
     """Return the seconds of each sum of a layout on real ranks, and whether they had to be ended."""
-    launcher = Path(sys.executable).with_name("mlx.launch")
-    words = ["-n", str(options.ranks), "--starting-port", str(_free_port()), "--python", sys.executable, "--"]
-    words += [__file__, "--layout", layout, "--megabytes", str(options.megabytes), "--times", str(options.times)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(
-            [str(launcher), *words], stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+    words = ["--layout", layout, "--megabytes", str(options.megabytes), "--times", str(options.times)]
+    with tempfile.TemporaryDirectory() as folder:
+        launched = Launched(Path(folder), options.ranks, 1, [str(Path(__file__).resolve()), *words])
         try:
-            process.wait(options.timeout)
-            ended = False
-        except subprocess.TimeoutExpired:
-            ended = True
+            ended = not launched.wait(options.timeout)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        out.seek(0)
-        lines = out.read().splitlines()
+            launched.end()
+        lines = launched.output.read_text().splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines if line.startswith('{"seconds"')]
     if not ended and len(seconds) < options.times:
         raise SystemExit(f"{layout}: the ranks failed:\n" + "\n".join(lines[-10:]))
     return seconds, ended
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return min(port, 60000)  # the ranks take the next ones, too
-
-
 def _rank(layout: str, megabytes: float, times: int) -> None:
     """Add up gradients as one of the ranks; the first prints the seconds of each sum."""
+    calm_launcher()  # as in a training: else the launcher takes a core, and the sums wait for it
     group: Any = mx.distributed.init(strict=True)
     size = int(megabytes * 1e6 / 4 / ARRAYS)
     for _ in range(times):
