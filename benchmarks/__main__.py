@@ -11,7 +11,7 @@ import pkgutil
 import benchmarks
 
 NOT_BENCHMARKS = {
-    *("__main__", "baselines", "child", "family_sizes", "inputs", "machine", "way"),
+    *("__main__", "baselines", "child", "family_sizes", "inputs", "launched", "machine", "way"),
     *("speed_encoding", "speed_inputs", "speed_sides", "speed_table", "speed_training"),
 }
 LONG = {"competitions", "defaults", "family", "memory", "ranks", "tweets"}
